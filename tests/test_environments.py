@@ -1,0 +1,117 @@
+"""Side environments: built once, whatever is killed meanwhile; the real ones only when asked for (--slow)"""
+import json, os, signal, subprocess, sys, textwrap, time
+from pathlib import Path
+import pytest
+from fsdl_tools import environments as E
+from fsdl_tools.core import read_data
+from fsdl_tools.environments import BuildError, SideEnv, build, built, env_folder, run_in, side_env
+
+posix = pytest.mark.skipif(os.name == 'nt', reason='uses flock and process groups')
+pytestmark = posix
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    return tmp_path
+
+
+def test_the_cache_is_where_it_should_be(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path)); assert E.cache_folder() == tmp_path/'fsdl_tools'/'envs'
+    monkeypatch.delenv('XDG_CACHE_HOME'); monkeypatch.setenv('HOME', str(tmp_path)); assert E.cache_folder() == tmp_path/'.cache'/'fsdl_tools'/'envs'
+
+
+def test_every_row_of_the_table_is_complete():
+    for row in read_data('environments.csv'):
+        e = side_env(row['name'])
+        assert e.steps and e.why and e.source and e.date and e.check
+        assert len(e.key) == 12 and SideEnv.from_json(e.to_json()) == e
+
+
+def test_layered_and_alone(cache):
+    layered, alone = SideEnv('layered'), SideEnv('alone', layered=False)
+    code = 'import importlib.util, os, sys\ndef main(p): return [p, importlib.util.find_spec("torch") is not None, "PYTHONPATH" in os.environ, sys.prefix]'
+    os.environ.setdefault('PYTHONPATH', '')
+    build(layered); build(alone)
+    assert run_in(layered, code, {'a': [1, None, 'ü']})[:2] == [{'a': [1, None, 'ü']}, True]
+    assert run_in(alone, code)[1:3] == [False, False]
+    assert run_in(layered, code)[3] == str(env_folder(layered))
+
+
+def test_an_importable_function_and_variables(cache):
+    e = SideEnv('plain'); build(e)
+    assert run_in(e, 'os:getenv', 'HELLO', HELLO='there') == 'there'
+    assert run_in(e, 'math:sqrt', 16) == 4
+
+
+def test_chatter_does_not_get_in_the_way(cache):
+    e = SideEnv('plain'); build(e)
+    assert run_in(e, 'import os\ndef main(p):\n    print("noise" * 100_000); os.write(2, b"more")\n    return p', 5) == 5
+
+
+def test_what_json_cannot_hold(cache):
+    e = SideEnv('plain'); build(e)
+    with pytest.raises(BuildError, match='not JSON serializable'): run_in(e, 'def main(p): return {1, 2}')
+    with pytest.raises(TypeError, match='not JSON serializable'): run_in(e, 'def main(p): return p', {1, 2})
+
+
+def test_a_failed_build_leaves_nothing_and_can_be_repeated(cache):
+    e = SideEnv('bad', steps='--no-index nothing-of-this-name', check='import nothing')
+    for _ in range(2):
+        with pytest.raises(BuildError, match='(?s)nothing-of-this-name.*log: '): build(e)
+        assert not env_folder(e).exists() and built(e) is None
+    with pytest.raises(BuildError, match='No module named .nothing.'): build(e.replace(steps=''))
+
+
+def test_a_slow_build_is_stopped_with_its_children(cache):
+    marker = cache/'pid'
+    e = SideEnv('slow', check=f"import subprocess; p = subprocess.Popen(['sleep', '600']); open({str(marker)!r}, 'w').write(str(p.pid)); p.wait()")
+    with pytest.raises(TimeoutError, match='took longer than 4 s'): build(e, timeout=4)
+    time.sleep(.2)
+    stat = Path(f'/proc/{marker.read_text()}/stat')
+    assert not stat.exists() or stat.read_text().rsplit(')', 1)[1].split()[0] == 'Z'
+    assert not env_folder(e).exists()
+
+
+def test_a_builder_that_is_killed_does_not_block_or_mislead_the_next(cache):
+    script = textwrap.dedent('''
+        import sys
+        from fsdl_tools.environments import SideEnv, build
+        build(SideEnv('victim', check='import os, time; time.sleep(5 if os.environ.get("SLOW") else 0)'))
+    ''')
+    p = subprocess.Popen([sys.executable, '-c', script], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path), 'SLOW': '1'})
+    e = SideEnv('victim', check='import os, time; time.sleep(5 if os.environ.get("SLOW") else 0)')
+    end = time.monotonic() + 60
+    while not list(env_folder(e).glob('lib/*/site-packages/main_environment.pth')) and time.monotonic() < end: time.sleep(.05)
+    p.kill(); p.wait()
+    assert env_folder(e).exists() and built(e) is None          # half a build, and known to be one
+    t0 = time.monotonic(); build(e, timeout=60)
+    assert built(e) and time.monotonic() - t0 < 60
+
+
+def test_two_processes_build_once(cache):
+    script = "from fsdl_tools.environments import *; print(build(SideEnv('shared', check='import time; time.sleep(1)')))"
+    ps = [subprocess.Popen([sys.executable, '-c', script], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outs = {p.communicate(timeout=120)[0].strip() for p in ps}
+    assert [p.returncode for p in ps] == [0, 0, 0] and len(outs) == 1
+    assert json.loads((Path(outs.pop()).parents[1]/'stamp.json').read_text())['name'] == 'shared'
+
+
+def test_unknown_names_and_missing_programs(cache):
+    with pytest.raises(ValueError, match="did you mean 'horovod'"): build('horovd')
+    with pytest.raises(FileNotFoundError, match="build\\('horovod'\\)"): run_in('horovod', 'math:sqrt', 2)
+    with pytest.raises(BuildError, match='the program no-such-program'): build(SideEnv('x', programs='no-such-program'))
+
+
+@pytest.mark.slow
+def test_horovod_is_built_and_trains_like_one_process():
+    build('horovod')
+    nb = json.loads((Path(__file__).parent.parent/'nbs'/'05_collectives.ipynb').read_text())
+    cells = [''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code']
+    scope = {}
+    for cell in cells:
+        if 'horovod_code = ' in cell or 'def horovod_reference' in cell: exec('import torch\n' + cell, scope)
+    for ranks in (1, 2):
+        out = run_in('horovod', scope['horovod_code'], dict(ranks=ranks, steps=20), timeout=300)
+        ref = scope['horovod_reference'](20)
+        assert max(abs(a - b) / b for a, b in zip(out['losses'], ref, strict=True)) < 1e-6
