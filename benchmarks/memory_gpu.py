@@ -1,0 +1,59 @@
+"""Predicted against measured peak memory on a CUDA device: allocated, reserved, and what the device reports.
+
+    python benchmarks/memory_gpu.py                 # eight models, fp32 and autocast
+    python benchmarks/memory_gpu.py --device cpu    # without a GPU: predictions and the replayed allocator only, nothing is written
+
+Each model runs in a process of its own, so that no cached segment helps the next. Writes benchmarks/results/memory_gpu.json.
+"""
+import argparse, datetime, json, subprocess, sys
+from importlib.metadata import version
+from pathlib import Path
+import torch
+from fsdl_tools.core import fix_torchvision, human_bytes, write_atomic
+fix_torchvision()
+from fsdl_tools.memory import cross_entropy, logits_of, measure, reserved, summary
+from fsdl_tools.memory_predict import breakdown
+from fsdl_tools.zoo import build, example_inputs
+
+out = Path(__file__).parent/'results'/'memory_gpu.json'
+models = {'resnet50': 64, 'vit_base_patch16_224': 64, 'convnext_tiny': 64, 'swin_tiny_patch4_window7_224': 32, 'gpt2': 8, 'bert': 16, 't5': 8, 'opt': 4, 'llama': 2, 'qwen3': 4}
+smaller = dict(llama=dict(num_hidden_layers=8), qwen3=dict(num_hidden_layers=8), opt=dict(num_hidden_layers=12))
+
+def train(name, batch, seq, precision, device):
+    "Two steps on the device; bytes of the second: allocated and reserved at most, and used on the device"
+    model = build(name, **smaller.get(name, {})).to(device).train()
+    if getattr(getattr(model, 'config', None), 'use_cache', False): model.config.use_cache = False
+    inputs, opt = {k: v.to(device) for k, v in example_inputs(model, batch, seq, 'cpu').items()}, torch.optim.AdamW(model.parameters())
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast('cuda', torch.bfloat16, enabled=precision == 'amp'): y = logits_of(model(**inputs))
+        cross_entropy(y).backward()
+        opt.step(); opt.zero_grad(); del y
+    free, total = torch.cuda.mem_get_info()
+    return dict(allocated=torch.cuda.max_memory_allocated(), reserved=torch.cuda.max_memory_reserved(), device=total - free)
+
+def one(name, batch, seq, precision, device):
+    "The row of one model"
+    model = build(name, device='meta', **smaller.get(name, {}))
+    p = breakdown(model, batch, seq, precision=precision)
+    replayed, rounded = reserved(measure(model, example_inputs(model, batch, seq), precision=precision))
+    row = dict(model=name, batch=batch, seq=seq, precision=precision, predicted=p.to_dict(), replayed_reserved_cpu_kernels=replayed, replayed_allocated_cpu_kernels=rounded)
+    return row | (dict(measured=train(name, batch, seq, precision, device)) if device == 'cuda' else {})
+
+if __name__ == '__main__':
+    a = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    a.add_argument('--device', default='cuda', choices=['cuda', 'cpu']); a.add_argument('--models', nargs='*', default=list(models)); a.add_argument('--seq', type=int, default=512)
+    a.add_argument('--one', nargs=2, metavar=('MODEL', 'PRECISION'), help=argparse.SUPPRESS)
+    a = a.parse_args()
+    if a.device == 'cuda' and not torch.cuda.is_available(): sys.exit('there is no CUDA device here; --device cpu shows the predictions')
+    if a.one: print(json.dumps(one(a.one[0], models[a.one[0]], a.seq, a.one[1], a.device))); sys.exit()
+    rows = []
+    for name in a.models:
+        for precision in ('fp32', 'amp'):
+            done = subprocess.run([sys.executable, __file__, '--device', a.device, '--seq', str(a.seq), '--one', name, precision], stdout=subprocess.PIPE, text=True, check=True)
+            rows.append(r := json.loads(done.stdout.splitlines()[-1]))
+            m = r.get('measured', {})
+            print(f"{name:32}{precision:6} predicted {human_bytes(r['predicted']['peak']):>11}  replayed {human_bytes(r['replayed_reserved_cpu_kernels']):>11}", *(f'{k} {human_bytes(v)}' for k, v in m.items()), flush=True)
+    if a.device == 'cuda':
+        card = torch.cuda.get_device_properties(0)
+        write_atomic(out, json.dumps(dict(date=str(datetime.date.today()), device=card.name, memory=card.total_memory, cuda=torch.version.cuda, versions={k: version(k) for k in ('torch', 'timm', 'transformers')}, rows=rows), indent=1) + '\n')
