@@ -15,6 +15,7 @@ def pytest_addoption(parser): parser.addoption('--slow', action='store_true', he
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.name == 'test_frameworks.py')     # last: JAX and TensorFlow start threads, and other tests fork ranks
     def skip(item, why): item.add_marker(pytest.mark.skip(reason=why))
     for item in items:
         if 'slow' in item.keywords and not config.getoption('--slow'): skip(item, 'slow: run with --slow')
