@@ -103,6 +103,7 @@ def columns(
 def _check(c):
     "Refuse columns with missing, zero, negative or infinite sizes, naming the first"
     for k in needed + ['micro_batch', 'gpus_per_node', 'kv_heads', 'vp', 'cp']:
+        if np.size(c[k]) == 1 and 0 < c[k].item() < math.inf: continue      # the usual case, quickly
         bad = ~(np.isfinite(c[k]) & (c[k] > 0))
         if bad.any(): raise ValueError(f'{k} must be positive and finite, not {np.atleast_1d(c[k])[np.argmax(bad)]:g} (row {np.argmax(bad)})')
     bad = c['gpus'] != c['tp'] * c['pp'] * c['cp'] * c['dp']
