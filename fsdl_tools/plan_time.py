@@ -148,10 +148,10 @@ def complete(
 def _hardware(gpu, precision):
     "16-bit peak, peak at `precision`, is it 8-bit or less, bytes of an activation, memory and link bandwidth"
     g = find(gpu)
-    want = {'fp8': 'fp8', 'fp4': 'fp8', 'fp32': 'tf32', 'tf32': 'tf32', 'fp16': 'fp16', 'amp_fp16': 'fp16'}.get(precision, 'bf16')
+    want = {'fp8': 'fp8', 'fp4': 'fp8', 'fp32': 'fp32', 'tf32': 'tf32', 'fp16': 'fp16', 'amp_fp16': 'fp16'}.get(precision, 'bf16')     # PyTorch uses TF32 only when told to
     peak = lambda *names: next(g.tflops[p] for p in (*names, 'bf16', 'fp16', 'tf32', 'fp32') if p in g.tflops) * 1e12
     narrow = want == 'fp8' and 'fp8' in g.tflops
-    return peak(*(() if want == 'fp8' else (want,))), peak(want), narrow, 4 if want == 'tf32' else 2, g.bandwidth, g.link_bandwidth or 16e9
+    return peak(*(() if want == 'fp8' else (want,))), peak(want), narrow, 4 if want in ('fp32', 'tf32') else 2, g.bandwidth, g.link_bandwidth or 16e9
 
 @functools.cache
 def _kin(gpu): return gpu, find(gpu).name, find(gpu).arch

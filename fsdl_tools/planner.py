@@ -169,6 +169,7 @@ def estimate(
     "Memory, time and price of one layout"
     name, sizes, spec = model_columns(model)
     layout = parse_layout(layout); positive('global_batch', global_batch)
+    if layout.precision in ('fp8', 'fp4') and 'fp8' not in cluster.gpu.tflops: raise ValueError(f'{cluster.gpu.name} does not compute in {layout.precision}: expected one of {", ".join(cluster.gpu.tflops)}')
     if sizes is None: return _estimate_images(spec, layout, cluster, global_batch)
     seq = positive('seq', seq or min(sizes['max_seq'] or 2048, 8192))
     check_layout(layout, cluster.gpus, global_batch, sizes['layers'], sizes['heads'], sizes['ffn'], seq, sizes['kv_heads'], uneven)

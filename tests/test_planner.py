@@ -255,3 +255,16 @@ def test_command_line(tmp_path, capsys):
         code, _, err = fsdl(*plan, *wrong, capsys=capsys)
         assert code == 2 and word in err and len(err.strip().splitlines()) == 1
     assert fsdl('plan', capsys=capsys)[0] == 2
+
+
+@pytest.mark.parametrize('gpu', ['V100-SXM2-32GB', 'A100-SXM-80GB', 'H100-SXM-80GB', 'B200', 'RTX 4090', 'MI300X', 'T4'])
+@pytest.mark.parametrize('precision', ['fp32', 'tf32', 'fp16', 'bf16', 'amp_bf16', 'fp8'])
+def test_nothing_runs_faster_than_the_peak(gpu, precision):
+    from fsdl_tools.gpus import Cluster
+    from fsdl_tools.planner import estimate
+    make = lambda: estimate('gpt2-xl', f'dp8,micro_batch=4,precision={precision}', Cluster(gpu, 8), 64, 1024)
+    if precision == 'fp8' and gpu in ('V100-SXM2-32GB', 'A100-SXM-80GB', 'T4'):
+        with pytest.raises(ValueError, match='does not compute in fp8'): make()
+    else:
+        e = make()
+        assert 0 < e.mfu <= e.hfu < 1
