@@ -212,8 +212,7 @@ def test_rank_correlation_agrees_with_scipy():
 
 def command(*args):
     "Run `fsdl` in this process"
-    cli = pytest.importorskip('fsdl_tools.cli')
-    if not {'gpus', 'cost'} <= {c.name for c in cli.app.registered_commands}: pytest.skip('the commands are not merged yet')
+    from fsdl_tools import cli
     from typer.testing import CliRunner
     r = CliRunner().invoke(cli.app, list(args))
     return r.exit_code, r.stdout, r.exception

@@ -210,20 +210,12 @@ def fsdl(capsys):
         return code, *capsys.readouterr()
     return call
 
-def has_command():
-    import fsdl_tools.cli as cli
-    return hasattr(cli, 'profile_command')
-
-needs_command = pytest.mark.skipif(not has_command(), reason='the command line of this tree has no zoo yet')
-
-@needs_command
 @pytest.mark.parametrize('args', [('profile', 'resnet5O'), ('profile', 'no/such/config.json'), ('profile', 'resnet18', '--input-size', 'big'), ('profile', 'gpt2', '--precision', 'fp4'),
                                   ('zoo', 'search', '--max-params', 'many'), ('zoo', 'search', '--task', 'sleeping'), ('zoo', 'search', '--sort', 'colour'), ('zoo', 'tags', 'resnet5O'), ('profile',), ('zoo', 'serch')])
 def test_a_users_mistake_is_one_line(fsdl, args):
     code, out, err = fsdl(*args)
     assert (code, out, err.count('\n')) == (2, '', 1), (code, out, err)
 
-@needs_command
 def test_json_output_is_json(fsdl):
     code, out, _ = fsdl('zoo', 'search', 'vit', '--max-params', '30M', '--sort', 'flops', '--json')
     rows = json.loads(out)
