@@ -83,7 +83,7 @@ def units_of(
     module # A torch.nn.Module
 ) -> list: # (submodule, parameters) pairs; the root unit, if there is one, comes first with None
     "The parts of a model that are gathered one at a time"
-    flat = lambda m: [x for c in m.children() for x in (c.children() if isinstance(c, (nn.ModuleList, nn.Sequential)) else [c])]
+    flat = lambda m: [x for c in m.children() for x in (c.children() if isinstance(c, (nn.ModuleList, nn.ModuleDict, nn.Sequential)) else [c])]
     users, trained = {}, lambda m: [p for p in dict.fromkeys(m.parameters()) if p.requires_grad]      # what is frozen stays whole everywhere
     for m in flat(module):
         for p in trained(m): users[p] = users.get(p, 0) + 1
