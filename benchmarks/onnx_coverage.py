@@ -1,11 +1,11 @@
 """How many architectures export to ONNX and verify?
 
     python benchmarks/onnx_coverage.py run timm transformers decoders [--seconds 540]   # resumable: stops after so long, goes on where it stopped
-    python benchmarks/onnx_coverage.py optimum --python OTHER/bin/python [--seconds 540]  # the same list with optimum-onnx, in an environment of its own
+    python benchmarks/onnx_coverage.py optimum [--seconds 540]                           # the same list with optimum-onnx, in an environment of its own (built at the first run)
     python benchmarks/onnx_coverage.py collect                                           # writes results/onnx_coverage.json
 
-One model from each of timm's module families (its smallest member with images of at most 256 pixels, if there is one), and transformers architectures from tiny
-configurations. Every model runs in a process of its own with a timeout. A model passes when its file was verified: one and three in the batch, two sequence lengths,
+One model from each of timm's module families (its smallest member with images of at most 256 pixels, if there is one; otherwise with images of 224 pixels where its
+constructor allows that, see `smaller`), and transformers architectures from tiny configurations. Every model runs in a process of its own with a timeout. A model passes when its file was verified: one and three in the batch, two sequence lengths,
 relative difference at most 1e-4.
 """
 import argparse, datetime, json, multiprocessing, os, subprocess, sys, tempfile, time
@@ -34,6 +34,8 @@ archs = dict.fromkeys('''bert roberta distilbert albert electra deberta deberta-
 archs['deberta-v2'] = archs['deberta'] = dict(pooler_hidden_size=32)
 decoders = dict(gpt2={}, llama={}, mistral=dict(sliding_window=6), qwen3={}, gemma={}, phi={}, opt={}, gpt_neox={})
 
+smaller = {n: dict(img_size=224, pretrained_cfg_overlay=dict(input_size=[3, 224, 224])) for n in ('deepseek_vit_412m', 'gemma4_vit_167m')}      # by default 546 and 768 pixels: ten minutes were not enough
+
 def families():
     "Family -> its smallest member, from the list of names that `--families` made"
     return json.loads((here/'onnx_families.json').read_text())
@@ -51,9 +53,9 @@ def one(kind, name):
             from fsdl_tools.onnx_generate import export_decoder
             r = export_decoder(tiny_config(name, **decoders[name]), path)
             return dict(ok=r.verified, max_rel=r.max_rel, cures=r.cures, tokens=r.tokens)
-        r = export(name if kind == 'timm' else tiny_config(name, **archs[name]), path)
+        r = export(name, path, **smaller.get(name, {})) if kind == 'timm' else export(tiny_config(name, **archs[name]), path)
         fixed = [c for c in r.cures if ' fixed at ' in c]
-        return dict(ok=r.verified, max_rel=r.max_rel, top1=min([x['top1'] for x in r.checked if x['top1'] is not None], default=None), cures=[c for c in r.cures if c not in fixed], fixed=fixed, on=r.on, parameters=r.parameters, nodes=r.nodes,
+        return dict(ok=r.verified, max_rel=r.max_rel, **(dict(built_with=smaller[name]) if kind == 'timm' and name in smaller else {}), top1=min([x['top1'] for x in r.checked if x['top1'] is not None], default=None), cures=[c for c in r.cures if c not in fixed], fixed=fixed, on=r.on, parameters=r.parameters, nodes=r.nodes,
                     tried=[t[:300] for t in r.tried])
 
 def _child(pipe, kind, name):
@@ -70,7 +72,7 @@ def isolated(kind, name, timeout):
     try: out = ours.recv() if ours.poll(timeout) else dict(ok=False, error=f'timeout after {timeout} s')
     except EOFError: out = dict(ok=False, error='the process died')
     p.kill(); p.join()
-    return dict(set=kind, name=name) | out | dict(seconds=round(time.time() - t0, 1))
+    return dict(set=kind, name=name) | out | dict(seconds=round(time.time() - t0, 1), date=str(datetime.date.today()))
 
 def record(row):
     lines.parent.mkdir(exist_ok=True)
@@ -90,6 +92,7 @@ def run(kinds, seconds, timeout):
 
 _optimum = r"""
 import json, multiprocessing, os, sys, tempfile, time, torch, warnings; warnings.filterwarnings("ignore")
+from fsdl_tools.core import fix_torchvision; fix_torchvision()
 from transformers import AutoConfig, AutoModel
 from optimum.exporters.onnx import onnx_export_from_model
 torch.set_num_threads(1)
@@ -118,15 +121,16 @@ def plain(name):
     return {k: v for k, v in c.items() if d.get(k) != v and not k.startswith('_') and k not in ('rope_parameters', 'layer_types', 'text_config', 'vision_config', 'stage_names', 'out_features', 'out_indices')} | archs[name]
 
 def optimum(python, seconds, timeout):
-    "The same architectures through optimum-onnx, run by the Python of another environment"
+    "The same architectures through optimum-onnx, run by the Python of an environment of its own"
+    from fsdl_tools.environments import build
     t0, have = time.time(), done()
-    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-    p = subprocess.Popen([python, '-c', _optimum], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
+    python = python or build('optimum')
+    p = subprocess.Popen([python, '-c', _optimum], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     for n in archs:
         if ('optimum', n) in have: continue
         if time.time() - t0 > seconds: p.kill(); print('to be continued'); sys.exit(3)
         p.stdin.write(json.dumps([n, plain(n), timeout]) + '\n'); p.stdin.flush()
-        record(json.loads(p.stdout.readline()))
+        record(json.loads(p.stdout.readline()) | dict(date=str(datetime.date.today())))
     p.stdin.close(); p.wait()
 
 def collect(optimum_versions=''):
@@ -137,7 +141,7 @@ def collect(optimum_versions=''):
     rows = [r | (dict(family=fam[r['name']]) if r['set'] == 'timm' else {}) for r in rows.values()]
     n = lambda s, f=lambda r: r['ok']: sum(bool(f(r)) for r in rows if r['set'] == s)
     out = dict(date=str(datetime.date.today()), versions={p: md.version(p) for p in ('torch', 'timm', 'transformers', 'onnx', 'onnxruntime', 'onnxscript')} | (dict(optimum=optimum_versions) if optimum_versions else {}),
-               conditions='random weights, constant parameters disturbed; batches 1 and 3, sequence lengths 5 and 12; relative difference at most 1e-4; one thread',
+               conditions='random weights, constant parameters disturbed; batches 1 and 3, sequence lengths 5 and 12; relative difference at most 1e-4; one thread; every row has its own date: from 2026-11-25 on the batch normalisations of random models are calibrated, and two inputs must give answers further apart than the tolerance',
                not_run={s: [n for n in dict(timm=list(families().values()), transformers=archs, decoders=decoders, optimum=archs)[s] if (s, n) not in {(r['set'], r['name']) for r in rows}] for s in ('timm', 'transformers', 'decoders', 'optimum')},
                summary={s: dict(tried=n(s, lambda r: True), verified=n(s), batch_only=n(s, lambda r: r.get('fixed')), with_a_cure=n(s, lambda r: r.get('cures'))) for s in ('timm', 'transformers', 'decoders', 'optimum')}, rows=rows)
     result.parent.mkdir(exist_ok=True)
@@ -146,7 +150,7 @@ def collect(optimum_versions=''):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('command', choices=['run', 'optimum', 'collect']); p.add_argument('sets', nargs='*', default=['timm', 'transformers', 'decoders'])
-    p.add_argument('--seconds', type=float, default=540); p.add_argument('--timeout', type=float, default=240); p.add_argument('--python'); p.add_argument('--optimum-versions', default='')
+    p.add_argument('--seconds', type=float, default=540); p.add_argument('--timeout', type=float, default=240); p.add_argument('--python', help='default: the side environment optimum'); p.add_argument('--optimum-versions', default='')
     a = p.parse_args()
     if a.command == 'run': run(a.sets or ['timm', 'transformers', 'decoders'], a.seconds, a.timeout)
     elif a.command == 'optimum': optimum(a.python, a.seconds, a.timeout)

@@ -6,7 +6,7 @@
 __all__ = ['Smaller', 'agreement', 'optimise', 'quantise', 'Timing', 'rounds', 'benchmark', 'timing_table', 'save_timings',
            'plot_timings']
 
-# %% ../nbs/03_onnx_speed.ipynb #4d07eea7
+# %% ../nbs/03_onnx_speed.ipynb #14c614c2
 import contextlib, io, logging, os, random, statistics, secrets, sys, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from .core import Record, Table, human_bytes, human_seconds, need, one_of, posit
 from .onnx_file import _cause, infer, inspect_onnx, read_onnx, session
 from .onnx_export import Source, compare, draw, install, specs_of, specs_of_file, staging
 
-# %% ../nbs/03_onnx_speed.ipynb #0b575ee2
+# %% ../nbs/03_onnx_speed.ipynb #c448d87d
 @dataclass(frozen=True)
 class Smaller(Record):
     "What a rewriting of a file did to its size and its answers"
@@ -73,7 +73,7 @@ def _rewrite(path, out, kind, make, rtol, inputs, feeds, strict):
         install(made, out)
     return r.replace(path=str(out))
 
-# %% ../nbs/03_onnx_speed.ipynb #6e5c0efe
+# %% ../nbs/03_onnx_speed.ipynb #a44681ba
 def optimise(
     path,        # An .onnx file
     out,         # Where to
@@ -89,7 +89,7 @@ def optimise(
         onnx.save(m, b, save_as_external_data=big, location=Path(b).name + '.data')
     return _rewrite(path, out, 'optimised', make, rtol, inputs, None, True)
 
-# %% ../nbs/03_onnx_speed.ipynb #b950ea45
+# %% ../nbs/03_onnx_speed.ipynb #b7a1d48e
 class _Reader:
     "Hands calibration batches to onnxruntime, one after another"
     def __init__(self, feeds): self.feeds = iter(feeds)
@@ -122,7 +122,7 @@ def _prepared(a, b):
     quant_pre_process(a, p, skip_symbolic_shape=True)
     return p
 
-# %% ../nbs/03_onnx_speed.ipynb #1f63933b
+# %% ../nbs/03_onnx_speed.ipynb #a27e9fbf
 _kinds = {'int8': ('dynamic int8', .15), 'static': ('static int8', .3), 'fp16': ('fp16', .02)}
 
 def quantise(
@@ -141,7 +141,7 @@ def quantise(
     make = dict(int8=_dynamic, static=_static(calibration), fp16=_half)[kind]
     return _rewrite(path, out, name, make, tol if rtol is None else rtol, inputs, feeds, False)
 
-# %% ../nbs/03_onnx_speed.ipynb #0a8fbb66
+# %% ../nbs/03_onnx_speed.ipynb #46cf208b
 @dataclass(frozen=True)
 class Timing(Record):
     "How long one way of running a model took"
@@ -174,7 +174,7 @@ def rounds(
             out[k].append((time.perf_counter() - t) / reps[k])
     return out
 
-# %% ../nbs/03_onnx_speed.ipynb #d5b8b09c
+# %% ../nbs/03_onnx_speed.ipynb #84e4292f
 def _runner(kind, thing, feed, threads):
     "A function that runs one batch, and the seconds until it first answered"
     t0 = time.perf_counter()
@@ -219,7 +219,7 @@ def benchmark(
                 out.append(Timing(name or (src.name if src else type(mod).__name__), k, b, th, statistics.median(ts), q[0], q[2], statistics.median(e / t for e, t in zip(times['eager'], ts)), n, made[k][1]))
     return out
 
-# %% ../nbs/03_onnx_speed.ipynb #b2f5b19f
+# %% ../nbs/03_onnx_speed.ipynb #4eb54d95
 def timing_table(
     timings # Timings
 ) -> Table:

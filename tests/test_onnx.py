@@ -5,7 +5,7 @@ import numpy as np, onnx, pytest
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('onnxruntime')
-from fsdl_tools.onnx_export import InputSpec, draw, export, install, open_model, randomise, specs_of_file, staging, tiny_config, verify
+from fsdl_tools.onnx_export import InputSpec, calibrate, draw, export, install, open_model, outputs, randomise, specs_of_file, staging, tiny_config, verify
 from fsdl_tools.onnx_file import infer, inspect_onnx, read_onnx, session, web_runner
 
 torch.set_num_threads(1)
@@ -50,6 +50,44 @@ def test_a_failed_export_keeps_the_old_file(tmp_path):
     with pytest.raises(ValueError, match='cannot export Data'): export(Data(), p, dict(x=torch.randn(2, 3)))
     assert p.read_bytes() == b'precious' and [f.name for f in tmp_path.iterdir()] == ['old.onnx']
 
+def test_a_folder_that_takes_no_files():
+    "What Linux says of a folder inside /proc names a temporary file; what we say names the folder"
+    with pytest.raises(OSError, match="cannot write into the folder of 'a.onnx'"): net_file('/proc/a.onnx')
+
+@pytest.mark.parametrize('name, args', [('mobilenet_v2', {}), ('mobilevit', {})])
+def test_random_convolutions_say_something(name, args):
+    "Random batch normalisation of transformers kills every signal; calibrated, two inputs give two answers, and the same weights come out for the same seed"
+    a, b = open_model(tiny_config(name, **args)), open_model(tiny_config(name, **args))
+    assert a.info['calibrated'].endswith('batch normalisations')
+    assert all(torch.equal(x, y) for x, y in zip(a.module.state_dict().values(), b.module.state_dict().values()))
+    feeds = [{k: torch.from_numpy(v) for k, v in draw(a.specs, seed=i).items()} for i in (1, 2)]
+    with torch.no_grad(): x, y = (outputs(a.module, f)['last_hidden_state'] for f in feeds)
+    assert (x - y).abs().max() > .01 * x.abs().max()          # a hundred times the tolerance
+
+def test_calibration_does_not_depend_on_rounding():
+    "The statistics are those of a pass in float64, to 8 bits: another order of summation gives the same"
+    torch.manual_seed(0)
+    m = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8)).eval()
+    assert calibrate(m, [InputSpec('input', ('batch', 8))]) == '2 batch normalisations' and not m[1].training and m[1].momentum == .1
+    for k in ('running_mean', 'running_var'): assert torch.equal(getattr(m[3], k), getattr(m[3], k).bfloat16().float())
+    assert calibrate(torch.nn.Linear(2, 2), []) == ''
+
+@pytest.mark.timeout(300)
+def test_mask_of_whole_numbers(tmp_path):
+    "xlnet subtracts its mask from 1.0, which the exporter refuses: the cure is found, and reported"
+    r = export(tiny_config('xlnet'), tmp_path/'x.onnx')
+    assert r.verified and 'attention mask cast to floating point' in r.cures and r.tried
+
+def test_answers_that_hardly_differ_prove_nothing(tmp_path):
+    class Faint(torch.nn.Module):
+        def forward(self, x): return 1 + 1e-7 * x
+    with pytest.raises(ValueError, match='do not depend'): export(Faint(), tmp_path/'a.onnx', dict(x=torch.randn(2, 3)))
+
+def test_a_model_that_draws_random_numbers(tmp_path):
+    class Dice(torch.nn.Module):
+        def forward(self, x): return x + torch.rand_like(x) if x.sum() > 0 else x - torch.rand_like(x)
+    with pytest.raises(ValueError, match='draws random numbers'): export(Dice(), tmp_path/'a.onnx', dict(x=torch.randn(2, 3)))
+
 def test_interrupted(tmp_path, monkeypatch):
     "Control-C in the middle leaves no file and no folder"
     def stop(*a, **k): raise KeyboardInterrupt
@@ -86,7 +124,7 @@ def small_disk(tmp_path):
 def test_full_disk(small_disk, external):
     torch.manual_seed(0)
     with pytest.raises(OSError) as e: export(Net(20_000), small_disk/'a.onnx', dict(x=torch.randn(2, 8)), external=external)
-    assert 'space' in str(e.value) or e.value.errno == 28
+    assert e.value.errno == 28 and 'a.onnx' in str(e.value)
     assert list(small_disk.iterdir()) == []
 
 def test_hundreds_of_broken_files(made, tmp_path):
@@ -170,11 +208,8 @@ def test_same_file_in_webassembly(made):
     assert list(a) == list(b) and np.allclose(a['output'], b['output'], rtol=0, atol=1e-5 * abs(a['output']).max())
     with pytest.raises(ValueError, match='onnxruntime-web failed'): web_runner(made[1], folder/'node_modules')(dict(nonsense=feed['pixel_values']))
 
-cli_ready = 'def export_model' in (root/'fsdl_tools'/'cli.py').read_text()
-
 def fsdl(*args, cwd): return subprocess.run([sys.executable, '-c', 'from fsdl_tools.cli import main; main()', *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=280, env=os.environ | dict(PYTHONPATH=str(root), COLUMNS='160', TERM='dumb'))
 
-@pytest.mark.skipif(not cli_ready, reason='the command line has no export yet')
 @pytest.mark.timeout(600)
 def test_command_line(tmp_path):
     r = fsdl('export', 'test_resnet', '-o', 'net.onnx', '--quantise', 'int8', '--bench', '--json', cwd=tmp_path)
@@ -187,7 +222,6 @@ def test_command_line(tmp_path):
     r = fsdl('verify', 'bad.onnx', cwd=tmp_path)
     assert r.returncode == 1 and 'NOT verified' in r.stdout
 
-@pytest.mark.skipif(not cli_ready, reason='the command line has no export yet')
 @pytest.mark.parametrize('args', [('export', 'resnet_18', '-o', 'x.onnx'), ('export', 'resnet18', '-o', 'no/such/folder/x.onnx'), ('verify', 'text.onnx'), ('verify', 'gone.onnx'), ('bench', 'text.onnx'),
                                   ('export', 'test_resnet', '-o', 'x.onnx', '--opset', '3'), ('export', 'gpt2', '-o', 'x.onnx', '--cache', '--bench')])
 def test_command_line_mistakes(tmp_path, args):
