@@ -1,4 +1,4 @@
-"""Step time of our DataParallel against torch's DistributedDataParallel, interleaved; writes results/data_parallel.json.
+"""Step time of our DataParallel against torch's DistributedDataParallel, interleaved; writes fsdl_tools/data/results/data_parallel.json.
 
 usage: python benchmarks/data_parallel.py [steps]
 """
@@ -38,6 +38,6 @@ if __name__ == '__main__':
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 60
     rows = [dict(ranks=n) | launch(compare, n, name, steps, timeout=300)[0] for name in models for n in (2, 4)]
     where = f'gloo, {platform.machine()} CPU, one thread a rank, PyTorch {torch.__version__}, Python {platform.python_version()}, {steps} steps of each, taken in turn; ratio is the median of pairs'
-    out = Path(__file__).parent/'results'/'data_parallel.json'
+    out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'data_parallel.json'
     out.write_text(json.dumps(dict(date=datetime.date.today().isoformat(), conditions=where, rows=rows), indent=1, ensure_ascii=False) + '\n')
     for r in rows: print(r)

@@ -1,4 +1,4 @@
-"""Time every framework on the tasks of 01_frameworks and write results/frameworks.json.
+"""Time every framework on the tasks of 01_frameworks and write fsdl_tools/data/results/frameworks.json.
 
 python benchmarks/frameworks.py [--batches 8 64 512] [--steps 63] [--models mlp cnn] [--skip torch-compile] [--imports 3] [--add]
 One core, interleaved laps, CPU seconds; import times in fresh processes. Takes several minutes.
@@ -49,7 +49,7 @@ def main():
     a.add_argument('--skip', nargs='*', choices=list(runners), default=[])
     a.add_argument('--imports', type=int, default=3, help='times each framework is imported; 0 keeps the times in the file')
     a.add_argument('--add', action='store_true', help='keep the other races that are in the file')
-    a.add_argument('--out', type=Path, default=Path(__file__).parent/'results'/'frameworks.json')
+    a.add_argument('--out', type=Path, default=Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'frameworks.json')
     args = a.parse_args()
     names = [n for n in runners if n not in args.skip and not missing(n)]
     races = [r for m in args.models for b in args.batches for r in measure(m, b, args.steps, names)]

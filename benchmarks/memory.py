@@ -4,7 +4,7 @@
     python benchmarks/memory.py resnet18   # these again
     python benchmarks/memory.py --deepspeed    # add what DeepSpeed's estimator says, from the side environment sharding
 
-Nothing is computed: models live on the meta device and the steps run on tensors without data. Writes benchmarks/results/memory.json.
+Nothing is computed: models live on the meta device and the steps run on tensors without data. Writes fsdl_tools/data/results/memory.json.
 """
 import datetime, json, sys, time, warnings
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from fsdl_tools.memory import blocks_of, measure, summary
 from fsdl_tools.memory_predict import breakdown
 from fsdl_tools.zoo import build, example_inputs
 
-out, batch, seq = Path(__file__).parent/'results'/'memory.json', 8, 512
+out, batch, seq = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'memory.json', 8, 512
 models = '''resnet50 vit_small_patch16_224 convnext_tiny swin_tiny_patch4_window7_224 efficientnet_b0 mobilenetv3_large_100 regnety_016 densenet121 deit3_small_patch16_224
             mixer_b16_224 maxvit_tiny_tf_224 vgg16 gpt2 llama bert t5 roberta distilbert opt gpt_neox qwen3 electra bart'''.split()
 shorter = dict(llama=dict(num_hidden_layers=4), opt=dict(num_hidden_layers=4), gpt_neox=dict(num_hidden_layers=4), qwen3=dict(num_hidden_layers=4), bart=dict(encoder_layers=4, decoder_layers=4))

@@ -3,7 +3,7 @@
     python benchmarks/memory_gpu.py                 # eight models, fp32 and autocast
     python benchmarks/memory_gpu.py --device cpu    # without a GPU: predictions and the replayed allocator only, nothing is written
 
-Each model runs in a process of its own, so that no cached segment helps the next. Writes benchmarks/results/memory_gpu.json.
+Each model runs in a process of its own, so that no cached segment helps the next. Writes fsdl_tools/data/results/memory_gpu.json.
 """
 import argparse, datetime, json, subprocess, sys
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from fsdl_tools.memory import cross_entropy, logits_of, measure, reserved, summa
 from fsdl_tools.memory_predict import breakdown
 from fsdl_tools.zoo import build, example_inputs
 
-out = Path(__file__).parent/'results'/'memory_gpu.json'
+out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'memory_gpu.json'
 models = {'resnet50': 64, 'vit_base_patch16_224': 64, 'convnext_tiny': 64, 'swin_tiny_patch4_window7_224': 32, 'gpt2': 8, 'bert': 16, 't5': 8, 'opt': 4, 'llama': 2, 'qwen3': 4}
 smaller = dict(llama=dict(num_hidden_layers=8), qwen3=dict(num_hidden_layers=8), opt=dict(num_hidden_layers=12))
 

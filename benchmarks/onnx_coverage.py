@@ -2,7 +2,7 @@
 
     python benchmarks/onnx_coverage.py run timm transformers decoders [--seconds 540]   # resumable: stops after so long, goes on where it stopped
     python benchmarks/onnx_coverage.py optimum [--seconds 540]                           # the same list with optimum-onnx, in an environment of its own (built at the first run)
-    python benchmarks/onnx_coverage.py collect                                           # writes results/onnx_coverage.json
+    python benchmarks/onnx_coverage.py collect                                           # writes fsdl_tools/data/results/onnx_coverage.json
 
 One model from each of timm's module families (its smallest member with images of at most 256 pixels, if there is one; otherwise with images of 224 pixels where its
 constructor allows that, see `smaller`), and transformers architectures from tiny configurations. Every model runs in a process of its own with a timeout. A model passes when its file was verified: one and three in the batch, two sequence lengths,
@@ -12,7 +12,7 @@ import argparse, datetime, json, multiprocessing, os, subprocess, sys, tempfile,
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
-lines, result = here.parent/'.cache'/'onnx_coverage.jsonl', here/'results'/'onnx_coverage.json'
+lines, result = here.parent/'.cache'/'onnx_coverage.jsonl', here.parent/'fsdl_tools'/'data'/'results'/'onnx_coverage.json'
 _stages = dict(depths=[1, 1, 1, 1])
 _swin = dict(embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=4, patch_size=4)
 _clip = dict(text_config=dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=99, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, projection_dim=32),

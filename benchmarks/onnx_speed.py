@@ -1,6 +1,6 @@
 """How fast is a model in onnxruntime, compared to torch?
 
-    python benchmarks/onnx_speed.py [--seconds 400]     # resumable; writes results/onnx_speed.json when all models are done
+    python benchmarks/onnx_speed.py [--seconds 400]     # resumable; writes fsdl_tools/data/results/onnx_speed.json when all models are done
     python benchmarks/onnx_speed.py --repeat            # eager and onnxruntime fp32 only, five times over: is a ratio below 1 more than noise?
 
 Every model is exported and verified, quantised to int8 (dynamic; convolutional networks also static, calibrated on random images) and timed against eager torch in interleaved rounds
@@ -10,7 +10,7 @@ import argparse, datetime, json, os, platform, sys, tempfile, time
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
-lines, repeated, result = here.parent/'.cache'/'onnx_speed.jsonl', here.parent/'.cache'/'onnx_speed_repeats.jsonl', here/'results'/'onnx_speed.json'
+lines, repeated, result = here.parent/'.cache'/'onnx_speed.jsonl', here.parent/'.cache'/'onnx_speed_repeats.jsonl', here.parent/'fsdl_tools'/'data'/'results'/'onnx_speed.json'
 bert = dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, vocab_size=1000)
 gpt = dict(n_embd=256, n_layer=4, n_head=4, vocab_size=1000, n_positions=256, bos_token_id=0, eos_token_id=0)
 models = {'resnet18': {}, 'mobilenetv3_small_100': {}, 'efficientnet_b0': {}, 'convnext_atto': {}, 'vit_tiny_patch16_224': {}, 'bert, 4 layers of 256': dict(config=('bert', bert)), 'gpt2, 4 layers of 256': dict(config=('gpt2', gpt))}

@@ -2,7 +2,7 @@
 
     python benchmarks/pipeline.py speed bubble      # any of the parts; the others keep their results
 
-Writes benchmarks/results/pipeline.json.
+Writes fsdl_tools/data/results/pipeline.json.
 """
 import datetime, json, statistics, sys, time
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from fsdl_tools.pipeline import bubble_formula, simulate
 from fsdl_tools.pipeline_run import sleep_trace
 from fsdl_tools.pipeline_train import adamw, gpt_step, rule_batch, torch_step
 
-out = Path(__file__).parent/'results'/'pipeline.json'
+out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'pipeline.json'
 
 
 def race(name, config, m, virtual, rounds):

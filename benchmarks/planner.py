@@ -1,4 +1,4 @@
-"""Compare the planner with public estimators on published runs, and write benchmarks/results/planner.json.
+"""Compare the planner with public estimators on published runs, and write fsdl_tools/data/results/planner.json.
 
 usage: planner.py [RUNS.csv] [--peers FOLDER] [--out FILE] [--title TEXT]
 

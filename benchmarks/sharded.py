@@ -2,7 +2,7 @@
 
     python benchmarks/sharded.py speed deepspeed fairscale      # any of the parts; the others keep their results
 
-DeepSpeed and FairScale run in the side environment `sharding` (fsdl_tools.environments.build('sharding')). Writes benchmarks/results/sharded.json.
+DeepSpeed and FairScale run in the side environment `sharding` (fsdl_tools.environments.build('sharding')). Writes fsdl_tools/data/results/sharded.json.
 """
 import datetime, json, statistics, sys, time
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from fsdl_tools.data_parallel import DataParallel, TinyGPT
 from fsdl_tools.environments import run_in
 from fsdl_tools.sharded import Zero1, Zero2, Zero3, adamw, ddp, fsdp, zero_redundancy
 
-out = Path(__file__).parent/'results'/'sharded.json'
+out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'sharded.json'
 couples = {'ZeRO-1': ((Zero1, adamw), (ddp, zero_redundancy)), 'ZeRO-2': ((Zero2, adamw), (ddp, zero_redundancy)), 'ZeRO-3': ((Zero3, adamw), (fsdp, adamw)), 'DDP': ((DataParallel, adamw), (ddp, adamw))}
 
 def make(name):

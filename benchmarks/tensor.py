@@ -2,7 +2,7 @@
 
     python benchmarks/tensor.py speed bytes      # any of the parts; the others keep their results
 
-Writes benchmarks/results/tensor.json.
+Writes fsdl_tools/data/results/tensor.json.
 """
 import datetime, json, statistics, sys, time
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from fsdl_tools.gpt import GPT, GPTConfig, lm_loss
 from fsdl_tools.tensor import lesson, tensor_parallel, vocab_parallel_loss
 from fsdl_tools.tensor_torch import layer_traffic, parallelize, traffic
 
-out = Path(__file__).parent/'results'/'tensor.json'
+out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'tensor.json'
 config = GPTConfig(layers=4, hidden=256, heads=8, ctx=128, vocab=512)      # large enough for a step to be more than overhead
 couples = {'tensor': ('tensor', False), 'sequence': ('sequence', True)}    # name -> our mode, DTensor's sequence_parallel
 

@@ -2,7 +2,7 @@
 
     python benchmarks/trainer.py steps overhead       # any of the parts; the others keep their results
 
-Both sides train gpt-mini on the same data in the same processes, in turn. Writes benchmarks/results/trainer.json.
+Both sides train gpt-mini on the same data in the same processes, in turn. Writes fsdl_tools/data/results/trainer.json.
 """
 import datetime, json, statistics, sys, tempfile, time
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from fsdl_tools.gpt import GPT, keep_layers, lm_loss
 from fsdl_tools.tensor_torch import parallelize
 from fsdl_tools.trainer import TrainConfig, Trainer
 
-out = Path(__file__).parent/'results'/'trainer.json'
+out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'trainer.json'
 run = dict(model='gpt-mini', global_batch=16, seq=128, steps=10**6, lr_schedule='constant')
 
 def plain(wrap):

@@ -4,16 +4,16 @@
     python benchmarks/zoo.py rivals                   # fvcore, calflops, torchinfo beside ours on 30 models (skips what is not installed)
     python benchmarks/zoo.py decoder                  # time and memory of a 7 B decoder in a fresh process
     python benchmarks/zoo.py imagenet --sheets DIR    # accuracy and speed of known models, from timm's results/ folder
-    python benchmarks/zoo.py report --sheets DIR      # fsdl_tools/data/zoo.csv and benchmarks/results/zoo.json
+    python benchmarks/zoo.py report --sheets DIR      # fsdl_tools/data/zoo.csv and fsdl_tools/data/results/zoo.json
 
 DIR holds timm's published sheets: timm_imagenet.csv (its results/results-imagenet.csv) and timm_infer_rtx4090.csv (its inference benchmark).
-Progress lives in benchmarks/results/.zoo/, which git does not keep.
+Progress lives in .cache/zoo/, which git does not keep.
 """
 import argparse, collections, csv, datetime, importlib.metadata, json, resource, statistics, subprocess, sys, time, warnings
 from pathlib import Path
 
 here = Path(__file__).parent
-work = here/'results'/'.zoo'
+work = here.parent/'.cache'/'zoo'
 warnings.filterwarnings('ignore')
 
 def jobs():
@@ -232,7 +232,7 @@ def report(folder):
                published=dict(source='huggingface/pytorch-image-models inference benchmark, RTX 4090 (August 2026)', compared=sum(map(len, classes.values())), classes={k: len(v) for k, v in classes.items()},
                               examples={k: v if k.startswith('ours') else v[:12] for k, v in classes.items() if k != 'within 1 %'}),
                rivals=rows('rivals.jsonl'), decoder=json.loads((work/'decoder.json').read_text()) if (work/'decoder.json').exists() else None)
-    (here/'results'/'zoo.json').write_text(json.dumps(out, indent=1) + '\n')
+    (here.parent/'fsdl_tools'/'data'/'results'/'zoo.json').write_text(json.dumps(out, indent=1) + '\n')
     print(json.dumps(dict(coverage=coverage, classes=out['published']['classes'], failed=len(out['failed'])), indent=1))
 
 if __name__ == '__main__':

@@ -157,7 +157,7 @@ def test_race_is_fair():
     assert all(s.gap < tol and s.cores < 1.3 and s.low <= s.speed <= s.high for s in last)
 
 def test_benchmark_results():
-    b = json.loads((root/'benchmarks'/'results'/'frameworks.json').read_text())
+    b = read_results('frameworks')
     assert b['date'] and b['machine'] and {'torch', 'jax', 'flax', 'keras'} <= set(b['versions'])
     assert all(r['gap'] < tol for r in b['races'] if r['speed'])
     assert {r['framework'] for r in b['races']} == set(F.runners)

@@ -156,7 +156,7 @@ def test_a_seven_billion_model_takes_seconds():
 
 
 def test_recorded_results_are_within_the_bar():
-    result = json.loads((Path(__file__).parents[1]/'benchmarks'/'results'/'memory.json').read_text())
+    result = read_results('memory')
     assert len({r['model'] for r in result['rows']}) >= 12
     for r in result['rows']:
         for c in ('parameters', 'gradients', 'optimizer', 'buffers'): assert r['predicted'][c] == r['measured'][c]

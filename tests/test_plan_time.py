@@ -160,7 +160,7 @@ def test_published_runs_are_predicted(study):
 
 
 def test_recorded_comparison_is_cross_validated_and_better_than_the_peers(root):
-    b = json.loads((root / 'benchmarks/results/planner.json').read_text())
+    b = read_results('planner')
     est = b['time']['estimators']; ours = est['fsdl_tools, held-out cells']; peer = next(v for n, v in est.items() if n.startswith('llm-analysis'))
     assert sum(ours[s]['median'] < peer[s]['median'] for s in ours) >= len(ours) - 1
     assert all(v['median'] <= 1.5*GOALS[s] for s, v in ours.items())

@@ -125,7 +125,7 @@ def test_zero_memory_refuses_nonsense():
 
 
 def test_results_are_within_the_bar():
-    result = json.loads((Path(__file__).parents[1]/'benchmarks'/'results'/'sharded.json').read_text())
+    result = read_results('sharded')
     assert {r['strategy'] for r in result['deepspeed']['rows']} >= {f'stage {s}' for s in range(4)}
     assert all(r['difference'] < 1e-6 for r in result['deepspeed']['rows'])
 

@@ -254,7 +254,7 @@ def test_parts_make_the_whole(): assert launch(_parts, 2) == [([2, 3], None, Tru
 
 
 def test_results_are_within_the_bar():
-    result = json.loads((Path(__file__).parents[1]/'benchmarks'/'results'/'tensor.json').read_text())
+    result = read_results('tensor')
     assert {r['mode'] for r in result['bytes']['rows']} == {*modes, 'dtensor', 'dtensor sequence'}
     for r in result['bytes']['rows']: assert abs(r['ratio'] - 1) < .01, r
     assert {r['couple'] for r in result['speed']['rows']} == {'tensor', 'sequence'}
