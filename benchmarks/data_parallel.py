@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from fsdl_tools.collectives import launch
-from fsdl_tools.data_parallel import TinyGPT, strategies, sync_batchnorm, tiny_batch, tiny_loss, tiny_model
+from fsdl_tools.parallel.collectives import launch
+from fsdl_tools.parallel.ddp import TinyGPT, strategies, sync_batchnorm, tiny_batch, tiny_loss, tiny_model
 
 models = {
     'mlp 8 × 512': (lambda: nn.Sequential(*[nn.Linear(512, 512) for _ in range(8)]), lambda: torch.randn(64, 512)),

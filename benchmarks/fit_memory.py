@@ -1,4 +1,4 @@
-"""Fit the constants of `fsdl_tools.plan_memory` on published runs, and cross-validate them over whole (model, GPU count) cells.
+"""Fit the constants of `fsdl_tools.compute.step_memory` on published runs, and cross-validate them over whole (model, GPU count) cells.
 
 usage: fit_memory.py [RUNS.csv] [--write] [--no-cv] [--out RESULTS.json]
 
@@ -9,9 +9,9 @@ import csv, datetime, io, json, sys
 from pathlib import Path
 import numpy as np
 from fsdl_tools.core import data_path, write_atomic
-from fsdl_tools.plan_check import check_row
-from fsdl_tools.plan_memory import memory
-from fsdl_tools.plan_time import columns, framework_of
+from fsdl_tools.compute.validation import check_row
+from fsdl_tools.compute.step_memory import memory
+from fsdl_tools.compute.step_time import columns, framework_of
 
 SCALE = .05 # Residuals (natural logarithm) beyond this count less
 FRAMEWORKS = ('nanotron', 'megatron-deepspeed', 'torchtitan')

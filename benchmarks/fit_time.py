@@ -1,4 +1,4 @@
-"""Fit the constants of `fsdl_tools.plan_time` on published runs, and cross-validate them over whole (model, GPU count) cells.
+"""Fit the constants of `fsdl_tools.compute.step_time` on published runs, and cross-validate them over whole (model, GPU count) cells.
 
 usage: fit_time.py [RUNS.csv] [--write] [--no-cv]
 
@@ -9,7 +9,7 @@ import csv, io, sys, time
 from pathlib import Path
 import numpy as np
 from fsdl_tools.core import data_path, write_atomic
-from fsdl_tools.plan_time import columns, step_time
+from fsdl_tools.compute.step_time import columns, step_time
 
 CONSTANTS = 'planner_time.csv'
 SCALE = .05 # Residuals (natural logarithm) beyond this count less

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 def chapter(*words):
     "What the cells of the chapter on collectives that hold `words` define"
     scope = {}
-    for c in json.loads((ROOT/'nbs'/'05_collectives.ipynb').read_text())['cells']:
+    for c in json.loads((ROOT/'nbs'/'parallel/02_collectives.ipynb').read_text())['cells']:
         src = ''.join(c['source'])
         if c['cell_type'] == 'code' and any(w in src for w in words): exec('import torch\n' + src, scope)
     return scope

@@ -8,9 +8,9 @@ allocator, median of the last steps. On a CPU nothing is computed: MemTracker ad
 import datetime, importlib.metadata, json, platform, subprocess, sys, time
 from pathlib import Path
 from fsdl_tools.core import fix_torchvision, write_atomic
-from fsdl_tools.gpus import Cluster, find
-from fsdl_tools.planner import estimate
-from fsdl_tools.profile import profile
+from fsdl_tools.compute.gpus import Cluster, find
+from fsdl_tools.compute.planner import estimate
+from fsdl_tools.models.profile import profile
 
 MODELS = ['resnet18:32', 'resnet50:16', 'vit_small_patch16_224:16', 'convnext_tiny:16', 'efficientnet_b0:16', 'mobilenetv3_large_100:32', 'regnety_016:16', 'gpt2:4', 'llama-160m:4', 'qwen2-small:4']
 SEQ = 512

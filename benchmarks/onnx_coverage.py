@@ -45,12 +45,12 @@ def done(): return {(r['set'], r['name']) for r in map(json.loads, lines.read_te
 def one(kind, name):
     "Export and verify one model; a record of what happened"
     import torch
-    from fsdl_tools.onnx_export import export, tiny_config
+    from fsdl_tools.onnx.export import export, tiny_config
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as d:
         path = f'{d}/m.onnx'
         if kind == 'decoders':
-            from fsdl_tools.onnx_generate import export_decoder
+            from fsdl_tools.onnx.decoder import export_decoder
             r = export_decoder(tiny_config(name, **decoders[name]), path)
             return dict(ok=r.verified, max_rel=r.max_rel, cures=r.cures, tokens=r.tokens)
         r = export(name, path, **smaller.get(name, {})) if kind == 'timm' else export(tiny_config(name, **archs[name]), path)
@@ -83,7 +83,7 @@ def run(kinds, seconds, timeout):
     from fsdl_tools.core import fix_torchvision
     fix_torchvision()
     import timm, torch, torch.onnx, transformers, onnx, onnxscript, onnxruntime  # noqa: paid once, before forking
-    import fsdl_tools.onnx_export
+    import fsdl_tools.onnx.export
     t0, have = time.time(), done()
     todo = [(k, n) for k in kinds for n in dict(timm=list(families().values()) if k == 'timm' else [], transformers=archs, decoders=decoders)[k] if (k, n) not in have]
     for k, n in todo:
@@ -115,7 +115,7 @@ for line in sys.stdin:
 
 def plain(name):
     "The fields of a tiny configuration that differ from the defaults, so that another version of transformers can build it"
-    from fsdl_tools.onnx_export import tiny_config
+    from fsdl_tools.onnx.export import tiny_config
     import transformers as tr
     c, d = tiny_config(name, **archs[name]).to_dict(), tr.AutoConfig.for_model(name).to_dict()
     return {k: v for k, v in c.items() if d.get(k) != v and not k.startswith('_') and k not in ('rope_parameters', 'layer_types', 'text_config', 'vision_config', 'stage_names', 'out_features', 'out_indices')} | archs[name]

@@ -17,8 +17,8 @@ models = {'resnet18': {}, 'mobilenetv3_small_100': {}, 'efficientnet_b0': {}, 'c
 
 def one(name):
     import torch
-    from fsdl_tools.onnx_export import draw, export, open_model, tiny_config
-    from fsdl_tools.onnx_speed import benchmark, quantise
+    from fsdl_tools.onnx.export import draw, export, open_model, tiny_config
+    from fsdl_tools.onnx.optimise import benchmark, quantise
     torch.set_num_threads(1)
     conf = models[name].get('config')
     src, out = open_model(tiny_config(conf[0], **conf[1]) if conf else name), dict(model=name, timings=[], smaller=[])
@@ -35,8 +35,8 @@ def one(name):
 
 def again(name, repeats=5):
     "The ratio of eager to onnxruntime fp32, measured from scratch several times"
-    from fsdl_tools.onnx_export import export, open_model, tiny_config
-    from fsdl_tools.onnx_speed import benchmark
+    from fsdl_tools.onnx.export import export, open_model, tiny_config
+    from fsdl_tools.onnx.optimise import benchmark
     import torch
     torch.set_num_threads(1)
     conf = models[name].get('config')

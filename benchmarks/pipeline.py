@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.pipelining
-from fsdl_tools.collectives import launch
+from fsdl_tools.parallel.collectives import launch
 from fsdl_tools.core import write_atomic
-from fsdl_tools.gpt import gpt_config
-from fsdl_tools.pipeline import bubble_formula, simulate
-from fsdl_tools.pipeline_run import sleep_trace
-from fsdl_tools.pipeline_train import adamw, gpt_step, rule_batch, torch_step
+from fsdl_tools.models.gpt import gpt_config
+from fsdl_tools.parallel.schedules import bubble_formula, simulate
+from fsdl_tools.parallel.pipeline import sleep_trace
+from fsdl_tools.parallel.pipeline_gpt import adamw, gpt_step, rule_batch, torch_step
 
 out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'pipeline.json'
 

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 import numpy as np
 from fsdl_tools.core import GiB, data_path, write_atomic
-from fsdl_tools.gpus import find
-from fsdl_tools.plan_time import columns, complete, constants, derive, resolve, step_time
+from fsdl_tools.compute.gpus import find
+from fsdl_tools.compute.step_time import columns, complete, constants, derive, resolve, step_time
 import fit_time
 
 HERE = Path(__file__).parent

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from fsdl_tools.collectives import CommCounter, launch
+from fsdl_tools.parallel.collectives import CommCounter, launch
 from fsdl_tools.core import write_atomic
-from fsdl_tools.gpt import GPT, GPTConfig, lm_loss
-from fsdl_tools.tensor import lesson, tensor_parallel, vocab_parallel_loss
-from fsdl_tools.tensor_torch import layer_traffic, parallelize, traffic
+from fsdl_tools.models.gpt import GPT, GPTConfig, lm_loss
+from fsdl_tools.parallel.tensor import lesson, tensor_parallel, vocab_parallel_loss
+from fsdl_tools.parallel.dtensor import layer_traffic, parallelize, traffic
 
 out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'tensor.json'
 config = GPTConfig(layers=4, hidden=256, heads=8, ctx=128, vocab=512)      # large enough for a step to be more than overhead

@@ -13,12 +13,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.nn.utils import clip_grad_norm_, get_total_norm
-from fsdl_tools.batches import Feed
-from fsdl_tools.collectives import launch
+from fsdl_tools.training.data import Feed
+from fsdl_tools.parallel.collectives import launch
 from fsdl_tools.core import write_atomic
-from fsdl_tools.gpt import GPT, keep_layers, lm_loss
-from fsdl_tools.tensor_torch import parallelize
-from fsdl_tools.trainer import TrainConfig, Trainer
+from fsdl_tools.models.gpt import GPT, keep_layers, lm_loss
+from fsdl_tools.parallel.dtensor import parallelize
+from fsdl_tools.training.trainer import TrainConfig, Trainer
 
 out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'trainer.json'
 run = dict(model='gpt-mini', global_batch=16, seq=128, steps=10**6, lr_schedule='constant')

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KiB', 'MiB', 'GiB', 'TiB', 'palette', 'human_bytes', 'human_count', 'human_seconds', 'human_dollars', 'parse_bytes',
            'parse_count', 'parse_seconds', 'nearest', 'one_of', 'positive', 'Table', 'table_html', 'table_markdown',
-           'table_rich', 'Record', 'write_atomic', 'data_path', 'read_data', 'need', 'fix_torchvision', 'plot_style']
+           'table_rich', 'Record', 'write_atomic', 'data_path', 'read_data', 'read_results', 'need', 'fix_torchvision',
+           'plot_style']
 
 # %% ../nbs/00_core.ipynb #7891d696
-import csv, dataclasses, difflib, html, importlib, importlib.util, json, math, os, re, secrets, sys, types, typing
+import csv, dataclasses, difflib, html, importlib, importlib.resources, importlib.util, json, math, os, re, secrets, sys, types, typing
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #41f5b133
@@ -307,11 +308,13 @@ def write_atomic(
     return path
 
 def data_path(
-    name:str # File name, for example gpus.csv
+    name:str # File name, for example gpus.csv or results/zoo.json
 ) -> Path:   # Its path; raises ValueError with the nearest names when there is none
     "Where the data file `name` of this library is"
-    folder = Path(__file__).parent/'data' if '__file__' in globals() else Path('../fsdl_tools/data')
-    return folder/one_of('data file', name, sorted(p.name for p in folder.glob('*') if p.name[0] not in '._'))
+    folder = importlib.resources.files('fsdl_tools')/'data'
+    files = [p.relative_to(folder) for p in Path(folder).rglob('*.*')]
+    names = sorted(p.as_posix() for p in files if not any(part[0] in '._' for part in p.parts))
+    return Path(folder)/one_of('data file', name, names)
 
 def _number(s):
     if s == '': return None
@@ -326,6 +329,12 @@ def read_data(
     "Rows of the data file `name`, numbers converted"
     with open(data_path(name), newline='', encoding='utf-8') as f:
         return [{k: v if k in text else _number(v) for k, v in r.items()} for r in csv.DictReader(f)]
+
+def read_results(
+    name:str # A benchmark's name, for example zoo
+) -> dict:   # What it measured, with date and versions
+    "What a script in benchmarks wrote when it was last run"
+    return json.loads(data_path(f'results/{name}.json').read_text(encoding='utf-8'))
 
 # %% ../nbs/00_core.ipynb #46e17c5f
 def need(

@@ -106,7 +106,7 @@ def test_unknown_names_and_missing_programs(cache):
 @pytest.mark.slow
 def test_horovod_is_built_and_trains_like_one_process():
     build('horovod')
-    nb = json.loads((Path(__file__).parent.parent/'nbs'/'05_collectives.ipynb').read_text())
+    nb = json.loads((Path(__file__).parent.parent/'nbs'/'parallel/02_collectives.ipynb').read_text())
     cells = [''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code']
     scope = {}
     for cell in cells:

@@ -1,0 +1,163 @@
+"""Memory measured and predicted: every rule against autograd, every knob, every mistake."""
+import json
+import time
+from functools import partial
+from pathlib import Path
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings, strategies as st
+from torch import nn
+from fsdl_tools.core import fix_torchvision
+fix_torchvision()
+from fsdl_tools.memory.measure import Allocator, AdamW8bit, Tracker, blocks_of, fake, measure, optimizers, prepare, reserved, summary
+from fsdl_tools.memory.predict import Recorder, block_bytes, breakdown, largest_batch, record, simulate, state_bytes
+from fsdl_tools.models.zoo import build, example_inputs
+
+torch.set_num_threads(1)
+
+
+class Fn(nn.Module):
+    "A function of something that needs a gradient"
+    def __init__(self, f): super().__init__(); self.w, self.f = nn.Parameter(torch.randn(4, 8, 16, 16)), f
+    def forward(self, x): return self.f(x * self.w).flatten(1) * 1.
+
+
+named = dict(softmax=lambda x: F.softmax(x, 1), log_softmax=lambda x: F.log_softmax(x, 1), cumsum=lambda x: x.cumsum(1), std=lambda x: x.std(1), var=lambda x: x.var(1), amax=lambda x: x.amax(1), amin=lambda x: x.amin(1),
+    max=lambda x: x.max(1)[0], topk=lambda x: x.topk(2)[0], sort=lambda x: x.sort()[0], logsumexp=lambda x: x.logsumexp(1), cumprod=lambda x: x.cumprod(1), norm=lambda x: x.norm(dim=1),
+    power=lambda x: x**3, square=lambda x: x**2, tensor_power=lambda x: (x.abs() + 1)**x, divide=lambda x: x / (x.abs() + 1), divide_scalar=lambda x: x / 3, times_scalar=lambda x: x * 2., clamp=lambda x: x.clamp(0),
+    maximum=lambda x: torch.maximum(x, x * 2), where=lambda x: torch.where(x > 0, x, x * 2), masked_fill=lambda x: x.masked_fill(x > 0, 0.), gather=lambda x: x.gather(3, torch.zeros(4, 8, 16, 2, dtype=torch.long)),
+    index=lambda x: x[torch.tensor([0, 2])], avg_pool=lambda x: F.avg_pool2d(x, 2), max_pool=lambda x: F.max_pool2d(x, 2), adaptive_avg=lambda x: F.adaptive_avg_pool2d(x, 4), adaptive_one=lambda x: F.adaptive_avg_pool2d(x, 1),
+    adaptive_max=lambda x: F.adaptive_max_pool2d(x, 4), nearest=lambda x: F.interpolate(x, scale_factor=2.), bilinear=lambda x: F.interpolate(x, scale_factor=2., mode='bilinear'), dropout=lambda x: F.dropout(x, .1),
+    layer_norm=lambda x: F.layer_norm(x, (16,)), group_norm=lambda x: F.group_norm(x, 4), rms_norm=lambda x: F.rms_norm(x, (16,)), batch_norm=lambda x: F.batch_norm(x, None, None, training=True), instance_norm=lambda x: F.instance_norm(x),
+    pad=lambda x: F.pad(x, (1, 1)), reflect=lambda x: F.pad(x, (1, 1, 1, 1), mode='reflect'), attention=lambda x: F.scaled_dot_product_attention(x, x, x), causal=lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+    masked=lambda x: F.scaled_dot_product_attention(x, x, x, attn_mask=torch.zeros(16, 16)), attention_dropout=lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=.1), einsum=lambda x: torch.einsum('abcd,abed->abce', x, x * 2),
+    roll=lambda x: x.roll(1, 1), cat=lambda x: torch.cat([x, x]), unfold=lambda x: F.unfold(x, 3), pixel_shuffle=lambda x: F.pixel_shuffle(x, 2), addcmul=lambda x: torch.addcmul(x, x, x), baddbmm=lambda x: torch.baddbmm(x[0], x[1], x[2]),
+    prelu=lambda x: F.prelu(x, x.new_ones(8)), conv=lambda x: F.conv2d(x, x.new_ones(8, 8, 3, 3)), conv_transpose=lambda x: F.conv_transpose2d(x, x.new_ones(8, 8, 3, 3)), smooth_l1=lambda x: F.smooth_l1_loss(x, x * 2, reduction='none'),
+    tril=lambda x: x.tril(), outer=lambda x: x[..., None, :] * x[..., None], glu=lambda x: F.glu(x, 1), geglu=lambda x: (lambda a, b: a * F.gelu(b))(*x.chunk(2, 1)), swiglu=lambda x: F.silu(x) * x, repeat=lambda x: x.repeat(1, 2, 1, 1),
+    expand_add=lambda x: x + x.mean(1, keepdim=True), inplace_add=lambda x: (x * 2).add_(x), inplace_mul=lambda x: (x + 1).mul_(x), bias=lambda x: F.linear(x, x.new_ones(4, 16), x.new_ones(4)))
+for n in 'relu gelu silu hardswish hardsigmoid mish softplus hardtanh leaky_relu elu relu6 celu sigmoid tanh logsigmoid'.split(): named[n] = getattr(F, n)
+for n in 'relu silu hardswish hardsigmoid mish hardtanh leaky_relu elu relu6'.split():
+    named[n + ' in place, kept'] = (lambda f: lambda x: (lambda y: y * y)(f(x + 1, inplace=True)))(getattr(F, n))
+for n in 'abs cos sin log exp sqrt rsqrt reciprocal erf neg atan expm1 log1p'.split(): named[n] = (lambda f: lambda x: f(x.abs() + 1))(getattr(torch, n))
+
+
+@pytest.mark.filterwarnings('error:no rule')
+@pytest.mark.parametrize('name', named)
+def test_the_rule_keeps_what_autograd_keeps(name):
+    total, x = (lambda y: y.sum()), (torch.zeros(4, 8, 16, 16),)
+    model = Fn(named[name])
+    assert breakdown(model, inputs=x, kernels='cpu', loss=total, optimizer='sgd').activations == summary(measure(model, x, optimizer='sgd', loss=total)).activations
+
+
+def test_an_operation_without_a_rule_is_reported():
+    with pytest.warns(UserWarning, match='no rule for cross, counted|no rule for .*cross'): breakdown(Fn(lambda x: torch.linalg.cross(x[..., :3], x[..., :3] * 2)), inputs=(torch.zeros(4, 8, 16, 16),))
+
+
+def tiny(kind):
+    if kind == 'mlp': return nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 10)), (torch.randn(8, 20),)
+    if kind == 'cnn': return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8*15*15, 10)), (torch.randn(8, 3, 32, 32),)
+    return nn.Sequential(nn.Embedding(50, 32), nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), nn.Linear(32, 50)), (torch.zeros(4, 16, dtype=torch.long),)
+
+
+@pytest.mark.parametrize('kind', ['mlp', 'cnn', 'transformer'])
+@pytest.mark.parametrize('optimizer', optimizers)
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+def test_states_gradients_and_parameters_are_exact(kind, optimizer, precision):
+    model, x = tiny(kind)
+    p, m = breakdown(model, inputs=x, kernels='cpu', optimizer=optimizer, precision=precision), summary(measure(model, x, optimizer=optimizer, precision=precision))
+    for c in ('parameters', 'gradients', 'optimizer', 'buffers', 'batch', 'activations', 'logits'): assert getattr(p, c) == getattr(m, c), c
+
+
+@pytest.mark.parametrize('kind', ['mlp', 'cnn', 'transformer'])
+@pytest.mark.parametrize('how', [{}, dict(precision='amp'), dict(accumulation=2), dict(optimizer='adamw8bit')])
+def test_without_data_and_with(kind, how):
+    model, x = tiny(kind)
+    a, b = summary(measure(model, x, **how)).to_dict(), summary(measure(model, x, real=True, **how)).to_dict()
+    if 'precision' not in how: assert a == b
+    else: assert all(abs(a[k] - b[k]) <= 64 for k in a if isinstance(a[k], int))        # on real tensors batch-norm keeps its statistics in fp32
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.sampled_from(['linear', 'relu', 'gelu', 'norm', 'dropout', 'residual']), min_size=1, max_size=8), st.integers(1, 6), st.integers(1, 5))
+def test_random_networks(parts, batch, eighths):
+    class Res(nn.Module):
+        def __init__(self, d): super().__init__(); self.f = nn.Linear(d, d)
+        def forward(self, x): return x + self.f(x)
+    d = 8 * eighths
+    make = dict(linear=lambda: nn.Linear(d, d), relu=nn.ReLU, gelu=nn.GELU, norm=lambda: nn.LayerNorm(d), dropout=lambda: nn.Dropout(.1), residual=lambda: Res(d))
+    model, x = nn.Sequential(nn.Linear(d, d), *[make[p]() for p in parts]), (torch.zeros(batch, d),)
+    p, m = breakdown(model, inputs=x, kernels='cpu'), summary(measure(model, x))
+    assert (p.activations, p.logits, p.optimizer) == (m.activations, m.logits, m.optimizer)
+
+
+def test_the_model_that_is_given_is_not_changed():
+    model, x = tiny('cnn')
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.eval()
+    for how in (dict(precision='bf16'), dict(recompute=['0'])): measure(model, x, **how)
+    breakdown(model, inputs=x, precision='bf16')
+    assert not model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert 'forward' not in vars(model[0])
+
+
+def test_recomputation_with_dropout_still_trains():
+    model, x = tiny('transformer')
+    t = measure(model, x, recompute=['1', '2'], real=True)
+    assert not any('forward' in vars(m) for m in model.modules())
+    assert t.at(t.begins('backward')[0])['activations'] < measure(model, x).at(t.begins('backward')[0])['activations']
+
+
+def test_gpu_kernels_need_less_for_dropout_and_attention():
+    m = build('gpt2', device='meta', n_layer=2)
+    cpu, gpu = (breakdown(m, 2, 256, kernels=k).activations for k in ('cpu', 'cuda'))
+    scores, masks = 2 * 12 * 256**2 * 2, 2 * 256 * 768          # per layer: elements of the scores; of one dropout mask
+    assert gpu < cpu - 2 * scores * 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40 << 20), st.integers(0, 30)), min_size=1, max_size=60))
+def test_the_allocator_loses_nothing(requests):
+    a, held = Allocator(), []
+    for size, drop in requests:
+        if held and drop < 12: a.free(held.pop(drop % len(held)))
+        held.append(a.malloc(size))
+        assert a.allocated == sum(h[3] for h in held) <= a.reserved
+        spans = sorted((h[1], h[2], h[2] + h[3]) for h in held)
+        assert all(x[0] != y[0] or x[2] <= y[1] for x, y in zip(spans, spans[1:]))            # no two blocks overlap
+    for h in held: a.free(h)
+    assert a.allocated == 0 and sum(b[0] for small in (True, False) for b in a.free_blocks[small]) == a.reserved
+
+
+def test_eight_bits_follow_thirty_two():
+    def fit(make):
+        torch.manual_seed(0)
+        m, x = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 64)), torch.randn(256, 64)
+        opt, y = make(m.parameters(), lr=1e-2), x.roll(1, 1)
+        for _ in range(80): loss = F.mse_loss(m(x), y); opt.zero_grad(); loss.backward(); opt.step()
+        return loss.item()
+    assert abs(fit(AdamW8bit) / fit(torch.optim.AdamW) - 1) < .15
+
+
+@pytest.mark.parametrize('call, message', [(lambda: breakdown('resnet9000'), 'resnet'), (lambda: breakdown('resnet18', optimizer='adan'), 'did you mean'), (lambda: breakdown('resnet18', precision='fp8'), 'precision'),
+    (lambda: breakdown('resnet18', 0), 'batch'), (lambda: breakdown('resnet18', 7, accumulation=2), 'micro-batches'), (lambda: breakdown('resnet18', kernels='tpu'), 'kernels'), (lambda: largest_batch('resnet18', 0), 'memory'),
+    (lambda: measure(tiny('mlp')[0], tiny('mlp')[1], optimizer='lion'), 'optimizer'), (lambda: measure(*tiny('mlp'), accumulation=0), 'accumulation')])
+def test_mistakes_are_named(call, message):
+    with pytest.raises(ValueError, match=message): call()
+
+
+def test_nothing_fits_into_nothing(): assert largest_batch('resnet18', 1 << 20) == 0
+
+
+def test_a_seven_billion_model_takes_seconds():
+    start = time.process_time()
+    b = breakdown('llama', 1, 2048, precision='bf16', optimizer='mixed', recompute=True)
+    assert 6.7e9 < b.parameters / 2 < 6.8e9 and time.process_time() - start < 60
+
+
+def test_recorded_results_are_within_the_bar():
+    result = read_results('memory')
+    assert len({r['model'] for r in result['rows']}) >= 12
+    for r in result['rows']:
+        for c in ('parameters', 'gradients', 'optimizer', 'buffers'): assert r['predicted'][c] == r['measured'][c]
+        assert abs(r['predicted']['activations'] / r['measured']['activations'] - 1) < .03
