@@ -236,8 +236,8 @@ def _memory(
 
     Examples: `fsdl memory gpt2 --batch 8 --seq 1024 --precision bf16 --optimizer adamw`, `fsdl memory resnet50 --batch 256 --fit 24GiB`
     """
-    from fsdl_tools.memory.measure import measure as mem
-    from fsdl_tools.memory.measure import predict as predict
+    from fsdl_tools.memory import measure as mem
+    from fsdl_tools.memory import predict
     kw = dict(precision=precision, optimizer=optimizer, accumulation=accumulation)
     if measured:
         if fit: raise ValueError('--fit searches among predictions: leave --measure away')

@@ -230,7 +230,7 @@ def test_published_runs_are_predicted_within_the_bars():
 
 def test_constants_can_be_fitted_again():
     from pathlib import Path
-    script = Path(__file__).parents[1]/'benchmarks'/'fit_memory.py'
+    script = Path(__file__).parents[2]/'benchmarks'/'fit_memory.py'
     r = subprocess.run([sys.executable, str(script), '--no-cv'], capture_output=True, text=True, timeout=300)
     assert r.returncode == 0 and all(w in r.stdout for w in ('nanotron', 'megatron-deepspeed', 'torchtitan', 'balanced')), r.stderr[-800:]
 

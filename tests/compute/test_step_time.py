@@ -3,7 +3,7 @@ import json, math, subprocess, sys, time
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings, strategies as st
-from fsdl_tools.core import read_data
+from fsdl_tools.core import read_data, read_results
 from fsdl_tools.compute.gpus import find
 from fsdl_tools.compute.step_time import (causes, collective, columns, complete, constants, derive, framework_of, frameworks, resolve, step_time, waves)
 

@@ -8,12 +8,13 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from fsdl_tools.frameworks.runners import task as D
-from fsdl_tools.frameworks.runners import runners as F
-from fsdl_tools.frameworks.runners import convert as I
-from fsdl_tools.frameworks.runners import race as R
+from fsdl_tools.core import read_results
+from fsdl_tools.frameworks import task as D
+from fsdl_tools.frameworks import runners as F
+from fsdl_tools.frameworks import convert as I
+from fsdl_tools.frameworks import race as R
 
-root = Path(__file__).parent.parent
+root = Path(__file__).parents[2]
 eager = [n for n in F.runners if n != 'torch-compile']
 tol = 1e-5
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
-from fsdl_tools.core import fix_torchvision
+from fsdl_tools.core import fix_torchvision, read_results
 fix_torchvision()
 from fsdl_tools.memory.measure import Allocator, AdamW8bit, Tracker, blocks_of, fake, measure, optimizers, prepare, reserved, summary
 from fsdl_tools.memory.predict import Recorder, block_bytes, breakdown, largest_batch, record, simulate, state_bytes

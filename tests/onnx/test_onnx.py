@@ -9,7 +9,7 @@ from fsdl_tools.onnx.export import InputSpec, calibrate, draw, export, install, 
 from fsdl_tools.onnx.graph import infer, inspect_onnx, read_onnx, session, web_runner
 
 torch.set_num_threads(1)
-root = Path(__file__).resolve().parents[1]
+root = Path(__file__).resolve().parents[2]
 
 class Net(torch.nn.Module):
     def __init__(self, width=16):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from fsdl_tools.parallel.model import collectives as C
+from fsdl_tools.parallel import collectives as C
 from fsdl_tools.parallel.collectives import CommCounter, RankError, RankTimeout, launch, wire_bytes
 
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')

@@ -3,7 +3,7 @@ import functools, random
 import pytest
 import torch
 import torch.distributed as dist
-from fsdl_tools.parallel.model import collectives
+from fsdl_tools.parallel import collectives
 from fsdl_tools.training import trainer
 from fsdl_tools.parallel.collectives import RankError, launch
 from fsdl_tools.models.gpt import GPT, gpt_config

@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, load, save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
+from fsdl_tools.core import read_results
 from fsdl_tools.parallel.collectives import RankError, launch
 from fsdl_tools.models.gpt import GPT, GPTConfig, gpts, keep_layers, lm_loss
 from fsdl_tools.parallel.tensor import (ColumnParallel, RowParallel, apart, compare, gather, lesson, modes, owned, part, tensor_parallel, total, vocab_parallel_loss, whole_gradient)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from fsdl_tools.core import read_results
 from fsdl_tools.parallel.collectives import launch
 from fsdl_tools.parallel.ddp import share, sync_batchnorm, tiny_batch, tiny_loss, tiny_model, tiny_names, train, train_alone, train_ranks
 from fsdl_tools.environments import built, run_in
