@@ -14,7 +14,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from .collectives import CommCounter, launch
-from ..core import Table, human_bytes, one_of, positive
+from ..core import human_bytes, one_of, positive
+from ..table import Table
 from .ddp import broadcast_all, share, sync_batchnorm, tiny_batch, tiny_loss, tiny_model, tiny_names, train, train_alone, train_ranks
 
 # %% ../../nbs/parallel/04_zero.ipynb #530a55ab

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from .collectives import launch
-from ..core import MiB, Table, human_bytes, one_of, write_atomic
+from ..core import MiB, human_bytes, one_of, write_atomic
+from ..table import Table
 from .ddp import share, sync_batchnorm, tiny_batch, tiny_loss, tiny_model, tiny_names, train, train_alone, train_ranks
 from .zero import adamw, ddp, fsdp, storage_bytes, worst, zeros
 
