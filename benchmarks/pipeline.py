@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.pipelining
-from fsdl_tools.parallel.collectives import launch
+from fsdl_tools.parallel.ranks import on_ranks
 from fsdl_tools.core import write_atomic
 from fsdl_tools.models.gpt import gpt_config
 from fsdl_tools.parallel.schedules import bubble_formula, simulate
@@ -39,7 +39,7 @@ def race(name, config, m, virtual, rounds):
 
 def speed():
     cases = [('gpipe', 1), ('1f1b', 1), ('interleaved', 2)]
-    return [dict(schedule=n, model=c, ranks=2, m=8, rounds=10) | launch(race, 2, n, c, 8, v, 10, timeout=400)[0] for c in ('gpt-tiny', 'gpt-mini') for n, v in cases]
+    return [dict(schedule=n, model=c, ranks=2, m=8, rounds=10) | on_ranks(race, 2, n, c, 8, v, 10, timeout=400)[0] for c in ('gpt-tiny', 'gpt-mini') for n, v in cases]
 
 
 def bubble():

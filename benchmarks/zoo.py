@@ -112,7 +112,7 @@ def sheet(folder, name):
 def imagenet(folder):
     "fsdl_tools/data/imagenet.csv"
     from fsdl_tools.models.profile import profile
-    from fsdl_tools.core import Table
+    from fsdl_tools.table import Table
     speed = {}
     for r in sheet(folder, 'timm_infer_rtx4090.csv'):
         for key in (r['model'], r['model'].split('.')[0]): speed.setdefault((key, int(r['infer_img_size'])), float(r['infer_samples_per_sec']))
@@ -195,7 +195,7 @@ def explain(row, gmacs, params):
 
 def report(folder):
     "The index and the summary"
-    from fsdl_tools.core import Table
+    from fsdl_tools.table import Table
     from fsdl_tools.core import fix_torchvision
     fix_torchvision()
     import timm

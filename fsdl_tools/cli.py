@@ -10,7 +10,8 @@ import json, os, sys
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .core import Table, human_bytes, human_count, human_dollars, human_seconds, parse_bytes, parse_count, parse_seconds
+from .core import human_bytes, human_count, human_dollars, human_seconds, parse_bytes, parse_count, parse_seconds
+from .table import Table
 
 # %% ../nbs/90_cli.ipynb #4afca8c5
 app = typer.Typer(name='fsdl', no_args_is_help=True, rich_markup_mode='markdown', pretty_exceptions_enable=False, context_settings={'help_option_names': ['-h', '--help']},
@@ -311,7 +312,7 @@ app.add_typer(env_app, name='env')
 def _env_list(ctx: typer.Context, json_: Json = False):
     "List the side environments, and say which are built here."
     if ctx.invoked_subcommand: return
-    from fsdl_tools.core import Table
+    from fsdl_tools.table import Table
     from fsdl_tools.environments import side_envs
     show(side_envs() if json_ else Table(side_envs(), columns=['name', 'built', 'why', 'last_tested'], caption='Side environments'), json_)
 

@@ -9,7 +9,8 @@ __all__ = ['SideEnv', 'side_env', 'side_envs', 'cache_folder', 'env_folder', 'bu
 import contextlib, datetime, hashlib, importlib.metadata, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time
 from dataclasses import dataclass
 from pathlib import Path
-from .core import Record, Table, one_of, read_data, write_atomic
+from .core import Record, one_of, read_data, write_atomic
+from .table import Table
 
 # %% ../nbs/02_environments.ipynb #f89b9d68
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import functools, math
 from dataclasses import dataclass
 import numpy as np
 from ..core import *
+from ..table import Table
 from .gpus import Cluster, find, peak
 from ..parallel.layout import Layout, check_layout, parse_layout
 from .step_memory import memory, parameters, prepare, sharded, state_bytes

@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakIdKeyDictionary
-from ..core import KiB, MiB, GiB, Record, Table, human_bytes, one_of, positive, plot_style
+from ..core import KiB, MiB, GiB, Record, human_bytes, one_of, positive, plot_style
+from ..table import Table
 
 # %% ../../nbs/memory/01_measure.ipynb #9aa30cc6
 @dataclass(eq=False)

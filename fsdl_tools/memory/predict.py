@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from ..core import MiB, GiB, Table, human_bytes, nearest, one_of, positive
+from ..core import MiB, GiB, human_bytes, nearest, one_of, positive
+from ..table import Table
 from .measure import Breakdown, autocast, blocks_of, call, cross_entropy, fake, in_modules, logits_of, mode_of, optimizers, prepare, run_op, tensors
 from ..models.zoo import ModelSpec, build, example_inputs
 

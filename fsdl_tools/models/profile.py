@@ -7,7 +7,8 @@ __all__ = ['Tally', 'metered', 'shape_of', 'profile', 'largest', 'tree', 'memory
 
 # %% ../../nbs/models/02_profile.ipynb #4fc308d5
 import contextlib, copy, math, re, statistics, time
-from ..core import Table, fix_torchvision, human_bytes, human_count, human_seconds, one_of, positive, read_data
+from ..core import fix_torchvision, human_bytes, human_count, human_seconds, one_of, positive, read_data
+from ..table import Table
 from .zoo import Input, Layer, ModelSpec, TransformerShape, build, example_inputs, from_shape, human_flop
 
 # %% ../../nbs/models/02_profile.ipynb #5b554dbb

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Optional
-from ..core import Record, Table, fix_torchvision, human_bytes, human_count, need, nearest, one_of, parse_count, positive, read_data
+from ..core import Record, fix_torchvision, human_bytes, human_count, need, nearest, one_of, parse_count, positive, read_data
+from ..table import Table
 
 # %% ../../nbs/models/01_zoo.ipynb #8432404a
 def human_flop(

@@ -12,7 +12,8 @@ import contextlib, copy, hashlib, inspect, io, json, os, re, secrets, shutil, te
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..core import Record, Table, fix_torchvision, need, one_of, positive
+from ..core import Record, fix_torchvision, need, one_of, positive
+from ..table import Table
 from .graph import InputSpec, _cause, _external, _says_something, _sizes, compare, draw, infer, inspect_onnx, session, specs_of_file, _fit
 
 # %% ../../nbs/onnx/02_export.ipynb #baf38ca4

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 import numpy as np
-from ..core import Record, Table, need, one_of, positive
+from ..core import Record, need, one_of, positive
+from ..table import Table
 
 # %% ../../nbs/onnx/01_graph.ipynb #2c089897
 def _layers(graph):

@@ -11,7 +11,8 @@ import contextlib, io, logging, os, random, statistics, secrets, sys, time, warn
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..core import Record, Table, human_bytes, human_seconds, need, one_of, positive, write_atomic
+from ..core import Record, human_bytes, human_seconds, need, one_of, positive, write_atomic
+from ..table import Table
 from .graph import _cause, infer, inspect_onnx, read_onnx, session
 from .export import Source, compare, draw, install, specs_of, specs_of_file, staging
 

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B, ScheduleInterleavedZeroBubble
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
-from .collectives import launch
+from .ranks import on_ranks
 from ..core import *
 from .ddp import sync_batchnorm
 from ..models.gpt import GPT, GPTBlock, GPTConfig, gpt_config, keep_layers

@@ -13,8 +13,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from .collectives import CommCounter, launch
-from ..core import Table, human_bytes, one_of, positive
+from .collectives import CommCounter
+from .ranks import on_ranks
+from ..core import human_bytes, one_of, positive
+from ..table import Table
 from .ddp import broadcast_all, share, sync_batchnorm, tiny_batch, tiny_loss, tiny_model, tiny_names, train, train_alone, train_ranks
 
 # %% ../../nbs/parallel/04_zero.ipynb #530a55ab
@@ -197,7 +199,7 @@ def differences(
 ) -> list:           # A dict for each strategy: the largest relative difference for each model
     "Compare strategies with one process over 20 steps"
     alone = {n: {make: train_alone(n, make=reference(make)) for _, make in strategies.values()} for n in names}
-    runs = launch(run_all, ranks, strategies, names, timeout=300)[0]
+    runs = on_ranks(run_all, ranks, strategies, names, timeout=300)[0]
     return [dict(strategy=s, ranks=ranks) | {n: worst(runs[s, n], alone[n][make]) for n in names} for s, (_, make) in strategies.items()]
 
 def reference(make): return getattr(make, 'reference', make)       # an optimizer that only exists on several ranks names the one it stands for

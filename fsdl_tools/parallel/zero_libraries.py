@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from .collectives import launch
-from ..core import MiB, Table, human_bytes, one_of, write_atomic
+from .ranks import on_ranks
+from ..core import MiB, human_bytes, one_of, write_atomic
+from ..table import Table
 from .ddp import share, sync_batchnorm, tiny_batch, tiny_loss, tiny_model, tiny_names, train, train_alone, train_ranks
 from .zero import adamw, ddp, fsdp, storage_bytes, worst, zeros
 
@@ -82,7 +83,7 @@ def offload_run(
         losses.append(loss.item()); times.append(time.perf_counter() - start)
     return dict(losses=losses, bytes=held, per_parameter=held / n, seconds=sorted(times[1:])[len(times) // 2 - 1])
 
-def _alone(rank_fn, *args): return launch(rank_fn, 1, *args, init=False, timeout=120)[0]
+def _alone(rank_fn, *args): return on_ranks(rank_fn, 1, *args, init=False, timeout=120)[0]
 
 # %% ../../nbs/parallel/05_zero_libraries.ipynb #b6fd3f99
 def offloaded(params): return Offloaded(params)
@@ -259,7 +260,7 @@ def run_deepspeed(
     for name in payload['models']:
         alone = train_alone(name, make=adamw)
         for stage in payload['stages']:
-            losses = launch(deepspeed_rank, payload['ranks'], stage, name, payload.get('offload', False), timeout=300)[0]
+            losses = on_ranks(deepspeed_rank, payload['ranks'], stage, name, payload.get('offload', False), timeout=300)[0]
             rows.append(dict(system=f'DeepSpeed {deepspeed.__version__}', strategy=f"stage {stage}{' + offload' if payload.get('offload') else ''}", model=name, ranks=payload['ranks'], difference=worst(losses, alone)))
     return rows
 
@@ -292,7 +293,7 @@ def run_fairscale(
         alone = train_alone(name, make=adamw)
         for what in fairscale_parts:
             row = dict(system=f'FairScale {fairscale.__version__}', strategy=what, model=name, ranks=payload['ranks'])
-            try: row['difference'] = worst(launch(fairscale_rank, payload['ranks'], what, name, timeout=120)[0], alone)
+            try: row['difference'] = worst(on_ranks(fairscale_rank, payload['ranks'], what, name, timeout=120)[0], alone)
             except RuntimeError as e: row['error'] = ' '.join(str(e).split())[:200]
             rows.append(row)
     return rows

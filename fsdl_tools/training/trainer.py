@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from .data import Feed, eval_batches, open_data
 from .checkpoint import CheckpointError, Checkpointer, export_weights
-from ..parallel.collectives import RankError, launch
+from ..parallel.ranks import RankError, on_ranks
 from ..core import *
 from ..models.gpt import GPT, gpt_config, gpts
 from ..parallel.layout import check_runnable, parse_layout

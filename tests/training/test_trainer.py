@@ -4,10 +4,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from fsdl_tools.training import checkpoint
-from fsdl_tools.training import trainer
+from fsdl_tools.training import checkpoint, trainer
 from fsdl_tools.training.checkpoint import CheckpointError, Checkpointer, verify
-from fsdl_tools.parallel.collectives import RankError, launch
+from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.parallel.layout import parse_layout
 from fsdl_tools.training.trainer import TrainConfig, Trainer, complete, fit, kill_one, lr_at, tensors, train
 
@@ -43,7 +42,7 @@ def rows_of(c): return [{k: r.get(k) for k in ('step', 'loss', 'norm', 'lr', 'ev
 def go(c):
     "Run without torchrun, which takes longer to start: rows of rank 0"
     world = parse_layout(c.layout).world
-    return launch(rows_of, world, c, timeout=400)[0] if world > 1 else rows_of(c)
+    return on_ranks(rows_of, world, c, timeout=400)[0] if world > 1 else rows_of(c)
 
 
 def facts(rows): return [{k: r.get(k) for k in ('step', 'loss', 'norm', 'lr', 'eval_loss')} for r in rows]
@@ -234,7 +233,7 @@ def test_a_full_disk_is_heard_of_and_the_run_goes_on(layout, text, tmp_path, mon
     go(c.replace(folder=str(tmp_path/'straight')))
     full(monkeypatch, lambda step: step in (4, 6))
     c = c.replace(folder=str(tmp_path/'run'))
-    seen = launch(_warned, parse_layout(layout).world, c, timeout=300)
+    seen = on_ranks(_warned, parse_layout(layout).world, c, timeout=300)
     for _, failed in seen: assert [s for s, _ in failed] == [4, 6] and 'No space left' in failed[0][1]
     assert [('step 4' in w or 'step 6' in w) and 'No space left' in w and 'goes on' in w for w in seen[0][0]] == [True, True] and not any(w for w, _ in seen[1:])
     same_run(tmp_path/'run', tmp_path/'straight')
@@ -333,7 +332,7 @@ def _until(c, to):
 
 def stop_at(c, to):
     world = parse_layout(c.layout).world
-    return launch(_until, world, c, to, timeout=400) if world > 1 else _until(c, to)
+    return on_ranks(_until, world, c, to, timeout=400) if world > 1 else _until(c, to)
 
 
 # ---- models and data ----
