@@ -117,7 +117,7 @@ def _profile_command(
     """
     from fsdl_tools.models import profile as prof
     from fsdl_tools.core import one_of
-    from fsdl_tools.models.zoo import locate
+    from fsdl_tools.models.build import locate
     kinds, size = [locate(m)[0] for m in models], {} if input_size is None else dict(input_size=input_size)
     specs = [prof.profile(m, batch=batch, seq=seq, precision=precision, **size, **(dict(task=task) if task and k != 'timm' else {})) for m, k in zip(models, kinds)]
     if as_json: return typer.echo(json.dumps([s.to_dict() for s in specs], indent=2))

@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from ..core import MiB, GiB, Table, human_bytes, nearest, one_of, positive
 from .measure import Breakdown, autocast, blocks_of, call, cross_entropy, fake, in_modules, logits_of, mode_of, optimizers, prepare, run_op, tensors
-from ..models.zoo import ModelSpec, build, example_inputs
+from ..models.spec import ModelSpec
+from ..models.build import build, example_inputs
 
 # %% ../../nbs/memory/02_predict.ipynb #d7d5d9a2
 words = str.split

@@ -12,7 +12,7 @@ from fsdl_tools.core import fix_torchvision, read_results
 fix_torchvision()
 from fsdl_tools.memory.measure import Allocator, AdamW8bit, Tracker, blocks_of, fake, measure, optimizers, prepare, reserved, summary
 from fsdl_tools.memory.predict import Recorder, block_bytes, breakdown, largest_batch, record, simulate, state_bytes
-from fsdl_tools.models.zoo import build, example_inputs
+from fsdl_tools.models.build import build, example_inputs
 
 torch.set_num_threads(1)
 
