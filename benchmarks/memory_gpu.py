@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from fsdl_tools.core import fix_torchvision, human_bytes, write_atomic
 fix_torchvision()
-from fsdl_tools.memory.measure import cross_entropy, logits_of, measure, reserved, summary
+from fsdl_tools.memory.measure import cross_entropy, logits_of, measure, summary
+from fsdl_tools.memory.tracker import reserved
 from fsdl_tools.memory.predict import breakdown
 from fsdl_tools.models.build import build, example_inputs
 
