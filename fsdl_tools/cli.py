@@ -118,7 +118,7 @@ def _profile_command(
     """
     from fsdl_tools.models import profile as prof
     from fsdl_tools.core import one_of
-    from fsdl_tools.models.zoo import locate
+    from fsdl_tools.models.build import locate
     kinds, size = [locate(m)[0] for m in models], {} if input_size is None else dict(input_size=input_size)
     specs = [prof.profile(m, batch=batch, seq=seq, precision=precision, **size, **(dict(task=task) if task and k != 'timm' else {})) for m, k in zip(models, kinds)]
     if as_json: return typer.echo(json.dumps([s.to_dict() for s in specs], indent=2))
@@ -155,7 +155,7 @@ def _say(line):
 
 def _smaller(path, kinds, src):
     "Quantise `path` beside itself, once for each kind"
-    from fsdl_tools.onnx.export import draw
+    from fsdl_tools.onnx.graph import draw
     from fsdl_tools.onnx.optimise import quantise
     for k in kinds:
         _say(f'quantising to {k}')
@@ -179,7 +179,8 @@ def _export_model(
     if cache:
         from fsdl_tools.onnx.decoder import export_decoder
         return show(export_decoder(model, out, opset=opset, pretrained=pretrained, seed=seed, progress=_say), as_json)
-    from fsdl_tools.onnx.export import export, open_model, staging
+    from fsdl_tools.onnx.export import export, staging
+    from fsdl_tools.onnx.cures import open_model
     with staging(out): pass                                                     # an unwritable folder is found before minutes of work
     src = open_model(model, pretrained=pretrained, seed=seed)
     report = export(src, out, opset=opset, progress=_say)
@@ -197,7 +198,7 @@ def _verify_file(
     rtol:Annotated[float, typer.Option(help='Largest relative difference.')]=1e-4, seed:Annotated[Optional[int], typer.Option(help='Of the random weights; default: the one in the file.')]=None,
     pretrained:Annotated[bool, typer.Option('--pretrained', help='Compare with published weights.')]=False, as_json:Json=False):
     "Compare an ONNX file with the model it came from."
-    from fsdl_tools.onnx.export import verify
+    from fsdl_tools.onnx.verify import verify
     kw = ({} if seed is None else dict(seed=seed)) | (dict(pretrained=True) if pretrained else {})
     v = verify(file, against, rtol=rtol, **kw)
     show(v, as_json)
@@ -210,7 +211,7 @@ def _bench_files(
     batch:Annotated[List[int], typer.Option(help='Batch size. May be repeated.')]=[1, 8], threads:Annotated[List[int], typer.Option(help='Threads. May be repeated.')]=[1],
     rounds:Annotated[int, typer.Option(help='Interleaved rounds.')]=15, compiled:Annotated[bool, typer.Option('--compile', help='Time torch.compile as well.')]=False, as_json:Json=False):
     "Time ONNX files against eager torch, interleaved."
-    from fsdl_tools.onnx.export import open_model
+    from fsdl_tools.onnx.cures import open_model
     from fsdl_tools.onnx.graph import inspect_onnx
     from fsdl_tools.onnx.optimise import benchmark, timing_table
     name = against or inspect_onnx(files[0]).metadata.get('fsdl.source')

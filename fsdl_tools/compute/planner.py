@@ -37,8 +37,8 @@ def _from_shape(s, params=None):
 def _from_config(config):
     "Columns of a transformers configuration, its model built on the meta device and counted"
     import torch
-    from fsdl_tools.models.profile import shape_of
-    from fsdl_tools.models.zoo import find_class
+    from fsdl_tools.models.build import shape_of
+    from fsdl_tools.models.build import find_class
     with torch.device('meta'): m = find_class(config)(config)
     s = shape_of(m)
     if s is None: raise ValueError(f'{config.model_type} is not a transformer of one stack: it has no layers, hidden or heads')
@@ -62,7 +62,7 @@ def _named(name):
     if name in known(): return name, dict(known()[name]), None
     near = nearest(name, known())
     try:
-        from fsdl_tools.models.zoo import load_config, locate
+        from fsdl_tools.models.build import load_config, locate
         where, there = locate(name)
     except ValueError: raise ValueError(f"unknown model {name!r}: " + (f"did you mean {' or '.join(map(repr, near))}?" if near else 'expected a name of planner_models.csv, of timm or of transformers')) from None
     if where == 'timm':

@@ -20,7 +20,7 @@ from ..core import *
 from ..models.gpt import GPT, gpt_config, gpts
 from ..parallel.layout import check_runnable, parse_layout
 from ..parallel.model import Parallel, clip_gradients
-from ..models.zoo import build, locate
+from ..models.build import build, locate
 
 # %% ../../nbs/training/03_trainer.ipynb #a1fd6b31
 lr_schedules = {'constant': lambda t: 1., 'linear': lambda t: 1 - t, 'cosine': lambda t: .5*(1 + math.cos(math.pi*t))}     # of the progress after warm-up, 0 to 1
@@ -77,7 +77,7 @@ def _kind(name):
     try: where, there = locate(name)
     except ValueError as e: one_of('model', name, [*gpts]) if nearest(name, gpts) else None; raise e
     if where == 'timm': return 'images', 'timm'
-    from fsdl_tools.models.zoo import find_class, load_config
+    from fsdl_tools.models.build import find_class, load_config
     config = load_config(name)
     for task, kind in (('causal-lm', 'tokens'), ('image-classification', 'images')):
         with contextlib.suppress(ValueError): return find_class(config, task) and kind, 'transformers'
@@ -114,7 +114,7 @@ def _round_up(vocab, least): return least if vocab <= least else -(-vocab // 128
 def _seq(c, source):
     "Tokens of a sample"
     if source == 'gpt': return c.seq or gpts[c.model].ctx
-    from fsdl_tools.models.zoo import load_config
+    from fsdl_tools.models.build import load_config
     longest = getattr(load_config(c.model).get_text_config(), 'max_position_embeddings', None) or 1 << 20
     if c.seq > longest: raise ValueError(f'{c.model} takes at most {longest} tokens, not {c.seq}')
     return c.seq or min(64, longest)
@@ -125,7 +125,7 @@ def _size(c, source):
     if source == 'timm':
         fix_torchvision(); import timm
         return timm.get_pretrained_cfg(c.model).input_size[-1]
-    from fsdl_tools.models.zoo import load_config
+    from fsdl_tools.models.build import load_config
     return getattr(load_config(c.model), 'image_size', 224)
 
 def _lock(folder):
