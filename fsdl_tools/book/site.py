@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['settings', 'Page', 'page_name', 'notebooks', 'pages', 'option_problems', 'moved', 'write_moved', 'renderers',
-           'build_site', 'dead_links', 'serve_site', 'readme', 'fingerprint', 'update_site', 'course', 'main']
+           'fingerprint', 'build_site', 'dead_links', 'serve_site', 'readme', 'update_site', 'course', 'main']
 
 # %% ../../nbs/book/02_site.ipynb #4ef67aba
 import functools
@@ -190,6 +190,27 @@ def renderers() -> list:  # quarto and zensical, or zensical alone
     return ['quarto', 'zensical'] if shutil.which('quarto') else ['zensical']
 
 
+def _made_from(root):
+    "The files that a site is made from; not those that nbdev writes while it is built"
+    lib = root / settings(root)['lib_path']
+    files = [root / 'settings.ini', root / '_quarto.yml', lib / 'data/moved.csv']
+    files += [*(root / 'nbs').rglob('*'), *lib.rglob('*.py')]
+    written = ('nbdev.yml', 'sidebar.yml')
+    return sorted(f for f in files if f.is_file() and f.name not in written and '.ipynb_checkpoints' not in f.parts)
+
+
+def fingerprint(
+    root='.',  # Top of the project
+    renderer: str = '',  # Default: the one that build_site takes
+) -> str:  # A hash
+    "What the site is made from: notebooks, images, modules, settings, table of contents, and by what"
+    root = Path(root)
+    h = hashlib.sha256((renderer or renderers()[0]).encode())
+    for file in _made_from(root):
+        h.update(str(file.relative_to(root)).encode() + b'\0' + file.read_bytes())
+    return h.hexdigest()
+
+
 def build_site(
     root='.',  # Top of the project
     out=None,  # Folder for the site; default: _docs in root
@@ -198,11 +219,14 @@ def build_site(
     "Build the site from the notebooks; raises RuntimeError when anything is wrong with them"
     cfg = settings(root)
     out = Path(out or Path(root) / cfg['doc_path'])
-    if one_of('renderer', renderer or renderers()[0], ('quarto', 'zensical')) == 'quarto':
+    renderer = one_of('renderer', renderer or renderers()[0], ('quarto', 'zensical'))
+    mark = fingerprint(root, renderer)
+    if renderer == 'quarto':
         quarto(root, out, cfg)
     else:
         zensical(root, out, cfg, pages(root))
     write_moved(out, cfg)
+    (out / '.fingerprint').write_text(mark)
     return out
 
 # %% ../../nbs/book/02_site.ipynb #4063e41a
@@ -352,27 +376,6 @@ def readme(
     return re.sub(r'\]\(([\w/]+\.ipynb)\)', link, text)
 
 # %% ../../nbs/book/02_site.ipynb #ab92dd90
-def _made_from(root):
-    "The files that a site is made from; not those that nbdev writes while it is built"
-    lib = root / settings(root)['lib_path']
-    files = [root / 'settings.ini', root / '_quarto.yml', lib / 'data/moved.csv']
-    files += [*(root / 'nbs').rglob('*'), *lib.rglob('*.py')]
-    written = ('nbdev.yml', 'sidebar.yml')
-    return sorted(f for f in files if f.is_file() and f.name not in written and '.ipynb_checkpoints' not in f.parts)
-
-
-def fingerprint(
-    root='.',  # Top of the project
-    renderer: str = '',  # Default: the one that build_site takes
-) -> str:  # A hash
-    "What the site is made from: notebooks, images, modules, settings, table of contents, and by what"
-    root = Path(root)
-    h = hashlib.sha256((renderer or renderers()[0]).encode())
-    for file in _made_from(root):
-        h.update(str(file.relative_to(root)).encode() + b'\0' + file.read_bytes())
-    return h.hexdigest()
-
-
 def update_site(
     root='.',  # Top of the project
     renderer: str = '',  # quarto, zensical, or empty for quarto where it is on PATH
@@ -385,10 +388,9 @@ def update_site(
         if not (root / name).exists() or (root / name).read_text(encoding='utf-8') != text:
             write_atomic(root / name, text)
     out = Path(out or root / settings(root)['doc_path'])
-    mark, made = out / '.fingerprint', fingerprint(root, renderer)
-    if not mark.exists() or mark.read_text() != made:
+    mark = out / '.fingerprint'
+    if not mark.exists() or mark.read_text() != fingerprint(root, renderer):
         build_site(root, out, renderer)
-        mark.write_text(made)
     return out
 
 
