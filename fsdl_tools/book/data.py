@@ -19,13 +19,13 @@ def data_files() -> list:  # Names such as gpus.csv and results/zoo.json, sorted
     return sorted(name for name in found if not any(part[0] in '._' for part in name.split('/')))
 
 
-def _records(value):
-    "How many records a measurement holds: the entries of all its lists of records"
+def _figures(value):
+    "How many numbers a measurement holds"
     if isinstance(value, dict):
-        return sum(_records(v) for v in value.values())
+        return sum(_figures(v) for v in value.values())
     if isinstance(value, list):
-        return len(value) if value and isinstance(value[0], dict) else 0
-    return 0
+        return sum(_figures(v) for v in value)
+    return int(isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _dates(text):
@@ -34,15 +34,15 @@ def _dates(text):
 
 
 def _rows_and_newest(name):
-    "How many rows a table has, and its newest date"
+    "How many rows a table has, or figures a measurement, and its newest date"
     text = Path(data_path(name)).read_text(encoding='utf-8')
     if name.endswith('.json'):
-        return _records(json.loads(text)), max(_dates(text), default='')
+        return _figures(json.loads(text)), max(_dates(text), default='')
     rows = read_data(name, text=('date',))
     return len(rows), max(row['date'] for row in rows)
 
 
-def table_facts() -> list:  # A dict of table, what, rows, newest, licence, source and refreshed for each
+def table_facts() -> list:  # A dict of table, what, rows (figures in JSON), newest, licence, source and refreshed for each
     "What each table is, counted and dated from the files themselves"
     facts = []
     for row in read_data('tables.csv'):
