@@ -208,7 +208,7 @@ def test_every_option_of_every_cell_is_good(root): assert option_problems(root) 
     (lambda c: c.update(source='#| ecko: false\nx'), 'unknown option'), (lambda c: c.update(source='#| exprot\nx'), 'unknown option'),
     (lambda c: c.update(source='#| echo: false\n#| echo: true\nx'), 'given twice'), (lambda c: c.update(outputs=[dict(output_type='display_data', data={'image/png': ''})], source='plot()'), 'without fig-alt')])
 def test_a_bad_option_is_found(copy, change, found):
-    path = copy/'nbs/book/05_stable.ipynb'
+    path = copy/'nbs/book/09_stable.ipynb'
     nb = json.loads(path.read_text())
     change(next(c for c in nb['cells'] if c['cell_type'] == 'code'))
     path.write_text(json.dumps(nb))
@@ -217,7 +217,7 @@ def test_a_bad_option_is_found(copy, change, found):
 
 
 def test_repeated_ids_are_found(copy):
-    path = copy/'nbs/book/05_stable.ipynb'
+    path = copy/'nbs/book/09_stable.ipynb'
     nb = json.loads(path.read_text())
     nb['cells'][1]['id'] = nb['cells'][0]['id']
     path.write_text(json.dumps(nb))
