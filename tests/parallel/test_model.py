@@ -4,13 +4,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from fsdl_tools.parallel import ranks
-from fsdl_tools.training import trainer
+from fsdl_tools.training import elastic
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.models.gpt import GPT, gpt_config
 from fsdl_tools.parallel.layout import check_runnable, coordinates, parse_layout, recomputations
 from fsdl_tools.parallel.model import Loss, Parallel, clip_gradients, make_mesh, micro_batches, stage_bounds, ten_steps
 from fsdl_tools.models.tiny import rule_batch
-from fsdl_tools.training.trainer import TrainConfig, complete, train
+from fsdl_tools.training.trainer import TrainConfig, complete
+from fsdl_tools.training.elastic import train
 
 pytestmark = pytest.mark.timeout(900)
 tiny = gpt_config('gpt-tiny')
@@ -186,7 +187,7 @@ def test_the_mesh_is_the_grid_that_is_drawn(text):
 def nothing_starts(monkeypatch):
     "Whoever starts a process fails"
     def started(*a, **kw): raise AssertionError('a process was started')
-    for where, name in ((trainer.subprocess, 'Popen'), (trainer, 'fit'), (ranks, '_run')): monkeypatch.setattr(where, name, started)
+    for where, name in ((elastic.subprocess, 'Popen'), (elastic, 'fit'), (ranks, '_run')): monkeypatch.setattr(where, name, started)
 
 
 def broken(seed):
