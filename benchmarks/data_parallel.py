@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from fsdl_tools.parallel.ranks import on_ranks
-from fsdl_tools.parallel.ddp import TinyGPT, strategies, sync_batchnorm, tiny_batch, tiny_loss, tiny_model
+from fsdl_tools.parallel.ddp import strategies, sync_batchnorm
+from fsdl_tools.models.tiny import TinyGPT, tiny_batch, tiny_loss, tiny_model
 
 models = {
     'mlp 8 × 512': (lambda: nn.Sequential(*[nn.Linear(512, 512) for _ in range(8)]), lambda: torch.randn(64, 512)),

@@ -15,7 +15,8 @@ from fsdl_tools.core import write_atomic
 from fsdl_tools.models.gpt import gpt_config
 from fsdl_tools.parallel.schedules import bubble_formula, simulate
 from fsdl_tools.parallel.pipeline import sleep_trace
-from fsdl_tools.parallel.pipeline_gpt import adamw, gpt_step, rule_batch, torch_step
+from fsdl_tools.parallel.pipeline_gpt import gpt_step, torch_step
+from fsdl_tools.models.tiny import adamw, rule_batch
 
 out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'pipeline.json'
 

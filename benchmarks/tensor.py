@@ -14,7 +14,8 @@ from fsdl_tools.parallel.collectives import CommCounter
 from fsdl_tools.parallel.ranks import on_ranks
 from fsdl_tools.core import write_atomic
 from fsdl_tools.models.gpt import GPT, GPTConfig, lm_loss
-from fsdl_tools.parallel.tensor import lesson, tensor_parallel, vocab_parallel_loss
+from fsdl_tools.parallel.tensor import tensor_parallel, vocab_parallel_loss
+from fsdl_tools.models.tiny import rule_batch
 from fsdl_tools.parallel.dtensor import layer_traffic, parallelize, traffic
 
 out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'tensor.json'
@@ -31,7 +32,7 @@ def seconds(model, loss, x, y):
 
 def race(mode, sequence_parallel, rounds):
     "Seconds of a step, ours and theirs alternating"
-    mesh, (x, y) = init_device_mesh('cpu', (dist.get_world_size(),)), lesson(0, 4, 128, config.vocab)
+    mesh, (x, y) = init_device_mesh('cpu', (dist.get_world_size(),)), rule_batch(0, 4, 128, config.vocab)
     runs = [(tensor_parallel(GPT(config), mode), vocab_parallel_loss), (parallelize(GPT(config), mesh, sequence_parallel), lm_loss)]
     for m, _ in runs: m.opt = torch.optim.AdamW(m.parameters())
     times, sent = ([], []), []

@@ -357,14 +357,14 @@ def _plan_command(
     if out: raise ValueError('--out belongs to --batch: an estimate is written by --save')
     if not model: raise ValueError('name a model, or give a table with --batch')
     from fsdl_tools.compute.gpus import Cluster
-    from fsdl_tools.compute.planner import best_plan
+    from fsdl_tools.compute.search import best_plan
     found, e = best_plan(model, Cluster(gpu, gpus, gpus_per_node, price=price and price*gpus), global_batch, seq, layout, framework, precision, uneven)
     if save: e.to_json(save)
     if as_json: return show(e, True)
     if found is not None: show(found.table(rows))
     show(e)
     if found is not None:
-        from fsdl_tools.compute.planner import explain
+        from fsdl_tools.compute.search import explain
         typer.echo(explain(found))
     if tokens:
         n = parse_count(tokens)

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from fsdl_tools.parallel.collectives import CommCounter
 from fsdl_tools.parallel.ranks import RankError, on_ranks
-from fsdl_tools.parallel.ddp import (DataParallel, SyncBatchNorm, broadcast_all, make_buckets, sampler_indices, share, sync_batchnorm, tiny_batch, tiny_loss, tiny_model,
-                                      tiny_names, train_alone, weighted_loss)
+from fsdl_tools.parallel.ddp import DataParallel, SyncBatchNorm, broadcast_all, make_buckets, sampler_indices, sync_batchnorm, weighted_loss
+from fsdl_tools.models.tiny import share, tiny_batch, tiny_loss, tiny_model, tiny_names, train_alone
 
 
 def apart(a, b): return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))

@@ -4,12 +4,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from fsdl_tools.parallel import ranks
-from fsdl_tools.training import trainer
+from fsdl_tools.training import elastic
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.models.gpt import GPT, gpt_config
 from fsdl_tools.parallel.layout import check_runnable, coordinates, parse_layout, recomputations
-from fsdl_tools.parallel.model import Loss, Parallel, clip_gradients, lm_batch, make_mesh, micro_batches, stage_bounds, ten_steps
-from fsdl_tools.training.trainer import TrainConfig, complete, train
+from fsdl_tools.parallel.model import Loss, Parallel, clip_gradients, make_mesh, micro_batches, stage_bounds, ten_steps
+from fsdl_tools.models.tiny import rule_batch
+from fsdl_tools.training.trainer import TrainConfig, complete
+from fsdl_tools.training.elastic import train
 
 pytestmark = pytest.mark.timeout(900)
 tiny = gpt_config('gpt-tiny')
@@ -100,7 +102,7 @@ def _small_vocab(text, c):
     run = Parallel(GPT(c), l, 8 // (l.dp * l.micro_batch))
     opt, out = torch.optim.SGD(run.parameters(), lr=.1), []
     for s in range(3):
-        opt.zero_grad(); out.append(run.step(micro_batches(lm_batch(s, 8, 16, 128), l, run.at)).item()); opt.step()
+        opt.zero_grad(); out.append(run.step(micro_batches(rule_batch(s, 8, 16, 128), l, run.at)).item()); opt.step()
     return out
 
 
@@ -121,7 +123,7 @@ def _evaluated(text, n, blank):
     "Loss over n micro-batches a replica, of which the last holds `blank` samples that do not count"
     l = parse_layout(text)
     run = Parallel(GPT(tiny), l, 4)
-    x, y = lm_batch(5, 2 * n * l.dp, 16)
+    x, y = rule_batch(5, 2 * n * l.dp, 16)
     k = run.at['dp'] * 2 * n
     parts = [(x[k + i:k + i + 2], y[k + i:k + i + 2].clone()) for i in range(0, 2 * n, 2)]
     for i in range(blank): parts[-1][1][i] = -100
@@ -148,7 +150,7 @@ def _clipped(text, limit):
     "Norm before and after clipping"
     l = parse_layout(text)
     run = Parallel(GPT(tiny), l, 16 // (l.dp * l.micro_batch))
-    run.step(micro_batches(lm_batch(0, 16, 16), l, run.at))
+    run.step(micro_batches(rule_batch(0, 16, 16), l, run.at))
     return [clip_gradients(run.parameters(), limit, run.mesh).item(), clip_gradients(run.parameters(), float('inf'), run.mesh).item()]
 
 
@@ -163,7 +165,7 @@ def test_clipping_leaves_the_norm_asked_for(limit):
 
 def test_a_step_with_another_number_of_micro_batches_is_refused():
     run = Parallel(GPT(tiny), 'dp1,precision=fp32', 4)
-    with pytest.raises(ValueError, match='4 micro-batches here, not 3'): run.step([lm_batch(0, 1, 16)] * 3)
+    with pytest.raises(ValueError, match='4 micro-batches here, not 3'): run.step([rule_batch(0, 1, 16)] * 3)
 
 
 def _places(text):
@@ -185,7 +187,7 @@ def test_the_mesh_is_the_grid_that_is_drawn(text):
 def nothing_starts(monkeypatch):
     "Whoever starts a process fails"
     def started(*a, **kw): raise AssertionError('a process was started')
-    for where, name in ((trainer.subprocess, 'Popen'), (trainer, 'fit'), (ranks, '_run')): monkeypatch.setattr(where, name, started)
+    for where, name in ((elastic.subprocess, 'Popen'), (elastic, 'fit'), (ranks, '_run')): monkeypatch.setattr(where, name, started)
 
 
 def broken(seed):

@@ -9,7 +9,9 @@ from fsdl_tools.parallel.ranks import RankError, RankTimeout, on_ranks
 from fsdl_tools.models.gpt import GPT, GPTConfig, keep_layers, lm_loss
 from fsdl_tools.parallel.schedules import Op, Timetable, Trace, balance, bubble_formula, simulate, timetable, timetables
 from fsdl_tools.parallel.pipeline import ModuleStage, Pipeline, SleepStage, sleep_trace
-from fsdl_tools.parallel.pipeline_gpt import apart, gpt_stages, rule_batch, torch_schedules, torch_step, train_stages, train_whole
+from fsdl_tools.parallel.pipeline_gpt import gpt_stages, torch_schedules, torch_step, train_stages
+from fsdl_tools.testing import pipeline_apart, train_whole
+from fsdl_tools.models.tiny import rule_batch
 
 ranks, micros, seconds = st.integers(1, 7), st.integers(1, 20), st.floats(.1, 10)
 
@@ -181,20 +183,20 @@ def reference(batch=16):
 @pytest.mark.parametrize('name, micro_batches, virtual', [('naive', 2, 1), ('gpipe', 1, 1), ('gpipe', 8, 1), ('1f1b', 1, 1), ('1f1b', 2, 1), ('1f1b', 16, 1), ('interleaved', 2, 2), ('interleaved', 8, 2), ('zb1p', 2, 1), ('zb1p', 8, 1)])
 def test_every_schedule_equals_one_process(world, name, micro_batches, virtual):
     "Fewer micro-batches than ranks, as many, and more"
-    far = apart(on_ranks(train_stages, world, name, micro_batches, virtual, timeout=120), reference())
+    far = pipeline_apart(on_ranks(train_stages, world, name, micro_batches, virtual, timeout=120), reference())
     assert far['losses'] < 1e-5 and far['parameters'] < 1e-5, far
 
 
 @pytest.mark.parametrize('name', torch_schedules)
 def test_torchs_schedules_equal_one_process(name):
-    far = apart(on_ranks(train_stages, 4, name, 8, 1, 'gpt-tiny', 10, 16, False, torch_step, timeout=180), reference())
+    far = pipeline_apart(on_ranks(train_stages, 4, name, 8, 1, 'gpt-tiny', 10, 16, False, torch_step, timeout=180), reference())
     assert far['losses'] < 1e-5 and far['parameters'] < 1e-5, far
 
 
 def test_another_shape_of_model():
     "Five layers on two ranks, and a batch of another size"
     c = GPTConfig(5, 48, 4, 32)
-    far = apart(on_ranks(train_stages, 2, '1f1b', 3, 1, c, 3, 12, timeout=120), train_whole(c, 3, 12))
+    far = pipeline_apart(on_ranks(train_stages, 2, '1f1b', 3, 1, c, 3, 12, timeout=120), train_whole(c, 3, 12))
     assert far['losses'] < 1e-5 and far['parameters'] < 1e-5, far
 
 
@@ -245,14 +247,14 @@ def _in_a_group():
     g = groups[dist.get_rank() % 2]
     t = timetable('1f1b', 2, 4)
     pipe = Pipeline(t, gpt_stages('gpt-tiny', 2, [dist.get_rank(g)]), (2, 64, 64), group=g)
-    return pipe.step(*rule_batch(dist.get_rank() % 2, 8))
+    return pipe.step(*rule_batch(dist.get_rank() % 2, 8, 64))
 
 
 def test_pipelines_in_groups_of_their_own():
     got = on_ranks(_in_a_group, 4, timeout=120)
     assert got[0] is None and got[1] is None
     for k in range(2):
-        x, y = rule_batch(k, 8)
+        x, y = rule_batch(k, 8, 64)
         assert got[2 + k] == pytest.approx(lm_loss(GPT()(x), y).item(), rel=1e-5)
 
 

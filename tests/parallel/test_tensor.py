@@ -11,15 +11,17 @@ from torch.distributed.tensor import DTensor
 from fsdl_tools.core import read_results
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.models.gpt import GPT, GPTConfig, gpts, keep_layers, lm_loss
-from fsdl_tools.parallel.tensor import (ColumnParallel, RowParallel, apart, compare, gather, lesson, modes, owned, part, tensor_parallel, total, vocab_parallel_loss, whole_gradient)
-from fsdl_tools.parallel.dtensor import compare_torch, layer_memory, layer_traffic, parallelize, traffic
+from fsdl_tools.parallel.tensor import ColumnParallel, RowParallel, gather, modes, owned, part, tensor_parallel, total, vocab_parallel_loss, whole_gradient
+from fsdl_tools.testing import gradients_apart, compare_training, compare_torch
+from fsdl_tools.models.tiny import rule_batch
+from fsdl_tools.parallel.dtensor import layer_memory, layer_traffic, parallelize, traffic
 
 small = GPTConfig(layers=2, hidden=64, heads=4, ctx=64)
 
 
 def _one_case(config, size, time):
     "Every way to run one shape on these ranks: worst relative difference of logits and of gradients"
-    alone, (x, y) = GPT(config), lesson(0, size, time, config.vocab)
+    alone, (x, y) = GPT(config), rule_batch(0, size, time, config.vocab)
     want = alone(x)
     lm_loss(want, y).backward()
     grads, out = {n: p.grad for n, p in alone.named_parameters()}, {}
@@ -28,12 +30,12 @@ def _one_case(config, size, time):
         m = tensor_parallel(GPT(config), mode)
         logits = m(x)
         vocab_parallel_loss(logits, y).backward()
-        out[mode] = (((gather(logits.detach(), -1) - want).norm() / want.norm()).item(), apart({n: whole_gradient(p) for n, p in m.named_parameters()}, grads))
+        out[mode] = (((gather(logits.detach(), -1) - want).norm() / want.norm()).item(), gradients_apart({n: whole_gradient(p) for n, p in m.named_parameters()}, grads))
     for sp in (False, True):
         m = parallelize(GPT(config), mesh, sp)
         logits = m(x)
         lm_loss(logits, y).backward()
-        out[f'dtensor {sp}'] = (((logits.detach() - want).norm() / want.norm()).item(), apart({n: p.grad.full_tensor() for n, p in m.named_parameters()}, grads))
+        out[f'dtensor {sp}'] = (((logits.detach() - want).norm() / want.norm()).item(), gradients_apart({n: p.grad.full_tensor() for n, p in m.named_parameters()}, grads))
     return out
 
 
@@ -57,7 +59,7 @@ def _adam(mode):
     alone, m = GPT(small), tensor_parallel(GPT(small), mode)
     opts, far = [torch.optim.AdamW(p.parameters(), lr=3e-3) for p in (alone, m)], 0.
     for s in range(10):
-        x, y = lesson(s)
+        x, y = rule_batch(s, 4)
         a, b = lm_loss(alone(x), y), vocab_parallel_loss(m(x), y)
         far = max(far, abs((b / a).item() - 1))
         for l, o in zip((a, b), opts): o.zero_grad(); l.backward(); o.step()
@@ -74,7 +76,7 @@ def test_gpt_tiny_on_eight_ranks_in_double_precision(mode):
     for r in on_ranks(_double, 8, mode, timeout=200): assert r['loss'] < 1e-11 and r['gradient'] < 1e-11, r
 
 
-def _double(mode): return compare(lambda m: (tensor_parallel(m, mode), vocab_parallel_loss), gpts['gpt-tiny'], whole_gradient, dtype=torch.float64, steps=4)
+def _double(mode): return compare_training(lambda m: (tensor_parallel(m, mode), vocab_parallel_loss), gpts['gpt-tiny'], whole_gradient, dtype=torch.float64, steps=4)
 
 
 def test_gpt_tiny_loss_in_single_precision(): assert on_ranks(compare_torch, 4, 'gpt-tiny', timeout=200)[0]['loss'] < 1e-5
@@ -87,7 +89,7 @@ def _groups():
     dp = [dist.new_group(g) for g in ([0, 2], [1, 3])][r % 2]
     def whole(p): p.grad = total(p.grad, dp) / 2; return whole_gradient(p, tp)
     def mean(l): return total(l, dp).item() / 2
-    return compare(lambda m: (tensor_parallel(m, 'regather', tp), lambda z, t: vocab_parallel_loss(z, t, tp)), small, whole, share=lambda t: t.chunk(2)[r // 2], seen=mean)
+    return compare_training(lambda m: (tensor_parallel(m, 'regather', tp), lambda z, t: vocab_parallel_loss(z, t, tp)), small, whole, share=lambda t: t.chunk(2)[r // 2], seen=mean)
 
 
 def test_with_data_parallelism_on_groups():
@@ -185,13 +187,13 @@ def test_wrong_arguments():
 
 def _every_parameter():
     m = parallelize(GPT(small), init_device_mesh('cpu', (2,)))
-    for s in range(2): x, y = lesson(s); lm_loss(m(x), y).backward()                # gradients accumulate
+    for s in range(2): x, y = rule_batch(s, 4); lm_loss(m(x), y).backward()                # gradients accumulate
     alone = GPT(small)
-    for s in range(2): x, y = lesson(s); lm_loss(alone(x), y).backward()
+    for s in range(2): x, y = rule_batch(s, 4); lm_loss(alone(x), y).backward()
     params = dict(m.named_parameters())
     assert list(params) == [n for n, _ in alone.named_parameters()]
     assert all(isinstance(p, DTensor) and p.grad.placements == p.placements and p.shape == q.shape and torch.equal(GPT(small).state_dict()[n], p.full_tensor()) for (n, p), q in zip(params.items(), alone.parameters()))
-    return apart({n: p.grad.full_tensor() for n, p in params.items()}, {n: p.grad for n, p in alone.named_parameters()})
+    return gradients_apart({n: p.grad.full_tensor() for n, p in params.items()}, {n: p.grad for n, p in alone.named_parameters()})
 
 
 def test_every_parameter_is_a_dtensor_with_its_name_and_gradients_accumulate(): assert max(on_ranks(_every_parameter, 2)) < 1e-5
@@ -213,7 +215,7 @@ def _stubborn(mode):
     m = tensor_parallel(GPT(small), mode)
     for s in range(1000):
         if s == 2 and dist.get_rank() == 1: os.kill(os.getpid(), signal.SIGKILL)
-        x, y = lesson(s); vocab_parallel_loss(m(x), y).backward()
+        x, y = rule_batch(s, 4); vocab_parallel_loss(m(x), y).backward()
 
 
 def test_a_killed_rank_ends_the_others():

@@ -6,9 +6,11 @@ import torch
 from torch import nn
 from fsdl_tools.core import read_results
 from fsdl_tools.parallel.ranks import on_ranks
-from fsdl_tools.parallel.ddp import share, sync_batchnorm, tiny_batch, tiny_loss, tiny_model, tiny_names, train, train_alone, train_ranks
+from fsdl_tools.parallel.ddp import sync_batchnorm, train_ranks
+from fsdl_tools.models.tiny import share, tiny_batch, tiny_loss, tiny_model, tiny_names, train_batches, train_alone, adamw, worst
 from fsdl_tools.environments import built, run_in
-from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, accounted, adamw, ddp, differences, fsdp, units_of, worst, zero_memory, zero_redundancy, zeros
+from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, accounted, ddp, fsdp, units_of, zero_memory, zero_redundancy, zeros
+from fsdl_tools.testing import differences
 from fsdl_tools.parallel.zero_libraries import deepspeed_config, first_half, load_shards, read_range, save_shards, second_half
 
 
@@ -71,13 +73,13 @@ def _frozen():
     try: z = Zero3(m)
     except Exception as e: return f'{type(e).__name__}: {e}'
     opt = adamw(z.parameters())
-    return train(z, [share(tiny_batch('mlp', 16, s)) for s in range(5)], opt)
+    return train_batches(z, [share(tiny_batch('mlp', 16, s)) for s in range(5)], opt)
 
 
 def test_frozen_parameters_stay_and_are_not_sharded():
     m = tiny_model('mlp')
     for p in m[0].parameters(): p.requires_grad_(False)
-    wanted = train(m, [tiny_batch('mlp', 16, s) for s in range(5)], adamw([p for p in m.parameters() if p.requires_grad]), average=False)
+    wanted = train_batches(m, [tiny_batch('mlp', 16, s) for s in range(5)], adamw([p for p in m.parameters() if p.requires_grad]), average=False)
     assert worst(on_ranks(_frozen, 2)[0], wanted) < 1e-6
 
 
@@ -94,7 +96,7 @@ def _buffers(folder, load):
     opt = adamw(m.parameters())
     if load: load_shards(m, opt, folder)
     else:
-        train(m, [share(tiny_batch('cnn', 16, s)) for s in range(3)], opt)
+        train_batches(m, [share(tiny_batch('cnn', 16, s)) for s in range(3)], opt)
         save_shards(m, opt, folder)
     return {n: b.tolist() for n, b in m.module.named_buffers()}
 
