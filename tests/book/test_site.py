@@ -118,7 +118,7 @@ def test_code_and_prices_are_not_formulas(): assert formulas('`$x$` costs $5, $6
 def test_a_broken_notebook_names_itself(tmp_path, root):
     import json, shutil
     for part in ('settings.ini', '_quarto.yml', 'nbs', 'fsdl_tools'): (shutil.copytree if (root/part).is_dir() else shutil.copy)(root/part, tmp_path/part)
-    p = tmp_path/'nbs/90_cli.ipynb'
+    p = tmp_path/'nbs/cli/06_main.ipynb'
     nb = json.loads(p.read_text()); nb['cells'].append(dict(cell_type='markdown', id='zz', metadata={}, source='::: {.callout-note}\nnever closed')); p.write_text(json.dumps(nb))
-    with pytest.raises(ValueError, match='90_cli.ipynb: a div is never closed'): build_site(tmp_path, tmp_path/'out', 'zensical')
+    with pytest.raises(ValueError, match='cli/06_main.ipynb: a div is never closed'): build_site(tmp_path, tmp_path/'out', 'zensical')
     assert not (tmp_path/'out').exists()
