@@ -20,8 +20,8 @@ def test_a_hand_edited_module_is_found(copy):
 
 
 def test_a_module_of_a_deleted_notebook_is_found(copy):
-    (copy/'nbs/90_cli.ipynb').unlink()
-    assert stale_modules(copy) == ['cli.py']
+    (copy/'nbs/cli/06_main.ipynb').unlink()
+    assert stale_modules(copy) == ['cli/main.py']
 
 
 def test_an_unclean_notebook_is_found(copy):

@@ -211,7 +211,7 @@ def test_same_file_in_webassembly(made):
     assert list(a) == list(b) and np.allclose(a['output'], b['output'], rtol=0, atol=1e-5 * abs(a['output']).max())
     with pytest.raises(ValueError, match='onnxruntime-web failed'): web_runner(made[1], folder/'node_modules')(dict(nonsense=feed['pixel_values']))
 
-def fsdl(*args, cwd): return subprocess.run([sys.executable, '-c', 'from fsdl_tools.cli import main; main()', *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=280, env=os.environ | dict(PYTHONPATH=str(root), COLUMNS='160', TERM='dumb'))
+def fsdl(*args, cwd): return subprocess.run([sys.executable, '-c', 'from fsdl_tools.cli.main import main; main()', *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=280, env=os.environ | dict(PYTHONPATH=str(root), COLUMNS='160', TERM='dumb'))
 
 @pytest.mark.timeout(600)
 def test_command_line(tmp_path):
