@@ -165,17 +165,21 @@ def zensical(
         _replace(d / 'site', out)
 
 # %% ../../nbs/book/01_rendering.ipynb #80474a71
+def _for_quarto(text, cfg):
+    "Markdown for Quarto: diagrams are cells of its own kind, and no link leads to a source that is not published"
+    text = addressed(text, cfg).replace('```mermaid\n', '```{mermaid}\n')
+    return text if published(cfg) else re.sub(r'\[source\]\([^)]*\)\{[^}]*\}\s*', '', text)
+
+
 def _quarto_notebook(text, cfg):
-    "A processed notebook for Quarto: diagrams are cells of its own kind, and no link to a source that is not published"
+    "A processed notebook with its prose and its Markdown outputs as Quarto wants them"
     nb = json.loads(text)
     for cell in nb['cells']:
         if cell['cell_type'] == 'markdown':
-            text = addressed(''.join(cell['source']), cfg)
-            cell['source'] = text.replace('```mermaid\n', '```{mermaid}\n')
+            cell['source'] = _for_quarto(''.join(cell['source']), cfg)
         for out in cell.get('outputs', []):
-            shown = out.get('data', {}).get('text/markdown')
-            if shown and not published(cfg):
-                out['data']['text/markdown'] = re.sub(r'\[source\]\([^)]*\)\{[^}]*\}\s*', '', ''.join(shown))
+            if 'text/markdown' in out.get('data', {}):
+                out['data']['text/markdown'] = _for_quarto(''.join(out['data']['text/markdown']), cfg)
     return json.dumps(nb)
 
 
