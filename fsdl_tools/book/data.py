@@ -9,7 +9,7 @@ __all__ = ['data_files', 'table_facts']
 import json
 import re
 from pathlib import Path
-from ..core import Table, data_path, read_data
+from ..core import data_path, read_data
 
 # %% ../../nbs/book/04_data.ipynb #dee87170
 def data_files() -> list:  # Names such as gpus.csv and results/zoo.json, sorted
@@ -42,7 +42,7 @@ def _rows_and_newest(name):
     return len(rows), max(row['date'] for row in rows)
 
 
-def table_facts() -> list:  # A dict of table, what, rows (figures in JSON), newest, licence, source and refreshed for each
+def table_facts() -> list:  # A dict of table, what, rows (in JSON: figures), newest, licence, source, refreshed for each
     "What each table is, counted and dated from the files themselves"
     facts = []
     for row in read_data('tables.csv'):
