@@ -213,14 +213,21 @@ _foreign = re.compile(
 
 def own_page(
     text: str,  # HTML of a page that Quarto made
-    name: str,  # Its name
+    name: str,  # Its path in the site
     cfg: dict,  # Settings of the project
+    anchors: dict,  # Path of a page -> the anchors it has
 ) -> str:  # HTML that loads nothing from elsewhere and whose own links are relative
     "What nbdev and Quarto add for the web, taken back: scripts from other hosts and absolute links to this very site"
     base = re.escape(cfg['doc_host'] + cfg['doc_baseurl']) + '/'
     up = '../' * name.count('/') or './'
-    text = _foreign.sub('', text)
-    return re.sub(rf'(<a [^>]*href="){base}', rf'\g<1>{up}', text)
+
+    def relative(found):
+        page, fragment = found[2], found[3] or ''
+        owner = fragment.split('.')[0]  # a method without an entry of its own is documented with its class
+        known = [f for f in (fragment, owner) if f in anchors.get(page, ())]
+        return found[1] + up + page + (f'#{known[0]}' if known else '')
+
+    return re.sub(rf'(<a [^>]*href="){base}([^"#]*)(?:#([^"]*))?', relative, _foreign.sub('', text))
 
 
 def quarto(
@@ -241,7 +248,8 @@ def quarto(
     if done.returncode or wrong:
         raise RuntimeError(f'quarto render failed:\n{wrong or _said(done)[-4000:]}')
     made = proc / Path(cfg['doc_path']).name
-    for page in made.rglob('*.html'):
-        name = page.relative_to(made).as_posix()
-        page.write_text(own_page(page.read_text(encoding='utf-8'), name, cfg), encoding='utf-8')
+    texts = {p.relative_to(made).as_posix(): p.read_text(encoding='utf-8') for p in made.rglob('*.html')}
+    anchors = {name: set(re.findall(r'\bid="([^"]+)"', text)) for name, text in texts.items()}
+    for name, text in texts.items():
+        (made / name).write_text(own_page(text, name, cfg, anchors), encoding='utf-8')
     _replace(made, out)
