@@ -42,7 +42,7 @@ def _rows_and_newest(name):
     return len(rows), max(row['date'] for row in rows)
 
 
-def table_facts() -> list:  # A dict of table, what, rows (in JSON: figures), newest, licence, source, refreshed for each
+def table_facts() -> list:  # A dict for each: table, what, rows (in JSON: figures), newest, licence, source, refreshed
     "What each table is, counted and dated from the files themselves"
     facts = []
     for row in read_data('tables.csv'):
