@@ -178,8 +178,9 @@ def _quarto_notebook(text, cfg):
         if cell['cell_type'] == 'markdown':
             cell['source'] = _for_quarto(''.join(cell['source']), cfg)
         for out in cell.get('outputs', []):
-            if 'text/markdown' in out.get('data', {}):
-                out['data']['text/markdown'] = _for_quarto(''.join(out['data']['text/markdown']), cfg)
+            data = out.get('data', {})
+            if 'text/markdown' in data:  # as lines: Quarto ends a string without a line break, and the div around it stays open
+                data['text/markdown'] = _for_quarto(''.join(data['text/markdown']), cfg).splitlines(True)
     return json.dumps(nb)
 
 
@@ -197,11 +198,11 @@ def quarto_settings(
 def quarto_errors(
     said: str,  # What Quarto printed
 ) -> str:  # The part that says what is wrong; empty when nothing is
-    "Quarto's own errors with the lines that explain them, and every warning"
+    "Quarto's errors and warnings, each with the lines that explain it"
     lines = said.splitlines()
-    starts = [i for i, line in enumerate(lines) if re.search(r'\bERROR\b', line)]
-    warnings = [line for line in lines if re.search(r'\bWARN', line)]
-    return '\n'.join(warnings + (lines[starts[0] :][:30] if starts else []))
+    found = [i for i, line in enumerate(lines) if re.search(r'\b(WARN|ERROR)', line)]
+    shown = sorted({j for i in found for j in range(i, min(i + 5, len(lines)))})
+    return '\n'.join(lines[j] for j in shown[:60])
 
 
 _foreign = re.compile(
