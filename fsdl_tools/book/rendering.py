@@ -165,10 +165,12 @@ def zensical(
         _replace(d / 'site', out)
 
 # %% ../../nbs/book/01_rendering.ipynb #80474a71
-def _for_quarto(text, cfg):
+def _for_quarto(lines, cfg):
     "Markdown for Quarto: diagrams are cells of its own kind, and no link leads to a source that is not published"
-    text = addressed(text, cfg).replace('```mermaid\n', '```{mermaid}\n')
-    return text if published(cfg) else re.sub(r'\[source\]\([^)]*\)\{[^}]*\}\s*', '', text)
+    text = addressed(''.join(lines), cfg).replace('```mermaid\n', '```{mermaid}\n')
+    if not published(cfg):
+        text = re.sub(r'\[source\]\([^)]*\)\{[^}]*\}\s*', '', text)
+    return text.splitlines(True)  # a single string would lose its line breaks in Quarto
 
 
 def _quarto_notebook(text, cfg):
@@ -176,11 +178,11 @@ def _quarto_notebook(text, cfg):
     nb = json.loads(text)
     for cell in nb['cells']:
         if cell['cell_type'] == 'markdown':
-            cell['source'] = _for_quarto(''.join(cell['source']), cfg)
+            cell['source'] = _for_quarto(cell['source'], cfg)
         for out in cell.get('outputs', []):
             data = out.get('data', {})
-            if 'text/markdown' in data:  # as lines: Quarto ends a string without a line break, and the div around it stays open
-                data['text/markdown'] = _for_quarto(''.join(data['text/markdown']), cfg).splitlines(True)
+            if 'text/markdown' in data:
+                data['text/markdown'] = _for_quarto(data['text/markdown'], cfg)
     return json.dumps(nb)
 
 
