@@ -67,8 +67,10 @@ def reader(browser, site):
 
 
 def diagram_pages(root):
-    "The pages whose notebook draws a diagram"
-    def draws(name): return any(c['cell_type'] == 'markdown' and '```mermaid' in ''.join(c['source']) for c in json.loads((root/'nbs'/name).read_text())['cells'])
+    "The pages whose notebook draws a diagram, in its prose or by an output"
+    def texts(cell):
+        yield from [''.join(cell['source'])] if cell['cell_type'] == 'markdown' else (''.join(out.get('data', {}).get('text/markdown', '')) for out in cell['outputs'])
+    def draws(name): return any(re.search(r'```\{?mermaid', text) for c in json.loads((root/'nbs'/name).read_text())['cells'] for text in texts(c))
     return {p.name for p in pages(root) if draws(p.source)}
 
 
