@@ -209,9 +209,11 @@ class Env:
         progress='' # What to call the packages that are counted, if they are
     ) -> str:       # The output; raises SetupError with one line
         "Run pip, its output into install.log"
-        command = [self.python, '-m', 'pip', '--disable-pip-version-check', '--no-input', *args]
+        command = [self.python, '-I', '-m', 'pip', '--disable-pip-version-check', '--no-input', *args]
+        alone = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'PYTHONHOME')}
+        how = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace', cwd=self.root, env=alone)
         lines, n = [], 0
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace', cwd=self.root) as proc:
+        with subprocess.Popen(command, **how) as proc:
             for line in proc.stdout:
                 lines.append(line)
                 n += line.startswith(('Collecting', 'Requirement already', 'Processing'))
@@ -256,7 +258,11 @@ def _resolve(env, asked, limits):
     "Ask pip what it would install within these limits"
     report, files = env.folder/'.fsdl-report.json', (env.folder/'.fsdl-asked.txt', env.folder/'.fsdl-limits.txt')
     for file, text in zip(files, ('\n'.join(asked) + '\n', limits)): file.write_text(text, encoding='utf-8')
-    env.pip('install', '--dry-run', '--report', str(report), '-r', str(files[0]), '-c', str(files[1]))
+    command = ['install', '--dry-run', '--report', str(report), '-r', str(files[0]), '-c', str(files[1])]
+    try: env.pip(*command, '--use-feature=fast-deps')
+    except PipError as e:
+        if "invalid choice: 'fast-deps'" not in e.text: raise
+        env.pip(*command)
     return read_report(json.loads(report.read_text(encoding='utf-8')))
 
 def plan_install(
@@ -297,7 +303,8 @@ def _bootstrap(env):
     "pip and setuptools, no older than the report needs"
     have = _installed(env.site)
     recent = int(have.get('pip', '0').split('.')[0]) >= 24
-    if not recent or not {'setuptools', 'wheel'} <= have.keys(): env.pip('install', '--upgrade', 'pip>=24', 'setuptools>=77', 'wheel')
+    modern = int(have.get('setuptools', '0').split('.')[0]) >= 77
+    if not (recent and modern): env.pip('install', '--upgrade', 'pip>=24', 'setuptools>=77')
 
 def _install(env, extras):
     "Resolve, say what comes, install it, then the project itself"
