@@ -7,7 +7,7 @@ from torch import nn
 from fsdl_tools.core import read_results
 from fsdl_tools.parallel.collectives import launch
 from fsdl_tools.parallel.ddp import share, sync_batchnorm, tiny_batch, tiny_loss, tiny_model, tiny_names, train, train_alone, train_ranks
-from fsdl_tools.environments import built, run_in
+from fsdl_tools.environments import run_in
 from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, accounted, adamw, ddp, differences, fsdp, units_of, worst, zero_memory, zero_redundancy, zeros
 from fsdl_tools.parallel.zero_libraries import deepspeed_config, first_half, load_shards, read_range, save_shards, second_half
 
@@ -131,8 +131,8 @@ def test_results_are_within_the_bar():
     assert all(r['difference'] < 1e-6 for r in result['deepspeed']['rows'])
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not built('sharding'), reason="the side environment 'sharding' is not built")
-def test_deepspeed_and_fairscale():
+@pytest.mark.timeout(900)
+def test_deepspeed_and_fairscale(side):
+    side('sharding')
     for r in run_in('sharding', 'fsdl_tools.parallel.zero_libraries:run_deepspeed', dict(ranks=2, models=['mlp'], stages=[0, 1, 2, 3]), timeout=500): assert r['difference'] < 1e-6, r
     for r in run_in('sharding', 'fsdl_tools.parallel.zero_libraries:run_fairscale', dict(ranks=2, models=['mlp'])): assert r['strategy'] == 'ShardedDDP' or r['difference'] < 1e-6, r
