@@ -8,7 +8,7 @@ __all__ = ['CheckFailed', 'check_sources', 'check_site', 'check_notebooks', 'che
            'run_quick', 'main']
 
 # %% ../../nbs/book/06_stages.ipynb #7fb2c950
-import concurrent.futures, contextlib, hashlib, json, os, random, re, secrets, shutil, signal, subprocess, sys, time
+import concurrent.futures, contextlib, hashlib, json, os, random, re, secrets, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 from ..core import human_seconds, read_data
 from .checks import (cache_folder, module_of, project_root, recorded_seconds, run_in_kernel, run_notebooks,
@@ -133,7 +133,7 @@ def newcomer(
 ) -> str:               # What was done; raises CheckFailed
     "Build the site as a newcomer does: in a throw-away clone, an environment made by ./course, no variables of ours"
     python = oldest_python(settings(root)['min_python'])
-    place = cache_folder()/'newcomer'/newcomer_key(root, python)
+    place = _visible_folder()/'newcomer'/newcomer_key(root, python)
     project = place/'project'
     place.mkdir(parents=True, exist_ok=True)
     with _alone(place/'lock'):
@@ -151,6 +151,17 @@ def newcomer(
     return f"Python {version}, environment {'kept from an earlier run' if had else 'made anew'}"
 
 # %% ../../nbs/book/06_stages.ipynb #d4975ef2
+def _visible_folder():
+    "The cache folder, or one in /var/tmp: nbdev passes over notebooks below a folder whose name begins with a dot"
+    if not any(part.startswith('.') for part in cache_folder().parts):
+        return cache_folder()
+    base = Path('/var/tmp') if Path('/var/tmp').is_dir() else Path(tempfile.gettempdir())
+    folder = base/f'fsdl_tools-{os.getuid()}'
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise CheckFailed(f'{folder} belongs to somebody else', [], 'remove it')
+    return folder
+
 _passed_on = re.compile(r'(PIP|UV)_\w+|\w+_proxy|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|LANG', re.I)
 
 def _newcomers_variables(python):

@@ -8,7 +8,7 @@ from fsdl_tools.core import read_results
 from fsdl_tools.parallel.ranks import on_ranks
 from fsdl_tools.parallel.ddp import sync_batchnorm, train_ranks
 from fsdl_tools.models.tiny import share, tiny_batch, tiny_loss, tiny_model, tiny_names, train_batches, train_alone, adamw, worst
-from fsdl_tools.environments import built, run_in
+from fsdl_tools.environments import run_in
 from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, accounted, ddp, fsdp, units_of, zero_memory, zero_redundancy, zeros
 from fsdl_tools.testing import differences
 from fsdl_tools.parallel.zero_libraries import deepspeed_config, first_half, load_shards, read_range, save_shards, second_half
@@ -133,8 +133,8 @@ def test_results_are_within_the_bar():
     assert all(r['difference'] < 1e-6 for r in result['deepspeed']['rows'])
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not built('sharding'), reason="the side environment 'sharding' is not built")
-def test_deepspeed_and_fairscale():
+@pytest.mark.timeout(900)
+def test_deepspeed_and_fairscale(side):
+    side('sharding')
     for r in run_in('sharding', 'fsdl_tools.parallel.zero_libraries:run_deepspeed', dict(ranks=2, models=['mlp'], stages=[0, 1, 2, 3]), timeout=500): assert r['difference'] < 1e-6, r
     for r in run_in('sharding', 'fsdl_tools.parallel.zero_libraries:run_fairscale', dict(ranks=2, models=['mlp'])): assert r['strategy'] == 'ShardedDDP' or r['difference'] < 1e-6, r
