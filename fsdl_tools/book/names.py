@@ -203,7 +203,7 @@ def _function_gaps(node, lines, name, method):
     return gaps + [f'{name}: no comment for {a.arg}' for a in args if not _comment(lines, a)]
 
 def _class_gaps(node, lines):
-    "What a class lacks: a docstring, comments for its fields, words for its public methods (autograd calls a Function's)"
+    "What a class lacks: a docstring, comments for its fields, words for its public methods; autograd's own are left out"
     gaps = [] if ast.get_docstring(node) else [f'{node.name}: no docstring']
     if any(ast.unparse(b).endswith('autograd.Function') for b in node.bases):
         return gaps

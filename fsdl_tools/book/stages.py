@@ -8,7 +8,8 @@ __all__ = ['CheckFailed', 'check_sources', 'check_site', 'check_notebooks', 'che
            'run_quick', 'main']
 
 # %% ../../nbs/book/06_stages.ipynb #7fb2c950
-import concurrent.futures, contextlib, hashlib, json, os, random, re, secrets, shutil, signal, subprocess, sys, tempfile, time
+import concurrent.futures, contextlib, hashlib, json, os, random, re, secrets, shutil, signal
+import subprocess, sys, tempfile, time
 from pathlib import Path
 from ..core import human_seconds, read_data
 from .checks import (cache_folder, module_of, project_root, recorded_seconds, run_in_kernel, run_notebooks,
