@@ -230,7 +230,10 @@ def own_page(
         known = [f for f in (fragment, owner) if f in anchors.get(page, ())]
         return found[1] + up + page + (f'#{known[0]}' if known else '')
 
-    return re.sub(rf'(<a [^>]*href="){base}([^"#]*)(?:#([^"]*))?', relative, _foreign.sub('', text))
+    text = _foreign.sub('', text)
+    if 'rel="icon"' not in text:  # or the browser asks for a favicon.ico that is not there
+        text = text.replace('</head>', '<link rel="icon" href="data:,">\n</head>', 1)
+    return re.sub(rf'(<a [^>]*href="){base}([^"#]*)(?:#([^"]*))?', relative, text)
 
 
 def quarto(
