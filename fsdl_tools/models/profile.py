@@ -8,7 +8,7 @@ __all__ = ['Tally', 'metered', 'shape_of', 'profile', 'largest', 'tree', 'memory
 # %% ../../nbs/models/02_profile.ipynb #4fc308d5
 import contextlib, copy, math, re, statistics, time
 from ..core import fix_torchvision, human_bytes, human_count, human_seconds, one_of, positive, read_data
-from ..table import Table
+from ..table import Table, pareto_front
 from .zoo import Input, Layer, ModelSpec, TransformerShape, build, example_inputs, from_shape, human_flop
 
 # %% ../../nbs/models/02_profile.ipynb #5b554dbb
@@ -354,7 +354,5 @@ def front(
     value:str     # Key of what should be large, for example top1
 ) -> list:        # The rows that no other beats, cheapest first
     "Rows for which nothing as cheap is as good"
-    out = []
-    for r in sorted((r for r in rows if r[cost] is not None and r[value] is not None), key=lambda r: (r[cost], -r[value])):
-        if not out or r[value] > out[-1][value]: out.append(r)
-    return out
+    known = [r for r in rows if r[cost] is not None and r[value] is not None]
+    return pareto_front(known, lambda r: r[cost], lambda r: -r[value])
