@@ -42,7 +42,8 @@ def fsdl(
 ):         # subprocess.CompletedProcess, with stdout and stderr as text
     "Run the real command in a process of its own and show what a shell would show"
     start = 'from fsdl_tools.cli.main import main; main()'
-    plain = {k: v for k, v in os.environ.items() if k not in ('FORCE_COLOR', 'CLICOLOR_FORCE', 'PY_COLORS')}     # notebooks ask for colours
+    colours = ('FORCE_COLOR', 'CLICOLOR_FORCE', 'PY_COLORS')        # notebooks ask for them
+    plain = {k: v for k, v in os.environ.items() if k not in colours}
     env = plain | dict(COLUMNS='120', NO_COLOR='1', TERM='dumb')
     r = subprocess.run([sys.executable, '-c', start, *map(str, words)], capture_output=True, text=True, env=env)
     typer.echo(r.stdout + r.stderr, nl=False)
