@@ -23,7 +23,7 @@ _reasons = [
     (r'NewConnectionError|NameResolutionError|Temporary failure in name resolution|Network is unreachable|ConnectTimeoutError',
      'the package index cannot be reached: is there a network, and does pip need a proxy or a mirror (pip config list)?'),
     (r"Read-only file system|Permission denied: '([^']+)'", 'this folder cannot be written (read-only, or another owner): copy the repository to where you may write'),
-    (r"command '[^']*(?:gcc|cc|clang|g\+\+)[^']*' failed: No such file|[Uu]nable to find a compatible C|[Nn]o C compiler|vcvarsall\.bat|error: command 'cc' failed: No such",
+    (r"(?:command|directory:) '[^'\s]*(?:cc|clang|[gc]\+\+)[^'\s]*'|[Nn]o such file or directory: '?(?:gcc|cc)\b|[Uu]nable to find a compatible C|vcvarsall\.bat",
      'a package has to be compiled and there is no C compiler (Debian: apt install build-essential; macOS: xcode-select --install)'),
     (r'Python\.h: No such file', "a package has to be compiled and Python's headers are missing (Debian: apt install python3-dev)"),
 ]
@@ -53,7 +53,7 @@ def explain(
     for pattern, reason in _reasons:
         if re.search(pattern, text): return reason.format(proxy=re.sub(r'//[^@/]*@', '//…@', proxy))
     if found := misfit(text): return f'{found[0]}: {found[1]}'
-    errors = [line.strip() for line in text.splitlines() if re.match(r'\s*(ERROR|error)\b', line)]
+    errors = [line.strip() for line in text.splitlines() if re.match(r'\s*(ERROR|error)\b', line) and not re.search(r'error: [a-z]+(-[a-z]+)+$', line)]
     lines = errors or [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else 'pip failed and said nothing'
 
@@ -211,6 +211,7 @@ class Env:
         "Run pip, its output into install.log"
         command = [self.python, '-I', '-m', 'pip', '--disable-pip-version-check', '--no-input', *args]
         alone = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'PYTHONHOME')}
+        if alone.get('PIP_RETRIES') == '0': alone['PIP_RETRIES'] = '1'      # without a retry pip does not say why an index cannot be reached
         how = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace', cwd=self.root, env=alone)
         lines, n = [], 0
         with subprocess.Popen(command, **how) as proc:
@@ -363,14 +364,16 @@ def _lock(args):
     text = make_lock('.', upgrade='--upgrade' in args, pip=pip_settings(sys.executable))
     _lines(f'requirements.lock: {sum(line[:1].isalnum() for line in text.splitlines())} versions')
 
+_tasks = dict(
+    setup=lambda args: set_up(args[0].replace(',', ' ').split(), report=_lines),
+    site=lambda args: set_up(['dev', *site_extras(), *args], report=_lines),
+    ready=lambda args: ready(),
+    port=lambda args: _port_free(int(args[0])),
+    lock=_lock)
+
 def main():
-    "What ./course calls: setup EXTRAS, site (dev and what the pages need), lab, ready, port N or lock"
-    what, *args = sys.argv[1:]
-    try:
-        if what == 'setup': set_up(args[0].replace(',', ' ').split(), report=_lines)
-        elif what == 'site': set_up(['dev', *site_extras(), *args], report=_lines)
-        elif what == 'ready': ready()
-        elif what == 'port': _port_free(int(args[0]))
-        elif what == 'lock': _lock(args)
+    "What ./course calls: setup EXTRAS, site (dev and what the pages need, and further extras), ready, port N or lock"
+    task, *args = sys.argv[1:]
+    try: _tasks[one_of('task', task, _tasks)](args)
     except KeyboardInterrupt: sys.exit('course: interrupted; the next run goes on where this one stopped')
     except (OSError, RuntimeError, ValueError) as e: sys.exit(f'course: {e}')

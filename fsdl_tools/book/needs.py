@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['imports', 'docs_cells', 'docs_imports', 'run_imports', 'plain_name', 'distribution', 'requirements', 'lock_graph',
            'brings', 'extras_for', 'site_extras', 'Missing', 'missing_imports', 'extras_needed', 'unnamed_extras',
-           'unknown_imports', 'lock_problems', 'uv_program', 'uv_environment', 'make_lock']
+           'unknown_imports', 'wrong_extras', 'lock_problems', 'uv_program', 'uv_environment', 'make_lock']
 
 # %% ../../nbs/book/06_needs.ipynb #5e12a7d2
 import ast, csv, functools, importlib.util, json, os, re, shutil, subprocess, sys, tempfile
@@ -350,7 +350,28 @@ def unknown_imports(
         found += [f'nbs/{notebook}: {name}' for name in unknown if name not in apart]
     return found
 
-# %% ../../nbs/book/06_needs.ipynb #5c789bc8
+# %% ../../nbs/book/06_needs.ipynb #1266b514
+def _needs(tree):
+    "The calls of `need` whose module is written out, with the extra that they name"
+    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+        if getattr(call.func, 'id', None) != 'need' or not _asked(call): continue
+        named = [a.value for a in call.args[1:2] if isinstance(a, ast.Constant)]
+        named += [k.value.value for k in call.keywords if k.arg == 'extra' and isinstance(k.value, ast.Constant)]
+        yield _asked(call), named[0] if named else 'all'
+
+def wrong_extras(
+    root='.' # Top of the project
+) -> list:   # A line for each
+    "Calls of `need` that name an extra which does not bring the package"
+    lib, have, found = settings(root)['lib_path'], brings(root), []
+    have['all'] = set().union(*(d for e, d in have.items() if e != 'dev'))
+    for path in sorted((Path(root)/lib).rglob('*.py')):
+        for module, extra in _needs(_parse(path.read_text(encoding='utf-8'))):
+            top = _outside(module, lib)
+            if top and distribution(top) not in have.get(extra, set()) | have['']: found.append(f'{path.relative_to(root)}: need({module!r}, {extra!r})')
+    return found
+
+# %% ../../nbs/book/06_needs.ipynb #a48d0fdb
 def _requirement_lines(root):
     "Everything that the lock covers: all extras, sorted"
     return '\n'.join(sorted({r for asked in requirements(root).values() for r in asked})) + '\n'
