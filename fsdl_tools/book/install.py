@@ -31,7 +31,8 @@ _reasons = [
         "the package index's certificate is not trusted here: name your certificate file in PIP_CERT",
     ),
     (
-        r'NewConnectionError|NameResolutionError|Temporary failure in name resolution|Network is unreachable|ConnectTimeoutError',
+        r'NewConnectionError|NameResolutionError|Temporary failure in name resolution|Network is '
+        r'unreachable|ConnectTimeoutError',
         'the package index cannot be reached: is there a network, and does pip need a '
         'proxy or a mirror (pip config list)?',
     ),
@@ -40,7 +41,8 @@ _reasons = [
         'this folder cannot be written (read-only, or another owner): copy the repository to where you may write',
     ),
     (
-        r"(?:command|directory:) '[^'\s]*(?:cc|clang|[gc]\+\+)[^'\s]*'|[Nn]o such file or directory: '?(?:gcc|cc)\b|[Uu]nable to find a compatible C|vcvarsall\.bat",
+        r"(?:command|directory:) '[^'\s]*(?:cc|clang|[gc]\+\+)[^'\s]*'"
+        r"|[Nn]o such file or directory: '?(?:gcc|cc)\b|[Uu]nable to find a compatible C|vcvarsall\.bat",
         'a package has to be compiled and there is no C compiler (Debian: apt install '
         'build-essential; macOS: xcode-select --install)',
     ),
@@ -186,7 +188,8 @@ def announce(
     if cuda:
         total = sum(sizes[w.name] or 0 for w in cuda) + (sizes.get('torch') or 0)
         lines.append(
-            f'PyTorch comes with CUDA ({human_bytes(total, 1)}), since no CPU build of the tested version is offered here; '
+            f'PyTorch comes with CUDA ({human_bytes(total, 1)}), since no CPU build of the tested version '
+            'is offered here; '
             'PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu offers one'
         )
     return lines

@@ -453,7 +453,7 @@ def uv_environment(
         env['UV_DEFAULT_INDEX'] = pip['index-url']
     return env
 
-_lock_head = """# The set that was last tested, for Python {floor} and later on every platform. ./course installs these versions.
+_lock_head = """# The set that was last tested, for Python {floor} and later on every platform.
 # Made by `./course --lock` from settings.ini; `./course --lock --upgrade` takes the newest releases.
 """
 
