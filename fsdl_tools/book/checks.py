@@ -223,6 +223,7 @@ source_checks = [
     ('cells that mix imports with other code', mixed_imports, 'give the imports a cell of their own'),
     ('modules that import from a later part or chapter', out_of_order, 'move the code, or renumber the chapter'),
     ('modules that are not written for a reader', lint_problems, 'unpack them; `ruff check` shows the rest'),
+    # INSERT: ('options of cells that are no YAML, …', option_problems, 'quote the text after the colon'),
     ('notebooks missing from _quarto.yml, or listed there and missing', _not_in_contents,
      'edit the sidebar in _quarto.yml'),
     ('README.md is out of step with nbs/index.ipynb', _differs('index.ipynb', 'README.md'),

@@ -165,7 +165,7 @@ def test_a_newcomer_has_none_of_our_variables_and_all_of_our_files(project, cach
     env = dict(line.split('=', 1) for line in next(cache.glob('newcomer/*/project/.venv/env')).read_text().splitlines() if '=' in line)
     assert env['PATH'] == '/usr/bin:/bin' and env['PIP_FIND_LINKS'] == '/wheels' and not {'OURS', 'PYTHONPATH'} & set(env)
     assert 'new.txt' in next(cache.glob('newcomer/*/project/.venv/ls')).read_text().split()
-    assert [p.name for p in cache.glob('newcomer/*/project/*')] == [] and not list(cache.glob('newcomer/*/clone'))
+    assert [p.name for p in cache.glob('newcomer/*/project/*')] == ['.venv'] and not list(cache.glob('newcomer/*/clone'))
     assert 'kept from an earlier run' in newcomer(project)
     assert 'made anew' in newcomer(project, uncached=True)
 
@@ -182,7 +182,7 @@ def test_what_a_newcomer_meets_is_shown(project, cache, body, words):
 
 
 def test_a_killed_newcomer_is_swept_by_the_next(project, cache):
-    write_course(project, 'mkdir -p .venv; touch half; sleep 600')
+    write_course(project, 'mkdir -p .venv; touch half; sleep 4246')
     code = f'from fsdl_tools.book.stages import newcomer; newcomer({str(project)!r}, timeout=20)'
     p = subprocess.Popen([sys.executable, '-c', code], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)})
     end = time.monotonic() + 60
@@ -191,7 +191,7 @@ def test_a_killed_newcomer_is_swept_by_the_next(project, cache):
     assert list(cache.glob('newcomer/*/project/half'))
     write_course(project, 'mkdir -p _docs; echo x > _docs/index.html')
     newcomer(project)
-    assert not list(cache.glob('newcomer/*/project/[a-z]*'))
+    assert not list(cache.glob('newcomer/*/project/[a-z]*')) and not sleepers(4246)
 
 
 def test_the_environment_is_another_when_the_lock_is(project):
@@ -250,7 +250,7 @@ def inner(root, folder, body, *args):
     shutil.copy(root/'tests/conftest.py', folder/'tests'); shutil.copy(root/'pytest.ini', folder)
     (folder/'tests/test_it.py').write_text(body)
     env = {k: v for k, v in os.environ.items() if not k.startswith(('PYTEST_', 'FSDL_'))} | dict(PYTHONPATH=os.pathsep.join([str(root), *sys.path]), XDG_CACHE_HOME=str(folder/'cache'))
-    return subprocess.run([sys.executable, '-m', 'pytest', '-v', *args], cwd=folder, capture_output=True, text=True, env=env, timeout=120).stdout
+    return subprocess.run([sys.executable, '-m', 'pytest', '-vv', *args], cwd=folder, capture_output=True, text=True, env=env, timeout=120).stdout
 
 
 def test_a_sweep_is_drawn_by_its_seed(root, tmp_path):
