@@ -2,8 +2,8 @@
 
 d = { 'settings': { 'branch': 'main',
                 'doc_baseurl': '/fsdl_tools',
-                'doc_host': 'https://fsdl-tools.github.io',
-                'git_url': 'https://github.com/fsdl-tools/fsdl_tools',
+                'doc_host': 'https://.github.io',
+                'git_url': 'https://github.com//fsdl_tools',
                 'lib_path': 'fsdl_tools'},
   'syms': { 'fsdl_tools.book.checks': { 'fsdl_tools.book.checks._be_notebook': ( 'book/checks.html#_be_notebook',
                                                                                  'fsdl_tools/book/checks.py'),
