@@ -8,7 +8,8 @@ __all__ = ['CheckFailed', 'check_sources', 'check_site', 'check_notebooks', 'che
            'run_quick', 'main']
 
 # %% ../../nbs/book/06_stages.ipynb #7fb2c950
-import concurrent.futures, contextlib, hashlib, json, os, random, re, secrets, shutil, signal, subprocess, sys, tempfile, time
+import concurrent.futures, contextlib, hashlib, json, os, random, re, secrets
+import shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 from ..core import human_seconds, read_data
 from .checks import (cache_folder, module_of, project_root, recorded_seconds, run_in_kernel, run_notebooks,
@@ -275,12 +276,12 @@ def _started(command, folder, out, env):
     return proc
 
 def _end(proc):
-    "End a process and everything that it has started in its group"
-    try:
-        os.killpg(proc.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    proc.wait()
+    "End a process and everything that it has started in its group; first it is asked to"
+    for how, seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(proc.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            proc.wait(seconds)
     _running.discard(proc)
 
 def _look_at(project, log):
@@ -322,6 +323,32 @@ def side_environments(
             raise CheckFailed(f'the side environment {name}', [str(e)], 'see its log') from e
         notes.append(f"{name} {'kept' if had else 'built'}")
     return ', '.join(notes)
+
+def _sides_apart(root):
+    "The same in a process of its own, which can be ended in the middle of a build"
+    with tempfile.TemporaryFile('w+') as out:
+        code = 'from fsdl_tools.book.stages import _sides; _sides()'
+        proc = _started([sys.executable, '-c', code], root, out, dict(os.environ))
+        try:
+            proc.wait()
+        finally:
+            _end(proc)
+        out.seek(0)
+        lines = out.read().splitlines()
+    if proc.returncode:
+        raise CheckFailed('side environments', lines[-40:], 'see above')
+    for line in lines[:-1]:
+        _say(line)
+    return lines[-1]
+
+def _sides():
+    "In that process: build, and end the build when asked to"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        _say(side_environments('.') or 'none is needed')
+    except CheckFailed as e:
+        _say(str(e))
+        sys.exit(1)
 
 def _apt_install(packages):
     "Install Debian packages where that is permitted, and say so"
@@ -380,7 +407,7 @@ def run_stages(
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         try:
             behind = [pool.submit(_stage, 'Newcomer (in the background)', newcomer, root, uncached),
-                      pool.submit(_stage, 'Side environments (in the background)', side_environments, root)]
+                      pool.submit(_stage, 'Side environments (in the background)', _sides_apart, root)]
             _stage('Site', check_site, root)
             _raise_if_failed(behind)
             _stage('Notebooks', check_notebooks, root, flags='slow' if slow else '')

@@ -217,12 +217,28 @@ def test_a_stage_in_the_background_that_fails_ends_the_run(root, monkeypatch):
     def fails(root, uncached): raise CheckFailed('the newcomer', ['no module'], 'add it')
     seen = []
     monkeypatch.setattr(stages, '_state', dict(stages=[], notebooks=[]))
-    for name in ('check_sources', 'side_environments'): monkeypatch.setattr(stages, name, lambda root: 'fine')
+    for name in ('check_sources', '_sides_apart'): monkeypatch.setattr(stages, name, lambda root: 'fine')
     monkeypatch.setattr(stages, 'newcomer', fails)
     monkeypatch.setattr(stages, 'check_site', lambda root: time.sleep(.5) or 'fine')
     monkeypatch.setattr(stages, 'check_notebooks', lambda *a, **kw: seen.append(a) or 'fine')
     with pytest.raises(CheckFailed, match='the newcomer'): stages.run_stages(root)
     assert seen == [], 'the notebooks were not waited for'
+
+
+def test_a_build_in_the_background_ends_with_the_run(root, monkeypatch, tmp_path):
+    monkeypatch.setattr(stages, '_state', dict(stages=[], notebooks=[]))
+    real = stages._started
+    code = "import subprocess\nfrom fsdl_tools.book import stages\nfrom fsdl_tools.environments import _call\nstages.side_environments = lambda root: _call(['sleep', '4247'], 'log', 500)\nstages._sides()"
+    monkeypatch.setattr(stages, '_started', lambda command, folder, out, env: real([sys.executable, '-c', code], tmp_path, out, env | dict(PYTHONPATH=str(root))))
+    monkeypatch.setattr(stages, 'check_sources', lambda root: 'fine')
+    monkeypatch.setattr(stages, 'newcomer', lambda root, uncached: 'fine')
+    def fails(root):
+        end = time.monotonic() + 60
+        while not sleepers(4247) and time.monotonic() < end: time.sleep(.1)
+        raise CheckFailed('the site', [], 'look')
+    monkeypatch.setattr(stages, 'check_site', fails)
+    with pytest.raises(CheckFailed, match='the site'): stages.run_stages(root)
+    assert not sleepers(4247)
 
 
 def test_quick_takes_what_was_changed(root, monkeypatch):
