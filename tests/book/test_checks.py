@@ -118,15 +118,18 @@ def test_ranks_are_forked_in_a_notebook_that_is_forked(small):
 
 
 @linux
-def test_when_the_runner_is_killed_its_notebooks_end(small):
-    for i in range(3): (small/f'nbs/{i}.ipynb').write_text(notebook("import subprocess; subprocess.Popen(['sleep', '4244']).wait()"))
-    code = f'from fsdl_tools.book.checks import run_notebooks; run_notebooks({str(small)!r}, ["0.ipynb", "1.ipynb"])'
-    p = subprocess.Popen([sys.executable, '-c', code], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)})
+@pytest.mark.parametrize('how', ['killed', 'group is asked to end'])
+def test_when_the_runner_ends_its_notebooks_end(small, how):
+    for i in range(2): (small/f'nbs/{i}.ipynb').write_text(notebook("import subprocess; subprocess.Popen(['sleep', '4244']).wait()"))
+    code = f'from fsdl_tools.book.checks import run_notebooks; run_notebooks({str(small)!r})'
+    p = subprocess.Popen([sys.executable, '-c', code], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}, start_new_session=True)
     end = time.monotonic() + 60
     while len(sleepers(4244)) < 2 and time.monotonic() < end: time.sleep(.1)
     assert len(sleepers(4244)) == 2
-    p.send_signal(signal.SIGKILL); p.wait()
-    end = time.monotonic() + 10
+    if how == 'killed': p.kill()
+    else: os.killpg(p.pid, signal.SIGTERM)
+    p.wait()
+    end = time.monotonic() + 20
     while sleepers(4244) and time.monotonic() < end: time.sleep(.1)
     assert not sleepers(4244)
 
@@ -165,7 +168,7 @@ def test_a_newcomer_has_none_of_our_variables_and_all_of_our_files(project, cach
     env = dict(line.split('=', 1) for line in next(cache.glob('newcomer/*/project/.venv/env')).read_text().splitlines() if '=' in line)
     assert env['PATH'] == '/usr/bin:/bin' and env['PIP_FIND_LINKS'] == '/wheels' and not {'OURS', 'PYTHONPATH'} & set(env)
     assert 'new.txt' in next(cache.glob('newcomer/*/project/.venv/ls')).read_text().split()
-    assert [p.name for p in cache.glob('newcomer/*/project/*')] == [] and not list(cache.glob('newcomer/*/clone'))
+    assert [p.name for p in cache.glob('newcomer/*/project/*')] == ['.venv'] and not list(cache.glob('newcomer/*/clone'))
     assert 'kept from an earlier run' in newcomer(project)
     assert 'made anew' in newcomer(project, uncached=True)
 
@@ -176,13 +179,13 @@ def test_a_newcomer_has_none_of_our_variables_and_all_of_our_files(project, cach
     ('mkdir _docs; echo x > _docs/index.html; echo y >> setup.py', ['changes committed files', 'setup.py']), ('sleep 4245', ['longer than 3 s'])])
 def test_what_a_newcomer_meets_is_shown(project, cache, body, words):
     write_course(project, body)
-    with pytest.raises(CheckFailed) as e: newcomer(project, timeout=3)
+    with pytest.raises(CheckFailed) as e: newcomer(project, timeout=3 if 'sleep' in body else 60)
     assert all(w in str(e.value) for w in words), str(e.value)
     assert 'cure: ' in str(e.value) and not list(cache.glob('newcomer/*/project/[a-z]*')) and not sleepers(4245)
 
 
 def test_a_killed_newcomer_is_swept_by_the_next(project, cache):
-    write_course(project, 'mkdir -p .venv; touch half; sleep 600')
+    write_course(project, 'mkdir -p .venv; touch half; sleep 4246')
     code = f'from fsdl_tools.book.stages import newcomer; newcomer({str(project)!r}, timeout=20)'
     p = subprocess.Popen([sys.executable, '-c', code], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)})
     end = time.monotonic() + 60
@@ -191,7 +194,7 @@ def test_a_killed_newcomer_is_swept_by_the_next(project, cache):
     assert list(cache.glob('newcomer/*/project/half'))
     write_course(project, 'mkdir -p _docs; echo x > _docs/index.html')
     newcomer(project)
-    assert not list(cache.glob('newcomer/*/project/[a-z]*'))
+    assert not list(cache.glob('newcomer/*/project/[a-z]*')) and not sleepers(4246)
 
 
 def test_the_environment_is_another_when_the_lock_is(project):
@@ -217,12 +220,28 @@ def test_a_stage_in_the_background_that_fails_ends_the_run(root, monkeypatch):
     def fails(root, uncached): raise CheckFailed('the newcomer', ['no module'], 'add it')
     seen = []
     monkeypatch.setattr(stages, '_state', dict(stages=[], notebooks=[]))
-    for name in ('check_sources', 'side_environments'): monkeypatch.setattr(stages, name, lambda root: 'fine')
+    for name in ('check_sources', '_sides_apart'): monkeypatch.setattr(stages, name, lambda root: 'fine')
     monkeypatch.setattr(stages, 'newcomer', fails)
     monkeypatch.setattr(stages, 'check_site', lambda root: time.sleep(.5) or 'fine')
     monkeypatch.setattr(stages, 'check_notebooks', lambda *a, **kw: seen.append(a) or 'fine')
     with pytest.raises(CheckFailed, match='the newcomer'): stages.run_stages(root)
     assert seen == [], 'the notebooks were not waited for'
+
+
+def test_a_build_in_the_background_ends_with_the_run(root, monkeypatch, tmp_path):
+    monkeypatch.setattr(stages, '_state', dict(stages=[], notebooks=[]))
+    real = stages._started
+    code = "import subprocess\nfrom fsdl_tools.book import stages\nfrom fsdl_tools.environments import _call\nstages.side_environments = lambda root: _call(['sleep', '4247'], 'log', 500)\nstages._sides()"
+    monkeypatch.setattr(stages, '_started', lambda command, folder, out, env: real([sys.executable, '-c', code], tmp_path, out, env | dict(PYTHONPATH=str(root))))
+    monkeypatch.setattr(stages, 'check_sources', lambda root: 'fine')
+    monkeypatch.setattr(stages, 'newcomer', lambda root, uncached: 'fine')
+    def fails(root):
+        end = time.monotonic() + 60
+        while not sleepers(4247) and time.monotonic() < end: time.sleep(.1)
+        raise CheckFailed('the site', [], 'look')
+    monkeypatch.setattr(stages, 'check_site', fails)
+    with pytest.raises(CheckFailed, match='the site'): stages.run_stages(root)
+    assert not sleepers(4247)
 
 
 def test_quick_takes_what_was_changed(root, monkeypatch):
@@ -250,7 +269,7 @@ def inner(root, folder, body, *args):
     shutil.copy(root/'tests/conftest.py', folder/'tests'); shutil.copy(root/'pytest.ini', folder)
     (folder/'tests/test_it.py').write_text(body)
     env = {k: v for k, v in os.environ.items() if not k.startswith(('PYTEST_', 'FSDL_'))} | dict(PYTHONPATH=os.pathsep.join([str(root), *sys.path]), XDG_CACHE_HOME=str(folder/'cache'))
-    return subprocess.run([sys.executable, '-m', 'pytest', '-v', *args], cwd=folder, capture_output=True, text=True, env=env, timeout=120).stdout
+    return subprocess.run([sys.executable, '-m', 'pytest', '-vv', *args], cwd=folder, capture_output=True, text=True, env=env, timeout=120).stdout
 
 
 def test_a_sweep_is_drawn_by_its_seed(root, tmp_path):
