@@ -167,7 +167,7 @@ def _entry_points(root):
     scripts = [p.read_text(encoding='utf-8') for p in (Path(root)/'course', Path(root)/'check') if p.exists()]
     called = re.findall(rf'from {lib}\.([\w.]+) import (\w+)', '\n'.join(scripts))
     commands = re.findall(rf'{lib}\.([\w.]+):(\w+)', cfg.get('console_scripts', ''))
-    return {*called, *commands, *re.findall(r"'([\w.]+):(\w+)'", top)}
+    return {*called, *commands, *re.findall(r"\('([\w.]+)', '(\w+)'\)", top)}
 
 def unused_names(
     root='.' # Top of the project
