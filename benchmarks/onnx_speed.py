@@ -17,7 +17,7 @@ models = {'resnet18': {}, 'mobilenetv3_small_100': {}, 'efficientnet_b0': {}, 'c
 
 def one(name):
     import torch
-    from fsdl_tools.onnx.graph import draw
+    from fsdl_tools.onnx.graph import random_inputs
     from fsdl_tools.onnx.export import export
     from fsdl_tools.onnx.cures import open_model, tiny_config
     from fsdl_tools.onnx.optimise import benchmark, quantise

@@ -21,7 +21,7 @@ def _say(line):
 
 def _smaller(path, kinds, src):
     "Quantise `path` beside itself, once for each kind"
-    from fsdl_tools.onnx.graph import draw
+    from fsdl_tools.onnx.graph import random_inputs
     from fsdl_tools.onnx.optimise import quantise
     for k in kinds:
         _say(f'quantising to {k}')
