@@ -77,7 +77,7 @@ def test_a_builder_that_is_killed_does_not_block_or_mislead_the_next(cache):
     script = textwrap.dedent('''
         import sys
         from fsdl_tools.environments import SideEnv, build_env
-        build(SideEnv('victim', check='import os, time; time.sleep(5 if os.environ.get("SLOW") else 0)'))
+        build_env(SideEnv('victim', check='import os, time; time.sleep(5 if os.environ.get("SLOW") else 0)'))
     ''')
     p = subprocess.Popen([sys.executable, '-c', script], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path), 'SLOW': '1'})
     e = SideEnv('victim', check='import os, time; time.sleep(5 if os.environ.get("SLOW") else 0)')
@@ -90,7 +90,7 @@ def test_a_builder_that_is_killed_does_not_block_or_mislead_the_next(cache):
 
 
 def test_two_processes_build_once(cache):
-    script = "from fsdl_tools.environments import *; print(build(SideEnv('shared', check='import time; time.sleep(1)')))"
+    script = "from fsdl_tools.environments import *; print(build_env(SideEnv('shared', check='import time; time.sleep(1)')))"
     ps = [subprocess.Popen([sys.executable, '-c', script], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     outs = {p.communicate(timeout=120)[0].strip() for p in ps}
     assert [p.returncode for p in ps] == [0, 0, 0] and len(outs) == 1

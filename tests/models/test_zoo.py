@@ -13,7 +13,7 @@ few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChec
 words = st.sampled_from(['vit', 'resnet', 'tiny', 'base', 'net', 'gpt', 'llama', 'bert', 'x', '224', 'zzz', '*', 'vit*', '?', '[', '\\', 'é'])
 
 def test_import_is_light():
-    code = "import sys, fsdl_tools.models.zoo, fsdl_tools.models.profile; from fsdl_tools.models.zoo import search_models; search('vit'); print([m for m in ('torch', 'timm', 'transformers', 'matplotlib', 'numpy') if m in sys.modules])"
+    code = "import sys, fsdl_tools.models.zoo, fsdl_tools.models.profile; from fsdl_tools.models.zoo import search_models; search_models('vit'); print([m for m in ('torch', 'timm', 'transformers', 'matplotlib', 'numpy') if m in sys.modules])"
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
     assert (r.returncode, r.stdout.strip()) == (0, '[]'), r.stderr
 
