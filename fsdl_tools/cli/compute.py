@@ -68,7 +68,7 @@ def _plan_command(
         from fsdl_tools.compute.validation import batch_outputs, plan_batch
         done = plan_batch(batch, out)
         if out and not as_json: return typer.echo(f"{len(done):,} rows, {sum(bool(r['error']) for r in done):,} with a reason in the column error: {out}")
-        return show(Table(done, columns=outputs), as_json)
+        return show(Table(done, columns=batch_outputs), as_json)
     if out: raise ValueError('--out belongs to --batch: an estimate is written by --save')
     if not model: raise ValueError('name a model, or give a table with --batch')
     from fsdl_tools.compute.gpus import Cluster
@@ -149,4 +149,4 @@ def _cost_command(
     if within: done = [e for e in done if e.wall_hours * 3600 <= parse_seconds(within)]
     if not done: raise ValueError(f'no offer ends within {within}')
     if best: done = frontier(done)
-    show(cost_table(done, rows, title, announce([e.offer for e in done])), as_json)
+    show(cost_table(done, rows, title, price_age([e.offer for e in done])), as_json)

@@ -39,7 +39,7 @@ def _zoo_search(
     Examples: `fsdl zoo search vit --max-params 30M --sort flops`, `fsdl zoo search --task causal-lm --max-params 1B --json`
     """
     from fsdl_tools.models.zoo import search_models
-    t = search(' '.join(words or []), library, task, family, input, licence, min_params, max_params, None, max_flops, sort)
+    t = search_models(' '.join(words or []), library, task, family, input, licence, min_params, max_params, None, max_flops, sort)
     cut = t[:limit]
     if not as_json: cut.columns = ['name', 'task', 'input', 'params', 'flops', 'saved', 'licences']     # what fits in a terminal
     if len(t) > limit and not as_json: cut.notes = f'{limit} of {len(t):,}; --limit shows more'

@@ -89,5 +89,5 @@ def _env_build(
     "Build a side environment and print the path of its Python."
     from fsdl_tools.core import parse_seconds
     from fsdl_tools.environments import BuildError, build_env
-    try: typer.echo(str(build(name, parse_seconds(timeout), again)))
+    try: typer.echo(str(build_env(name, parse_seconds(timeout), again)))
     except BuildError as e: raise OSError(str(e)) from None
