@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['batch_outputs', 'answers', 'check_row', 'predict_rows', 'read_runs', 'plan_batch', 'scores', 'fit_accuracy',
-           'trace_gpt', 'apart']
+           'trace_gpt', 'trace_fsdp', 'apart']
 
 # %% ../../nbs/compute/06_validation.ipynb #1d9c9d4e
 import csv, io, math
@@ -182,7 +182,7 @@ def _results(name='planner') -> dict: # What a script in benchmarks/ wrote; empt
     return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
 # %% ../../nbs/compute/06_validation.ipynb #7d37859d
-def _trace_fsdp(ranks, layers=4, hidden=512, heads=8, vocab=8192, seq=512, batch=4) -> dict: # Category -> bytes at the peak
+def trace_fsdp(ranks, layers=4, hidden=512, heads=8, vocab=8192, seq=512, batch=4) -> dict: # Category -> bytes at the peak
     "Peak memory of rank 0 of a GPT-2 under FSDP2 on `ranks` ranks: fake tensors, fake process group, once in a process"
     torch, dist = need('torch', 'frameworks'), need('torch.distributed', 'frameworks')
     fix_torchvision(); make = need('transformers', 'frameworks').GPT2LMHeadModel
