@@ -24,12 +24,18 @@ class GPTConfig(Record):
     ffn:int=0       # Width of the MLP; 0: four times hidden
 
     def __post_init__(self):
-        for f in 'layers hidden heads ctx vocab'.split(): positive(f, getattr(self, f))
-        if self.hidden % self.heads: raise ValueError(f'hidden {self.hidden} cannot be divided by heads={self.heads}: the remainder is {self.hidden % self.heads}')
-        if not isinstance(self.ffn, int) or self.ffn < 0: raise ValueError(f'ffn must be 0 or the width of the MLP, not {self.ffn!r}')
+        for f in 'layers hidden heads ctx vocab'.split():
+            positive(f, getattr(self, f))
+        if self.hidden % self.heads:
+            raise ValueError(
+                f'hidden {self.hidden} cannot be divided by heads={self.heads}: the remainder is {self.hidden % self.heads}'
+            )
+        if not isinstance(self.ffn, int) or self.ffn < 0:
+            raise ValueError(f'ffn must be 0 or the width of the MLP, not {self.ffn!r}')
 
     @property
-    def width(self): return self.ffn or 4*self.hidden
+    def width(self):
+        return self.ffn or 4*self.hidden
 
     @property
     def params(self):
@@ -37,7 +43,11 @@ class GPTConfig(Record):
         h, f = self.hidden, self.width
         return self.layers*(4*h*h + 2*h*f + f + 9*h) + h*(2*self.vocab + self.ctx + 2)
 
-gpts = {'gpt-tiny': GPTConfig(), 'gpt-mini': GPTConfig(6, 192, 6, 128), 'gpt-small': GPTConfig(12, 768, 12, 1024, 50304)}
+gpts = {
+    'gpt-tiny': GPTConfig(),
+    'gpt-mini': GPTConfig(6, 192, 6, 128),
+    'gpt-small': GPTConfig(12, 768, 12, 1024, 50304),
+}
 
 def gpt_config(
     name, # One of gpts, or a GPTConfig
@@ -50,6 +60,7 @@ def gpt_config(
 # %% ../../nbs/models/05_gpt.ipynb #283689d8
 class Attention(nn.Module):
     "Causal self-attention: (batch, time, hidden) to the same; query, key and value have matrices of their own"
+
     def __init__(self,
         hidden:int, # Hidden size
         heads:int   # Heads
@@ -58,28 +69,40 @@ class Attention(nn.Module):
         self.size = hidden // heads
         self.q, self.k, self.v, self.out = (nn.Linear(hidden, hidden) for _ in range(4))
 
-    def split(self, x): return x.unflatten(-1, (-1, self.size)).transpose(1, 2)
+    def split(self, x):
+        return x.unflatten(-1, (-1, self.size)).transpose(1, 2)
+
     def forward(self, x):
         q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
         return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
 class MLP(nn.Module):
     "Up, GELU, down: (batch, time, hidden) to the same"
+
     def __init__(self,
         hidden:int, # Hidden size
         width:int   # Of the middle
     ):
         super().__init__()
         self.up, self.down = nn.Linear(hidden, width), nn.Linear(width, hidden)
-    def forward(self, x): return self.down(F.gelu(self.up(x)))
+
+    def forward(self, x):
+        return self.down(F.gelu(self.up(x)))
 
 class GPTBlock(nn.Module):
     "Norm, attention, norm, MLP, each added to what came in"
+
     def __init__(self,
         c:GPTConfig # The shape
     ):
         super().__init__()
-        self.norm1, self.attn, self.norm2, self.mlp = nn.LayerNorm(c.hidden), Attention(c.hidden, c.heads), nn.LayerNorm(c.hidden), MLP(c.hidden, c.width)
+        self.norm1, self.attn, self.norm2, self.mlp = (
+            nn.LayerNorm(c.hidden),
+            Attention(c.hidden, c.heads),
+            nn.LayerNorm(c.hidden),
+            MLP(c.hidden, c.width),
+        )
+
     def forward(self, x):
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
@@ -87,6 +110,7 @@ class GPTBlock(nn.Module):
 # %% ../../nbs/models/05_gpt.ipynb #2250119d
 class GPT(nn.Module):
     "A GPT: (batch, time) token numbers to (batch, time, vocab) logits; parts that a stage lacks are None and are passed over"
+
     def __init__(self,
         config='gpt-tiny', # One of gpts, or a GPTConfig
         seed:int=0         # Same seed, same weights, on every rank
@@ -102,12 +126,16 @@ class GPT(nn.Module):
 
     def _init(self, m):
         "Normal with deviation 0.02 for matrices and tables, zero for biases (GPT-2)"
-        if isinstance(m, (nn.Linear, nn.Embedding)): nn.init.normal_(m.weight, std=.02)
-        if getattr(m, 'bias', None) is not None and isinstance(m, nn.Linear): nn.init.zeros_(m.bias)
+        if isinstance(m, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(m.weight, std=.02)
+        if getattr(m, 'bias', None) is not None and isinstance(m, nn.Linear):
+            nn.init.zeros_(m.bias)
 
     def forward(self, x):
-        if self.emb is not None: x = self.emb(x) + self.pos(torch.arange(x.shape[1], device=x.device))
-        for block in self.layers.values(): x = block(x)
+        if self.emb is not None:
+            x = self.emb(x) + self.pos(torch.arange(x.shape[1], device=x.device))
+        for block in self.layers.values():
+            x = block(x)
         return x if self.head is None else self.head(self.norm(x))
 
 def lm_loss(
@@ -125,8 +153,12 @@ def keep_layers(
 ):             # The same GPT with nothing else in it
     "A stage of the model: the embedding goes with layer 0, norm and head with the last"
     n = model.config.layers
-    if not 0 <= start < stop <= n: raise ValueError(f'layers {start} to {stop} are not a part of a model with {n} layers')
-    for i in set(model.layers) - {str(i) for i in range(start, stop)}: del model.layers[i]
-    if start > 0: model.emb = model.pos = None
-    if stop < n: model.norm = model.head = None
+    if not 0 <= start < stop <= n:
+        raise ValueError(f'layers {start} to {stop} are not a part of a model with {n} layers')
+    for i in set(model.layers) - {str(i) for i in range(start, stop)}:
+        del model.layers[i]
+    if start > 0:
+        model.emb = model.pos = None
+    if stop < n:
+        model.norm = model.head = None
     return model

@@ -10,7 +10,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, SequenceParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 from .collectives import CommCounter, wire_bytes
 from ..core import one_of
 from ..models.gpt import GPT, keep_layers
@@ -20,6 +26,7 @@ from .tensor import check_divisible, check_length, modes, tensor_parallel
 # %% ../../nbs/parallel/10_dtensor.ipynb #92fd9106
 class Whole(SequenceParallel):
     "Parameters whole on every rank; input and output are cut along dimension `dim`, or whole too"
+
     def __init__(self,
         dim=None # Dimension along which input and output are cut; None: not at all
     ):
@@ -32,8 +39,17 @@ def layer_plan(
     "How one block is cut"
     between, norm = (Shard(1), Whole(1)) if sequence_parallel else (Replicate(), Whole())
     column, row = ColwiseParallel(), RowwiseParallel(output_layouts=between)
-    return {'norm1': norm, 'attn': PrepareModuleInput(input_layouts=between, desired_input_layouts=Replicate()), 'attn.q': column, 'attn.k': column, 'attn.v': column, 'attn.out': row,
-            'norm2': norm, 'mlp.up': ColwiseParallel(input_layouts=between), 'mlp.down': row}
+    return {
+        'norm1': norm,
+        'attn': PrepareModuleInput(input_layouts=between, desired_input_layouts=Replicate()),
+        'attn.q': column,
+        'attn.k': column,
+        'attn.v': column,
+        'attn.out': row,
+        'norm2': norm,
+        'mlp.up': ColwiseParallel(input_layouts=between),
+        'mlp.down': row,
+    }
 
 def _tables_plan(
     model,                  # A GPT or a stage of one
@@ -42,10 +58,18 @@ def _tables_plan(
 ) -> list:                  # Pairs of a module and its style, in the order in which they are applied
     "How what is not a block is cut"
     between, time = (Shard(1), Shard(0)) if sequence_parallel else (Replicate(), Replicate())
-    first = [(model.emb, RowwiseParallel(input_layouts=Replicate(), output_layouts=between)), (model.pos, PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=time)),
-             (model.pos, Whole(0 if sequence_parallel else None))]
-    logits = dict(output_layouts=Shard(-1), use_local_output=False) if loss_parallel else dict(output_layouts=Replicate())
-    last = [(model.norm, Whole(1 if sequence_parallel else None)), (model.head, ColwiseParallel(input_layouts=between, **logits))]
+    first = [
+        (model.emb, RowwiseParallel(input_layouts=Replicate(), output_layouts=between)),
+        (model.pos, PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=time)),
+        (model.pos, Whole(0 if sequence_parallel else None)),
+    ]
+    logits = (
+        dict(output_layouts=Shard(-1), use_local_output=False) if loss_parallel else dict(output_layouts=Replicate())
+    )
+    last = [
+        (model.norm, Whole(1 if sequence_parallel else None)),
+        (model.head, ColwiseParallel(input_layouts=between, **logits)),
+    ]
     return first * (model.emb is not None) + last * (model.head is not None)
 
 def parallelize(
@@ -55,12 +79,17 @@ def parallelize(
     loss_parallel:bool=False     # Leave the logits a DTensor that is cut along the vocabulary?
 ):                               # The model; raises ValueError for what cannot be divided
     "Tensor parallelism by `parallelize_module`: every parameter becomes a DTensor and keeps its name"
-    if mesh.ndim != 1: raise ValueError(f"tensor parallelism needs a mesh of one dimension, not {mesh.ndim}: pass mesh['tp']")
+    if mesh.ndim != 1:
+        raise ValueError(f"tensor parallelism needs a mesh of one dimension, not {mesh.ndim}: pass mesh['tp']")
     check_divisible(model.config, mesh.size(), model.emb is not None or model.head is not None)
-    if sequence_parallel and model.emb is not None: model.register_forward_pre_hook(lambda m, args: check_length(args[0].shape[1], mesh.size()))
-    for block in model.layers.values(): parallelize_module(block, mesh, layer_plan(sequence_parallel), src_data_rank=None)
-    for module, style in _tables_plan(model, sequence_parallel, loss_parallel): parallelize_module(module, mesh, style, src_data_rank=None)
-    for p in model.parameters(): p.register_hook(lambda g, to=p.placements: g.redistribute(placements=to))
+    if sequence_parallel and model.emb is not None:
+        model.register_forward_pre_hook(lambda m, args: check_length(args[0].shape[1], mesh.size()))
+    for block in model.layers.values():
+        parallelize_module(block, mesh, layer_plan(sequence_parallel), src_data_rank=None)
+    for module, style in _tables_plan(model, sequence_parallel, loss_parallel):
+        parallelize_module(module, mesh, style, src_data_rank=None)
+    for p in model.parameters():
+        p.register_hook(lambda g, to=p.placements: g.redistribute(placements=to))
     return model
 
 # %% ../../nbs/parallel/10_dtensor.ipynb #7e6d5612
@@ -73,7 +102,8 @@ def layer_traffic(
 ) -> dict:         # Collective -> (calls, bytes sent by a rank), forward and backward (arXiv 2205.05198 sec. 4.2.2)
     "What one transformer layer sends in a training step, by rings"
     one, small = (tp - 1) / tp * tokens * hidden * width, 2 * (tp - 1) / tp * hidden * width
-    if one_of('mode', mode, modes) == 'tensor': return dict(all_reduce=(4, 4 * 2 * one))
+    if one_of('mode', mode, modes) == 'tensor':
+        return dict(all_reduce=(4, 4 * 2 * one))
     gathers = 4 if mode == 'sequence' else 6
     return dict(all_gather=(gathers, gathers * one), reduce_scatter=(4, 4 * one), all_reduce=(6, 6 * small))
 
@@ -83,11 +113,15 @@ def watched(
 ) -> dict:       # Calls, payload and bytes sent by collective; bytes on the wire
     "Forward and backward through a layer, counted"
     step = lambda: block(x.clone().requires_grad_()).sum().backward()
-    step(); dist.barrier()                                      # connections are made
+    step()
+    dist.barrier()                                      # connections are made
     before = wire_bytes()
-    with CommCounter() as c: step()
+    with CommCounter() as c:
+        step()
     dist.barrier()
-    return dict(calls=dict(c.calls), sent={k: round(v) for k, v in c.sent.items()}, total=c.total, wire=wire_bytes() - before)
+    return dict(
+        calls=dict(c.calls), sent={k: round(v) for k, v in c.sent.items()}, total=c.total, wire=wire_bytes() - before
+    )
 
 def _one_layer(
     config, # A GPTConfig
@@ -98,11 +132,21 @@ def _one_layer(
     "What is measured below"
     model = keep_layers(GPT(config), 0, 1)
     cut = mode.endswith('sequence') or mode == 'regather'
-    model = parallelize(model, init_device_mesh('cpu', (dist.get_world_size(),)), cut) if mode.startswith('dtensor') else tensor_parallel(model, mode)
-    return model.layers['0'], torch.randn(size, time // (dist.get_world_size() if cut else 1), model.config.hidden, generator=torch.Generator().manual_seed(0))
+    model = (
+        parallelize(model, init_device_mesh('cpu', (dist.get_world_size(),)), cut)
+        if mode.startswith('dtensor')
+        else tensor_parallel(model, mode)
+    )
+    return model.layers['0'], torch.randn(
+        size,
+        time // (dist.get_world_size() if cut else 1),
+        model.config.hidden,
+        generator=torch.Generator().manual_seed(0),
+    )
 
 _layer_kinds = [*modes, 'dtensor', 'dtensor sequence']
-def traffic(config, **kw): return {m: watched(*_one_layer(config, m, **kw)) for m in _layer_kinds}
+def traffic(config, **kw):
+    return {m: watched(*_one_layer(config, m, **kw)) for m in _layer_kinds}
 
 # %% ../../nbs/parallel/10_dtensor.ipynb #80b2cbf6
 def _saved_bytes(
@@ -112,10 +156,14 @@ def _saved_bytes(
     "Activation memory of a layer, measured"
     where = lambda t: getattr(t, '_local_tensor', t).untyped_storage().data_ptr()
     kept, own = [], {where(p) for p in module.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t): y = module(x.requires_grad_())
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = module(x.requires_grad_())
     return storage_bytes([t for t in kept if where(t) not in own])
 
 def layer_memory(config, **kw):
     "Kind -> bytes of parameters and of saved activations of one layer on this rank"
     layers = {m: _one_layer(config, m, **kw) for m in _layer_kinds}
-    return {m: dict(parameters=storage_bytes(b.parameters()), activations=_saved_bytes(b, x)) for m, (b, x) in layers.items()}
+    return {
+        m: dict(parameters=storage_bytes(b.parameters()), activations=_saved_bytes(b, x))
+        for m, (b, x) in layers.items()
+    }

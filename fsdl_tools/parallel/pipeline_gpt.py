@@ -53,13 +53,25 @@ def train_stages(
     modules, step, pipe = make(name, micro_batches, virtual, c, batch, watch)
     opt, losses = adamw([p for m in modules for p in m.parameters()], eps=1e-4), []
     for s in range(steps):
-        losses.append(step(*rule_batch(s, batch, c.ctx))); opt.step(); opt.zero_grad()
+        losses.append(step(*rule_batch(s, batch, c.ctx)))
+        opt.step()
+        opt.zero_grad()
     most = sum(s.most for s in pipe.stages.values()) if watch else None
-    return dict(losses=losses if losses[-1] is not None else None, parameters=arrays(modules), spans=getattr(pipe, 'spans', None), most=most)
+    return dict(
+        losses=losses if losses[-1] is not None else None,
+        parameters=arrays(modules),
+        spans=getattr(pipe, 'spans', None),
+        most=most,
+    )
 
 # %% ../../nbs/parallel/08_pipeline_gpt.ipynb #3065183f
-torch_schedules = {'gpipe': ('ScheduleGPipe', 1), '1f1b': ('Schedule1F1B', 1), 'interleaved': ('ScheduleInterleaved1F1B', 2),
-                   'interleaved zero-bubble': ('ScheduleInterleavedZeroBubble', 2), 'zbv': ('ScheduleZBVZeroBubble', 2)}
+torch_schedules = {
+    'gpipe': ('ScheduleGPipe', 1),
+    '1f1b': ('Schedule1F1B', 1),
+    'interleaved': ('ScheduleInterleaved1F1B', 2),
+    'interleaved zero-bubble': ('ScheduleInterleavedZeroBubble', 2),
+    'zbv': ('ScheduleZBVZeroBubble', 2),
+}
 
 def torch_pipeline(
     name:str,          # One of torch_schedules
@@ -72,8 +84,12 @@ def torch_pipeline(
     "PyTorch's pipeline over the same stages"
     from torch.distributed import pipelining
     kind, virtual = torch_schedules[one_of('schedule', name, torch_schedules)]
-    stages, last = [pipelining.PipelineStage(m, s, parts, torch.device(device)) for s, m in modules.items()], parts - 1 in modules
+    stages, last = (
+        [pipelining.PipelineStage(m, s, parts, torch.device(device)) for s, m in modules.items()],
+        parts - 1 in modules,
+    )
     schedule = getattr(pipelining.schedules, kind)(stages if virtual > 1 else stages[0], micro_batches, loss_fn=loss)
+
     def step(x, y):
         losses = []
         schedule.step(*([x] if 0 in modules else []), target=y if last else None, losses=losses if last else None)

@@ -17,10 +17,13 @@ from ..table import Table
 @dataclass(frozen=True)
 class Op(Record):
     "One piece of work of one rank"
-    kind:str    # F: forward, B: backward, W: gradient of the weights (where there are W, B is only the gradient of the input)
+    # F: forward, B: backward, W: gradient of the weights (where there are W, B is only the gradient of the input)
+    kind:str
     stage:int   # Stage, counted through the whole model
     micro:int   # Micro-batch
-    def __str__(self): return f'{self.kind}{self.micro} of stage {self.stage}'
+
+    def __str__(self):
+        return f'{self.kind}{self.micro} of stage {self.stage}'
 
 @dataclass(frozen=True)
 class Timetable(Record):
@@ -32,23 +35,34 @@ class Timetable(Record):
     ops:tuple[tuple[Op, ...], ...]   # By rank, in order
 
     @property
-    def stages(self): return self.ranks * self.virtual
+    def stages(self):
+        return self.ranks * self.virtual
+
     @property
-    def split(self): return any(o.kind == 'W' for ops in self.ops for o in ops)     # Is the backward pass in two parts?
+    def split(self):
+        return any(o.kind == 'W' for ops in self.ops for o in ops)     # Is the backward pass in two parts?
+
     def _page(self):
         name = lambda o: f'{o.kind}{o.micro}' + (f'·{o.stage // self.ranks}' if self.virtual > 1 else '')
-        return Table([dict(rank=r, work=' '.join(map(name, ops))) for r, ops in enumerate(self.ops)], caption=f'{self.name}: {self.ranks} ranks, {self.micro_batches} micro-batches')
+        return Table(
+            [dict(rank=r, work=' '.join(map(name, ops))) for r, ops in enumerate(self.ops)],
+            caption=f'{self.name}: {self.ranks} ranks, {self.micro_batches} micro-batches',
+        )
 
 # %% ../../nbs/parallel/06_schedules.ipynb #3260e2fb
-def _naive(r, p, m, v): return [Op(k, r, i) for i in range(m) for k in 'FB']
-def _gpipe(r, p, m, v): return [Op('F', r, i) for i in range(m)] + [Op('B', r, i) for i in reversed(range(m))]
+def _naive(r, p, m, v):
+    return [Op(k, r, i) for i in range(m) for k in 'FB']
+
+def _gpipe(r, p, m, v):
+    return [Op('F', r, i) for i in range(m)] + [Op('B', r, i) for i in reversed(range(m))]
 
 def _merge(forward, backward, warm):
     "So many forward passes, then one backward and one forward in turn"
     pairs = zip(forward[warm:], backward)
     return forward[:warm] + [o for pair in pairs for o in pair] + backward[len(forward) - warm:]
 
-def _1f1b(r, p, m, v): return _merge([Op('F', r, i) for i in range(m)], [Op('B', r, i) for i in range(m)], min(p - 1 - r, m))
+def _1f1b(r, p, m, v):
+    return _merge([Op('F', r, i) for i in range(m)], [Op('B', r, i) for i in range(m)], min(p - 1 - r, m))
 
 def _interleaved(r, p, m, v):
     "Micro-batches go in groups of p through the rank's stages, one stage after another"
@@ -60,7 +74,8 @@ def _interleaved(r, p, m, v):
 def _zb1p(r, p, m, v):
     "1F1B whose weight gradients come r micro-batches late"
     out = []
-    for o in _1f1b(r, p, m, v): out += [o] + ([Op('W', r, o.micro - r)] if o.kind == 'B' and o.micro >= r else [])
+    for o in _1f1b(r, p, m, v):
+        out += [o] + ([Op('W', r, o.micro - r)] if o.kind == 'B' and o.micro >= r else [])
     return out + [Op('W', r, i) for i in range(max(m - r, 0), m)]
 
 timetables = {'naive': _naive, 'gpipe': _gpipe, '1f1b': _1f1b, 'interleaved': _interleaved, 'zb1p': _zb1p}
@@ -74,33 +89,49 @@ def timetable(
     "The order of work of a schedule"
     p, m, v = positive('stages', stages), positive('micro_batches', micro_batches), positive('virtual', virtual)
     one_of('schedule', name, timetables)
-    if (v > 1) != (name == 'interleaved'): raise ValueError(f"virtual={v} does not go with {name}: interleaved needs 2 or more, the others 1")
-    if name == 'interleaved' and m % (rounds := max(1, m // p)): raise ValueError(f'interleaved with {p} ranks runs {rounds} rounds of equal size: {m} micro-batches cannot be divided by {rounds}')
+    if (v > 1) != (name == 'interleaved'):
+        raise ValueError(f"virtual={v} does not go with {name}: interleaved needs 2 or more, the others 1")
+    if name == 'interleaved' and m % (rounds := max(1, m // p)):
+        raise ValueError(
+            f'interleaved with {p} ranks runs {rounds} rounds of equal size: {m} micro-batches cannot be divided by {rounds}'
+        )
     return Timetable(name, p, m, v, tuple(tuple(timetables[name](r, p, m, v)) for r in range(p)))
 
 # %% ../../nbs/parallel/06_schedules.ipynb #bc8787dd
 def _needs(t, op):
     "What must have ended before"
     F, B = (lambda s: Op('F', s, op.micro)), (lambda s: Op('B', s, op.micro))
-    if op.kind == 'F': return [F(op.stage - 1)] if op.stage else []
-    if op.kind == 'W': return [B(op.stage)]
+    if op.kind == 'F':
+        return [F(op.stage - 1)] if op.stage else []
+    if op.kind == 'W':
+        return [B(op.stage)]
     return [F(op.stage)] + ([B(op.stage + 1)] if op.stage + 1 < t.stages else [])
 
 def _check_timetable(
     t # A Timetable
 ):    # The same; raises ValueError naming the first operation that is missing, doubled or on the wrong rank
     "Does every rank do all of its own work once?"
-    if len(t.ops) != t.ranks: raise ValueError(f'{t.name}: lists of work for {len(t.ops)} ranks, expected {t.ranks}')
+    if len(t.ops) != t.ranks:
+        raise ValueError(f'{t.name}: lists of work for {len(t.ops)} ranks, expected {t.ranks}')
     for r, ops in enumerate(t.ops):
-        want = Counter(Op(k, s, i) for k in ('FBW' if t.split else 'FB') for s in range(r, t.stages, t.ranks) for i in range(t.micro_batches))
-        for o in want - Counter(ops): raise ValueError(f'{t.name}: rank {r} never does {o}')
-        for o in Counter(ops) - want: raise ValueError(f'{t.name}: rank {r} does {o} ' + ('twice' if o in want else 'which is not its own'))
+        want = Counter(
+            Op(k, s, i)
+            for k in ('FBW' if t.split else 'FB')
+            for s in range(r, t.stages, t.ranks)
+            for i in range(t.micro_batches)
+        )
+        for o in want - Counter(ops):
+            raise ValueError(f'{t.name}: rank {r} never does {o}')
+        for o in Counter(ops) - want:
+            raise ValueError(f'{t.name}: rank {r} does {o} ' + ('twice' if o in want else 'which is not its own'))
     return t
 
 def _by_stage(t, what, cost):
     "Seconds by stage, from one number for a whole rank or from a list"
-    if not isinstance(cost, (list, tuple)): return [positive(what, cost, False) / t.virtual] * t.stages
-    if len(cost) != t.stages: raise ValueError(f'{what}: {len(cost)} costs for {t.stages} stages')
+    if not isinstance(cost, (list, tuple)):
+        return [positive(what, cost, False) / t.virtual] * t.stages
+    if len(cost) != t.stages:
+        raise ValueError(f'{what}: {len(cost)} costs for {t.stages} stages')
     return [positive(what, c, False) for c in cost]
 
 def _costs(t, forward, backward, weight):
@@ -108,12 +139,17 @@ def _costs(t, forward, backward, weight):
     f, b = _by_stage(t, 'forward', forward), _by_stage(t, 'backward', backward)
     w = [x/2 for x in b] if weight is None else _by_stage(t, 'weight', weight)
     for x, y in zip(b, w):
-        if y >= x: raise ValueError(f'weight={y:g} is a part of backward={x:g} and must be less')
+        if y >= x:
+            raise ValueError(f'weight={y:g} is a part of backward={x:g} and must be less')
     return {'F': f, 'B': [x - y for x, y in zip(b, w)] if t.split else b, 'W': w}
 
 def _deadlock(t, todo, ends):
     "Who waits for what"
-    waits = [f"rank {r} waits before {ops[0]} for {next(n for n in _needs(t, ops[0]) if n not in ends)}" for r, ops in enumerate(todo) if ops]
+    waits = [
+        f"rank {r} waits before {ops[0]} for {next(n for n in _needs(t, ops[0]) if n not in ends)}"
+        for r, ops in enumerate(todo)
+        if ops
+    ]
     return f'{t.name} comes to a standstill: ' + '; '.join(waits)
 
 # %% ../../nbs/parallel/06_schedules.ipynb #0a6e3559
@@ -126,7 +162,8 @@ def simulate(
 ):                 # A Trace; raises ValueError where the ranks would wait for each other forever
     "When everything happens"
     cost, ends, free, spans = _costs(_check_timetable(t), forward, backward, weight), {}, [0.] * t.ranks, []
-    if not send >= 0: raise ValueError(f'send must be 0 or more seconds, not {send!r}')
+    if not send >= 0:
+        raise ValueError(f'send must be 0 or more seconds, not {send!r}')
     todo = [list(ops) for ops in t.ops]
     while any(todo):
         before = len(spans)
@@ -136,7 +173,8 @@ def simulate(
                 start = max([free[r]] + [ends[n] + send * (n.stage % t.ranks != r) for n in need])
                 free[r] = ends[op] = start + cost[op.kind][op.stage]
                 spans.append(Span(r, op, start, free[r]))
-        if len(spans) == before: raise ValueError(_deadlock(t, todo, ends))
+        if len(spans) == before:
+            raise ValueError(_deadlock(t, todo, ends))
     return Trace(t, tuple(spans))
 
 # %% ../../nbs/parallel/06_schedules.ipynb #4dac1140
@@ -155,18 +193,30 @@ class Trace(Record):
     spans:tuple[Span, ...]
 
     @property
-    def seconds(self): return max(s.end for s in self.spans) - min(s.start for s in self.spans)
+    def seconds(self):
+        return max(s.end for s in self.spans) - min(s.start for s in self.spans)
+
     @property
-    def busy(self): return [sum(s.end - s.start for s in self.spans if s.rank == r) for r in range(self.timetable.ranks)]      # Seconds at work, by rank
+    def busy(self):
+        # Seconds at work, by rank
+        return [sum(s.end - s.start for s in self.spans if s.rank == r) for r in range(self.timetable.ranks)]
+
     @property
-    def share(self): return 1 - sum(self.busy) / (self.timetable.ranks * self.seconds)        # Bubble: idle part of all time of all ranks
+    def share(self):
+        # Bubble: idle part of all time of all ranks
+        return 1 - sum(self.busy) / (self.timetable.ranks * self.seconds)
+
     @property
-    def ratio(self): return self.timetable.ranks * self.seconds / sum(self.busy) - 1          # Bubble: idle time over time at work
+    def ratio(self):
+        return self.timetable.ranks * self.seconds / sum(self.busy) - 1          # Bubble: idle time over time at work
+
     @property
     def active(self):
         "The most ranks that were at work at once"
         events, now, most = sorted([(s.start, 1) for s in self.spans] + [(s.end, -1) for s in self.spans]), 0, 0
-        for _, d in events: now += d; most = max(most, now)
+        for _, d in events:
+            now += d
+            most = max(most, now)
         return most
 
     @property
@@ -175,24 +225,44 @@ class Trace(Record):
         t, out = self.timetable, []
         for r in range(t.ranks):
             kinds, now, most = [s.op.kind for s in sorted(self.spans, key=lambda s: s.start) if s.rank == r], 0, 0
-            for k in kinds: now += (k == 'F') - (k == ('W' if t.split else 'B')); most = max(most, now)
+            for k in kinds:
+                now += (k == 'F') - (k == ('W' if t.split else 'B'))
+                most = max(most, now)
             out.append(most if t.virtual == 1 else most / t.virtual)
         return out
 
     def _page(self):
-        rows = [dict(rank=r, work=b, idle=1 - b / self.seconds, peak=p) for r, (b, p) in enumerate(zip(self.busy, self.peaks))]
-        return Table(rows, formats=dict(work='{:.4g} s'.format, idle='{:.0%}'.format), caption=f'{self.timetable.name}: {self.seconds:.4g} s, {self.share:.1%} of all time idle',
-                     notes='peak: micro-batches whose activations are kept at once')
+        rows = [
+            dict(rank=r, work=b, idle=1 - b / self.seconds, peak=p)
+            for r, (b, p) in enumerate(zip(self.busy, self.peaks))
+        ]
+        return Table(
+            rows,
+            formats=dict(work='{:.4g} s'.format, idle='{:.0%}'.format),
+            caption=f'{self.timetable.name}: {self.seconds:.4g} s, {self.share:.1%} of all time idle',
+            notes='peak: micro-batches whose activations are kept at once',
+        )
 
 # %% ../../nbs/parallel/06_schedules.ipynb #2558d140
 _names = {'F': 'forward', 'B': 'backward', 'W': 'weight gradient'}
 
 def _bars(ax, trace, kind, chunk, start):
     "All spans of one kind and one stage of each rank; later stages are paler"
-    t, mine = trace.timetable, [s for s in trace.spans if s.op.kind == kind and s.op.stage // trace.timetable.ranks == chunk]
+    t, mine = (
+        trace.timetable,
+        [s for s in trace.spans if s.op.kind == kind and s.op.stage // trace.timetable.ranks == chunk],
+    )
     for r in range(t.ranks):
         at = [(s.start - start, s.end - s.start) for s in mine if s.rank == r]
-        ax.broken_barh(at, (r - .45, .9), fc=palette['FBW'.index(kind)], ec='white', lw=.5, alpha=1 - .55*chunk/t.virtual, label=_names[kind] if r == chunk == 0 else None)
+        ax.broken_barh(
+            at,
+            (r - 0.45, 0.9),
+            fc=palette['FBW'.index(kind)],
+            ec='white',
+            lw=0.5,
+            alpha=1 - 0.55 * chunk / t.virtual,
+            label=_names[kind] if r == chunk == 0 else None,
+        )
 
 def draw_schedule(
     trace,           # A Trace
@@ -203,14 +273,20 @@ def draw_schedule(
 ):                   # The matplotlib axes
     "A row for each rank, a bar for each operation, with the number of its micro-batch where it fits; grey is idle"
     plt, t = plot_style(), trace.timetable
-    if ax is None: ax = plt.subplots(figsize=(8.4, .9 + .36*t.ranks))[1]
+    if ax is None:
+        ax = plt.subplots(figsize=(8.4, .9 + .36*t.ranks))[1]
     start, until = min(s.start for s in trace.spans), until or trace.seconds
     ax.barh(range(t.ranks), trace.seconds, .9, color='#eeeeee')
     for kind in 'FBW'[:2 + t.split]:
-        for chunk in range(t.virtual): _bars(ax, trace, kind, chunk, start)
+        for chunk in range(t.virtual):
+            _bars(ax, trace, kind, chunk, start)
     for s in trace.spans:
-        if (s.end - s.start) / until > .013: ax.text((s.start + s.end)/2 - start, s.rank, s.op.micro, ha='center', va='center', color='white', fontsize=7)
-    ax.grid(False); ax.invert_yaxis()
+        if (s.end - s.start) / until > .013:
+            ax.text(
+                (s.start + s.end) / 2 - start, s.rank, s.op.micro, ha='center', va='center', color='white', fontsize=7
+            )
+    ax.grid(False)
+    ax.invert_yaxis()
     ax.set(title=title, xlabel=f'time ({unit})', ylabel='rank', yticks=range(t.ranks), xlim=(0, until))
     ax.legend(ncols=3, loc='upper right', bbox_to_anchor=(1, -.5/t.ranks), fontsize=8, borderaxespad=0)
     return ax
@@ -227,9 +303,11 @@ def bubble_formula(
 ) -> float:        # Idle time over time at work; divide by one plus itself for the share of all time
     "The bubble of a schedule with equal stages and messages that take no time (arXiv 2104.04473 sec. 2.2, 2401.10241 sec. 2.3)"
     timetable(name, p, m, v)
-    if name == 'naive': return p - 1.
+    if name == 'naive':
+        return p - 1.
     if name != 'zb1p':
-        if v > 1 and m % p: raise ValueError(f'the formula for interleaved holds when p={p} divides m; {m} is not a multiple')
+        if v > 1 and m % p:
+            raise ValueError(f'the formula for interleaved holds when p={p} divides m; {m} is not a multiple')
         return (p - 1) / (v*m)
     weight = backward/2 if weight is None else weight
     return ((p - 1)*(forward + backward - weight) - (min(m, p) - 1)*weight) / (m*(forward + backward))
@@ -244,9 +322,17 @@ def draw_memory(
     ax = plot_style().subplots()[1] if ax is None else ax
     ranks, width = next(iter(traces.values())).timetable.ranks, .84 / len(traces)
     for i, (label, trace) in enumerate(traces.items()):
-        bars = ax.bar([r + (i - (len(traces) - 1)/2)*width for r in range(ranks)], trace.peaks, width*.94, label=label, color=palette[i])
+        bars = ax.bar(
+            [r + (i - (len(traces) - 1) / 2) * width for r in range(ranks)],
+            trace.peaks,
+            width * 0.94,
+            label=label,
+            color=palette[i],
+        )
         ax.bar_label(bars, fmt='{:g}', fontsize=8)
-    ax.set(title=title, xlabel='rank', ylabel='micro-batches kept at once', xticks=range(ranks)); ax.grid(axis='x', visible=False); ax.legend()
+    ax.set(title=title, xlabel='rank', ylabel='micro-batches kept at once', xticks=range(ranks))
+    ax.grid(axis='x', visible=False)
+    ax.legend()
     return ax
 
 # %% ../../nbs/parallel/06_schedules.ipynb #f87d0bac
@@ -255,8 +341,16 @@ def _best(costs, parts, price, join):
     n, row = len(costs), None
     for k in range(1, parts + 1):
         ends = range(k, n - (parts - k) + 1)
-        if k == 1: row = {j: (price(0, j), [(0, j)]) for j in ends}
-        else: row = {j: min(((join(row[i][0], price(i, j)), row[i][1] + [(i, j)]) for i in range(k - 1, j) if i in row), key=lambda x: x[0]) for j in ends}
+        if k == 1:
+            row = {j: (price(0, j), [(0, j)]) for j in ends}
+        else:
+            row = {
+                j: min(
+                    ((join(row[i][0], price(i, j)), row[i][1] + [(i, j)]) for i in range(k - 1, j) if i in row),
+                    key=lambda x: x[0],
+                )
+                for j in ends
+            }
     return row[n]
 
 def balance(
@@ -265,9 +359,11 @@ def balance(
 ) -> list:    # Pairs (start, stop) that follow each other; raises ValueError when there are more parts than layers
     "Cut a row of layers so that the largest sum of costs is as small as it can be, and the parts as even as that allows"
     costs, parts = [float(c) for c in costs], positive('parts', parts)
-    if parts > len(costs): raise ValueError(f'{len(costs)} layers cannot be cut into {parts} parts: each part needs one')
+    if parts > len(costs):
+        raise ValueError(f'{len(costs)} layers cannot be cut into {parts} parts: each part needs one')
     for i, c in enumerate(costs):
-        if not (c >= 0 and math.isfinite(c)): raise ValueError(f'the cost of layer {i} must be a finite number of 0 or more, not {c}')
+        if not (c >= 0 and math.isfinite(c)):
+            raise ValueError(f'the cost of layer {i} must be a finite number of 0 or more, not {c}')
     upto = [math.fsum(costs[:i]) for i in range(len(costs) + 1)]
     size = lambda i, j: upto[j] - upto[i]
     limit = _best(costs, parts, size, max)[0] * (1 + 1e-12)

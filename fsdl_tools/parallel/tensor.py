@@ -26,17 +26,26 @@ def total(x, group=None):
 
 class Copy(Function):
     "Entrance: identity forward, all-reduce backward (f of arXiv 1909.08053)"
+
     @staticmethod
-    def forward(ctx, x, group): ctx.group = group; return x.view_as(x)
+    def forward(ctx, x, group):
+        ctx.group = group
+        return x.view_as(x)
+
     @staticmethod
-    def backward(ctx, g): return total(g, ctx.group), None
+    def backward(ctx, g):
+        return total(g, ctx.group), None
 
 class Reduce(Function):
     "Exit: all-reduce forward, identity backward (g of arXiv 1909.08053)"
+
     @staticmethod
-    def forward(ctx, x, group): return total(x, group)
+    def forward(ctx, x, group):
+        return total(x, group)
+
     @staticmethod
-    def backward(ctx, g): return g, None
+    def backward(ctx, g):
+        return g, None
 
 # %% ../../nbs/parallel/09_tensor.ipynb #12bfbf48
 def gather(x, dim, group=None):
@@ -55,17 +64,27 @@ def _scatter(x, dim, group=None):
 
 class Gather(Function):
     "Entrance with sequence parallelism: all-gather along time forward, reduce-scatter backward"
+
     @staticmethod
-    def forward(ctx, x, group): ctx.group = group; return gather(x, 1, group)
+    def forward(ctx, x, group):
+        ctx.group = group
+        return gather(x, 1, group)
+
     @staticmethod
-    def backward(ctx, g): return _scatter(g, 1, ctx.group), None
+    def backward(ctx, g):
+        return _scatter(g, 1, ctx.group), None
 
 class Scatter(Function):
     "Exit with sequence parallelism: reduce-scatter along time forward, all-gather backward"
+
     @staticmethod
-    def forward(ctx, x, group): ctx.group = group; return _scatter(x, 1, group)
+    def forward(ctx, x, group):
+        ctx.group = group
+        return _scatter(x, 1, group)
+
     @staticmethod
-    def backward(ctx, g): return gather(g, 1, ctx.group), None
+    def backward(ctx, g):
+        return gather(g, 1, ctx.group), None
 
 # %% ../../nbs/parallel/09_tensor.ipynb #70d65ca8
 modes = ['tensor', 'sequence', 'regather']
@@ -76,7 +95,8 @@ def _part(
     group=None # Process group; default: all ranks
 ):             # A new parameter that remembers in cut how it was cut
     "This rank's part of a parameter"
-    if t is None: return None
+    if t is None:
+        return None
     n, rank = dist.get_world_size(group), dist.get_rank(group)
     p = nn.Parameter((t.detach() if dim is None else t.detach().chunk(n, dim)[rank]).clone())
     p.cut = dim
@@ -84,31 +104,44 @@ def _part(
 
 class Regathered(Function):
     "Linear layers of the gathered input, of which only this rank's part is kept (arXiv 2205.05198 sec. 4.2.2)"
+
     @staticmethod
     def forward(ctx, x, group, *params):
         ctx.group, whole = group, gather(x, 1, group)
         ctx.save_for_backward(x, *params[::2])
         return tuple(F.linear(whole, w, b) for w, b in zip(params[::2], params[1::2]))
+
     @staticmethod
     def backward(ctx, *grads):
         x, *weights = ctx.saved_tensors
         whole = gather(x, 1, ctx.group).flatten(0, 1)
-        own = [(g.flatten(0, 1).T @ whole, g.sum((0, 1)) if ctx.needs_input_grad[2*i + 3] else None) for i, g in enumerate(grads)]
-        return _scatter(sum(g @ w for g, w in zip(grads, weights)), 1, ctx.group), None, *[t for pair in own for t in pair]
+        own = [
+            (g.flatten(0, 1).T @ whole, g.sum((0, 1)) if ctx.needs_input_grad[2 * i + 3] else None)
+            for i, g in enumerate(grads)
+        ]
+        return (
+            _scatter(sum(g @ w for g, w in zip(grads, weights)), 1, ctx.group),
+            None,
+            *[t for pair in own for t in pair],
+        )
 
 def _enter(x, layers, mode, group):
     "The outputs of column-parallel layers that share one input"
-    if mode == 'regather': return Regathered.apply(x, group, *[t for l in layers for t in (l.weight, l.bias)])
+    if mode == 'regather':
+        return Regathered.apply(x, group, *[t for l in layers for t in (l.weight, l.bias)])
     x = (Copy if mode == 'tensor' else Gather).apply(x, group)
     return [F.linear(x, l.weight, l.bias) for l in layers]
 
-def _leave(x, mode, group): return (Reduce if mode == 'tensor' else Scatter).apply(x, group)
+def _leave(x, mode, group):
+    return (Reduce if mode == 'tensor' else Scatter).apply(x, group)
 
 # %% ../../nbs/parallel/09_tensor.ipynb #333d054e
-def _shared(p, mode, group): return p if mode == 'tensor' or p is None else Copy.apply(p, group)
+def _shared(p, mode, group):
+    return p if mode == 'tensor' or p is None else Copy.apply(p, group)
 
 class ColumnParallel(nn.Module):
     "Some of the outputs of a linear layer"
+
     def __init__(self,
         linear,        # The whole nn.Linear
         mode='tensor', # One of modes: how the input arrives
@@ -117,10 +150,13 @@ class ColumnParallel(nn.Module):
         super().__init__()
         self.mode, self.group = one_of('mode', mode, modes), group
         self.weight, self.bias = _part(linear.weight, 0, group), _part(linear.bias, 0, group)
-    def forward(self, x): return _enter(x, [self], self.mode, self.group)[0]
+
+    def forward(self, x):
+        return _enter(x, [self], self.mode, self.group)[0]
 
 class RowParallel(nn.Module):
     "A linear layer of which each rank has some of the inputs; the bias is added once, after the sum"
+
     def __init__(self,
         linear,        # The whole nn.Linear
         mode='tensor', # One of modes: how the output leaves
@@ -129,6 +165,7 @@ class RowParallel(nn.Module):
         super().__init__()
         self.mode, self.group = one_of('mode', mode, modes), group
         self.weight, self.bias = _part(linear.weight, 1, group), _part(linear.bias, None)
+
     def forward(self, x):
         out = _leave(F.linear(x, self.weight), self.mode, self.group)
         return out if self.bias is None else out + _shared(self.bias, self.mode, self.group)
@@ -136,6 +173,7 @@ class RowParallel(nn.Module):
 # %% ../../nbs/parallel/09_tensor.ipynb #893ef3dd
 class ParallelMLP(MLP):
     "An MLP of which each rank has some of the middle"
+
     def __init__(self,
         whole,         # The MLP to take the weights from
         mode='tensor', # One of modes
@@ -146,6 +184,7 @@ class ParallelMLP(MLP):
 
 class ParallelAttention(Attention):
     "Attention of which each rank has some of the heads"
+
     def __init__(self,
         whole,         # The Attention to take the weights from
         mode='tensor', # One of modes
@@ -162,10 +201,21 @@ class ParallelAttention(Attention):
 
 class ParallelNorm(nn.Module):
     "A LayerNorm whose parameters every rank has"
+
     def __init__(self, whole, mode='tensor', group=None):
         super().__init__()
-        self.eps, self.mode, self.group, self.weight, self.bias = whole.eps, mode, group, _part(whole.weight, None), _part(whole.bias, None)
-    def forward(self, x): return F.layer_norm(x, self.weight.shape, *(_shared(p, self.mode, self.group) for p in (self.weight, self.bias)), self.eps)
+        self.eps, self.mode, self.group, self.weight, self.bias = (
+            whole.eps,
+            mode,
+            group,
+            _part(whole.weight, None),
+            _part(whole.bias, None),
+        )
+
+    def forward(self, x):
+        return F.layer_norm(
+            x, self.weight.shape, *(_shared(p, self.mode, self.group) for p in (self.weight, self.bias)), self.eps
+        )
 
 # %% ../../nbs/parallel/09_tensor.ipynb #0602b3d8
 def check_length(
@@ -173,7 +223,10 @@ def check_length(
     tp:int    # Tensor-parallel degree
 ):            # Raises ValueError
     "Can the sequence be cut into equal parts?"
-    if time % tp: raise ValueError(f'a sequence of {time} tokens cannot be divided by tp={tp}: sequence parallelism gives each rank an equal part, and {time % tp} are left over')
+    if time % tp:
+        raise ValueError(
+            f'a sequence of {time} tokens cannot be divided by tp={tp}: sequence parallelism gives each rank an equal part, and {time % tp} are left over'
+        )
 
 def _owned(numbers, size, group):
     "Token numbers counted from this rank's first one, 0 where they are another's, and which are its own"
@@ -183,22 +236,27 @@ def _owned(numbers, size, group):
 
 class VocabParallelEmbedding(nn.Module):
     "Some of the rows of an embedding"
+
     def __init__(self, whole, mode='tensor', group=None):
         super().__init__()
         self.mode, self.group, self.weight = mode, group, _part(whole.weight, 0, group)
 
     def forward(self, tokens):
-        if self.mode != 'tensor': check_length(tokens.shape[1], dist.get_world_size(self.group))
+        if self.mode != 'tensor':
+            check_length(tokens.shape[1], dist.get_world_size(self.group))
         local, mine = _owned(tokens, len(self.weight), self.group)
         return _leave(F.embedding(local, self.weight) * mine.unsqueeze(-1), self.mode, self.group)
 
 class ParallelPositions(nn.Module):
     "Embeddings of positions, for this rank's part of the sequence"
+
     def __init__(self, whole, mode='tensor', group=None):
         super().__init__()
         self.mode, self.group, self.weight = mode, group, _part(whole.weight, None)
+
     def forward(self, at):
-        if self.mode != 'tensor': at = at.chunk(dist.get_world_size(self.group))[dist.get_rank(self.group)]
+        if self.mode != 'tensor':
+            at = at.chunk(dist.get_world_size(self.group))[dist.get_rank(self.group)]
         return F.embedding(at, _shared(self.weight, self.mode, self.group))
 
 # %% ../../nbs/parallel/09_tensor.ipynb #da0c5888
@@ -209,7 +267,10 @@ def vocab_parallel_loss(
 ):             # A scalar, the same on all ranks; raises ValueError for a target outside the vocabulary
     "Mean cross-entropy without gathering the logits; every target counts (arXiv 1909.08053 sec. 3)"
     logits, size = logits.to(torch.promote_types(logits.dtype, torch.float32)), logits.shape[-1]
-    if (bad := (targets < 0) | (targets >= size * dist.get_world_size(group))).any(): raise ValueError(f'target {targets[bad][0].item()} is not in a vocabulary of {size * dist.get_world_size(group)}')
+    if (bad := (targets < 0) | (targets >= size * dist.get_world_size(group))).any():
+        raise ValueError(
+            f'target {targets[bad][0].item()} is not in a vocabulary of {size * dist.get_world_size(group)}'
+        )
     top = logits.detach().amax(-1)
     dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
     z = logits - top.unsqueeze(-1)
@@ -224,9 +285,13 @@ def check_divisible(
     vocab:bool=True # Is there an embedding or a head to cut?
 ):           # Raises ValueError naming the rule
     "Can every matrix of a GPT be cut into equal parts?"
-    rules = [('heads', config.heads, 'a head is never split'), ('ffn width', config.width, 'each rank has as many columns of the MLP')]
+    rules = [
+        ('heads', config.heads, 'a head is never split'),
+        ('ffn width', config.width, 'each rank has as many columns of the MLP'),
+    ]
     for name, size, why in rules + [('vocab', config.vocab, 'each rank has as many rows of the tables')] * vocab:
-        if size % tp: raise ValueError(f'{name} {size} cannot be divided by tp={tp} ({why}): the remainder is {size % tp}')
+        if size % tp:
+            raise ValueError(f'{name} {size} cannot be divided by tp={tp} ({why}): the remainder is {size % tp}')
 
 def tensor_parallel(
     model,         # A GPT or a stage of one, with the same weights on every rank; changed in place
@@ -237,9 +302,19 @@ def tensor_parallel(
     one_of('mode', mode, modes)
     check_divisible(model.config, dist.get_world_size(group), model.emb is not None or model.head is not None)
     for b in model.layers.values():
-        b.attn, b.mlp, b.norm1, b.norm2 = (new(old, mode, group) for new, old in ((ParallelAttention, b.attn), (ParallelMLP, b.mlp), (ParallelNorm, b.norm1), (ParallelNorm, b.norm2)))
-    if model.emb is not None: model.emb, model.pos = VocabParallelEmbedding(model.emb, mode, group), ParallelPositions(model.pos, mode, group)
-    if model.head is not None: model.norm, model.head = ParallelNorm(model.norm, mode, group), ColumnParallel(model.head, mode, group)
+        b.attn, b.mlp, b.norm1, b.norm2 = (
+            new(old, mode, group)
+            for new, old in (
+                (ParallelAttention, b.attn),
+                (ParallelMLP, b.mlp),
+                (ParallelNorm, b.norm1),
+                (ParallelNorm, b.norm2),
+            )
+        )
+    if model.emb is not None:
+        model.emb, model.pos = VocabParallelEmbedding(model.emb, mode, group), ParallelPositions(model.pos, mode, group)
+    if model.head is not None:
+        model.norm, model.head = ParallelNorm(model.norm, mode, group), ColumnParallel(model.head, mode, group)
     return model
 
 # %% ../../nbs/parallel/09_tensor.ipynb #1ebe1b0d

@@ -25,39 +25,53 @@ def zero_memory(
     grad:float=2  # Bytes per gradient
 ) -> float:       # Bytes per rank (arXiv 1910.02054 sec. 5)
     "Model states on each rank under ZeRO"
-    one_of('ZeRO stage', stage, range(4)); positive('ranks', ranks)
+    one_of('ZeRO stage', stage, range(4))
+    positive('ranks', ranks)
     cut = lambda size, at: size / (ranks if stage >= at else 1)
     return params * (cut(weight, 3) + cut(grad, 2) + cut(k, 1))
 
 # %% ../../nbs/parallel/04_zero.ipynb #67074525
-all_gather = getattr(dist, 'all_gather_single', None) or dist.all_gather_into_tensor              # names since torch 2.13, and before
+# names since torch 2.13, and before
+all_gather = getattr(dist, 'all_gather_single', None) or dist.all_gather_into_tensor
 reduce_scatter = getattr(dist, 'reduce_scatter_single', None) or dist.reduce_scatter_tensor
 
 class Unit:
     "Parameters that travel together: one flat tensor in equal parts, of which this rank owns one"
+
     def __init__(self, params, keep=True):
         world, rank, sizes = dist.get_world_size(), dist.get_rank(), [p.numel() for p in params]
         self.params, self.waiting, self.grads = params, set(params), None
         self.flat = params[0].new_zeros(-(-sum(sizes) // world) * world).detach()
-        for p, v in zip(params, self.split(self.flat)): v.copy_(p.detach()); p.data = v
+        for p, v in zip(params, self.split(self.flat)):
+            v.copy_(p.detach())
+            p.data = v
         part = self.flat.chunk(world)[rank]
         self.shard = nn.Parameter(part if keep else part.clone())
 
-    def split(self, flat): return [v.view(p.shape) for p, v in zip(self.params, flat.split([p.numel() for p in self.params] + [flat.numel() - sum(p.numel() for p in self.params)]))]
+    def split(self, flat):
+        return [
+            v.view(p.shape)
+            for p, v in zip(
+                self.params,
+                flat.split([p.numel() for p in self.params] + [flat.numel() - sum(p.numel() for p in self.params)]),
+            )
+        ]
 
     def gather(self):
         "Start shards -> parameters; returns something to wait for"
         self.flat.untyped_storage().resize_(self.flat.numel() * self.flat.element_size())
         return all_gather(self.flat, self.shard.detach(), async_op=True)
 
-    def release(self): self.flat.untyped_storage().resize_(0)
+    def release(self):
+        self.flat.untyped_storage().resize_(0)
 
     def put(self, p):
         "Move the gradient of `p` into the flat tensor of gradients; true when it was the last one"
         if self.grads is None:
             self.grads = torch.zeros(self.shard.numel() * dist.get_world_size(), dtype=p.dtype, device=p.device)
             self.places = dict(zip(self.params, self.split(self.grads)))
-        self.places[p].copy_(p.grad); p.grad = self.places[p]
+        self.places[p].copy_(p.grad)
+        p.grad = self.places[p]
         self.waiting.discard(p)
         return not self.waiting
 
@@ -74,17 +88,24 @@ class Unit:
     def drop(self):
         "Forget the full gradients"
         self.grads = self.places = None
-        for p in self.params: p.grad = None
+        for p in self.params:
+            p.grad = None
 
 # %% ../../nbs/parallel/04_zero.ipynb #c778c728
 def units_of(
     module # A torch.nn.Module
 ) -> list: # (submodule, parameters) pairs; the root unit, if there is one, comes first with None
     "The parts of a model that are gathered one at a time"
-    flat = lambda m: [x for c in m.children() for x in (c.children() if isinstance(c, (nn.ModuleList, nn.ModuleDict, nn.Sequential)) else [c])]
-    users, trained = {}, lambda m: [p for p in dict.fromkeys(m.parameters()) if p.requires_grad]      # what is frozen stays whole everywhere
+    flat = lambda m: [
+        x
+        for c in m.children()
+        for x in (c.children() if isinstance(c, (nn.ModuleList, nn.ModuleDict, nn.Sequential)) else [c])
+    ]
+    # what is frozen stays whole everywhere
+    users, trained = {}, lambda m: [p for p in dict.fromkeys(m.parameters()) if p.requires_grad]
     for m in flat(module):
-        for p in trained(m): users[p] = users.get(p, 0) + 1
+        for p in trained(m):
+            users[p] = users.get(p, 0) + 1
     parts = [(m, [p for p in trained(m) if users[p] == 1]) for m in flat(module)]
     root = [p for p in trained(module) if users.get(p, 0) != 1]
     return [(None, root)] * bool(root) + [(m, ps) for m, ps in parts if ps]
@@ -93,6 +114,7 @@ def units_of(
 class Zero1(nn.Module):
     "Data parallelism whose optimizer states are sharded: hand `parameters()` to any element-wise optimizer"
     keep = True                                             # do full parameters stay between steps?
+
     def __init__(self,
         module # The same architecture on every rank; weights are taken from rank 0
     ):
@@ -101,15 +123,22 @@ class Zero1(nn.Module):
         self.module, self.stale, self.queued = module, False, False
         self.parts = [(m, Unit(ps, self.keep)) for m, ps in units_of(module)]
         self.units, self.unit_of = [u for _, u in self.parts], {p: u for _, u in self.parts for p in u.params}
-        for p in self.unit_of: p.register_post_accumulate_grad_hook(self._ready)
+        for p in self.unit_of:
+            p.register_post_accumulate_grad_hook(self._ready)
 
-    def parameters(self, recurse=True): return (u.shard for u in self.units)
-    def forward(self, *args, **kwargs): self._begin(); return self.module(*args, **kwargs)
+    def parameters(self, recurse=True):
+        return (u.shard for u in self.units)
+
+    def forward(self, *args, **kwargs):
+        self._begin()
+        return self.module(*args, **kwargs)
 
     def _begin(self):
         "Before the forward pass: fetch what the other ranks have updated"
-        for u in self.units: u.drop()
-        for work in [u.gather() for u in self.units] if self.stale else []: work.wait()
+        for u in self.units:
+            u.drop()
+        for work in [u.gather() for u in self.units] if self.stale else []:
+            work.wait()
         self.stale = False
 
     def _ready(self, p):
@@ -117,66 +146,97 @@ class Zero1(nn.Module):
         if not self.queued:
             torch.autograd.Variable._execution_engine.queue_callback(self._end)
             self.queued = True
-        if self.unit_of[p].put(p): self._full(self.unit_of[p])
+        if self.unit_of[p].put(p):
+            self._full(self.unit_of[p])
 
-    def _full(self, unit): pass
+    def _full(self, unit):
+        pass
 
     def _end(self):
         "After the backward pass: my part of every unit's gradients"
         self._check()
-        for u in self.units: u.reduce(u.grads.chunk(dist.get_world_size())[dist.get_rank()])
-        for u in self.units: u.reduced()
+        for u in self.units:
+            u.reduce(u.grads.chunk(dist.get_world_size())[dist.get_rank()])
+        for u in self.units:
+            u.reduced()
         self.stale, self.queued = True, False
 
     def _check(self):
-        if missing := [n for n, p in self.module.named_parameters() if p in self.unit_of and p in self.unit_of[p].waiting and len(self.unit_of[p].waiting) < len(self.unit_of[p].params)]:
-            raise RuntimeError(f"rank {dist.get_rank()}: no gradient for {', '.join(missing)}; use every parameter in every step")
+        if missing := [
+            n
+            for n, p in self.module.named_parameters()
+            if p in self.unit_of
+            and p in self.unit_of[p].waiting
+            and len(self.unit_of[p].waiting) < len(self.unit_of[p].params)
+        ]:
+            raise RuntimeError(
+                f"rank {dist.get_rank()}: no gradient for {', '.join(missing)}; use every parameter in every step"
+            )
 
 # %% ../../nbs/parallel/04_zero.ipynb #4870794d
 class Zero2(Zero1):
     "Gradients are sharded too"
     sending = None                                          # the unit that is on its way
+
     def _full(self, unit):
         unit.reduce(torch.empty_like(unit.shard))
         self._arrive()
         self.sending = unit
 
     def _arrive(self):
-        if self.sending: self.sending.reduced(); self.sending.drop()
+        if self.sending:
+            self.sending.reduced()
+            self.sending.drop()
         self.sending = None
 
     def _end(self):
-        self._arrive(); self._check()
+        self._arrive()
+        self._check()
         self.stale, self.queued = True, False
 
 # %% ../../nbs/parallel/04_zero.ipynb #7a1ee539
 class Zero3(Zero2):
     "Parameters are sharded too: a unit is whole only while it is used"
     keep = False
+
     def __init__(self, module):
         super().__init__(module)
         self.log = []                                        # (event, bytes of whole parameters on this rank)
         for m, u in self.parts:
             u.release()
-            if m is not None: m.register_forward_pre_hook(lambda *_, u=u: self._fetch(u)); m.register_forward_hook(lambda m, i, out, u=u: self._leave(u, out))
+            if m is not None:
+                m.register_forward_pre_hook(lambda *_, u=u: self._fetch(u))
+                m.register_forward_hook(lambda m, i, out, u=u: self._leave(u, out))
 
-    def whole(self): return sum(u.flat.untyped_storage().nbytes() for u in self.units)
-    def _note(self, event): self.log.append((event, self.whole()))
+    def whole(self):
+        return sum(u.flat.untyped_storage().nbytes() for u in self.units)
+
+    def _note(self, event):
+        self.log.append((event, self.whole()))
+
     def _fetch(self, u):
-        if not u.flat.untyped_storage().nbytes(): u.gather().wait(); self._note('gather')
+        if not u.flat.untyped_storage().nbytes():
+            u.gather().wait()
+            self._note('gather')
 
     def _leave(self, u, out):
         "After a module's forward pass: free it, and fetch it again when the gradient of its output arrives"
-        if torch.is_grad_enabled() and out.requires_grad: out.register_hook(lambda g: self._fetch(u))
-        u.release(); self._note('release')
+        if torch.is_grad_enabled() and out.requires_grad:
+            out.register_hook(lambda g: self._fetch(u))
+        u.release()
+        self._note('release')
 
     def _begin(self):
         self.log.clear()
         for m, u in self.parts:
             u.drop()
-            if m is None: self._fetch(u)                     # the root stays whole until the end of the backward pass
+            if m is None:
+                self._fetch(u)                     # the root stays whole until the end of the backward pass
 
-    def _full(self, unit): super()._full(unit); unit.release(); self._note('release')
+    def _full(self, unit):
+        super()._full(unit)
+        unit.release()
+        self._note('release')
 
 # %% ../../nbs/parallel/04_zero.ipynb #4196037f
 zeros = {1: Zero1, 2: Zero2, 3: Zero3}
@@ -188,7 +248,9 @@ def storage_bytes(
     "Memory that `tensors` keep alive"
     found = {}
     for t in tensors:
-        if t is not None: st = getattr(t, '_local_tensor', t).untyped_storage(); found[st.data_ptr(), st.nbytes()] = st.nbytes()
+        if t is not None:
+            st = getattr(t, '_local_tensor', t).untyped_storage()
+            found[st.data_ptr(), st.nbytes()] = st.nbytes()
     return sum(found.values())
 
 def _held(
@@ -197,8 +259,11 @@ def _held(
 ) -> dict: # Bytes of parameters, gradients and optimizer states that exist on this rank now
     "What this rank holds"
     u = model.units
-    return dict(parameters=storage_bytes([x for v in u for x in (v.flat, v.shard)]), gradients=storage_bytes([x for v in u for x in (v.grads, v.shard.grad, *(p.grad for p in v.params))]),
-                optimizer=storage_bytes([t for s in opt.state.values() for t in s.values() if t.dim()]))
+    return dict(
+        parameters=storage_bytes([x for v in u for x in (v.flat, v.shard)]),
+        gradients=storage_bytes([x for v in u for x in (v.grads, v.shard.grad, *(p.grad for p in v.params))]),
+        optimizer=storage_bytes([t for s in opt.state.values() for t in s.values() if t.dim()]),
+    )
 
 def accounted(
     stage:int,  # 1, 2 or 3
@@ -213,8 +278,14 @@ def accounted(
             tiny_loss(model, share(tiny_batch(name, 16, s))).backward()
             before = _held(model, opt)
             opt.step()
-        after = _held(model, opt); opt.zero_grad()
-    return after | dict(gradients=before['gradients'], sent=comm.total, calls={k: round(v) for k, v in comm.sent.items()}, whole=getattr(model, 'log', []))
+        after = _held(model, opt)
+        opt.zero_grad()
+    return after | dict(
+        gradients=before['gradients'],
+        sent=comm.total,
+        calls={k: round(v) for k, v in comm.sent.items()},
+        whole=getattr(model, 'log', []),
+    )
 
 # %% ../../nbs/parallel/04_zero.ipynb #f7fada18
 def fsdp(
@@ -226,9 +297,12 @@ def fsdp(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
     broadcast_all([*module.parameters(), *module.buffers()])
-    kw = dict(mesh=init_device_mesh(device, (dist.get_world_size(),))) | (dict(offload_policy=CPUOffloadPolicy(pin_memory=device == 'cuda')) if offload else {})
+    kw = dict(mesh=init_device_mesh(device, (dist.get_world_size(),))) | (
+        dict(offload_policy=CPUOffloadPolicy(pin_memory=device == 'cuda')) if offload else {}
+    )
     for m, _ in units_of(module):
-        if m is not None: fully_shard(m, **kw)
+        if m is not None:
+            fully_shard(m, **kw)
     return fully_shard(module, **kw)
 
 def ddp(
@@ -257,6 +331,7 @@ def fsdp_accounted(
             tiny_loss(model, share(tiny_batch(name, 16, s))).backward()
             size = lambda ts: sum(t.to_local().nbytes for t in ts)
             grads = size(p.grad for p in model.parameters())
-            opt.step(); opt.zero_grad()
+            opt.step()
+            opt.zero_grad()
     states = size(t for s in opt.state.values() for t in s.values() if t.dim())
     return dict(parameters=size(model.parameters()), gradients=grads, optimizer=states, sent=comm.total)

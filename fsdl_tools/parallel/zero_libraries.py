@@ -23,6 +23,7 @@ from .zero import ddp, fsdp
 # %% ../../nbs/parallel/05_zero_libraries.ipynb #fc6d84d4
 class Offloaded(torch.optim.Optimizer):
     "An optimizer whose states live in slower memory: another device, or files in a folder"
+
     def __init__(self,
         params,                   # Parameters on the fast device
         make=adamw,               # From parameters to a torch optimizer
@@ -30,33 +31,44 @@ class Offloaded(torch.optim.Optimizer):
         folder=None               # Keep them in files there, mapped into memory
     ):
         super().__init__(list(params), {})
-        self.fast, self.folder, self.device = [p for g in self.param_groups for p in g['params']], folder and Path(folder), device
+        self.fast, self.folder, self.device = (
+            [p for g in self.param_groups for p in g['params']],
+            folder and Path(folder),
+            device,
+        )
         self.slow = [nn.Parameter(self._place(p.detach(), f'{i}.param')) for i, p in enumerate(self.fast)]
-        self.opts = [make([q]) for q in self.slow]                # one each, so that only one parameter is being worked on
+        # one each, so that only one parameter is being worked on
+        self.opts = [make([q]) for q in self.slow]
 
     def _place(self, t, name):
         "A copy of `t` in the slow memory"
-        if not self.folder: return t.to(self.device, copy=True)
+        if not self.folder:
+            return t.to(self.device, copy=True)
         out = torch.from_file(str(self.folder/name), shared=True, size=t.numel(), dtype=t.dtype).view(t.shape)
         return out.copy_(t)
 
     @torch.no_grad()
     def step(self):
         for i, (p, q, opt) in enumerate(zip(self.fast, self.slow, self.opts)):
-            if p.grad is None: continue
+            if p.grad is None:
+                continue
             q.grad, first = p.grad.to(self.device), not opt.state
             p.grad = None                                         # the fast memory is free at once
-            opt.step(); q.grad = None
+            opt.step()
+            q.grad = None
             p.copy_(q)
             if first and self.folder:
                 for k, t in opt.state[q].items():
-                    if t.dim(): opt.state[q][k] = self._place(t, f'{i}.{k}')
-            if self.folder: self._flush(i)
+                    if t.dim():
+                        opt.state[q][k] = self._place(t, f'{i}.{k}')
+            if self.folder:
+                self._flush(i)
 
     def _flush(self, i):
         "Write what has changed, so that the system can use the pages for something else"
         for path in self.folder.glob(f'{i}.*'):
-            with open(path, 'rb') as f: os.fsync(f.fileno())
+            with open(path, 'rb') as f:
+                os.fsync(f.fileno())
 
 # %% ../../nbs/parallel/05_zero_libraries.ipynb #be7f0e1a
 def _resident() -> int: # Bytes
@@ -71,20 +83,25 @@ def offload_run(
 ) -> dict:        # Losses, growth of resident memory in bytes, bytes per parameter, seconds of a step
     "Train a wide MLP with AdamW, offloaded or not"
     torch.manual_seed(0)
-    ctypes.CDLL(None).mallopt(-3, MiB)                             # large blocks go back to the system when they are freed (M_MMAP_THRESHOLD)
+    # large blocks go back to the system when they are freed (M_MMAP_THRESHOLD)
+    ctypes.CDLL(None).mallopt(-3, MiB)
     before = _resident()
     model = nn.Sequential(*[m for _ in range(6) for m in (nn.Linear(width, width), nn.ReLU())])
     opt = Offloaded(model.parameters(), folder=folder) if folder else adamw(model.parameters())
     x, n, losses, times = torch.randn(8, width), sum(p.numel() for p in model.parameters()), [], []
     for _ in range(steps):
         start = time.perf_counter()
-        loss = (model(x) - x).square().mean(); loss.backward()
+        loss = (model(x) - x).square().mean()
+        loss.backward()
         held = _resident() - before                                 # before the step: weights, gradients, states
-        opt.step(); opt.zero_grad()
-        losses.append(loss.item()); times.append(time.perf_counter() - start)
+        opt.step()
+        opt.zero_grad()
+        losses.append(loss.item())
+        times.append(time.perf_counter() - start)
     return dict(losses=losses, bytes=held, per_parameter=held / n, seconds=sorted(times[1:])[len(times) // 2 - 1])
 
-def _alone(rank_fn, *args): return on_ranks(rank_fn, 1, *args, init=False, timeout=120)[0]
+def _alone(rank_fn, *args):
+    return on_ranks(rank_fn, 1, *args, init=False, timeout=120)[0]
 
 # %% ../../nbs/parallel/05_zero_libraries.ipynb #b6fd3f99
 def offloaded(
@@ -136,8 +153,18 @@ def _deepspeed_config(
     offload=False  # Keep optimizer states on the host?
 ) -> dict:         # A configuration
     "What DeepSpeed is told; the thresholds make stage 3 shard small parameters too"
-    zero = dict(stage=stage) | (dict(stage3_param_persistence_threshold=0) if stage == 3 else {}) | (dict(offload_optimizer=dict(device='cpu')) if offload else {})
-    return dict(train_micro_batch_size_per_gpu=micro, gradient_clipping=0., zero_optimization=zero, zero_allow_untested_optimizer=True, zero_force_ds_cpu_optimizer=False)
+    zero = (
+        dict(stage=stage)
+        | (dict(stage3_param_persistence_threshold=0) if stage == 3 else {})
+        | (dict(offload_optimizer=dict(device='cpu')) if offload else {})
+    )
+    return dict(
+        train_micro_batch_size_per_gpu=micro,
+        gradient_clipping=0.0,
+        zero_optimization=zero,
+        zero_allow_untested_optimizer=True,
+        zero_force_ds_cpu_optimizer=False,
+    )
 
 def deepspeed_rank(
     stage:int,     # ZeRO stage
@@ -150,13 +177,17 @@ def deepspeed_rank(
     deepspeed.init_distributed(dist_backend='gloo')
     model = sync_batchnorm(tiny_model(name))
     batches = [share(tiny_batch(name, 16, s)) for s in range(steps)]
-    engine = deepspeed.initialize(model=model, optimizer=adamw(model.parameters()), config=_deepspeed_config(stage, len(batches[0][0]), offload))[0]
+    engine = deepspeed.initialize(
+        model=model, optimizer=adamw(model.parameters()), config=_deepspeed_config(stage, len(batches[0][0]), offload)
+    )[0]
     losses = []
     for b in batches:
         loss = tiny_loss(engine, b)
-        engine.backward(loss); engine.step()
+        engine.backward(loss)
+        engine.step()
         losses.append(loss.detach())
-    out = torch.stack(losses); dist.all_reduce(out)
+    out = torch.stack(losses)
+    dist.all_reduce(out)
     return (out / dist.get_world_size()).tolist()
 
 def run_deepspeed(
@@ -168,8 +199,18 @@ def run_deepspeed(
     for name in payload['models']:
         alone = train_alone(name, make=adamw)
         for stage in payload['stages']:
-            losses = on_ranks(deepspeed_rank, payload['ranks'], stage, name, payload.get('offload', False), timeout=300)[0]
-            rows.append(dict(system=f'DeepSpeed {deepspeed.__version__}', strategy=f"stage {stage}{' + offload' if payload.get('offload') else ''}", model=name, ranks=payload['ranks'], difference=worst(losses, alone)))
+            losses = on_ranks(
+                deepspeed_rank, payload['ranks'], stage, name, payload.get('offload', False), timeout=300
+            )[0]
+            rows.append(
+                dict(
+                    system=f'DeepSpeed {deepspeed.__version__}',
+                    strategy=f"stage {stage}{' + offload' if payload.get('offload') else ''}",
+                    model=name,
+                    ranks=payload['ranks'],
+                    difference=worst(losses, alone),
+                )
+            )
     return rows
 
 # %% ../../nbs/parallel/05_zero_libraries.ipynb #09c4e8a2
@@ -183,10 +224,16 @@ def fairscale_rank(
     from fairscale.nn.data_parallel import ShardedDataParallel
     from fairscale.optim import OSS
     model = sync_batchnorm(tiny_model(name))
-    if what == 'checkpoint_wrapper': model = ddp(checkpoint_wrapper(model)); opt = adamw(model.parameters())
+    if what == 'checkpoint_wrapper':
+        model = ddp(checkpoint_wrapper(model))
+        opt = adamw(model.parameters())
     else:
         opt = OSS(model.parameters(), torch.optim.AdamW, lr=3e-3)
-        model = ddp(model) if what == 'OSS' else ShardedDataParallel(model, opt, **({} if what == 'ShardedDDP' else dict(reduce_buffer_size=0)))
+        model = (
+            ddp(model)
+            if what == 'OSS'
+            else ShardedDataParallel(model, opt, **({} if what == 'ShardedDDP' else dict(reduce_buffer_size=0)))
+        )
     return train_batches(model, [share(tiny_batch(name, 16, s)) for s in range(steps)], opt)
 
 _fairscale_parts = ('OSS', 'ShardedDDP', 'ShardedDDP without buffer', 'checkpoint_wrapper')
@@ -201,7 +248,9 @@ def run_fairscale(
         alone = train_alone(name, make=adamw)
         for what in _fairscale_parts:
             row = dict(system=f'FairScale {fairscale.__version__}', strategy=what, model=name, ranks=payload['ranks'])
-            try: row['difference'] = worst(on_ranks(fairscale_rank, payload['ranks'], what, name, timeout=120)[0], alone)
-            except RuntimeError as e: row['error'] = ' '.join(str(e).split())[:200]
+            try:
+                row['difference'] = worst(on_ranks(fairscale_rank, payload['ranks'], what, name, timeout=120)[0], alone)
+            except RuntimeError as e:
+                row['error'] = ' '.join(str(e).split())[:200]
             rows.append(row)
     return rows
