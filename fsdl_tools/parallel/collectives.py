@@ -22,17 +22,17 @@ from ..core import one_of, palette, plot_style
 @dataclass(frozen=True)
 class Send:
     "One message: `src` sends a chunk to `dst`, which adds it to its own or replaces it"
-    src: int
-    dst: int
-    chunk: int
-    add: bool
+    src: int       # Rank that sends
+    dst: int       # Rank that receives
+    chunk: int     # Which chunk of the tensor, from 0
+    add: bool      # Is it added to what dst has (True), or does it replace it?
 
 @dataclass(frozen=True)
 class Schedule:
     "A collective: the tensor is cut into `chunks`, and the messages of one step travel at the same time"
-    name: str
-    world: int
-    chunks: int
+    name: str      # For titles and messages
+    world: int     # Number of ranks
+    chunks: int    # Pieces into which the tensor is cut
     steps: tuple # Of tuples of Send
 
 def naive_all_reduce(
@@ -116,10 +116,10 @@ def draw_ring(
     schedule,     # The timetable
     title:str='', # What the figure shows
 ):                # A matplotlib figure
-    "One panel a step: rows are ranks, columns chunks, numbers say how many ranks are summed; frames mark what has just arrived"
+    "One panel a step: rows are ranks, columns chunks, numbers count the ranks summed, frames what has just arrived"
     plt, states = plot_style(), simulate_ring(schedule)
     fig, axes = plt.subplots(1, len(states), figsize=(1.45 * len(states), .5 + 1.3), sharey=True)
-    for i, (ax, state) in enumerate(zip(axes, states)):
+    for i, (ax, state) in enumerate(zip(axes, states, strict=True)):
         ax.imshow(
             [[len(c) for c in row] for row in state], cmap='Blues', vmin=0, vmax=1.6 * schedule.world, aspect='auto'
         )
@@ -284,7 +284,8 @@ class CommCounter(TorchDispatchMode):
 
     @property
     def total(self):
-        return round(sum(self.sent.values()))      # Bytes that this rank sends when the collectives are rings
+        "Bytes that this rank sends when the collectives are rings"
+        return round(sum(self.sent.values()))
 
 # %% ../../nbs/parallel/02_collectives.ipynb #6fd4f78e
 def wire_bytes() -> int: # Bytes over all TCP sockets of this process since they were opened
@@ -359,7 +360,7 @@ def ping_pong(
 def fit_alpha_beta(
     points # Pairs (bytes, seconds)
 ) -> tuple: # alpha in seconds, beta in seconds a byte
-    "Least squares on logarithms, so that small messages count as much as large ones: log t = log beta + log(x + alpha/beta)"
+    "Least squares on logarithms, small messages counting as much as large ones: log t = log beta + log(x + alpha/beta)"
     import numpy as np
     x, t = np.array(points, dtype=float).T
     rest = lambda k: np.log(t) - np.log(x + k)

@@ -40,7 +40,10 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _check_input_dim(self, x):
         pass
 
-    def forward(self, x):
+    def forward(self,
+        x  # (batch, channels, …)
+    ):     # The same shape
+        "In training, normalise by mean and variance of the whole batch, over all ranks"
         if not (self.training or self.running_mean is None):
             return super().forward(x)
         dims, c = [0, *range(2, x.dim())], x.shape[1]
@@ -65,7 +68,7 @@ def sync_batchnorm(
     model # Any module
 ):        # The same module, its batch-norm layers replaced by SyncBatchNorm with the same tensors
     "Let every batch-norm see the whole batch"
-    for name, m in list(model.named_modules()):
+    for m in list(model.modules()):
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, SyncBatchNorm):
             m.__class__ = SyncBatchNorm
     return model
@@ -102,7 +105,7 @@ def broadcast_all(
         some = [t.detach() for t in tensors if t.dtype == dtype]
         flat = torch.cat([t.flatten() for t in some])
         dist.broadcast(flat, src)
-        for t, new in zip(some, flat.split([t.numel() for t in some])):
+        for t, new in zip(some, flat.split([t.numel() for t in some]), strict=True):
             t.copy_(new.view_as(t))
 
 class Bucket:
@@ -111,12 +114,14 @@ class Bucket:
     def __init__(self, params):
         self.params, self.work = params, None
         self.flat = torch.zeros(sum(p.numel() for p in params), dtype=params[0].dtype, device=params[0].device)
-        self.views = dict(
-            zip(params, (v.view_as(p) for v, p in zip(self.flat.split([p.numel() for p in params]), params)))
-        )
+        parts = self.flat.split([p.numel() for p in params])
+        self.views = {p: part.view_as(p) for p, part in zip(params, parts, strict=True)}
         self.waiting = set(params)
 
-    def put(self, p, scale):
+    def put(self,
+        p,     # A parameter of this bucket, its gradient there
+        scale  # What the gradient is multiplied by: 1 / ranks
+    ):
         "Move the gradient of `p` into the buffer, scaled; true when it was the last one"
         torch.mul(p.grad, scale, out=self.views[p])
         p.grad = self.views[p]
@@ -158,6 +163,7 @@ class DataParallel(nn.Module):
         self.sent = None
 
     def forward(self, *args, **kwargs):
+        "The module on this share of the batch; in training, buffers are first taken from rank 0"
         if self.sent is not None:
             self._reset()        # the last backward was broken off
         if self.sync and self.training:

@@ -9,7 +9,7 @@ __all__ = ['recomputations', 'layout_precisions', 'schedules', 'axes', 'Layout',
 # %% ../../nbs/parallel/11_layout.ipynb #b1497595
 import math, re
 from dataclasses import dataclass, fields
-from ..core import *
+from ..core import Record, need, one_of, palette, positive
 
 # %% ../../nbs/parallel/11_layout.ipynb #b244c0c4
 recomputations = ['none', 'selective', 'every-other-layer', 'full']
@@ -69,6 +69,7 @@ class Layout(Record):
 
     @property
     def world(self):
+        "Number of ranks: dp·tp·pp·cp"
         return self.dp*self.tp*self.pp*self.cp
 
     def __str__(self):
@@ -111,34 +112,35 @@ def parse_layout(
     return Layout(**out)
 
 # %% ../../nbs/parallel/11_layout.ipynb #1be82f19
-def _even(what, n, by, parts, least=1):
+def _even(what, n, by, parts):
+    "Raises ValueError when n cannot be divided into equal parts"
     if n % parts:
         raise ValueError(f'{what} {n} cannot be divided by {by}={parts}: the remainder is {n % parts}')
+
+def _check_stages(l, layers, uneven):
+    "Does every stage get a layer, and where it must as many as the others?"
+    if l.pp*l.vp > layers:
+        raise ValueError(f'{layers} layers cannot fill pp·vp = {l.pp*l.vp} stages')
+    if not uneven:
+        _even('layers', layers, 'pp·vp', l.pp*l.vp)
 
 def check_layout(
     layout:Layout,        # The layout
     gpus:int=None,        # World size it must fill
     global_batch:int=None,# Sequences of a step
-    layers:int=None, heads:int=None, ffn:int=None, seq:int=None, kv_heads:int=None, # Shape of the model, as far as known
+    layers:int=None, heads:int=None, ffn:int=None, # Shape of the model, as far as known
+    seq:int=None, kv_heads:int=None, # Tokens of a sequence; heads of keys and values
     uneven:bool=False     # May stages have different numbers of layers?
 ) -> Layout:              # The layout; raises ValueError with the rule that it breaks
     "`layout`, when it suits the model, the batch and the number of GPUs"
     l = parse_layout(layout)
     if gpus is not None and l.world != gpus:
         raise ValueError(f'dp·tp·pp·cp = {l.dp}·{l.tp}·{l.pp}·{l.cp} = {l.world} ranks do not fill {gpus} GPUs')
-    if heads:
-        _even('heads', heads, 'tp', l.tp)
     if kv_heads and kv_heads % l.tp and l.tp % kv_heads:
         raise ValueError(f'kv_heads {kv_heads} and tp={l.tp}: one must divide the other')
-    if ffn:
-        _even('ffn', ffn, 'tp', l.tp)
-    if seq:
-        _even('seq', seq, 'cp', l.cp)
-    if layers:
-        if l.pp*l.vp > layers:
-            raise ValueError(f'{layers} layers cannot fill pp·vp = {l.pp*l.vp} stages')
-        if not uneven:
-            _even('layers', layers, 'pp·vp', l.pp*l.vp)
+    for what, size, by, parts in (('heads', heads, 'tp', l.tp), ('ffn', ffn, 'tp', l.tp), ('seq', seq, 'cp', l.cp)):
+        _even(what, size or 0, by, parts)
+    _check_stages(l, layers or l.pp*l.vp, uneven)
     if global_batch:
         _even('global_batch', global_batch, 'dp·micro_batch', l.dp*l.micro_batch)
         if l.vp > 1:
@@ -176,7 +178,7 @@ def draw_layout(
     gpus_per_node:int=8,  # For the colours
     ax=None               # Matplotlib axes; default: new ones
 ):                        # The axes
-    "The rank grid: stages downwards, replicas to the right, tensor- and context-parallel ranks inside a box, nodes in colours"
+    "The rank grid: stages downwards, replicas to the right, tensor- and context-parallel ranks in a box, nodes in colours"
     l = parse_layout(layout)
     if l.world > 512:
         raise ValueError(f'{l.world} ranks are too many to draw: at most 512')
@@ -210,7 +212,7 @@ def axis_bytes(
     global_batch:int,     # Sequences of a step
     width:int=2           # Bytes of an activation and of a gradient
 ) -> dict:                # Axis -> bytes that one rank sends in a step
-    "Tensor parallel: four all-reduces a layer and micro-batch (arXiv 1909.08053); pipeline: activations and their gradients; data parallel: one all-reduce"
+    "tp: four all-reduces a layer and micro-batch (arXiv 1909.08053); pp: activations and gradients; dp: one all-reduce"
     l = parse_layout(layout)
     ring = lambda n: 2*(n - 1)/n
     n, piece = global_batch/(l.dp*l.micro_batch), l.micro_batch*seq*hidden*width
@@ -221,7 +223,7 @@ _runnable_precisions = ['fp32', 'tf32', 'bf16', 'amp_bf16']
 
 def check_runnable(
     layout,                # A Layout or its text
-    config=None,           # GPTConfig of the GPT; None for a model of timm or transformers, which is split by batch only
+    config=None,           # GPTConfig of the GPT; None: a model of timm or transformers, split by batch only
     global_batch:int=None, # Samples of a step
     seq:int=None,          # Tokens of a sequence
     world:int=None         # Ranks there are
@@ -232,7 +234,8 @@ def check_runnable(
     check_layout(l, world, global_batch, **shape, uneven=True)
     if not c and l.tp*l.pp > 1:
         raise ValueError(
-            f'tp={l.tp}, pp={l.pp}: only GPTs of this library are split by matrix and layer; models of timm and transformers by batch (dp, zero)'
+            f'tp={l.tp}, pp={l.pp}: only GPTs of this library are split by matrix and layer; '
+            'models of timm and transformers by batch (dp, zero)'
         )
     if l.cp > 1:
         raise ValueError(f'cp={l.cp} can be planned but not run here: cp must be 1')

@@ -22,7 +22,7 @@ from torch.distributed.pipelining import (
 )
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
-from ..core import *
+from fastcore.basics import patch
 from ..models.tiny import rule_batch
 from .ddp import sync_batchnorm
 from ..models.gpt import GPT, GPTBlock, GPTConfig, gpt_config, keep_layers
@@ -167,14 +167,15 @@ class Parallel:
         l, group = self.layout, self.mesh['pp'].get_group()
         parts = [
             PipelineStage(m, i, l.pp * l.vp, torch.device(self.device), group=group)
-            for m, i in zip(self.stages, indices)
+            for m, i in zip(self.stages, indices, strict=True)
         ]
         kind = 'interleaved' if l.vp > 1 else l.schedule
         many = kind in ('interleaved', 'zb1p')
         return _schedules[kind](parts if many else parts[0], self.n, self.loss)
 
 # %% ../../nbs/parallel/12_model.ipynb #98584f02
-def _sync(self, last):
+@patch
+def _sync(self:Parallel, last):
     "Told before each micro-batch: does communication wait?"
     m, zero = self.stages[0], self.layout.zero
     if isinstance(m, nn.parallel.DistributedDataParallel):
@@ -184,7 +185,8 @@ def _sync(self, last):
         m.set_reshard_after_backward(last or zero == 3)
     return contextlib.nullcontext()
 
-def _run(self, batches):
+@patch
+def _run(self:Parallel, batches):
     "Forward and backward of all micro-batches; their mean loss, on the last stage"
     total = torch.zeros((), device=self.device)
     for i, (x, y) in enumerate(batches):
@@ -194,9 +196,10 @@ def _run(self, batches):
         total += loss.detach()
     return total
 
-def _run_pipeline(self, batches, train=True):
+@patch
+def _run_pipeline(self:Parallel, batches, train=True):
     "The same through torch's schedule"
-    x, y = (torch.cat(t) for t in zip(*batches))
+    x, y = (torch.cat(t) for t in zip(*batches, strict=True))
     losses, call = [], self.schedule.step if train else self.schedule.eval
     call(
         *[x] if self.at['pp'] == 0 else [],
@@ -210,7 +213,8 @@ def _run_pipeline(self, batches, train=True):
         else torch.zeros((), device=self.device)
     )
 
-def _add_up(self, value):
+@patch
+def _add_up(self:Parallel, value):
     "Sum of `value` over replicas, known to every rank; it counts on the last stage only"
     if not self.mesh:
         return value
@@ -218,7 +222,8 @@ def _add_up(self, value):
     dist.all_reduce(value)
     return value
 
-def _step(self,
+@patch
+def step(self:Parallel,
     batches # This replica's micro-batches: (inputs, targets) each
 ):          # Mean loss over the global batch, a scalar tensor, the same on every rank; gradients are left in place
     "Forward and backward of one step"
@@ -229,7 +234,8 @@ def _step(self,
     self._average()
     return self._add_up(loss) / self.layout.dp
 
-def _average(self):
+@patch
+def _average(self:Parallel):
     "Mean gradient over replicas, where neither DDP nor fully_shard has seen to it"
     l = self.layout
     if l.zero or l.dp == 1 or l.tp*l.pp == 1:
@@ -237,21 +243,13 @@ def _average(self):
     grads = [getattr(p.grad, '_local_tensor', p.grad) for p in self.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat, group=self.mesh['replicate'].get_group())
-    for g, new in zip(grads, (flat / l.dp).split([g.numel() for g in grads])):
+    for g, new in zip(grads, (flat / l.dp).split([g.numel() for g in grads]), strict=True):
         g.copy_(new.view_as(g))
 
-def _parameters(self):
+@patch
+def parameters(self:Parallel):
+    "What the optimizer updates: the parameters of all stages of this rank"
     return (p for m in self.stages for p in m.parameters())
-
-(
-    Parallel._sync,
-    Parallel._run,
-    Parallel._run_pipeline,
-    Parallel._add_up,
-    Parallel.step,
-    Parallel._average,
-    Parallel.parameters,
-) = _sync, _run, _run_pipeline, _add_up, _step, _average, _parameters
 
 # %% ../../nbs/parallel/12_model.ipynb #a1495f5f
 def clip_gradients(
@@ -263,7 +261,11 @@ def clip_gradients(
     parts = {}
     for g in (p.grad for p in params if p.grad is not None):
         cut = (
-            tuple(n for n, place in zip(g.device_mesh.mesh_dim_names, g.placements) if not place.is_replicate())
+            tuple(
+                n
+                for n, place in zip(g.device_mesh.mesh_dim_names, g.placements, strict=True)
+                if not place.is_replicate()
+            )
             if isinstance(g, DTensor)
             else ()
         )
@@ -284,7 +286,8 @@ def _sum_squares(grads, cut, mesh):
     return total
 
 # %% ../../nbs/parallel/12_model.ipynb #7a2beb39
-def _evaluate(self,
+@patch
+def evaluate(self:Parallel,
     batches # This replica's micro-batches, as many on every rank; targets of -100 do not count
 ) -> tuple: # (mean loss, number of targets) over all replicas
     "Forward only"
@@ -303,20 +306,16 @@ def _evaluate(self,
     total, count = self._add_up(torch.stack([total.cpu().double(), count.double()])).tolist()
     return total / max(count, 1), round(count)
 
-def _evaluate_plain(self, batches):
+@patch
+def _evaluate_plain(self:Parallel, batches):
     return sum((self.loss(self.stages[0](x), y) for x, y in batches), torch.zeros((), device=self.device))
 
-def _evaluate_pipeline(self, batches):
-    "Through the schedule, which wants its number of micro-batches: what is missing is filled up with samples that do not count"
+@patch
+def _evaluate_pipeline(self:Parallel, batches):
+    "Through the schedule, which wants its number of micro-batches: what is missing is filled with what does not count"
     x, y = batches[-1]
     full = batches + [(x, torch.full_like(y, -100))]*(-len(batches) % self.n)
     return sum(self._run_pipeline(full[i:i + self.n], train=False) for i in range(0, len(full), self.n))
-
-Parallel.evaluate, Parallel._evaluate_plain, Parallel._evaluate_pipeline = (
-    _evaluate,
-    _evaluate_plain,
-    _evaluate_pipeline,
-)
 
 # %% ../../nbs/parallel/12_model.ipynb #90e45c56
 def _micro_batches(
@@ -326,7 +325,7 @@ def _micro_batches(
 ) -> list:   # This replica's micro-batches
     "Cut a batch for one replica"
     mine = [t.tensor_split(layout.dp)[at['dp']] for t in batch]
-    return list(zip(*(t.split(layout.micro_batch) for t in mine)))
+    return list(zip(*(t.split(layout.micro_batch) for t in mine), strict=True))
 
 def ten_steps(
     text:str='dp1',         # A layout

@@ -10,6 +10,7 @@ import contextlib, time
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch.overrides import TorchFunctionMode
 from .ranks import on_ranks
 from .schedules import Op, Span, Trace, simulate, timetable
@@ -31,7 +32,11 @@ class ModuleStage:
         self.module, self.loss, self.watch = module, loss, watch
         self.kept, self.later, self.bytes, self.most = {}, {}, {}, 0
 
-    def forward(self, i, x, target=None):
+    def forward(self,
+        i,           # Number of the micro-batch
+        x,           # What the stage before sends, or the tokens; one micro-batch
+        target=None  # Of the last stage: its targets
+    ):               # The output, or the loss, detached
         "Output of micro-batch i; with a target its loss"
         x, todo, saved = x.detach(), [], []
         x.requires_grad_(x.is_floating_point())
@@ -48,14 +53,19 @@ class ModuleStage:
         self._count(i, saved)
         return y.detach()
 
-    def backward(self, i, grad):
+    def backward(self,
+        i,    # Number of the micro-batch
+        grad  # Gradient of the output; of the last stage the part that the micro-batch has in the loss
+    ):
         "Gradient of the input of micro-batch i; None where the input is tokens"
         x, y = self.kept.pop(i)
         y.backward(grad)
         self._count(i, [t for item in self.later[i] for t in item[:2]])
         return x.grad
 
-    def weight(self, i):
+    def weight(self,
+        i  # Number of the micro-batch
+    ):
         "What backward has left undone"
         for x, g, w, b in self.later.pop(i):
             _add(w, g.flatten(0, -2).T @ x.flatten(0, -2))
@@ -159,7 +169,9 @@ class Pipeline:
             )
         return batch.chunk(self.t.micro_batches)
 
-    def source(self, op):
+    def source(self,
+        op  # An Op of this rank
+    ):      # An Op; None where nothing is waited for
         "The operation whose result another stage must hand over"
         s = op.stage + (1 if op.kind == 'B' else -1)
         return Op(op.kind, s, op.micro) if op.kind != 'W' and 0 <= s < self.t.stages else None
@@ -176,7 +188,8 @@ class Pipeline:
         self.spans.append(Span(self.rank, op, start, end))
 
 # %% ../../nbs/parallel/07_pipeline.ipynb #be42f63e
-def _take(self, op):
+@patch
+def _take(self:Pipeline, op):
     "What the operation works on: a micro-batch, a message, or the part that a micro-batch has in the loss"
     n = self.source(op)
     if op.kind == 'W':
@@ -190,13 +203,15 @@ def _take(self, op):
     work.wait()
     return x
 
-def _expect(self):
+@patch
+def _expect(self:Pipeline):
     "Be ready for the next message"
     while self.coming and len(self.posted) < 2:
         n, x = self.coming.pop(0), self.buffer()
         self.posted[n] = dist.irecv(x, self.peers[n.stage % self.t.ranks], self.group, self._tag(n)), x
 
-def _give(self, op, out):
+@patch
+def _give(self:Pipeline, op, out):
     "Hand the result to the stage that needs it"
     to = op.stage + (1 if op.kind == 'F' else -1)
     if op.kind == 'B' and (sent := self.sent.pop(Op('F', op.stage, op.micro), None)):
@@ -210,9 +225,9 @@ def _give(self, op, out):
     else:
         self.sent[op] = dist.isend(out.contiguous(), self.peers[to % self.t.ranks], self.group, self._tag(op)), out
 
-def _tag(self, op):
+@patch
+def _tag(self:Pipeline, op):
     return 2 * (op.stage * self.t.micro_batches + op.micro) + (op.kind == 'B')
-Pipeline._take, Pipeline._expect, Pipeline._give, Pipeline._tag = _take, _expect, _give, _tag
 
 # %% ../../nbs/parallel/07_pipeline.ipynb #677cccb9
 class SleepStage:
@@ -226,15 +241,27 @@ class SleepStage:
     ):
         self.times = forward, backward, backward/2 if weight is None else weight
 
-    def forward(self, i, x, target=None):
+    def forward(self,
+        i,           # Number of the micro-batch
+        x,           # Not looked at
+        target=None  # Not looked at
+    ):               # A tensor of one zero
+        "Sleep as long as a forward pass takes"
         time.sleep(self.times[0])
         return torch.zeros(1)
 
-    def backward(self, i, grad):
+    def backward(self,
+        i,    # Number of the micro-batch
+        grad  # Not looked at
+    ):        # A tensor of one zero
+        "Sleep as long as a backward pass takes, without its part for the weights where that comes later"
         time.sleep(self.times[1] - self.times[2]*self.split)
         return torch.zeros(1)
 
-    def weight(self, i):
+    def weight(self,
+        i  # Number of the micro-batch
+    ):
+        "Sleep as long as the gradient of the weights takes"
         time.sleep(self.times[2])
 
 def sleep_steps(
@@ -275,4 +302,4 @@ def sleep_trace(
     t = timetable(name, ranks, micro_batches, virtual)
     by_stage = [x if isinstance(x, (list, tuple)) else [x / virtual] * t.stages for x in (forward, backward)]
     runs = on_ranks(sleep_steps, ranks, t, *by_stage, steps)
-    return min((as_trace(t, spans) for spans in zip(*runs)), key=lambda r: r.ratio)
+    return min((as_trace(t, spans) for spans in zip(*runs, strict=True)), key=lambda r: r.ratio)

@@ -42,20 +42,19 @@ class Unit:
         world, rank, sizes = dist.get_world_size(), dist.get_rank(), [p.numel() for p in params]
         self.params, self.waiting, self.grads = params, set(params), None
         self.flat = params[0].new_zeros(-(-sum(sizes) // world) * world).detach()
-        for p, v in zip(params, self.split(self.flat)):
+        for p, v in zip(params, self.split(self.flat), strict=True):
             v.copy_(p.detach())
             p.data = v
         part = self.flat.chunk(world)[rank]
         self.shard = nn.Parameter(part if keep else part.clone())
 
-    def split(self, flat):
-        return [
-            v.view(p.shape)
-            for p, v in zip(
-                self.params,
-                flat.split([p.numel() for p in self.params] + [flat.numel() - sum(p.numel() for p in self.params)]),
-            )
-        ]
+    def split(self,
+        flat  # A tensor as long as all ranks' shards together
+    ):        # A list, one for each of params
+        "Views of a flat tensor in the shapes of the parameters; the padding at its end belongs to none"
+        sizes = [p.numel() for p in self.params]
+        *parts, _padding = flat.split([*sizes, flat.numel() - sum(sizes)])
+        return [part.view(p.shape) for p, part in zip(self.params, parts, strict=True)]
 
     def gather(self):
         "Start shards -> parameters; returns something to wait for"
@@ -63,19 +62,24 @@ class Unit:
         return all_gather(self.flat, self.shard.detach(), async_op=True)
 
     def release(self):
+        "Free the memory of the whole parameters; the shard stays"
         self.flat.untyped_storage().resize_(0)
 
-    def put(self, p):
+    def put(self,
+        p  # A parameter of this unit, its gradient there
+    ):
         "Move the gradient of `p` into the flat tensor of gradients; true when it was the last one"
         if self.grads is None:
             self.grads = torch.zeros(self.shard.numel() * dist.get_world_size(), dtype=p.dtype, device=p.device)
-            self.places = dict(zip(self.params, self.split(self.grads)))
+            self.places = dict(zip(self.params, self.split(self.grads), strict=True))
         self.places[p].copy_(p.grad)
         p.grad = self.places[p]
         self.waiting.discard(p)
         return not self.waiting
 
-    def reduce(self, out):
+    def reduce(self,
+        out  # As large as the shard; is filled when reduced has been called
+    ):
         "Start gradients -> `out`, the gradient of the shard, averaged over the ranks"
         self.out, self.work = out, reduce_scatter(out, self.grads.div_(dist.get_world_size()), async_op=True)
 
@@ -126,10 +130,14 @@ class Zero1(nn.Module):
         for p in self.unit_of:
             p.register_post_accumulate_grad_hook(self._ready)
 
-    def parameters(self, recurse=True):
+    def parameters(self,
+        recurse=True  # Not looked at: nn.Module has it
+    ):
+        "Shards of this rank, one a unit, for the optimizer"
         return (u.shard for u in self.units)
 
     def forward(self, *args, **kwargs):
+        "Fetch what the other ranks have updated, then run the module"
         self._begin()
         return self.module(*args, **kwargs)
 
@@ -209,6 +217,7 @@ class Zero3(Zero2):
                 m.register_forward_hook(lambda m, i, out, u=u: self._leave(u, out))
 
     def whole(self):
+        "Bytes of whole parameters on this rank now"
         return sum(u.flat.untyped_storage().nbytes() for u in self.units)
 
     def _note(self, event):

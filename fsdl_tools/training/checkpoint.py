@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from importlib.metadata import version
 from pathlib import Path
 import safetensors.torch, torch
+from fastcore.basics import patch
 import torch.distributed as dist, torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 from ..core import human_bytes, nearest, positive, write_atomic
@@ -61,7 +62,7 @@ def _size(path):
 
 # %% ../../nbs/training/02_checkpoint.ipynb #8a4ee8e3
 def _manifest(path):
-    "What a manifest lists, all it says, and whether it fits its seal; raises ValueError when there is none that can be read"
+    "What a manifest lists, all it says, and whether it fits its seal; raises ValueError when none can be read"
     try:
         _size(path/'manifest.json')
         m = json.loads((path/'manifest.json').read_text(encoding='utf-8'))
@@ -193,7 +194,7 @@ def _sweep(folder):
 
 # %% ../../nbs/training/02_checkpoint.ipynb #fe03707e
 class Checkpointer:
-    "Saves and loads the state of a run in a folder that no other run writes to; all ranks call, all ranks get the same answer"
+    "Saves and loads the state of a run in a folder that no other run writes to; all ranks call and get the same answer"
 
     def __init__(self,
         folder,           # Where the checkpoints are; all ranks see it
@@ -252,6 +253,7 @@ class Checkpointer:
         self._thread = None
 
 # %% ../../nbs/training/02_checkpoint.ipynb #57f15360
+@patch
 def _begin(self:Checkpointer, step, tmp):
     "Make the temporary folder of a step; its path"
     if os.path.lexists(final := self._path(step)) and not verify_checkpoint(final):
@@ -262,6 +264,7 @@ def _begin(self:Checkpointer, step, tmp):
 def _causes(e):
     return [f'rank {r}: {type(x).__name__}: {x}' for r, (x, _) in sorted(e.failures.items())]
 
+@patch
 def _shards(self:Checkpointer, what, tmp, copies):
     "Write this rank's tensors; manifest entries for the shards of all ranks"
     writer = dcp.HuggingFaceStorageWriter(str(tmp), save_distributed=True)
@@ -274,6 +277,7 @@ def _shards(self:Checkpointer, what, tmp, copies):
     parts = self._all(what, lambda: {p.name: _enter(p) for p in tmp.glob(f'shard-{self.rank + 1:05d}-*')})
     return {n: e for part in parts for n, e in part.items()}
 
+@patch
 def _write(self:Checkpointer, step, copies, extra):
     "All of a save, or nothing"
     # rank 0's name is the one that counts
@@ -292,9 +296,10 @@ def _write(self:Checkpointer, step, copies, extra):
         raise
 
 # %% ../../nbs/training/02_checkpoint.ipynb #743ae10d
-def _save(self:Checkpointer,
+@patch
+def save(self:Checkpointer,
     step:int,        # Step; must not have a good checkpoint yet
-    tensors:dict,    # Name -> tensor or DTensor; a plain tensor of the same name on several ranks is a copy; a name may be on some ranks only
+    tensors:dict,    # Name -> tensor or DTensor; plain tensors of one name are copies; a name may be on some ranks only
     extra:dict=None, # What JSON can hold, the same on all ranks
     wait:bool=False  # Wait until it is on the disk?
 ):                   # Nothing; the tensors may be changed at once
@@ -310,6 +315,7 @@ def _save(self:Checkpointer,
     if wait:
         self.wait()
 
+@patch
 def _work(self:Checkpointer, step, copies, extra):
     "What the background thread does"
     try:
@@ -324,8 +330,9 @@ def _work(self:Checkpointer, step, copies, extra):
     try:
         self._prune(step)
     except CheckpointError as e:
-        warnings.warn(str(e))          # the new one is there all the same
+        warnings.warn(str(e), stacklevel=2)      # the new one is there all the same
 
+@patch
 def _prune(self:Checkpointer, step):
     "Keep the one just written and the newest others that verify, `keep` in all; what is older goes"
     good, steps = 0, self._all(f'step {step} is saved, but the older ones could not be listed', self.steps)[0]
@@ -335,15 +342,17 @@ def _prune(self:Checkpointer, step):
         else:
             self._all(
                 f'step {step} is saved, but step {s} could not be removed',
-                lambda: self.rank == 0 and _discard(self._path(s)),
+                lambda s=s: self.rank == 0 and _discard(self._path(s)),
             )
 
+@patch
 def _check(self:Checkpointer, step):
     "What is wrong with a checkpoint; the ranks share the reading"
     lists = self._all(f'cannot verify step {step}', lambda: _problems(self._path(step), self.rank, self.world))
     return list(dict.fromkeys(p for some in lists for p in some))
 
-def _latest(self:Checkpointer): # Step; None: there is none
+@patch
+def latest(self:Checkpointer): # Step; None: there is none
     "The newest step that verifies; those that are passed over are warned of"
     self._settle()
     for step in reversed(self._all('cannot list the checkpoints', self.steps)[0]):
@@ -351,15 +360,6 @@ def _latest(self:Checkpointer): # Step; None: there is none
             return step
         if self.rank == 0:
             warnings.warn(f'{_name(step)} is passed over: {bad[0]}', stacklevel=2)
-
-Checkpointer._begin, Checkpointer._shards, Checkpointer._write, Checkpointer._prune, Checkpointer._check = (
-    _begin,
-    _shards,
-    _write,
-    _prune,
-    _check,
-)
-Checkpointer.save, Checkpointer._work, Checkpointer.latest = _save, _work, _latest
 
 # %% ../../nbs/training/02_checkpoint.ipynb #8c622ce6
 def _misfits(tensors, saved):
@@ -371,7 +371,7 @@ def _misfits(tensors, saved):
         f", did you mean {' or '.join(map(repr, near))}?" if i < 8 and (near := nearest(n, saved)) else ''
         for i, n in enumerate(none)
     ]
-    return [f'there is no {n!r}{h}' for n, h in zip(none, hints)] + [
+    return [f'there is no {n!r}{h}' for n, h in zip(none, hints, strict=True)] + [
         f'{n!r} was saved as {have[n]}, not {want[n]}' for n in have if have[n] != want[n]
     ]
 
@@ -389,10 +389,11 @@ def _fill(path, tensors, group=None):
         no_dist=group is None,
     )
 
-def _load(self:Checkpointer,
+@patch
+def load(self:Checkpointer,
     tensors:dict, # Name -> tensor or DTensor, filled in place; any part of what was saved
     step:int=None # Which; None: the latest good one
-) -> tuple:       # (step, extra); raises FileNotFoundError, or CheckpointError when it does not verify or names, shapes or types do not fit
+) -> tuple:       # (step, extra); raises FileNotFoundError, or CheckpointError when anything does not verify or fit
     "Verify, then fill the tensors, whatever layout they were saved with"
     for n, t in tensors.items():
         _check_tensor(n, t)
@@ -401,7 +402,8 @@ def _load(self:Checkpointer,
     found = self.latest() if step is None else step if step in steps else None
     if found is None:
         raise FileNotFoundError(
-            f"no {'good checkpoint' if step is None else f'checkpoint of step {step}'} in {str(self.folder)!r}: there are {steps}"
+            f"no {'good checkpoint' if step is None else f'checkpoint of step {step}'} in {str(self.folder)!r}: "
+            f"there are {steps}"
         )
     if step is not None and (bad := self._check(step)):
         raise CheckpointError(f'step {step} does not verify', bad)
@@ -414,8 +416,6 @@ def _load(self:Checkpointer,
     except dcp.CheckpointException as e:
         raise CheckpointError(f'step {found} could not be read', _causes(e)) from None
     return found, json.loads((path/'extra.json').read_text(encoding='utf-8'))
-
-Checkpointer.load = _load
 
 # %% ../../nbs/training/02_checkpoint.ipynb #bfe99ce1
 def checkpoints(

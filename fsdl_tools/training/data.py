@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from ..core import human_count, nearest, need, one_of, positive
+from ..core import nearest, need, one_of, positive
 
 # %% ../../nbs/training/01_data.ipynb #e58f1d9e
 def _natural(what, value, below=2**63):
@@ -106,13 +106,17 @@ class Tokens(_Data):
         self.name, self.tokens, self.seq, self.vocab, self.first = name, tokens, seq, vocab, first
         self.n = (len(tokens) - 1) // seq if n is None else n
 
-    def sample(self, i, epoch=0):
+    def sample(self,
+        i,       # Number of the sample, from 0
+        epoch=0  # Not looked at: a window is the same in every epoch
+    ):
         "Two tensors of seq int64: tokens, and the next of each"
         a = (self.first + self._at(i))*self.seq
         t = torch.from_numpy(self.tokens[a:a + self.seq + 1].astype(np.int64))
         return t[:-1], t[1:]
 
     def describe(self):
+        "Name, samples, their length and the size of the vocabulary, for people"
         return f'{self.name}: {self.n:,} samples of {self.seq} tokens, {self.vocab:,} different ones'
 
     def __getstate__(self):
@@ -241,7 +245,10 @@ class Images(_Data):
             len(items),
         )
 
-    def sample(self, i, epoch=0):
+    def sample(self,
+        i,       # Number of the sample, from 0
+        epoch=0  # Changes the random crop and flip
+    ):
         "A float32 tensor (3, size, size) and the number of the class"
         item, label = self.items[self._at(i)]
         rng = _rng(_crop, self.seed, epoch, i) if self.augment else None
@@ -253,6 +260,7 @@ class Images(_Data):
         return torch.from_numpy(np.ascontiguousarray(((pixels - _mean) / _std).transpose(2, 0, 1))), label
 
     def describe(self):
+        "Name, samples, their size and the number of classes, for people"
         return f'{self.name}: {self.n:,} images of {self.size} × {self.size} in {len(self.classes):,} classes'
 
 def _image_folder(folder):
@@ -271,7 +279,8 @@ def _image_folder(folder):
     found = {c: files(c) for c in sorted(os.listdir(folder)) if c[0] != '.' and (folder/c).is_dir()}
     if not any(found.values()):
         raise ValueError(
-            f'no images in subfolders of {str(folder)!r}: expected one subfolder a class, with files such as {", ".join(_suffixes[:3])}'
+            f'no images in subfolders of {str(folder)!r}: expected one subfolder a class, '
+            f'with files such as {", ".join(_suffixes[:3])}'
         )
     if empty := [c for c, f in found.items() if not f]:
         raise ValueError(f'no images in the class folder {empty[0]!r} of {str(folder)!r}')
@@ -313,9 +322,8 @@ def _regular(path, what='data'):
             f'no {what} at {str(path)!r}' + (f": did you mean {' or '.join(map(repr, near))}?" if near else '')
         )
     if not path.is_file():
-        raise ValueError(
-            f'the {what} at {str(path)!r} is {"a folder" if path.is_dir() else "a pipe, a socket or a device"}: expected a file'
-        )
+        kind = 'a folder' if path.is_dir() else 'a pipe, a socket or a device'
+        raise ValueError(f'the {what} at {str(path)!r} is {kind}: expected a file')
     if not path.stat().st_size:
         raise ValueError(f'the {what} at {str(path)!r} is empty')
     return path
@@ -340,7 +348,7 @@ def _open_images(name, items, classes, size, holdout, seed, read=read_image):
     return part(order[:a], True), part(order[a:], False)
 
 def open_data(
-    source,            # synthetic, synthetic:tokens, synthetic:images, or the path of a text file, a Parquet file or a folder of images
+    source,            # synthetic, synthetic:tokens, synthetic:images, or the path of text, Parquet or a folder of images
     seq:int=64, size:int=32, # Tokens of a sample; side of square images in pixels
     holdout:float=.1,  # Part to evaluate on, from 0 to below 1; never rounded down to nothing
     tokenizer=None,    # Path of a tokenizer.json; default: bytes
@@ -377,14 +385,15 @@ def open_data(
 # %% ../../nbs/training/01_data.ipynb #08c0369c
 def _stacked(samples):
     "A micro-batch: inputs, and targets"
-    x, y = zip(*samples)
+    x, y = zip(*samples, strict=True)
     return torch.stack(x), torch.stack(y) if isinstance(y[0], torch.Tensor) else torch.tensor(y)
 
 class Feed:
     "What one replica reads: iterable over steps, each a list of micro-batches (x, y)"
 
     def __init__(self,
-        data, global_batch:int,        # From open_data; samples of a step over all ranks, a multiple of ranks·micro_batch
+        data,                          # From open_data
+        global_batch:int,              # Samples of a step over all ranks, a multiple of ranks·micro_batch
         micro_batch:int,               # Samples that a replica runs through at once
         rank:int=0, ranks:int=1,       # This replica, of so many
         start:int=0, stop:int=None,    # First step, and one past the last (default: without end)
@@ -427,7 +436,7 @@ def eval_batches(
     micro_batch:int, # Samples at once
     rank:int=0, ranks:int=1, # This replica, of so many
     limit:int=None   # Samples at most, over all ranks; default: all
-) -> list:           # Triples (x, y, weight), equally many on every rank; weight is float32 (micro_batch,), 0 for padding
+) -> list:           # Triples (x, y, weight), as many on every rank; weight is float32 (micro_batch,), 0 for padding
     "Every sample exactly once over all ranks"
     positive('micro_batch', micro_batch)
     positive('ranks', ranks)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from .data import Feed, eval_batches, open_data
 from .checkpoint import CheckpointError, Checkpointer, export_weights
-from ..core import *
+from ..core import Record, fix_torchvision, nearest, one_of, positive, write_atomic
 from ..models.gpt import GPT, gpt_config, gpts
 from ..parallel.layout import check_runnable, parse_layout
 from ..parallel.model import Parallel, clip_gradients
@@ -120,7 +120,7 @@ def _layout(c, config, device):
 def check_config(
     c:TrainConfig, # As the user gave it
     world:int=None # Ranks there are; None: as many as the layout needs
-) -> tuple:        # (config with nothing left open, layout, data to train on, data to evaluate on, shape of the GPT or None)
+) -> tuple:        # (config with nothing left open, layout, data to train on, to evaluate on, shape of the GPT or None)
     "Check a run before a process starts; raises ValueError or FileNotFoundError saying what is wrong"
     (kind, source), device = _kind(c.model), c.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if device == 'cuda' and not torch.cuda.is_available():
@@ -248,7 +248,7 @@ def _make_states(opt):
             p.grad = torch.zeros_like(p) if p.requires_grad else None
     opt.step()
     opt.zero_grad()
-    for g, lr in zip(opt.param_groups, rates):
+    for g, lr in zip(opt.param_groups, rates, strict=True):
         g['lr'] = lr
 
 # %% ../../nbs/training/03_trainer.ipynb #b35d4323
@@ -385,7 +385,7 @@ class Trainer:
             self._record()
         except OSError as e:
             self.behind = True
-            warnings.warn(f'step {self.step} is not on record yet: {e}')
+            warnings.warn(f'step {self.step} is not on record yet: {e}', stacklevel=2)
         self.report(row)
 
     def _record(self):
@@ -404,9 +404,11 @@ class Trainer:
         "Say which saves have failed since this was last asked"
         told, self.told = self.told, len(self.saver.failed) if self.saver else 0
         for _, why in self.saver.failed[told:] if self.saver and self.rank == 0 else []:
-            warnings.warn(f'{why}; the run goes on with the checkpoints it has')
+            warnings.warn(f'{why}; the run goes on with the checkpoints it has', stacklevel=2)
 
-    def one_step(self, batches):
+    def one_step(self,
+        batches  # This replica's micro-batches, pairs (inputs, targets)
+    ):
         "Forward, backward, clip, update; (loss, norm of the gradients)"
         for g in self.opt.param_groups:
             g['lr'] = lr_at(self.c, self.step)
@@ -419,7 +421,8 @@ class Trainer:
         )
         if not math.isfinite(loss + norm):
             raise FloatingPointError(
-                f'step {self.step + 1}: the loss is {loss}, the norm of the gradients {norm}, at a learning rate of {lr_at(self.c, self.step):g}; checkpoints of earlier steps stay'
+                f'step {self.step + 1}: the loss is {loss}, the norm of the gradients {norm}, '
+                f'at a learning rate of {lr_at(self.c, self.step):g}; checkpoints of earlier steps stay'
             )
         self.opt.step()
         self.step += 1
@@ -433,7 +436,9 @@ class Trainer:
         masked = [(x, torch.where(w.view(-1, *[1]*(y.dim() - 1)) > 0, y, -100)) for x, y, w in parts]
         return self.run.evaluate(masked)[0]
 
-    def save(self, wait=False):
+    def save(self,
+        wait=False  # Until it is on the disk?
+    ):
         "A checkpoint of this step, in the background"
         self.saver.save(
             self.step, training_tensors(self.run, self.opt), dict(config=self.c.to_dict(), step=self.step), wait=wait
