@@ -136,10 +136,11 @@ def check_layout(
     l = parse_layout(layout)
     if gpus is not None and l.world != gpus:
         raise ValueError(f'dp·tp·pp·cp = {l.dp}·{l.tp}·{l.pp}·{l.cp} = {l.world} ranks do not fill {gpus} GPUs')
+    _even('heads', heads or 0, 'tp', l.tp)
     if kv_heads and kv_heads % l.tp and l.tp % kv_heads:
         raise ValueError(f'kv_heads {kv_heads} and tp={l.tp}: one must divide the other')
-    for what, size, by, parts in (('heads', heads, 'tp', l.tp), ('ffn', ffn, 'tp', l.tp), ('seq', seq, 'cp', l.cp)):
-        _even(what, size or 0, by, parts)
+    _even('ffn', ffn or 0, 'tp', l.tp)
+    _even('seq', seq or 0, 'cp', l.cp)
     _check_stages(l, layers or l.pp*l.vp, uneven)
     if global_batch:
         _even('global_batch', global_batch, 'dp·micro_batch', l.dp*l.micro_batch)
@@ -178,7 +179,7 @@ def draw_layout(
     gpus_per_node:int=8,  # For the colours
     ax=None               # Matplotlib axes; default: new ones
 ):                        # The axes
-    "The rank grid: stages downwards, replicas to the right, tensor- and context-parallel ranks in a box, nodes in colours"
+    "The rank grid: stages down, replicas to the right, tensor- and context-parallel ranks in a box, nodes in colours"
     l = parse_layout(layout)
     if l.world > 512:
         raise ValueError(f'{l.world} ranks are too many to draw: at most 512')

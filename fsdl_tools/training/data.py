@@ -348,7 +348,7 @@ def _open_images(name, items, classes, size, holdout, seed, read=read_image):
     return part(order[:a], True), part(order[a:], False)
 
 def open_data(
-    source,            # synthetic, synthetic:tokens, synthetic:images, or the path of text, Parquet or a folder of images
+    source,            # synthetic, synthetic:tokens, synthetic:images, or a path: text, Parquet or a folder of images
     seq:int=64, size:int=32, # Tokens of a sample; side of square images in pixels
     holdout:float=.1,  # Part to evaluate on, from 0 to below 1; never rounded down to nothing
     tokenizer=None,    # Path of a tokenizer.json; default: bytes
