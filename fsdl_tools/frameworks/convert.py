@@ -27,7 +27,8 @@ def load_runner(
 ):       # The runner; raises ValueError when the file belongs to another model
     "Give a runner the parameters in a file"
     weights, model = load_weights(path, r.dialect)
-    if model != r.task.model: raise ValueError(f'{Path(path).name!r} holds a {model.name}, not a {r.task.model.name}')
+    if model != r.task.model:
+        raise ValueError(f'{Path(path).name!r} holds a {model.name}, not a {r.task.model.name}')
     r.load(weights)
     return r
 
@@ -41,7 +42,8 @@ def _tf2onnx():
     "tf2onnx with a rule for Erfc, which version 1.17 lacks"
     tf2onnx = need('tf2onnx', 'frameworks')
     from tf2onnx.handler import tf_op
-    if any('Erfc' in ops for versions in tf_op.get_opsets().values() for ops in versions): return tf2onnx
+    if any('Erfc' in ops for versions in tf_op.get_opsets().values() for ops in versions):
+        return tf2onnx
     @tf_op('Erfc')
     class Erfc:
         @classmethod

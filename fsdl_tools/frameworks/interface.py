@@ -24,7 +24,8 @@ class Runner:
     def images(self, x):
         "`x` with channels where this framework wants them"
         return np.ascontiguousarray(np.moveaxis(x, -3, -1)) if dialects[self.dialect].last and len(self.task.model.shape) == 3 else x
-    def tick(self): self.wall, self.cpu = time.perf_counter(), time.process_time()
+    def tick(self):
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
     def fit(self, xs, ys):
         "Losses of one step for each batch; leaves the time in `seconds` and `cpu_seconds`"
         batches = self.batches(self.images(xs), ys)
@@ -32,7 +33,8 @@ class Runner:
         losses = np.array([np.asarray(l) for l in self.train(batches)])
         self.seconds, self.cpu_seconds = time.perf_counter() - self.wall, time.process_time() - self.cpu
         return losses
-    def weights(self): return translate(self.dump(), self.layers, self.dialect, 'torch')
+    def weights(self):
+        return translate(self.dump(), self.layers, self.dialect, 'torch')
 
 runners = {}
 def runner(

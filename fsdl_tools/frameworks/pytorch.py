@@ -19,10 +19,13 @@ def torch_net(
     from torch import nn
     net, act, pool = collections.OrderedDict(), *((nn.GELU, nn.AvgPool2d) if model.smooth else (nn.ReLU, nn.MaxPool2d))
     for l in model.layers:
-        if l.grid: net['flatten'] = nn.Flatten()
+        if l.grid:
+            net['flatten'] = nn.Flatten()
         net[l.name] = nn.Conv2d(l.n_in, l.n_out, 3, padding=1) if l.kind == 'conv' else nn.Linear(l.n_in, l.n_out)
-        if l is not model.layers[-1]: net[f'{l.name}_act'] = act()
-        if l.pool: net[f'{l.name}_pool'] = pool(2)
+        if l is not model.layers[-1]:
+            net[f'{l.name}_act'] = act()
+        if l.pool:
+            net[f'{l.name}_pool'] = pool(2)
     return nn.Sequential(net)
 
 @runner('torch', 'torch', extra='all')
@@ -45,14 +48,16 @@ class TorchRunner(Runner):
         return losses
     def predict(self, x):
         import torch
-        with torch.no_grad(): return self.net(torch.from_numpy(x)).numpy()
+        with torch.no_grad():
+            return self.net(torch.from_numpy(x)).numpy()
     def batches(self, xs, ys):
         import torch
         return [(torch.from_numpy(x), torch.from_numpy(y).long()) for x, y in zip(xs, ys)]
     def load(self, w):
         import torch
         self.module.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in w.items()})
-    def dump(self): return {k: v.numpy().copy() for k, v in self.module.state_dict().items()}
+    def dump(self):
+        return {k: v.numpy().copy() for k, v in self.module.state_dict().items()}
 
 @runner('torch-compile', 'torch', extra='all')
 class TorchCompiled(TorchRunner):
@@ -74,7 +79,8 @@ def _lightning_module(L, task):
             loss = F.cross_entropy(self.net(batch[0]), batch[1])
             self.losses.append(loss.detach())
             return loss
-        def configure_optimizers(self): return torch.optim.SGD(self.parameters(), lr=task.lr)
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=task.lr)
     return Module()
 
 @runner('lightning', 'lightning', 'torch')

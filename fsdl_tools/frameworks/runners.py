@@ -32,8 +32,10 @@ def missing(
     cls = runners[one_of('framework', name, runners)]
     lacks = [m for m in cls.modules if importlib.util.find_spec(m) is None]
     pip = dict(haiku='dm-haiku', tensorflow='tensorflow-cpu')
-    if lacks: return f"not installed: pip install {' '.join(pip.get(m, m) for m in lacks)} (or 'fsdl_tools[{cls.extra}]')"
-    if name == 'torch-compile' and not shutil.which(os.environ.get('CXX', 'g++')): return 'needs a C++ compiler: install g++'
+    if lacks:
+        return f"not installed: pip install {' '.join(pip.get(m, m) for m in lacks)} (or 'fsdl_tools[{cls.extra}]')"
+    if name == 'torch-compile' and not shutil.which(os.environ.get('CXX', 'g++')):
+        return 'needs a C++ compiler: install g++'
     return ''
 
 def finish(
@@ -48,7 +50,8 @@ def train_with(
     name:str   # Name of a runner
 ) -> Run:      # A run, or a note that says what is missing
     "Run `task` in one framework from beginning to end"
-    if note := missing(name): return Run(name, note=note)
+    if note := missing(name):
+        return Run(name, note=note)
     return finish(runners[name](task))
 
 def train_all(

@@ -91,8 +91,10 @@ def to_last(
     layer:TaskLayer # Its layer
 ):              # HWIO for a convolution, (in, out) for a matrix
     "The weight `w` for a framework that puts channels last"
-    if layer.kind == 'conv': return w.transpose(2, 3, 1, 0)
-    if layer.grid: w = w.reshape(-1, *layer.grid).transpose(0, 2, 3, 1).reshape(len(w), -1)
+    if layer.kind == 'conv':
+        return w.transpose(2, 3, 1, 0)
+    if layer.grid:
+        w = w.reshape(-1, *layer.grid).transpose(0, 2, 3, 1).reshape(len(w), -1)
     return w.T
 
 def _to_first(
@@ -100,8 +102,10 @@ def _to_first(
     layer:TaskLayer # Its layer
 ):              # OIHW for a convolution, (out, in) for a matrix
     "The inverse of `to_last`"
-    if layer.kind == 'conv': return w.transpose(3, 2, 0, 1)
-    if not layer.grid: return w.T
+    if layer.kind == 'conv':
+        return w.transpose(3, 2, 0, 1)
+    if not layer.grid:
+        return w.T
     channels, height, width = layer.grid
     return w.T.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).reshape(w.shape[1], -1)
 
@@ -127,9 +131,11 @@ def _fits(weights, layers, d, name):
     for l in layers:
         io, k = (l.n_in, l.n_out), (3, 3) if l.kind == 'conv' else ()
         want[d.weight.format(l.name)] = k + io if d.last else io[::-1] + k
-    if odd := set(want) ^ set(weights): raise ValueError(f"not the parameters of this model as {name} names them: {', '.join(sorted(odd))}")
+    if odd := set(want) ^ set(weights):
+        raise ValueError(f"not the parameters of this model as {name} names them: {', '.join(sorted(odd))}")
     for k, s in want.items():
-        if weights[k].shape != s: raise ValueError(f'{k} must be {s} for {name}, not {weights[k].shape}')
+        if weights[k].shape != s:
+            raise ValueError(f'{k} must be {s} for {name}, not {weights[k].shape}')
 
 # %% ../../nbs/frameworks/01_task.ipynb #4fbcf933
 def save_weights(
@@ -150,6 +156,7 @@ def load_weights(
     "Read parameters and translate them"
     with need('safetensors', package='safetensors').safe_open(path, 'numpy') as f:
         meta, weights = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    if missing := {'dialect', 'model'} - set(meta): raise ValueError(f"{Path(path).name!r} does not name its {' and '.join(sorted(missing))}: was it written by save_weights?")
+    if missing := {'dialect', 'model'} - set(meta):
+        raise ValueError(f"{Path(path).name!r} does not name its {' and '.join(sorted(missing))}: was it written by save_weights?")
     model = models[one_of('model', meta['model'], models)]
     return translate(weights, model.layers, meta['dialect'], target or meta['dialect']), model

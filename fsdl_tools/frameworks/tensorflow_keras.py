@@ -21,9 +21,11 @@ def keras_net(
     net = [Input(model.shape[1:] + model.shape[:1] if len(model.shape) == 3 else model.shape)]
     for l in model.layers:
         kw = dict(name=l.name, activation=None if l is model.layers[-1] else act)
-        if l.grid: net.append(K.Flatten())
+        if l.grid:
+            net.append(K.Flatten())
         net.append(K.Conv2D(l.n_out, 3, padding='same', **kw) if l.kind == 'conv' else K.Dense(l.n_out, **kw))
-        if l.pool: net.append(pool(2))
+        if l.pool:
+            net.append(pool(2))
     return Sequential(net)
 
 @runner('keras', 'keras', 'tensorflow')
@@ -42,11 +44,16 @@ class KerasRunner(Runner):
         self.losses.clear()
         self.net.fit(x.reshape(-1, *x.shape[2:]), y.reshape(-1), batch_size=y.shape[1], shuffle=False, verbose=0, callbacks=[self.spy])
         return self.losses
-    def predict(self, x): return np.asarray(self.net(self.images(x)))
-    def batches(self, xs, ys): return xs, ys
-    def variables(self): return {'/'.join(v.path.split('/')[-2:]): v for v in self.net.trainable_variables}
-    def load(self, w): [v.assign(w[k]) for k, v in self.variables().items()]
-    def dump(self): return {k: v.numpy() for k, v in self.variables().items()}
+    def predict(self, x):
+        return np.asarray(self.net(self.images(x)))
+    def batches(self, xs, ys):
+        return xs, ys
+    def variables(self):
+        return {'/'.join(v.path.split('/')[-2:]): v for v in self.net.trainable_variables}
+    def load(self, w):
+        [v.assign(w[k]) for k, v in self.variables().items()]
+    def dump(self):
+        return {k: v.numpy() for k, v in self.variables().items()}
 
 # %% ../../nbs/frameworks/04_tensorflow_keras.ipynb #63eb280b
 def tf_forward(
@@ -59,11 +66,14 @@ def tf_forward(
     nn = tf.nn
     act, pool = (nn.gelu, nn.avg_pool2d) if model.smooth else (nn.relu, nn.max_pool2d)
     for l in model.layers:
-        if l.grid: x = tf.reshape(x, (-1, l.n_in))
+        if l.grid:
+            x = tf.reshape(x, (-1, l.n_in))
         w, b = p[f'{l.name}/kernel'], p[f'{l.name}/bias']
         x = (nn.conv2d(x, w, 1, 'SAME') if l.kind == 'conv' else x @ w) + b
-        if l is not model.layers[-1]: x = act(x)
-        if l.pool: x = pool(x, 2, 2, 'VALID')
+        if l is not model.layers[-1]:
+            x = act(x)
+        if l.pool:
+            x = pool(x, 2, 2, 'VALID')
     return x
 
 @runner('tensorflow', 'tensorflow')
@@ -77,14 +87,20 @@ class TFRunner(Runner):
         tf, ps = self.tf, list(self.params.values())
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, tf_forward(self.task.model, self.params, x)))
-        for p, g in zip(ps, tape.gradient(loss, ps)): p.assign_sub(self.task.lr * g)
+        for p, g in zip(ps, tape.gradient(loss, ps)):
+            p.assign_sub(self.task.lr * g)
         return loss
-    def train(self, batches): return [self.step(x, y) for x, y in batches]
-    def predict(self, x): return tf_forward(self.task.model, self.params, self.images(x)).numpy()
-    def batches(self, xs, ys): return [(self.tf.constant(x), self.tf.constant(y)) for x, y in zip(xs, ys)]
+    def train(self, batches):
+        return [self.step(x, y) for x, y in batches]
+    def predict(self, x):
+        return tf_forward(self.task.model, self.params, self.images(x)).numpy()
+    def batches(self, xs, ys):
+        return [(self.tf.constant(x), self.tf.constant(y)) for x, y in zip(xs, ys)]
     def load(self, w):
-        for k, v in w.items(): self.params.setdefault(k, self.tf.Variable(v, name=k)).assign(v)
-    def dump(self): return {k: v.numpy() for k, v in self.params.items()}
+        for k, v in w.items():
+            self.params.setdefault(k, self.tf.Variable(v, name=k)).assign(v)
+    def dump(self):
+        return {k: v.numpy() for k, v in self.params.items()}
 
 @runner('tf-function', 'tensorflow')
 class TFFunction(TFRunner):

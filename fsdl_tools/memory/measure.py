@@ -30,12 +30,15 @@ def in_modules(
     "Keep `stack` up to date while `model` runs"
     def pre(name, m, args, kwargs):
         stack.append(name)
-        if enter: enter(name, args, kwargs)
+        if enter:
+            enter(name, args, kwargs)
     hooks = [h for n, m in model.named_modules() if n for h in (
         m.register_forward_pre_hook(partial(pre, n), with_kwargs=True), m.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))]
-    try: yield
+    try:
+        yield
     finally:
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
 
 def call(
     model, # A torch.nn.Module
@@ -48,7 +51,8 @@ def logits_of(
     out # What a model returned: a tensor, or a record or tuple which holds one
 ):      # The tensor that the loss is computed from
     "The logits among the outputs of a model"
-    if isinstance(out, torch.Tensor): return out
+    if isinstance(out, torch.Tensor):
+        return out
     named = (getattr(out, k, None) for k in ('logits', 'prediction_logits', 'last_hidden_state'))
     return next((t for t in (*named, *tensors(out)) if t is not None and t.is_floating_point()))
 
@@ -88,12 +92,16 @@ def prepare(
     "Put `model` in the state in which it would be trained"
     one_of('precision', precision, _precisions)
     low = torch.bfloat16 if precision == 'bf16' else None
-    if real: model = model.bfloat16() if low else model
+    if real:
+        model = model.bfloat16() if low else model
     else:
         model = fake(model, low)
-        with mode_of(model): inputs = tree_map_only(torch.Tensor, lambda t: t if isinstance(t, FakeTensor) else torch.empty(t.shape, dtype=t.dtype), inputs)
-    with mode_of(model): inputs = tree_map_only(torch.Tensor, lambda t: t.bfloat16() if low and t.is_floating_point() else t, inputs)
-    if getattr(getattr(model, 'config', None), 'use_cache', False): model.config.use_cache = False     # training has no use for keys and values of the past
+        with mode_of(model):
+            inputs = tree_map_only(torch.Tensor, lambda t: t if isinstance(t, FakeTensor) else torch.empty(t.shape, dtype=t.dtype), inputs)
+    with mode_of(model):
+        inputs = tree_map_only(torch.Tensor, lambda t: t.bfloat16() if low and t.is_floating_point() else t, inputs)
+    if getattr(getattr(model, 'config', None), 'use_cache', False):
+        model.config.use_cache = False     # training has no use for keys and values of the past
     return model.train(), inputs
 
 @contextlib.contextmanager
@@ -103,12 +111,15 @@ def _recomputing(
 ):
     "Checkpoint the named modules while the block runs"
     before = {m: vars(m).get('forward') for m in map(model.get_submodule, names)}
-    for m in before: m.forward = partial(checkpoint, m.forward, use_reentrant=False)
-    try: yield
+    for m in before:
+        m.forward = partial(checkpoint, m.forward, use_reentrant=False)
+    try:
+        yield
     finally:
         for m, f in before.items():
             del m.forward
-            if f: m.forward = f
+            if f:
+                m.forward = f
 
 def autocast(
     model,        # A torch.nn.Module
@@ -122,16 +133,19 @@ def _micro_step(tr, model, inputs, loss, precision, mark):
     "Forward, loss and backward of one micro-batch; names what each phase leaves"
     since = tr.clock
     mark('forward')
-    with autocast(model, precision): out = logits_of(call(model, inputs))
+    with autocast(model, precision):
+        out = logits_of(call(model, inputs))
     mark('loss')
     value = loss(out)
     logits = tr.of(out)
     for b in tr.blocks:
-        if b.born > since and b.died is None and not b.kind: b.kind = 'logits' if b is logits or b.phase == 'loss' else 'activations'
+        if b.born > since and b.died is None and not b.kind:
+            b.kind = 'logits' if b is logits or b.phase == 'loss' else 'activations'
     mark('backward')
     value.backward()
     for p in model.parameters():
-        if p.grad is not None: tr.watch(p.grad, 'gradients')
+        if p.grad is not None:
+            tr.watch(p.grad, 'gradients')
 
 def measure(
     model,              # Any torch.nn.Module
@@ -148,20 +162,26 @@ def measure(
     model, inputs = prepare(model, inputs, precision, real)
     cut = lambda i: tree_map_only(torch.Tensor, lambda t: t.chunk(accumulation)[i], inputs)
     tr, phases = Tracker(), []
-    def mark(phase): tr.phase = phase; phases.append((tr.tick(), phase))
+    def mark(phase):
+        tr.phase = phase
+        phases.append((tr.tick(), phase))
     with mode_of(model), _recomputing(model, recompute), tr, in_modules(model, tr.where):
         opt = _optimizer_of(optimizer)(model.parameters())
         for kind, ts in dict(parameters=model.parameters(), buffers=model.buffers(), batch=tensors(inputs)).items():
-            for t in ts: tr.watch(t, kind)
+            for t in ts:
+                tr.watch(t, kind)
         for step in range(2):
             start = tr.clock
-            for i in range(accumulation): _micro_step(tr, model, cut(i), lambda y: loss(y) / accumulation, precision, mark)
+            for i in range(accumulation):
+                _micro_step(tr, model, cut(i), lambda y: loss(y) / accumulation, precision, mark)
             mark('step')
             opt.step()
-            for t in tensors([list(s.values()) for s in opt.state.values()]): tr.watch(t, 'optimizer')
+            for t in tensors([list(s.values()) for s in opt.state.values()]):
+                tr.watch(t, 'optimizer')
             opt.zero_grad()
         mark('end')
-    for b in tr.blocks: b.kind = b.kind or ('recomputed' if b.phase == 'backward' and b.where else 'temporary')
+    for b in tr.blocks:
+        b.kind = b.kind or ('recomputed' if b.phase == 'backward' and b.where else 'temporary')
     return MemoryTrace(tr.blocks, [(t, p) for t, p in phases if t > start], start, tr.clock)
 
 # %% ../../nbs/memory/02_measure.ipynb #e0d31e11
@@ -192,8 +212,10 @@ class Breakdown(Record):
     source: str = 'measured' # measured or predicted
 
     @property
-    def rows(self): return [dict(category=k, bytes=v, size=human_bytes(v)) for k, v in self.to_dict().items() if isinstance(v, int)]
-    def _page(self): return Table([r for r in self.rows if r['bytes']], formats=dict(bytes=lambda v: f'{v:,}'), caption=f'{self.source.capitalize()}; the peak is in the {self.peak_phase} phase')
+    def rows(self):
+        return [dict(category=k, bytes=v, size=human_bytes(v)) for k, v in self.to_dict().items() if isinstance(v, int)]
+    def _page(self):
+        return Table([r for r in self.rows if r['bytes']], formats=dict(bytes=lambda v: f'{v:,}'), caption=f'{self.source.capitalize()}; the peak is in the {self.peak_phase} phase')
 
 def summary(
     trace:MemoryTrace # What measure returned
@@ -217,18 +239,23 @@ def plot_timeline(
     ax = ax or plot_style().subplots()[1]
     ticks, live = [trace.start], {k: [v] for k, v in trace.at(trace.start).items()}
     for tick, change, b in trace.events():
-        if tick <= trace.start: continue
+        if tick <= trace.start:
+            continue
         ticks.append(tick)
-        for k in categories: live[k].append(live[k][-1] + (change if k == b.kind else 0))
+        for k in categories:
+            live[k].append(live[k][-1] + (change if k == b.kind else 0))
     used = [k for k in categories if max(live[k])]
     ax.stackplot(ticks, *[np.array(live[k]) / MiB for k in used], labels=used, colors=[_colors[k] for k in used], step='post')
     tick, peak = trace.peak
     ax.annotate(f'peak {human_bytes(peak)}', (tick, peak / MiB), (0, 4), textcoords='offset points', ha='center', fontsize=9)
     for (t, p), (u, _) in zip(trace.phases, trace.phases[1:]):
         ax.axvline(t, color='white', lw=1)
-        if u - t > .08 * (trace.end - trace.start): ax.text(t, -.02, ' ' + p, transform=ax.get_xaxis_transform(), va='top', fontsize=8)
+        if u - t > .08 * (trace.end - trace.start):
+            ax.text(t, -.02, ' ' + p, transform=ax.get_xaxis_transform(), va='top', fontsize=8)
     ax.set(xlabel='allocations and frees, in order', ylabel='memory in use (MiB)', title=title, xlim=(trace.start, trace.end), ylim=(0, peak / MiB * 1.12))
-    ax.set_xticks([]); ax.xaxis.labelpad = 12; ax.legend(loc='center left', bbox_to_anchor=(1, .5), reverse=True, fontsize=8)
+    ax.set_xticks([])
+    ax.xaxis.labelpad = 12
+    ax.legend(loc='center left', bbox_to_anchor=(1, .5), reverse=True, fontsize=8)
     return ax
 
 def explain_memory(
@@ -237,7 +264,8 @@ def explain_memory(
 ) -> Table:      # Largest first
     "What is alive at the peak, grouped by category, operation and shape"
     groups, (tick, peak) = {}, trace.peak
-    for b in trace.alive(tick): groups.setdefault((b.kind, b.op or 'given', b.shape), []).append(b)
+    for b in trace.alive(tick):
+        groups.setdefault((b.kind, b.op or 'given', b.shape), []).append(b)
     rows = [dict(category=k, operation=o, shape='×'.join(map(str, s)), times=len(bs), bytes=sum(b.bytes for b in bs), share=sum(b.bytes for b in bs) / peak) for (k, o, s), bs in groups.items()]
     return Table(sorted(rows, key=lambda r: -r['bytes'])[:n], formats=dict(bytes=human_bytes, share='{:.0%}'.format), caption=f'Alive at the peak of {human_bytes(peak)}, in the {trace.phase(tick)} phase')
 
@@ -253,18 +281,22 @@ class AdamW8bit(torch.optim.Optimizer):
         scale = x.abs().amax(1, keepdim=True).clamp(min=1e-30)
         return (x / scale * 127).round().to(torch.int8), scale
 
-    def unpack(self, packed, like): return (packed[0] * (packed[1] / 127)).flatten()[:like.numel()].view(like.shape)
+    def unpack(self, packed, like):
+        return (packed[0] * (packed[1] / 127)).flatten()[:like.numel()].view(like.shape)
 
     def moments(self, p):
         "Both moments of `p` in fp32; the second is kept as its square root, which needs half the range"
         s, n = self.state[p], p.numel()
-        if not s: s['t'] = 0; return (torch.zeros_like(p, dtype=torch.float32) for _ in 'mv')
+        if not s:
+            s['t'] = 0
+            return (torch.zeros_like(p, dtype=torch.float32) for _ in 'mv')
         return (s['m'], s['v']) if n < self.min_size else (self.unpack(s['m'], p), self.unpack(s['v'], p)**2)
 
     @torch.no_grad()
     def step(self):
         for g in self.param_groups:
-            for p in (p for p in g['params'] if p.grad is not None): self.update(p, g)
+            for p in (p for p in g['params'] if p.grad is not None):
+                self.update(p, g)
 
     def update(self, p, g):
         (b1, b2), (m, v), s, grad = g['betas'], self.moments(p), self.state[p], p.grad.float()
@@ -284,10 +316,12 @@ class MasterAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        for l, h in zip(self.low, self.high): h.grad = None if l.grad is None else l.grad.float()
+        for l, h in zip(self.low, self.high):
+            h.grad = None if l.grad is None else l.grad.float()
         self.inner.step()
         for l, h in zip(self.low, self.high):
-            l.copy_(h); h.grad = None
+            l.copy_(h)
+            h.grad = None
             self.state[l] = dict(master=h, **self.inner.state[h])
 
 optimizers |= dict(adamw8bit=AdamW8bit, mixed=MasterAdamW)
@@ -299,7 +333,8 @@ def blocks_of(
     "The repeated blocks of a model: of the classes that hold most of its parameters, the one with the most instances"
     groups = {}
     for name, m in model.named_modules():
-        if next(m.children(), None) is not None and not isinstance(m, (nn.ModuleList, nn.Sequential)): groups.setdefault(type(m), []).append(name)
+        if next(m.children(), None) is not None and not isinstance(m, (nn.ModuleList, nn.Sequential)):
+            groups.setdefault(type(m), []).append(name)
     size = {c: sum(p.numel() for n in names for p in model.get_submodule(n).parameters()) for c, names in groups.items() if len(names) > 1}
     best = max((c for c in size if size[c] >= .8 * max(size.values())), key=lambda c: (len(groups[c]), size[c]), default=None)
     return groups[best] if best else []

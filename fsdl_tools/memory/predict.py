@@ -36,19 +36,28 @@ _keep_nothing = set(_words('''add sub rsub neg view _unsafe_view _reshape_alias 
     ones_like empty_like full_like bernoulli gt lt ge le eq ne argmax argmin bitwise_and logical_and logical_not bitwise_not isfinite detach_'''))
 
 # %% ../../nbs/memory/03_predict.ipynb #d22c3607
-def _is(t): return isinstance(t, torch.Tensor)
-def _grad(t): return _is(t) and t.requires_grad
+def _is(t):
+    return isinstance(t, torch.Tensor)
+def _grad(t):
+    return _is(t) and t.requires_grad
 
-def _factors(i, j, args): return [args[j]] * (_grad(args[i]) and _is(args[j])) + [args[i]] * _grad(args[j])
+def _factors(i, j, args):
+    return [args[j]] * (_grad(args[i]) and _is(args[j])) + [args[i]] * _grad(args[j])
 
 def _special(name, args, outs):
     "Rules with a case distinction; None when `name` has no such rule"
-    if name == 'div': return ([args[1]] + [args[0]] * _grad(args[1])) if _is(args[1]) else []
-    if name == 'pow' and _is(args[1]): return [*args[:2], *outs]
-    if name in ('max', 'min', 'topk', 'sort', 'median', 'native_dropout'): return outs[1:]
-    if name == 'nll_loss_forward': return [*args[:2], *outs[1:]]
-    if name == 'log_sigmoid_forward': return [args[0], *outs[1:]]
-    if name.startswith('_scaled_dot_product'): return tensors(args) + outs
+    if name == 'div':
+        return ([args[1]] + [args[0]] * _grad(args[1])) if _is(args[1]) else []
+    if name == 'pow' and _is(args[1]):
+        return [*args[:2], *outs]
+    if name in ('max', 'min', 'topk', 'sort', 'median', 'native_dropout'):
+        return outs[1:]
+    if name == 'nll_loss_forward':
+        return [*args[:2], *outs[1:]]
+    if name == 'log_sigmoid_forward':
+        return [args[0], *outs[1:]]
+    if name.startswith('_scaled_dot_product'):
+        return tensors(args) + outs
 
 def kept_by(
     name:str,  # An ATen operation, for example addmm
@@ -56,10 +65,14 @@ def kept_by(
     outs:list  # The tensors that it returned
 ) -> list:     # The tensors that the backward pass will need; None when no rule is known
     "What autograd keeps of one operation"
-    if not any(map(_grad, tensors(args))): return []
-    if (special := _special(name, args, outs)) is not None: return special
-    if name in _keep_factors: return _factors(*_keep_factors[name], args)
-    if name in _keep_index: return [t for i in _keep_index[name] for t in tensors(args[i])]
+    if not any(map(_grad, tensors(args))):
+        return []
+    if (special := _special(name, args, outs)) is not None:
+        return special
+    if name in _keep_factors:
+        return _factors(*_keep_factors[name], args)
+    if name in _keep_index:
+        return [t for i in _keep_index[name] for t in tensors(args[i])]
     rules = [(_keep_nothing, lambda: []), (_keep_input, lambda: [args[0]]), (_keep_output, lambda: outs[:1]), (_keep_both, lambda: [args[0], *outs]),
              (_keep_inputs, lambda: tensors(args)[:2]), (_keep_stats, lambda: [args[0], *outs[1:]])]
     return next((keep() for names, keep in rules if name in names), None)
@@ -90,33 +103,41 @@ class Recorder(TorchDispatchMode):
         self.sizes.setdefault(id(st), st.nbytes())
         return id(st)
 
-    def enter(self, name, args, kwargs): self.entered.setdefault(name, tuple(map(self.key, tensors([args, kwargs]))))
+    def enter(self, name, args, kwargs):
+        self.entered.setdefault(name, tuple(map(self.key, tensors([args, kwargs]))))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = run_op(func, args, kwargs)
-        if func.namespace != 'prim': self.note(func._overloadpacket.__name__, [*args, *(kwargs or {}).values()], tensors(out))
+        if func.namespace != 'prim':
+            self.note(func._overloadpacket.__name__, [*args, *(kwargs or {}).values()], tensors(out))
         return out
 
     def note(self, name, args, outs):
         base = name[:-1] if name.endswith('_') and name[:-1] else name
         kept = kept_by(base, args, outs)
-        if kept is None: self.unknown.add(base); kept = tensors(args)
+        if kept is None:
+            self.unknown.add(base)
+            kept = tensors(args)
         ins, outs, kept = tensors(args), tuple(map(self.key, outs)), list(map(self.key, kept))
         if base != name and base in _keep_input - {'leaky_relu'} and kept:       # an in-place operation has to keep a copy of what it overwrites
             copy = -len(self.ops) - 1
             self.sizes[copy], kept = self.sizes[kept[0]], [copy]
-        if base == 'bernoulli': self._masks |= set(outs)
-        if base == '_to_copy' and isinstance(args[0], nn.Parameter): self.casts |= set(outs)
+        if base == 'bernoulli':
+            self._masks |= set(outs)
+        if base == '_to_copy' and isinstance(args[0], nn.Parameter):
+            self.casts |= set(outs)
         if base == 'mul' and self.kernels == 'cuda':
             for t in ins:
-                if self.key(t) in self._masks: self.sizes[self.key(t)] = t.numel()
+                if self.key(t) in self._masks:
+                    self.sizes[self.key(t)] = t.numel()
         self.ops.append(_Op(base, self.where[-1], self.phase, tuple(map(self.key, ins)), tuple(self.key(t) for t in ins if t.requires_grad), outs, tuple(kept)))
 
 class _Fused(TorchFunctionMode):
     "Attention without dropout, which every device has a fused kernel for"
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention: args, kwargs = args[:4] + args[5:], {k: v for k, v in kwargs.items() if k != 'dropout_p'} | (dict(is_causal=args[5]) if len(args) > 5 else {})
+        if func is F.scaled_dot_product_attention:
+            args, kwargs = args[:4] + args[5:], {k: v for k, v in kwargs.items() if k != 'dropout_p'} | (dict(is_causal=args[5]) if len(args) > 5 else {})
         return func(*args[:4], **kwargs) if func is F.scaled_dot_product_attention else func(*args, **kwargs)
 
 def record(
@@ -129,7 +150,8 @@ def record(
     "Write down one forward pass and its loss"
     rec = Recorder(kernels)
     with mode_of(model), rec, in_modules(model, rec.where, rec.enter), _Fused() if kernels == 'cuda' else contextlib.nullcontext():
-        with autocast(model, precision): logits = logits_of(call(model, inputs))
+        with autocast(model, precision):
+            logits = logits_of(call(model, inputs))
         rec.phase = 'loss'
         rec.key(loss(logits) / 1)
     return rec, rec.key(logits)
@@ -146,7 +168,8 @@ def block_bytes(
     return round(seq * batch * hidden * (34 + (0 if flash else 5 * heads * seq / hidden)))
 
 # %% ../../nbs/memory/03_predict.ipynb #acf0f929
-def _pieces(p): return -(-p.numel() // 256)        # blocks of 256 in the 8-bit optimizer
+def _pieces(p):
+    return -(-p.numel() // 256)        # blocks of 256 in the 8-bit optimizer
 _states = dict(sgd=lambda p, i: 0, momentum=lambda p, i: i*p.numel(), adam=lambda p, i: 2*i*p.numel() + 4, adamw=lambda p, i: 2*i*p.numel() + 4,
                adafactor=lambda p, i: i*(p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.dim() > 1 else p.numel()) + 4,
                adamw8bit=lambda p, i: 2*260*_pieces(p) if p.numel() >= 4096 else 8*p.numel(), mixed=lambda p, i: 12*p.numel() + 4)
@@ -164,14 +187,19 @@ _pass_on = set(_words('add sub view _unsafe_view expand t transpose permute slic
 
 class _Live:
     "A set of storages, its size and the most it has been"
-    def __init__(self, sizes, base=0): self.sizes, self.now, self.most, self.here = sizes, base, base, set()
+    def __init__(self, sizes, base=0):
+        self.sizes, self.now, self.most, self.here = sizes, base, base, set()
     def add(self, keys):
         for k in keys:
-            if k not in self.here: self.here.add(k); self.now += self.sizes[k]
+            if k not in self.here:
+                self.here.add(k)
+                self.now += self.sizes[k]
         self.most = max(self.most, self.now)
     def drop(self, keys):
         for k in keys:
-            if k in self.here: self.here.discard(k); self.now -= self.sizes[k]
+            if k in self.here:
+                self.here.discard(k)
+                self.now -= self.sizes[k]
 
 def _forward(ops, live, keep, own):
     "Run the operations forwards: a storage lives as long as it is used or kept"
@@ -184,15 +212,18 @@ def _backward(ops, live, own, params, inside, again):
     "Run them backwards; `inside` tells which recomputed block an operation belongs to, `again` that gradients are there already"
     owner, first, grad, seen = {}, {}, {}, set()
     for i, op in enumerate(ops):
-        for k in op.kept: owner.setdefault(k, i)
-        for k in op.grads: first.setdefault(k, i)
+        for k in op.kept:
+            owner.setdefault(k, i)
+        for k in op.grads:
+            first.setdefault(k, i)
     for i, op in reversed(list(enumerate(ops))):
         if (block := inside(op)) and block not in seen:
             seen.add(block)
             live.add(k for o in ops if inside(o) == block for k in o.kept if k not in own)
         mine = {grad[o] for o in op.outs if o in grad}
         for k in op.grads:
-            if k in op.outs or k in grad or k in own: continue
+            if k in op.outs or k in grad or k in own:
+                continue
             grad[k] = next(iter(mine)) if op.name in _pass_on and mine else ('grad', k)
             live.sizes[grad[k]] = live.sizes[grad[k]] if grad[k] in live.sizes else live.sizes[k]
             live.add([grad[k]])
@@ -201,7 +232,8 @@ def _backward(ops, live, own, params, inside, again):
         for o in op.outs:
             if o not in op.ins and o in grad:
                 g = grad.pop(o)
-                if g not in grad.values(): live.drop([g])
+                if g not in grad.values():
+                    live.drop([g])
 
 def simulate(
     rec,          # Recorder of the forward pass
@@ -214,7 +246,8 @@ def simulate(
     "The forward and backward pass as a sequence of births and deaths"
     params = {rec.key(p) for p in model.parameters() if p.requires_grad}
     own = params | {rec.key(t) for t in [*model.parameters(), *model.buffers(), *tensors(inputs)]}
-    def inside(op): return next((n for n in recompute if op.where == n or op.where.startswith(n + '.')), None)
+    def inside(op):
+        return next((n for n in recompute if op.where == n or op.where.startswith(n + '.')), None)
     keep = {k for op in rec.ops if not inside(op) for k in op.kept} | {k for n in recompute for k in rec.entered[n]} | {logits, rec.ops[-1].outs[-1]}
     live = _Live(rec.sizes | {('weight', k): rec.sizes[k] for k in params})
     _forward(rec.ops, live, keep - own, own)
@@ -231,12 +264,16 @@ def load(
 ):               # (module, inputs); a module that is built lives on the meta device; raises ValueError when seq is too long
     "(module, inputs) from a name, a ModelSpec or a module"
     if isinstance(model, ModelSpec):
-        if model.source not in ('timm', 'transformers'): raise ValueError(f'the spec of {model.name!r} does not say how to build it: give the module itself')
+        if model.source not in ('timm', 'transformers'):
+            raise ValueError(f'the spec of {model.name!r} does not say how to build it: give the module itself')
         model = model.name
-    if isinstance(model, str): model = build(model, device='meta')
-    if inputs is not None: return model, inputs
+    if isinstance(model, str):
+        model = build(model, device='meta')
+    if inputs is not None:
+        return model, inputs
     inputs = example_inputs(model, batch, seq or 1024)
-    if seq and 'input_ids' in inputs and (longest := inputs['input_ids'].shape[1]) < seq: raise ValueError(f'{type(model).__name__} takes at most {longest:,} tokens, not {seq:,}')
+    if seq and 'input_ids' in inputs and (longest := inputs['input_ids'].shape[1]) < seq:
+        raise ValueError(f'{type(model).__name__} takes at most {longest:,} tokens, not {seq:,}')
     return model, inputs
 
 _transients = dict(sgd=0, momentum=0, adam=2, adamw=2, adafactor=2, adamw8bit=8, mixed=2)
@@ -244,7 +281,8 @@ _transients = dict(sgd=0, momentum=0, adam=2, adamw=2, adafactor=2, adamw8bit=8,
 def _step_extra(params, optimizer, kernels):
     "Temporary bytes of the optimizer's step: the loop works on one tensor at a time, the GPU's foreach on all"
     sizes = [p.numel() * p.element_size() for p in params]
-    if optimizer == 'mixed': return 2 * sum(sizes) + (2 * sum(sizes) if kernels == 'cuda' else 4 * max(sizes))
+    if optimizer == 'mixed':
+        return 2 * sum(sizes) + (2 * sum(sizes) if kernels == 'cuda' else 4 * max(sizes))
     return sum(sizes) if kernels == 'cuda' and optimizer in ('adam', 'adamw') else _transients[optimizer] * max(sizes)
 
 def breakdown(
@@ -261,13 +299,16 @@ def breakdown(
 ) -> Breakdown:        # Predicted; raises ValueError for an unknown name or a batch that cannot be cut
     "What a training step will keep in memory"
     one_of('optimizer', optimizer, optimizers)
-    if positive('batch', batch) % positive('accumulation', accumulation): raise ValueError(f'batch {batch} cannot be cut into {accumulation} micro-batches')
+    if positive('batch', batch) % positive('accumulation', accumulation):
+        raise ValueError(f'batch {batch} cannot be cut into {accumulation} micro-batches')
     model, inputs = load(model, batch // accumulation, seq, inputs)
     model, inputs = prepare(model, inputs, precision)
     names = blocks_of(model) if recompute is True else recompute or ()
-    if recompute is True and not names: raise ValueError('no repeated blocks were found: give the names of the modules to recompute')
+    if recompute is True and not names:
+        raise ValueError('no repeated blocks were found: give the names of the modules to recompute')
     rec, logits = record(model, inputs, precision, kernels, loss)
-    if rec.unknown: warnings.warn(f"no rule for {', '.join(sorted(rec.unknown))}: counted as keeping their inputs")
+    if rec.unknown:
+        warnings.warn(f"no rule for {', '.join(sorted(rec.unknown))}: counted as keeping their inputs")
     return _compose(rec, logits, model, inputs, names, optimizer, accumulation, kernels)
 
 def _compose(rec, logits, model, inputs, names, optimizer, accumulation, kernels):
@@ -294,10 +335,12 @@ def largest_batch(
     positive('memory', memory)
     step = kw.get('accumulation', 1)
     fits = lambda n: breakdown(model, n * step, **kw).peak <= memory
-    if not fits(1): return 0
+    if not fits(1):
+        return 0
     low, high = 1, 2
     while fits(high):
-        if high >= 2**20: raise ValueError(f'a batch of {high * step:,} still fits: is the memory meant to be {human_bytes(memory)}?')
+        if high >= 2**20:
+            raise ValueError(f'a batch of {high * step:,} still fits: is the memory meant to be {human_bytes(memory)}?')
         low, high = high, 2 * high
     while high - low > 1:
         mid = (low + high) // 2

@@ -37,8 +37,11 @@ class Tracker(TorchDispatchMode):
         super().__init__()
         self.blocks, self.clock, self.phase, self.where, self._live = [], 0, 'setup', [''], WeakIdKeyDictionary()
 
-    def tick(self): self.clock += 1; return self.clock
-    def of(self, t): return self._live.get(t.untyped_storage(), (None,))[0]
+    def tick(self):
+        self.clock += 1
+        return self.clock
+    def of(self, t):
+        return self._live.get(t.untyped_storage(), (None,))[0]
 
     def watch(self,
         t,          # A tensor
@@ -51,18 +54,22 @@ class Tracker(TorchDispatchMode):
             b = _Block(st.nbytes(), kind, self.phase, op, self.where[-1], tuple(t.shape), self.tick())
             self._live[st] = b, weakref.ref(st, partial(self._free, b))
             self.blocks.append(b)
-        elif b and kind: b.kind = kind
+        elif b and kind:
+            b.kind = kind
         return b
 
-    def _free(self, b, ref): b.died = self.tick()
+    def _free(self, b, ref):
+        b.died = self.tick()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = run_op(func, args, kwargs)
-        if func.namespace == 'prim': return out
+        if func.namespace == 'prim':
+            return out
         name = func._overloadpacket.__name__
         kind = 'casts' if name == '_to_copy' and isinstance(args[0], nn.Parameter) else ''
         for t in tensors(out):
-            if self.of(t) is None: self.watch(t, kind, name)
+            if self.of(t) is None:
+                self.watch(t, kind, name)
         return out
 
 def run_op(func, args, kwargs):
@@ -88,14 +95,18 @@ class MemoryTrace:
     start: int                                 # Tick at which the measured step starts
     end: int                                   # Tick at which it ends
 
-    def alive(self, tick): return [b for b in self.blocks if b.born <= tick and (b.died is None or b.died > tick)]
+    def alive(self, tick):
+        return [b for b in self.blocks if b.born <= tick and (b.died is None or b.died > tick)]
     def at(self, tick):
         "Bytes by category at `tick`"
         d = dict.fromkeys(categories, 0)
-        for b in self.alive(tick): d[b.kind] += b.bytes
+        for b in self.alive(tick):
+            d[b.kind] += b.bytes
         return d
-    def begins(self, phase): return [t for t, p in self.phases if p == one_of('phase', phase, [p for _, p in self.phases])]
-    def phase(self, tick): return [p for t, p in self.phases if t <= tick][-1]
+    def begins(self, phase):
+        return [t for t, p in self.phases if p == one_of('phase', phase, [p for _, p in self.phases])]
+    def phase(self, tick):
+        return [p for t, p in self.phases if t <= tick][-1]
 
     def events(self):
         "(tick, change in bytes, block), in order"
@@ -108,13 +119,15 @@ class MemoryTrace:
         total, best = 0, (0, 0)
         for tick, change, _ in self.events():
             total += change
-            if tick > self.start and total > best[1]: best = tick, total
+            if tick > self.start and total > best[1]:
+                best = tick, total
         return best
 
 # %% ../../nbs/memory/01_tracker.ipynb #976c7180
 class Allocator:
     "The caching allocator of PyTorch's CUDA backend, without a GPU: best fit, split, merge"
-    def __init__(self): self.free_blocks, self.starts, self.ends, self.reserved, self.allocated, self.segments = {True: [], False: []}, {}, {}, 0, 0, 0
+    def __init__(self):
+        self.free_blocks, self.starts, self.ends, self.reserved, self.allocated, self.segments = {True: [], False: []}, {}, {}, 0, 0, 0
 
     def _add(self, small, seg, at, size):
         "Put a free block into the lists, merged with its free neighbours"
@@ -140,11 +153,14 @@ class Allocator:
         if fit is None:
             size = 2*MiB if small else 20*MiB if n < 10*MiB else -(-n // (2*MiB)) * 2*MiB
             fit = size, self.segments, 0
-            self.reserved += size; self.segments += 1
-        else: self._drop(small, fit[1], fit[2], fit[0])
+            self.reserved += size
+            self.segments += 1
+        else:
+            self._drop(small, fit[1], fit[2], fit[0])
         size, seg, at = fit
         used = n if size - n >= (512 if small else MiB + 1) else size
-        if size > used: self._add(small, seg, at + used, size - used)
+        if size > used:
+            self._add(small, seg, at + used, size - used)
         self.allocated += used
         return small, seg, at, used
 
@@ -159,7 +175,9 @@ def reserved(
     "Replay `trace` on the caching allocator"
     a, held, most = Allocator(), {}, 0
     for _, change, b in trace.events():
-        if change > 0: held[b] = a.malloc(b.bytes)
-        else: a.free(held.pop(b))
+        if change > 0:
+            held[b] = a.malloc(b.bytes)
+        else:
+            a.free(held.pop(b))
         most = max(most, a.allocated)
     return a.reserved, most

@@ -33,24 +33,33 @@ def locate(
     p = Path(name)
     if p.suffix == '.json' or (p/'config.json').is_file():
         p = p/'config.json' if p.is_dir() else p
-        if not p.is_file(): raise FileNotFoundError(f'there is no file {str(p)!r}')
+        if not p.is_file():
+            raise FileNotFoundError(f'there is no file {str(p)!r}')
         return 'file', str(p)
     known = {r['name']: r['library'] for r in index()}
     short = name.removeprefix('timm/').removeprefix('transformers/')
-    if (arch := short.split('.')[0]) in known and (known[arch] == 'timm' or arch == short): return known[arch], short
-    if short in _hf_types(): return 'transformers', short
-    fix_torchvision(); import timm
-    if timm.is_model(arch): return 'timm', short
+    if (arch := short.split('.')[0]) in known and (known[arch] == 'timm' or arch == short):
+        return known[arch], short
+    if short in _hf_types():
+        return 'transformers', short
+    fix_torchvision()
+    import timm
+    if timm.is_model(arch):
+        return 'timm', short
     one_of('model', short, [*known, *_hf_types()])
 
 # %% ../../nbs/models/03_build.ipynb #9c7ccb3a
 def _size(size, default):
     "(channels, height, width) from 224, (224, 192), (3, 224, 224) or '3x224x224'"
-    if size is None: return tuple(default)
-    try: t = tuple(int(x) for x in (re.split('[x×,]', size) if isinstance(size, str) else [size] if isinstance(size, int) else size))
-    except (TypeError, ValueError): raise ValueError(f"cannot read input size {size!r}: expected for example 224, (224, 192) or '3x224x224'") from None
+    if size is None:
+        return tuple(default)
+    try:
+        t = tuple(int(x) for x in (re.split('[x×,]', size) if isinstance(size, str) else [size] if isinstance(size, int) else size))
+    except (TypeError, ValueError):
+        raise ValueError(f"cannot read input size {size!r}: expected for example 224, (224, 192) or '3x224x224'") from None
     t = {1: lambda: (default[0], *t, *t), 2: lambda: (default[0], *t), 3: lambda: t}.get(len(t), tuple)()
-    if not t or min(t) < 1: raise ValueError(f"cannot read input size {size!r}: expected for example 224, (224, 192) or '3x224x224'")
+    if not t or min(t) < 1:
+        raise ValueError(f"cannot read input size {size!r}: expected for example 224, (224, 192) or '3x224x224'")
     return t
 
 def _build_timm(
@@ -60,20 +69,27 @@ def _build_timm(
     **kw                   # More arguments of timm.create_model
 ):                         # A torch module in evaluation mode, with its input size in model.input_size
     "Build an architecture of timm"
-    fix_torchvision(); import timm
+    fix_torchvision()
+    import timm
     arch, _, tag = name.removeprefix('timm/').partition('.')
     one_of('timm architecture', arch, timm.list_models())
-    if tag: one_of(f'tag of {arch}', name, [n for n in timm.list_pretrained(f'{arch}.*')])
+    if tag:
+        one_of(f'tag of {arch}', name, [n for n in timm.list_pretrained(f'{arch}.*')])
     cfg = timm.get_pretrained_cfg(name)
     size = _size(input_size, cfg.input_size)
-    if size[0] != cfg.input_size[0]: kw['in_chans'] = size[0]
-    if size[1:] != tuple(cfg.input_size[1:]) and cfg.fixed_input_size: kw['img_size'] = size[1:]
-    try: model = timm.create_model(name, pretrained=pretrained, **kw).eval()
+    if size[0] != cfg.input_size[0]:
+        kw['in_chans'] = size[0]
+    if size[1:] != tuple(cfg.input_size[1:]) and cfg.fixed_input_size:
+        kw['img_size'] = size[1:]
+    try:
+        model = timm.create_model(name, pretrained=pretrained, **kw).eval()
     except (TypeError, AssertionError, ValueError, RuntimeError) as e:
-        if 'img_size' in kw: raise ValueError(f"{name} cannot be built for {'×'.join(map(str, size))}, its size is {'×'.join(map(str, cfg.input_size))}: {e}") from None
+        if 'img_size' in kw:
+            raise ValueError(f"{name} cannot be built for {'×'.join(map(str, size))}, its size is {'×'.join(map(str, cfg.input_size))}: {e}") from None
         raise
     patch = next((p for k in ('patch_embed', 'stem') if (p := getattr(getattr(model, k, None), 'patch_size', None))), (1, 1))
-    if isinstance(patch, (tuple, list)) and size[1:] != tuple(cfg.input_size[1:]) and any(n % p for n, p in zip(size[1:], patch)): raise ValueError(f"{name} cannot be built for {'×'.join(map(str, size))}: not a multiple of its patches of {'×'.join(map(str, patch))}")
+    if isinstance(patch, (tuple, list)) and size[1:] != tuple(cfg.input_size[1:]) and any(n % p for n, p in zip(size[1:], patch)):
+        raise ValueError(f"{name} cannot be built for {'×'.join(map(str, size))}: not a multiple of its patches of {'×'.join(map(str, patch))}")
     model.input_size = size
     return model
 
@@ -82,13 +98,19 @@ def load_config(
     name:str # Model type, or path to a config.json
 ):           # A configuration object of transformers; raises ValueError for a file that holds none
     "The configuration that `name` stands for"
-    fix_torchvision(); transformers = need('transformers')
+    fix_torchvision()
+    transformers = need('transformers')
     where, name = locate(name)
-    if where == 'timm': raise ValueError(f'{name} is an architecture of timm: it has no configuration of transformers')
-    if where != 'file': return transformers.CONFIG_MAPPING[one_of('model type of transformers', name, _hf_types())]()
-    try: d = json.loads(Path(name).read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{name} is not JSON: {e}') from None
-    if not isinstance(d, dict) or 'model_type' not in d: raise ValueError(f'{name} is no configuration of transformers: it has no field model_type')
+    if where == 'timm':
+        raise ValueError(f'{name} is an architecture of timm: it has no configuration of transformers')
+    if where != 'file':
+        return transformers.CONFIG_MAPPING[one_of('model type of transformers', name, _hf_types())]()
+    try:
+        d = json.loads(Path(name).read_text(encoding='utf-8'))
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f'{name} is not JSON: {e}') from None
+    if not isinstance(d, dict) or 'model_type' not in d:
+        raise ValueError(f'{name} is no configuration of transformers: it has no field model_type')
     return transformers.CONFIG_MAPPING[one_of(f'model_type in {name}', d['model_type'], _hf_types())].from_dict(d)
 
 def find_class(
@@ -97,9 +119,11 @@ def find_class(
 ):                # A model class; raises ValueError when the family cannot do the task
     "The class that builds `config` for a task"
     transformers = need('transformers')
-    if task is None and config.architectures and hasattr(transformers, config.architectures[0]): return getattr(transformers, config.architectures[0])
+    if task is None and config.architectures and hasattr(transformers, config.architectures[0]):
+        return getattr(transformers, config.architectures[0])
     able = {t: c[config.model_type] for t in hf_tasks if config.model_type in (c := _hf_classes(t))}
-    if not able: raise ValueError(f'{config.model_type} is part of other models: transformers has no class that builds it alone')
+    if not able:
+        raise ValueError(f'{config.model_type} is part of other models: transformers has no class that builds it alone')
     first = 'seq2seq-lm' if 'seq2seq-lm' in able and config.is_encoder_decoder else next(iter(able))
     cls = able[one_of(f'task of {config.model_type}', task or first, able)]
     return getattr(transformers, cls if isinstance(cls, str) else cls[0])
@@ -112,16 +136,23 @@ _holes = dict(deepseek_v2=dict(num_experts_per_tok=6), dots1=dict(n_routed_exper
 def _fit(config, cls):
     "`config`, or the part of it that `cls` is made for, with its holes filled"
     want = getattr(cls, 'config_class', None)
-    if want and not isinstance(config, want): config = next((p for k in config.sub_configs if isinstance(p := getattr(config, k, None), want)), config)
-    if cls.__name__ == 'ReformerModelWithLMHead': config.is_decoder = True
-    if config.model_type == 'dbrx' and not hasattr(config.attn_config, 'rope_theta'): config.attn_config.rope_theta, config.attn_config.clip_qkv = 5e5, 8
+    if want and not isinstance(config, want):
+        config = next((p for k in config.sub_configs if isinstance(p := getattr(config, k, None), want)), config)
+    if cls.__name__ == 'ReformerModelWithLMHead':
+        config.is_decoder = True
+    if config.model_type == 'dbrx' and not hasattr(config.attn_config, 'rope_theta'):
+        config.attn_config.rope_theta, config.attn_config.clip_qkv = 5e5, 8
     t = config.get_text_config()
     d, fill = vars(t), _holes.get(t.model_type, {})
-    if 'layer_types' in fill: fill = fill | dict(layer_types=fill['layer_types'][:t.num_hidden_layers])
-    if d.get('num_key_value_heads', 0) is None: t.num_key_value_heads = t.num_attention_heads
-    if d.get('head_dim', 0) is None: t.head_dim = t.hidden_size // t.num_attention_heads
+    if 'layer_types' in fill:
+        fill = fill | dict(layer_types=fill['layer_types'][:t.num_hidden_layers])
+    if d.get('num_key_value_heads', 0) is None:
+        t.num_key_value_heads = t.num_attention_heads
+    if d.get('head_dim', 0) is None:
+        t.head_dim = t.hidden_size // t.num_attention_heads
     for k, v in fill.items():
-        if not d.get(k) or k == 'layer_types' and 'full_attention' not in d[k]: setattr(t, k, v)
+        if not d.get(k) or k == 'layer_types' and 'full_attention' not in d[k]:
+            setattr(t, k, v)
     return config
 
 # %% ../../nbs/models/03_build.ipynb #fdd6f133
@@ -132,12 +163,16 @@ def shrink(
 ):         # The same object
     "Cut a configuration to two layers, whatever it calls them"
     for c in [config, *(getattr(config, k, None) for k in getattr(config, 'sub_configs', {}))]:
-        if isinstance(getattr(c, 'depths', None), (list, tuple)): c.depths = [1] * len(c.depths); continue     # a vision model in stages
+        if isinstance(getattr(c, 'depths', None), (list, tuple)):
+            c.depths = [1] * len(c.depths)
+            continue     # a vision model in stages
         for k, v in _few.items():
             with contextlib.suppress(NotImplementedError):      # some compute one of these from others, and refuse to set it
-                if isinstance(getattr(c, k, None), int): setattr(c, k, min(v, getattr(c, k)))
+                if isinstance(getattr(c, k, None), int):
+                    setattr(c, k, min(v, getattr(c, k)))
         for k in ['layer_types', 'mlp_layer_types', 'layers_block_type']:
-            if isinstance(getattr(c, k, None), list): setattr(c, k, getattr(c, k)[:2])
+            if isinstance(getattr(c, k, None), list):
+                setattr(c, k, getattr(c, k)[:2])
     return config
 
 def _build_hf(
@@ -150,7 +185,8 @@ def _build_hf(
     "Build an architecture of transformers"
     config = load_config(name)
     for k, v in kw.items():
-        if not hasattr(config, k): one_of(f'field of {type(config).__name__}', k, config.to_dict())
+        if not hasattr(config, k):
+            one_of(f'field of {type(config).__name__}', k, config.to_dict())
         setattr(config, k, v)
     cls = find_class(shrink(config) if tiny else config, task)
     return (cls.from_pretrained(pretrained) if pretrained else cls(_fit(config, cls))).eval()
@@ -169,9 +205,11 @@ def build(
     where, there = locate(name)
     with torch.device(device):
         if where == 'timm':
-            if task not in (None, 'image-classification'): raise ValueError(f'{name} is an image model of timm: it has no task {task!r}')
+            if task not in (None, 'image-classification'):
+                raise ValueError(f'{name} is an image model of timm: it has no task {task!r}')
             return _build_timm(there, input_size, pretrained, **kw)
-        if input_size is not None: kw['image_size'] = _size(input_size, (3, 224, 224))[1]
+        if input_size is not None:
+            kw['image_size'] = _size(input_size, (3, 224, 224))[1]
         return _build_hf(there, task, pretrained=pretrained or '', **kw).to(device)      # some classes allocate past the device
 
 # %% ../../nbs/models/03_build.ipynb #bc25591d
@@ -197,11 +235,15 @@ def _hf_inputs(model, batch, seq):
     image = (_image_shape(config, batch, 'Video' in type(model).__name__ or config.model_type in ('timesformer', 'vivit', 'videomae')), 'float32')
     main = {'input_ids': ((batch, seq), 'int64'), 'pixel_values': image, 'pixel_values_videos': (_image_shape(config, batch, True), 'float32'),
             'input_values': ((batch, 16000), 'float32'), 'input_features': (mel, 'float32'), 'inputs': ((batch, seq), 'int64')}
-    if 'Image' in type(model).__name__: main['inputs'] = main['pixel_values']
-    if config.model_type.startswith('musicgen'): main['input_ids'] = ((batch * getattr(config, 'num_codebooks', 1), seq), 'int64')
+    if 'Image' in type(model).__name__:
+        main['inputs'] = main['pixel_values']
+    if config.model_type.startswith('musicgen'):
+        main['input_ids'] = ((batch * getattr(config, 'num_codebooks', 1), seq), 'int64')
     out = {model.main_input_name: main[one_of('main input', model.main_input_name, main)]}
-    if 'pixel_values' in names and 'input_ids' in names and 'CLIP' in type(model).__name__: out |= {'pixel_values': main['pixel_values'], 'input_ids': main['input_ids']}
-    if config.is_encoder_decoder and 'decoder_input_ids' in names: out['decoder_input_ids'] = ((batch, seq), 'int64')
+    if 'pixel_values' in names and 'input_ids' in names and 'CLIP' in type(model).__name__:
+        out |= {'pixel_values': main['pixel_values'], 'input_ids': main['input_ids']}
+    if config.is_encoder_decoder and 'decoder_input_ids' in names:
+        out['decoder_input_ids'] = ((batch, seq), 'int64')
     return out
 
 def example_inputs(
@@ -212,21 +254,28 @@ def example_inputs(
 ) -> dict:          # Name of an argument of forward -> tensor; images are uniform in [0, 1), tokens are 0
     "Inputs that `model` accepts"
     import torch
-    positive('batch', batch); positive('seq', seq)
-    if hasattr(model, 'pretrained_cfg'): wanted = {'x': ((batch, *getattr(model, 'input_size', model.pretrained_cfg['input_size'])), 'float32')}
-    elif hasattr(model, 'config'): wanted = _hf_inputs(model, batch, seq)
-    else: raise ValueError(f'{type(model).__name__} comes from no zoo: give an example input')
+    positive('batch', batch)
+    positive('seq', seq)
+    if hasattr(model, 'pretrained_cfg'):
+        wanted = {'x': ((batch, *getattr(model, 'input_size', model.pretrained_cfg['input_size'])), 'float32')}
+    elif hasattr(model, 'config'):
+        wanted = _hf_inputs(model, batch, seq)
+    else:
+        raise ValueError(f'{type(model).__name__} comes from no zoo: give an example input')
     return {k: torch.rand(s, device=device) if t == 'float32' else torch.zeros(s, dtype=torch.int64, device=device) for k, (s, t) in wanted.items()}
 
 # %% ../../nbs/models/03_build.ipynb #db5ec30b
 def _first(config, *names, default=0):
     "The first of these fields that is a number and not zero"
     for n in names:
-        try: v = getattr(config, n, None)
+        try:
+            v = getattr(config, n, None)
         except RuntimeError as e:
-            if 'PerLayer' not in type(e).__name__: raise        # differs from layer to layer: there is no single value
+            if 'PerLayer' not in type(e).__name__:
+                raise        # differs from layer to layer: there is no single value
             continue
-        if isinstance(v, (int, bool)) and v: return v
+        if isinstance(v, (int, bool)) and v:
+            return v
     return default
 
 def _biases(model):
@@ -239,9 +288,12 @@ def _biases(model):
 def _positions(model, config):
     "How the model knows where a token stands"
     kinds = ' '.join(type(m).__name__ for m in model.modules()).lower()
-    if 'rotary' in kinds or 'rope' in kinds: return 'rotary'
-    if getattr(config, 'alibi', False) or config.model_type in ('bloom', 'mpt'): return 'alibi'
-    if getattr(config, 'relative_attention_num_buckets', 0): return 'relative'
+    if 'rotary' in kinds or 'rope' in kinds:
+        return 'rotary'
+    if getattr(config, 'alibi', False) or config.model_type in ('bloom', 'mpt'):
+        return 'alibi'
+    if getattr(config, 'relative_attention_num_buckets', 0):
+        return 'relative'
     return 'learned' if any(re.search(r'pos|wpe', n) for n, m in model.named_modules() if type(m).__name__.endswith('Embedding')) else 'none'
 
 def shape_of(
@@ -251,7 +303,8 @@ def shape_of(
     c = model.config.get_text_config()
     layers, hidden = _first(c, 'num_hidden_layers', 'encoder_layers', 'num_layers', 'n_layer'), _first(c, 'hidden_size', 'd_model', 'n_embd')
     heads = _first(c, 'num_attention_heads', 'encoder_attention_heads', 'num_heads', 'n_head')
-    if not (layers and hidden and heads): return None
+    if not (layers and hidden and heads):
+        return None
     names, types = ' '.join(n for n, _ in model.named_modules()) + ' '.join(n for n, _ in model.named_parameters()), {type(m).__name__.lower() for m in model.modules()}
     experts, per = _first(c, 'num_local_experts', 'num_experts', 'n_routed_experts'), _first(c, 'num_experts_per_tok', 'num_experts_per_token', 'moe_k', default=1)
     ffn = (_first(c, 'moe_intermediate_size', 'expert_ffn_hidden_size') if experts else 0) or _first(c, 'intermediate_size', 'ffn_dim', 'encoder_ffn_dim', 'd_ff', 'n_inner')
@@ -260,5 +313,7 @@ def shape_of(
              tied=bool(_first(c, 'tie_word_embeddings', default=False)), norm='rmsnorm' if any('rms' in t for t in types) else 'layernorm', positions=_positions(model, c),
              decoder_layers=_first(c, 'decoder_layers', 'num_decoder_layers', default=layers) if c.is_encoder_decoder else 0,
              experts=experts, experts_per_token=per if experts else 0, **_biases(model))
-    try: return TransformerShape(**d)
-    except ValueError: return None      # numbers that do not fit together are not a plain transformer's
+    try:
+        return TransformerShape(**d)
+    except ValueError:
+        return None      # numbers that do not fit together are not a plain transformer's

@@ -32,22 +32,28 @@ class _Tally:
         self.rows, self.stack, self.kept = {}, [''], []
         self.seen = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers(), *_tensors(inputs)]}
     @property
-    def row(self): return self.rows.setdefault(self.stack[-1], _zero())
-    def enter(self, name): self.stack.append(name); self.row['calls'] += 1
+    def row(self):
+        return self.rows.setdefault(self.stack[-1], _zero())
+    def enter(self, name):
+        self.stack.append(name)
+        self.row['calls'] += 1
     def leave(self, out):
-        if ts := _tensors(out): self.row['output'] = tuple(ts[0].shape)
+        if ts := _tensors(out):
+            self.row['output'] = tuple(ts[0].shape)
         self.stack.pop()
     def op(self, func, args, kwargs, out):
         "Count one operation"
         if rule := _rule(func._overloadpacket):
             self.row['flops'] += int(rule(*args, **kwargs, out_val=out))
             self.row['activations'] += _tensors(out)[0].numel()
-        if not func.is_view: self.row['traffic'] += sum(t.numel() * t.element_size() for t in _tensors((args, kwargs, out)))
+        if not func.is_view:
+            self.row['traffic'] += sum(t.numel() * t.element_size() for t in _tensors((args, kwargs, out)))
     def save(self, t):
         "Count a tensor that autograd keeps, unless its memory was counted before"
         s = t.untyped_storage()
         if s._cdata not in self.seen:
-            self.seen.add(s._cdata); self.kept.append(s)        # holding it keeps its address from being used again
+            self.seen.add(s._cdata)
+            self.kept.append(s)        # holding it keeps its address from being used again
             self.row['saved'] += s.nbytes()
         return t
 
@@ -59,9 +65,11 @@ def _meter(tally):
     class Meter(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             kwargs, packet = kwargs or {}, func._overloadpacket
-            if packet is ops.aten._local_scalar_dense and args[0].is_meta and args[0].dtype is Bool: return getattr(args[0], '_all', False)
+            if packet is ops.aten._local_scalar_dense and args[0].is_meta and args[0].dtype is Bool:
+                return getattr(args[0], '_all', False)
             out = func(*args, **kwargs)
-            if packet is ops.aten.all: out._all = True
+            if packet is ops.aten.all:
+                out._all = True
             tally.op(func, args, kwargs, out)
             return out
     return Meter()
@@ -70,12 +78,15 @@ def _meter(tally):
 def _attention(q, k, v, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
     "Scaled dot-product attention by the fused kernels, whose shapes are defined on meta"
     import torch
-    if not q.is_meta or q.dim() != 4: return torch._C._nn.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    if enable_gqa and k.shape[1] != q.shape[1]: k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+    if not q.is_meta or q.dim() != 4:
+        return torch._C._nn.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if enable_gqa and k.shape[1] != q.shape[1]:
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     b = q.shape[:2]
     if attn_mask is None and q.shape[-1] == v.shape[-1] and b == k.shape[:2] == v.shape[:2]:
         return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)[0]
-    if attn_mask is not None: attn_mask = attn_mask.expand(*b, q.shape[2], k.shape[2]).to(q.dtype)
+    if attn_mask is not None:
+        attn_mask = attn_mask.expand(*b, q.shape[2], k.shape[2]).to(q.dtype)
     k, v = k.expand(*b, *k.shape[2:]), v.expand(*b, *v.shape[2:])
     return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
 
@@ -88,9 +99,11 @@ def _stand_in(fused):
     import torch
     from torch.overrides import TorchFunctionMode
     swap = {f: _grouped for f in (getattr(torch.nn.functional, 'grouped_mm', None), getattr(torch, '_grouped_mm', None)) if f}
-    if fused: swap[torch._C._nn.scaled_dot_product_attention] = swap[torch.nn.functional.scaled_dot_product_attention] = _attention
+    if fused:
+        swap[torch._C._nn.scaled_dot_product_attention] = swap[torch.nn.functional.scaled_dot_product_attention] = _attention
     class StandIn(TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None): return swap.get(func, func)(*args, **(kwargs or {}))
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return swap.get(func, func)(*args, **(kwargs or {}))
     return StandIn()
 
 # %% ../../nbs/models/04_profile.ipynb #ba6cfb20
@@ -107,9 +120,11 @@ def metered(
         hooks.append(m.register_forward_pre_hook(lambda m, a, name=name: tally.enter(name)))
         hooks.append(m.register_forward_hook(lambda m, a, out: tally.leave(out)))
     try:
-        with torch.autograd.graph.saved_tensors_hooks(tally.save, lambda t: t), _stand_in(fused), _meter(tally): yield tally
+        with torch.autograd.graph.saved_tensors_hooks(tally.save, lambda t: t), _stand_in(fused), _meter(tally):
+            yield tally
     finally:
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
 
 # %% ../../nbs/models/04_profile.ipynb #7beba063
 def _on_meta(model):
@@ -122,9 +137,12 @@ def _on_meta(model):
 def _to_meta(x):
     "Example inputs on meta: tensors, shapes, or lists and dicts of them"
     import torch
-    if isinstance(x, torch.Tensor): return x.to('meta')
-    if isinstance(x, dict): return {k: _to_meta(v) for k, v in x.items()}
-    if isinstance(x, (tuple, list)) and x and all(isinstance(i, int) for i in x): return torch.empty(*x, device='meta')
+    if isinstance(x, torch.Tensor):
+        return x.to('meta')
+    if isinstance(x, dict):
+        return {k: _to_meta(v) for k, v in x.items()}
+    if isinstance(x, (tuple, list)) and x and all(isinstance(i, int) for i in x):
+        return torch.empty(*x, device='meta')
     return type(x)(_to_meta(i) for i in x) if isinstance(x, (tuple, list)) else x
 
 _precisions = dict(fp32='float32', bf16='bfloat16', fp16='float16')
@@ -140,8 +158,10 @@ def _cast(model, inputs, precision):
 def _call(model, inputs):
     "Run the model; transformers without its cache"
     import inspect
-    if not isinstance(inputs, dict): return model(*inputs)
-    if hasattr(model, 'pretrained_cfg'): return model(*inputs.values())
+    if not isinstance(inputs, dict):
+        return model(*inputs)
+    if hasattr(model, 'pretrained_cfg'):
+        return model(*inputs.values())
     extra = dict(use_cache=False) if 'use_cache' in inspect.signature(model.forward).parameters else {}
     return model(**inputs, **extra)
 
@@ -151,8 +171,10 @@ def _unvalidated():
     from torch.distributions import Distribution
     old = Distribution._validate_args
     Distribution.set_default_validate_args(False)
-    try: yield
-    finally: Distribution.set_default_validate_args(old)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(old)
 
 def _run(model, inputs, fused, name, device='meta'):
     "The tally of one forward pass; what meta cannot do becomes one line"
@@ -160,7 +182,8 @@ def _run(model, inputs, fused, name, device='meta'):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     exact = contextlib.nullcontext() if device == 'meta' else sdpa_kernel(SDPBackend.MATH)     # the fused kernel of the CPU has no formula
     try:
-        with exact, torch.device(device), _unvalidated(), metered(model, inputs, fused) as tally: _call(model, inputs)
+        with exact, torch.device(device), _unvalidated(), metered(model, inputs, fused) as tally:
+            _call(model, inputs)
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, NotImplementedError) as e:
         values = any(s in str(e) for s in ('no data', 'meta tensors', 'meta tensor', 'data-dependent', 'torch.nonzero'))
         why = 'its forward pass depends on the values of tensors (real=True computes them)' if values else f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no message'}"
@@ -174,18 +197,24 @@ def _layers(model, tally):
     for name, m in model.named_modules():
         own = [p for p in m.parameters(recurse=False) if not (id(p) in seen or seen.add(id(p)))]
         r = tally.rows.get(name, _zero())
-        if own or any(r[k] for k in ('flops', 'saved', 'traffic')): out.append(Layer(name, type(m).__name__, sum(p.numel() for p in own), **r))
+        if own or any(r[k] for k in ('flops', 'saved', 'traffic')):
+            out.append(Layer(name, type(m).__name__, sum(p.numel() for p in own), **r))
     return tuple(out)
 
 # %% ../../nbs/models/04_profile.ipynb #2eb0d31b
 def _kind(model):
     "decoder, encoder, encoder-decoder, vision or other"
-    if hasattr(model, 'pretrained_cfg'): return 'vision'
+    if hasattr(model, 'pretrained_cfg'):
+        return 'vision'
     config, name = getattr(model, 'config', None), type(model).__name__
-    if config is None or not hasattr(model, 'main_input_name'): return 'other'
-    if config.is_encoder_decoder: return 'encoder-decoder'
-    if model.main_input_name == 'pixel_values': return 'vision'
-    if model.main_input_name != 'input_ids': return 'other'
+    if config is None or not hasattr(model, 'main_input_name'):
+        return 'other'
+    if config.is_encoder_decoder:
+        return 'encoder-decoder'
+    if model.main_input_name == 'pixel_values':
+        return 'vision'
+    if model.main_input_name != 'input_ids':
+        return 'other'
     return 'decoder' if any(s in name for s in ('CausalLM', 'LMHead', 'Decoder')) else 'encoder'
 
 def _origin(model):
@@ -214,11 +243,16 @@ def profile(
     import torch
     name = model if isinstance(model, str) else type(model).__name__
     device = 'cpu' if real else 'meta'
-    if isinstance(model, str): model = build(model, device=device, **kw)
-    elif kw: raise ValueError(f"{', '.join(kw)}: only for a model that is given by name")
-    elif not real: model = _on_meta(model)
-    if inputs is None: inputs = example_inputs(model, batch, seq, device)
-    elif not real: inputs = _to_meta(inputs if isinstance(inputs, dict) else [inputs] if isinstance(inputs, torch.Tensor) or all(isinstance(i, int) for i in inputs) else list(inputs))
+    if isinstance(model, str):
+        model = build(model, device=device, **kw)
+    elif kw:
+        raise ValueError(f"{', '.join(kw)}: only for a model that is given by name")
+    elif not real:
+        model = _on_meta(model)
+    if inputs is None:
+        inputs = example_inputs(model, batch, seq, device)
+    elif not real:
+        inputs = _to_meta(inputs if isinstance(inputs, dict) else [inputs] if isinstance(inputs, torch.Tensor) or all(isinstance(i, int) for i in inputs) else list(inputs))
     model, inputs = _cast(model.train(train), inputs, precision)
     return _spec(model, inputs, _run(model, inputs, fused, name, device), name, precision)
 
@@ -259,7 +293,8 @@ def tree(
         parts = l.name.split('.') if l.name else []
         for key in {'.'.join(parts[:d]) for d in range(min(positive('depth', depth), len(parts)) + 1)}:
             r = sums.setdefault(key, dict(params=0, flops=0, activations=0, saved=0))
-            for k in r: r[k] += getattr(l, k)
+            for k in r:
+                r[k] += getattr(l, k)
     rows = [dict(module='\u2003' * (k.count('.') + 1 if k else 0) + (k.split('.')[-1] or spec.name), **r) for k, r in sorted(sums.items(), key=lambda kr: _order(spec, kr[0]))]
     return Table(rows, formats=_formats, caption=f'{spec.name} by module')
 
@@ -297,10 +332,13 @@ def latency(
     import torch
     times = {k: [] for k in models}
     with torch.inference_mode():
-        for m, x in models.values(): m(**x)         # the first run allocates
+        for m, x in models.values():
+            m(**x)         # the first run allocates
         for _ in range(positive('runs', runs)):
             for k, (m, x) in models.items():
-                start = time.perf_counter(); m(**x); times[k].append(time.perf_counter() - start)
+                start = time.perf_counter()
+                m(**x)
+                times[k].append(time.perf_counter() - start)
     return {k: statistics.median(v) for k, v in times.items()}
 
 # %% ../../nbs/models/04_profile.ipynb #90deabf0

@@ -31,8 +31,10 @@ def _hf_specs(
         input_values=InputSpec('input_values', ('batch', c.max_length, c.num_mel_bins) if hasattr(c, 'frequency_stride') else ('batch', 'samples')),
         input_features=InputSpec('input_features', ('batch', _conf(c, 'num_mel_bins', default=80), 2 * _conf(c, 'max_source_positions', default=1500))))
     main = [n for n in ('input_ids', 'pixel_values', 'input_values', 'input_features') if n in args]
-    if 'input_ids' not in main: main = main[:1]
-    if not main: raise ValueError(f'{type(model).__name__} takes {", ".join(args)}: give example inputs yourself')
+    if 'input_ids' not in main:
+        main = main[:1]
+    if not main:
+        raise ValueError(f'{type(model).__name__} takes {", ".join(args)}: give example inputs yourself')
     text = 'input_ids' in main
     return [known[n] for n in [*main, *(['attention_mask'] if text and 'attention_mask' in args else []), *(['decoder_input_ids'] if 'decoder_input_ids' in args else [])]]
 
@@ -45,13 +47,15 @@ class _Flat:
             def __init__(self):
                 super().__init__()
                 self.model = module
-            def forward(self, *args): return tuple(named_outputs(self.model, dict(zip(names, args))).values())
+            def forward(self, *args):
+                return tuple(named_outputs(self.model, dict(zip(names, args))).values())
         return Flat().eval()
 
 def _flat(x, name=''):
     "Tensors in a nest of tuples and dicts, each with a dotted name"
     import torch
-    if torch.is_tensor(x): return {name or 'output': x}
+    if torch.is_tensor(x):
+        return {name or 'output': x}
     items = x.items() if hasattr(x, 'items') else enumerate(x) if isinstance(x, (list, tuple)) else ()
     return {k: t for n, v in items for k, t in _flat(v, f'{name}.{n}' if name else str(n) if isinstance(n, str) else f'output.{n}').items()}
 
@@ -99,16 +103,20 @@ def calibrate(
     "Set the statistics of batch normalisation to those of the activations"
     import torch
     norm = lambda m: isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    if not any(map(norm, model.modules())): return ''
+    if not any(map(norm, model.modules())):
+        return ''
     twin = copy.deepcopy(model).double()
     layers = [(m, t) for m, t in zip(model.modules(), twin.modules()) if norm(m)]
     for m, t in layers:
         t.train().momentum = 1.
-        if m.affine: t.weight.data.copy_(m.weight.data.copy_(_to_one(m.weight.data)))
+        if m.affine:
+            t.weight.data.copy_(m.weight.data.copy_(_to_one(m.weight.data)))
     feed = {k: torch.from_numpy(v) for k, v in random_inputs(specs, seed=seed, batch=8).items()}
     try:
-        with torch.no_grad(): named_outputs(twin, {k: v.double() if v.is_floating_point() else v for k, v in feed.items()})
-    except RuntimeError as e: return f'no: the model does not run in float64 ({_cause(e)})'
+        with torch.no_grad():
+            named_outputs(twin, {k: v.double() if v.is_floating_point() else v for k, v in feed.items()})
+    except RuntimeError as e:
+        return f'no: the model does not run in float64 ({_cause(e)})'
     for m, t in layers:
         m.running_mean.copy_(t.running_mean.bfloat16())
         m.running_var.copy_(t.running_var.clamp(min=float((t.running_var + t.running_mean**2).mean())).bfloat16())
@@ -135,10 +143,14 @@ def _hf(what, pretrained, **kw):
     "From a model type, a class, a configuration, or with pretrained the name of a checkpoint"
     import transformers as tr
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as base
-    if pretrained: m = tr.AutoModel.from_pretrained(what, **kw)
-    elif not isinstance(what, str): m = (getattr(tr, what.architectures[0])._from_config if getattr(what, 'architectures', None) else tr.AutoModel.from_config)(what)
-    elif what in base: m = tr.AutoModel.from_config(tr.AutoConfig.for_model(what, **kw))
-    else: m = (k := getattr(tr, what))._from_config(k.config_class(**kw))
+    if pretrained:
+        m = tr.AutoModel.from_pretrained(what, **kw)
+    elif not isinstance(what, str):
+        m = (getattr(tr, what.architectures[0])._from_config if getattr(what, 'architectures', None) else tr.AutoModel.from_config)(what)
+    elif what in base:
+        m = tr.AutoModel.from_config(tr.AutoConfig.for_model(what, **kw))
+    else:
+        m = (k := getattr(tr, what))._from_config(k.config_class(**kw))
     info = dict(library=f'transformers {tr.__version__}', architecture=type(m).__name__, config=m.config.to_json_string())
     labels = getattr(m.config, 'id2label', None) if 'Classification' in type(m).__name__ else None
     return m, _hf_specs(m), info | (dict(labels=list(labels.values())) if labels else {})
@@ -156,13 +168,17 @@ def open_model(
 ) -> Source:          # Raises ValueError with the nearest names
     "The model that `what` names, with its inputs"
     import torch
-    if isinstance(what, Source): return what
-    if not isinstance(what, str) and not hasattr(what, 'model_type'): raise TypeError(f'expected a model, its name or a configuration, not {type(what).__name__}')
+    if isinstance(what, Source):
+        return what
+    if not isinstance(what, str) and not hasattr(what, 'model_type'):
+        raise TypeError(f'expected a model, its name or a configuration, not {type(what).__name__}')
     fix_torchvision()
     import timm
     torch.manual_seed(seed)
-    if isinstance(what, str) and timm.is_model(what): m, specs, info = _timm(what, pretrained, **kw)
-    elif not isinstance(what, str) or pretrained or _is_hf(what): m, specs, info = _hf(what, pretrained, **kw)
+    if isinstance(what, str) and timm.is_model(what):
+        m, specs, info = _timm(what, pretrained, **kw)
+    elif not isinstance(what, str) or pretrained or _is_hf(what):
+        m, specs, info = _hf(what, pretrained, **kw)
     else:
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as base
         one_of('model', what, [*timm.list_models(), *base])
@@ -196,10 +212,13 @@ def tiny_config(
 def _source(model, inputs, kw):
     "A Source from whatever `export` was given"
     import torch
-    if not isinstance(model, torch.nn.Module): return open_model(model, **kw)
-    if kw: one_of('argument of export', next(iter(kw)), ('model', 'path', 'inputs', 'opset', 'dynamic', 'sizes', 'external', 'rtol', 'metadata', 'progress'))
+    if not isinstance(model, torch.nn.Module):
+        return open_model(model, **kw)
+    if kw:
+        one_of('argument of export', next(iter(kw)), ('model', 'path', 'inputs', 'opset', 'dynamic', 'sizes', 'external', 'rtol', 'metadata', 'progress'))
     if inputs is None:
-        if not hasattr(model, 'config'): raise ValueError(f'{type(model).__name__} is not a model this library knows: give example inputs, for example inputs=dict(x=torch.randn(2, 3))')
+        if not hasattr(model, 'config'):
+            raise ValueError(f'{type(model).__name__} is not a model this library knows: give example inputs, for example inputs=dict(x=torch.randn(2, 3))')
         inputs = _hf_specs(model)
     return Source(model.eval(), specs_of(inputs), type(model).__name__, {})
 
@@ -207,20 +226,25 @@ def specs_of(
     inputs # InputSpecs, or dict: name -> tensor, whose first axis is the batch
 ) -> list: # InputSpecs
     "Specifications of given example inputs"
-    if not isinstance(inputs, dict): return list(inputs)
+    if not isinstance(inputs, dict):
+        return list(inputs)
     return [InputSpec(k, ('batch', *t.shape[1:]) if t.ndim else (), str(t.dtype).removeprefix('torch.'), int(t.max()) + 1 if t.numel() and not t.is_floating_point() else 2) for k, t in inputs.items()]
 
 # %% ../../nbs/onnx/02_cures.ipynb #41c946e9
-def _top(model, attr): return [m for m in model.modules() if hasattr(m, attr)][:1]
+def _top(model, attr):
+    return [m for m in model.modules() if hasattr(m, attr)][:1]
 
 @contextlib.contextmanager
 def _unfused(model):
     "timm: attention written out, because the exporter's fused attention wants four dimensions"
     mods = [m for m in model.modules() if getattr(m, 'fused_attn', False)]
-    for m in mods: m.fused_attn = False
-    try: yield
+    for m in mods:
+        m.fused_attn = False
+    try:
+        yield
     finally:
-        for m in mods: m.fused_attn = True
+        for m in mods:
+            m.fused_attn = True
 
 @contextlib.contextmanager
 def _switched(model, what, to):
@@ -228,16 +252,20 @@ def _switched(model, what, to):
     key = f'_{what}_implementation'
     old = getattr(m.config, key, None)
     getattr(m, f'set_{what}_implementation')(to)
-    try: yield
+    try:
+        yield
     finally:
-        if isinstance(old, str): getattr(m, f'set_{what}_implementation')(old)
+        if isinstance(old, str):
+            getattr(m, f'set_{what}_implementation')(old)
 
 @contextlib.contextmanager
 def _float_mask(model):
     "The mask arrives as whole numbers and is handed on as floating point: the exporter cannot subtract a whole number from 1.0"
     h = model.register_forward_pre_hook(lambda m, args, kw: (args, {k: v.float() if k == 'attention_mask' else v for k, v in kw.items()}), with_kwargs=True)
-    try: yield
-    finally: h.remove()
+    try:
+        yield
+    finally:
+        h.remove()
 
 _cures = {
     'attention written out (fused_attn off)': (lambda m: any(getattr(x, 'fused_attn', False) for x in m.modules()), _unfused),

@@ -25,7 +25,8 @@ def trace_graph(
     import torch, logging
     need('onnxscript', 'onnx')
     feed = {k: torch.from_numpy(v) for k, v in random_inputs(source.specs, **(sizes or {})).items()}
-    with torch.no_grad(): names = list(named_outputs(source.module, feed))
+    with torch.no_grad():
+        names = list(named_outputs(source.module, feed))
     dyn = tuple({i: d for i, d in enumerate(s.shape) if isinstance(d, str) and d not in fixed} for s in source.specs)
     old = logging.root.manager.disable
     logging.disable(logging.ERROR)
@@ -34,7 +35,8 @@ def trace_graph(
             warnings.simplefilter('ignore')
             return torch.onnx.export(_Flat(source.module, list(feed)), tuple(feed.values()), dynamo=True, dynamic_shapes=(dyn,), input_names=list(feed), output_names=names,
                                      opset_version=opset, verbose=False)
-    finally: logging.disable(old)
+    finally:
+        logging.disable(old)
 
 def limits(
     prog,  # torch.onnx.ONNXProgram
@@ -48,8 +50,10 @@ def limits(
         for axis, d in zip(s.shape, v.shape):
             r = ep.range_constraints.get(getattr(getattr(d, 'node', None), 'expr', None))
             if r is not None and isinstance(axis, str):
-                if int(r.lower) > 2: out.append(f'{axis} at least {int(r.lower)}')
-                if r.upper < 2**31: out.append(f'{axis} at most {int(r.upper)}')
+                if int(r.lower) > 2:
+                    out.append(f'{axis} at least {int(r.lower)}')
+                if r.upper < 2**31:
+                    out.append(f'{axis} at most {int(r.upper)}')
     return list(dict.fromkeys(out))
 
 # %% ../../nbs/onnx/04_export.ipynb #2e535cd9
@@ -59,13 +63,20 @@ def staging(
 ):       # A folder beside it, on the same disk; it is gone afterwards
     "A place to work in, so that `path` appears complete or not at all"
     path = Path(path)
-    if not path.parent.is_dir(): raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(path.parent)!r}')
-    if path.is_dir(): raise IsADirectoryError(f'{str(path)!r} is a folder')
-    try: tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name[:100]}.', dir=path.parent))
-    except OSError as e: raise type(e)(e.errno, f'cannot write into the folder of {path.name!r} ({e.strerror})', str(path.parent)) from None
-    try: yield tmp
-    except OSError as e: raise e if e.filename or not e.errno else type(e)(e.errno, f'{e.strerror}, nothing was written', str(path)) from None
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(path.parent)!r}')
+    if path.is_dir():
+        raise IsADirectoryError(f'{str(path)!r} is a folder')
+    try:
+        tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name[:100]}.', dir=path.parent))
+    except OSError as e:
+        raise type(e)(e.errno, f'cannot write into the folder of {path.name!r} ({e.strerror})', str(path.parent)) from None
+    try:
+        yield tmp
+    except OSError as e:
+        raise e if e.filename or not e.errno else type(e)(e.errno, f'{e.strerror}, nothing was written', str(path)) from None
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
 
 def install(
     made, # A file in a staging folder, perhaps with external data beside it
@@ -75,10 +86,12 @@ def install(
     made, path = Path(made), Path(path)
     old = _inspect_external(path) if path.exists() else ()
     new = _inspect_external(made)
-    for n in new: os.replace(made.parent/n, path.parent/n)
+    for n in new:
+        os.replace(made.parent/n, path.parent/n)
     os.replace(made, path)
     for n in old:
-        if n not in new: (path.parent/n).unlink(missing_ok=True)
+        if n not in new:
+            (path.parent/n).unlink(missing_ok=True)
     return path
 
 def _inspect_external(
@@ -86,8 +99,10 @@ def _inspect_external(
 ) -> tuple: # Names of its external data files; empty when it cannot be read
     "External data files of a model"
     import onnx
-    try: return tuple(_external(onnx.load(str(path), load_external_data=False), Path(path).parent))
-    except Exception: return ()
+    try:
+        return tuple(_external(onnx.load(str(path), load_external_data=False), Path(path).parent))
+    except Exception:
+        return ()
 
 # %% ../../nbs/onnx/04_export.ipynb #834f6650
 @dataclass(frozen=True)
@@ -125,7 +140,8 @@ def _save(prog, folder, name, external):
 def _try(source, folder, opset, cures, fixed, sizes, external, rtol, metadata):
     "One attempt: export with `cures`, save, verify; also on a randomised copy when the weights as they are prove nothing"
     with contextlib.ExitStack() as s:
-        for c in cures: s.enter_context(_cures[c][1](source.module))
+        for c in cures:
+            s.enter_context(_cures[c][1](source.module))
         prog = trace_graph(source, opset, fixed, sizes)
     name = f'model.{secrets.token_hex(4)}.onnx'
     words = tuple(cures) + tuple(limits(prog, source.specs)) + tuple(f"{a} fixed at {(_sizes | (sizes or {})).get(a, 7)}" for a in fixed)
@@ -150,19 +166,27 @@ def export(
 ) -> ExportReport:    # Raises ValueError with what was tried when nothing works
     "Export a model to ONNX and verify the file"
     t0, say, tried = time.time(), progress or (lambda s: None), []
-    if not isinstance(opset, int) or not 18 <= opset <= 23: raise ValueError(f'opset must be a whole number from 18 to 23, not {opset!r}')
+    if not isinstance(opset, int) or not 18 <= opset <= 23:
+        raise ValueError(f'opset must be a whole number from 18 to 23, not {opset!r}')
     with staging(path) as tmp:
         say(f'''building {model if isinstance(model, str) else getattr(model, 'name', type(model).__name__)}''')
         src = _source(model, inputs, kw)
         axes = tuple(dict.fromkeys(d for s in src.specs for d in s.shape if isinstance(d, str)))
         for cures, fixed in (attempts(src.module, src.specs) if dynamic else [((), axes)]):
             say('tracing' + (f" with {', '.join(cures)}" if cures else ' as it is') + (f", {', '.join(fixed)} fixed" if fixed else ''))
-            try: made, words, v = _try(src, tmp, opset, cures, fixed, sizes, external, rtol, metadata)
-            except OSError: raise
-            except Exception as e: tried.append(f"{', '.join(cures) or 'as it is'}{' (' + ', '.join(fixed) + ' fixed)' if fixed else ''}: {_cause(e)}"); continue
+            try:
+                made, words, v = _try(src, tmp, opset, cures, fixed, sizes, external, rtol, metadata)
+            except OSError:
+                raise
+            except Exception as e:
+                tried.append(f"{', '.join(cures) or 'as it is'}{' (' + ', '.join(fixed) + ' fixed)' if fixed else ''}: {_cause(e)}")
+                continue
             on = 'these weights'
-            if 'do not depend' in v.reason: v, on = _on_copy(src, tmp, opset, cures, fixed, sizes, rtol), 'a randomised copy'
-            if not v.ok: tried.append(f"{', '.join(words) or 'as it is'}: {v.reason}"); continue
+            if 'do not depend' in v.reason:
+                v, on = _on_copy(src, tmp, opset, cures, fixed, sizes, rtol), 'a randomised copy'
+            if not v.ok:
+                tried.append(f"{', '.join(words) or 'as it is'}: {v.reason}")
+                continue
             install(made, path)
             f = inspect_onnx(path)
             rel = max((r['max_rel'] for r in v.rows if r['max_rel'] is not None), default=0.)
@@ -175,7 +199,8 @@ def _restless(src):
     feed = {k: torch.from_numpy(v) for k, v in random_inputs(src.specs).items()}
     with torch.no_grad(), contextlib.suppress(Exception):            # a model that cannot run has been reported already
         a, b = named_outputs(src.module, feed), named_outputs(src.module, feed)
-        if any(not torch.equal(x, y) for x, y in zip(a.values(), b.values())): return ['torch itself answers differently when the same input comes twice: the model draws random numbers']
+        if any(not torch.equal(x, y) for x, y in zip(a.values(), b.values())):
+            return ['torch itself answers differently when the same input comes twice: the model draws random numbers']
     return []
 
 def _on_copy(src, folder, opset, cures, fixed, sizes, rtol):

@@ -22,12 +22,15 @@ def _layers(graph):
     "(name, label, row, sources) of each input, node and output; a row is the longest path from an input"
     made, out, weights = {}, [], {i.name: list(i.dims) for i in graph.initializer}
     for i in graph.input:
-        if i.name not in weights: made[i.name] = (i.name, 0); out.append((i.name, i.name, 0, [], 'io'))
+        if i.name not in weights:
+            made[i.name] = (i.name, 0)
+            out.append((i.name, i.name, 0, [], 'io'))
     for k, n in enumerate(graph.node):
         src = [made[v][0] for v in n.input if v in made]
         row = 1 + max([made[v][1] for v in n.input if v in made], default=-1)
         dims = '  '.join('×'.join(map(str, weights[v])) or 'scalar' for v in n.input if v in weights)
-        for v in n.output: made[v] = (f'n{k}', row)
+        for v in n.output:
+            made[v] = (f'n{k}', row)
         out.append((f'n{k}', n.op_type + (f'  ({dims})' if dims else ''), row, src, 'op'))
     last = 1 + max((r for *_, r, _, _ in out), default=0)
     return out + [(f'out {o.name}', o.name, last, [made[o.name][0]] if o.name in made else [], 'io') for o in graph.output]
@@ -37,12 +40,14 @@ def graph_svg(
     limit=60 # Refuse to draw more nodes than this
 ) -> str:    # SVG; raises ValueError for a large graph
     "A graph from top to bottom, with the shapes of the weights each node uses"
-    if len(model.graph.node) > limit: raise ValueError(f'{len(model.graph.node)} nodes are more than fit in a picture ({limit}): open the file in Netron')
+    if len(model.graph.node) > limit:
+        raise ValueError(f'{len(model.graph.node)} nodes are more than fit in a picture ({limit}): open the file in Netron')
     boxes, rows, w, h = _layers(model.graph), Counter(), 190, 46
     total = Counter(b[2] for b in boxes)
     width, place, parts = max(total.values()) * w, {}, []
     for name, label, row, src, kind in boxes:
-        place[name] = (width / 2 + (rows[row] - (total[row] - 1) / 2) * w, row * h + 20); rows[row] += 1
+        place[name] = (width / 2 + (rows[row] - (total[row] - 1) / 2) * w, row * h + 20)
+        rows[row] += 1
     for name, label, row, src, kind in boxes:
         x, y = place[name]
         for a, b in (place[s] for s in src):
@@ -58,29 +63,38 @@ def _tensors(model):
     def of_nodes(nodes):
         for n in nodes:
             for a in n.attribute:
-                yield from ([a.t] if a.HasField('t') else []); yield from a.tensors
-                for g in ([a.g] if a.HasField('g') else []) + list(a.graphs): yield from of_graph(g)
+                yield from ([a.t] if a.HasField('t') else [])
+                yield from a.tensors
+                for g in ([a.g] if a.HasField('g') else []) + list(a.graphs):
+                    yield from of_graph(g)
     def of_graph(g):
         yield from g.initializer
-        for s in g.sparse_initializer: yield s.values; yield s.indices
+        for s in g.sparse_initializer:
+            yield s.values
+            yield s.indices
         yield from of_nodes(g.node)
     yield from of_graph(model.graph)
-    for f in model.functions: yield from of_nodes(f.node)
+    for f in model.functions:
+        yield from of_nodes(f.node)
 
 def _external(model, folder):
     "Names of the external data files, each checked to lie in `folder` and to be long enough"
     found = {}
     for t in _tensors(model):
-        if t.data_location != 1: continue
+        if t.data_location != 1:
+            continue
         e = {x.key: x.value for x in t.external_data}
         loc = e.get('location', '')
         p = Path(folder)/loc
         if not loc or '\\' in loc or '\0' in loc or Path(loc).is_absolute() or '..' in Path(loc).parts or not p.resolve().is_relative_to(Path(folder).resolve()):
             raise ValueError(f'refused: tensor {t.name!r} reads its data from {loc!r}, which is outside the folder of the model')
-        if not p.is_file(): raise FileNotFoundError(f'external data file {loc!r} of tensor {t.name!r} is missing')
-        if not (e.get('offset', '0').isdigit() and e.get('length', '0').isdigit()): raise ValueError(f'tensor {t.name!r} has a malformed place in {loc!r}: {e}')
+        if not p.is_file():
+            raise FileNotFoundError(f'external data file {loc!r} of tensor {t.name!r} is missing')
+        if not (e.get('offset', '0').isdigit() and e.get('length', '0').isdigit()):
+            raise ValueError(f'tensor {t.name!r} has a malformed place in {loc!r}: {e}')
         end = int(e.get('offset', 0)) + int(e.get('length', 0))
-        if end > p.stat().st_size: raise ValueError(f'{loc!r} is truncated: tensor {t.name!r} needs {end:,} bytes, the file has {p.stat().st_size:,}')
+        if end > p.stat().st_size:
+            raise ValueError(f'{loc!r} is truncated: tensor {t.name!r} needs {end:,} bytes, the file has {p.stat().st_size:,}')
         found[loc] = p.stat().st_size
     return found
 
@@ -101,7 +115,8 @@ class OnnxFile(Record):
     metadata: dict
 def _cause(e):
     "The first telling line of the deepest cause of an exception"
-    while e.__cause__ is not None: e = e.__cause__
+    while e.__cause__ is not None:
+        e = e.__cause__
     lines = [l.strip() for l in re.sub(r'\x1b\[\d*m', '', str(e)).splitlines() if l.strip()]
     return f'{type(e).__name__}: {lines[0][:300] if lines else ""}'
 
@@ -119,14 +134,21 @@ def read_onnx(
     import onnx
     from google.protobuf.message import DecodeError
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f'there is no file {str(path)!r}')
-    if path.is_dir(): raise IsADirectoryError(f'{str(path)!r} is a folder, not an .onnx file')
-    try: m = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, UnicodeDecodeError) as e: raise ValueError(f'{str(path)!r} is not an ONNX model, or it is truncated ({e})') from None
-    if not m.ir_version or not m.opset_import or not (m.graph.node or m.graph.output): raise ValueError(f'{str(path)!r} is not an ONNX model: it has no graph')
+    if not path.exists():
+        raise FileNotFoundError(f'there is no file {str(path)!r}')
+    if path.is_dir():
+        raise IsADirectoryError(f'{str(path)!r} is a folder, not an .onnx file')
+    try:
+        m = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f'{str(path)!r} is not an ONNX model, or it is truncated ({e})') from None
+    if not m.ir_version or not m.opset_import or not (m.graph.node or m.graph.output):
+        raise ValueError(f'{str(path)!r} is not an ONNX model: it has no graph')
     _external(m, path.parent)
-    try: onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as e: raise ValueError(f'{str(path)!r} is not a valid ONNX model: {_cause(e)}') from None
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as e:
+        raise ValueError(f'{str(path)!r} is not a valid ONNX model: {_cause(e)}') from None
     return m
 
 def inspect_onnx(
@@ -152,9 +174,12 @@ def session(
     read_onnx(path)
     o = ort.SessionOptions()
     o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = positive('threads', threads), 1, 4
-    if not optimise: o.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try: return ort.InferenceSession(str(path), o, providers=['CPUExecutionProvider'])
-    except Exception as e: raise ValueError(f'onnxruntime cannot run {str(path)!r}: {_cause(e)}') from None
+    if not optimise:
+        o.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(str(path), o, providers=['CPUExecutionProvider'])
+    except Exception as e:
+        raise ValueError(f'onnxruntime cannot run {str(path)!r}: {_cause(e)}') from None
 
 # %% ../../nbs/onnx/01_graph.ipynb #3604748b
 _ort_types = {'tensor(float)': 'float32', 'tensor(float16)': 'float16', 'tensor(double)': 'float64', 'tensor(int64)': 'int64', 'tensor(int32)': 'int32', 'tensor(bool)': 'bool',
@@ -166,14 +191,20 @@ def infer(
 ) -> dict: # Output name -> numpy array; raises ValueError for wrong names, types or shapes
     "Run one batch"
     want = {i.name: i for i in sess.get_inputs()}
-    for k in feed: one_of('input', k, want)
-    if missing := [k for k in want if k not in feed]: raise ValueError(f"missing input {', '.join(map(repr, missing))}; the model takes {', '.join(want)}")
+    for k in feed:
+        one_of('input', k, want)
+    if missing := [k for k in want if k not in feed]:
+        raise ValueError(f"missing input {', '.join(map(repr, missing))}; the model takes {', '.join(want)}")
     for k, i in want.items():
         x, dims = np.asarray(feed[k]), [d if isinstance(d, int) else None for d in i.shape]
-        if x.ndim != len(dims) or any(d not in (None, s) for d, s in zip(dims, x.shape)): raise ValueError(f'input {k!r} must have shape {i.shape}, not {list(x.shape)}')
-        if str(x.dtype) != _ort_types.get(i.type, str(x.dtype)): raise ValueError(f'input {k!r} must be {_ort_types[i.type]}, not {x.dtype}')
-    try: return dict(zip([o.name for o in sess.get_outputs()], sess.run(None, {k: np.asarray(v) for k, v in feed.items()})))
-    except Exception as e: raise ValueError(f'onnxruntime failed: {_cause(e)}') from None
+        if x.ndim != len(dims) or any(d not in (None, s) for d, s in zip(dims, x.shape)):
+            raise ValueError(f'input {k!r} must have shape {i.shape}, not {list(x.shape)}')
+        if str(x.dtype) != _ort_types.get(i.type, str(x.dtype)):
+            raise ValueError(f'input {k!r} must be {_ort_types[i.type]}, not {x.dtype}')
+    try:
+        return dict(zip([o.name for o in sess.get_outputs()], sess.run(None, {k: np.asarray(v) for k, v in feed.items()})))
+    except Exception as e:
+        raise ValueError(f'onnxruntime failed: {_cause(e)}') from None
 
 # %% ../../nbs/onnx/01_graph.ipynb #bd0116cb
 @dataclass(frozen=True)
@@ -198,9 +229,12 @@ def random_inputs(
         shape = [(_sizes | sizes).get(d, 7) if isinstance(d, str) else d for d in s.shape]
         if s.mask:
             x = np.ones(shape)
-            if shape[0] > 1: x[-1, -(shape[-1]//3):] = 0
-        elif s.dtype.startswith('float'): x = rng.standard_normal(shape)
-        else: x = rng.integers(0, max(s.high, 1), shape)
+            if shape[0] > 1:
+                x[-1, -(shape[-1]//3):] = 0
+        elif s.dtype.startswith('float'):
+            x = rng.standard_normal(shape)
+        else:
+            x = rng.integers(0, max(s.high, 1), shape)
         out[s.name] = x.astype(s.dtype)
     return out
 
@@ -216,10 +250,12 @@ def specs_of_file(
     "Input specifications that export wrote into the file; failing that, from the graph itself"
     import onnx
     m, out = read_onnx(path), []
-    if note := {p.key: p.value for p in m.metadata_props}.get('fsdl.inputs'): return _fit([InputSpec.from_dict(d) for d in json.loads(note)], inspect_onnx(path))
+    if note := {p.key: p.value for p in m.metadata_props}.get('fsdl.inputs'):
+        return _fit([InputSpec.from_dict(d) for d in json.loads(note)], inspect_onnx(path))
     given = {i.name for i in m.graph.initializer}
     for i in m.graph.input:
-        if i.name in given: continue
+        if i.name in given:
+            continue
         t = i.type.tensor_type
         out.append(InputSpec(i.name, tuple(d.dim_value if d.HasField('dim_value') else d.dim_param or 'batch' for d in t.shape.dim), str(onnx.helper.tensor_dtype_to_np_dtype(t.elem_type)), mask='mask' in i.name))
     return out
@@ -231,12 +267,16 @@ def compare_outputs(
     rtol=1e-4 # Allowed
 ) -> dict: # max_abs, max_rel, top1, ok, why
     "How far `a` is from `b`"
-    if a.shape != b.shape: return dict(max_abs=None, max_rel=None, top1=None, ok=False, why=f'shape {list(a.shape)} instead of {list(b.shape)}')
+    if a.shape != b.shape:
+        return dict(max_abs=None, max_rel=None, top1=None, ok=False, why=f'shape {list(a.shape)} instead of {list(b.shape)}')
     a, b, top = a.astype('float64'), b.astype('float64'), None
-    if b.size == 0: return dict(max_abs=0., max_rel=0., top1=None, ok=True, why='')
-    if b.ndim > 1 and b.shape[-1] > 1: top = float((a.argmax(-1) == b.argmax(-1)).mean())
+    if b.size == 0:
+        return dict(max_abs=0., max_rel=0., top1=None, ok=True, why='')
+    if b.ndim > 1 and b.shape[-1] > 1:
+        top = float((a.argmax(-1) == b.argmax(-1)).mean())
     same = (a == b) | (np.isnan(a) & np.isnan(b))
-    if not (np.isfinite(a) | same).all() or not (np.isfinite(b) | same).all(): return dict(max_abs=None, max_rel=None, top1=top, ok=False, why='not finite where the other is')
+    if not (np.isfinite(a) | same).all() or not (np.isfinite(b) | same).all():
+        return dict(max_abs=None, max_rel=None, top1=top, ok=False, why='not finite where the other is')
     d, scale = np.where(same, 0, np.abs(np.where(same, 0, a - b))).max(), np.abs(b[np.isfinite(b)]).max(initial=0)
     rel = float(d / scale) if scale > 0 else (0. if d == 0 else float('inf'))
     return dict(max_abs=float(d), max_rel=rel, top1=top, ok=rel <= rtol, why='' if rel <= rtol else f'relative difference {rel:.1e}')
@@ -272,10 +312,12 @@ def web_runner(
 ):           # Function from numpy inputs to numpy outputs; raises ValueError with what Node said
     "Run a file in WebAssembly, under Node.js"
     read_onnx(path)
-    if not (Path(modules)/'onnxruntime-web').is_dir(): raise FileNotFoundError(f'no onnxruntime-web in {str(modules)!r}: npm install onnxruntime-web')
+    if not (Path(modules)/'onnxruntime-web').is_dir():
+        raise FileNotFoundError(f'no onnxruntime-web in {str(modules)!r}: npm install onnxruntime-web')
     def run(feed):
         given = {k: dict(dtype=str(v.dtype), shape=v.shape, data=base64.b64encode(np.ascontiguousarray(v).tobytes()).decode()) for k, v in feed.items()}
         r = subprocess.run(['node', '--input-type=module', '-e', _script, str(Path(modules).resolve()), str(path)], input=json.dumps(given), capture_output=True, text=True, timeout=timeout)
-        if r.returncode: raise ValueError(f'onnxruntime-web failed: {(r.stderr.strip().splitlines() or ["no message"])[-1][:300]}')
+        if r.returncode:
+            raise ValueError(f'onnxruntime-web failed: {(r.stderr.strip().splitlines() or ["no message"])[-1][:300]}')
         return {k: np.frombuffer(base64.b64decode(v['data']), v['dtype']).reshape(v['shape']) for k, v in json.loads(r.stdout.splitlines()[-1]).items()}
     return run

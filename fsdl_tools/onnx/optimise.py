@@ -41,7 +41,8 @@ def _quiet():
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter('ignore')
             yield
-    finally: logging.disable(logging.NOTSET)
+    finally:
+        logging.disable(logging.NOTSET)
 
 def _agreement(
     path,       # A rewritten file
@@ -67,11 +68,15 @@ def _rewrite(path, out, kind, make, rtol, inputs, feeds, strict):
     with staging(out) as tmp:
         made = tmp/f'model.{secrets.token_hex(4)}.onnx'
         try:
-            with _quiet(): make(str(path), str(made))
-        except OSError: raise
-        except Exception as e: raise ValueError(f'{kind}: {str(path)!r} cannot be rewritten: {_cause(e)}') from None
+            with _quiet():
+                make(str(path), str(made))
+        except OSError:
+            raise
+        except Exception as e:
+            raise ValueError(f'{kind}: {str(path)!r} cannot be rewritten: {_cause(e)}') from None
         r = _agreement(made, path, specs, rtol, feeds, kind)
-        if strict and not r.verified: raise ValueError(f'{kind}: {r.note}; {str(out)!r} was not written')
+        if strict and not r.verified:
+            raise ValueError(f'{kind}: {r.note}; {str(out)!r} was not written')
         install(made, out)
     return r.replace(path=str(out))
 
@@ -94,8 +99,10 @@ def optimise(
 # %% ../../nbs/onnx/06_optimise.ipynb #b7a1d48e
 class _Reader:
     "Hands calibration batches to onnxruntime, one after another"
-    def __init__(self, feeds): self.feeds = iter(feeds)
-    def get_next(self): return next(self.feeds, None)
+    def __init__(self, feeds):
+        self.feeds = iter(feeds)
+    def get_next(self):
+        return next(self.feeds, None)
 
 def _dynamic(a, b):
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -139,7 +146,8 @@ def quantise(
     "Store weights in fewer bits, and say what that did to the answers"
     need('onnxruntime', 'onnx')
     name, tol = _kinds[one_of('kind of quantisation', kind, _kinds)]
-    if kind == 'static' and not (calibration := list(calibration or [])): raise ValueError("static quantisation needs calibration data: a list of dicts such as {'pixel_values': array}")
+    if kind == 'static' and not (calibration := list(calibration or [])):
+        raise ValueError("static quantisation needs calibration data: a list of dicts such as {'pixel_values': array}")
     make = dict(int8=_dynamic, static=_static(calibration), fp16=_half)[kind]
     return _rewrite(path, out, name, make, tol if rtol is None else rtol, inputs, feeds, False)
 
@@ -167,12 +175,14 @@ def rounds(
     "Time several functions in interleaved rounds, so that a disturbance hits all of them"
     rng, reps, out = random.Random(seed), {}, {k: [] for k in runners}
     for k, f in runners.items():
-        t = time.perf_counter(); f()
+        t = time.perf_counter()
+        f()
         reps[k] = max(1, int(seconds / max(time.perf_counter() - t, 1e-6)))
     for _ in range(positive('rounds', n)):
         for k in rng.sample(list(runners), len(runners)):
             t = time.perf_counter()
-            for _ in range(reps[k]): runners[k]()
+            for _ in range(reps[k]):
+                runners[k]()
             out[k].append((time.perf_counter() - t) / reps[k])
     return out
 
@@ -190,7 +200,8 @@ def _runner(kind, thing, feed, threads):
         run = torch.compile(thing) if kind == 'compiled' else thing
         positional = not hasattr(thing, 'config')
         def f():
-            with torch.inference_mode(): return run(*args.values()) if positional else run(**args)
+            with torch.inference_mode():
+                return run(*args.values()) if positional else run(**args)
     f()
     return f, time.perf_counter() - t0
 
@@ -252,7 +263,9 @@ def plot_timings(
         pick = {(t.model, t.batch, t.threads): t for t in timings if t.runner == r}
         xs = [j + (i - (len(runners) - 1) / 2) * .8 / len(runners) for j, g in enumerate(groups) if g in pick]
         ax.bar(xs, [pick[g].ratio for g in groups if g in pick], .8 / len(runners), label=r, color=palette[i])
-    ax.axhline(1, color='black', lw=1); ax.set_ylabel('speed relative to eager torch')
+    ax.axhline(1, color='black', lw=1)
+    ax.set_ylabel('speed relative to eager torch')
     ax.set_xticks(range(len(groups)), [f'{m}\nbatch {b}' + (f', {t} threads' if len({g[2] for g in groups}) > 1 else '') for m, b, t in groups])
-    ax.legend(); ax.grid(axis='x', visible=False)
+    ax.legend()
+    ax.grid(axis='x', visible=False)
     return ax

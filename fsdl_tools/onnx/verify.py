@@ -29,9 +29,12 @@ class Verification(Record):
         n = f'{"verified" if self.ok else "NOT verified: " + self.reason}; relative difference is max|a − b| / max|b|, allowed {self.rtol:g}'
         e = lambda v: f'{v:.1e}'
         return Table(self.rows, formats=dict(max_abs=e, max_rel=e, top1=lambda v: f'{v:.1%}'), caption=f'{Path(self.path).name} against {self.against}', notes=n)
-    def _repr_html_(self): return self.table()._repr_html_()
-    def _repr_markdown_(self): return self.table()._repr_markdown_()
-    def __rich__(self): return self.table().__rich__()
+    def _repr_html_(self):
+        return self.table()._repr_html_()
+    def _repr_markdown_(self):
+        return self.table()._repr_markdown_()
+    def __rich__(self):
+        return self.table().__rich__()
 
 # %% ../../nbs/onnx/03_verify.ipynb #f76877a8
 def _grid(specs, batches, lengths):
@@ -47,7 +50,8 @@ def torch_runner(
     "The reference: the module itself, eager"
     import torch
     def run(feed):
-        with torch.no_grad(): out = named_outputs(module, {k: torch.from_numpy(v) for k, v in feed.items()})
+        with torch.no_grad():
+            out = named_outputs(module, {k: torch.from_numpy(v) for k, v in feed.items()})
         return {k: (v.float() if v.dtype == torch.bfloat16 else v).detach().numpy() for k, v in out.items()}
     return run
 
@@ -66,12 +70,17 @@ def verify_runner(
     names = {i.name for i in sess.get_inputs()}
     for i, sizes in enumerate(_grid(specs, batches, lengths)):
         feed = random_inputs(specs, seed=i + 1, **sizes)
-        try: ref = run(feed)
-        except Exception as e: raise ValueError(f'{against} itself fails at {sizes}: {_cause(e)}') from None
+        try:
+            ref = run(feed)
+        except Exception as e:
+            raise ValueError(f'{against} itself fails at {sizes}: {_cause(e)}') from None
         got = infer(sess, {k: v for k, v in feed.items() if k in names})
-        if i == 0: seen = _says_something(ref, run(random_inputs(specs, seed=99, **sizes)), rtol)
-        if len(ref) != len(got): raise ValueError(f'{str(path)!r} returns {len(got)} outputs, {against} returns {len(ref)}')
-        for (k, a), b in zip(got.items(), ref.values()): rows.append(dict(output=k, sizes=', '.join(f'{n} {v}' for n, v in sizes.items())) | compare_outputs(a, b, rtol))
+        if i == 0:
+            seen = _says_something(ref, run(random_inputs(specs, seed=99, **sizes)), rtol)
+        if len(ref) != len(got):
+            raise ValueError(f'{str(path)!r} returns {len(got)} outputs, {against} returns {len(ref)}')
+        for (k, a), b in zip(got.items(), ref.values()):
+            rows.append(dict(output=k, sizes=', '.join(f'{n} {v}' for n, v in sizes.items())) | compare_outputs(a, b, rtol))
     bad = [r for r in rows if not r['ok']]
     reason = f"{bad[0]['output']} at {bad[0]['sizes']}: {bad[0]['why']}" if bad else '' if seen else 'the outputs do not depend on the input, so equality proves nothing'
     return Verification(str(path), against, rtol, not reason, reason, tuple(rows))
@@ -82,7 +91,9 @@ def graph_fingerprint(
 ) -> str:  # 16 hexadecimal digits
     "Hash of all weights, so that a file can be matched to the model it came from"
     h = hashlib.sha256()
-    for k, v in sorted(module.state_dict().items()): h.update(k.encode()); h.update(np.ascontiguousarray(v.detach().cpu().float().numpy()).tobytes())
+    for k, v in sorted(module.state_dict().items()):
+        h.update(k.encode())
+        h.update(np.ascontiguousarray(v.detach().cpu().float().numpy()).tobytes())
     return h.hexdigest()[:16]
 
 # %% ../../nbs/onnx/03_verify.ipynb #d7ecfc0d
@@ -99,7 +110,8 @@ def verify(
     f = inspect_onnx(path)
     note = {k.removeprefix('fsdl.'): v for k, v in f.metadata.items()}
     against = against or _origin(note)
-    if against is None: raise ValueError(f'{str(path)!r} does not say which model it came from: name one')
+    if against is None:
+        raise ValueError(f'{str(path)!r} does not say which model it came from: name one')
     if isinstance(against, (str, Path)) and str(against).endswith('.onnx'):
         other = session(against)
         run, name, src = (lambda feed: infer(other, feed)), Path(against).name, None
@@ -113,7 +125,8 @@ def verify(
 
 def _origin(note):
     "The model that a file says it came from: a configuration of transformers, or a name"
-    if 'config' not in note or note.get('pretrained') == 'true': return note.get('source')
+    if 'config' not in note or note.get('pretrained') == 'true':
+        return note.get('source')
     from transformers import CONFIG_MAPPING
     d = json.loads(note['config'])
     return CONFIG_MAPPING[one_of('model type', d['model_type'], CONFIG_MAPPING)].from_dict(d | dict(architectures=[note['architecture']]))
