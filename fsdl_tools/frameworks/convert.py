@@ -36,7 +36,15 @@ def load_runner(
 def _with_torch(r, shape, path):
     import torch
     with contextlib.redirect_stdout(io.StringIO()):
-        torch.onnx.export(r.net.eval(), (torch.zeros(2, *shape),), path, dynamo=True, dynamic_shapes=({0: 'batch'},), external_data=False, verbose=False)
+        torch.onnx.export(
+            r.net.eval(),
+            (torch.zeros(2, *shape),),
+            path,
+            dynamo=True,
+            dynamic_shapes=({0: 'batch'},),
+            external_data=False,
+            verbose=False,
+        )
 
 def _tf2onnx():
     "tf2onnx with a rule for Erfc, which version 1.17 lacks"
@@ -68,8 +76,15 @@ def _with_jax2onnx(r, shape, path):
     f = r.net if r.name == 'flax' else lambda x: r.forward(r.params, x)
     need('jax2onnx', 'frameworks').to_onnx(f, inputs=[('B', *shape)], return_mode='file', output_path=path)
 
-exporters = dict(torch=('torch.onnx', _with_torch), lightning=('torch.onnx', _with_torch), keras=('Keras, through tf2onnx', _with_keras),
-                 tensorflow=('tf2onnx', _with_tf2onnx), jax=('jax2onnx', _with_jax2onnx), flax=('jax2onnx', _with_jax2onnx), haiku=('jax2onnx', _with_jax2onnx))
+exporters = dict(
+    torch=('torch.onnx', _with_torch),
+    lightning=('torch.onnx', _with_torch),
+    keras=('Keras, through tf2onnx', _with_keras),
+    tensorflow=('tf2onnx', _with_tf2onnx),
+    jax=('jax2onnx', _with_jax2onnx),
+    flax=('jax2onnx', _with_jax2onnx),
+    haiku=('jax2onnx', _with_jax2onnx),
+)
 
 def to_onnx(
     r,    # A Runner

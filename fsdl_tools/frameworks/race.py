@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from ..core import Record, fix_torchvision, human_seconds, one_of, read_data
 from ..table import Table
-from .task import make_task
 from .runners import missing
 from .interface import runners
 
@@ -86,16 +85,24 @@ class _Entry:
     def standing(self, ref):
         if not self.speeds:
             return _Lap(self.name, self.first, note=self.note)
-        ratio = statistics.median(a/b for a, b in zip(self.speeds, ref.speeds))
-        return _Lap(self.name, self.first, statistics.median(self.speeds), min(self.speeds), max(self.speeds), ratio, self.cpu/self.wall,
-                   float(np.abs(self.losses - ref.losses).max()) if len(self.losses) == len(ref.losses) else None)
+        ratio = statistics.median(a/b for a, b in zip(self.speeds, ref.speeds, strict=False))
+        return _Lap(
+            self.name,
+            self.first,
+            statistics.median(self.speeds),
+            min(self.speeds),
+            max(self.speeds),
+            ratio,
+            self.cpu / self.wall,
+            float(np.abs(self.losses - ref.losses).max()) if len(self.losses) == len(ref.losses) else None,
+        )
 
 # %% ../../nbs/frameworks/08_race.ipynb #f9d4bad2
 def race(
     task,        # The task; its steps are shared out among the laps
     names=None,  # Names of runners, the reference first; default: all
     laps:int=5   # How often each is timed
-):               # Yields a list of Lap after each event, the last one final; raises ValueError when there are too few steps
+):               # Yields a list of Lap after each event, the last one final; raises ValueError for too few steps
     "Train `task` in all frameworks by turns on one core, and time them"
     names = [one_of('framework', n, runners) for n in dict.fromkeys(names or runners)]
     warm, each = 3, (len(task.xs) - 3) // laps
@@ -120,11 +127,34 @@ def race_table(
     standings # A list of Lap
 ) -> Table:   # A row each, the fastest first
     "The standings of a race"
-    rows = [{'framework': s.framework, 'first step': s.first, 'samples/CPU s': s.speed, 'slowest': s.low, 'fastest': s.high, 'ratio': s.ratio,
-             'cores': s.cores, 'Δ loss': s.gap} | ({'note': s.note} if s.note else {}) for s in sorted(standings, key=lambda s: -(s.speed or 0))]
+    rows = [
+        {
+            'framework': s.framework,
+            'first step': s.first,
+            'samples/CPU s': s.speed,
+            'slowest': s.low,
+            'fastest': s.high,
+            'ratio': s.ratio,
+            'cores': s.cores,
+            'Δ loss': s.gap,
+        }
+        | ({'note': s.note} if s.note else {})
+        for s in sorted(standings, key=lambda s: -(s.speed or 0))
+    ]
     ref, whole = next((s.framework for s in standings if not s.note), 'none'), '{:,.0f}'.format
-    return Table(rows, formats={'first step': human_seconds, 'samples/CPU s': whole, 'slowest': whole, 'fastest': whole, 'ratio': '{:.2f}×'.format,
-                                'cores': '{:.2f}'.format, 'Δ loss': '{:.0e}'.format}, notes=f'first step and speed in CPU seconds; ratio: to {ref}; cores: CPU over wall time')
+    return Table(
+        rows,
+        formats={
+            'first step': human_seconds,
+            'samples/CPU s': whole,
+            'slowest': whole,
+            'fastest': whole,
+            'ratio': '{:.2f}×'.format,
+            'cores': '{:.2f}'.format,
+            'Δ loss': '{:.0e}'.format,
+        },
+        notes=f'first step and speed in CPU seconds; ratio: to {ref}; cores: CPU over wall time',
+    )
 
 # %% ../../nbs/frameworks/08_race.ipynb #3353b0a1
 def overhead(
@@ -141,7 +171,10 @@ def overhead(
 # %% ../../nbs/frameworks/08_race.ipynb #60fda8f8
 def popularity() -> Table: # A row for each count, with date, conditions and source
     "Who uses PyTorch and TensorFlow, as counted by others"
-    return Table(read_data('framework_popularity.csv', text=('year', 'date')), caption='PyTorch and TensorFlow, as counted by others')
+    return Table(
+        read_data('framework_popularity.csv', text=('year', 'date')),
+        caption='PyTorch and TensorFlow, as counted by others',
+    )
 
 def history() -> Table: # A row for each event, with date and source
     "What happened to the frameworks after the lecture"

@@ -7,7 +7,7 @@ __all__ = ['optimizers', 'in_modules', 'call', 'logits_of', 'cross_entropy', 'fa
            'Breakdown', 'summary', 'plot_timeline', 'explain_memory', 'AdamW8bit', 'MasterAdamW', 'blocks_of']
 
 # %% ../../nbs/memory/02_measure.ipynb #6745322f
-import contextlib, copy
+import contextlib, copy, itertools
 from dataclasses import dataclass
 from functools import partial
 import torch
@@ -32,8 +32,15 @@ def in_modules(
         stack.append(name)
         if enter:
             enter(name, args, kwargs)
-    hooks = [h for n, m in model.named_modules() if n for h in (
-        m.register_forward_pre_hook(partial(pre, n), with_kwargs=True), m.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))]
+    hooks = [
+        h
+        for n, m in model.named_modules()
+        if n
+        for h in (
+            m.register_forward_pre_hook(partial(pre, n), with_kwargs=True),
+            m.register_forward_hook(lambda *_: stack.pop() and None, always_call=True),
+        )
+    ]
     try:
         yield
     finally:
@@ -45,7 +52,13 @@ def call(
     inputs # A dict of named tensors, a tuple of tensors, or one tensor
 ):         # What the model returns
     "`model` of `inputs`"
-    return model(**inputs) if isinstance(inputs, dict) else model(*inputs) if isinstance(inputs, (list, tuple)) else model(inputs)
+    return (
+        model(**inputs)
+        if isinstance(inputs, dict)
+        else model(*inputs)
+        if isinstance(inputs, (list, tuple))
+        else model(inputs)
+    )
 
 def logits_of(
     out # What a model returned: a tensor, or a record or tuple which holds one
@@ -71,7 +84,9 @@ def fake(
     "A copy of `model` without data, on which everything can be run but nothing is computed"
     mode = next((p.fake_mode for p in model.parameters() if isinstance(p, FakeTensor)), None) or FakeTensorMode()
     with mode:
-        empty = lambda t: torch.empty_strided(t.shape, t.stride(), dtype=dtype if dtype and t.is_floating_point() else t.dtype)
+        empty = lambda t: torch.empty_strided(
+            t.shape, t.stride(), dtype=dtype if dtype and t.is_floating_point() else t.dtype
+        )
         memo = {id(p): nn.Parameter(empty(p), requires_grad=p.requires_grad) for p in model.parameters()}
         return copy.deepcopy(model, memo | {id(b): empty(b) for b in model.buffers()})
 
@@ -97,7 +112,9 @@ def prepare(
     else:
         model = fake(model, low)
         with mode_of(model):
-            inputs = tree_map_only(torch.Tensor, lambda t: t if isinstance(t, FakeTensor) else torch.empty(t.shape, dtype=t.dtype), inputs)
+            inputs = tree_map_only(
+                torch.Tensor, lambda t: t if isinstance(t, FakeTensor) else torch.empty(t.shape, dtype=t.dtype), inputs
+            )
     with mode_of(model):
         inputs = tree_map_only(torch.Tensor, lambda t: t.bfloat16() if low and t.is_floating_point() else t, inputs)
     if getattr(getattr(model, 'config', None), 'use_cache', False):
@@ -170,7 +187,7 @@ def measure(
         for kind, ts in dict(parameters=model.parameters(), buffers=model.buffers(), batch=tensors(inputs)).items():
             for t in ts:
                 tr.watch(t, kind)
-        for step in range(2):
+        for _ in range(2):
             start = tr.clock
             for i in range(accumulation):
                 _micro_step(tr, model, cut(i), lambda y: loss(y) / accumulation, precision, mark)
@@ -185,8 +202,13 @@ def measure(
     return MemoryTrace(tr.blocks, [(t, p) for t, p in phases if t > start], start, tr.clock)
 
 # %% ../../nbs/memory/02_measure.ipynb #e0d31e11
-optimizers = dict(sgd=partial(torch.optim.SGD, lr=.01), momentum=partial(torch.optim.SGD, lr=.01, momentum=.9), adam=torch.optim.Adam,
-                  adamw=torch.optim.AdamW, adafactor=torch.optim.Adafactor)
+optimizers = dict(
+    sgd=partial(torch.optim.SGD, lr=0.01),
+    momentum=partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+    adam=torch.optim.Adam,
+    adamw=torch.optim.AdamW,
+    adafactor=torch.optim.Adafactor,
+)
 
 def _optimizer_of(
     optimizer # Name in optimizers, or a function from parameters to a torch optimizer
@@ -213,9 +235,14 @@ class Breakdown(Record):
 
     @property
     def rows(self):
+        "One dict of category, bytes and readable size for each category and for the peak"
         return [dict(category=k, bytes=v, size=human_bytes(v)) for k, v in self.to_dict().items() if isinstance(v, int)]
     def _page(self):
-        return Table([r for r in self.rows if r['bytes']], formats=dict(bytes=lambda v: f'{v:,}'), caption=f'{self.source.capitalize()}; the peak is in the {self.peak_phase} phase')
+        return Table(
+            [r for r in self.rows if r['bytes']],
+            formats=dict(bytes=lambda v: f'{v:,}'),
+            caption=f'{self.source.capitalize()}; the peak is in the {self.peak_phase} phase',
+        )
 
 def summary(
     trace:MemoryTrace # What measure returned
@@ -224,10 +251,17 @@ def summary(
     kept, full, (tick, peak) = trace.at(trace.begins('backward')[-1]), trace.at(trace.begins('step')[0]), trace.peak
     sizes = {k: kept[k] for k in categories if k not in ('gradients', 'recomputed', 'temporary')}
     at = trace.at(tick)
-    return Breakdown(**sizes, gradients=full['gradients'], temporary=at['temporary'] + at['recomputed'], peak=peak, peak_phase=trace.phase(tick))
+    return Breakdown(
+        **sizes,
+        gradients=full['gradients'],
+        temporary=at['temporary'] + at['recomputed'],
+        peak=peak,
+        peak_phase=trace.phase(tick),
+    )
 
 # %% ../../nbs/memory/02_measure.ipynb #3796e1e0
-_colors = dict(zip(categories, ['#0072B2', '#7F7F7F', '#56B4E9', '#009E73', '#000000', '#B8860B', '#D55E00', '#F0A070', '#E69F00', '#CC79A7']))
+_palette = '#0072B2 #7F7F7F #56B4E9 #009E73 #000000 #B8860B #D55E00 #F0A070 #E69F00 #CC79A7'.split()
+_colors = dict(zip(categories, _palette, strict=True))
 
 def plot_timeline(
     trace:MemoryTrace, # What measure returned
@@ -245,14 +279,24 @@ def plot_timeline(
         for k in categories:
             live[k].append(live[k][-1] + (change if k == b.kind else 0))
     used = [k for k in categories if max(live[k])]
-    ax.stackplot(ticks, *[np.array(live[k]) / MiB for k in used], labels=used, colors=[_colors[k] for k in used], step='post')
+    ax.stackplot(
+        ticks, *[np.array(live[k]) / MiB for k in used], labels=used, colors=[_colors[k] for k in used], step='post'
+    )
     tick, peak = trace.peak
-    ax.annotate(f'peak {human_bytes(peak)}', (tick, peak / MiB), (0, 4), textcoords='offset points', ha='center', fontsize=9)
-    for (t, p), (u, _) in zip(trace.phases, trace.phases[1:]):
+    ax.annotate(
+        f'peak {human_bytes(peak)}', (tick, peak / MiB), (0, 4), textcoords='offset points', ha='center', fontsize=9
+    )
+    for (t, p), (u, _) in itertools.pairwise(trace.phases):
         ax.axvline(t, color='white', lw=1)
         if u - t > .08 * (trace.end - trace.start):
             ax.text(t, -.02, ' ' + p, transform=ax.get_xaxis_transform(), va='top', fontsize=8)
-    ax.set(xlabel='allocations and frees, in order', ylabel='memory in use (MiB)', title=title, xlim=(trace.start, trace.end), ylim=(0, peak / MiB * 1.12))
+    ax.set(
+        xlabel='allocations and frees, in order',
+        ylabel='memory in use (MiB)',
+        title=title,
+        xlim=(trace.start, trace.end),
+        ylim=(0, peak / MiB * 1.12),
+    )
     ax.set_xticks([])
     ax.xaxis.labelpad = 12
     ax.legend(loc='center left', bbox_to_anchor=(1, .5), reverse=True, fontsize=8)
@@ -266,8 +310,22 @@ def explain_memory(
     groups, (tick, peak) = {}, trace.peak
     for b in trace.alive(tick):
         groups.setdefault((b.kind, b.op or 'given', b.shape), []).append(b)
-    rows = [dict(category=k, operation=o, shape='×'.join(map(str, s)), times=len(bs), bytes=sum(b.bytes for b in bs), share=sum(b.bytes for b in bs) / peak) for (k, o, s), bs in groups.items()]
-    return Table(sorted(rows, key=lambda r: -r['bytes'])[:n], formats=dict(bytes=human_bytes, share='{:.0%}'.format), caption=f'Alive at the peak of {human_bytes(peak)}, in the {trace.phase(tick)} phase')
+    rows = [
+        dict(
+            category=k,
+            operation=o,
+            shape='×'.join(map(str, s)),
+            times=len(bs),
+            bytes=sum(b.bytes for b in bs),
+            share=sum(b.bytes for b in bs) / peak,
+        )
+        for (k, o, s), bs in groups.items()
+    ]
+    return Table(
+        sorted(rows, key=lambda r: -r['bytes'])[:n],
+        formats=dict(bytes=human_bytes, share='{:.0%}'.format),
+        caption=f'Alive at the peak of {human_bytes(peak)}, in the {trace.phase(tick)} phase',
+    )
 
 # %% ../../nbs/memory/02_measure.ipynb #616694b0
 class AdamW8bit(torch.optim.Optimizer):
@@ -276,15 +334,24 @@ class AdamW8bit(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
         self.block, self.min_size = block, min_size
 
-    def pack(self, x):
+    def pack(self,
+        x # Tensor of floats, any shape
+    ):    # (int8 [blocks, block], fp32 scales [blocks, 1]); padded with zeros
+        "Round to 8 bits, with the largest magnitude of each block as its scale"
         x = F.pad(x.flatten(), (0, -x.numel() % self.block)).view(-1, self.block)
         scale = x.abs().amax(1, keepdim=True).clamp(min=1e-30)
         return (x / scale * 127).round().to(torch.int8), scale
 
-    def unpack(self, packed, like):
+    def unpack(self,
+        packed, # (int8 blocks, scales) from pack
+        like    # A tensor of the shape wanted
+    ):          # fp32 tensor of that shape
+        "The numbers that pack rounded, in fp32"
         return (packed[0] * (packed[1] / 127)).flatten()[:like.numel()].view(like.shape)
 
-    def moments(self, p):
+    def moments(self,
+        p # A parameter
+    ):    # Mean of the gradients, mean of their squares; zeros before the first step
         "Both moments of `p` in fp32; the second is kept as its square root, which needs half the range"
         s, n = self.state[p], p.numel()
         if not s:
@@ -294,11 +361,16 @@ class AdamW8bit(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        "Update every parameter that has a gradient"
         for g in self.param_groups:
             for p in (p for p in g['params'] if p.grad is not None):
                 self.update(p, g)
 
-    def update(self, p, g):
+    def update(self,
+        p, # A parameter with a gradient
+        g  # Its parameter group: lr, betas, eps, weight_decay
+    ):
+        "AdamW for one parameter, in place (arXiv 1711.05101, algorithm 2)"
         (b1, b2), (m, v), s, grad = g['betas'], self.moments(p), self.state[p], p.grad.float()
         s['t'] += 1
         m, v = m*b1 + grad*(1-b1), v*b2 + grad**2*(1-b2)
@@ -316,10 +388,11 @@ class MasterAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        for l, h in zip(self.low, self.high):
+        "Step on the fp32 copies with fp32 gradients, then round them into the parameters"
+        for l, h in zip(self.low, self.high, strict=True):
             h.grad = None if l.grad is None else l.grad.float()
         self.inner.step()
-        for l, h in zip(self.low, self.high):
+        for l, h in zip(self.low, self.high, strict=True):
             l.copy_(h)
             h.grad = None
             self.state[l] = dict(master=h, **self.inner.state[h])
@@ -335,6 +408,12 @@ def blocks_of(
     for name, m in model.named_modules():
         if next(m.children(), None) is not None and not isinstance(m, (nn.ModuleList, nn.Sequential)):
             groups.setdefault(type(m), []).append(name)
-    size = {c: sum(p.numel() for n in names for p in model.get_submodule(n).parameters()) for c, names in groups.items() if len(names) > 1}
-    best = max((c for c in size if size[c] >= .8 * max(size.values())), key=lambda c: (len(groups[c]), size[c]), default=None)
+    size = {
+        c: sum(p.numel() for n in names for p in model.get_submodule(n).parameters())
+        for c, names in groups.items()
+        if len(names) > 1
+    }
+    best = max(
+        (c for c in size if size[c] >= 0.8 * max(size.values())), key=lambda c: (len(groups[c]), size[c]), default=None
+    )
     return groups[best] if best else []

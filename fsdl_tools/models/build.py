@@ -21,14 +21,25 @@ def _hf_classes(task):
     "Model type -> class name(s), for one task"
     return getattr(need('transformers.models.auto.modeling_auto'), f'MODEL_{hf_tasks[task]}MAPPING_NAMES')
 
-hf_tasks = {'causal-lm': 'FOR_CAUSAL_LM_', 'masked-lm': 'FOR_MASKED_LM_', 'image-classification': 'FOR_IMAGE_CLASSIFICATION_', 'seq2seq-lm': 'FOR_SEQ_TO_SEQ_CAUSAL_LM_',
-            'speech-seq2seq': 'FOR_SPEECH_SEQ_2_SEQ_', 'ctc': 'FOR_CTC_', 'audio-classification': 'FOR_AUDIO_CLASSIFICATION_', 'image-text-to-text': 'FOR_IMAGE_TEXT_TO_TEXT_',
-            'object-detection': 'FOR_OBJECT_DETECTION_', 'semantic-segmentation': 'FOR_SEMANTIC_SEGMENTATION_', 'depth-estimation': 'FOR_DEPTH_ESTIMATION_',
-            'video-classification': 'FOR_VIDEO_CLASSIFICATION_', 'base': ''}
+hf_tasks = {
+    'causal-lm': 'FOR_CAUSAL_LM_',
+    'masked-lm': 'FOR_MASKED_LM_',
+    'image-classification': 'FOR_IMAGE_CLASSIFICATION_',
+    'seq2seq-lm': 'FOR_SEQ_TO_SEQ_CAUSAL_LM_',
+    'speech-seq2seq': 'FOR_SPEECH_SEQ_2_SEQ_',
+    'ctc': 'FOR_CTC_',
+    'audio-classification': 'FOR_AUDIO_CLASSIFICATION_',
+    'image-text-to-text': 'FOR_IMAGE_TEXT_TO_TEXT_',
+    'object-detection': 'FOR_OBJECT_DETECTION_',
+    'semantic-segmentation': 'FOR_SEMANTIC_SEGMENTATION_',
+    'depth-estimation': 'FOR_DEPTH_ESTIMATION_',
+    'video-classification': 'FOR_VIDEO_CLASSIFICATION_',
+    'base': '',
+}
 
 def locate(
     name:str # Architecture, architecture.tag, model type, or path to a config.json or its folder
-) -> tuple:  # timm, transformers or file, and the name there; raises ValueError with the nearest names, FileNotFoundError for a missing file
+) -> tuple:  # timm, transformers or file, and the name there; raises ValueError or FileNotFoundError
     "The zoo that `name` belongs to"
     p = Path(name)
     if p.suffix == '.json' or (p/'config.json').is_file():
@@ -54,9 +65,14 @@ def _size(size, default):
     if size is None:
         return tuple(default)
     try:
-        t = tuple(int(x) for x in (re.split('[x×,]', size) if isinstance(size, str) else [size] if isinstance(size, int) else size))
+        t = tuple(
+            int(x)
+            for x in (re.split('[x×,]', size) if isinstance(size, str) else [size] if isinstance(size, int) else size)
+        )
     except (TypeError, ValueError):
-        raise ValueError(f"cannot read input size {size!r}: expected for example 224, (224, 192) or '3x224x224'") from None
+        raise ValueError(
+            f"cannot read input size {size!r}: expected for example 224, (224, 192) or '3x224x224'"
+        ) from None
     t = {1: lambda: (default[0], *t, *t), 2: lambda: (default[0], *t), 3: lambda: t}.get(len(t), tuple)()
     if not t or min(t) < 1:
         raise ValueError(f"cannot read input size {size!r}: expected for example 224, (224, 192) or '3x224x224'")
@@ -85,11 +101,23 @@ def _build_timm(
         model = timm.create_model(name, pretrained=pretrained, **kw).eval()
     except (TypeError, AssertionError, ValueError, RuntimeError) as e:
         if 'img_size' in kw:
-            raise ValueError(f"{name} cannot be built for {'×'.join(map(str, size))}, its size is {'×'.join(map(str, cfg.input_size))}: {e}") from None
+            raise ValueError(
+                f"{name} cannot be built for {'×'.join(map(str, size))}, "
+                f"its size is {'×'.join(map(str, cfg.input_size))}: {e}"
+            ) from None
         raise
-    patch = next((p for k in ('patch_embed', 'stem') if (p := getattr(getattr(model, k, None), 'patch_size', None))), (1, 1))
-    if isinstance(patch, (tuple, list)) and size[1:] != tuple(cfg.input_size[1:]) and any(n % p for n, p in zip(size[1:], patch)):
-        raise ValueError(f"{name} cannot be built for {'×'.join(map(str, size))}: not a multiple of its patches of {'×'.join(map(str, patch))}")
+    patch = next(
+        (p for k in ('patch_embed', 'stem') if (p := getattr(getattr(model, k, None), 'patch_size', None))), (1, 1)
+    )
+    if (
+        isinstance(patch, (tuple, list))
+        and size[1:] != tuple(cfg.input_size[1:])
+        and any(n % p for n, p in zip(size[1:], patch, strict=False))
+    ):
+        raise ValueError(
+            f"{name} cannot be built for {'×'.join(map(str, size))}: "
+            f"not a multiple of its patches of {'×'.join(map(str, patch))}"
+        )
     model.input_size = size
     return model
 
@@ -128,10 +156,21 @@ def find_class(
     cls = able[one_of(f'task of {config.model_type}', task or first, able)]
     return getattr(transformers, cls if isinstance(cls, str) else cls[0])
 
-# Values that a default configuration leaves open although its class needs them, from the checkpoint that the family is named for
-_holes = dict(deepseek_v2=dict(num_experts_per_tok=6), dots1=dict(n_routed_experts=128, num_experts_per_tok=6, n_shared_experts=2), xmod=dict(default_language='en_XX'), esm=dict(vocab_size=33, pad_token_id=1, mask_token_id=32),
-              cohere_compass_text=dict(rope_parameters={k: dict(rope_type='default', rope_theta=10000.) for k in ('full_attention', 'sliding_attention')}),
-              granitemoehybrid=dict(layer_types=(['linear_attention'] * 3 + ['full_attention']) * 8), lfm2_moe=dict(layer_types=(['conv'] * 3 + ['full_attention']) * 8))
+# Values that a default configuration leaves open although its class needs them,
+# from the checkpoint that the family is named for
+_holes = dict(
+    deepseek_v2=dict(num_experts_per_tok=6),
+    dots1=dict(n_routed_experts=128, num_experts_per_tok=6, n_shared_experts=2),
+    xmod=dict(default_language='en_XX'),
+    esm=dict(vocab_size=33, pad_token_id=1, mask_token_id=32),
+    cohere_compass_text=dict(
+        rope_parameters={
+            k: dict(rope_type='default', rope_theta=10000.0) for k in ('full_attention', 'sliding_attention')
+        }
+    ),
+    granitemoehybrid=dict(layer_types=(['linear_attention'] * 3 + ['full_attention']) * 8),
+    lfm2_moe=dict(layer_types=(['conv'] * 3 + ['full_attention']) * 8),
+)
 
 def _fit(config, cls):
     "`config`, or the part of it that `cls` is made for, with its holes filled"
@@ -142,7 +181,13 @@ def _fit(config, cls):
         config.is_decoder = True
     if config.model_type == 'dbrx' and not hasattr(config.attn_config, 'rope_theta'):
         config.attn_config.rope_theta, config.attn_config.clip_qkv = 5e5, 8
-    t = config.get_text_config()
+    _fill(config.get_text_config())
+    return config
+
+def _fill(
+    t # Configuration of the text model, changed in place
+):
+    "Set what a text model leaves open: heads, and what `_holes` knows of its type"
     d, fill = vars(t), _holes.get(t.model_type, {})
     if 'layer_types' in fill:
         fill = fill | dict(layer_types=fill['layer_types'][:t.num_hidden_layers])
@@ -153,10 +198,18 @@ def _fit(config, cls):
     for k, v in fill.items():
         if not d.get(k) or k == 'layer_types' and 'full_attention' not in d[k]:
             setattr(t, k, v)
-    return config
 
 # %% ../../nbs/models/03_build.ipynb #fdd6f133
-_few = dict(num_encoder_layers=2, num_decoder_layers=2, num_hidden_layers=2, num_layers=2, encoder_layers=2, decoder_layers=2, n_layer=2, n_layers=2)
+_few = dict(
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    num_hidden_layers=2,
+    num_layers=2,
+    encoder_layers=2,
+    decoder_layers=2,
+    n_layer=2,
+    n_layers=2,
+)
 
 def shrink(
     config # A configuration object of transformers; changed in place
@@ -167,7 +220,9 @@ def shrink(
             c.depths = [1] * len(c.depths)
             continue     # a vision model in stages
         for k, v in _few.items():
-            with contextlib.suppress(NotImplementedError):      # some compute one of these from others, and refuse to set it
+            with contextlib.suppress(
+                NotImplementedError
+            ):  # some compute one of these from others, and refuse to set it
                 if isinstance(getattr(c, k, None), int):
                     setattr(c, k, min(v, getattr(c, k)))
         for k in ['layer_types', 'mlp_layer_types', 'layers_block_type']:
@@ -210,7 +265,9 @@ def build(
             return _build_timm(there, input_size, pretrained, **kw)
         if input_size is not None:
             kw['image_size'] = _size(input_size, (3, 224, 224))[1]
-        return _build_hf(there, task, pretrained=pretrained or '', **kw).to(device)      # some classes allocate past the device
+        return _build_hf(there, task, pretrained=pretrained or '', **kw).to(
+            device
+        )  # some classes allocate past the device
 
 # %% ../../nbs/models/03_build.ipynb #bc25591d
 def _text_length(config, seq):
@@ -231,10 +288,25 @@ def _hf_inputs(model, batch, seq):
     config, names = model.config, inspect.signature(model.forward).parameters
     seq = _text_length(config, seq)
     bins = getattr(config, 'num_mel_bins', None) or getattr(config, 'input_feat_per_channel', None) or 80
-    mel = (batch, bins, 2 * getattr(config, 'max_source_positions', 1500)) if config.model_type == 'whisper' else (batch, seq, bins)
-    image = (_image_shape(config, batch, 'Video' in type(model).__name__ or config.model_type in ('timesformer', 'vivit', 'videomae')), 'float32')
-    main = {'input_ids': ((batch, seq), 'int64'), 'pixel_values': image, 'pixel_values_videos': (_image_shape(config, batch, True), 'float32'),
-            'input_values': ((batch, 16000), 'float32'), 'input_features': (mel, 'float32'), 'inputs': ((batch, seq), 'int64')}
+    mel = (
+        (batch, bins, 2 * getattr(config, 'max_source_positions', 1500))
+        if config.model_type == 'whisper'
+        else (batch, seq, bins)
+    )
+    image = (
+        _image_shape(
+            config, batch, 'Video' in type(model).__name__ or config.model_type in ('timesformer', 'vivit', 'videomae')
+        ),
+        'float32',
+    )
+    main = {
+        'input_ids': ((batch, seq), 'int64'),
+        'pixel_values': image,
+        'pixel_values_videos': (_image_shape(config, batch, True), 'float32'),
+        'input_values': ((batch, 16000), 'float32'),
+        'input_features': (mel, 'float32'),
+        'inputs': ((batch, seq), 'int64'),
+    }
     if 'Image' in type(model).__name__:
         main['inputs'] = main['pixel_values']
     if config.model_type.startswith('musicgen'):
@@ -262,7 +334,10 @@ def example_inputs(
         wanted = _hf_inputs(model, batch, seq)
     else:
         raise ValueError(f'{type(model).__name__} comes from no zoo: give an example input')
-    return {k: torch.rand(s, device=device) if t == 'float32' else torch.zeros(s, dtype=torch.int64, device=device) for k, (s, t) in wanted.items()}
+    return {
+        k: torch.rand(s, device=device) if t == 'float32' else torch.zeros(s, dtype=torch.int64, device=device)
+        for k, (s, t) in wanted.items()
+    }
 
 # %% ../../nbs/models/03_build.ipynb #db5ec30b
 def _first(config, *names, default=0):
@@ -280,10 +355,22 @@ def _first(config, *names, default=0):
 
 def _biases(model):
     "Which of the matrices of queries-keys-values, attention output and MLP have biases"
-    has = lambda pattern: any(re.search(pattern, n) and getattr(m, 'bias', None) is not None for n, m in model.named_modules() if type(m).__name__ in ('Linear', 'Conv1D'))
-    return dict(qkv_bias=has(r'(\.(q|k|v|qkv)(_proj|_lin)?|query|key|value|c_attn|query_key_value|W_?pack|Wqkv)$'),
-                out_bias=has(r'(attn|attention|self_attn|self)\.(o|out|dense|c_proj|out_proj|o_proj|proj|output\.dense)$|attention\.output\.dense$'),
-                mlp_bias=has(r'(mlp|ffn|feed_forward|block|layers\.\d+)\.(\w+\.)*(c_fc|fc1|fc2|up_proj|down_proj|dense_h_to_4h|gate_up_proj|fc_in|lin1)$|intermediate\.dense$'))
+    has = lambda pattern: any(
+        re.search(pattern, n) and getattr(m, 'bias', None) is not None
+        for n, m in model.named_modules()
+        if type(m).__name__ in ('Linear', 'Conv1D')
+    )
+    return dict(
+        qkv_bias=has(r'(\.(q|k|v|qkv)(_proj|_lin)?|query|key|value|c_attn|query_key_value|W_?pack|Wqkv)$'),
+        out_bias=has(
+            r'(attn|attention|self_attn|self)\.(o|out|dense|c_proj|out_proj|o_proj|proj|output\.dense)$'
+            r'|attention\.output\.dense$'
+        ),
+        mlp_bias=has(
+            r'(mlp|ffn|feed_forward|block|layers\.\d+)\.(\w+\.)*'
+            r'(c_fc|fc1|fc2|up_proj|down_proj|dense_h_to_4h|gate_up_proj|fc_in|lin1)$|intermediate\.dense$'
+        ),
+    )
 
 def _positions(model, config):
     "How the model knows where a token stands"
@@ -294,25 +381,53 @@ def _positions(model, config):
         return 'alibi'
     if getattr(config, 'relative_attention_num_buckets', 0):
         return 'relative'
-    return 'learned' if any(re.search(r'pos|wpe', n) for n, m in model.named_modules() if type(m).__name__.endswith('Embedding')) else 'none'
+    return (
+        'learned'
+        if any(re.search(r'pos|wpe', n) for n, m in model.named_modules() if type(m).__name__.endswith('Embedding'))
+        else 'none'
+    )
 
 def shape_of(
     model # A module of transformers, on any device
 ):        # A TransformerShape, or None when the configuration lacks what one needs
     "The shape of a transformer, from its configuration and modules"
     c = model.config.get_text_config()
-    layers, hidden = _first(c, 'num_hidden_layers', 'encoder_layers', 'num_layers', 'n_layer'), _first(c, 'hidden_size', 'd_model', 'n_embd')
+    layers, hidden = (
+        _first(c, 'num_hidden_layers', 'encoder_layers', 'num_layers', 'n_layer'),
+        _first(c, 'hidden_size', 'd_model', 'n_embd'),
+    )
     heads = _first(c, 'num_attention_heads', 'encoder_attention_heads', 'num_heads', 'n_head')
     if not (layers and hidden and heads):
         return None
-    names, types = ' '.join(n for n, _ in model.named_modules()) + ' '.join(n for n, _ in model.named_parameters()), {type(m).__name__.lower() for m in model.modules()}
-    experts, per = _first(c, 'num_local_experts', 'num_experts', 'n_routed_experts'), _first(c, 'num_experts_per_tok', 'num_experts_per_token', 'moe_k', default=1)
-    ffn = (_first(c, 'moe_intermediate_size', 'expert_ffn_hidden_size') if experts else 0) or _first(c, 'intermediate_size', 'ffn_dim', 'encoder_ffn_dim', 'd_ff', 'n_inner')
-    d = dict(layers=layers, hidden=hidden, heads=heads, vocab=_first(c, 'vocab_size'), ffn=ffn, kv_heads=_first(c, 'num_key_value_heads', default=1 if getattr(c, 'multi_query', 0) else 0),
-             head_dim=_first(c, 'head_dim'), max_seq=_first(c, 'max_position_embeddings', 'n_positions', default=2048), gated_mlp=bool(re.search(r'gate_proj|gate_up_proj|\.w3\b|wi_0', names)),
-             tied=bool(_first(c, 'tie_word_embeddings', default=False)), norm='rmsnorm' if any('rms' in t for t in types) else 'layernorm', positions=_positions(model, c),
-             decoder_layers=_first(c, 'decoder_layers', 'num_decoder_layers', default=layers) if c.is_encoder_decoder else 0,
-             experts=experts, experts_per_token=per if experts else 0, **_biases(model))
+    names, types = (
+        ' '.join(n for n, _ in model.named_modules()) + ' '.join(n for n, _ in model.named_parameters()),
+        {type(m).__name__.lower() for m in model.modules()},
+    )
+    experts, per = (
+        _first(c, 'num_local_experts', 'num_experts', 'n_routed_experts'),
+        _first(c, 'num_experts_per_tok', 'num_experts_per_token', 'moe_k', default=1),
+    )
+    ffn = (_first(c, 'moe_intermediate_size', 'expert_ffn_hidden_size') if experts else 0) or _first(
+        c, 'intermediate_size', 'ffn_dim', 'encoder_ffn_dim', 'd_ff', 'n_inner'
+    )
+    d = dict(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        vocab=_first(c, 'vocab_size'),
+        ffn=ffn,
+        kv_heads=_first(c, 'num_key_value_heads', default=1 if getattr(c, 'multi_query', 0) else 0),
+        head_dim=_first(c, 'head_dim'),
+        max_seq=_first(c, 'max_position_embeddings', 'n_positions', default=2048),
+        gated_mlp=bool(re.search(r'gate_proj|gate_up_proj|\.w3\b|wi_0', names)),
+        tied=bool(_first(c, 'tie_word_embeddings', default=False)),
+        norm='rmsnorm' if any('rms' in t for t in types) else 'layernorm',
+        positions=_positions(model, c),
+        decoder_layers=_first(c, 'decoder_layers', 'num_decoder_layers', default=layers) if c.is_encoder_decoder else 0,
+        experts=experts,
+        experts_per_token=per if experts else 0,
+        **_biases(model),
+    )
     try:
         return TransformerShape(**d)
     except ValueError:

@@ -79,7 +79,9 @@ def _attention(q, k, v, attn_mask=None, dropout_p=0., is_causal=False, scale=Non
     "Scaled dot-product attention by the fused kernels, whose shapes are defined on meta"
     import torch
     if not q.is_meta or q.dim() != 4:
-        return torch._C._nn.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return torch._C._nn.scaled_dot_product_attention(
+            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     if enable_gqa and k.shape[1] != q.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     b = q.shape[:2]
@@ -88,7 +90,9 @@ def _attention(q, k, v, attn_mask=None, dropout_p=0., is_causal=False, scale=Non
     if attn_mask is not None:
         attn_mask = attn_mask.expand(*b, q.shape[2], k.shape[2]).to(q.dtype)
     k, v = k.expand(*b, *k.shape[2:]), v.expand(*b, *v.shape[2:])
-    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
+    return torch.ops.aten._scaled_dot_product_efficient_attention(
+        q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale
+    )[0]
 
 def _grouped(a, b, *args, **kw):
     "Each row of `a` times one of the matrices `b`"
@@ -98,9 +102,15 @@ def _stand_in(fused):
     "A function mode that exchanges attention (when `fused`) and grouped matrix products"
     import torch
     from torch.overrides import TorchFunctionMode
-    swap = {f: _grouped for f in (getattr(torch.nn.functional, 'grouped_mm', None), getattr(torch, '_grouped_mm', None)) if f}
+    swap = {
+        f: _grouped
+        for f in (getattr(torch.nn.functional, 'grouped_mm', None), getattr(torch, '_grouped_mm', None))
+        if f
+    }
     if fused:
-        swap[torch._C._nn.scaled_dot_product_attention] = swap[torch.nn.functional.scaled_dot_product_attention] = _attention
+        swap[torch._C._nn.scaled_dot_product_attention] = swap[torch.nn.functional.scaled_dot_product_attention] = (
+            _attention
+        )
     class StandIn(TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
             return swap.get(func, func)(*args, **(kwargs or {}))
@@ -152,7 +162,14 @@ def _cast(model, inputs, precision):
     import torch
     dtype = getattr(torch, _precisions[one_of('precision', precision, _precisions)])
     cast = lambda t: t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
-    return (model, inputs) if precision == 'fp32' else (model.to(dtype), {k: cast(v) for k, v in inputs.items()} if isinstance(inputs, dict) else [cast(v) for v in inputs])
+    return (
+        (model, inputs)
+        if precision == 'fp32'
+        else (
+            model.to(dtype),
+            {k: cast(v) for k, v in inputs.items()} if isinstance(inputs, dict) else [cast(v) for v in inputs],
+        )
+    )
 
 # %% ../../nbs/models/04_profile.ipynb #9591d3d1
 def _call(model, inputs):
@@ -180,13 +197,19 @@ def _run(model, inputs, fused, name, device='meta'):
     "The tally of one forward pass; what meta cannot do becomes one line"
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    exact = contextlib.nullcontext() if device == 'meta' else sdpa_kernel(SDPBackend.MATH)     # the fused kernel of the CPU has no formula
+    exact = (
+        contextlib.nullcontext() if device == 'meta' else sdpa_kernel(SDPBackend.MATH)
+    )  # the fused kernel of the CPU has no formula
     try:
         with exact, torch.device(device), _unvalidated(), metered(model, inputs, fused) as tally:
             _call(model, inputs)
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, NotImplementedError) as e:
         values = any(s in str(e) for s in ('no data', 'meta tensors', 'meta tensor', 'data-dependent', 'torch.nonzero'))
-        why = 'its forward pass depends on the values of tensors (real=True computes them)' if values else f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no message'}"
+        why = (
+            'its forward pass depends on the values of tensors (real=True computes them)'
+            if values
+            else f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no message'}"
+        )
         shapes = ', '.join('×'.join(map(str, t.shape)) for t in _tensors(inputs))
         raise ValueError(f'{name} cannot be profiled with an input of {shapes}: {why}') from e
     return tally
@@ -221,22 +244,32 @@ def _origin(model):
     "Where a model comes from: source, family, library with version, licence, transformer shape"
     if hasattr(model, 'pretrained_cfg'):
         import timm
-        return dict(source='timm', family=type(model).__module__.split('.')[-1], library=f'timm {timm.__version__}', licence=model.pretrained_cfg.get('license'))
+        return dict(
+            source='timm',
+            family=type(model).__module__.split('.')[-1],
+            library=f'timm {timm.__version__}',
+            licence=model.pretrained_cfg.get('license'),
+        )
     if hasattr(model, 'config') and hasattr(model, 'main_input_name'):
         import transformers
-        return dict(source='transformers', family=model.config.model_type, library=f'transformers {transformers.__version__}', shape=shape_of(model))
+        return dict(
+            source='transformers',
+            family=model.config.model_type,
+            library=f'transformers {transformers.__version__}',
+            shape=shape_of(model),
+        )
     import torch
     return dict(source='module', family=type(model).__name__, library=f'torch {torch.__version__}')
 
 def profile(
     model,               # Name in a zoo, path to a config.json, or a torch module
-    inputs=None,         # Of a module: a tensor, a shape such as (1, 3, 224, 224), a list of these, or a dict by argument
+    inputs=None,         # Of a module: a tensor, a shape such as (1, 3, 224, 224), a list or a dict of these
     batch:int=1,         # Of a zoo's model: samples
     seq:int=512,         # Of a zoo's model: tokens, unless its longest sequence is shorter
     precision:str='fp32',# fp32, bf16 or fp16: of weights and activations
     fused:bool=True,     # Attention by a fused kernel, which keeps no matrix of probabilities?
     train:bool=False,    # In training mode: dropout keeps its masks
-    real:bool=False,     # Compute, with random weights in memory and plain attention: for models whose forward pass looks at values
+    real:bool=False,     # Compute, on random weights and with plain attention: for models that look at values
     **kw                 # More arguments of build: task, input_size …
 ) -> ModelSpec:          # Raises ValueError for a name, size or model that does not work
     "What a model costs, by layer, without weights and without computing"
@@ -252,7 +285,13 @@ def profile(
     if inputs is None:
         inputs = example_inputs(model, batch, seq, device)
     elif not real:
-        inputs = _to_meta(inputs if isinstance(inputs, dict) else [inputs] if isinstance(inputs, torch.Tensor) or all(isinstance(i, int) for i in inputs) else list(inputs))
+        inputs = _to_meta(
+            inputs
+            if isinstance(inputs, dict)
+            else [inputs]
+            if isinstance(inputs, torch.Tensor) or all(isinstance(i, int) for i in inputs)
+            else list(inputs)
+        )
     model, inputs = _cast(model.train(train), inputs, precision)
     return _spec(model, inputs, _run(model, inputs, fused, name, device), name, precision)
 
@@ -260,16 +299,42 @@ def _spec(model, inputs, tally, name, precision):
     "The `ModelSpec` of a tally"
     import torch
     params, layers = list(model.parameters()), _layers(model, tally)
-    tables = {id(p): p.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters(recurse=False)}
+    tables = {
+        id(p): p.numel()
+        for m in model.modules()
+        if isinstance(m, torch.nn.Embedding)
+        for p in m.parameters(recurse=False)
+    }
     named = inputs.items() if isinstance(inputs, dict) else [(f'input{i}', t) for i, t in enumerate(inputs)]
     ins = tuple(Input(k, tuple(t.shape), str(t.dtype).removeprefix('torch.')) for k, v in named for t in _tensors(v))
     total = {k: sum(getattr(l, k) for l in layers) for k in ('flops', 'activations', 'saved', 'traffic')}
     bufs = list(model.buffers())
-    return ModelSpec(name, kind=_kind(model), params=sum(p.numel() for p in params), trainable=sum(p.numel() for p in params if p.requires_grad), embedding=sum(tables.values()),
-                     buffers=sum(b.numel() for b in bufs), buffer_bytes=sum(b.numel() * b.element_size() for b in bufs), precision=precision, inputs=ins, layers=layers, **total, **_origin(model))
+    return ModelSpec(
+        name,
+        kind=_kind(model),
+        params=sum(p.numel() for p in params),
+        trainable=sum(p.numel() for p in params if p.requires_grad),
+        embedding=sum(tables.values()),
+        buffers=sum(b.numel() for b in bufs),
+        buffer_bytes=sum(b.numel() * b.element_size() for b in bufs),
+        precision=precision,
+        inputs=ins,
+        layers=layers,
+        **total,
+        **_origin(model),
+    )
 
 # %% ../../nbs/models/04_profile.ipynb #7ae12d71
-_formats = dict(params=human_count, embedding=human_count, flops=human_flop, activations=human_count, saved=human_bytes, traffic=human_bytes, buffer_bytes=human_bytes, share=lambda v: f'{v:.1%}')
+_formats = dict(
+    params=human_count,
+    embedding=human_count,
+    flops=human_flop,
+    activations=human_count,
+    saved=human_bytes,
+    traffic=human_bytes,
+    buffer_bytes=human_bytes,
+    share=lambda v: f'{v:.1%}',
+)
 
 def largest(
     spec:ModelSpec,   # A profiled model
@@ -280,7 +345,18 @@ def largest(
     one_of('quantity', by, ['params', 'flops', 'activations', 'saved', 'traffic'])
     total = getattr(spec, by) or 1
     top = sorted(spec.layers, key=lambda l: -getattr(l, by))[:positive('n', n)]
-    rows = [dict(layer=l.name or '(top)', kind=l.kind, output='×'.join(map(str, l.output)), params=l.params, flops=l.flops, saved=l.saved, share=getattr(l, by) / total) for l in top]
+    rows = [
+        dict(
+            layer=l.name or '(top)',
+            kind=l.kind,
+            output='×'.join(map(str, l.output)),
+            params=l.params,
+            flops=l.flops,
+            saved=l.saved,
+            share=getattr(l, by) / total,
+        )
+        for l in top
+    ]
     return Table(rows, formats=_formats, caption=f'{spec.name}: most {by}')
 
 def tree(
@@ -295,12 +371,17 @@ def tree(
             r = sums.setdefault(key, dict(params=0, flops=0, activations=0, saved=0))
             for k in r:
                 r[k] += getattr(l, k)
-    rows = [dict(module='\u2003' * (k.count('.') + 1 if k else 0) + (k.split('.')[-1] or spec.name), **r) for k, r in sorted(sums.items(), key=lambda kr: _order(spec, kr[0]))]
+    rows = [
+        dict(module='\u2003' * (k.count('.') + 1 if k else 0) + (k.split('.')[-1] or spec.name), **r)
+        for k, r in sorted(sums.items(), key=lambda kr: _order(spec, kr[0]))
+    ]
     return Table(rows, formats=_formats, caption=f'{spec.name} by module')
 
 def _order(spec, key):
     "Position of a module in the forward order: that of its first layer"
-    return next(i for i, l in enumerate(spec.layers) if not key or l.name == key or l.name.startswith(key + '.')), key.count('.') + bool(key)
+    return next(
+        i for i, l in enumerate(spec.layers) if not key or l.name == key or l.name.startswith(key + '.')
+    ), key.count('.') + bool(key)
 
 # %% ../../nbs/models/04_profile.ipynb #9778032a
 _widths = dict(fp32=4, bf16=2, fp16=2, int8=1, int4=.5)
@@ -310,8 +391,15 @@ def memory_by_precision(
 ) -> Table: # A row for each spec, a column for each precision; buffers are kept as they are
     "Bytes of the weights alone"
     specs = [specs] if isinstance(specs, ModelSpec) else specs
-    rows = [dict(model=s.name, params=s.params, **{k: math.ceil(s.params * w) + s.buffer_bytes for k, w in _widths.items()}) for s in specs]
-    return Table(rows, formats=dict(params=human_count, **{k: human_bytes for k in _widths}), notes='training needs several times as much: see the memory chapter')
+    rows = [
+        dict(model=s.name, params=s.params, **{k: math.ceil(s.params * w) + s.buffer_bytes for k, w in _widths.items()})
+        for s in specs
+    ]
+    return Table(
+        rows,
+        formats=dict(params=human_count, **{k: human_bytes for k in _widths}),
+        notes='training needs several times as much: see the memory chapter',
+    )
 
 def compare_models(
     models,  # Names, modules or specs
@@ -319,9 +407,23 @@ def compare_models(
 ) -> Table:  # A row for each
     "Several models side by side"
     specs = [m if isinstance(m, ModelSpec) else profile(m, **kw) for m in models]
-    rows = [dict(model=s.name, kind=s.kind, input='×'.join(map(str, s.inputs[0].shape)) if s.inputs else '', params=s.params, flops=s.flops, activations=s.activations, saved=s.saved, traffic=s.traffic,
-                 intensity=round(s.flops / s.traffic, 1) if s.traffic else None) for s in specs]
-    return Table(rows, formats=_formats, notes='saved: kept for the backward pass; intensity: FLOPs per byte read or written')
+    rows = [
+        dict(
+            model=s.name,
+            kind=s.kind,
+            input='×'.join(map(str, s.inputs[0].shape)) if s.inputs else '',
+            params=s.params,
+            flops=s.flops,
+            activations=s.activations,
+            saved=s.saved,
+            traffic=s.traffic,
+            intensity=round(s.flops / s.traffic, 1) if s.traffic else None,
+        )
+        for s in specs
+    ]
+    return Table(
+        rows, formats=_formats, notes='saved: kept for the backward pass; intensity: FLOPs per byte read or written'
+    )
 
 # %% ../../nbs/models/04_profile.ipynb #3d40c7c2
 def latency(

@@ -108,8 +108,10 @@ class ModelSpec(Record):
         for f in ['params', 'trainable', 'flops']:
             if getattr(self, f) < 0:
                 raise ValueError(f'{f} cannot be negative: {getattr(self, f)}')
+
     @property
     def macs(self):
+        "Multiply-accumulates of the forward pass: half the floating-point operations"
         return self.flops // 2
     @property
     def active(self):
@@ -124,13 +126,20 @@ def _block(s, seq, i):
     "Layers of block `i` of a decoder or encoder of shape `s` over `seq` tokens"
     q, kv, h, b = s.heads * s.head_dim, s.kv_heads * s.head_dim, s.hidden, 2 * seq
     norm, n = (2 if s.norm == 'layernorm' else 1) * h, f'blocks.{i}.'
-    lin = lambda name, i, o, bias, copies=1, active=1: Layer(n + name, 'Linear', copies * (i*o + bias*o), active * b*i*o, (1, seq, o), active * seq*o)
+    lin = lambda name, i, o, bias, copies=1, active=1: Layer(
+        n + name, 'Linear', copies * (i * o + bias * o), active * b * i * o, (1, seq, o), active * seq * o
+    )
     attn = [Layer(n + 'norm1', 'Norm', norm, 0, (1, seq, h)), lin('attn.qkv', h, q + 2*kv, s.qkv_bias),
             Layer(n + 'attn.core', 'Attention', 0, 2 * b*seq*q, (1, seq, q), seq*q), lin('attn.out', q, h, s.out_bias)]
     e, a = max(s.experts, 1), max(s.experts_per_token, 1)
     mlp = [lin('mlp.router', h, s.experts, False)] if s.experts else []
     mlp += [lin('mlp.gate', h, s.ffn, s.mlp_bias, e, a)] if s.gated_mlp else []
-    return attn + [Layer(n + 'norm2', 'Norm', norm, 0, (1, seq, h)), *mlp, lin('mlp.up', h, s.ffn, s.mlp_bias, e, a), lin('mlp.down', s.ffn, h, s.mlp_bias, e, a)]
+    return attn + [
+        Layer(n + 'norm2', 'Norm', norm, 0, (1, seq, h)),
+        *mlp,
+        lin('mlp.up', h, s.ffn, s.mlp_bias, e, a),
+        lin('mlp.down', s.ffn, h, s.mlp_bias, e, a),
+    ]
 
 def from_shape(
     shape:TransformerShape, # The numbers
@@ -152,8 +161,29 @@ def from_shape(
     for i in range(s.layers):
         layers += _block(s, seq, i)
     layers.append(Layer('norm', 'Norm', s.hidden * (2 if s.norm == 'layernorm' else 1), 0, out))
-    layers.append(Layer('head', 'Linear', 0 if s.tied else s.vocab * s.hidden, 2*seq * s.vocab * s.hidden, (1, seq, s.vocab), seq * s.vocab))
+    layers.append(
+        Layer(
+            'head',
+            'Linear',
+            0 if s.tied else s.vocab * s.hidden,
+            2 * seq * s.vocab * s.hidden,
+            (1, seq, s.vocab),
+            seq * s.vocab,
+        )
+    )
     total = lambda f: sum(getattr(l, f) for l in layers)
     emb = sum(l.params for l in layers if l.kind == 'Embedding')
-    return ModelSpec(name, 'shape', kind, total('params'), total('params'), emb, flops=total('flops'), activations=total('activations'), family='transformer',
-                     inputs=(Input('input_ids', (1, seq), 'int64'),), layers=tuple(layers), shape=s)
+    return ModelSpec(
+        name,
+        'shape',
+        kind,
+        total('params'),
+        total('params'),
+        emb,
+        flops=total('flops'),
+        activations=total('activations'),
+        family='transformer',
+        inputs=(Input('input_ids', (1, seq), 'int64'),),
+        layers=tuple(layers),
+        shape=s,
+    )

@@ -14,7 +14,11 @@ from .graph import InputSpec, _cause, random_inputs
 # %% ../../nbs/onnx/02_cures.ipynb #baf38ca4
 def _conf(config, *names, default=None):
     "The first of `names` that the configuration, or one of its parts, has"
-    parts = [config] + [p for k in ('text_config', 'vision_config', 'backbone_config', 'encoder', 'decoder') if not isinstance(p := getattr(config, k, None), (dict, type(None)))]
+    parts = [config] + [
+        p
+        for k in ('text_config', 'vision_config', 'backbone_config', 'encoder', 'decoder')
+        if not isinstance(p := getattr(config, k, None), (dict, type(None)))
+    ]
     return next((v for c in parts for n in names if isinstance(v := getattr(c, n, None), (int, list, tuple))), default)
 
 def _hf_specs(
@@ -22,21 +26,42 @@ def _hf_specs(
 ) -> list: # InputSpecs
     "What a transformers model wants, from the signature of its forward and its configuration"
     c, args = model.config, inspect.signature(model.forward).parameters
-    ids = lambda name, axis='sequence': InputSpec(name, ('batch', axis), 'int64', min(_conf(c, 'vocab_size', default=100), 100))
+    ids = lambda name, axis='sequence': InputSpec(
+        name, ('batch', axis), 'int64', min(_conf(c, 'vocab_size', default=100), 100)
+    )
     side = _conf(c, 'image_size', 'img_size', default=224)
     side = tuple(side)[-2:] if isinstance(side, (list, tuple)) else (side, side)
     known = dict(
-        input_ids=ids('input_ids'), attention_mask=InputSpec('attention_mask', ('batch', 'sequence'), 'int64', 2, True), decoder_input_ids=ids('decoder_input_ids', 'target'),
-        pixel_values=InputSpec('pixel_values', ('batch', _conf(c, 'num_channels', 'num_image_channels', 'in_channels', 'in_chans', default=3), *side)),
-        input_values=InputSpec('input_values', ('batch', c.max_length, c.num_mel_bins) if hasattr(c, 'frequency_stride') else ('batch', 'samples')),
-        input_features=InputSpec('input_features', ('batch', _conf(c, 'num_mel_bins', default=80), 2 * _conf(c, 'max_source_positions', default=1500))))
+        input_ids=ids('input_ids'),
+        attention_mask=InputSpec('attention_mask', ('batch', 'sequence'), 'int64', 2, True),
+        decoder_input_ids=ids('decoder_input_ids', 'target'),
+        pixel_values=InputSpec(
+            'pixel_values',
+            ('batch', _conf(c, 'num_channels', 'num_image_channels', 'in_channels', 'in_chans', default=3), *side),
+        ),
+        input_values=InputSpec(
+            'input_values',
+            ('batch', c.max_length, c.num_mel_bins) if hasattr(c, 'frequency_stride') else ('batch', 'samples'),
+        ),
+        input_features=InputSpec(
+            'input_features',
+            ('batch', _conf(c, 'num_mel_bins', default=80), 2 * _conf(c, 'max_source_positions', default=1500)),
+        ),
+    )
     main = [n for n in ('input_ids', 'pixel_values', 'input_values', 'input_features') if n in args]
     if 'input_ids' not in main:
         main = main[:1]
     if not main:
         raise ValueError(f'{type(model).__name__} takes {", ".join(args)}: give example inputs yourself')
     text = 'input_ids' in main
-    return [known[n] for n in [*main, *(['attention_mask'] if text and 'attention_mask' in args else []), *(['decoder_input_ids'] if 'decoder_input_ids' in args else [])]]
+    return [
+        known[n]
+        for n in [
+            *main,
+            *(['attention_mask'] if text and 'attention_mask' in args else []),
+            *(['decoder_input_ids'] if 'decoder_input_ids' in args else []),
+        ]
+    ]
 
 # %% ../../nbs/onnx/02_cures.ipynb #adcc4cf0
 class _Flat:
@@ -48,7 +73,7 @@ class _Flat:
                 super().__init__()
                 self.model = module
             def forward(self, *args):
-                return tuple(named_outputs(self.model, dict(zip(names, args))).values())
+                return tuple(named_outputs(self.model, dict(zip(names, args, strict=True))).values())
         return Flat().eval()
 
 def _flat(x, name=''):
@@ -57,7 +82,11 @@ def _flat(x, name=''):
     if torch.is_tensor(x):
         return {name or 'output': x}
     items = x.items() if hasattr(x, 'items') else enumerate(x) if isinstance(x, (list, tuple)) else ()
-    return {k: t for n, v in items for k, t in _flat(v, f'{name}.{n}' if name else str(n) if isinstance(n, str) else f'output.{n}').items()}
+    return {
+        k: t
+        for n, v in items
+        for k, t in _flat(v, f'{name}.{n}' if name else str(n) if isinstance(n, str) else f'output.{n}').items()
+    }
 
 def named_outputs(
     module, # torch.nn.Module
@@ -68,13 +97,19 @@ def named_outputs(
     kw = {k: v for k, v in dict(use_cache=False, return_dict=True).items() if k in params and hasattr(module, 'config')}
     named = hasattr(module, 'config') or set(feed) <= set(params)
     out = module(**feed, **kw) if named else module(*feed.values())
-    return _flat(out if not kw or 'last_hidden_state' not in out else {k: v for k, v in out.items() if k != 'past_key_values'})
+    return _flat(
+        out if not kw or 'last_hidden_state' not in out else {k: v for k, v in out.items() if k != 'past_key_values'}
+    )
 
 # %% ../../nbs/onnx/02_cures.ipynb #2e84864a
 def _constants(model):
     "Parameters and running statistics whose elements are all equal"
     stats = [(n, b) for n, b in model.named_buffers() if n.endswith(('running_mean', 'running_var'))]
-    return [(n, t) for n, t in [*model.named_parameters(), *stats] if t.is_floating_point() and t.numel() and not t.is_meta and t.min() == t.max()]
+    return [
+        (n, t)
+        for n, t in [*model.named_parameters(), *stats]
+        if t.is_floating_point() and t.numel() and not t.is_meta and t.min() == t.max()
+    ]
 
 def randomise(
     model, # torch.nn.Module, changed in place
@@ -106,7 +141,7 @@ def calibrate(
     if not any(map(norm, model.modules())):
         return ''
     twin = copy.deepcopy(model).double()
-    layers = [(m, t) for m, t in zip(model.modules(), twin.modules()) if norm(m)]
+    layers = [(m, t) for m, t in zip(model.modules(), twin.modules(), strict=True) if norm(m)]
     for m, t in layers:
         t.train().momentum = 1.
         if m.affine:
@@ -146,12 +181,18 @@ def _hf(what, pretrained, **kw):
     if pretrained:
         m = tr.AutoModel.from_pretrained(what, **kw)
     elif not isinstance(what, str):
-        m = (getattr(tr, what.architectures[0])._from_config if getattr(what, 'architectures', None) else tr.AutoModel.from_config)(what)
+        m = (
+            getattr(tr, what.architectures[0])._from_config
+            if getattr(what, 'architectures', None)
+            else tr.AutoModel.from_config
+        )(what)
     elif what in base:
         m = tr.AutoModel.from_config(tr.AutoConfig.for_model(what, **kw))
     else:
         m = (k := getattr(tr, what))._from_config(k.config_class(**kw))
-    info = dict(library=f'transformers {tr.__version__}', architecture=type(m).__name__, config=m.config.to_json_string())
+    info = dict(
+        library=f'transformers {tr.__version__}', architecture=type(m).__name__, config=m.config.to_json_string()
+    )
     labels = getattr(m.config, 'id2label', None) if 'Classification' in type(m).__name__ else None
     return m, _hf_specs(m), info | (dict(labels=list(labels.values())) if labels else {})
 
@@ -186,14 +227,24 @@ def open_model(
     if not pretrained:
         randomise(m, seed)
         info['calibrated'] = calibrate(m, specs) or None
-    return Source(m, specs, what if isinstance(what, str) else what.model_type, info | dict(seed=seed, pretrained=pretrained))
+    return Source(
+        m, specs, what if isinstance(what, str) else what.model_type, info | dict(seed=seed, pretrained=pretrained)
+    )
 
 # %% ../../nbs/onnx/02_cures.ipynb #d715c53c
-_tiny = {32: 'hidden_size d_model n_embd dim emb_dim embed_dim embedding_size projection_dim word_embed_proj_dim decoder_hidden_size hidden_dim d_embed text_embed_dim',
-         2: 'num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers num_key_value_heads num_kv_heads num_experts_per_tok',
-         4: 'num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads num_experts num_local_experts',
-         64: 'intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff n_inner moe_intermediate_size shared_expert_intermediate_size ffn_hidden_size max_position_embeddings n_positions max_sequence_length',
-         8: 'head_dim d_kv rotary_dim num_mel_bins patch_size', 99: 'vocab_size', 16: 'max_source_positions max_target_positions'}
+_tiny = {
+    32: 'hidden_size d_model n_embd dim emb_dim embed_dim embedding_size projection_dim word_embed_proj_dim '
+        'decoder_hidden_size hidden_dim d_embed text_embed_dim',
+    2: 'num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers '
+       'num_key_value_heads num_kv_heads num_experts_per_tok',
+    4: 'num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads '
+       'num_experts num_local_experts',
+    64: 'intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff n_inner moe_intermediate_size '
+        'shared_expert_intermediate_size ffn_hidden_size max_position_embeddings n_positions max_sequence_length',
+    8: 'head_dim d_kv rotary_dim num_mel_bins patch_size',
+    99: 'vocab_size',
+    16: 'max_source_positions max_target_positions',
+}
 _tiny = {k: n for n, names in _tiny.items() for k in names.split()}
 
 def tiny_config(
@@ -204,8 +255,14 @@ def tiny_config(
     fix_torchvision()
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
     d = AutoConfig.for_model(one_of('model type', model_type, CONFIG_MAPPING)).to_dict()
-    small = {k: v for k, v in _tiny.items() if isinstance(d.get(k), int)} | (dict(image_size=32) if isinstance(d.get('image_size'), int) else {})
-    tokens = {k: i for i, k in enumerate(('pad_token_id', 'bos_token_id', 'eos_token_id', 'decoder_start_token_id')) if isinstance(d.get(k), (int, list))}
+    small = {k: v for k, v in _tiny.items() if isinstance(d.get(k), int)} | (
+        dict(image_size=32) if isinstance(d.get('image_size'), int) else {}
+    )
+    tokens = {
+        k: i
+        for i, k in enumerate(('pad_token_id', 'bos_token_id', 'eos_token_id', 'decoder_start_token_id'))
+        if isinstance(d.get(k), (int, list))
+    }
     return AutoConfig.for_model(model_type, **(small | tokens | kw))
 
 # %% ../../nbs/onnx/02_cures.ipynb #2ae72942
@@ -215,10 +272,17 @@ def _source(model, inputs, kw):
     if not isinstance(model, torch.nn.Module):
         return open_model(model, **kw)
     if kw:
-        one_of('argument of export', next(iter(kw)), ('model', 'path', 'inputs', 'opset', 'dynamic', 'sizes', 'external', 'rtol', 'metadata', 'progress'))
+        one_of(
+            'argument of export',
+            next(iter(kw)),
+            ('model', 'path', 'inputs', 'opset', 'dynamic', 'sizes', 'external', 'rtol', 'metadata', 'progress'),
+        )
     if inputs is None:
         if not hasattr(model, 'config'):
-            raise ValueError(f'{type(model).__name__} is not a model this library knows: give example inputs, for example inputs=dict(x=torch.randn(2, 3))')
+            raise ValueError(
+                f'{type(model).__name__} is not a model this library knows: '
+                'give example inputs, for example inputs=dict(x=torch.randn(2, 3))'
+            )
         inputs = _hf_specs(model)
     return Source(model.eval(), specs_of(inputs), type(model).__name__, {})
 
@@ -228,7 +292,15 @@ def specs_of(
     "Specifications of given example inputs"
     if not isinstance(inputs, dict):
         return list(inputs)
-    return [InputSpec(k, ('batch', *t.shape[1:]) if t.ndim else (), str(t.dtype).removeprefix('torch.'), int(t.max()) + 1 if t.numel() and not t.is_floating_point() else 2) for k, t in inputs.items()]
+    return [
+        InputSpec(
+            k,
+            ('batch', *t.shape[1:]) if t.ndim else (),
+            str(t.dtype).removeprefix('torch.'),
+            int(t.max()) + 1 if t.numel() and not t.is_floating_point() else 2,
+        )
+        for k, t in inputs.items()
+    ]
 
 # %% ../../nbs/onnx/02_cures.ipynb #41c946e9
 def _top(model, attr):
@@ -260,25 +332,40 @@ def _switched(model, what, to):
 
 @contextlib.contextmanager
 def _float_mask(model):
-    "The mask arrives as whole numbers and is handed on as floating point: the exporter cannot subtract a whole number from 1.0"
-    h = model.register_forward_pre_hook(lambda m, args, kw: (args, {k: v.float() if k == 'attention_mask' else v for k, v in kw.items()}), with_kwargs=True)
+    "Hand the mask on as floating point: the exporter cannot subtract a whole number from 1.0"
+    h = model.register_forward_pre_hook(
+        lambda m, args, kw: (args, {k: v.float() if k == 'attention_mask' else v for k, v in kw.items()}),
+        with_kwargs=True,
+    )
     try:
         yield
     finally:
         h.remove()
 
 _cures = {
-    'attention written out (fused_attn off)': (lambda m: any(getattr(x, 'fused_attn', False) for x in m.modules()), _unfused),
+    'attention written out (fused_attn off)': (
+        lambda m: any(getattr(x, 'fused_attn', False) for x in m.modules()),
+        _unfused,
+    ),
     'eager attention': (lambda m: bool(_top(m, 'set_attn_implementation')), lambda m: _switched(m, 'attn', 'eager')),
-    'experts as batched matrix products (batched_mm)': (lambda m: bool(_top(m, 'set_experts_implementation')) and any(k in type(x).__name__ for x in m.modules() for k in ('Experts', 'MoE', 'SparseMoe')),
-                                                      lambda m: _switched(m, 'experts', 'batched_mm')),
-    'attention mask cast to floating point': (lambda m: hasattr(m, 'config') and 'attention_mask' in inspect.signature(m.forward).parameters, _float_mask)}
+    'experts as batched matrix products (batched_mm)': (
+        lambda m: (
+            bool(_top(m, 'set_experts_implementation'))
+            and any(k in type(x).__name__ for x in m.modules() for k in ('Experts', 'MoE', 'SparseMoe'))
+        ),
+        lambda m: _switched(m, 'experts', 'batched_mm'),
+    ),
+    'attention mask cast to floating point': (
+        lambda m: hasattr(m, 'config') and 'attention_mask' in inspect.signature(m.forward).parameters,
+        _float_mask,
+    ),
+}
 
 def attempts(
     model, # torch.nn.Module
     specs  # InputSpecs
 ) -> list: # (names of cures, axes held fixed), the least invasive first
-    "Ways to try, in order: as it is, with each cure that applies, with all of them, and the same with only the batch dynamic"
+    "Ways to try, in order: as it is, with each cure, with all of them, and the same with only the batch dynamic"
     on = [n for n, (applies, _) in _cures.items() if applies(model)]
     sets = [(), *((n,) for n in on), *([tuple(on)] if len(on) > 1 else [])]
     axes = tuple(dict.fromkeys(d for s in specs for d in s.shape if isinstance(d, str) and d != 'batch'))

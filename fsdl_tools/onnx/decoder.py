@@ -7,7 +7,7 @@ __all__ = ['open_decoder', 'greedy_torch', 'cache_shapes', 'with_cache', 'Decode
            'export_decoder']
 
 # %% ../../nbs/onnx/05_decoder.ipynb #b3b0cf45
-import contextlib, io, json, logging, secrets, time, warnings
+import contextlib, io, logging, secrets, time, warnings
 from dataclasses import dataclass
 import numpy as np
 from ..core import Record, fix_torchvision, need, positive
@@ -70,7 +70,9 @@ def greedy_torch(
     with torch.no_grad():
         for _ in range(n):
             kw = dict(position_ids=_positions(mask)) if takes else {}
-            new = model(input_ids=ids, attention_mask=mask, use_cache=False, **kw).logits[:, -1].argmax(-1, keepdim=True)
+            new = (
+                model(input_ids=ids, attention_mask=mask, use_cache=False, **kw).logits[:, -1].argmax(-1, keepdim=True)
+            )
             ids, mask = torch.cat([ids, new], 1), torch.cat([mask, torch.ones_like(new)], 1)
     return ids.numpy()
 
@@ -103,7 +105,14 @@ def with_cache(
             cache, kw = DynamicCache(), dict(position_ids=position_ids) if takes else {}
             for i in range(len(past) // 2):
                 cache.update(past[2*i], past[2*i + 1], i)
-            o = self.model(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, return_dict=True, **kw)
+            o = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                use_cache=True,
+                return_dict=True,
+                **kw,
+            )
             return (o.logits, *(t for l in o.past_key_values.layers for t in (l.keys, l.values)))
     return Step().eval()
 
@@ -112,21 +121,34 @@ def _trace_step(
     model,   # Causal language model
     opset=20 # ONNX operator set
 ):           # torch.onnx.ONNXProgram
-    "Trace one step with 5 cached and 3 new tokens: sizes that no shortcut of the tracer (0, 1) can mistake for constants"
+    "Trace one step with 5 cached and 3 new tokens: the tracer takes sizes of 0 and 1 for constants"
     import torch, inspect
     need('onnxscript', 'onnx')
     shapes, b, s, p = cache_shapes(model), 2, 3, 5
     takes = 'position_ids' in inspect.signature(model.forward).parameters
     ids, mask = torch.zeros(b, s, dtype=torch.long), torch.ones(b, p + s, dtype=torch.long)
     past = [torch.randn(b, h, p, d) for h, d in shapes]
-    axes = ({0: 'batch', 1: 'sequence'}, {0: 'batch', 1: 'total'}, {0: 'batch', 1: 'sequence'}, [{0: 'batch', 2: 'past'}] * len(past))
+    axes = (
+        {0: 'batch', 1: 'sequence'},
+        {0: 'batch', 1: 'total'},
+        {0: 'batch', 1: 'sequence'},
+        [{0: 'batch', 2: 'past'}] * len(past),
+    )
     kinds = [f'{i}.{k}' for i in range(len(past) // 2) for k in ('key', 'value')]
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter('ignore')
-            return torch.onnx.export(with_cache(model, takes), (ids, mask, torch.arange(p, p + s).repeat(b, 1), past), dynamo=True, dynamic_shapes=axes, opset_version=opset, verbose=False,
-                input_names=['input_ids', 'attention_mask', 'position_ids', *(f'past_key_values.{k}' for k in kinds)], output_names=['logits', *(f'present.{k}' for k in kinds)])
+            return torch.onnx.export(
+                with_cache(model, takes),
+                (ids, mask, torch.arange(p, p + s).repeat(b, 1), past),
+                dynamo=True,
+                dynamic_shapes=axes,
+                opset_version=opset,
+                verbose=False,
+                input_names=['input_ids', 'attention_mask', 'position_ids', *(f'past_key_values.{k}' for k in kinds)],
+                output_names=['logits', *(f'present.{k}' for k in kinds)],
+            )
     finally:
         logging.disable(logging.NOTSET)
 
@@ -138,9 +160,14 @@ class Decoder:
         self.takes = [i.name for i in self.session.get_inputs()]
         self.past = {i.name: i.shape for i in self.session.get_inputs() if i.name.startswith('past_key_values.')}
         if not self.past:
-            raise ValueError(f'{str(path)!r} has no cache inputs (past_key_values.*): it was not exported by export_decoder')
+            raise ValueError(
+                f'{str(path)!r} has no cache inputs (past_key_values.*): it was not exported by export_decoder'
+            )
 
-    def empty(self, batch):
+    def empty(self,
+        batch # Rows
+    ):        # Input name -> fp32 array [batch, heads, 0, head dimension]
+        "A cache without tokens"
         return {k: np.zeros((batch, s[1], 0, s[3]), 'float32') for k, s in self.past.items()}
 
     def step(self,
@@ -151,7 +178,7 @@ class Decoder:
         "Prefill when the cache is empty, decode when it is not: the same graph"
         feed = dict(input_ids=ids, attention_mask=mask, position_ids=_positions(mask)[:, -ids.shape[1]:], **past)
         logits, *present = self.session.run(None, {k: v for k, v in feed.items() if k in self.takes})
-        return logits, dict(zip(past, present))
+        return logits, dict(zip(past, present, strict=True))
 
     def generate(self,
         ids,       # [batch, length] token ids
@@ -162,11 +189,20 @@ class Decoder:
         "Greedy text"
         ids = np.asarray(ids, 'int64')
         positive('n', n)
-        mask, past, new, done = np.ones_like(ids) if mask is None else np.asarray(mask, 'int64'), self.empty(len(ids)), ids, np.zeros(len(ids), bool)
+        mask, past, new, done = (
+            np.ones_like(ids) if mask is None else np.asarray(mask, 'int64'),
+            self.empty(len(ids)),
+            ids,
+            np.zeros(len(ids), bool),
+        )
         for _ in range(n):
             logits, past = self.step(new, mask, past)
             new = logits[:, -1].argmax(-1)[:, None]
-            ids, mask, done = np.concatenate([ids, new], 1), np.concatenate([mask, np.ones_like(new)], 1), done | (new[:, 0] == stop)
+            ids, mask, done = (
+                np.concatenate([ids, new], 1),
+                np.concatenate([mask, np.ones_like(new)], 1),
+                done | (new[:, 0] == stop),
+            )
             if stop is not None and done.all():
                 break
         return ids
@@ -175,19 +211,19 @@ class Decoder:
 @dataclass(frozen=True)
 class DecoderReport(Record):
     "What was exported and how its text was checked"
-    path: str
-    source: str
-    opset: int
-    layers: int
-    cache: tuple            # Per layer: heads and head dimension of keys
-    bytes: int
-    cures: tuple
-    tried: tuple
-    verified: bool
-    tokens: int             # Generated and equal, over all rows
-    distinct: int           # Different tokens among them
-    max_rel: float          # Largest relative difference of the logits of the prompt
-    seconds: float
+    path: str      # Where the file was written
+    source: str    # Model type it was made from
+    opset: int     # ONNX operator set
+    layers: int    # Layers with a cache
+    cache: tuple   # Per layer: heads and head dimension of keys
+    bytes: int     # Of the file and its external data
+    cures: tuple   # Changes that were needed, in words
+    tried: tuple   # What failed before
+    verified: bool # Is the text of file and model equal, token by token?
+    tokens: int    # Generated and equal, over all rows
+    distinct: int  # Different tokens among them
+    max_rel: float # Largest relative difference of the logits of the prompt
+    seconds: float # From building the model to the checked file
 
 def check_decoder(
     path,  # A file from export_decoder
@@ -202,8 +238,17 @@ def check_decoder(
         ids = rng.integers(0, vocab, (len(lens), max(lens)))
         mask = np.array([[0] * (max(lens) - l) + [1] * l for l in lens])
         rows.append((d.generate(ids, n, mask)[:, max(lens):], greedy_torch(model, ids, n, mask)[:, max(lens):]))
-        rels.append(compare_outputs(d.step(ids, mask, d.empty(len(ids)))[0] * mask[..., None], _logits(model, ids, mask) * mask[..., None])['max_rel'])
-    return dict(equal=all(np.array_equal(a, b) for a, b in rows), tokens=sum(int((a == b).sum()) for a, b in rows), distinct=len(set(np.concatenate([b.ravel() for _, b in rows]).tolist())), max_rel=max(rels))
+        rels.append(
+            compare_outputs(
+                d.step(ids, mask, d.empty(len(ids)))[0] * mask[..., None], _logits(model, ids, mask) * mask[..., None]
+            )['max_rel']
+        )
+    return dict(
+        equal=all(np.array_equal(a, b) for a, b in rows),
+        tokens=sum(int((a == b).sum()) for a, b in rows),
+        distinct=len(set(np.concatenate([b.ravel() for _, b in rows]).tolist())),
+        max_rel=max(rels),
+    )
 
 def _logits(model, ids, mask):
     import torch, inspect
@@ -234,7 +279,9 @@ def export_decoder(
                     for c in cures:
                         s.enter_context(_cures[c][1](m))
                     prog = _trace_step(m, opset)
-                prog.model.metadata_props.update(_metadata(Source(m, [], name, dict(kind='decoder with cache')), cures, None))
+                prog.model.metadata_props.update(
+                    _metadata(Source(m, [], name, dict(kind='decoder with cache')), cures, None)
+                )
                 made = _save(prog, tmp, f'model.{secrets.token_hex(4)}.onnx', external)
                 got = check_decoder(made, m, n)
             except OSError:
@@ -243,9 +290,26 @@ def export_decoder(
                 tried.append(f"{', '.join(cures) or 'as it is'}: {_cause(e)}")
                 continue
             if not got['equal']:
-                tried.append(f"{', '.join(cures) or 'as it is'}: the text differs, only {got['tokens']} of {3 * n} tokens are equal")
+                tried.append(
+                    f"{', '.join(cures) or 'as it is'}: the text differs, "
+                    f"only {got['tokens']} of {3 * n} tokens are equal"
+                )
                 continue
             size = sum(f.stat().st_size for f in tmp.glob(made.name + '*'))
             install(made, path)
-            return DecoderReport(str(path), name, opset, len(shapes) // 2, tuple(shapes[::2]), size, tuple(cures), tuple(tried), True, got['tokens'], got['distinct'], got['max_rel'], round(time.time() - t0, 2))
+            return DecoderReport(
+                str(path),
+                name,
+                opset,
+                len(shapes) // 2,
+                tuple(shapes[::2]),
+                size,
+                tuple(cures),
+                tuple(tried),
+                True,
+                got['tokens'],
+                got['distinct'],
+                got['max_rel'],
+                round(time.time() - t0, 2),
+            )
     raise ValueError(f'cannot export {name} with its cache: ' + '; '.join(tried))

@@ -31,10 +31,22 @@ def trace_graph(
     old = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):      # torch prints its graph when it fails
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):  # torch prints its graph when it fails
             warnings.simplefilter('ignore')
-            return torch.onnx.export(_Flat(source.module, list(feed)), tuple(feed.values()), dynamo=True, dynamic_shapes=(dyn,), input_names=list(feed), output_names=names,
-                                     opset_version=opset, verbose=False)
+            return torch.onnx.export(
+                _Flat(source.module, list(feed)),
+                tuple(feed.values()),
+                dynamo=True,
+                dynamic_shapes=(dyn,),
+                input_names=list(feed),
+                output_names=names,
+                opset_version=opset,
+                verbose=False,
+            )
     finally:
         logging.disable(old)
 
@@ -42,12 +54,12 @@ def limits(
     prog,  # torch.onnx.ONNXProgram
     specs  # InputSpecs
 ) -> list: # For example: batch at most 4
-    "Sizes that the trace is valid for, where the code of the model branched on a size; ONNX itself does not record them"
+    "Sizes that the trace is valid for, where the model branched on a size; ONNX itself does not record them"
     ep, out = prog.exported_program, []
     user = set(ep.graph_signature.user_inputs)
     values = [n.meta['val'] for n in ep.graph.nodes if n.op == 'placeholder' and n.name in user]
-    for s, v in zip(specs, values):
-        for axis, d in zip(s.shape, v.shape):
+    for s, v in zip(specs, values, strict=False):
+        for axis, d in zip(s.shape, v.shape, strict=False):
             r = ep.range_constraints.get(getattr(getattr(d, 'node', None), 'expr', None))
             if r is not None and isinstance(axis, str):
                 if int(r.lower) > 2:
@@ -70,11 +82,15 @@ def staging(
     try:
         tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name[:100]}.', dir=path.parent))
     except OSError as e:
-        raise type(e)(e.errno, f'cannot write into the folder of {path.name!r} ({e.strerror})', str(path.parent)) from None
+        raise type(e)(
+            e.errno, f'cannot write into the folder of {path.name!r} ({e.strerror})', str(path.parent)
+        ) from None
     try:
         yield tmp
     except OSError as e:
-        raise e if e.filename or not e.errno else type(e)(e.errno, f'{e.strerror}, nothing was written', str(path)) from None
+        raise (
+            e if e.filename or not e.errno else type(e)(e.errno, f'{e.strerror}, nothing was written', str(path))
+        ) from None
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 
@@ -108,26 +124,37 @@ def _inspect_external(
 @dataclass(frozen=True)
 class ExportReport(Record):
     "What was exported, how, and whether it was verified"
-    path: str
-    source: str
-    opset: int
-    inputs: tuple
-    outputs: tuple
-    bytes: int
-    parameters: int
-    nodes: int
-    cures: tuple            # Changes that were needed, in words
-    tried: tuple            # What failed before
-    verified: bool
-    max_rel: float          # Largest relative difference seen
-    on: str                 # What was verified: these weights, or a randomised copy
-    seconds: float
-    checked: tuple = ()     # Rows of the verification
+    path: str           # Where the file was written
+    source: str         # The model it was made from
+    opset: int          # ONNX operator set
+    inputs: tuple       # name: dtype[shape] for each input
+    outputs: tuple      # name: dtype[shape] for each output
+    bytes: int          # Of the file and its external data
+    parameters: int     # Elements of the initialisers
+    nodes: int          # Nodes of the main graph
+    cures: tuple        # Changes that were needed, in words
+    tried: tuple        # What failed before
+    verified: bool      # Was every output at every size within the tolerance?
+    max_rel: float      # Largest relative difference seen
+    on: str             # What was verified: these weights, or a randomised copy
+    seconds: float      # From building the model to the verified file
+    checked: tuple = () # Rows of the verification
 
 def _metadata(source, cures, extra):
     import torch, onnx
-    d = dict(source=source.name, created_by='fsdl_tools', torch=torch.__version__, onnx=onnx.__version__, cures=list(cures), weights=graph_fingerprint(source.module),
-             inputs=[s.to_dict() for s in source.specs]) | source.info | (extra or {})
+    d = (
+        dict(
+            source=source.name,
+            created_by='fsdl_tools',
+            torch=torch.__version__,
+            onnx=onnx.__version__,
+            cures=list(cures),
+            weights=graph_fingerprint(source.module),
+            inputs=[s.to_dict() for s in source.specs],
+        )
+        | source.info
+        | (extra or {})
+    )
     return {f'fsdl.{k}': v if isinstance(v, str) else json.dumps(v) for k, v in d.items() if v is not None}
 
 def _save(prog, folder, name, external):
@@ -138,16 +165,23 @@ def _save(prog, folder, name, external):
 
 # %% ../../nbs/onnx/04_export.ipynb #edd7927c
 def _try(source, folder, opset, cures, fixed, sizes, external, rtol, metadata):
-    "One attempt: export with `cures`, save, verify; also on a randomised copy when the weights as they are prove nothing"
+    "One attempt: export with `cures`, save, verify"
     with contextlib.ExitStack() as s:
         for c in cures:
             s.enter_context(_cures[c][1](source.module))
         prog = trace_graph(source, opset, fixed, sizes)
     name = f'model.{secrets.token_hex(4)}.onnx'
-    words = tuple(cures) + tuple(limits(prog, source.specs)) + tuple(f"{a} fixed at {(_sizes | (sizes or {})).get(a, 7)}" for a in fixed)
+    words = (
+        tuple(cures)
+        + tuple(limits(prog, source.specs))
+        + tuple(f"{a} fixed at {(_sizes | (sizes or {})).get(a, 7)}" for a in fixed)
+    )
     prog.model.metadata_props.update(_metadata(source, words, metadata))
     made = _save(prog, folder, name, external)
-    specs = [s.replace(shape=tuple((_sizes | (sizes or {})).get(d, 7) if d in fixed else d for d in s.shape)) for s in source.specs]
+    specs = [
+        s.replace(shape=tuple((_sizes | (sizes or {})).get(d, 7) if d in fixed else d for d in s.shape))
+        for s in source.specs
+    ]
     return made, words, verify_runner(made, torch_runner(source.module), specs, source.name, rtol=rtol)
 
 # %% ../../nbs/onnx/04_export.ipynb #d4135864
@@ -173,13 +207,20 @@ def export(
         src = _source(model, inputs, kw)
         axes = tuple(dict.fromkeys(d for s in src.specs for d in s.shape if isinstance(d, str)))
         for cures, fixed in (attempts(src.module, src.specs) if dynamic else [((), axes)]):
-            say('tracing' + (f" with {', '.join(cures)}" if cures else ' as it is') + (f", {', '.join(fixed)} fixed" if fixed else ''))
+            say(
+                'tracing'
+                + (f" with {', '.join(cures)}" if cures else ' as it is')
+                + (f", {', '.join(fixed)} fixed" if fixed else '')
+            )
             try:
                 made, words, v = _try(src, tmp, opset, cures, fixed, sizes, external, rtol, metadata)
             except OSError:
                 raise
             except Exception as e:
-                tried.append(f"{', '.join(cures) or 'as it is'}{' (' + ', '.join(fixed) + ' fixed)' if fixed else ''}: {_cause(e)}")
+                tried.append(
+                    f"{', '.join(cures) or 'as it is'}"
+                    f"{' (' + ', '.join(fixed) + ' fixed)' if fixed else ''}: {_cause(e)}"
+                )
                 continue
             on = 'these weights'
             if 'do not depend' in v.reason:
@@ -190,7 +231,23 @@ def export(
             install(made, path)
             f = inspect_onnx(path)
             rel = max((r['max_rel'] for r in v.rows if r['max_rel'] is not None), default=0.)
-            return ExportReport(str(path), src.name, f.opset, f.inputs, f.outputs, f.bytes, f.parameters, f.nodes, words, tuple(tried), v.ok, rel, on, round(time.time() - t0, 2), v.rows)
+            return ExportReport(
+                str(path),
+                src.name,
+                f.opset,
+                f.inputs,
+                f.outputs,
+                f.bytes,
+                f.parameters,
+                f.nodes,
+                words,
+                tuple(tried),
+                v.ok,
+                rel,
+                on,
+                round(time.time() - t0, 2),
+                v.rows,
+            )
     raise ValueError(f"cannot export {src.name}: " + '; '.join(tried + _restless(src)))
 
 def _restless(src):
@@ -199,7 +256,7 @@ def _restless(src):
     feed = {k: torch.from_numpy(v) for k, v in random_inputs(src.specs).items()}
     with torch.no_grad(), contextlib.suppress(Exception):            # a model that cannot run has been reported already
         a, b = named_outputs(src.module, feed), named_outputs(src.module, feed)
-        if any(not torch.equal(x, y) for x, y in zip(a.values(), b.values())):
+        if any(not torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True)):
             return ['torch itself answers differently when the same input comes twice: the model draws random numbers']
     return []
 
