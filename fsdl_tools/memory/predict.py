@@ -112,15 +112,13 @@ class Recorder(TorchDispatchMode):
     "Writes down every operation and what it keeps"
     def __init__(self, kernels='cuda'):
         super().__init__()
-        self.kernels, self.ops, self.sizes, self.unknown, self.phase, self.where, self.entered = (
-            one_of('kernels', kernels, ['cuda', 'cpu']),
-            [],
-            {},
-            set(),
-            'forward',
-            [''],
-            {},
-        )
+        self.kernels = one_of('kernels', kernels, ['cuda', 'cpu'])
+        self.ops = []
+        self.sizes = {}
+        self.unknown = set()
+        self.phase = 'forward'
+        self.where = ['']
+        self.entered = {}
         self._hold, self._masks, self.casts = [], set(), set()
 
     def key(self,
@@ -158,9 +156,8 @@ class Recorder(TorchDispatchMode):
             self.unknown.add(base)
             kept = tensors(args)
         ins, outs, kept = tensors(args), tuple(map(self.key, outs)), list(map(self.key, kept))
-        if (
-            base != name and base in _keep_input - {'leaky_relu'} and kept
-        ):  # an in-place operation has to keep a copy of what it overwrites
+        in_place = base != name and base in _keep_input - {'leaky_relu'}
+        if in_place and kept:           # it has to keep a copy of what it overwrites
             copy = -len(self.ops) - 1
             self.sizes[copy], kept = self.sizes[kept[0]], [copy]
         if base == 'bernoulli':
@@ -249,12 +246,9 @@ def optimizer_bytes(
     return sum(rule(p, p.element_size()) for p in params if p.requires_grad)
 
 # %% ../../nbs/memory/03_predict.ipynb #a82ff1ef
-_pass_on = set(
-    _words(
-        'add sub view _unsafe_view expand t transpose permute slice select split split_with_sizes unsqueeze squeeze '
-        'unbind mean sum cat stack alias detach _reshape_alias'
-    )
-)  # the gradient is the same storage, or one that costs nothing
+# The gradient is the same storage, or one that costs nothing
+_pass_on = set(_words('''add sub view _unsafe_view expand t transpose permute slice select split split_with_sizes
+    unsqueeze squeeze unbind mean sum cat stack alias detach _reshape_alias'''))
 
 class _Live:
     "A set of storages, its size and the most it has been"
@@ -401,10 +395,8 @@ def breakdown(
 
 def _compose(rec, logits, model, inputs, names, optimizer, accumulation, kernels):
     "The record, from what was written down and simulated"
-    sim, size = (
-        lifetimes(rec, logits, model, inputs, names, accumulation > 1),
-        lambda ts: sum({rec.key(t): rec.sizes[rec.key(t)] for t in ts}.values()),
-    )
+    sim = lifetimes(rec, logits, model, inputs, names, accumulation > 1)
+    size = lambda ts: sum({rec.key(t): rec.sizes[rec.key(t)] for t in ts}.values())
     trained = [p for p in model.parameters() if p.requires_grad]
     born = {
         k: 'logits' if op.phase == 'loss' else 'casts' if k in rec.casts else 'activations'

@@ -161,14 +161,12 @@ class MemoryTrace:
 class Allocator:
     "The caching allocator of PyTorch's CUDA backend, without a GPU: best fit, split, merge"
     def __init__(self):
-        self.free_blocks, self.starts, self.ends, self.reserved, self.allocated, self.segments = (
-            {True: [], False: []},
-            {},
-            {},
-            0,
-            0,
-            0,
-        )
+        self.free_blocks = {True: [], False: []}
+        self.starts = {}
+        self.ends = {}
+        self.reserved = 0
+        self.allocated = 0
+        self.segments = 0
 
     def _add(self, small, seg, at, size):
         "Put a free block into the lists, merged with its free neighbours"

@@ -392,21 +392,15 @@ def shape_of(
 ):        # A TransformerShape, or None when the configuration lacks what one needs
     "The shape of a transformer, from its configuration and modules"
     c = model.config.get_text_config()
-    layers, hidden = (
-        _first(c, 'num_hidden_layers', 'encoder_layers', 'num_layers', 'n_layer'),
-        _first(c, 'hidden_size', 'd_model', 'n_embd'),
-    )
+    layers = _first(c, 'num_hidden_layers', 'encoder_layers', 'num_layers', 'n_layer')
+    hidden = _first(c, 'hidden_size', 'd_model', 'n_embd')
     heads = _first(c, 'num_attention_heads', 'encoder_attention_heads', 'num_heads', 'n_head')
     if not (layers and hidden and heads):
         return None
-    names, types = (
-        ' '.join(n for n, _ in model.named_modules()) + ' '.join(n for n, _ in model.named_parameters()),
-        {type(m).__name__.lower() for m in model.modules()},
-    )
-    experts, per = (
-        _first(c, 'num_local_experts', 'num_experts', 'n_routed_experts'),
-        _first(c, 'num_experts_per_tok', 'num_experts_per_token', 'moe_k', default=1),
-    )
+    names = ' '.join(n for n, _ in model.named_modules()) + ' '.join(n for n, _ in model.named_parameters())
+    types = {type(m).__name__.lower() for m in model.modules()}
+    experts = _first(c, 'num_local_experts', 'num_experts', 'n_routed_experts')
+    per = _first(c, 'num_experts_per_tok', 'num_experts_per_token', 'moe_k', default=1)
     ffn = (_first(c, 'moe_intermediate_size', 'expert_ffn_hidden_size') if experts else 0) or _first(
         c, 'intermediate_size', 'ffn_dim', 'encoder_ffn_dim', 'd_ff', 'n_inner'
     )

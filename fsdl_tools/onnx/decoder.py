@@ -189,20 +189,16 @@ class Decoder:
         "Greedy text"
         ids = np.asarray(ids, 'int64')
         positive('n', n)
-        mask, past, new, done = (
-            np.ones_like(ids) if mask is None else np.asarray(mask, 'int64'),
-            self.empty(len(ids)),
-            ids,
-            np.zeros(len(ids), bool),
-        )
+        mask = np.ones_like(ids) if mask is None else np.asarray(mask, 'int64')
+        past = self.empty(len(ids))
+        new = ids
+        done = np.zeros(len(ids), bool)
         for _ in range(n):
             logits, past = self.step(new, mask, past)
             new = logits[:, -1].argmax(-1)[:, None]
-            ids, mask, done = (
-                np.concatenate([ids, new], 1),
-                np.concatenate([mask, np.ones_like(new)], 1),
-                done | (new[:, 0] == stop),
-            )
+            ids = np.concatenate([ids, new], 1)
+            mask = np.concatenate([mask, np.ones_like(new)], 1)
+            done = done | (new[:, 0] == stop)
             if stop is not None and done.all():
                 break
         return ids

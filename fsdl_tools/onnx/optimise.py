@@ -317,10 +317,8 @@ def plot_timings(
     "Speed-up over eager by model and runner, one bar each"
     from fsdl_tools.core import plot_style, palette
     ax = ax or plot_style().subplots()[1]
-    groups, runners = (
-        list(dict.fromkeys((t.model, t.batch, t.threads) for t in timings)),
-        list(dict.fromkeys(t.runner for t in timings if t.runner != 'eager')),
-    )
+    groups = list(dict.fromkeys((t.model, t.batch, t.threads) for t in timings))
+    runners = list(dict.fromkeys(t.runner for t in timings if t.runner != 'eager'))
     for i, r in enumerate(runners):
         pick = {(t.model, t.batch, t.threads): t for t in timings if t.runner == r}
         xs = [j + (i - (len(runners) - 1) / 2) * .8 / len(runners) for j, g in enumerate(groups) if g in pick]
