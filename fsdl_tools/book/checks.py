@@ -212,7 +212,8 @@ def _not_in_contents(root):
 
 def _differs(notebook, file):
     "A check that a file is what its notebook gives"
-    def find(root): return [] if (Path(root)/file).read_text(encoding='utf-8') == readme(root, notebook) else [file]
+    def find(root):
+        return [] if (Path(root)/file).read_text(encoding='utf-8') == readme(root, notebook) else [file]
     return find
 
 _source_checks = [

@@ -35,11 +35,13 @@ def _memory(
     from fsdl_tools.memory import predict
     kw = dict(precision=precision, optimizer=optimizer, accumulation=accumulation)
     if measured:
-        if fit: raise ValueError('--fit searches among predictions: leave --measure away')
+        if fit:
+            raise ValueError('--fit searches among predictions: leave --measure away')
         m, inputs = predict.load(model, batch, seq)
         return show(mem.summary(mem.measure(m, inputs, recompute=mem.blocks_of(m) if recompute else (), **kw)), as_json)
     kw |= dict(seq=seq, recompute=recompute, kernels=kernels)
-    if not fit: return show(predict.breakdown(model, batch, **kw), as_json)
+    if not fit:
+        return show(predict.breakdown(model, batch, **kw), as_json)
     most = predict.largest_batch(model, parse_bytes(fit), **kw)
     show(Table([dict(model=model, memory=parse_bytes(fit), largest_batch=most)], formats=dict(memory=human_bytes)), as_json)
 
@@ -67,16 +69,22 @@ def _plan_command(
     if batch:
         from fsdl_tools.compute.validation import batch_outputs, plan_batch
         done = plan_batch(batch, out)
-        if out and not as_json: return typer.echo(f"{len(done):,} rows, {sum(bool(r['error']) for r in done):,} with a reason in the column error: {out}")
+        if out and not as_json:
+            return typer.echo(f"{len(done):,} rows, {sum(bool(r['error']) for r in done):,} with a reason in the column error: {out}")
         return show(Table(done, columns=outputs), as_json)
-    if out: raise ValueError('--out belongs to --batch: an estimate is written by --save')
-    if not model: raise ValueError('name a model, or give a table with --batch')
+    if out:
+        raise ValueError('--out belongs to --batch: an estimate is written by --save')
+    if not model:
+        raise ValueError('name a model, or give a table with --batch')
     from fsdl_tools.compute.gpus import Cluster
     from fsdl_tools.compute.search import best_plan
     found, e = best_plan(model, Cluster(gpu, gpus, gpus_per_node, price=price and price*gpus), global_batch, seq, layout, framework, precision, uneven)
-    if save: e.to_json(save)
-    if as_json: return show(e, True)
-    if found is not None: show(found.table(rows))
+    if save:
+        e.to_json(save)
+    if as_json:
+        return show(e, True)
+    if found is not None:
+        show(found.table(rows))
     show(e)
     if found is not None:
         from fsdl_tools.compute.search import explain
@@ -98,13 +106,17 @@ def _gpus_command(
     from fsdl_tools.core import one_of
     from fsdl_tools.compute.gpus import explain_peak, find, gpu_table, gpus
     if check is not None:
-        if not names or len(names) != 1: raise ValueError('--check needs the name of one GPU')
+        if not names or len(names) != 1:
+            raise ValueError('--check needs the name of one GPU')
         rows = Table([dict(gpu=find(names[0]).name, stated=check, precision=precision, meaning=explain_peak(names[0], check, precision))])
         return show(rows, as_json)
-    if names and len(names) == 1: return show(find(names[0]), as_json)
-    if vendor: one_of('vendor', vendor, sorted({g.vendor for g in gpus()}))
+    if names and len(names) == 1:
+        return show(find(names[0]), as_json)
+    if vendor:
+        one_of('vendor', vendor, sorted({g.vendor for g in gpus()}))
     found = [g for g in (map(find, names) if names else gpus()) if g.memory >= parse_bytes(memory) and vendor in ('', g.vendor)]
-    if not found: raise ValueError(f'no GPU has {memory} or more')
+    if not found:
+        raise ValueError(f'no GPU has {memory} or more')
     show(gpu_table(found), as_json)
 
 # %% ../../nbs/cli/04_compute.ipynb #5c7b6c4c
@@ -135,18 +147,24 @@ def _cost_command(
     year = f'Lambda {one_of("suite", suite, [s.split()[1] for s in suites])}'
     offers = read_prices(from_) if from_ else prices(since)
     one_of('tier', tier, [*tiers, 'all'])
-    if provider: one_of('provider', provider, sorted({o.provider for o in offers}))
+    if provider:
+        one_of('provider', provider, sorted({o.provider for o in offers}))
     offers = [o for o in offers if tier in ('all', o.tier) and provider in ('', o.provider) and (not gpu or o.gpu == find(gpu).name)]
-    if bool(params) != bool(tokens): raise ValueError('--params and --tokens belong together')
+    if bool(params) != bool(tokens):
+        raise ValueError('--params and --tokens belong together')
     mtbf = parse_seconds(spot_mtbf)
     if params:
         n, t = parse_count(params), parse_count(tokens)
         done, title = priced(offers, lambda o: transformer_seconds(o, n, t, mfu), mtbf), f'{params} parameters, {tokens} tokens, {mfu:.0%} of the bf16 peak'
-        if not done: raise ValueError(f'none of {len(offers)} offers can hold {params} parameters in training, or none has bf16')
+        if not done:
+            raise ValueError(f'none of {len(offers)} offers can hold {params} parameters in training, or none has bf16')
     else:
         name = task_named(model, task, year)
         done, title = experiments(offers, name, samples and parse_count(samples), precision, year, spot_mtbf=mtbf), f'{name}, {precision}, benchmarks of {year}'
-    if within: done = [e for e in done if e.wall_hours * 3600 <= parse_seconds(within)]
-    if not done: raise ValueError(f'no offer ends within {within}')
-    if best: done = frontier(done)
+    if within:
+        done = [e for e in done if e.wall_hours * 3600 <= parse_seconds(within)]
+    if not done:
+        raise ValueError(f'no offer ends within {within}')
+    if best:
+        done = frontier(done)
     show(cost_table(done, rows, title, announce([e.offer for e in done])), as_json)

@@ -41,8 +41,10 @@ def _zoo_search(
     from fsdl_tools.models.zoo import search_models
     t = search(' '.join(words or []), library, task, family, input, licence, min_params, max_params, None, max_flops, sort)
     cut = t[:limit]
-    if not as_json: cut.columns = ['name', 'task', 'input', 'params', 'flops', 'saved', 'licences']     # what fits in a terminal
-    if len(t) > limit and not as_json: cut.notes = f'{limit} of {len(t):,}; --limit shows more'
+    if not as_json:
+        cut.columns = ['name', 'task', 'input', 'params', 'flops', 'saved', 'licences']     # what fits in a terminal
+    if len(t) > limit and not as_json:
+        cut.notes = f'{limit} of {len(t):,}; --limit shows more'
     show(cut, as_json)
 
 @_zoo.command('tags')
@@ -72,11 +74,15 @@ def _profile_command(
     from fsdl_tools.models.build import locate
     kinds, size = [locate(m)[0] for m in models], {} if input_size is None else dict(input_size=input_size)
     specs = [prof.profile(m, batch=batch, seq=seq, precision=precision, **size, **(dict(task=task) if task and k != 'timm' else {})) for m, k in zip(models, kinds)]
-    if as_json: return typer.echo(json.dumps([s.to_dict() for s in specs], indent=2))
-    show(prof.compare_models(specs)); show(prof.memory_by_precision(specs))
+    if as_json:
+        return typer.echo(json.dumps([s.to_dict() for s in specs], indent=2))
+    show(prof.compare_models(specs))
+    show(prof.memory_by_precision(specs))
     for s in specs:
-        if layers: show(prof.largest(s, layers))
-        if tree: show(prof.tree(s, tree))
+        if layers:
+            show(prof.largest(s, layers))
+        if tree:
+            show(prof.tree(s, tree))
 
 # %% ../../nbs/cli/02_models.ipynb #ce949602
 @app.command('race')
@@ -93,8 +99,10 @@ def _race_command(
     from fsdl_tools.frameworks.task import make_task
     from fsdl_tools.frameworks.race import race, race_table
     runs = race(make_task(model, steps=steps, batch=batch), (framework or []) + (names or []), laps)
-    if as_json: return show(race_table(list(runs)[-1]), True)
+    if as_json:
+        return show(race_table(list(runs)[-1]), True)
     from rich.live import Live
     first = next(runs)                          # a mistake shows before the live table has begun
     with Live(race_table(first), auto_refresh=False) as live:
-        for standings in runs: live.update(race_table(standings), refresh=True)
+        for standings in runs:
+            live.update(race_table(standings), refresh=True)

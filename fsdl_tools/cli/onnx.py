@@ -40,22 +40,28 @@ def _export_model(
     "Export a model to ONNX and verify the file."
     from fsdl_tools.core import one_of
     from fsdl_tools.onnx.optimise import _kinds, benchmark, timing_table
-    for k in quantise or []: one_of('kind of quantisation', k, _kinds)
-    if cache and (quantise or bench): raise ValueError('--quantise and --bench are for models without --cache')
+    for k in quantise or []:
+        one_of('kind of quantisation', k, _kinds)
+    if cache and (quantise or bench):
+        raise ValueError('--quantise and --bench are for models without --cache')
     if cache:
         from fsdl_tools.onnx.decoder import export_decoder
         return show(export_decoder(model, out, opset=opset, pretrained=pretrained, seed=seed, progress=_say), as_json)
     from fsdl_tools.onnx.export import export, staging
     from fsdl_tools.onnx.cures import open_model
-    with staging(out): pass                                                     # an unwritable folder is found before minutes of work
+    with staging(out):
+        pass                                                     # an unwritable folder is found before minutes of work
     src = open_model(model, pretrained=pretrained, seed=seed)
     report = export(src, out, opset=opset, progress=_say)
     small = list(_smaller(out, quantise or [], src))
     timings = benchmark(src, {'onnxruntime fp32': out} | {s.kind: s.path for s in small}, progress=_say) if bench else []
-    if as_json: return typer.echo(json.dumps(dict(report=report.to_dict(), quantised=[s.to_dict() for s in small], timings=[t.to_dict() for t in timings]), indent=2))
+    if as_json:
+        return typer.echo(json.dumps(dict(report=report.to_dict(), quantised=[s.to_dict() for s in small], timings=[t.to_dict() for t in timings]), indent=2))
     show(report)
-    if small: show(Table(small, ['kind', 'path', 'bytes_before', 'bytes', 'max_rel', 'top1', 'verified'], dict(bytes_before=human_bytes, bytes=human_bytes, max_rel=lambda v: f'{v:.2%}', top1=lambda v: f'{v:.0%}')))
-    if timings: show(timing_table(timings))
+    if small:
+        show(Table(small, ['kind', 'path', 'bytes_before', 'bytes', 'max_rel', 'top1', 'verified'], dict(bytes_before=human_bytes, bytes=human_bytes, max_rel=lambda v: f'{v:.2%}', top1=lambda v: f'{v:.0%}')))
+    if timings:
+        show(timing_table(timings))
 
 @app.command('verify')
 def _verify_file(
@@ -68,7 +74,8 @@ def _verify_file(
     kw = ({} if seed is None else dict(seed=seed)) | (dict(pretrained=True) if pretrained else {})
     v = verify(file, against, rtol=rtol, **kw)
     show(v, as_json)
-    if not v.ok: raise typer.Exit(1)
+    if not v.ok:
+        raise typer.Exit(1)
 
 @app.command('bench')
 def _bench_files(
@@ -81,6 +88,7 @@ def _bench_files(
     from fsdl_tools.onnx.graph import inspect_onnx
     from fsdl_tools.onnx.optimise import benchmark, timing_table
     name = against or inspect_onnx(files[0]).metadata.get('fsdl.source')
-    if not name: raise ValueError(f'{str(files[0])!r} does not say which model it came from: name one with --against')
+    if not name:
+        raise ValueError(f'{str(files[0])!r} does not say which model it came from: name one with --against')
     ts = benchmark(open_model(name), {f.stem: f for f in files}, batches=batch, threads=threads, compiled=compiled, n=rounds, progress=_say)
     show(timing_table(ts), as_json)

@@ -50,9 +50,12 @@ def _train_command(
     from fsdl_tools.training.checkpoint import CheckpointError
     given = {k: v for k, v in locals().items() if k in trainer.TrainConfig.__dataclass_fields__}
     config = trainer.TrainConfig(**given)
-    if 'RANK' in os.environ and 'WORLD_SIZE' in os.environ: return trainer.work(config)
-    try: rows = trainer.train(config, restarts)
-    except (CheckpointError, RuntimeError) as e: raise OSError(str(e)) from None
+    if 'RANK' in os.environ and 'WORLD_SIZE' in os.environ:
+        return trainer.work(config)
+    try:
+        rows = trainer.train(config, restarts)
+    except (CheckpointError, RuntimeError) as e:
+        raise OSError(str(e)) from None
     few = rows if as_json else rows[::max(len(rows)//10, 1)] + (rows[-1:] if (len(rows) - 1) % max(len(rows)//10, 1) else [])
     show(Table(few, formats=dict(loss='{:.4f}'.format, norm='{:.3f}'.format, lr='{:.1e}'.format, seconds=human_seconds, samples_per_s='{:,.1f}'.format, mfu='{:.1%}'.format, eval_loss='{:.4f}'.format),
                caption=f'{model}, {layout}', notes='mfu: share of what this machine\'s own matrix product reaches'), as_json)
@@ -64,10 +67,12 @@ def _checkpoints_command(
     "The checkpoints of a run, read and verified; the exit code is 1 when the newest is not good. Example: `fsdl checkpoints runs/1`"
     from fsdl_tools.training.checkpoint import checkpoints
     inner = folder/'checkpoints' if (folder/'checkpoints').is_dir() else folder
-    if not inner.is_dir(): raise FileNotFoundError(f'there is no folder {str(inner)!r}')
+    if not inner.is_dir():
+        raise FileNotFoundError(f'there is no folder {str(inner)!r}')
     t = checkpoints(inner)
     show(t, as_json)
-    if not len(t) or not t[-1]['good']: raise typer.Exit(1)
+    if not len(t) or not t[-1]['good']:
+        raise typer.Exit(1)
 
 # %% ../../nbs/cli/05_training.ipynb #d47da377
 _env_app = typer.Typer(no_args_is_help=False, invoke_without_command=True, help='Side environments: packages that cannot share one environment with the rest.')
@@ -76,7 +81,8 @@ app.add_typer(_env_app, name='env')
 @_env_app.callback()
 def _env_list(ctx: typer.Context, json_: Json = False):
     "List the side environments, and say which are built here."
-    if ctx.invoked_subcommand: return
+    if ctx.invoked_subcommand:
+        return
     from fsdl_tools.table import Table
     from fsdl_tools.environments import side_envs
     show(side_envs() if json_ else Table(side_envs(), columns=['name', 'built', 'why', 'last_tested'], caption='Side environments'), json_)
@@ -89,5 +95,7 @@ def _env_build(
     "Build a side environment and print the path of its Python."
     from fsdl_tools.core import parse_seconds
     from fsdl_tools.environments import BuildError, build_env
-    try: typer.echo(str(build(name, parse_seconds(timeout), again)))
-    except BuildError as e: raise OSError(str(e)) from None
+    try:
+        typer.echo(str(build(name, parse_seconds(timeout), again)))
+    except BuildError as e:
+        raise OSError(str(e)) from None

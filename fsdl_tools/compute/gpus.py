@@ -41,12 +41,14 @@ class Gpu(Record):
     note:str = ''                # What else to know
 
     def __post_init__(self):
-        for k in ('memory', 'bandwidth'): positive(f'{k} of {self.name}', getattr(self, k), integer=False)
+        for k in ('memory', 'bandwidth'):
+            positive(f'{k} of {self.name}', getattr(self, k), integer=False)
         for p, v in [*self.tflops.items(), *self.achievable.items()]:
             positive(f'{one_of("precision", p, _precisions)} of {self.name}', v, integer=False)
 
     @property
-    def usable(self): return self.driver_memory or self.memory
+    def usable(self):
+        return self.driver_memory or self.memory
     def _page(self):
         rate, sizes = lambda v: f'{v/1e9:,.0f} GB/s', lambda d: ', '.join(f'{k} {v:,g}' for k, v in d.items())
         how = dict(memory=human_bytes, driver_memory=human_bytes, bandwidth=rate, link_bandwidth=rate, tflops=sizes, achievable=sizes)
@@ -83,9 +85,11 @@ def find(
     name:str # For example H100, A100-SXM-80GB, 'NVIDIA GeForce RTX 3090'
 ):           # The Gpu; raises ValueError with the nearest names
     "The accelerator called `name`, by its own name or an alias of the table"
-    if isinstance(name, Gpu): return name
+    if isinstance(name, Gpu):
+        return name
     g = _all()[1].get(_key(name))
-    if g is None: one_of('GPU', name, [g.name for g in _all()[0]])
+    if g is None:
+        one_of('GPU', name, [g.name for g in _all()[0]])
     return g
 
 Gpu.find = staticmethod(find)
@@ -133,22 +137,31 @@ class Cluster(Record):
 
     def __post_init__(self):
         object.__setattr__(self, 'gpu', find(self.gpu))
-        positive('gpus', self.gpus); positive('gpus_per_node', self.gpus_per_node)
+        positive('gpus', self.gpus)
+        positive('gpus_per_node', self.gpus_per_node)
         rate = fabrics[one_of('interconnect', self.interconnect, fabrics)]
         if self.gpus > self.gpus_per_node and self.gpus % self.gpus_per_node:
             raise ValueError(f'gpus must be a multiple of gpus_per_node above one node: {self.gpus} is none of {self.gpus_per_node}')
-        if self.nic_bandwidth is None and rate: object.__setattr__(self, 'nic_bandwidth', rate * 1e9 / 8 / self.gpus_per_node)
-        if self.nodes > 1: positive('nic_bandwidth of several nodes', self.nic_bandwidth or 0, integer=False)
-        if self.price is not None: positive('price', self.price, integer=False)
+        if self.nic_bandwidth is None and rate:
+            object.__setattr__(self, 'nic_bandwidth', rate * 1e9 / 8 / self.gpus_per_node)
+        if self.nodes > 1:
+            positive('nic_bandwidth of several nodes', self.nic_bandwidth or 0, integer=False)
+        if self.price is not None:
+            positive('price', self.price, integer=False)
 
     @property
-    def nodes(self): return -(-self.gpus // self.gpus_per_node)
+    def nodes(self):
+        return -(-self.gpus // self.gpus_per_node)
     @property
-    def memory(self): return self.gpus * self.gpu.usable
-    def flops(self, precision='bf16', measured=False): return self.gpus * peak(self.gpu, precision, measured)
-    def bandwidth(self, ranks): return self.gpu.link_bandwidth if ranks <= self.gpus_per_node else self.nic_bandwidth
+    def memory(self):
+        return self.gpus * self.gpu.usable
+    def flops(self, precision='bf16', measured=False):
+        return self.gpus * peak(self.gpu, precision, measured)
+    def bandwidth(self, ranks):
+        return self.gpu.link_bandwidth if ranks <= self.gpus_per_node else self.nic_bandwidth
     def cost(self, seconds):
-        if self.price is None: raise ValueError('this cluster has no price: try cluster.replace(price=32.77), in dollars per hour')
+        if self.price is None:
+            raise ValueError('this cluster has no price: try cluster.replace(price=32.77), in dollars per hour')
         return positive('seconds', seconds, integer=False) / 3600 * self.price
 
 # %% ../../nbs/compute/01_gpus.ipynb #284c5ac5
@@ -178,7 +191,8 @@ def matmul_work(
     bytes_per:float=2 # Bytes per number
 ) -> tuple:           # Operations, bytes moved, operations per byte
     "Work of one matrix product when each operand is moved once"
-    for what, v in (('m', m), ('k', k), ('n', n)): positive(what, v)
+    for what, v in (('m', m), ('k', k), ('n', n)):
+        positive(what, v)
     flops, moved = 2 * m * k * n, bytes_per * (m*k + k*n + m*n)
     return flops, moved, flops / moved
 
@@ -194,7 +208,8 @@ def plot_rooflines(
     ax = ax or need('matplotlib.pyplot', 'plot').subplots()[1]
     x = np.logspace(-.5, 4, 400)
     for n in names:
-        g = find(n); p = precision if precision in g.tflops else 'fp16'
+        g = find(n)
+        p = precision if precision in g.tflops else 'fp16'
         line, = ax.loglog(x, roofline(g, x, p) / 1e12, label=f'{g.name} ({p})')
         ax.plot(ridge(g, p), peak(g, p) / 1e12, 'o', color=line.get_color(), ms=4)
     for label, i in (points or {}).items():
@@ -223,11 +238,16 @@ def explain_peak(
     gpu, claimed = find(gpu), positive('claimed TFLOP/s', claimed, integer=False)
     dense, same = peak(gpu, precision) / 1e12, lambda x: x and abs(claimed / x - 1) < .03
     half = gpu.name.startswith(('RTX 2', 'RTX 3', 'RTX 4', 'RTX 5')) # GeForce: half the rate with FP32 sums
-    if same(dense): return 'dense, FP32 accumulation'
-    if same(gpu.tflops.get('fp32')): return 'the rate of the vector units: without the tensor cores'
-    if half and same(4 * dense): return 'with sparsity and FP16 accumulation: 4 times the dense rate'
-    if half and same(2 * dense): return 'with FP16 accumulation: twice the rate that training can use'
-    if same(2 * dense): return 'with sparsity: twice the dense rate'
+    if same(dense):
+        return 'dense, FP32 accumulation'
+    if same(gpu.tflops.get('fp32')):
+        return 'the rate of the vector units: without the tensor cores'
+    if half and same(4 * dense):
+        return 'with sparsity and FP16 accumulation: 4 times the dense rate'
+    if half and same(2 * dense):
+        return 'with FP16 accumulation: twice the rate that training can use'
+    if same(2 * dense):
+        return 'with sparsity: twice the dense rate'
     kin = [g.name for g in gpus() if (g.vendor, g.arch) == (gpu.vendor, gpu.arch) and same(g.tflops.get(precision))]
     return f'the rate of another part: {kin[0]}' if kin else f'unknown: {claimed/dense:.2f} times the dense rate'
 
@@ -237,7 +257,8 @@ suites = ['Lambda 2022', 'Lambda 2023', 'Lambda 2025']
 @functools.cache
 def _benchmarks():
     out = {}
-    for r in read_data('gpu_benchmarks.csv', text=('date',)): out.setdefault(r['suite'], {})[r['system'], r['task'], r['precision']] = r
+    for r in read_data('gpu_benchmarks.csv', text=('date',)):
+        out.setdefault(r['suite'], {})[r['system'], r['task'], r['precision']] = r
     return out
 
 def benchmarks(
@@ -254,8 +275,10 @@ def throughput(
 ) -> float:                 # Sequences, tokens or images per second; raises ValueError with the nearest names
     "Training throughput that was measured"
     rows = _benchmarks()[one_of('suite', suite, suites)]
-    one_of('system', system, sorted({k[0] for k in rows})); one_of('task', task, sorted({k[1] for k in rows}))
-    if (system, task, precision) not in rows: raise ValueError(f'{suite} did not measure {task} in {precision} on {system}')
+    one_of('system', system, sorted({k[0] for k in rows}))
+    one_of('task', task, sorted({k[1] for k in rows}))
+    if (system, task, precision) not in rows:
+        raise ValueError(f'{suite} did not measure {task} in {precision} on {system}')
     return rows[system, task, precision]['throughput']
 
 def speedup(
@@ -293,16 +316,22 @@ def images_per_second(
 ) -> float:               # Images per second of training
     "Training speed on random images, after AIME's protocol"
     import time, torch
-    positive('steps', steps); positive('batch', batch)
+    positive('steps', steps)
+    positive('batch', batch)
     kind = getattr(torch, one_of('dtype', dtype, ['float32', 'bfloat16', 'float16']))
     sync = torch.cuda.synchronize if str(device).startswith('cuda') else (lambda: None)
     x, y = torch.rand(batch, 3, size, size, device=device), torch.zeros(batch, dtype=torch.long, device=device)
-    model = model.to(device).train(); model(x)
+    model = model.to(device).train()
+    model(x)
     opt = torch.optim.SGD(model.parameters(), 1e-3)
     for i in range(warmup + steps):
-        if i == warmup: sync(); start = time.perf_counter()
+        if i == warmup:
+            sync()
+            start = time.perf_counter()
         with torch.autocast(torch.device(device).type, kind, enabled=dtype != 'float32'):
             loss = torch.nn.functional.cross_entropy(model(x), y)
-        opt.zero_grad(); loss.backward(); opt.step()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
     sync()
     return batch * steps / (time.perf_counter() - start)

@@ -27,10 +27,12 @@ _shape = 'layers hidden heads kv_heads ffn gated_mlp vocab tied positions max_se
 
 def _from_shape(s, params=None):
     "Columns of a TransformerShape; parameters that the formula does not see are spread over the layers"
-    if s.decoder_layers: raise ValueError('an encoder-decoder is not planned: its two stacks would need a layout each')
+    if s.decoder_layers:
+        raise ValueError('an encoder-decoder is not planned: its two stacks would need a layout each')
     d = {k: getattr(s, k) for k in _shape if k != 'positions'} | dict(positions=float(s.positions == 'learned'))
     d['ffn'] *= max(s.experts_per_token, 1)
-    if params: d['layer_extra'] = (params - float(parameters({**d, 'seq': s.max_seq})))/s.layers
+    if params:
+        d['layer_extra'] = (params - float(parameters({**d, 'seq': s.max_seq})))/s.layers
     return d
 
 def _from_config(config):
@@ -38,9 +40,11 @@ def _from_config(config):
     import torch
     from fsdl_tools.models.build import shape_of
     from fsdl_tools.models.build import find_class
-    with torch.device('meta'): m = find_class(config)(config)
+    with torch.device('meta'):
+        m = find_class(config)(config)
     s = shape_of(m)
-    if s is None: raise ValueError(f'{config.model_type} is not a transformer of one stack: it has no layers, hidden or heads')
+    if s is None:
+        raise ValueError(f'{config.model_type} is not a transformer of one stack: it has no layers, hidden or heads')
     return _from_shape(s, sum(p.numel() for p in m.parameters()))
 
 # %% ../../nbs/compute/04_planner.ipynb #ee802875
@@ -48,22 +52,29 @@ def model_columns(
     model # A name, a dict of sizes, a ModelSpec, a TransformerShape or a configuration of transformers
 ) -> tuple: # Name, columns (None for a model that is not a transformer), its ModelSpec (or None)
     "What the planner needs to know of a model; raises ValueError for a name nobody knows"
-    if isinstance(model, str): return _named(model)
-    if isinstance(model, dict): return model.get('name', 'model'), _checked_shape(model), None
+    if isinstance(model, str):
+        return _named(model)
+    if isinstance(model, dict):
+        return model.get('name', 'model'), _checked_shape(model), None
     kind = type(model).__name__
-    if kind == 'ModelSpec': return model.name, (_from_shape(model.shape, model.params) if model.shape else None), model
-    if kind == 'TransformerShape': return 'transformer', _from_shape(model), None
-    if hasattr(model, 'model_type'): return model.model_type, _from_config(model), None
+    if kind == 'ModelSpec':
+        return model.name, (_from_shape(model.shape, model.params) if model.shape else None), model
+    if kind == 'TransformerShape':
+        return 'transformer', _from_shape(model), None
+    if hasattr(model, 'model_type'):
+        return model.model_type, _from_config(model), None
     raise TypeError(f'cannot plan a {kind}: expected a name, a dict of sizes, a ModelSpec, a TransformerShape or a configuration of transformers')
 
 def _named(name):
     "A model of the table, or one of the zoo's"
-    if name in known(): return name, dict(known()[name]), None
+    if name in known():
+        return name, dict(known()[name]), None
     near = nearest(name, known())
     try:
         from fsdl_tools.models.build import load_config, locate
         where, there = locate(name)
-    except ValueError: raise ValueError(f"unknown model {name!r}: " + (f"did you mean {' or '.join(map(repr, near))}?" if near else 'expected a name of planner_models.csv, of timm or of transformers')) from None
+    except ValueError:
+        raise ValueError(f"unknown model {name!r}: " + (f"did you mean {' or '.join(map(repr, near))}?" if near else 'expected a name of planner_models.csv, of timm or of transformers')) from None
     if where == 'timm':
         from fsdl_tools.models.profile import profile
         return name, None, profile(name, train=True)
@@ -72,9 +83,11 @@ def _named(name):
 def _checked_shape(d):
     "A dict of sizes with its defaults; raises ValueError naming the field"
     d = {k: v for k, v in d.items() if k != 'name'}
-    for k in d: one_of('size of a model', k, _shape + ['layer_extra'])
+    for k in d:
+        one_of('size of a model', k, _shape + ['layer_extra'])
     for k in 'layers hidden heads vocab'.split():
-        if k not in d: raise ValueError(f'the model lacks {k}')
+        if k not in d:
+            raise ValueError(f'the model lacks {k}')
         positive(k, d[k])
     return dict(kv_heads=d['heads'], ffn=4*d['hidden'], gated_mlp=0, tied=1, positions=0., max_seq=0) | d
 
@@ -106,7 +119,8 @@ class Estimate(Record):
     price:float|None=None   # Dollars per hour of the cluster
 
     @property
-    def dollars(self): return None if self.price is None else self.price*self.step_time/3600   # of a step
+    def dollars(self):
+        return None if self.price is None else self.price*self.step_time/3600   # of a step
 
     def days(self, tokens):
         "Days that training on so many tokens takes"
@@ -114,7 +128,8 @@ class Estimate(Record):
 
     def cost(self, tokens):
         "Dollars that training on so many tokens costs"
-        if self.price is None: raise ValueError('the cluster has no price: Cluster(..., price=dollars per hour)')
+        if self.price is None:
+            raise ValueError('the cluster has no price: Cluster(..., price=dollars per hour)')
         return self.days(tokens)*24*self.price
 
     def _page(self):
@@ -125,7 +140,8 @@ class Estimate(Record):
                 ('allocated / reserved / device', f'{gib(self.allocated)} / {gib(self.reserved)} / {gib(self.device)}'),
                 ('fits', f'yes, {gib(self.margin)} to spare' if self.fits else f'no: {self.why}'), ('step', f'{human_seconds(self.step_time)} ({big(self.seconds, human_seconds)})'),
                 ('throughput', f'{self.tokens_per_second:,.0f} {"tokens" if self.seq > 1 else "images"}/s, MFU {self.mfu:.1%}, HFU {self.hfu:.1%}')]
-        if self.price is not None: rows.append(('price', f'{human_dollars(self.price)}/h, {human_dollars(self.dollars)} a step'))
+        if self.price is not None:
+            rows.append(('price', f'{human_dollars(self.price)}/h, {human_dollars(self.dollars)} a step'))
         return Table([dict(what=a, value=b) for a, b in rows], caption=f'{self.model}, {self.global_batch} a step' + (f' of {self.seq} tokens' if self.seq > 1 else ''))
 
 # %% ../../nbs/compute/04_planner.ipynb #02acf090
@@ -154,7 +170,8 @@ def _model_flops(c):
 def _peak(gpu, precision):
     "Dense peak that MFU refers to: 16-bit, or 8-bit for fp8"
     for p in dict(fp8=['fp8'], fp32=['fp32'], tf32=['tf32'], fp16=['fp16'], amp_fp16=['fp16']).get(precision, []) + ['bf16', 'fp16', 'fp32']:
-        if p in gpu.tflops: return peak(gpu, p)
+        if p in gpu.tflops:
+            return peak(gpu, p)
 
 # %% ../../nbs/compute/04_planner.ipynb #a38c6412
 def estimate(
@@ -168,9 +185,12 @@ def estimate(
 ) -> Estimate:        # Raises ValueError for a layout that the model or the cluster does not allow
     "Memory, time and price of one layout"
     name, sizes, spec = model_columns(model)
-    layout = parse_layout(layout); positive('global_batch', global_batch)
-    if layout.precision in ('fp8', 'fp4') and 'fp8' not in cluster.gpu.tflops: raise ValueError(f'{cluster.gpu.name} does not compute in {layout.precision}: expected one of {", ".join(cluster.gpu.tflops)}')
-    if sizes is None: return _estimate_images(spec, layout, cluster, global_batch)
+    layout = parse_layout(layout)
+    positive('global_batch', global_batch)
+    if layout.precision in ('fp8', 'fp4') and 'fp8' not in cluster.gpu.tflops:
+        raise ValueError(f'{cluster.gpu.name} does not compute in {layout.precision}: expected one of {", ".join(cluster.gpu.tflops)}')
+    if sizes is None:
+        return _estimate_images(spec, layout, cluster, global_batch)
     seq = positive('seq', seq or min(sizes['max_seq'] or 2048, 8192))
     check_layout(layout, cluster.gpus, global_batch, sizes['layers'], sizes['heads'], sizes['ffn'], seq, sizes['kv_heads'], uneven)
     c = {**sizes, **layout_columns(layout), **cluster_columns(cluster, network), 'global_batch': global_batch, 'seq': seq}
@@ -191,14 +211,17 @@ def record_of(name, layout, cluster, c, m, t):
 
 def _no_start(c, m):
     "Why a run cannot start although it would fit"
-    if np.ravel(c['pp'])[0] > np.ravel(c['layers'])[0]: return 'there are more stages than layers'
-    if np.ravel(m['micro_batches'])[0] < np.ravel(c['pp'])[0] - 1: return 'nanotron needs at least pp-1 micro-batches'
+    if np.ravel(c['pp'])[0] > np.ravel(c['layers'])[0]:
+        return 'there are more stages than layers'
+    if np.ravel(m['micro_batches'])[0] < np.ravel(c['pp'])[0] - 1:
+        return 'nanotron needs at least pp-1 micro-batches'
     return "nanotron's placement leaves a stage without layers"
 
 # %% ../../nbs/compute/04_planner.ipynb #fbb61b85
 def _estimate_images(spec, l, cluster, batch):
     "A model that is known by its profile: data parallelism and ZeRO only"
-    if l.tp*l.pp*l.cp > 1: raise ValueError(f'{spec.name} is not a transformer of one stack: it can be split over data only, not tp={l.tp}, pp={l.pp}, cp={l.cp}')
+    if l.tp*l.pp*l.cp > 1:
+        raise ValueError(f'{spec.name} is not a transformer of one stack: it can be split over data only, not tp={l.tp}, pp={l.pp}, cp={l.cp}')
     check_layout(l, cluster.gpus, batch)
     one = math.prod(spec.inputs[0].shape[:1]) if spec.inputs else 1
     half = .5 if l.precision not in ('fp32', 'tf32') and spec.precision == 'fp32' else 1.
@@ -208,9 +231,12 @@ def _estimate_images(spec, l, cluster, batch):
     sizes = sorted(math.prod(x.output) for x in spec.layers if x.output and x.flops) or [0]
     usual = sizes[len(sizes)//2]*4*half*l.micro_batch/one                # backward starts at the end, where convolutional networks are narrow
     first = dict(weights=w, gradients=g, optimizer=o, communication=g*(l.dp > 1 and l.zero < 3), activations=keep, logits=0., workspace=2*usual, fixed=.25*GiB + spec.buffer_bytes)
-    a = sum(first.values()); r = 1.05*a; dev = r + 1.45*GiB
+    a = sum(first.values())
+    r = 1.05*a
+    dev = r + 1.45*GiB
     s = _image_seconds(spec, l, cluster, batch, one, half)
-    t = sum(s.values()); flops = 3*spec.flops/one*batch
+    t = sum(s.values())
+    flops = 3*spec.flops/one*batch
     margin = cluster.gpu.usable - dev
     rate = cluster.gpus*_peak(cluster.gpu, l.precision)
     again = 4/3 if l.recompute == 'full' else 1
@@ -237,7 +263,8 @@ def plot_memory(estimates, ax=None):
     plt = need('matplotlib.pyplot', 'plot')
     ax = ax or plt.subplots()[1]
     _bars(ax, [e.first for e in estimates], [str(e.layout) for e in estimates], GiB)
-    ax.axvline(estimates[0].usable/GiB, color='black', ls='--', lw=1); ax.set(xlabel='allocated, GiB', title=f'{estimates[0].model}: memory of the first stage')
+    ax.axvline(estimates[0].usable/GiB, color='black', ls='--', lw=1)
+    ax.set(xlabel='allocated, GiB', title=f'{estimates[0].model}: memory of the first stage')
     return ax
 
 def plot_time(estimates, ax=None):
@@ -253,6 +280,9 @@ def _bars(ax, parts, names, unit):
     left, hatch = np.zeros(len(parts)), [''] * 8 + ['//'] * 8
     for i, k in enumerate(keys):
         w = np.array([p[k] for p in parts])/unit
-        ax.barh(range(len(parts)), w, left=left, label=k, color=palette[i % 8], hatch=hatch[i], edgecolor='white'); left += w
-    ax.set_yticks(range(len(parts)), names, fontsize=7); ax.invert_yaxis(); ax.grid(axis='y', visible=False)
+        ax.barh(range(len(parts)), w, left=left, label=k, color=palette[i % 8], hatch=hatch[i], edgecolor='white')
+        left += w
+    ax.set_yticks(range(len(parts)), names, fontsize=7)
+    ax.invert_yaxis()
+    ax.grid(axis='y', visible=False)
     ax.legend(fontsize=7, ncols=1, loc='center left', bbox_to_anchor=(1, .5))

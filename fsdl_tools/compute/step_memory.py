@@ -55,11 +55,15 @@ def state_bytes(
 ) -> tuple:          # Bytes per parameter of weights, gradients, optimizer states
     "What a parameter costs before anything is sharded (arXiv 1910.02054 section 3)"
     moments, master = optimizer_states[one_of('optimizer', optimizer or 'adam', optimizer_states)]
-    if precision in ('fp32', 'tf32') or precision.startswith('amp') or framework in ('torchtitan', 'composer'): return 4, 4, moments
+    if precision in ('fp32', 'tf32') or precision.startswith('amp') or framework in ('torchtitan', 'composer'):
+        return 4, 4, moments
     half = 4 if master else 0
-    if framework == 'nanotron': return 2, 4, moments + half
-    if framework == 'megatron-deepspeed': return (2, 6, moments + half) if grad_bytes == 4 else (2, 2, moments + half*(2 if zero else 1))
-    if framework.startswith('megatron'): return (2, 2, moments + 2*half) if precision == 'fp16' else (2, 4, moments + half)
+    if framework == 'nanotron':
+        return 2, 4, moments + half
+    if framework == 'megatron-deepspeed':
+        return (2, 6, moments + half) if grad_bytes == 4 else (2, 2, moments + half*(2 if zero else 1))
+    if framework.startswith('megatron'):
+        return (2, 2, moments + 2*half) if precision == 'fp16' else (2, 4, moments + half)
     return 2, grad_bytes or 2, moments + half
 
 # %% ../../nbs/compute/03_step_memory.ipynb #46962635
@@ -78,7 +82,8 @@ def sharded(
 def _constants() -> dict: # Name -> {framework: value}
     "The constants of the memory model, from planner_memory.csv"
     out = {}
-    for r in read_data('planner_memory.csv'): out.setdefault(r['name'], {})[r['framework']] = float(r['value'])
+    for r in read_data('planner_memory.csv'):
+        out.setdefault(r['name'], {})[r['framework']] = float(r['value'])
     return out
 
 def _resolve(c, table):

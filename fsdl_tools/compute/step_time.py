@@ -42,7 +42,8 @@ def _linear(m, n, k, *shape):
 def time_constants() -> dict: # Name -> (what it belongs to, {which one: value})
     "The constants of the time model, from planner_time.csv"
     out = {}
-    for r in read_data('planner_time.csv'): out.setdefault(r['name'], (r['by'], {}))[1][str(r['applies_to'])] = float(r['value'])
+    for r in read_data('planner_time.csv'):
+        out.setdefault(r['name'], (r['by'], {}))[1][str(r['applies_to'])] = float(r['value'])
     return out
 
 # %% ../../nbs/compute/02_step_time.ipynb #c2f503b0
@@ -57,7 +58,8 @@ def framework_of(
     "The framework whose constants `name` uses"
     s = str(name or 'pytorch').lower()
     for k in [*_frameworks, *_alias]:
-        if s.startswith(k): return _alias.get(k, k)
+        if s.startswith(k):
+            return _alias.get(k, k)
     return one_of('framework', name, _frameworks)
 
 @functools.cache
@@ -67,8 +69,10 @@ def _home(
     zero           # ZeRO stage
 ) -> str:          # Name of a cluster in planner_time.csv
     "Where a framework's published runs took place: Megatron-DeepSpeed with ZeRO is BigScience's, on Jean Zay"
-    if framework == 'megatron-deepspeed' and zero >= 1: return 'jean-zay'
-    if framework == 'composer' and find(gpu).arch == 'Ampere': return 'mosaic-a100'
+    if framework == 'megatron-deepspeed' and zero >= 1:
+        return 'jean-zay'
+    if framework == 'composer' and find(gpu).arch == 'Ampere':
+        return 'mosaic-a100'
     return _frameworks[framework]
 
 def _networks() -> list: # Names for the column cluster
@@ -100,22 +104,27 @@ def columns(
 def _check(c):
     "Refuse columns with missing, zero, negative or infinite sizes, naming the first"
     for k in _needed + ['micro_batch', 'gpus_per_node', 'kv_heads', 'vp', 'cp']:
-        if np.size(c[k]) == 1 and 0 < c[k].item() < math.inf: continue      # the usual case, quickly
+        if np.size(c[k]) == 1 and 0 < c[k].item() < math.inf:
+            continue      # the usual case, quickly
         bad = ~(np.isfinite(c[k]) & (c[k] > 0))
-        if bad.any(): raise ValueError(f'{k} must be positive and finite, not {np.atleast_1d(c[k])[np.argmax(bad)]:g} (row {np.argmax(bad)})')
+        if bad.any():
+            raise ValueError(f'{k} must be positive and finite, not {np.atleast_1d(c[k])[np.argmax(bad)]:g} (row {np.argmax(bad)})')
     bad = c['gpus'] != c['tp'] * c['pp'] * c['cp'] * c['dp']
-    if np.any(bad): raise ValueError(f'gpus must equal tp*pp*cp*dp: it does not in row {np.argmax(bad)}')
+    if np.any(bad):
+        raise ValueError(f'gpus must equal tp*pp*cp*dp: it does not in row {np.argmax(bad)}')
 
 def _codes(x):
     "Distinct values of a column and the index of each row; None when all rows are equal"
     x = np.atleast_1d(x)
-    if (x == x[0]).all(): return [str(x[0])], None
+    if (x == x[0]).all():
+        return [str(x[0])], None
     u, i = np.unique(x, return_inverse=True)
     return [str(v) for v in u], i
 
 def _each(f, *cols):
     "Apply `f` to the distinct combinations of text or small-number columns"
-    if all(np.size(x) == 1 for x in cols): return [f(*(str(np.asarray(x).item()) for x in cols))], 0      # one layout: nothing to sort
+    if all(np.size(x) == 1 for x in cols):
+        return [f(*(str(np.asarray(x).item()) for x in cols))], 0      # one layout: nothing to sort
     parts = [_codes(x) for x in cols]
     sizes = [len(u) for u, _ in parts]
     flat = sum(((0 if i is None else i) * math.prod(sizes[j+1:]) for j, (_, i) in enumerate(parts)))
@@ -128,16 +137,21 @@ def complete_columns(
     "`c` with its defaults filled in"
     c = {k: np.asarray(v, None if k in _texts else float) for k, v in {**_defaults, **c}.items() if k in _defaults or k in _needed}
     for k in _needed:
-        if k not in c: raise ValueError(f'the column {k} is missing')
+        if k not in c:
+            raise ValueError(f'the column {k} is missing')
     for k, ok in (('recompute', _recompute), ('precision', _precisions), ('schedule', _schedules), ('cluster', ['', *_networks()])):
-        for v in _codes(c[k])[0]: one_of(k, v or _defaults[k], ok)
+        for v in _codes(c[k])[0]:
+            one_of(k, v or _defaults[k], ok)
     fill = lambda k, v: c.update({k: np.where(np.isnan(c[k]), v, c[k])})
     own = ~np.isnan(c['nic_bandwidth']) & (c['cluster'] == '')
-    if own.any(): c['cluster'] = np.where(own, 'generic', c['cluster'])
+    if own.any():
+        c['cluster'] = np.where(own, 'generic', c['cluster'])
     half = np.take(*_each(lambda p: 'fp16' in p, c['precision']))
-    fill('kv_heads', c['heads']); fill('grad_bytes', np.where(half | (c['zero'] >= 3), 2, 4))
+    fill('kv_heads', c['heads'])
+    fill('grad_bytes', np.where(half | (c['zero'] >= 3), 2, 4))
     fill('micro_batch', np.where(c['pp'] > 1, 1, np.maximum(c['global_batch'] / c['dp'], 1)))
-    fill('seq_parallel', 1. - np.take(*_each(lambda f: framework_of(f) in ('megatron-deepspeed', 'megatron-lm'), c['framework']))); _check(c)
+    fill('seq_parallel', 1. - np.take(*_each(lambda f: framework_of(f) in ('megatron-deepspeed', 'megatron-lm'), c['framework'])))
+    _check(c)
     return c
 
 # %% ../../nbs/compute/02_step_time.ipynb #73e01266
@@ -151,7 +165,8 @@ def _hardware(gpu, precision):
     return peak(*(() if want == 'fp8' else (want,))), peak(want), narrow, 4 if want in ('fp32', 'tf32') else 2, g.bandwidth, g.link_bandwidth or 16e9
 
 @functools.cache
-def _kin(gpu): return gpu, find(gpu).name, find(gpu).arch
+def _kin(gpu):
+    return gpu, find(gpu).name, find(gpu).arch
 
 def resolve(
     c:dict,      # Complete columns
@@ -163,7 +178,9 @@ def resolve(
            'cluster': _each(where, c['framework'], c['gpu'], c['zero'], c['cluster'])}
     k = {}
     for name, (by, v) in table.items():
-        if by == 'any': k[name] = v['any']; continue
+        if by == 'any':
+            k[name] = v['any']
+            continue
         found = [next((v[x] for x in n if x in v), v['any']) for n in who[by][0]]
         k[name] = found[0] if len(set(found)) == 1 else np.array(found)[who[by][1]]
     hw, i = _each(_hardware, c['gpu'], c['precision'])
@@ -339,7 +356,8 @@ def step_time(
 ) -> dict:      # Cause -> seconds of one optimizer step, an array with one entry for each layout; total
     "Predicted time of a training step, by cause"
     c = dict(c) if ready else complete_columns(c)
-    k = resolve(c, table or time_constants()); derive(c, k)
+    k = resolve(c, table or time_constants())
+    derive(c, k)
     lay, end = layer(c, k), ends(c, k)
     o, busy, first = _slot(c, k, lay, end)
     params = _stage_params(c, first)

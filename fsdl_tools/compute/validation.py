@@ -41,7 +41,8 @@ def answers() -> list: # Rows with predicted, published and ratio
         run('Llama-3.1 405B', 'llama-3.1-405b', f'dp8,tp8,pp8,recompute=full,compile=true,precision=fp8,{tt}', 'H100-SXM-96GB-500W', 512, 64, 32768, 53.89, 'seconds', 'torchtitan benchmarks, 2024-12')]
     return [r | dict(ratio=r['predicted']/r['published']) for r in rows]
 
-def _known(kind, e): return e.step_time if kind == 'seconds' else (e.device if 'device' in kind else e.reserved)/GiB
+def _known(kind, e):
+    return e.step_time if kind == 'seconds' else (e.device if 'device' in kind else e.reserved)/GiB
 
 # %% ../../nbs/compute/06_validation.ipynb #ce596331
 _sizes_needed = 'layers hidden heads ffn vocab seq gpus tp pp dp global_batch'.split()
@@ -52,10 +53,14 @@ batch_outputs = 'row allocated_gib reserved_gib device_gib step_time_s fits erro
 
 def _size(r, k, zero_ok=False):
     "A number of a row; raises ValueError naming field, value and rule"
-    try: x = float(r.get(k))
-    except (TypeError, ValueError): raise ValueError(f'{k} must be a number, not {r.get(k)!r}') from None
-    if not math.isfinite(x) or x < 0 or (x == 0 and not zero_ok): raise ValueError(f'{k} must be {"0 or more" if zero_ok else "positive"} and finite, not {r.get(k)!r}')
-    if x != int(x) and k != 'nic_bandwidth': raise ValueError(f'{k} must be a whole number, not {r.get(k)!r}')
+    try:
+        x = float(r.get(k))
+    except (TypeError, ValueError):
+        raise ValueError(f'{k} must be a number, not {r.get(k)!r}') from None
+    if not math.isfinite(x) or x < 0 or (x == 0 and not zero_ok):
+        raise ValueError(f'{k} must be {"0 or more" if zero_ok else "positive"} and finite, not {r.get(k)!r}')
+    if x != int(x) and k != 'nic_bandwidth':
+        raise ValueError(f'{k} must be a whole number, not {r.get(k)!r}')
     return x
 
 def check_row(
@@ -70,18 +75,23 @@ def check_row(
     out |= {k: one_of(k, r[k], ok) for k, ok in _words.items() if k in r}
     out |= dict(framework=r.get('framework', 'pytorch'), gpu=r.get('gpu', 'H100-SXM-80GB')) | ({'cluster': r['cluster']} if 'cluster' in r else {})
     find(out['gpu'])
-    if framework_of(out['framework']) == 'torchtitan': out.setdefault('recompute', 'selective')
+    if framework_of(out['framework']) == 'torchtitan':
+        out.setdefault('recompute', 'selective')
     _consistent(out)
     return out
 
 def _consistent(r):
     "Rules between the fields of a row"
     world, kv, b = r['tp']*r['pp']*r.get('cp', 1)*r['dp'], r.get('kv_heads', r['heads']), r.get('micro_batch', 1)
-    if world != r['gpus']: raise ValueError(f"tp·pp·cp·dp = {world:g} does not fill gpus = {r['gpus']:g}")
-    if r.get('zero', 0) > 3: raise ValueError(f"zero must be a ZeRO stage from 0 to 3, not {r['zero']:g}")
+    if world != r['gpus']:
+        raise ValueError(f"tp·pp·cp·dp = {world:g} does not fill gpus = {r['gpus']:g}")
+    if r.get('zero', 0) > 3:
+        raise ValueError(f"zero must be a ZeRO stage from 0 to 3, not {r['zero']:g}")
     for a, x, b_, y in (('hidden', r['hidden'], 'heads', r['heads']), ('heads', r['heads'], 'tp', r['tp']), ('heads', r['heads'], 'kv_heads', kv)):
-        if x % y: raise ValueError(f'{a} {x:g} cannot be divided by {b_}={y:g}')
-    if b*r['dp'] > r['global_batch']: raise ValueError(f"dp·micro_batch = {b*r['dp']:g} is more than global_batch = {r['global_batch']:g}")
+        if x % y:
+            raise ValueError(f'{a} {x:g} cannot be divided by {b_}={y:g}')
+    if b*r['dp'] > r['global_batch']:
+        raise ValueError(f"dp·micro_batch = {b*r['dp']:g} is more than global_batch = {r['global_batch']:g}")
 
 # %% ../../nbs/compute/06_validation.ipynb #fb45ed46
 def predict_rows(
@@ -91,30 +101,40 @@ def predict_rows(
     out, good, where = [], [], []
     for i, r in enumerate(rows):
         o = dict.fromkeys(batch_outputs, '') | dict(row=r.get('row') or str(i), fits=0)
-        try: good.append(check_row(r)); where.append(i)
-        except (ValueError, TypeError) as e: o['error'] = ' '.join(str(e).split())
+        try:
+            good.append(check_row(r))
+            where.append(i)
+        except (ValueError, TypeError) as e:
+            o['error'] = ' '.join(str(e).split())
         out.append(o)
-    if not good: return out
+    if not good:
+        return out
     c = columns(good)
     m, t = memory(c), step_time(c)['total']
     for j, i in enumerate(where):
         out[i] |= {f'{k}_gib': round(float(m[k][j])/GiB, 4) for k in ('allocated', 'reserved', 'device')} | dict(step_time_s=float(f'{t[j]:.6g}'), fits=int(m['fits'][j]))
-        if not m['starts'][j]: out[i]['error'] = 'cannot start: a stage would be without layers, or there are too few micro-batches for the pipeline'
+        if not m['starts'][j]:
+            out[i]['error'] = 'cannot start: a stage would be without layers, or there are too few micro-batches for the pipeline'
     return out
 
 def read_runs(
     path # A CSV file in UTF-8
 ) -> list: # Dicts
     "The rows of a table of runs; raises ValueError for a file that is no such table"
-    try: text = Path(path).read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as e: raise ValueError(f'{path} is not text in UTF-8: {e.reason} at byte {e.start}') from None
-    if '\0' in text: raise ValueError(f'{path} is not a CSV table: it contains zero bytes')
+    try:
+        text = Path(path).read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as e:
+        raise ValueError(f'{path} is not text in UTF-8: {e.reason} at byte {e.start}') from None
+    if '\0' in text:
+        raise ValueError(f'{path} is not a CSV table: it contains zero bytes')
     try:
         reader = csv.DictReader(io.StringIO(text))
         missing = [k for k in _sizes_needed if k not in (reader.fieldnames or [])]
-        if missing: raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+        if missing:
+            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
         return list(reader)
-    except csv.Error as e: raise ValueError(f'{path} is not a CSV table: {e}') from None
+    except csv.Error as e:
+        raise ValueError(f'{path} is not a CSV table: {e}') from None
 
 def plan_batch(
     path,    # A CSV with the columns of a table of runs
@@ -124,7 +144,9 @@ def plan_batch(
     rows = predict_rows(read_runs(path))
     if out is not None:
         text = io.StringIO()
-        w = csv.DictWriter(text, batch_outputs, lineterminator='\n'); w.writeheader(); w.writerows(rows)
+        w = csv.DictWriter(text, batch_outputs, lineterminator='\n')
+        w.writeheader()
+        w.writerows(rows)
         write_atomic(out, text.getvalue())
     return rows
 
@@ -136,14 +158,16 @@ def scores(
     rows, found = list(rows), {}
     for r, p in zip(rows, predict_rows(rows)):
         for what, truth, key in (('memory', r['peak_gib'], f"{r['peak_kind']}_gib"), ('time', r['step_seconds'], 'step_time_s')):
-            if truth: found.setdefault((what, r['study']), []).append(abs(p[key]/truth - 1) if p.get(key) else 1.)
+            if truth:
+                found.setdefault((what, r['study']), []).append(abs(p[key]/truth - 1) if p.get(key) else 1.)
     return Table([dict(what=w, study=s, runs=len(e), median=float(np.median(e)), p90=float(np.quantile(e, .9))) for (w, s), e in sorted(found.items())],
         formats={k: '{:.1%}'.format for k in ('median', 'p90')}, caption='Relative error on published runs')
 
 def fit_accuracy(rows):
     "Balanced accuracy of fits or does not fit: mean share that is right among runs that finished and among those that did not"
     right = {0: [], 1: []}
-    for r, p in zip(rows, predict_rows(rows)): right[int(r['finished'])].append(p['fits'] == int(r['finished']))
+    for r, p in zip(rows, predict_rows(rows)):
+        right[int(r['finished'])].append(p['fits'] == int(r['finished']))
     return float(np.mean([np.mean(v) for v in right.values() if v]))
 
 # %% ../../nbs/compute/06_validation.ipynb #1c002287
@@ -158,7 +182,8 @@ def trace_gpt(
 ) -> dict:  # Category -> bytes at the peak
     "Peak memory of one rank by category, traced with fake tensors through two training steps"
     torch, tf = need('torch', 'frameworks'), need('transformers', 'frameworks')
-    fix_torchvision(); make = tf.GPT2LMHeadModel            # imported here: it cannot be under fake tensors
+    fix_torchvision()
+    make = tf.GPT2LMHeadModel            # imported here: it cannot be under fake tensors
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
     config = _gpt2(layers, hidden, heads, vocab, seq)
@@ -169,8 +194,11 @@ def trace_gpt(
         tracker.track_external(model, opt)
         with tracker as t:
             for step in range(2):
-                model(ids, attention_mask=mask, labels=ids).loss.backward(); opt.step(); opt.zero_grad()
-                if step == 0: t.reset_mod_stats()
+                model(ids, attention_mask=mask, labels=ids).loss.backward()
+                opt.step()
+                opt.zero_grad()
+                if step == 0:
+                    t.reset_mod_stats()
             peak = next(iter(t.get_tracker_snapshot('peak').values()))
     return {str(getattr(k, 'value', k)).lower(): v for k, v in peak.items()}
 
@@ -185,23 +213,31 @@ def _results(name='planner') -> dict: # What a script in benchmarks/ wrote; empt
 def _trace_fsdp(ranks, layers=4, hidden=512, heads=8, vocab=8192, seq=512, batch=4) -> dict: # Category -> bytes at the peak
     "Peak memory of rank 0 of a GPT-2 under FSDP2 on `ranks` ranks: fake tensors, fake process group, once in a process"
     torch, dist = need('torch', 'frameworks'), need('torch.distributed', 'frameworks')
-    fix_torchvision(); make = need('transformers', 'frameworks').GPT2LMHeadModel
+    fix_torchvision()
+    make = need('transformers', 'frameworks').GPT2LMHeadModel
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
     from torch.distributed.fsdp import fully_shard
     from torch.testing._internal.distributed.fake_pg import FakeStore
     dist.init_process_group('fake', rank=0, world_size=ranks, store=FakeStore())
     mesh = dist.device_mesh.init_device_mesh('cpu', (ranks,))
-    with torch.device('meta'): model = make(_gpt2(layers, hidden, heads, vocab, seq))
-    for b in [*model.transformer.h, model]: fully_shard(b, mesh=mesh)
+    with torch.device('meta'):
+        model = make(_gpt2(layers, hidden, heads, vocab, seq))
+    for b in [*model.transformer.h, model]:
+        fully_shard(b, mesh=mesh)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device='cpu')
         opt = torch.optim.AdamW(model.parameters(), foreach=False)
         ids, mask = torch.zeros((batch, seq), dtype=torch.int64), torch.zeros((batch, 1, seq, seq))
-        def step(): model(ids, attention_mask=mask, labels=ids).loss.backward(); opt.step(); opt.zero_grad()
+        def step():
+            model(ids, attention_mask=mask, labels=ids).loss.backward()
+            opt.step()
+            opt.zero_grad()
         step()                                          # the first step sets up the shards and the optimizer's states
-        t = FSDPMemTracker(model, opt); t.track_inputs((ids, mask))
-        with t: step()
+        t = FSDPMemTracker(model, opt)
+        t.track_inputs((ids, mask))
+        with t:
+            step()
         peak = next(iter(t.get_tracker_snapshot('peak').values()))
     return {str(getattr(k, 'value', k)).lower(): v for k, v in peak.items()}
 
@@ -209,5 +245,6 @@ def apart(call, timeout=300):
     "The result of an expression on this module's functions, evaluated in a process of its own"
     import json, subprocess, sys
     r = subprocess.run([sys.executable, '-c', f'import json; from fsdl_tools.compute.validation import *; print(json.dumps({call}))'], capture_output=True, text=True, timeout=timeout)
-    if r.returncode: raise RuntimeError(f'{call} failed: {r.stderr.strip().splitlines()[-1]}')
+    if r.returncode:
+        raise RuntimeError(f'{call} failed: {r.stderr.strip().splitlines()[-1]}')
     return json.loads(r.stdout.splitlines()[-1])
