@@ -8,7 +8,8 @@ __all__ = ['KiB', 'MiB', 'GiB', 'TiB', 'palette', 'human_bytes', 'human_count', 
            'data_path', 'read_data', 'read_results', 'fix_torchvision', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #7891d696
-import csv, dataclasses, difflib, importlib, importlib.resources, importlib.util, json, math, os, re, secrets, sys, types, typing
+import csv, dataclasses, difflib, importlib, importlib.resources, importlib.util
+import json, math, os, re, secrets, sys, types, typing
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #41f5b133
@@ -88,7 +89,11 @@ def parse_count(
     text # A count such as 30M, 7B, 1.5e9, 300k
 ) -> int: # The count
     "Count named by `text`; raises ValueError when it cannot be read"
-    return round(_parse(text, {'': 1} | {c: 1000**i for i, c in enumerate('kmbtpe', 1)} | {'g': 10**9}, 'a count', "'30M' or '7B'"))
+    return round(
+        _parse(
+            text, {'': 1} | {c: 1000**i for i, c in enumerate('kmbtpe', 1)} | {'g': 10**9}, 'a count', "'30M' or '7B'"
+        )
+    )
 
 def parse_seconds(
     text # A time such as 30d, 2h, 15 min, 3.2ms
@@ -153,11 +158,13 @@ def need(
         if not e.name or not (module == e.name or module.startswith(e.name + '.')):
             raise
         what = package or module.split('.')[0]
-        raise ImportError(f"{what} is not installed: pip install 'fsdl_tools[{extra}]' (or pip install {what})", name=e.name) from None
+        raise ImportError(
+            f"{what} is not installed: pip install 'fsdl_tools[{extra}]' (or pip install {what})", name=e.name
+        ) from None
 
 # %% ../nbs/00_core.ipynb #80c48bfb
 def _fits(v, t):
-    "Does value `v` fit annotation `t`? Unions, lists, tuples, dicts and numbers are understood; anything else is compared by class"
+    "Does value `v` fit annotation `t`? Unions, lists, tuples, dicts and numbers are understood, the rest by class"
     origin, args = typing.get_origin(t), typing.get_args(t)
     if t in (typing.Any, None) or isinstance(t, str):
         return True
@@ -166,14 +173,20 @@ def _fits(v, t):
     if origin is typing.Literal:
         return v in args
     if origin in (list, tuple):
-        return isinstance(v, (list, tuple)) and all(_fits(x, args[0]) for x in v) if args else isinstance(v, (list, tuple))
+        return (
+            isinstance(v, (list, tuple)) and all(_fits(x, args[0]) for x in v) if args else isinstance(v, (list, tuple))
+        )
     if origin is dict:
         return isinstance(v, dict) and all(_fits(x, args[1]) for x in v.values())
     if t is float:
         return isinstance(v, (int, float)) and not isinstance(v, bool)
     if t is int:
         return isinstance(v, int) and not isinstance(v, bool)
-    return isinstance(v, t) or (isinstance(v, dict) and dataclasses.is_dataclass(t)) or (t is tuple and isinstance(v, list))
+    return (
+        isinstance(v, t)
+        or (isinstance(v, dict) and dataclasses.is_dataclass(t))
+        or (t is tuple and isinstance(v, list))
+    )
 
 def _revive(v, t):
     "JSON value `v` as type `t`: nested records and tuples come back as such"
@@ -191,10 +204,15 @@ def _revive(v, t):
 # %% ../nbs/00_core.ipynb #3a715ad2
 class Record:
     "Base of the frozen dataclasses: JSON in and out, `replace`, and a readable page in a notebook"
-    def to_dict(self):
+
+    def to_dict(self) -> dict: # Field name -> value; records in fields become dicts as well
+        "This record as plain values"
         return dataclasses.asdict(self)
-    def replace(self, **kw):
-        "A copy with some fields changed; raises ValueError for a field that does not exist"
+
+    def replace(self,
+        **kw # Field name -> new value
+    ):       # A record of the same class; raises ValueError for a field that does not exist
+        "A copy with some fields changed"
         for k in kw:
             one_of(f'field of {type(self).__name__}', k, [f.name for f in dataclasses.fields(self)])
         return dataclasses.replace(self, **kw)
@@ -304,11 +322,14 @@ def read_results(
     return json.loads(data_path(f'results/{name}.json').read_text(encoding='utf-8'))
 
 # %% ../nbs/00_core.ipynb #ba9ecba9
-_ops = ['nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor', 'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor']
+_ops = [
+    'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+    'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+]
 _kept = []
 
 def fix_torchvision() -> bool: # Was a cure needed?
-    "Make `import torchvision` work beside a torch build that its operators are not linked to; does nothing where they load"
+    "Make `import torchvision` work beside a torch build that its operators are not linked to"
     if _kept or 'torchvision' in sys.modules:
         return bool(_kept)
     spec = importlib.util.find_spec('torchvision')
@@ -331,8 +352,27 @@ palette = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7
 def plot_style():
     "Set matplotlib's defaults for the figures of this book and return pyplot"
     mpl, plt = need('matplotlib', 'plot'), need('matplotlib.pyplot', 'plot')
-    mpl.rcParams.update({'figure.figsize': (7.2, 3.6), 'figure.dpi': 130, 'savefig.dpi': 130, 'savefig.bbox': 'tight', 'figure.constrained_layout.use': True,
-        'font.size': 9.5, 'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left', 'axes.spines.top': False, 'axes.spines.right': False,
-        'axes.grid': True, 'axes.axisbelow': True, 'grid.color': '#dddddd', 'grid.linewidth': .6, 'legend.frameon': False, 'lines.linewidth': 1.8,
-        'axes.prop_cycle': mpl.cycler(color=palette), 'figure.facecolor': 'white'})
+    mpl.rcParams.update(
+        {
+            'figure.figsize': (7.2, 3.6),
+            'figure.dpi': 130,
+            'savefig.dpi': 130,
+            'savefig.bbox': 'tight',
+            'figure.constrained_layout.use': True,
+            'font.size': 9.5,
+            'axes.titlesize': 11,
+            'axes.titleweight': 'bold',
+            'axes.titlelocation': 'left',
+            'axes.spines.top': False,
+            'axes.spines.right': False,
+            'axes.grid': True,
+            'axes.axisbelow': True,
+            'grid.color': '#dddddd',
+            'grid.linewidth': 0.6,
+            'legend.frameon': False,
+            'lines.linewidth': 1.8,
+            'axes.prop_cycle': mpl.cycler(color=palette),
+            'figure.facecolor': 'white',
+        }
+    )
     return plt

@@ -7,7 +7,7 @@ __all__ = ['SideEnv', 'side_env', 'side_envs', 'cache_folder', 'env_folder', 'bu
            'build_env', 'run_in']
 
 # %% ../nbs/02_environments.ipynb #16dbe729
-import contextlib, datetime, hashlib, importlib.metadata, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time
+import contextlib, datetime, hashlib, importlib.metadata, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from filelock import FileLock, Timeout
@@ -54,7 +54,18 @@ def side_env(
 def side_envs() -> Table: # One row an environment
     "All side environments, and which of them are built here"
     envs = [side_env(r['name']) for r in read_data('environments.csv')]
-    rows = [dict(name=e.name, built=bool(built(e)), steps=e.steps, programs=e.programs, apt=e.apt, why=e.why, last_tested=e.date) for e in envs]
+    rows = [
+        dict(
+            name=e.name,
+            built=bool(built(e)),
+            steps=e.steps,
+            programs=e.programs,
+            apt=e.apt,
+            why=e.why,
+            last_tested=e.date,
+        )
+        for e in envs
+    ]
     return Table(rows, caption='Side environments')
 
 # %% ../nbs/02_environments.ipynb #d412e167
@@ -89,11 +100,15 @@ def _tail(log, n=15):
 def _call(cmd, log, timeout, env=None, text='', what=''):
     "Run `cmd`, append its output to `log`; raises BuildError or TimeoutError"
     with open(log, 'a') as out:
-        p = subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=out, stderr=out, env=env, text=True, start_new_session=True)
+        p = subprocess.Popen(
+            cmd, stdin=subprocess.PIPE, stdout=out, stderr=out, env=env, text=True, start_new_session=True
+        )
         try:
             p.communicate(text, timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f'{what or _short(cmd)} took longer than {timeout:g} s and was stopped\n{_tail(log)}') from None
+            raise TimeoutError(
+                f'{what or _short(cmd)} took longer than {timeout:g} s and was stopped\n{_tail(log)}'
+            ) from None
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(p.pid, signal.SIGKILL)
@@ -112,14 +127,24 @@ def missing_programs(
     out = [f'the program {p}' for p in env.programs.split() if not shutil.which(p)]
     if not shutil.which('dpkg-query'):
         return out
-    has = lambda p: 'install ok' in subprocess.run(['dpkg-query', '-W', '-f=${Status}', p], capture_output=True, text=True).stdout
-    return out + [f'the Debian package {p} (apt-get install --no-install-recommends {p})' for p in env.apt.split() if not has(p)]
+    has = lambda p: (
+        'install ok' in subprocess.run(['dpkg-query', '-W', '-f=${Status}', p], capture_output=True, text=True).stdout
+    )
+    return out + [
+        f'the Debian package {p} (apt-get install --no-install-recommends {p})' for p in env.apt.split() if not has(p)
+    ]
 
 def _compiler(folder, swaps):
     "A C++ compiler that replaces some options: for sources that ask for an older C++ than today's PyTorch headers"
-    rules = '\n'.join(f'    {shlex.quote(old)}) a={shlex.quote(new)};;' for old, new in (re.fullmatch(r'(.+)=(-.+)', s).groups() for s in swaps))
+    rules = '\n'.join(
+        f'    {shlex.quote(old)}) a={shlex.quote(new)};;'
+        for old, new in (re.fullmatch(r'(.+)=(-.+)', s).groups() for s in swaps)
+    )
     path, real = folder/'bin'/'c++-swap', shutil.which(os.environ.get('CXX', 'g++'))
-    path.write_text(f'#!/bin/bash\nargs=()\nfor a in "$@"; do\n  case "$a" in\n{rules}\n  esac\n  args+=("$a")\ndone\nexec {shlex.quote(real)} "${{args[@]}}"\n')
+    path.write_text(
+        f'#!/bin/bash\nargs=()\nfor a in "$@"; do\n  case "$a" in\n{rules}\n  esac\n'
+        f'  args+=("$a")\ndone\nexec {shlex.quote(real)} "${{args[@]}}"\n'
+    )
     path.chmod(0o755)
     return {'CXX': str(path)}
 
@@ -181,10 +206,18 @@ def _build(e, folder, timeout):
     extra = dict(v.split('=', 1) for v in e.env.split()) | (_compiler(folder, e.compiler.split()) if e.compiler else {})
     path = {'PATH': f"{folder/'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
     for step in filter(None, map(str.strip, e.steps.split(';'))):
-        _call([python, '-m', 'pip', 'install', '--disable-pip-version-check', *limits, *shlex.split(step)], log, timeout, _variables(e, **path, **extra))
+        _call(
+            [python, '-m', 'pip', 'install', '--disable-pip-version-check', *limits, *shlex.split(step)],
+            log,
+            timeout,
+            _variables(e, **path, **extra),
+        )
     if e.check:
         _call([python, '-c', e.check], log, timeout, _variables(e, **path))
-    write_atomic(folder/'stamp.json', json.dumps(dict(e.to_dict(), python=sys.version, built=datetime.date.today().isoformat()), indent=1))
+    write_atomic(
+        folder / 'stamp.json',
+        json.dumps(dict(e.to_dict(), python=sys.version, built=datetime.date.today().isoformat()), indent=1),
+    )
 
 # %% ../nbs/02_environments.ipynb #b8084143
 _boot = '''import importlib, json, sys
@@ -209,10 +242,19 @@ def run_in(
     e = side_env(env) if isinstance(env, str) else env
     python = built(e)
     if not python:
-        raise FileNotFoundError(f"the side environment {e.name!r} is not built here: fsdl_tools.environments.build({e.name!r}) makes it")
+        raise FileNotFoundError(
+            f"the side environment {e.name!r} is not built here: fsdl_tools.environments.build_env({e.name!r}) makes it"
+        )
     with tempfile.TemporaryDirectory(prefix='fsdl-side-') as d:
         log, out = Path(d)/'log', Path(d)/'out.json'
         path = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
         call = json.dumps(dict(code=code, module=bool(re.fullmatch(r'[\w.]+:\w+', code)), payload=payload))
-        _call([str(python), '-c', _boot, str(out)], log, timeout, _variables(e, PATH=path, **variables), call, f'code in the side environment {e.name!r}')
+        _call(
+            [str(python), '-c', _boot, str(out)],
+            log,
+            timeout,
+            _variables(e, PATH=path, **variables),
+            call,
+            f'code in the side environment {e.name!r}',
+        )
         return json.loads(out.read_text())

@@ -23,7 +23,7 @@ def project_root() -> Path: # Raises FileNotFoundError where the library was ins
 
 def module_of(
     root,         # Top of the project
-    notebook:str # For example models/01_zoo.ipynb
+    notebook:str # For example models/02_zoo.ipynb
 ):               # For example models.zoo; None where it exports nothing
     "The module that a notebook exports"
     for source in _code(root, notebook):
@@ -324,7 +324,8 @@ def _line(r):
 
 def _mother():
     "Import what is heavy, fork a copy for each notebook, and say how it went"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # the children have groups of their own, and are ended below
+    # the children have groups of their own, and are ended below
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     job = json.loads(os.read(0, 1 << 20))
     os.chdir(job['root'])
     _import_warm(job['warm'])

@@ -40,4 +40,5 @@ def run(
         raise
 
 def main():
+    "The program fsdl: run the words of this process and exit with their code"
     sys.exit(run())

@@ -12,7 +12,7 @@ import csv, datetime, functools, math, re, statistics
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import *
+from ..core import data_path, human_dollars, need, one_of, palette, positive, Record
 from ..table import Table, pareto_front
 from .gpus import Cluster, benchmarks, find, suites, throughput
 
@@ -22,7 +22,9 @@ tiers = ['on-demand', 'spot', 'reserved']
 def _day(text):
     "The first day that `text` can mean: 2026-05-24, 2026-05 or 2026; raises ValueError"
     try:
-        return datetime.date.fromisoformat((text + '-01-01')[:10] if re.fullmatch(r'\d{4}(-\d\d){0,2}', text) else 'none')
+        return datetime.date.fromisoformat(
+            (text + '-01-01')[:10] if re.fullmatch(r'\d{4}(-\d\d){0,2}', text) else 'none'
+        )
     except (ValueError, TypeError):
         raise ValueError(f'date must be a date such as 2026-05-24, not {text!r}') from None
 
@@ -51,9 +53,15 @@ class Offer(Record):
             _day(self.date)
 
     @property
-    def per_gpu(self):
+    def per_gpu(self) -> float: # Dollars per GPU-hour
+        "The price of one GPU of the offer"
         return self.usd_per_hour / self.gpus
-    def cluster(self, nodes=1, **kw):
+
+    def cluster(self,
+        nodes:int=1, # Machines of this offer
+        **kw         # More fields of Cluster, for example interconnect
+    ) -> Cluster:    # Its price is that of all machines
+        "A `Cluster` of so many of these machines"
         return Cluster(self.gpu, nodes * self.gpus, gpus_per_node=self.gpus, price=nodes * self.usd_per_hour, **kw)
 
 # %% ../../nbs/compute/07_cost.ipynb #a87a19fa
@@ -173,7 +181,10 @@ def task_named(
     fit = [n for n in fit if key(n) == key(model + task)] or fit
     if len(fit) == 1:
         return fit[0]
-    raise ValueError(f"{(model + ' ' + task).strip()!r} is {'more than one' if fit else 'not a'} task of {suite}: {', '.join(fit or names)}")
+    raise ValueError(
+        f"{(model + ' ' + task).strip()!r} is {'more than one' if fit else 'not a'} task of {suite}: "
+        f"{', '.join(fit or names)}"
+    )
 
 @functools.cache
 def _speeds(suite, task, precision):
@@ -207,8 +218,8 @@ def with_restarts(
     mtbf:float,         # Mean seconds between interruptions, exponentially distributed
     checkpoint:float=60, # Seconds a checkpoint takes
     restart:float=300,  # Seconds from an interruption to working again
-    every:float=None    # Seconds of work between checkpoints; default: best_interval
-) -> float:             # Expected seconds until done, infinite when hopeless (Daly 2006, doi 10.1016/j.future.2004.11.016)
+    every:float=None    # Seconds of work between checkpoints; default: Young's best
+) -> float: # Expected seconds until done, infinite when hopeless (Daly 2006, doi 10.1016/j.future.2004.11.016)
     "Expected duration on a machine that is taken away now and then"
     best = _best_interval(mtbf, checkpoint)
     every = min(positive('every', every or best, integer=False), positive('seconds', seconds, integer=False))
@@ -266,10 +277,18 @@ def cost_table(
     "Experiments as a table"
     def row(e):
         name = f'{e.offer.provider} {e.offer.instance}'.strip() + (' (spot)' if e.offer.tier == 'spot' else '')
-        show = dict(offer=name, machine=f'{e.offer.gpus}× {e.offer.gpu}', per_hour=e.offer.usd_per_hour, hours=e.wall_hours, total=e.dollars)
+        show = dict(
+            offer=name,
+            machine=f'{e.offer.gpus}× {e.offer.gpu}',
+            per_hour=e.offer.usd_per_hour,
+            hours=e.wall_hours,
+            total=e.dollars,
+        )
         return show | e.offer.to_dict()
     formats = dict(per_hour=human_dollars, total=human_dollars, hours='{:,.1f}'.format)
-    return Table(map(row, done[:n]), ['offer', 'machine', 'per_hour', 'hours', 'total', 'date'], formats, caption, notes)
+    return Table(
+        map(row, done[:n]), ['offer', 'machine', 'per_hour', 'hours', 'total', 'date'], formats, caption, notes
+    )
 
 # %% ../../nbs/compute/07_cost.ipynb #dc245be6
 def plot_costs(
@@ -281,7 +300,7 @@ def plot_costs(
     ax = ax or need('matplotlib.pyplot', 'plot').subplots()[1]
     for i, g in enumerate(sorted({e.offer.gpu for e in done}, key=lambda g: (find(g).year, g))):
         of = [(e.offer.per_gpu, e.dollars) for e in done if e.offer.gpu == g]
-        ax.loglog(*zip(*of), 'o^sDvP'[i // 7 % 6], color=palette[i % 7], ms=5, alpha=.8, label=g)
+        ax.loglog(*zip(*of, strict=True), 'o^sDvP'[i // 7 % 6], color=palette[i % 7], ms=5, alpha=.8, label=g)
     for e in sorted(done, key=lambda e: -e.offer.per_gpu)[:label]:
         ax.annotate(f' {e.offer.provider}', (e.offer.per_gpu, e.dollars), fontsize=7)
     for axis, v in ((ax.xaxis, [e.offer.per_gpu for e in done]), (ax.yaxis, [e.dollars for e in done])):

@@ -10,7 +10,7 @@ __all__ = ['fabrics', 'suites', 'Gpu', 'gpus', 'find', 'gpu_table', 'peak', 'Clu
 # %% ../../nbs/compute/01_gpus.ipynb #83046dc6
 import functools, re, statistics
 from dataclasses import dataclass, field
-from ..core import *
+from ..core import GiB, human_bytes, MiB, need, one_of, positive, read_data, Record
 from ..table import Table
 
 # %% ../../nbs/compute/01_gpus.ipynb #3bf05bbc
@@ -47,11 +47,27 @@ class Gpu(Record):
             positive(f'{one_of("precision", p, _precisions)} of {self.name}', v, integer=False)
 
     @property
-    def usable(self):
+    def usable(self) -> int: # Bytes
+        "Memory that a process can use: what the driver reports, or the label where nobody read that"
         return self.driver_memory or self.memory
+
+    @staticmethod
+    def find(
+        name:str # For example H100, A100-SXM-80GB, 'NVIDIA GeForce RTX 3090'
+    ):           # The Gpu; raises ValueError with the nearest names
+        "The accelerator called `name`: the function find under the class's own name"
+        return find(name)
+
     def _page(self):
         rate, sizes = lambda v: f'{v/1e9:,.0f} GB/s', lambda d: ', '.join(f'{k} {v:,g}' for k, v in d.items())
-        how = dict(memory=human_bytes, driver_memory=human_bytes, bandwidth=rate, link_bandwidth=rate, tflops=sizes, achievable=sizes)
+        how = dict(
+            memory=human_bytes,
+            driver_memory=human_bytes,
+            bandwidth=rate,
+            link_bandwidth=rate,
+            tflops=sizes,
+            achievable=sizes,
+        )
         rows = [dict(field=k, value=how.get(k, str)(v)) for k, v in self.to_dict().items() if v not in (None, '', {})]
         return Table(rows, caption=self.name)
 
@@ -75,7 +91,7 @@ def _all():
     rows = read_data('gpus.csv')
     found = [_gpu(r) for r in rows]
     names = lambda g, r: [g.name, *filter(None, (r['aliases'] or '').split('|'))]
-    return found, {_key(n): g for g, r in zip(found, rows) for n in names(g, r)}
+    return found, {_key(n): g for g, r in zip(found, rows, strict=True) for n in names(g, r)}
 
 def gpus() -> list: # Every Gpu in the table
     "All accelerators of gpus.csv, in its order"
@@ -92,21 +108,30 @@ def find(
         one_of('GPU', name, [g.name for g in _all()[0]])
     return g
 
-Gpu.find = staticmethod(find)
-
 # %% ../../nbs/compute/01_gpus.ipynb #1e83ef6f
 def gpu_table(
     found=None # GPUs or their names; default: all
 ) -> Table:    # To show; its rows hold the fields of Gpu
     "The numbers that matter for training, one row a GPU"
     def row(g):
-        short = {'GB': g.memory / GiB, 'GB/s': g.bandwidth / 1e9, '16 bit': g.tflops.get('bf16') or g.tflops.get('fp16'),
-                 'fp8': g.tflops.get('fp8'), 'best': g.achievable.get('bf16'), 'W': g.tdp, 'each way': g.link_bandwidth and g.link_bandwidth / 1e9}
+        short = {
+            'GB': g.memory / GiB,
+            'GB/s': g.bandwidth / 1e9,
+            '16 bit': g.tflops.get('bf16') or g.tflops.get('fp16'),
+            'fp8': g.tflops.get('fp8'),
+            'best': g.achievable.get('bf16'),
+            'W': g.tdp,
+            'each way': g.link_bandwidth and g.link_bandwidth / 1e9,
+        }
         return dict(name=g.name, year=g.year) | short | g.to_dict()
     columns = ['name', 'year', 'GB', 'GB/s', '16 bit', 'fp8', 'best', 'W', 'each way']
-    return Table([row(find(g)) for g in found or gpus()], columns, {'year': str} | {k: '{:,.0f}'.format for k in columns[2:]},
-                 'Dense TFLOP/s with FP32 accumulation',
-                 'best: the best bf16 matrix product measured. each way: GB/s of its link. Sources and dates: gpus.csv.')
+    return Table(
+        [row(find(g)) for g in found or gpus()],
+        columns,
+        {'year': str} | {k: '{:,.0f}'.format for k in columns[2:]},
+        'Dense TFLOP/s with FP32 accumulation',
+        'best: the best bf16 matrix product measured. each way: GB/s of its link. Sources and dates: gpus.csv.',
+    )
 
 # %% ../../nbs/compute/01_gpus.ipynb #a61ed03c
 def peak(
@@ -122,8 +147,18 @@ def peak(
     return have[precision] * 1e12
 
 # %% ../../nbs/compute/01_gpus.ipynb #3c4ee43b
-fabrics = {'nvlink-only': None, 'ethernet-10': 10, 'ethernet-25': 25, 'ethernet-100': 100, 'infiniband-400': 400, 'efa-400': 400,
-           'infiniband-800': 800, 'infiniband-1600': 1600, 'infiniband-3200': 3200, 'efa-3200': 3200} # Gbit/s of a node
+fabrics = {
+    'nvlink-only': None,
+    'ethernet-10': 10,
+    'ethernet-25': 25,
+    'ethernet-100': 100,
+    'infiniband-400': 400,
+    'efa-400': 400,
+    'infiniband-800': 800,
+    'infiniband-1600': 1600,
+    'infiniband-3200': 3200,
+    'efa-3200': 3200,
+}  # Gbit/s of a node
 
 @dataclass(frozen=True)
 class Cluster(Record):
@@ -132,7 +167,9 @@ class Cluster(Record):
     gpus:int = 1                 # How many in all
     gpus_per_node:int = 8        # How many share NVLink
     interconnect:str = 'infiniband-3200' # One of fabrics: what joins the nodes, in Gbit/s of a node
-    nic_bandwidth:float|None = None # Bytes per second of each GPU to another node, each way; default: its share of the fabric
+    nic_bandwidth: float | None = (
+        None  # Bytes per second of each GPU to another node, each way; default: its share of the fabric
+    )
     price:float|None = None      # Dollars per hour for all of it
 
     def __post_init__(self):
@@ -141,7 +178,9 @@ class Cluster(Record):
         positive('gpus_per_node', self.gpus_per_node)
         rate = fabrics[one_of('interconnect', self.interconnect, fabrics)]
         if self.gpus > self.gpus_per_node and self.gpus % self.gpus_per_node:
-            raise ValueError(f'gpus must be a multiple of gpus_per_node above one node: {self.gpus} is none of {self.gpus_per_node}')
+            raise ValueError(
+                f'gpus must be a multiple of gpus_per_node above one node: {self.gpus} is none of {self.gpus_per_node}'
+            )
         if self.nic_bandwidth is None and rate:
             object.__setattr__(self, 'nic_bandwidth', rate * 1e9 / 8 / self.gpus_per_node)
         if self.nodes > 1:
@@ -150,16 +189,32 @@ class Cluster(Record):
             positive('price', self.price, integer=False)
 
     @property
-    def nodes(self):
+    def nodes(self) -> int: # A node that is not full counts
+        "Machines that hold the GPUs"
         return -(-self.gpus // self.gpus_per_node)
+
     @property
-    def memory(self):
+    def memory(self) -> int: # Bytes
+        "Usable memory of all GPUs together"
         return self.gpus * self.gpu.usable
-    def flops(self, precision='bf16', measured=False):
+
+    def flops(self,
+        precision:str='bf16', # One of precisions
+        measured:bool=False   # The best matrix product anybody measured, instead of the datasheet
+    ) -> float:               # Dense operations per second; raises ValueError when the table has no such figure
+        "What all GPUs can do per second at `precision`"
         return self.gpus * peak(self.gpu, precision, measured)
-    def bandwidth(self, ranks):
+
+    def bandwidth(self,
+        ranks:int # Neighbouring GPUs that talk to each other
+    ) -> float:   # Bytes per second of one GPU in each direction; None where no figure is known
+        "The slowest link between `ranks` GPUs: their node's own, or the network's when they fill more than a node"
         return self.gpu.link_bandwidth if ranks <= self.gpus_per_node else self.nic_bandwidth
-    def cost(self, seconds):
+
+    def cost(self,
+        seconds:float # Of renting all of it
+    ) -> float:       # Dollars; raises ValueError for a cluster without a price
+        "What `seconds` on this cluster cost"
         if self.price is None:
             raise ValueError('this cluster has no price: try cluster.replace(price=32.77), in dollars per hour')
         return positive('seconds', seconds, integer=False) / 3600 * self.price
@@ -170,7 +225,7 @@ def roofline(
     intensity,            # Operations per byte moved; a number or an array
     precision:str='bf16', # At which the arithmetic is done
     measured:bool=False   # Against the best measured product instead of the datasheet
-):                        # Attainable operations per second, like intensity (Williams et al. 2009, doi 10.1145/1498765.1498785)
+):  # Attainable operations per second, shaped like intensity (Williams et al. 2009, doi 10.1145/1498765.1498785)
     "The lower of what the arithmetic and the memory allow"
     import numpy as np
     gpu = find(gpu)
