@@ -201,8 +201,8 @@ def side():
     def get(name):
         env = side_env(name)
         if not sys.platform.startswith('linux'): pytest.skip(f'the side environment {name} is built on Linux only')
-        if lacks := missing(env): pytest.skip(f"the side environment {name} needs {', '.join(lacks)}")
-        build(env)
+        if lacks := missing_programs(env): pytest.skip(f"the side environment {name} needs {', '.join(lacks)}")
+        build_env(env)
         return name
     return get
 

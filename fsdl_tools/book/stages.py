@@ -11,15 +11,8 @@ import concurrent.futures, contextlib, hashlib, json, os, random, re, secrets, s
 import subprocess, sys, tempfile, time
 from pathlib import Path
 from ..core import human_seconds, read_data
-from fsdl_tools.book.checks import (
-    check_cache,
-    module_of,
-    project_root,
-    recorded_seconds,
-    run_in_kernel,
-    run_notebooks,
-    source_problems,
-)
+from .checks import check_cache, module_of, project_root
+from .checks import recorded_seconds, run_in_kernel, run_notebooks, source_problems
 from .site import build_site, dead_links, notebooks, settings
 from ..environments import build_env, built, missing_programs, side_env
 

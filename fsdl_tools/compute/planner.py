@@ -10,10 +10,8 @@ __all__ = ['known', 'model_columns', 'Estimate', 'layout_columns', 'cluster_colu
 import functools, math
 from dataclasses import dataclass
 import numpy as np
-from fsdl_tools.core import (
-    GiB, human_bytes, human_count, human_dollars, human_seconds, nearest, need, one_of, palette,
-    positive, read_data, Record
-)
+from ..core import GiB, human_bytes, human_count, human_dollars, human_seconds, nearest
+from ..core import need, one_of, palette, positive, read_data, Record
 from ..table import Table
 from .gpus import peak
 from ..parallel.layout import Layout, check_layout, parse_layout

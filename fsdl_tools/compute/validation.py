@@ -407,10 +407,10 @@ def apart(
     call:str,         # For example trace_gpt(layers=2); code of your own, never text from outside
     timeout:float=300 # Seconds, then subprocess.TimeoutExpired
 ):                    # What JSON can hold; raises RuntimeError with the last line of the other process's error
-    "The result of an expression on this module's functions, evaluated in a process of its own"
+    "The result of a call of this module's functions, made in a process of its own"
     import json, subprocess, sys
     r = subprocess.run(
-        [sys.executable, '-c', f'import json; from fsdl_tools.compute.validation import *; print(json.dumps({call}))'],
+        [sys.executable, '-c', f'import json; from fsdl_tools.compute import validation as v; print(json.dumps(v.{call}))'],
         capture_output=True,
         text=True,
         timeout=timeout,
