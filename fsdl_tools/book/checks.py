@@ -12,7 +12,7 @@ import ast, importlib.util, json, os, re, select, shutil, signal, subprocess, sy
 from pathlib import Path
 from ..core import human_seconds, one_of, positive, write_atomic
 from .names import repeated_names, undocumented, unused_names
-from .needs import project_root, unnamed_extras, wrong_extras
+from .needs import unknown_imports, unnamed_extras, wrong_extras
 from .site import notebooks, option_problems, pages, readme, settings
 
 # %% ../../nbs/book/06_checks.ipynb #d27f4346
@@ -223,6 +223,7 @@ _source_checks = [
     ('public names that two modules define', repeated_names, 'one idea, one name: rename or reuse'),
     ('public names, methods or fields without words', undocumented, 'a docstring, and a comment beside each parameter'),
     ('notebooks that do not name the extra they need', unnamed_extras, 'name it where the line says'),
+    ('imports that nothing installs', unknown_imports, 'add the package to an extra in settings.ini'),
     ('calls of need that name the wrong extra', wrong_extras, 'name an extra that brings the package'),
     ('cell options that Quarto cannot read', option_problems, 'quote the text; give each option once'),
     ('notebooks missing from _quarto.yml, or listed there and missing', _not_in_contents,

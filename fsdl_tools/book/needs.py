@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['project_root', 'imports', 'docs_imports', 'run_imports', 'plain_name', 'requirements', 'brings', 'extras_for',
-           'site_extras', 'Missing', 'missing_imports', 'extras_needed', 'unnamed_extras', 'wrong_extras',
-           'lock_problems', 'make_lock']
+           'site_extras', 'Missing', 'missing_imports', 'extras_needed', 'unnamed_extras', 'unknown_imports',
+           'wrong_extras', 'lock_problems', 'make_lock']
 
 # %% ../../nbs/book/03_needs.ipynb #5e12a7d2
 import ast, csv, functools, importlib.util, json, os, re, shutil, subprocess, sys, tempfile
@@ -386,7 +386,7 @@ def _side_packages(root):
         steps = [word for row in csv.DictReader(f) for word in row['steps'].replace(';', ' ').split()]
     return {plain_name(word) for word in steps if word[0] != '-'}
 
-def _unknown_imports(
+def unknown_imports(
     root='.',  # Top of the project
 ) -> list:  # A line for each notebook and package
     "Imports that neither the library nor an extra nor a side environment brings"

@@ -167,9 +167,7 @@ class Cluster(Record):
     gpus:int = 1                 # How many in all
     gpus_per_node:int = 8        # How many share NVLink
     interconnect:str = 'infiniband-3200' # One of fabrics: what joins the nodes, in Gbit/s of a node
-    nic_bandwidth: float | None = (
-        None  # Bytes per second of each GPU to another node, each way; default: its share of the fabric
-    )
+    nic_bandwidth:float|None = None # Bytes per second of each GPU to another node; default: its share of the fabric
     price:float|None = None      # Dollars per hour for all of it
 
     def __post_init__(self):

@@ -409,12 +409,8 @@ def apart(
 ):                    # What JSON can hold; raises RuntimeError with the last line of the other process's error
     "The result of a call of this module's functions, made in a process of its own"
     import json, subprocess, sys
-    r = subprocess.run(
-        [sys.executable, '-c', f'import json; from fsdl_tools.compute import validation as v; print(json.dumps(v.{call}))'],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    code = f'import json; from fsdl_tools.compute import validation as v; print(json.dumps(v.{call}))'
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=timeout)
     if r.returncode:
         raise RuntimeError(f'{call} failed: {r.stderr.strip().splitlines()[-1]}')
     return json.loads(r.stdout.splitlines()[-1])
