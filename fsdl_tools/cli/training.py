@@ -64,14 +64,15 @@ def _train_command(
     Examples: `fsdl train --model gpt-tiny --layout dp2,tp2,pp2 --data book.txt --steps 50`,
     `fsdl train --model resnet18 --layout dp2,zero=3 --data photos/ -o runs/1 --save-every 100`
     """
-    from fsdl_tools.training import trainer
+    from fsdl_tools.training.elastic import train, work
     from fsdl_tools.training.checkpoint import CheckpointError
-    given = {k: v for k, v in locals().items() if k in trainer.TrainConfig.__dataclass_fields__}
-    config = trainer.TrainConfig(**given)
+    from fsdl_tools.training.trainer import TrainConfig
+    given = {k: v for k, v in locals().items() if k in TrainConfig.__dataclass_fields__}
+    config = TrainConfig(**given)
     if 'RANK' in os.environ and 'WORLD_SIZE' in os.environ:
-        return trainer.work(config)
+        return work(config)
     try:
-        rows = trainer.train(config, restarts)
+        rows = train(config, restarts)
     except (CheckpointError, RuntimeError) as e:
         raise OSError(str(e)) from None
     few = (
