@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['batch_outputs', 'answers', 'check_row', 'predict_rows', 'read_runs', 'plan_batch', 'scores', 'fit_accuracy',
-           'trace_gpt', 'apart']
+           'trace_gpt', 'trace_fsdp', 'apart']
 
 # %% ../../nbs/compute/06_validation.ipynb #1d9c9d4e
 import csv, io, math
@@ -332,7 +332,12 @@ def _gpt2(layers, hidden, heads, vocab, seq):
     )
 
 def trace_gpt(
-    layers=4, hidden=512, heads=8, vocab=8192, seq=512, batch=4 # A GPT-2 of transformers, in fp32, without dropout
+    layers:int=4,   # Blocks of a GPT-2 of transformers, in fp32, without dropout
+    hidden:int=512, # Hidden size
+    heads:int=8,    # Heads of attention
+    vocab:int=8192, # Tokens of the vocabulary
+    seq:int=512,    # Tokens of a sequence
+    batch:int=4     # Sequences of a rank
 ) -> dict:  # Category -> bytes at the peak
     "Peak memory of one rank by category, traced with fake tensors through two training steps"
     torch, tf = need('torch', 'frameworks'), need('transformers', 'frameworks')
@@ -370,8 +375,14 @@ def _results(
     return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
 # %% ../../nbs/compute/06_validation.ipynb #7d37859d
-def _trace_fsdp(
-    ranks, layers=4, hidden=512, heads=8, vocab=8192, seq=512, batch=4 # As for trace_gpt
+def trace_fsdp(
+    ranks:int,      # Over which FSDP2 shards
+    layers:int=4,   # Blocks of a GPT-2 of transformers, in fp32, without dropout
+    hidden:int=512, # Hidden size
+    heads:int=8,    # Heads of attention
+    vocab:int=8192, # Tokens of the vocabulary
+    seq:int=512,    # Tokens of a sequence
+    batch:int=4     # Sequences of a rank
 ) -> dict: # Category -> bytes at the peak
     "Peak memory of rank 0 of a GPT-2 under FSDP2 on `ranks` ranks: fake tensors, fake process group, once in a process"
     torch, dist = need('torch', 'frameworks'), need('torch.distributed', 'frameworks')
