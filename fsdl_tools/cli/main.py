@@ -9,7 +9,7 @@ __all__ = ['run', 'main']
 import sys
 import typer
 from .common import _mistakes, _one_line, app
-from . import models, onnx, compute, training# noqa: F401 - each adds its commands to the application
+from . import models, onnx, compute, training  # noqa: F401 - each adds its commands to the application
 
 # %% ../../nbs/cli/06_main.ipynb #5f75d627
 @app.command('version')
@@ -23,13 +23,22 @@ def run(
     args:list=None # Words after fsdl; default: those of this process
 ) -> int:          # Exit code: 0, or 2 after a user's mistake
     "Run the command line; a user's mistake is one line on the error stream"
-    try: return app(args, prog_name='fsdl', standalone_mode=False) or 0
-    except typer.Exit as e: return e.exit_code
-    except BrokenPipeError: return 0
-    except KeyboardInterrupt: typer.echo('stopped', err=True); return 130
-    except _mistakes as e: return _one_line(e)
+    try:
+        return app(args, prog_name='fsdl', standalone_mode=False) or 0
+    except typer.Exit as e:
+        return e.exit_code
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        typer.echo('stopped', err=True)
+        return 130
+    except _mistakes as e:
+        return _one_line(e)
     except Exception as e:
-        if hasattr(e, 'format_message'): return _one_line(e.format_message())   # a usage error found by the parser
+        if hasattr(e, 'format_message'):
+            return _one_line(e.format_message())   # a usage error found by the parser
         raise
 
-def main(): sys.exit(run())
+def main():
+    "The program fsdl: run the words of this process and exit with their code"
+    sys.exit(run())

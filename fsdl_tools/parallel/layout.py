@@ -33,10 +33,10 @@ class Layout(Record):
     offload:str='none'        # One of offloads: what lives on the host
     seq_parallel:bool=True    # Do tensor-parallel ranks share norms and residuals too?
     shard:int=0               # HSDP: ranks that share one copy; 0: all of dp·cp
-    optimizer:str='adam'      # One of plan_memory.optimizers
+    optimizer:str='adam'      # One of optimizer_states
     flash:bool=True           # Fused attention?
     compile:bool=False        # Compiled?
-    framework:str='pytorch'   # Whose constants to use; one of plan_time.frameworks
+    framework:str='pytorch'   # Whose constants to use, as framework_of names it
 
     def __post_init__(self):
         for f in 'dp tp pp cp vp micro_batch'.split():
