@@ -1,0 +1,225 @@
+"""Sweeps: files that mislead, controllers that are killed, trials that stand still, engines that take over from each other"""
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given, strategies as st
+
+from fsdl_tools.environments import built
+from fsdl_tools.operations.sweep_space import Parameter, Space, command_of, distributions, parse_sweep, read_sweep
+from fsdl_tools.operations.sweeps import Budget, bands, best, books, importance, nest, should_stop, suggest, sweep
+
+toy = '''
+import time, os, sys
+def train(params, log):
+    for step in range(params.get('steps', 2)):
+        log.log(dict(loss=(params['x'] - .3)**2 + 1/(step + 1)), step)
+        time.sleep(params.get('pause', 0))
+    with open(os.environ['COUNT'], 'a') as f: f.write(repr(params['x']) + chr(10))
+'''
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    "A folder with a toy training that notes every time it reaches its end"
+    (tmp_path/'toy.py').write_text(toy)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv('COUNT', str(tmp_path/'count'))
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]))
+    return tmp_path
+
+
+def counted(place): return (place/'count').read_text().split() if (place/'count').exists() else []
+def grid(n, **more): return parse_sweep(dict(method='grid', metric=dict(name='loss'), parameters=dict(x=dict(values=[i/10 for i in range(n)])) | {k: dict(value=v) for k, v in more.items()}))
+
+
+controller = 'import sys, json; from fsdl_tools.operations.sweep_space import Space; from fsdl_tools.operations.sweeps import sweep; sweep(Space.from_dict(json.loads(sys.argv[1])), sys.argv[2], "toy:train", workers=int(sys.argv[3]), poll=.02)'
+
+
+def start(space, folder, workers): return subprocess.Popen([sys.executable, '-c', controller, json.dumps(space.to_dict()), str(folder), str(workers)], stderr=subprocess.PIPE, text=True)
+
+
+def end(p):
+    "Wait for a controller; what it said"
+    said = p.communicate(timeout=250)[1]
+    assert p.returncode == 0, said
+    assert 'locked' not in said
+
+
+@pytest.mark.parametrize('workers', [1, 8])
+def test_each_point_of_a_grid_once(place, workers):
+    sweep(grid(10), place/'s', 'toy:train', workers=workers, poll=.02)
+    assert sorted(map(float, counted(place))) == [i/10 for i in range(10)]
+    assert [r['state'] for r in books(place/'s')] == ['finished']*10
+
+
+def test_eight_controllers_on_one_database(place):
+    jobs = [start(grid(16), place/'s', 1) for _ in range(8)]
+    for p in jobs: end(p)
+    assert sorted(map(float, counted(place))) == [i/10 for i in range(16)] and len(books(place/'s')) == 16
+
+
+def kill_and_go_on(place, kills, n):
+    "Kill the controller at random moments; at the end nothing is lost and nothing done twice"
+    space = grid(n, steps=3, pause=.1)
+    for _ in range(kills):
+        p = start(space, place/'s', 2)
+        time.sleep(.4 + random.random()*.8)
+        p.kill()
+        p.communicate()
+    end(start(space, place/'s', 2))
+    rows = books(place/'s')
+    assert len(rows) == n and {r['state'] for r in rows} == {'finished'}
+    assert sorted(map(float, counted(place))) == [i/10 for i in range(n)]
+
+
+def test_a_controller_killed_again_and_again(place): kill_and_go_on(place, 5, 14)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_controller_killed_twenty_times(place): kill_and_go_on(place, 20, 60)
+
+
+def test_a_trial_that_stands_still_is_not_failed(place):
+    "A trial is stopped (SIGSTOP), its controller killed; the next controller waits for it instead of starting a twin"
+    space = grid(1, steps=4, pause=.3)
+    p = start(space, place/'s', 1)
+    while not (pids := [int(d) for d in os.listdir('/proc') if d.isdecimal() and _runs(d, str(place/'s'))]): time.sleep(.05)
+    for pid in pids: os.kill(pid, signal.SIGSTOP)
+    p.kill()
+    p.communicate()
+    q = start(space, place/'s', 1)
+    time.sleep(2)
+    assert q.poll() is None and [r['state'] for r in books(place/'s')] == ['running']
+    for pid in pids: os.kill(pid, signal.SIGCONT)
+    end(q)
+    assert len(counted(place)) == 1 and books(place/'s')[0]['attempt'] == 1
+
+
+def _runs(pid, folder):
+    "Is this the process of a trial (not its keeper, not its controller)?"
+    try: words, env = open(f'/proc/{pid}/cmdline').read(), open(f'/proc/{pid}/environ').read()
+    except OSError: return False
+    return f'FSDL_RUN_FOLDER={folder}' in env and 'toy:train' in words and 'subprocess.call' not in words
+
+
+def test_a_trial_that_is_killed_starts_again(place):
+    (place/'dies.py').write_text('import os, signal\ndef train(params, log):\n    log.log(dict(loss=1.), 0)\n    if log.folder.name.endswith("-1"): os.kill(os.getpid(), signal.SIGKILL)\n')
+    rows = list(sweep(grid(2), place/'s', 'dies:train', poll=.02))
+    assert [(r['state'], r['attempt']) for r in rows] == [('finished', 2)]*2
+
+
+def test_trials_that_fail(place):
+    (place/'bad.py').write_text('def train(params, log):\n    if params["x"] == 0: raise RuntimeError("no")\n    log.log(dict(loss=float("nan")) if params["x"] == .1 else dict(other=1), 0)\n')
+    rows = list(sweep(grid(3), place/'s', 'bad:train', poll=.02))
+    assert [r['state'] for r in rows] == ['failed']*3
+    assert [r['reason'] for r in rows] == ['exit code 1', 'loss is nan', "it logged no 'loss'"]
+    with pytest.raises(ValueError, match='no trial'): best(place/'s')
+
+
+def test_a_program_that_only_prints(tmp_path):
+    (tmp_path/'train.py').write_text('import sys, json\nx = float([a for a in sys.argv if a.startswith("--x=")][0][4:])\nprint("hello"); print(json.dumps(dict(loss=x*2)))\n')
+    space = grid(3).replace(program=str(tmp_path/'train.py'))
+    assert [r['value'] for r in sweep(space, tmp_path/'s', poll=.02)] == [0., .2, .4]
+    assert best(tmp_path/'s')['trial'] == 0
+
+
+def bayes(n): return parse_sweep(dict(method='bayes', metric=dict(name='loss'), run_cap=n, parameters=dict(x=dict(min=0., max=1.), n=dict(min=1, max=5), k=dict(values=['a', 'b']), q=dict(distribution='normal', mu=0, sigma=1))))
+
+
+def test_optuna_finds_the_valley(place):
+    done = sweep(bayes(16), place/'s', 'toy:train', poll=.02)
+    assert len(done) == 16 and best(place/'s')['value'] < .6
+    b = best(place/'s')
+    assert b['low'] <= b['value'] <= b['high'] and len(importance(place/'s')) >= 1
+
+
+def test_another_engine_goes_on(place):
+    space = bayes(4)
+    sweep(space, place/'s', 'toy:train', poll=.02)
+    rows = list(sweep(space.replace(method='random', cap=6), place/'s', 'toy:train', poll=.02))
+    assert len(rows) == 6 and len(counted(place)) == 6
+    if built('wandb_sweeps'):
+        rows = list(sweep(space.replace(cap=7), place/'s', 'toy:train', engine='wandb', poll=.02))
+        assert [r['engine'] for r in rows][-1] == 'wandb' and rows[-1]['state'] == 'finished' and 0 <= rows[-1]['x'] <= 1
+    with pytest.raises(ValueError, match='other parameters'): sweep(grid(3), place/'s', 'toy:train')
+
+
+@pytest.mark.skipif(not built('ray_tune'), reason="the side environment 'ray_tune' is not built")
+def test_rays_search_space():
+    space = bayes(4).replace(method='random')
+    a, b = (suggest(space, [], n, engine='ray')[0] for n in (0, 1))
+    assert a != b and all(0 <= p['x'] <= 1 and p['n'] in range(1, 6) and p['k'] in 'ab' for p in (a, b))
+
+
+def test_hyperband_stops_the_hopeless(place):
+    (place/'slow.py').write_text('import time\ndef train(params, log):\n    for step in range(12):\n        log.log(dict(loss=params["x"]), step)\n        log.flush()\n        time.sleep(.1)\n')
+    space = grid(6).replace(early=dict(min_iter=2, eta=2))
+    rows = list(sweep(space, place/'s', 'slow:train', workers=2, poll=.02))
+    assert rows[0]['state'] == 'finished' and 'stopped' in {r['state'] for r in rows} and best(place/'s')['value'] == 0.
+
+
+def test_budgets(place):
+    assert Budget.parse('20usd', 3.) == Budget(dollars=20., price=3.) and Budget.parse('50').trials == 50 and Budget.parse('2h').seconds == 7200
+    with pytest.raises(ValueError, match='price'): Budget.parse('20usd')
+    with pytest.raises(ValueError, match='no end'): sweep(bayes(4).replace(cap=0), place/'s', 'toy:train')
+    rows = list(sweep(grid(10, steps=2, pause=.3), place/'s', 'toy:train', workers=1, budget=Budget(dollars=.003, price=3600/1000), poll=.02))
+    assert 1 <= len(rows) < 10
+    rows = [dict(state='finished', seconds=10.)]*3
+    assert Budget(seconds=45).left(rows, 0) and not Budget(seconds=45).left(rows, 1) and not Budget(dollars=1, price=90).left(rows, 1)
+
+
+@given(st.sampled_from([d for d in distributions if d not in ('constant', 'categorical')]), st.floats(1e-6, 5), st.floats(1e-3, 5), st.floats(0, 1))
+def test_values_stay_in_their_range(kind, low, width, u):
+    whole = kind == 'int_uniform'
+    p = Parameter('x', kind, low=math.floor(low) if whole else low, high=math.ceil(low + width) if whole else low + width, q=.5)
+    v = p.value(u)
+    assert math.isfinite(v)
+    if kind.startswith('q_'): assert abs(v/.5 - round(v/.5)) < 1e-6
+    elif kind in ('uniform', 'int_uniform', 'log_uniform_values', 'inv_log_uniform'): assert p.low - 1e-9 <= v <= p.high + 1e-9
+    elif kind == 'log_uniform': assert math.exp(p.low) - 1e-9 <= v <= math.exp(p.high)*(1 + 1e-9)
+
+
+hostile = ['', 'a', '[]', '{}', 'parameters: 3', 'parameters: {}', 'parameters: {a: 3}', 'parameters: {a: {}}', 'parameters: {a: {values: []}}', 'parameters: {a: {min: 1}}', 'parameters: {a: {min: 2, max: 1}}',
+           'parameters: {a: {min: .nan, max: 1}}', 'parameters: {a: {min: 0, max: .inf}}', 'parameters: {a: {distribution: log_uniform_values, min: 0, max: 1}}', 'parameters: {a: {distribution: log_uniform, min: 0, max: 9999}}',
+           'parameters: {a: {distribution: nonsense, min: 0, max: 1}}', 'method: bays\nparameters: {a: {value: 1}}', 'method: grid\nparameters: {a: {min: 0.0, max: 1.0}}', 'method: grid\nparameters: {a: {min: 0, max: 99999999}}',
+           'metric: 3\nparameters: {a: {value: 1}}', 'metric: {goal: up}\nparameters: {a: {value: 1}}', 'run_cap: -1\nparameters: {a: {value: 1}}', 'run_cap: many\nparameters: {a: {value: 1}}', 'command: ls\nparameters: {a: {value: 1}}',
+           'early_terminate: {type: median}\nparameters: {a: {value: 1}}', 'early_terminate: {type: hyperband}\nparameters: {a: {value: 1}}', 'early_terminate: {type: hyperband, min_iter: 0}\nparameters: {a: {value: 1}}',
+           'parameters: {a: {values: [1, 2], probabilities: [1]}}', 'parameters: {a: {values: [1, 2], probabilities: [x, y]}}', 'parameters: {a: {min: 1, max: 2, q: 0, distribution: q_uniform}}', 'x: 1\nparameters: {a: {value: 1}}',
+           '!!python/object/apply:os.system ["true"]', '{'*3000, 'a: &a [*a]\nparameters: *a', 'a: &a ["x"]\n' + '\n'.join(f'b{i}: &b{i} [*{"a" if not i else f"b{i-1}"}, *{"a" if not i else f"b{i-1}"}]' for i in range(40)),
+           'parameters: ' + ''.join('{a: {parameters: ' for _ in range(60)) + '{b: {value: 1}}' + '}}'*60, '\x00', 'parameters: {a: {min: ' + '9'*400 + ', max: 1e400}}']
+
+
+@pytest.mark.parametrize('text', hostile, ids=range(len(hostile)))
+def test_hostile_sweep_files_are_one_line(tmp_path, text):
+    (tmp_path/'s.yaml').write_text(text)
+    t0 = time.process_time()
+    with pytest.raises(ValueError) as e: read_sweep(tmp_path/'s.yaml')
+    assert '\n' not in str(e.value) and len(str(e.value)) < 400 and time.process_time() - t0 < 5
+
+
+def test_commands_are_lists(monkeypatch, tmp_path):
+    params = {'lr': .1, 'flag': True, 'off': False, 'name': '; rm -rf "$HOME" `x`', 'a.b': [1, 2]}
+    s = lambda *c: command_of(Space([], program='t.py', command=list(c)), params, tmp_path)
+    assert s('${env}', 'python3', '${program}', '${args}') == ['/usr/bin/env', 'python3', 't.py', '--lr=0.1', '--flag=true', '--off=false', '--name=; rm -rf "$HOME" `x`', '--a.b=[1, 2]']
+    assert s('${args_no_hyphens}')[0] == 'lr=0.1' and s('${args_no_boolean_flags}')[:3] == ['--lr=0.1', '--flag', '--name=; rm -rf "$HOME" `x`']
+    assert json.loads(s('${args_json}')[0]) == params and json.loads(open(s('${args_json_file}')[0]).read()) == params
+    monkeypatch.setenv('WHERE', '/data')
+    assert s('--data=${envvar:WHERE}') == ['--data=/data']
+    for bad in ('${nonsense}', '${envvar:NOT_SET_ANYWHERE}'):
+        with pytest.raises(ValueError): s(bad)
+    assert nest({'a.b': 1, 'a.c.d': 2, 'e': 3}) == dict(a=dict(b=1, c=dict(d=2)), e=3)
+
+
+def test_hyperband_rules():
+    assert bands(dict(max_iter=27, s=2, eta=3)) == [3, 9]
+    assert not should_stop([9.], [[1., 1.]], dict(min_iter=2), 'minimize') and not should_stop([9., 9.], [], dict(min_iter=2), 'minimize')
+    assert should_stop([1., 1.], [[9., 9.], [8., 8.]], dict(min_iter=2), 'maximize') and not should_stop([9., 9.], [[1., 1.]], dict(min_iter=2), 'maximize')
+    assert not should_stop([9., 9., 9.], [[1.]*3], dict(min_iter=2), 'minimize') and should_stop([9., 9., 9.], [[1.]*3]*3, dict(min_iter=2, strict=True), 'minimize')

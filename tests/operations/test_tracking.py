@@ -1,0 +1,252 @@
+"""Followers: killed, doubled, hanging; and every sink that has a client, written through it and read back"""
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import pytest
+
+from fsdl_tools.environments import built, run_in
+from fsdl_tools.operations import tracking
+from fsdl_tools.operations.tracking import feed, follow, sinks
+from fsdl_tools.operations.tracking_compare import compare, compare_html, convert, differences, serve, write_log
+from fsdl_tools.operations.tracking_read import read, read_all
+from fsdl_tools.training.runlog import Run, Series, read_log, start_run
+
+clients = pytest.mark.skipif(not built('trackers'), reason="the side environment 'trackers' is not built")
+canary = 'hf_' + 'CanaryCanaryCanary'
+
+
+def some_run(folder, rows=500, finish=True, **kw):
+    "A run with two metrics; its log"
+    log = start_run(folder, dict(lr=.1, nested=dict(depth=3)), name='demo', project='p', packages=False, **kw)
+    for step in range(rows): log.log(dict(loss=random.random()*10**random.randrange(-300, 300), accuracy=step/7), step)
+    if finish: log.finish()
+    return log
+
+
+feeder = 'import sys; from fsdl_tools.operations import tracking; b = tracking._batches; tracking._batches = lambda log, offset, size=7: b(log, offset, 7); print("ready", flush=True); tracking.feed(sys.argv[1], sys.argv[2])'
+
+
+@pytest.mark.parametrize('to', ['jsonl', 'tensorboard'])
+def test_a_follower_killed_at_any_moment_loses_and_doubles_nothing(tmp_path, to):
+    log = some_run(tmp_path, 1500)
+    whole = open(feed(log.folder, to)['where'], 'rb').read()
+    for p in (log.folder/'sinks').iterdir():
+        if p.is_file(): p.unlink()
+    for p in (log.folder/'sinks'/to).iterdir(): p.unlink()
+    for _ in range(6):
+        p = subprocess.Popen([sys.executable, '-c', feeder, str(log.folder), to], stdout=subprocess.PIPE, text=True)
+        p.stdout.readline()
+        time.sleep(random.random()*.3)
+        p.send_signal(signal.SIGKILL)
+        p.wait()
+        p.stdout.close()
+    done = feed(log.folder, to)
+    assert open(done['where'], 'rb').read() == whole and done['events'] == 1501
+    assert not differences(read(log.folder), read(done['where']))
+
+
+def test_a_follower_of_a_live_run_ends_with_it(tmp_path):
+    log, out = some_run(tmp_path, 10, finish=False), {}
+    thread = threading.Thread(target=lambda: out.update(feed(log.folder, 'jsonl', poll=.05)))
+    thread.start()
+    for step in range(10, 30):
+        log.log(dict(loss=step), step)
+        time.sleep(.02)
+    assert thread.is_alive()
+    log.finish('failed')
+    thread.join(10)
+    assert out['status'] == 'failed' and len(read(out['where']).metrics['loss']) == 30
+
+
+def test_a_follower_of_a_killed_run_ends_too(tmp_path):
+    code = 'import sys, time; from fsdl_tools.training.runlog import start_run; log = start_run(sys.argv[1], packages=False); log.log(dict(x=1), 0); log.flush(); print(log.folder, flush=True); time.sleep(60)'
+    p = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    folder, out = p.stdout.readline().strip(), {}
+    thread = threading.Thread(target=lambda: out.update(feed(folder, 'jsonl', poll=.05)))
+    thread.start()
+    time.sleep(.3)
+    p.kill()
+    p.wait()
+    p.stdout.close()
+    thread.join(10)
+    assert out['status'] == 'killed' and out['done']
+
+
+def test_two_followers_exclude_each_other(tmp_path):
+    log = some_run(tmp_path, 5)
+    with tracking._alone(log.folder/'sinks'/'jsonl'), pytest.raises(BlockingIOError, match='another process'): feed(log.folder, 'jsonl')
+
+
+def test_a_hanging_sink_holds_up_nobody(tmp_path, monkeypatch):
+    log = some_run(tmp_path, 50)
+    real = tracking._child
+    hang = 'import sys, json, time; call = sys.stdin.read(); d = json.loads(call); time.sleep(600 if d["to"] == "jsonl" else 0); import io; sys.stdin = io.StringIO(call)\n'
+    monkeypatch.setattr(tracking, '_child', hang + real)
+    t0 = time.monotonic()
+    rows = {r['sink']: r for r in follow(log.folder, ('jsonl', 'tensorboard'), timeout=8)}
+    assert rows['tensorboard']['status'] == 'finished' and rows['jsonl']['status'] == 'stopped' and time.monotonic() - t0 < 30
+    monkeypatch.undo()
+    assert follow(log.folder, ('jsonl',), timeout=60)[0]['status'] == 'finished'
+
+
+def test_mistakes_are_found_before_anything_starts(tmp_path, monkeypatch):
+    log = some_run(tmp_path, 1)
+    with pytest.raises(ValueError, match="did you mean 'tensorboard'"): follow(log.folder, ('tensorbord',))
+    with pytest.raises(FileNotFoundError): follow(tmp_path/'none', ('jsonl',))
+    monkeypatch.setattr(tracking, 'built', lambda name: None)
+    if not tracking.importlib.util.find_spec('wandb'):
+        with pytest.raises(FileNotFoundError, match='fsdl env build trackers'): follow(log.folder, ('wandb',))
+
+
+def test_a_log_cannot_name_files_outside_the_run(tmp_path):
+    secret = tmp_path/'secret'
+    secret.write_text('x')
+    sink = tracking.JsonLines(tmp_path/'out', dict(id='a'), {}, dict(run=str(tmp_path)))
+    for bad in ('../secret', str(secret), '', 'a'*64): assert sink.kept(dict(sha256=bad, path='../secret')) is None
+    assert sink.lost
+
+
+def test_secrets_reach_no_sink_and_no_page(tmp_path, monkeypatch):
+    monkeypatch.setenv('WANDB_API_KEY', 'plain-canary-words')
+    with start_run(tmp_path, dict(key=canary, w='plain-canary-words'), packages=False, name=canary) as log: log.log({'x': 1., f'y {canary}': 2.}, 0)
+    follow(log.folder, ('jsonl', 'tensorboard'), timeout=60)
+    page = compare_html(log.folder) + repr(compare(log.folder)) + repr(read(log.folder))
+    data = b''.join(p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()) + page.encode()
+    assert b'Canary' not in data and b'plain-canary' not in data
+
+
+def bits(values): return struct.pack(f'<{len(values)}d', *values)
+
+
+@pytest.fixture(scope='module')
+def through_all(tmp_path_factory):
+    "Ten thousand scalars through every client at once: the log, and what follow said"
+    folder = tmp_path_factory.mktemp('all')
+    log = some_run(folder, 5000, finish=False, tags=dict(kind='test'))
+    (folder/'a.txt').write_text('hello')
+    log.artifact(folder/'a.txt')
+    log.finish()
+    return log.folder, {r['sink']: r for r in follow(log.folder, tuple(sinks), timeout=280)}
+
+
+@clients
+@pytest.mark.parametrize('to', [s for s in sinks if s != 'determined'])
+def test_ten_thousand_scalars_through_every_client(through_all, to):
+    folder, done = through_all
+    assert done[to]['status'] == 'finished', done[to]
+    whole, back = read_log(folder), read_all(folder/'sinks'/to)[0]
+    for name, s in whole.metrics.items():
+        assert back.metrics[name].steps == s.steps and bits(back.metrics[name].values) == bits(s.values)
+        if to != 'comet': assert max(abs(a - b) for a, b in zip(back.metrics[name].times, s.times)) < .0011
+    assert str(tracking._flat(back.params)['lr']) == '0.1' and back.id == whole.id
+
+
+@clients
+def test_determined_takes_every_report(through_all):
+    folder, done = through_all
+    assert done['determined']['status'] == 'finished' and json.loads((folder/'sinks'/'determined.json').read_text())['reported'] == 5000
+
+
+@clients
+def test_tensorboards_own_reader_agrees(through_all):
+    code = '''
+def main(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+    e = EventAccumulator(folder, size_guidance=dict(tensors=0)).Reload()
+    return [[x.step, float(make_ndarray(x.tensor_proto)), x.wall_time] for x in e.Tensors('loss')]
+'''
+    folder, _ = through_all
+    rows, loss = run_in('trackers', code, str(folder/'sinks'/'tensorboard')), read_log(folder).metrics['loss']
+    assert [r[0] for r in rows] == loss.steps and bits([r[1] for r in rows]) == bits(loss.values) and [r[2] for r in rows] == loss.times
+
+
+@clients
+@pytest.mark.slow
+@pytest.mark.parametrize('to', ['mlflow', 'wandb', 'comet', 'trackio'])
+def test_a_client_killed_and_started_again(tmp_path, to):
+    log = some_run(tmp_path, 4000)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(tracking, '_child', tracking._child.replace('result =', 'import fsdl_tools.operations.tracking as t; b = t._batches; t._batches = lambda log, offset, size=50: b(log, offset, 50); result ='))
+        for wait in (8, 11, 14): follow(log.folder, (to,), timeout=wait + random.random()*3)
+    assert follow(log.folder, (to,), timeout=250)[0]['status'] == 'finished'
+    back, whole = read_all(log.folder/'sinks'/to)[0], read_log(log.folder)
+    for name, s in whole.metrics.items(): assert back.metrics[name].steps == s.steps and bits(back.metrics[name].values) == bits(s.values)
+
+
+@clients
+@pytest.mark.slow
+def test_a_server_that_never_answers(tmp_path):
+    with socket.create_server(('127.0.0.1', 0)) as s:
+        log = some_run(tmp_path, 100)
+        row = follow(log.folder, ('mlflow',), options=dict(mlflow=dict(uri=f'http://127.0.0.1:{s.getsockname()[1]}')), timeout=20)[0]
+    assert row['status'] == 'stopped' and 'did not end' in row['error']
+
+
+@clients
+@pytest.mark.slow
+def test_a_model_from_a_run_to_onnx(tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+    from fsdl_tools.onnx.export import export
+    from fsdl_tools.onnx.graph import inspect_onnx
+    from fsdl_tools.operations.tracking_compare import fetch, register
+    model, uri = torch.nn.Linear(4, 2), f'sqlite:///{tmp_path}/mlflow.db'
+    save_file(model.state_dict(), tmp_path/'model.safetensors')
+    with start_run(tmp_path/'runs', dict(width=4), packages=False) as log: a = log.artifact(tmp_path/'model.safetensors', kind='model')
+    assert str(register(log.folder, 'model.safetensors', 'demo', uri=uri)) == '1'
+    path, lineage = fetch('demo', uri, tmp_path/'here')
+    other = torch.nn.Linear(4, 2)
+    other.load_state_dict(load_file(path))
+    assert torch.equal(other.weight, model.weight)
+    export(other, tmp_path/'model.onnx', dict(x=torch.zeros(2, 4)), metadata=lineage)
+    kept = inspect_onnx(tmp_path/'model.onnx').metadata
+    assert kept['fsdl.lineage.sha256'] == a.sha256 and kept['fsdl.lineage.fsdl.run'] == log.id
+    path.write_bytes(b'another model')
+    with pytest.raises(ValueError, match='no run|artifact'): register(log.folder, 'none', 'demo', uri=uri)
+
+
+def test_convert_says_what_is_lost(tmp_path):
+    r = Run('r', source='x', params=dict(a=1), metrics={'b c': Series([0, .5], [float('nan'), 1.], [1., 2.]), 'back': Series([5, 3], [1., 2.], [9., 4.])})
+    c = convert(r, 'jsonl', tmp_path/'lines')
+    assert c.differs == [] and c.lost == []
+    c = convert(r, 'tensorboard', tmp_path/'board')
+    assert c.lost == ['decimal steps were rounded down (1)'] and c.differs == ['b c: 1 of 2 steps differ, the first at 0.5']
+    with pytest.raises(FileExistsError): convert(r, 'jsonl', tmp_path/'lines')
+    assert read(write_log(r, tmp_path/'again')).metrics['back'].steps == [5, 3]
+
+
+def test_pages_escape_what_others_wrote(tmp_path, browser):
+    evil = '<script>document.title="owned"</script><img src=x onerror=alert(1)>'
+    r = Run(evil, name=evil, source='x', params={evil: evil}, metrics={evil: Series([0, 1], [1., 2.], [0., 0.])}, warnings=[evil])
+    compare_html([r, Run('b', metrics={evil: Series([0], [float('inf')], [0.])})], tmp_path/'page.html')
+    page = browser.new_page()
+    page.goto(f'file://{tmp_path}/page.html')
+    assert page.title() == 'Runs' and page.locator('script').count() == 0 and page.locator('img').count() == 0 and page.locator('svg').count() == 1
+    page.close()
+
+
+def test_serve_only_for_this_machine(tmp_path):
+    some_run(tmp_path, 20)
+    server = serve(tmp_path, background=True)
+    try:
+        assert '1 runs' in urllib.request.urlopen(server.url, timeout=20).read().decode()
+        for path, host, code in (('/', 'evil.example', 403), ('/../../etc/passwd', None, 404)):
+            request = urllib.request.Request(server.url.rstrip('/') + path, headers={'Host': host} if host else {})
+            with pytest.raises(urllib.error.HTTPError) as e: urllib.request.urlopen(request, timeout=20)
+            assert e.value.code == code
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_nothing_is_left(): assert not [p for p in os.listdir('/tmp') if p.startswith('fsdl-follow-')]
