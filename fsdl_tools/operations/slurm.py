@@ -12,7 +12,7 @@ from pathlib import Path
 from ..core import *
 from .launch import *
 
-# %% ../../nbs/operations/02_slurm.ipynb #d358990c
+# %% ../../nbs/operations/02_slurm.ipynb #a1d30c34
 _top = ('job-name', 'nodes', 'ntasks-per-node', 'cpus-per-task', 'mem', 'gpus-per-node', 'time', 'partition', 'account', 'qos', 'array',
         'requeue', 'no-requeue', 'open-mode', 'signal', 'output', 'comment')
 _short = dict(J='job-name', N='nodes', c='cpus-per-task', t='time', p='partition', A='account', q='qos', a='array', o='output')
@@ -20,8 +20,8 @@ _kept = ('image', 'gpu', 'gpu_memory', 'layout')
 
 _body = r'''
 fsdl_warned=
-trap 'fsdl_warned=USR1; kill -TERM "$fsdl_step" 2>/dev/null' USR1    # the time limit is near
-trap 'fsdl_warned=TERM; kill -TERM "$fsdl_step" 2>/dev/null' TERM    # where the cluster warns the script as well
+trap 'fsdl_warned=USR1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1    # the time limit is near: tell the ranks (srun itself would kill them)
+trap 'fsdl_warned=TERM; scancel --signal=TERM "$SLURM_JOB_ID"' TERM    # where the cluster warns the script as well
 for ((fsdl_attempt = 0; ; fsdl_attempt++)); do
   srun --kill-on-bad-exit=1 bash -c 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
     export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)); exec "$@"' bash "${fsdl_command[@]}" &

@@ -70,7 +70,7 @@ def free_ports(
             return list(range(first, first + n))
     raise OSError('no free ports')
 
-# %% ../../nbs/operations/03_slurm_cluster.ipynb #ec217481
+# %% ../../nbs/operations/03_slurm_cluster.ipynb #e08774a1
 class SlurmCluster:
     "A controller and two nodes on this machine; use it in a with statement"
     def __init__(self,
@@ -122,15 +122,14 @@ class SlurmCluster:
         node:str # One of nodes
     ) -> list:   # Process numbers
         "What a power cut does: the node's daemon and everything it has started, with the signal that cannot be caught"
-        pids = [int((self.root/'run'/f'slurmd.{node}.pid').read_text())] + self._processes(f'SLURMD_NODENAME={node}')
-        steps = [p for p in _children() if f'spool/{node}' in _words(p) or f'SLURMD_NODENAME={node}' in _environ(p)]
-        for pid in dict.fromkeys([pids[0], *steps, *pids[1:]]):
+        mine = [p for p in self.left() if p != os.getpid()]
+        daemon = int((self.root/'run'/f'slurmd.{node}.pid').read_text())
+        ranks = [p for p in mine if f'SLURMD_NODENAME={node}' in _environ(p)]
+        keepers = [p for p in map(_parent, ranks) if 'slurmstepd' in _words(p)]
+        victims = list(dict.fromkeys([daemon, *keepers, *ranks]))          # those who would report the others' death first
+        for pid in victims:
             with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
-        return pids
-
-    def _processes(self, *more):
-        "Processes of this cluster's jobs"
-        return [p for p in _children() if f"SLURM_CONF={self.root/'slurm.conf'}" in (e := _environ(p)) and all(m in e for m in more) and 'SLURM_JOB_ID=' in e]
+        return victims
 
     def until(self, true, timeout=60, every=.1):
         "Wait until something is true; raises TimeoutError with the controller's last words"
@@ -166,7 +165,7 @@ class SlurmCluster:
 
     def __exit__(self, *_): self.stop()
 
-# %% ../../nbs/operations/03_slurm_cluster.ipynb #372ad433
+# %% ../../nbs/operations/03_slurm_cluster.ipynb #3e690ad3
 def _children():
     "All process numbers but our own"
     return [int(p.name) for p in Path('/proc').iterdir() if p.name.isdecimal() and int(p.name) != os.getpid()]
@@ -176,5 +175,6 @@ def _read(pid, what):
     with contextlib.suppress(OSError): return Path(f'/proc/{pid}/{what}').read_bytes().replace(b'\0', b' ').decode(errors='replace')
     return ''
 
+def _parent(pid): return int(_read(pid, 'stat').rpartition(')')[2].split()[1] if _read(pid, 'stat') else 0)
 def _words(pid): return _read(pid, 'cmdline')
 def _environ(pid): return _read(pid, 'environ')
