@@ -272,7 +272,7 @@ class Handle(Record):
 class TargetError(RuntimeError):
     "A target is not there, or has refused; the message says what was tried and what it answered"
 
-# %% ../../nbs/operations/01_launch.ipynb #1e34e986
+# %% ../../nbs/operations/01_launch.ipynb #2e035b19
 @dataclass(frozen=True)
 class Target(Record, abc.ABC):
     "A place where jobs run"
@@ -340,8 +340,8 @@ class Target(Record, abc.ABC):
             time.sleep(every)
 
 places = dict(local='launch:Local', slurm='slurm:Slurm', container='kubernetes:Container', kubernetes='kubernetes:Kubernetes',
-              pytorchjob='kubernetes:PyTorchJob', trainjob='kubernetes:TrainJob', ray='ray_cloud:Ray', raytrain='ray_cloud:RayTrain',
-              sagemaker='ray_cloud:SageMaker', anyscale='ray_cloud:Anyscale', determined='ray_cloud:Determined', skypilot='ray_cloud:SkyPilot')
+              pytorchjob='kubeflow:PyTorchJob', trainjob='kubeflow:TrainJob', ray='ray_jobs:Ray', raytrain='ray_jobs:RayTrain',
+              sagemaker='clouds:SageMaker', anyscale='clouds:Anyscale', determined='clouds:Determined', skypilot='clouds:SkyPilot')
 
 def target(
     name:str, # One of places, or k8s
