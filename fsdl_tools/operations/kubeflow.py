@@ -103,12 +103,12 @@ class PyTorchJob(_Kubeflow):
 
     def rules(self, job): return _kubeflow_rules(self, job, len(f'-worker-{job.nodes}'))
 
-# %% ../../nbs/operations/05_kubeflow.ipynb #812ac252
+# %% ../../nbs/operations/05_kubeflow.ipynb #d1f2cec9
 _v2_schema = dict(apiVersion=None, kind=None, metadata=meta_schema, spec=dict(
-    runtimeRef=dict(name=None, kind=None, apiGroup=None), suspend=None, managedBy=None,
+    runtimeRef=dict(name=None, kind=None, apiGroup=None), suspend=None, managedBy=None, activeDeadlineSeconds=None,
     trainer=dict(image=None, command=None, args=None, env=[dict(name=None, value=None, valueFrom=None)], numNodes=None, numProcPerNode=None,
                  resourcesPerNode=dict(limits=None, requests=None))))
-_v2_kept = ('gpu', 'gpu_memory', 'layout', 'on_preempt', 'time', 'retries', 'grace', 'folder')
+_v2_kept = ('gpu', 'gpu_memory', 'layout', 'on_preempt', 'retries', 'grace', 'folder')
 
 @dataclass(frozen=True)
 class TrainJob(_Kubeflow):
@@ -126,7 +126,7 @@ class TrainJob(_Kubeflow):
         trainer = dict(image=body['image'], command=words, env=body['env'], numNodes=job.nodes, numProcPerNode=job.processes, resourcesPerNode=body['resources'])
         kept = annotations(job, _v2_kept, token)
         meta = dict(name=job.name, namespace=self.namespace) | (dict(annotations=kept) if kept else {})
-        spec = dict(runtimeRef=dict(name=self.runtime), trainer=trainer)
+        spec = dict(runtimeRef=dict(name=self.runtime), activeDeadlineSeconds=job.time, trainer=trainer)
         return to_yaml(dict(apiVersion='trainer.kubeflow.org/v1alpha1', kind='TrainJob', metadata=meta, spec=spec))
 
     def parse(self, text):
@@ -136,14 +136,14 @@ class TrainJob(_Kubeflow):
         processes = t.get('numProcPerNode', 1)
         if not isinstance(processes, int): raise ValueError(f'numProcPerNode {processes!r}: a job needs a number')
         container = dict(image=t.get('image', ''), command=t.get('command', []), args=t.get('args', []), env=t.get('env'), resources=t.get('resourcesPerNode'))
-        fields = dict(name=d['metadata']['name'], nodes=t.get('numNodes', 1), processes=processes)
+        fields = dict(name=d['metadata']['name'], nodes=t.get('numNodes', 1), processes=processes, time=d['spec'].get('activeDeadlineSeconds', 3600))
         return Job(**read_container(container, processes) | fields | told)
 
     def rules(self, job):
         out = _kubeflow_rules(self, job, len(f'-node-0-{job.nodes}-xxxxx')) + bad_name(self.runtime, 'runtime')
         return out + ([f'folder {job.folder!r}: a TrainJob has no working folder, the runtime decides'] if job.folder else [])
 
-# %% ../../nbs/operations/05_kubeflow.ipynb #52d055f8
+# %% ../../nbs/operations/05_kubeflow.ipynb #48ef8da7
 def convert(
     text:str,  # A PyTorchJob
     runtime:str='torch-distributed' # Of the new cluster
@@ -153,5 +153,5 @@ def convert(
     place = meta.get('namespace', 'default')
     job = PyTorchJob(namespace=place).parse(text)
     plain = Job('job', ('true',))
-    lost = [f'{f} {getattr(job, f)!r}: kept as an annotation, set it in the runtime' for f in ('time', 'retries', 'grace', 'folder') if getattr(job, f) != getattr(plain, f)]
+    lost = [f'{f} {getattr(job, f)!r}: kept as an annotation, set it in the runtime' for f in ('retries', 'grace', 'folder') if getattr(job, f) != getattr(plain, f)]
     return TrainJob(namespace=place, runtime=runtime).render(job), lost

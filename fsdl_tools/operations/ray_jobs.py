@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..core import *
 from .launch import *
 
-# %% ../../nbs/operations/06_ray_jobs.ipynb #14fcebd8
+# %% ../../nbs/operations/06_ray_jobs.ipynb #e1d50fe0
 _ranks = 'from fsdl_tools.operations.ray_jobs import ranks_on_ray; ranks_on_ray()'
 _train = 'from fsdl_tools.operations.ray_jobs import train_on_ray; train_on_ray()'
 _shape = 'nodes processes cpus gpus time retries grace'.split()
@@ -75,7 +75,7 @@ class Ray(Target):
     def ask(self, path, body=None):
         "What the job server answers"
         data = None if body is None else body.encode()
-        request = urllib.request.Request(f'{self.address}/api/jobs/{path}', data, {'Content-Type': 'application/json'})
+        request = urllib.request.Request(f'{self.address}/api/{path}', data, {'Content-Type': 'application/json'})
         try:
             with urllib.request.urlopen(request, timeout=self.patience) as r: return json.loads(r.read())
         except urllib.error.HTTPError as e: raise TargetError(f'{self.address} refused: {e.code} {e.read()[-400:].decode(errors="replace")}') from None
@@ -85,31 +85,28 @@ class Ray(Target):
         "Queue it once: the token is its name there"
         self.refuse(job)
         token = token or f'fsdl-{secrets.token_hex(6)}'
-        known = [d.get('submission_id') for d in self.ask('')]
-        if token not in known: self.ask('', self.render(job, token))
+        known = [d.get('submission_id') for d in self.ask('jobs/')]
+        if token not in known: self.ask('jobs/', self.render(job, token))
         return Handle('ray', token, token)
 
     def status(self, handle):
         "From the job server"
-        d = self.ask(handle.id)
+        d = self.ask(f'jobs/{handle.id}')
         return Status(_words.get(d['status'], 'unknown'), d['status'], (d.get('message') or '')[:300])
 
     def logs(self, handle):
         "What the driver and its ranks have printed"
-        return self.ask(f'{handle.id}/logs')['logs']
+        return self.ask(f'jobs/{handle.id}/logs')['logs']
 
     def cancel(self, handle):
         "Ask it to stop; Ray kills it three seconds later"
-        self.ask(f'{handle.id}/stop', '{}')
+        self.ask(f'jobs/{handle.id}/stop', '{}')
 
     def doctor(self):
         "Is the job server there, and what does it run?"
-        try: rows = [dict(what='version', value=self._version()), dict(what='jobs', value=str(len(self.ask(''))))]
+        try: rows = [dict(what='version', value=self.ask('version')['ray_version']), dict(what='jobs', value=str(len(self.ask('jobs/'))))]
         except TargetError as e: rows = [dict(what='Ray', value=str(e))]
         return Table(rows, caption='Ray')
-
-    def _version(self):
-        with urllib.request.urlopen(f'{self.address}/api/version', timeout=self.patience) as r: return json.loads(r.read()).get('ray_version', '')
 
 # %% ../../nbs/operations/06_ray_jobs.ipynb #f6a3ac67
 class RankGroup:
