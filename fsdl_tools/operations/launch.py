@@ -52,7 +52,7 @@ def _strings(what, value):
     if not isinstance(value, str): raise TypeError(f'{what} must be text, not {value!r}')
     if why := unusable(value): raise ValueError(f'{what} cannot be passed on: {why}')
 
-# %% ../../nbs/operations/01_launch.ipynb #5c4ed2ca
+# %% ../../nbs/operations/01_launch.ipynb #b42dcb7c
 @dataclass(frozen=True)
 class Job(Record):
     "What shall run, and what it needs"
@@ -77,7 +77,7 @@ class Job(Record):
 
     def __post_init__(self):
         object.__setattr__(self, 'command', tuple(self.command))
-        object.__setattr__(self, 'secrets', tuple(self.secrets))
+        object.__setattr__(self, 'secrets', tuple(sorted(self.secrets, key=lambda s: s.name)))
         self._check_texts()
         for f in ('nodes', 'processes', 'cpus', 'time'): positive(f, getattr(self, f))
         for f in ('gpus', 'gpu_memory', 'memory', 'retries', 'grace'):
