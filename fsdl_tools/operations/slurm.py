@@ -87,7 +87,7 @@ def _secret_lines(found):
 
 def _megabytes(n): return f'{-(-n//MiB)}M'
 
-# %% ../../nbs/operations/02_slurm.ipynb #a930c037
+# %% ../../nbs/operations/02_slurm.ipynb #5a1ab1af
 @dataclass(frozen=True)
 class Slurm(Target):
     "A SLURM cluster, by its own commands"
@@ -146,16 +146,17 @@ class Slurm(Target):
         if len(os.fsencode(self.render(job))) > 4*10**6: out.append('the script is larger than the 4 MB that sbatch takes')
         return out
 
-    def ask(self, *args):
-        "What one of SLURM's commands prints"
-        try: return run_command(args, self.patience)
+    def ask(self, *args, share=1.):
+        "What one of SLURM's commands prints, within a share of the patience"
+        try: return run_command(args, self.patience*share)
         except TimeoutError as e: raise TargetError(f'{e}: is the controller down?') from None
 
     def find(self,
-        token:str # Of a submission
+        token:str, # Of a submission
+        share:float=1. # Of the patience
     ):            # Its Handle, or None
         "A job that was submitted with this token"
-        rows = [line.split() for line in self.ask('squeue', '-h', '-r', '--states=all', '-o', '%F %k').splitlines()]
+        rows = [line.split() for line in self.ask('squeue', '-h', '-r', '--states=all', '-o', '%F %k', share=share).splitlines()]
         ids = [r[0] for r in rows if r[1:] == [f'fsdl-{token}']]
         return Handle('slurm', ids[0], token) if ids else None
 
@@ -164,11 +165,11 @@ class Slurm(Target):
         self.refuse(job)
         for s in job.secrets:
             if s.kind == 'env' and s.ref not in os.environ: raise ValueError(f'the variable {s.ref} is not set, and the job needs it as {s.name}')
-        if token and (there := self.find(token)): return there
+        if token and (there := self.find(token, .4)): return there
         token = token or secrets.token_hex(6)
-        try: said = run_command(['sbatch', '--parsable'], self.patience, self.render(job, token))
+        try: said = run_command(['sbatch', '--parsable'], self.patience*.6, self.render(job, token))
         except TimeoutError:
-            if there := self.find(token): return there
+            if there := self.find(token, .4): return there
             raise TargetError(f'sbatch did not answer within {self.patience:g} s, and no job with the token {token} is queued') from None
         return Handle('slurm', said.strip().split(';')[0], token)
 
