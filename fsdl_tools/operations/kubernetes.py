@@ -52,7 +52,7 @@ def from_yaml(
     try: return [d for d in yaml.load_all(text, Strict) if d is not None]
     except yaml.YAMLError as e: raise ValueError(f'no YAML: {e}') from None
 
-# %% ../../nbs/operations/04_kubernetes.ipynb #38ed3bda
+# %% ../../nbs/operations/04_kubernetes.ipynb #a4b37621
 def expand(
     text:str, # An argument, or the value of a variable
     env:dict  # Variables defined before
@@ -67,7 +67,7 @@ def carries(
     text:str # An argument, or the value of a variable
 ) -> bool:
     "Does this text arrive as it is in Kubernetes and in podman?"
-    return '$' not in text and all(c.isprintable() or c in '\n\t' for c in text)
+    return '$' not in text and text.isprintable()                # podman's own YAML writer trips over a tab at the start
 
 # %% ../../nbs/operations/04_kubernetes.ipynb #205c4298
 def bad_name(

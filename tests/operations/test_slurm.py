@@ -156,8 +156,9 @@ def test_without_grace_doctor_says_it(installed):
 @pytest.mark.slow
 def test_the_naive_script_is_lost_with_143(cluster):
     fresh(cluster)
-    words = ' '.join(f"'{w}'" for w in ('-c', counter.replace("'", '"'), str(cluster.root/'work'), '60'))
-    naive = f'#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --requeue\n#SBATCH --output={cluster.root}/work/naive.out\nexport RANK=0 WORLD_SIZE=1\nsrun {sys.executable} {words}\n'
+    (cluster.root/'counter.py').write_text(counter)
+    head = f'#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --requeue\n#SBATCH --output={cluster.root}/work/naive.out\nexport RANK=0 WORLD_SIZE=1\n'
+    naive = f'{head}srun {sys.executable} {cluster.root}/counter.py {cluster.root}/work 60\n'
     (cluster.root/'naive.sh').write_text(naive)
     number = cluster.call('sbatch', '--parsable', str(cluster.root/'naive.sh')).strip()
     cluster.until(lambda: (cluster.root/'work'/'step-0').exists())
