@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from fsdl_tools.parallel.collectives import launch
-from fsdl_tools.parallel.ddp import TinyGPT, strategies, sync_batchnorm, tiny_batch, tiny_loss, tiny_model
+from fsdl_tools.parallel.ranks import on_ranks
+from fsdl_tools.parallel.ddp import strategies, sync_batchnorm
+from fsdl_tools.models.tiny import TinyGPT, tiny_batch, tiny_loss, tiny_model
 
 models = {
     'mlp 8 × 512': (lambda: nn.Sequential(*[nn.Linear(512, 512) for _ in range(8)]), lambda: torch.randn(64, 512)),
@@ -36,7 +37,7 @@ def compare(name, steps):
 
 if __name__ == '__main__':
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 60
-    rows = [dict(ranks=n) | launch(compare, n, name, steps, timeout=300)[0] for name in models for n in (2, 4)]
+    rows = [dict(ranks=n) | on_ranks(compare, n, name, steps, timeout=300)[0] for name in models for n in (2, 4)]
     where = f'gloo, {platform.machine()} CPU, one thread a rank, PyTorch {torch.__version__}, Python {platform.python_version()}, {steps} steps of each, taken in turn; ratio is the median of pairs'
     out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'data_parallel.json'
     out.write_text(json.dumps(dict(date=datetime.date.today().isoformat(), conditions=where, rows=rows), indent=1, ensure_ascii=False) + '\n')

@@ -14,7 +14,7 @@ from fsdl_tools.core import fix_torchvision, write_atomic
 fix_torchvision()
 from fsdl_tools.memory.measure import blocks_of, measure, summary
 from fsdl_tools.memory.predict import breakdown
-from fsdl_tools.models.zoo import build, example_inputs
+from fsdl_tools.models.build import build, example_inputs
 
 out, batch, seq = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'memory.json', 8, 512
 models = '''resnet50 vit_small_patch16_224 convnext_tiny swin_tiny_patch4_window7_224 efficientnet_b0 mobilenetv3_large_100 regnety_016 densenet121 deit3_small_patch16_224

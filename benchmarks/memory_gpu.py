@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from fsdl_tools.core import fix_torchvision, human_bytes, write_atomic
 fix_torchvision()
-from fsdl_tools.memory.measure import cross_entropy, logits_of, measure, reserved, summary
+from fsdl_tools.memory.measure import cross_entropy, logits_of, measure, summary
+from fsdl_tools.memory.tracker import reserved
 from fsdl_tools.memory.predict import breakdown
-from fsdl_tools.models.zoo import build, example_inputs
+from fsdl_tools.models.build import build, example_inputs
 
 out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'memory_gpu.json'
 models = {'resnet50': 64, 'vit_base_patch16_224': 64, 'convnext_tiny': 64, 'swin_tiny_patch4_window7_224': 32, 'gpt2': 8, 'bert': 16, 't5': 8, 'opt': 4, 'llama': 2, 'qwen3': 4}

@@ -17,7 +17,9 @@ models = {'resnet18': {}, 'mobilenetv3_small_100': {}, 'efficientnet_b0': {}, 'c
 
 def one(name):
     import torch
-    from fsdl_tools.onnx.export import draw, export, open_model, tiny_config
+    from fsdl_tools.onnx.graph import draw
+    from fsdl_tools.onnx.export import export
+    from fsdl_tools.onnx.cures import open_model, tiny_config
     from fsdl_tools.onnx.optimise import benchmark, quantise
     torch.set_num_threads(1)
     conf = models[name].get('config')
@@ -35,7 +37,8 @@ def one(name):
 
 def again(name, repeats=5):
     "The ratio of eager to onnxruntime fp32, measured from scratch several times"
-    from fsdl_tools.onnx.export import export, open_model, tiny_config
+    from fsdl_tools.onnx.export import export
+    from fsdl_tools.onnx.cures import open_model, tiny_config
     from fsdl_tools.onnx.optimise import benchmark
     import torch
     torch.set_num_threads(1)

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.pipelining
-from fsdl_tools.parallel.collectives import launch
+from fsdl_tools.parallel.ranks import on_ranks
 from fsdl_tools.core import write_atomic
 from fsdl_tools.models.gpt import gpt_config
 from fsdl_tools.parallel.schedules import bubble_formula, simulate
 from fsdl_tools.parallel.pipeline import sleep_trace
-from fsdl_tools.parallel.pipeline_gpt import adamw, gpt_step, rule_batch, torch_step
+from fsdl_tools.parallel.pipeline_gpt import gpt_step, torch_step
+from fsdl_tools.models.tiny import adamw, rule_batch
 
 out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'pipeline.json'
 
@@ -39,7 +40,7 @@ def race(name, config, m, virtual, rounds):
 
 def speed():
     cases = [('gpipe', 1), ('1f1b', 1), ('interleaved', 2)]
-    return [dict(schedule=n, model=c, ranks=2, m=8, rounds=10) | launch(race, 2, n, c, 8, v, 10, timeout=400)[0] for c in ('gpt-tiny', 'gpt-mini') for n, v in cases]
+    return [dict(schedule=n, model=c, ranks=2, m=8, rounds=10) | on_ranks(race, 2, n, c, 8, v, 10, timeout=400)[0] for c in ('gpt-tiny', 'gpt-mini') for n, v in cases]
 
 
 def bubble():

@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from fsdl_tools.parallel.collectives import CommCounter, launch
+from fsdl_tools.parallel.collectives import CommCounter
+from fsdl_tools.parallel.ranks import on_ranks
 from fsdl_tools.core import write_atomic
-from fsdl_tools.parallel.ddp import DataParallel, TinyGPT
+from fsdl_tools.parallel.ddp import DataParallel
+from fsdl_tools.models.tiny import TinyGPT, adamw
 from fsdl_tools.environments import run_in
-from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, adamw, ddp, fsdp, zero_redundancy
+from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, ddp, fsdp, zero_redundancy
 
 out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'sharded.json'
 couples = {'ZeRO-1': ((Zero1, adamw), (ddp, zero_redundancy)), 'ZeRO-2': ((Zero2, adamw), (ddp, zero_redundancy)), 'ZeRO-3': ((Zero3, adamw), (fsdp, adamw)), 'DDP': ((DataParallel, adamw), (ddp, adamw))}
@@ -43,7 +45,7 @@ def race(name, couple, rounds):
             sent[k] = c.total
     return dict(ours=statistics.median(times[0]), theirs=statistics.median(times[1]), ratio=statistics.median(a / b for a, b in zip(*times)), sent_ours=sent[0], sent_theirs=sent[1])
 
-def speed(): return [dict(couple=c, model=m, ranks=2, rounds=25) | launch(race, 2, m, c, 25, timeout=280)[0] for m in ('mlp', 'gpt') for c in couples]
+def speed(): return [dict(couple=c, model=m, ranks=2, rounds=25) | on_ranks(race, 2, m, c, 25, timeout=280)[0] for m in ('mlp', 'gpt') for c in couples]
 def deepspeed():
     rows = run_in('sharding', 'fsdl_tools.parallel.zero_libraries:run_deepspeed', dict(ranks=2, models=['mlp', 'cnn', 'gpt'], stages=[0, 1, 2, 3]), timeout=560)
     return rows + run_in('sharding', 'fsdl_tools.parallel.zero_libraries:run_deepspeed', dict(ranks=1, models=['mlp'], stages=[2], offload=True), timeout=560)

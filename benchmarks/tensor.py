@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from fsdl_tools.parallel.collectives import CommCounter, launch
+from fsdl_tools.parallel.collectives import CommCounter
+from fsdl_tools.parallel.ranks import on_ranks
 from fsdl_tools.core import write_atomic
 from fsdl_tools.models.gpt import GPT, GPTConfig, lm_loss
-from fsdl_tools.parallel.tensor import lesson, tensor_parallel, vocab_parallel_loss
+from fsdl_tools.parallel.tensor import tensor_parallel, vocab_parallel_loss
+from fsdl_tools.models.tiny import rule_batch
 from fsdl_tools.parallel.dtensor import layer_traffic, parallelize, traffic
 
 out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'tensor.json'
@@ -30,7 +32,7 @@ def seconds(model, loss, x, y):
 
 def race(mode, sequence_parallel, rounds):
     "Seconds of a step, ours and theirs alternating"
-    mesh, (x, y) = init_device_mesh('cpu', (dist.get_world_size(),)), lesson(0, 4, 128, config.vocab)
+    mesh, (x, y) = init_device_mesh('cpu', (dist.get_world_size(),)), rule_batch(0, 4, 128, config.vocab)
     runs = [(tensor_parallel(GPT(config), mode), vocab_parallel_loss), (parallelize(GPT(config), mesh, sequence_parallel), lm_loss)]
     for m, _ in runs: m.opt = torch.optim.AdamW(m.parameters())
     times, sent = ([], []), []
@@ -43,12 +45,12 @@ def race(mode, sequence_parallel, rounds):
         sent.append(c.total)
     return dict(ours=statistics.median(times[0]), theirs=statistics.median(times[1]), ratio=statistics.median(a / b for a, b in zip(*times)), sent_ours=sent[0], sent_theirs=sent[1])
 
-def speed(): return [dict(couple=c, ranks=2, rounds=25) | launch(race, 2, *args, 25, timeout=280)[0] for c, args in couples.items()]
+def speed(): return [dict(couple=c, ranks=2, rounds=25) | on_ranks(race, 2, *args, 25, timeout=280)[0] for c, args in couples.items()]
 
 def counted():
     rows = []
     for n in (2, 4):
-        for mode, b in launch(traffic, n, config, timeout=200)[0].items():
+        for mode, b in on_ranks(traffic, n, config, timeout=200)[0].items():
             want = sum(v for _, v in layer_traffic(8*64, config.hidden, n, {'dtensor': 'tensor', 'dtensor sequence': 'sequence'}.get(mode, mode)).values())
             rows.append(dict(mode=mode, ranks=n, calls=b['calls'], counted=b['total'], formula=round(want), ratio=b['total'] / want, wire_over_counted=b['wire'] / b['total']))
     return rows

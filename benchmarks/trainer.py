@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from fsdl_tools.training.data import Feed
-from fsdl_tools.parallel.collectives import launch
+from fsdl_tools.parallel.ranks import on_ranks
 from fsdl_tools.core import write_atomic
 from fsdl_tools.models.gpt import GPT, keep_layers, lm_loss
 from fsdl_tools.parallel.dtensor import parallelize
@@ -84,7 +84,7 @@ def race(layout, rounds):
     return dict(layout=layout, rounds=rounds, ours=statistics.median(times[0]), by_hand=statistics.median(times[1]), ratio=statistics.median(ratios), cpu_ratio=sum(work[0])/sum(work[1]), low=ratios[len(ratios)//4], high=ratios[3*len(ratios)//4])
 
 rounds = 15
-def steps(): return [launch(race, 2, s, rounds, timeout=500)[0] if s != 'dp1' else launch(race, 1, s, rounds, timeout=500, init=False)[0] for s in strategies]
+def steps(): return [on_ranks(race, 2, s, rounds, timeout=500)[0] if s != 'dp1' else on_ranks(race, 1, s, rounds, timeout=500, init=False)[0] for s in strategies]
 
 def block(trainer, n):
     "Seconds of the next n steps"

@@ -21,7 +21,7 @@ def jobs():
     from fsdl_tools.core import fix_torchvision
     fix_torchvision()
     import timm
-    from fsdl_tools.models.zoo import _hf_classes, _hf_types, hf_tasks
+    from fsdl_tools.models.build import _hf_classes, _hf_types, hf_tasks
     tasks = ['causal-lm', 'masked-lm', 'image-classification']
     out = [('transformers', n, t) for t in tasks for n in _hf_classes(t)]
     out += [('timm', n, 'image-classification') for n in timm.list_models()]
@@ -48,7 +48,7 @@ def norms_counter():
 def one(library, name, task):
     "Profile one architecture; transformers falls back to a shrunken configuration, and to real tensors where the forward pass looks at values"
     from fsdl_tools.models.profile import profile
-    from fsdl_tools.models.zoo import build
+    from fsdl_tools.models.build import build
     kw = {} if library == 'timm' else dict(task=task)
     slow = any(s in name for s in ('mamba', 'rwkv', 'xlstm', 'recurrent', 'jamba', 'bailing', 'deepseek_v4', 'kimi'))     # loops over the sequence, token by token
     tries = [{}] if library == 'timm' else [dict(seq=64 if slow else 512), dict(seq=64, tiny=True), dict(seq=64, tiny=True, real=True)]
@@ -112,7 +112,7 @@ def sheet(folder, name):
 def imagenet(folder):
     "fsdl_tools/data/imagenet.csv"
     from fsdl_tools.models.profile import profile
-    from fsdl_tools.core import Table
+    from fsdl_tools.table import Table
     speed = {}
     for r in sheet(folder, 'timm_infer_rtx4090.csv'):
         for key in (r['model'], r['model'].split('.')[0]): speed.setdefault((key, int(r['infer_img_size'])), float(r['infer_samples_per_sec']))
@@ -136,7 +136,7 @@ def rivals():
     "GMACs of 30 models by fvcore, calflops and torchinfo beside ours"
     import logging, torch
     from fsdl_tools.models.profile import profile
-    from fsdl_tools.models.zoo import build, example_inputs
+    from fsdl_tools.models.build import build, example_inputs
     logging.disable(logging.WARNING)
     done = {r['model'] for r in rows('rivals.jsonl')}
     def fvcore(m, x):
@@ -195,7 +195,7 @@ def explain(row, gmacs, params):
 
 def report(folder):
     "The index and the summary"
-    from fsdl_tools.core import Table
+    from fsdl_tools.table import Table
     from fsdl_tools.core import fix_torchvision
     fix_torchvision()
     import timm

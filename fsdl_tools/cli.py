@@ -10,7 +10,8 @@ import json, os, sys
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .core import Table, human_bytes, human_count, human_dollars, human_seconds, parse_bytes, parse_count, parse_seconds
+from .core import human_bytes, human_count, human_dollars, human_seconds, parse_bytes, parse_count, parse_seconds
+from .table import Table
 
 # %% ../nbs/90_cli.ipynb #4afca8c5
 app = typer.Typer(name='fsdl', no_args_is_help=True, rich_markup_mode='markdown', pretty_exceptions_enable=False, context_settings={'help_option_names': ['-h', '--help']},
@@ -117,7 +118,7 @@ def _profile_command(
     """
     from fsdl_tools.models import profile as prof
     from fsdl_tools.core import one_of
-    from fsdl_tools.models.zoo import locate
+    from fsdl_tools.models.build import locate
     kinds, size = [locate(m)[0] for m in models], {} if input_size is None else dict(input_size=input_size)
     specs = [prof.profile(m, batch=batch, seq=seq, precision=precision, **size, **(dict(task=task) if task and k != 'timm' else {})) for m, k in zip(models, kinds)]
     if as_json: return typer.echo(json.dumps([s.to_dict() for s in specs], indent=2))
@@ -154,7 +155,7 @@ def _say(line):
 
 def _smaller(path, kinds, src):
     "Quantise `path` beside itself, once for each kind"
-    from fsdl_tools.onnx.export import draw
+    from fsdl_tools.onnx.graph import draw
     from fsdl_tools.onnx.optimise import quantise
     for k in kinds:
         _say(f'quantising to {k}')
@@ -178,7 +179,8 @@ def _export_model(
     if cache:
         from fsdl_tools.onnx.decoder import export_decoder
         return show(export_decoder(model, out, opset=opset, pretrained=pretrained, seed=seed, progress=_say), as_json)
-    from fsdl_tools.onnx.export import export, open_model, staging
+    from fsdl_tools.onnx.export import export, staging
+    from fsdl_tools.onnx.cures import open_model
     with staging(out): pass                                                     # an unwritable folder is found before minutes of work
     src = open_model(model, pretrained=pretrained, seed=seed)
     report = export(src, out, opset=opset, progress=_say)
@@ -196,7 +198,7 @@ def _verify_file(
     rtol:Annotated[float, typer.Option(help='Largest relative difference.')]=1e-4, seed:Annotated[Optional[int], typer.Option(help='Of the random weights; default: the one in the file.')]=None,
     pretrained:Annotated[bool, typer.Option('--pretrained', help='Compare with published weights.')]=False, as_json:Json=False):
     "Compare an ONNX file with the model it came from."
-    from fsdl_tools.onnx.export import verify
+    from fsdl_tools.onnx.verify import verify
     kw = ({} if seed is None else dict(seed=seed)) | (dict(pretrained=True) if pretrained else {})
     v = verify(file, against, rtol=rtol, **kw)
     show(v, as_json)
@@ -209,7 +211,7 @@ def _bench_files(
     batch:Annotated[List[int], typer.Option(help='Batch size. May be repeated.')]=[1, 8], threads:Annotated[List[int], typer.Option(help='Threads. May be repeated.')]=[1],
     rounds:Annotated[int, typer.Option(help='Interleaved rounds.')]=15, compiled:Annotated[bool, typer.Option('--compile', help='Time torch.compile as well.')]=False, as_json:Json=False):
     "Time ONNX files against eager torch, interleaved."
-    from fsdl_tools.onnx.export import open_model
+    from fsdl_tools.onnx.cures import open_model
     from fsdl_tools.onnx.graph import inspect_onnx
     from fsdl_tools.onnx.optimise import benchmark, timing_table
     name = against or inspect_onnx(files[0]).metadata.get('fsdl.source')
@@ -311,7 +313,7 @@ app.add_typer(env_app, name='env')
 def _env_list(ctx: typer.Context, json_: Json = False):
     "List the side environments, and say which are built here."
     if ctx.invoked_subcommand: return
-    from fsdl_tools.core import Table
+    from fsdl_tools.table import Table
     from fsdl_tools.environments import side_envs
     show(side_envs() if json_ else Table(side_envs(), columns=['name', 'built', 'why', 'last_tested'], caption='Side environments'), json_)
 
@@ -355,14 +357,14 @@ def _plan_command(
     if out: raise ValueError('--out belongs to --batch: an estimate is written by --save')
     if not model: raise ValueError('name a model, or give a table with --batch')
     from fsdl_tools.compute.gpus import Cluster
-    from fsdl_tools.compute.planner import best_plan
+    from fsdl_tools.compute.search import best_plan
     found, e = best_plan(model, Cluster(gpu, gpus, gpus_per_node, price=price and price*gpus), global_batch, seq, layout, framework, precision, uneven)
     if save: e.to_json(save)
     if as_json: return show(e, True)
     if found is not None: show(found.table(rows))
     show(e)
     if found is not None:
-        from fsdl_tools.compute.planner import explain
+        from fsdl_tools.compute.search import explain
         typer.echo(explain(found))
     if tokens:
         n = parse_count(tokens)

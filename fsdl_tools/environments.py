@@ -9,7 +9,9 @@ __all__ = ['SideEnv', 'side_env', 'side_envs', 'cache_folder', 'env_folder', 'bu
 import contextlib, datetime, hashlib, importlib.metadata, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time
 from dataclasses import dataclass
 from pathlib import Path
-from .core import Record, Table, one_of, read_data, write_atomic
+from filelock import FileLock, Timeout
+from .core import Record, one_of, read_data, write_atomic
+from .table import Table
 
 # %% ../nbs/02_environments.ipynb #f89b9d68
 @dataclass(frozen=True)
@@ -133,18 +135,10 @@ def _variables(env, **more):
     return {k: v for k, v in os.environ.items() if k not in drop} | more
 
 # %% ../nbs/02_environments.ipynb #f1e5c37d
-@contextlib.contextmanager
 def _locked(path, timeout):
     "Hold an exclusive lock on `path`, which the system releases when this process dies; raises TimeoutError"
-    import fcntl
-    with open(path, 'w') as f:
-        end = time.monotonic() + timeout
-        while True:
-            try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); break
-            except BlockingIOError:
-                if time.monotonic() > end: raise TimeoutError(f'another process has been building {path.stem} for more than {timeout:g} s') from None
-                time.sleep(.2)
-        yield
+    try: return FileLock(path).acquire(timeout=timeout, poll_interval=.2)
+    except Timeout: raise TimeoutError(f'another process has been building {path.stem} for more than {timeout:g} s') from None
 
 def build(
     env,               # A name, or a SideEnv

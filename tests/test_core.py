@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Optional
 import pytest
 from hypothesis import given, strategies as st
-from fsdl_tools.core import (GiB, Record, Table, fix_torchvision, human_bytes, human_count, human_dollars, human_seconds, need, one_of, parse_bytes, parse_count, parse_seconds,
-                             read_data, table_html, table_markdown, write_atomic)
+from fsdl_tools.core import GiB, Record, fix_torchvision, human_bytes, human_count, human_dollars, human_seconds, need, one_of, parse_bytes, parse_count, parse_seconds, read_data, write_atomic
+from fsdl_tools.table import Table, table_html, table_markdown
 
 numbers = st.floats(min_value=0, max_value=1e20, allow_nan=False)
 

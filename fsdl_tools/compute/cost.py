@@ -12,6 +12,7 @@ import csv, datetime, functools, math, re
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import *
+from ..table import Table
 from .gpus import Cluster, benchmarks, find, suites, throughput
 
 # %% ../../nbs/compute/07_cost.ipynb #b2adbec4

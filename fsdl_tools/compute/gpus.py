@@ -11,6 +11,7 @@ __all__ = ['precisions', 'fabrics', 'suites', 'Gpu', 'gpus', 'find', 'gpu_table'
 import functools, re, statistics
 from dataclasses import dataclass, field
 from ..core import *
+from ..table import Table
 
 # %% ../../nbs/compute/01_gpus.ipynb #3bf05bbc
 precisions = ['fp32', 'tf32', 'fp16', 'bf16', 'fp8']

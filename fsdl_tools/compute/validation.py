@@ -11,6 +11,7 @@ import csv, io, math
 from pathlib import Path
 import numpy as np
 from ..core import *
+from ..table import Table
 from .gpus import Cluster, find
 from ..parallel.layout import layout_precisions, recomputations, schedules
 from .step_memory import memory, optimizers

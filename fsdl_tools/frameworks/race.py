@@ -9,7 +9,8 @@ __all__ = ['one_core', 'quiet', 'Lap', 'race', 'race_table', 'overhead', 'popula
 import contextlib, importlib, os, statistics
 from dataclasses import dataclass
 import numpy as np
-from ..core import Record, Table, fix_torchvision, human_seconds, one_of, read_data
+from ..core import Record, fix_torchvision, human_seconds, one_of, read_data
+from ..table import Table
 from .task import make_task
 from .runners import missing, runners
 

@@ -12,7 +12,8 @@ __all__ = ['runners', 'Runner', 'runner', 'torch_net', 'TorchRunner', 'TorchComp
 import collections, functools, importlib.util, os, shutil, time
 from dataclasses import dataclass, replace
 import numpy as np
-from ..core import Table, fix_torchvision, need, one_of
+from ..core import fix_torchvision, need, one_of
+from ..table import Table
 from .task import Model, Task, dialects, make_task, models, translate
 
 # %% ../../nbs/frameworks/02_runners.ipynb #e813a8b5

@@ -11,7 +11,8 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..core import Record, Table, need, one_of, positive, write_atomic
+from ..core import Record, need, one_of, positive, write_atomic
+from ..table import Table
 
 # %% ../../nbs/frameworks/01_task.ipynb #74ac552a
 @dataclass(frozen=True)

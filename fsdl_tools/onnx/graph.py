@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['graph_svg', 'OnnxFile', 'read_onnx', 'inspect_onnx', 'session', 'infer', 'InputSpec', 'draw', 'specs_of_file',
-           'compare', 'web_runner']
+           'compare', 'web_modules', 'web_runner']
 
 # %% ../../nbs/onnx/01_graph.ipynb #4b30c1d4
 import base64, json, re, subprocess
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 import numpy as np
-from ..core import Record, Table, need, one_of, positive
+from ..core import Record, need, one_of, positive
+from ..table import Table
+from ..environments import cache_folder
 
 # %% ../../nbs/onnx/01_graph.ipynb #2c089897
 def _layers(graph):
@@ -258,6 +260,10 @@ const session = await ort.InferenceSession.create(new Uint8Array(readFileSync(pa
 const out = Object.entries(await session.run(feed)).map(([k, v]) => [k, { dtype: v.type, shape: v.dims, data: Buffer.from(v.data.buffer, v.data.byteOffset, v.data.byteLength).toString('base64') }]);
 console.log(JSON.stringify(Object.fromEntries(out)));
 """
+
+def web_modules() -> Path: # Ends in node_modules; it need not be there
+    "Where onnxruntime-web is looked for: $XDG_CACHE_HOME or ~/.cache, then fsdl_tools/onnxweb"
+    return cache_folder().parent/'onnxweb'/'node_modules'
 
 def web_runner(
     path,    # An .onnx file without external data

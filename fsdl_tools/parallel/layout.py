@@ -7,7 +7,7 @@ __all__ = ['recomputations', 'layout_precisions', 'schedules', 'offloads', 'axes
            'parse_layout', 'check_layout', 'coordinates', 'groups', 'draw', 'axis_bytes', 'check_runnable']
 
 # %% ../../nbs/parallel/11_layout.ipynb #b1497595
-import itertools, math, re
+import math, re
 from dataclasses import dataclass, fields
 from ..core import *
 

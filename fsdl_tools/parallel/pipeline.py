@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
-from .collectives import launch
+from .ranks import on_ranks
 from .schedules import Op, Span, Trace, simulate, timetable
 from .zero import storage_bytes
 
@@ -222,5 +222,5 @@ def sleep_trace(
     "A real run of stages that sleep"
     t = timetable(name, ranks, micro_batches, virtual)
     by_stage = [x if isinstance(x, (list, tuple)) else [x / virtual] * t.stages for x in (forward, backward)]
-    runs = launch(sleep_steps, ranks, t, *by_stage, steps)
+    runs = on_ranks(sleep_steps, ranks, t, *by_stage, steps)
     return min((as_trace(t, spans) for spans in zip(*runs)), key=lambda r: r.ratio)

@@ -10,7 +10,8 @@ __all__ = ['timetables', 'Op', 'Timetable', 'timetable', 'check_timetable', 'sim
 import math
 from collections import Counter
 from dataclasses import dataclass
-from ..core import Record, Table, one_of, palette, plot_style, positive
+from ..core import Record, one_of, palette, plot_style, positive
+from ..table import Table
 
 # %% ../../nbs/parallel/06_schedules.ipynb #f499a6d6
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 __all__ = ['modes', 'total', 'Copy', 'Reduce', 'gather', 'scatter', 'Gather', 'Scatter', 'part', 'Regathered', 'enter', 'leave',
            'shared', 'ColumnParallel', 'RowParallel', 'ParallelMLP', 'ParallelAttention', 'ParallelNorm',
            'check_length', 'owned', 'VocabParallelEmbedding', 'ParallelPositions', 'vocab_parallel_loss',
-           'check_divisible', 'tensor_parallel', 'lesson', 'apart', 'compare', 'whole_gradient', 'compare_scratch']
+           'check_divisible', 'tensor_parallel', 'whole_gradient']
 
 # %% ../../nbs/parallel/09_tensor.ipynb #78e4ecdd
 import torch
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import Function
 from ..core import one_of
-from ..models.gpt import GPT, Attention, MLP, gpt_config
-from .zero import all_gather, reduce_scatter, worst
+from ..models.gpt import Attention, MLP
+from .zero import all_gather, reduce_scatter
 
 # %% ../../nbs/parallel/09_tensor.ipynb #248dede4
 def total(x, group=None):
@@ -244,48 +244,9 @@ def tensor_parallel(
     return model
 
 # %% ../../nbs/parallel/09_tensor.ipynb #1ebe1b0d
-def lesson(
-    step:int,    # Number of the batch
-    size:int=4,  # Sequences
-    time:int=32, # Tokens of each
-    vocab:int=256 # Tokens there are
-):               # (batch, time) inputs and targets
-    "A batch that can be learnt: each token is the one before plus three"
-    g = torch.Generator().manual_seed(step)
-    t = (torch.randint(0, vocab, (size, 1), generator=g) + 3*torch.arange(time + 1)) % vocab
-    return t[:, :-1], t[:, 1:]
-
-def apart(
-    got,   # Name -> whole gradient
-    wanted # The same from one process
-) -> float: # Largest relative difference of a tensor, in the 2-norm
-    "How far gradients are from those of one process; key biases, whose gradient is zero but for rounding, are left out"
-    return max(((got[n] - w).norm() / w.norm()).item() for n, w in wanted.items() if not n.endswith('attn.k.bias'))
-
-def compare(
-    make,        # GPT -> (model, loss of logits and targets)
-    config,      # Shape of the GPT
-    whole,       # Parameter -> its whole gradient
-    steps:int=10, # Steps with SGD and momentum
-    size:int=4,  # Sequences a batch
-    time:int=32, # Tokens of each
-    share=lambda t: t, # Batch -> what this rank sees of it
-    seen=torch.Tensor.item, # This rank's loss -> the number to compare
-    dtype=torch.float32 # Of the parameters
-) -> dict:       # Largest relative differences of loss and gradients
-    "Run on every rank: train a parallel model beside the same model in one piece"
-    alone, (model, loss) = GPT(config).to(dtype), make(GPT(config).to(dtype))
-    opts, losses, far = [torch.optim.SGD(m.parameters(), lr=.1, momentum=.9) for m in (alone, model)], ([], []), 0.
-    for s in range(steps):
-        x, y = lesson(s, size, time, alone.config.vocab)
-        pair = F.cross_entropy(alone(x).flatten(0, 1), y.flatten()), loss(model(share(x)), share(y))
-        for l, kept, value in zip(pair, losses, (torch.Tensor.item, seen)): l.backward(); kept.append(value(l.detach()))
-        far = max(far, apart({n: whole(p) for n, p in model.named_parameters()}, {n: p.grad for n, p in alone.named_parameters()}))
-        for o in opts: o.step(); o.zero_grad()
-    return dict(loss=worst(losses[1], losses[0]), gradient=far, last=losses[1][-1], first=losses[1][0])
-
-def whole_gradient(p, group=None): return p.grad if p.cut is None else gather(p.grad, p.cut, group)
-
-def compare_scratch(config='gpt-tiny', mode='tensor', **kw):
-    "`compare` for `tensor_parallel` over all ranks"
-    return compare(lambda m: (tensor_parallel(m, mode), vocab_parallel_loss), gpt_config(config), whole_gradient, **kw)
+def whole_gradient(
+    p,         # A parameter made by part
+    group=None # Process group over which it was cut; default: all ranks
+):             # Its gradient, in one piece
+    "The gradient of a parameter that was cut"
+    return p.grad if p.cut is None else gather(p.grad, p.cut, group)

@@ -13,7 +13,8 @@ from pathlib import Path
 import safetensors.torch, torch
 import torch.distributed as dist, torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
-from ..core import Table, human_bytes, nearest, positive, write_atomic
+from ..core import human_bytes, nearest, positive, write_atomic
+from ..table import Table
 
 # %% ../../nbs/training/02_checkpoint.ipynb #d59df358
 class CheckpointError(RuntimeError):

@@ -1,90 +1,233 @@
-"""The site as a reader meets it, in a real browser; and the commands as a newcomer types them."""
-import socket, subprocess, sys, threading
-import pytest
-from fsdl_tools.book.site import build_site, dead_links, divs, formulas, pages, readme, serve_site, update_site
+"""The site as a reader meets it, in a real browser, by either renderer; and the commands as a newcomer types them."""
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
 
-OVERFLOW = """() => [...document.querySelectorAll('main *, article *')].filter(e => {
-  const scrolls = p => p && p !== document.body && (['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX) || scrolls(p.parentElement));
-  return e.getBoundingClientRect().right > innerWidth + 1 && getComputedStyle(e).position !== 'fixed' && !scrolls(e.parentElement) && !['auto', 'scroll'].includes(getComputedStyle(e).overflowX)
-}).map(e => e.tagName + '.' + e.className).slice(0, 5)"""
+import pytest
+
+from fsdl_tools.book.markdown import divs, formulas, page_markdown
+from fsdl_tools.book.rendering import quarto_settings, zensical_config
+from fsdl_tools.book.site import (
+    build_site, dead_links, fingerprint, moved, notebooks, option_problems, pages, readme, renderers, serve_site, settings, update_site)
+
+OVERFLOW = """() => {
+  const wide = getComputedStyle;
+  const scrolls = e => e && e !== document.body && (['auto', 'scroll', 'hidden'].includes(wide(e).overflowX) || scrolls(e.parentElement));
+  const out = [...document.querySelectorAll('main *, article *')].filter(e =>
+    e.getBoundingClientRect().right > innerWidth + 1 && wide(e).position !== 'fixed' && !scrolls(e.parentElement) && !['auto', 'scroll'].includes(wide(e).overflowX));
+  const page = document.scrollingElement.scrollWidth > innerWidth + 1 ? ['the page itself'] : [];
+  return [...page, ...out.map(e => e.tagName + '.' + e.className)].slice(0, 5);
+}"""
+
+NEXT = """to => {
+  scrollTo({top: document.scrollingElement.scrollHeight, behavior: 'instant'});
+  return [...document.querySelectorAll('a')].some(a => {
+    if (a.href.split('#')[0] !== to) return false;
+    const r = a.getBoundingClientRect(), at = document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2);
+    return at && (a.contains(at) || at.contains(a));
+  });
+}"""
+
+BRIGHTNESS = """() => {
+  const light = c => { const v = c.match(/[\\d.]+/g).map(Number); return v.length > 3 && v[3] === 0 ? null : (v[0] + v[1] + v[2]) / 3; };
+  const behind = e => e ? light(getComputedStyle(e).backgroundColor) ?? behind(e.parentElement) : 255;
+  const text = document.querySelector('main p, article p');
+  return [behind(text), light(getComputedStyle(text).color)];
+}"""
+
+
+@pytest.fixture(scope='module', params=['zensical', 'quarto'])
+def site(request, root):
+    "The built site: by what, its folder, and its address on a free port"
+    if request.param not in renderers():
+        pytest.skip(f'{request.param} is not on the PATH')
+    out = root/'_docs' if request.param == renderers()[0] else root/'.cache'/f'site-{request.param}'
+    update_site(root, request.param, out)
+    server = serve_site(out, 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield SimpleNamespace(by=request.param, folder=out, url=f'http://127.0.0.1:{server.server_address[1]}')
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope='module')
-def site(root):
-    "The built site, served on a free port"
-    server = serve_site(update_site(root), 0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_address[1]}'
-    server.shutdown(); server.server_close()
+def reader(browser, site):
+    "One page of the browser, and a list of everything that went wrong or came from elsewhere since it was last emptied"
+    page, seen = browser.new_page(viewport=dict(width=1440, height=900)), SimpleNamespace(bad=[], loaded=[])
+    page.on('console', lambda m: seen.bad.append(m.text) if m.type == 'error' else None)
+    page.on('pageerror', lambda e: seen.bad.append(str(e)))
+    page.on('request', lambda r: seen.loaded.append(r.url))
+    yield page, seen
+    page.close()
 
 
-def visit(browser, url, width, base):
-    "Open a page; the page and everything that went wrong"
-    bad, page = [], browser.new_page(viewport=dict(width=width, height=900))
-    page.on('console', lambda m: bad.append(m.text) if m.type == 'error' else None)
-    page.on('pageerror', lambda e: bad.append(str(e)))
-    page.on('request', lambda r: bad.append(f'outside: {r.url}') if not r.url.startswith((base, 'data:', 'blob:')) else None)
-    page.goto(url, wait_until='load')
-    return page, bad
+def diagram_pages(root):
+    "The pages whose notebook draws a diagram"
+    def draws(name): return any(c['cell_type'] == 'markdown' and '```mermaid' in ''.join(c['source']) for c in json.loads((root/'nbs'/name).read_text())['cells'])
+    return {p.name for p in pages(root) if draws(p.source)}
 
 
-@pytest.mark.parametrize('width', [1440, 390])
-def test_every_page_opens_without_error_or_overflow(browser, site, root, width):
-    for p in pages(root):
-        page, bad = visit(browser, f'{site}/{p.name}.html', width, site)
-        assert not bad, (p.name, bad)
-        assert page.locator('h1').first.inner_text().strip(), p.name
-        if width == 390:
-            assert page.evaluate(OVERFLOW) == [], p.name
-            assert page.evaluate('document.scrollingElement.scrollWidth') <= width + 1, p.name
+def test_every_page_opens_and_leads_to_the_next(reader, site, root):
+    page, seen = reader
+    toc, diagrams, problems = pages(root), diagram_pages(root), []
+    for i, p in enumerate(toc):
+        seen.bad.clear()
+        seen.loaded.clear()
+        page.set_viewport_size(dict(width=1440, height=900))
+        page.goto(f'{site.url}/{p.name}.html', wait_until='load')
+        problems += [(p.name, 1440, x) for x in page.evaluate(OVERFLOW)]
+        page.set_viewport_size(dict(width=390, height=900))
+        problems += [(p.name, 390, x) for x in page.evaluate(OVERFLOW)]
+        problems += [(p.name, x) for x in seen.bad]
+        problems += [(p.name, 'outside', u) for u in seen.loaded if not u.startswith((site.url, 'data:', 'blob:'))]
+        if any('mermaid.min.js' in u for u in seen.loaded) != (p.name in diagrams): problems.append((p.name, 'mermaid'))
+        if not page.locator('h1:visible').first.inner_text().strip(): problems.append((p.name, 'no title'))
+        if i + 1 < len(toc) and not page.evaluate(NEXT, f'{site.url}/{toc[i + 1].name}.html'): problems.append((p.name, 'no way to the next page'))
+    assert not problems, problems
+
+
+def test_the_first_page_leads_to_every_page(reader, site, root):
+    page, _ = reader
+    page.set_viewport_size(dict(width=1440, height=900))
+    page.goto(f'{site.url}/index.html')
+    linked = set(page.evaluate("[...document.querySelectorAll('main a, article a')].map(a => a.href.split('#')[0])"))
+    assert [p.name for p in pages(root)[1:] if f'{site.url}/{p.name}.html' not in linked] == []
+
+
+def test_code_signatures_and_outputs_are_seen(reader, site):
+    page, _ = reader
+    page.goto(f'{site.url}/core.html')
+    text = page.locator('body').inner_text()
+    for shown in ('human_bytes', 'For example 1.50 GiB', 'Decimal places'): assert shown in text, shown
+    assert page.locator('[id="human_bytes"]').count() == 1
+
+
+def test_search_finds_an_exported_name(reader, site):
+    page, seen = reader
+    page.goto(f'{site.url}/index.html')
+    seen.bad.clear()
+    opens = '[title*=earch i]:visible, [aria-label*=earch i]:not([role=dialog]):visible, button:has-text("Search"):visible'
+    page.locator(opens).first.click()
+    page.keyboard.type('human_bytes', delay=30)
+    page.wait_for_function("""() => {
+      const roots = [document, ...[...document.querySelectorAll('*')].map(e => e.shadowRoot).filter(Boolean)];
+      return roots.some(r => [...r.querySelectorAll('a')].some(a => a.href.includes('core.html') && a.getClientRects().length && a.closest('li, [role=option], article, div').textContent.includes('human_bytes')));
+    }""", timeout=20_000)
+    assert not seen.bad
+
+
+def test_dark_and_light_follow_the_reader(browser, site):
+    for scheme, darker in (('light', 'text'), ('dark', 'page')):
+        page = browser.new_page(color_scheme=scheme)
+        page.goto(f'{site.url}/core.html')
+        behind, text = page.evaluate(BRIGHTNESS)
+        assert ('text' if text < behind else 'page') == darker and abs(text - behind) > 100, (scheme, behind, text)
         page.close()
 
 
-def test_the_navigation_leads_from_the_first_page_to_the_last(browser, site, root):
-    page, _ = visit(browser, f'{site}/index.html', 1440, site)
-    seen = ['index']
-    while (link := page.locator('a.md-footer__link--next')).count():
-        link.click(); page.wait_for_load_state()
-        seen.append(page.url.removeprefix(site + '/').removesuffix('.html'))
-        assert len(seen) < 100
-    assert seen == [p.name for p in pages(root)]
-    page.close()
+def test_diagrams_are_drawn(reader, site, root):
+    page, seen = reader
+    page.goto(f'{site.url}/book/markdown.html')
+    script = next(u for u in seen.loaded if 'mermaid.min.js' in u).removeprefix(site.url + '/')
+    if not (site.folder/script).stat().st_size: pytest.skip('no npm: diagrams are shown as text')
+    page.wait_for_function("[...document.querySelectorAll('svg')].some(s => s.textContent.includes('nbdev_test') && s.getBoundingClientRect().height > 50)", timeout=20_000)
 
 
-def test_search_finds_an_exported_name(browser, site):
-    page, bad = visit(browser, f'{site}/index.html', 1440, site)
-    page.keyboard.press('Control+k')
-    page.keyboard.type('human_bytes', delay=20)
-    page.wait_for_function("document.body.innerText.includes('human_bytes') || [...document.querySelectorAll('*')].some(e => e.shadowRoot && e.shadowRoot.textContent.includes('human_bytes'))", timeout=10_000)
-    assert not bad
-    page.close()
+def test_an_old_address_leads_to_the_new_page(reader, site):
+    page, _ = reader
+    for old in ('zoo', 'parallel'):
+        page.goto(f'{site.url}/{old}.html')
+        page.wait_for_url(f'{site.url}/{moved("page")[old]}.html')
+    missing = [old for old in moved('page') if not (site.folder/f'{old}.html').exists()]
+    assert not missing
 
 
-def test_dark_and_light(browser, site):
-    colours = set()
-    for scheme in ('light', 'dark'):
-        page = browser.new_page(color_scheme=scheme); page.goto(f'{site}/core.html')
-        colours.add(page.evaluate("getComputedStyle(document.body).backgroundColor")); page.close()
-    assert len(colours) == 2
+def test_no_dead_links(site): assert dead_links(site.folder) == []
 
 
-def test_mermaid_is_drawn(browser, site, root):
-    if not (root/'_docs/mermaid.min.js').exists(): pytest.skip('no npm: diagrams are shown as text')
-    page, bad = visit(browser, f'{site}/book/site.html', 1440, site)
-    page.wait_for_selector('div.mermaid', timeout=20_000)
-    assert not bad
-    page.close()
+def test_nothing_leads_to_an_address_that_is_not_ours(site, root):
+    if settings(root)['user']: pytest.skip('the project is published')
+    links = {link for p in site.folder.rglob('*.html') for link in re.findall(r'<[^<>]* (?:href|src|content)="([^"]*)"', p.read_text(encoding='utf-8'))}
+    bad = [u for u in links if re.match(r'https?://(\.?github\.(com|io)/(/|fsdl)|fsdl-tools|\.github\.io|colab)', u)]
+    assert bad == []
+    assert not [p for p in site.folder.rglob('*.*') if p.suffix in ('.html', '.json', '.xml') and re.search('github.com/fsdl-tools|fsdl-tools.github.io', p.read_text(encoding='utf-8'))]
 
 
-def test_no_dead_links(site, root): assert dead_links(root/'_docs') == []
+def test_a_second_build_with_nothing_changed_does_nothing(site, root):
+    mark = site.folder/'.fingerprint'
+    (root/'nbs/nbdev.yml').touch()      # nbdev writes it while it builds
+    before = mark.stat().st_mtime_ns
+    update_site(root, site.by, site.folder)
+    assert mark.stat().st_mtime_ns == before
 
 
-def test_readme_is_the_index(root): assert (root/'README.md').read_text() == readme(root)
+def test_the_fingerprint_knows_the_renderer(root): assert fingerprint(root, 'quarto') != fingerprint(root, 'zensical')
+
+
+def test_readme_and_contributing_are_their_notebooks(root):
+    assert (root/'README.md').read_text() == readme(root)
+    assert (root/'CONTRIBUTING.md').read_text() == readme(root, 'contributing.ipynb')
+
+
+@pytest.fixture
+def copy(tmp_path, root):
+    "A copy of the project without its library"
+    for part in ('settings.ini', '_quarto.yml'): shutil.copy(root/part, tmp_path/part)
+    shutil.copytree(root/'nbs', tmp_path/'nbs')
+    return tmp_path
+
+
+@pytest.mark.parametrize('user', ['', 'ada'])
+def test_the_address_stands_in_one_place(copy, user):
+    text = (copy/'settings.ini').read_text()
+    (copy/'settings.ini').write_text(re.sub('^user =.*$', f'user = {user}', text, flags=re.M))
+    cfg = settings(copy)
+    shown = readme(copy) + readme(copy, 'contributing.ipynb')
+    for line in ('git clone https://github.com/ada/fsdl_tools', 'pip install git+https://github.com/ada/fsdl_tools', 'https://github.com/ada/fsdl_tools/issues',
+                 'https://ada.github.io/fsdl_tools/models/zoo.html'): assert (line in shown) == bool(user), line
+    assert 'content-visible' not in shown and '{{<' not in shown and 'In your copy of this repository' in shown
+    if not user: assert 'github.com' not in shown and '(nbs/models/01_zoo.ipynb)' in shown
+    docs = '---\n\n[source](https://github.com/ada/x.py#L1){target="_blank"}\n\n### f\n\n```python\ndef f()\n```\n'
+    cell = dict(cell_type='code', source='show_doc(f)', outputs=[dict(output_type='display_data', data={'text/markdown': docs})])
+    page = page_markdown(dict(cells=[dict(cell_type='raw', source='---\ntitle: t\n---'), cell]), None, cfg, {}, 'a/b')
+    assert ('source-link' in page) == bool(user) and '### `f`' in page
+    assert bool(zensical_config(cfg, [])['extra']['social']) == bool(user)
+    assert ('repo-url' in quarto_settings(cfg)['website'], 'site-url' in quarto_settings(cfg)['website']) == (bool(user), bool(user))
+
+
+def test_every_option_of_every_cell_is_good(root): assert option_problems(root) == []
+
+
+@pytest.mark.parametrize('change, found', [
+    (lambda c: c.update(source='#| fig-alt: One: two\nplot()'), 'is not YAML'), (lambda c: c.update(source='#| fig-alt:\nplot()'), 'needs a text'),
+    (lambda c: c.update(source='#| ecko: false\nx'), 'unknown option'), (lambda c: c.update(source='#| exprot\nx'), 'unknown option'),
+    (lambda c: c.update(source='#| echo: false\n#| echo: true\nx'), 'given twice'), (lambda c: c.update(outputs=[dict(output_type='display_data', data={'image/png': ''})], source='plot()'), 'without fig-alt')])
+def test_a_bad_option_is_found(copy, change, found):
+    path = copy/'nbs/book/09_stable.ipynb'
+    nb = json.loads(path.read_text())
+    change(next(c for c in nb['cells'] if c['cell_type'] == 'code'))
+    path.write_text(json.dumps(nb))
+    problems = option_problems(copy)
+    assert len(problems) == 1 and found in problems[0] and '05_stable' in problems[0]
+
+
+def test_repeated_ids_are_found(copy):
+    path = copy/'nbs/book/09_stable.ipynb'
+    nb = json.loads(path.read_text())
+    nb['cells'][1]['id'] = nb['cells'][0]['id']
+    path.write_text(json.dumps(nb))
+    assert len(option_problems(copy)) == 1
 
 
 def test_a_taken_port_is_one_clear_line(root):
     with socket.socket() as s:
-        s.bind(('127.0.0.1', 0)); s.listen()
+        s.bind(('127.0.0.1', 0))
+        s.listen()
         port = s.getsockname()[1]
         r = subprocess.run([sys.executable, '-c', 'from fsdl_tools.book.site import main; main()', '0', str(port), '0'], cwd=root, capture_output=True, text=True, timeout=280)
     assert r.returncode == 1 and f'port {port}' in r.stderr and 'Traceback' not in r.stderr
@@ -97,14 +240,19 @@ def test_bad_options_are_refused(root, args):
 
 
 def test_the_server_gives_out_nothing_beside_the_site(tmp_path):
-    (tmp_path/'site').mkdir(); (tmp_path/'site/index.html').write_text('x'); (tmp_path/'secret').write_text('no')
+    (tmp_path/'site').mkdir()
+    (tmp_path/'site/index.html').write_text('x')
+    (tmp_path/'secret').write_text('no')
     server = serve_site(tmp_path/'site', 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with socket.create_connection(server.server_address) as s:
-            s.sendall(b'GET /../secret HTTP/1.0\r\n\r\n'); answer = s.recv(4096)
+            s.sendall(b'GET /../secret HTTP/1.0\r\n\r\n')
+            answer = s.recv(4096)
         assert b'404' in answer.split(b'\r\n')[0] and b'no' != answer[-2:]
-    finally: server.shutdown(); server.server_close()
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_tabs_spanning_cells_and_code():
@@ -115,10 +263,16 @@ def test_tabs_spanning_cells_and_code():
 def test_code_and_prices_are_not_formulas(): assert formulas('`$x$` costs $5, $6 and\n```\n$y$\n```') == '`$x$` costs $5, $6 and\n```\n$y$\n```'
 
 
+def test_an_escaped_dollar_is_a_dollar(): assert formulas(r'from \$1,750 to \$250, `\$`') == r'from $1,750 to $250, `\$`'
+
+
 def test_a_broken_notebook_names_itself(tmp_path, root):
-    import json, shutil
     for part in ('settings.ini', '_quarto.yml', 'nbs', 'fsdl_tools'): (shutil.copytree if (root/part).is_dir() else shutil.copy)(root/part, tmp_path/part)
+    for name in set(notebooks(root)) - {'90_cli.ipynb', 'index.ipynb', 'contributing.ipynb', '00_core.ipynb'}: (tmp_path/'nbs'/name).unlink()
+    (tmp_path/'_quarto.yml').write_text('website: {sidebar: {contents: [index.ipynb, 00_core.ipynb, 90_cli.ipynb]}}')
     p = tmp_path/'nbs/90_cli.ipynb'
-    nb = json.loads(p.read_text()); nb['cells'].append(dict(cell_type='markdown', id='zz', metadata={}, source='::: {.callout-note}\nnever closed')); p.write_text(json.dumps(nb))
+    nb = json.loads(p.read_text())
+    nb['cells'].append(dict(cell_type='markdown', id='zz', metadata={}, source='::: {.callout-note}\nnever closed'))
+    p.write_text(json.dumps(nb))
     with pytest.raises(ValueError, match='90_cli.ipynb: a div is never closed'): build_site(tmp_path, tmp_path/'out', 'zensical')
     assert not (tmp_path/'out').exists()

@@ -8,7 +8,8 @@ from fsdl_tools.parallel.layout import Layout, axes, check_layout, coordinates, 
 from fsdl_tools.compute.validation import outputs, plan_batch, predict_rows, read_runs
 from fsdl_tools.compute.step_memory import memory, parameters, sharded, state_bytes
 from fsdl_tools.compute.step_time import step_time
-from fsdl_tools.compute.planner import Estimate, best_plan, cheapest, clusters, compare, enumerate_layouts, estimate, explain, known, model_columns, search
+from fsdl_tools.compute.planner import Estimate, estimate, known, model_columns
+from fsdl_tools.compute.search import best_plan, cheapest, clusters, compare, enumerate_layouts, explain, search
 
 A100, H100 = Cluster('A100-SXM-80GB', 8), Cluster('H100-SXM-80GB', 8)
 two = st.sampled_from([1, 2, 4, 8])

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from fsdl_tools.models.zoo import Layer, ModelSpec, TransformerShape, from_shape, human_flop, index, locate, search
+from fsdl_tools.models.spec import Layer, ModelSpec, TransformerShape, from_shape, human_flop
+from fsdl_tools.models.zoo import index, search
+from fsdl_tools.models.build import locate
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 words = st.sampled_from(['vit', 'resnet', 'tiny', 'base', 'net', 'gpt', 'llama', 'bert', 'x', '224', 'zzz', '*', 'vit*', '?', '[', '\\', 'é'])
@@ -112,7 +114,7 @@ def test_binary_and_missing_files(tmp_path):
 
 @pytest.mark.parametrize('size', ['abc', (1, 2, 3, 4), 0, -224, '224x', ''])
 def test_unreadable_sizes(size):
-    from fsdl_tools.models.zoo import build
+    from fsdl_tools.models.build import build
     with pytest.raises(ValueError, match='cannot read input size'): build('resnet18', input_size=size, device='meta')
 
 @pytest.mark.parametrize('name,size', [('vit_tiny_patch16_224', 225), ('swin_tiny_patch4_window7_224', 50), ('resnet18', (1, 1, 1, 1)), ('mixer_b16_224', 100)])
@@ -128,7 +130,7 @@ def test_a_missing_package_is_named(monkeypatch):
         if name.split('.')[0] == 'transformers': raise ModuleNotFoundError("No module named 'transformers'", name='transformers')
         return real(name, *a)
     monkeypatch.setattr(importlib, 'import_module', without)
-    from fsdl_tools.models.zoo import load_config
+    from fsdl_tools.models.build import load_config
     with pytest.raises(ImportError, match='pip install'): load_config('gpt2')
 
 # -- the profiler against torch's own counter and against real tensors
@@ -138,7 +140,7 @@ def test_flops_equal_torch(name):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from fsdl_tools.models.profile import profile
-    from fsdl_tools.models.zoo import build, example_inputs
+    from fsdl_tools.models.build import build, example_inputs
     m = build(name, device='meta')
     with FlopCounterMode(display=False) as c, torch.no_grad(), torch.device('meta'): m(**example_inputs(m))
     assert profile(name).flops == c.get_total_flops()
@@ -148,7 +150,7 @@ def test_saved_bytes_equal_real_tensors(name):
     "What autograd keeps of a real forward pass, counted by storage"
     import torch
     from fsdl_tools.models.profile import profile
-    from fsdl_tools.models.zoo import build, example_inputs
+    from fsdl_tools.models.build import build, example_inputs
     m = build(name)
     x, kept = example_inputs(m, device='cpu')['x'], {}
     skip = {t.untyped_storage().data_ptr() for t in [*m.parameters(), *m.buffers(), x]}

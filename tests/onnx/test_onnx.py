@@ -5,7 +5,10 @@ import numpy as np, onnx, pytest
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('onnxruntime')
-from fsdl_tools.onnx.export import InputSpec, calibrate, draw, export, install, open_model, outputs, randomise, specs_of_file, staging, tiny_config, verify
+from fsdl_tools.onnx.graph import InputSpec, draw, specs_of_file
+from fsdl_tools.onnx.cures import calibrate, open_model, outputs, randomise, tiny_config
+from fsdl_tools.onnx.export import export, install, staging
+from fsdl_tools.onnx.verify import verify
 from fsdl_tools.onnx.graph import infer, inspect_onnx, read_onnx, session, web_runner
 
 torch.set_num_threads(1)

@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from fsdl_tools.parallel import collectives as C
-from fsdl_tools.parallel.collectives import CommCounter, RankError, RankTimeout, launch, wire_bytes
+from fsdl_tools.parallel.collectives import CommCounter, wire_bytes
+from fsdl_tools.parallel.ranks import RankError, RankTimeout, on_ranks
 
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 
@@ -45,7 +46,7 @@ def sockets_of(pids):
 def nothing_left():
     "No child process and no open descriptor more than before"
     if not sys.platform.startswith('linux'): yield; return
-    launch(rank, 1)                     # what is made once a process, is made now
+    on_ranks(rank, 1)                     # what is made once a process, is made now
     before, fds = set(children()), len(os.listdir('/proc/self/fd'))
     yield
     assert set(children()) == before
@@ -78,7 +79,7 @@ def misbehave(who, how, pids=None):
 @pytest.mark.parametrize('who', [0, 2])
 def test_a_rank_that_ends_badly_is_named(how, words, who):
     t0 = time.monotonic()
-    with pytest.raises(RankError, match=f'rank {who} of 3') as e: launch(misbehave, 3, who, how, timeout=30)
+    with pytest.raises(RankError, match=f'rank {who} of 3') as e: on_ranks(misbehave, 3, who, how, timeout=30)
     assert words in str(e.value) and e.value.rank == who
     if how == 'abort': assert 'in misbehave' in e.value.detail
     assert time.monotonic() - t0 < 10
@@ -87,7 +88,7 @@ def test_a_rank_that_ends_badly_is_named(how, words, who):
 @pytest.mark.parametrize('how, words', [('sleep', 'rank 1 is in misbehave'), ('spin', 'rank 1 is in misbehave'), ('stop', 'rank 1 is'), ('absent', 'rank 1 had returned')])
 def test_a_rank_that_does_not_come_is_named(how, words, tmp_path):
     t0 = time.monotonic()
-    with pytest.raises(RankTimeout, match='not done within 2 s') as e: launch(misbehave, 3, 1, how, str(tmp_path), timeout=2)
+    with pytest.raises(RankTimeout, match='not done within 2 s') as e: on_ranks(misbehave, 3, 1, how, str(tmp_path), timeout=2)
     assert words in str(e.value) and 'rank 0 waits in all_reduce' in str(e.value) and 'rank 2 waits in all_reduce' in str(e.value)
     assert time.monotonic() - t0 < 8
     assert e.value.rank == (0 if how == 'absent' else 1)
@@ -95,32 +96,32 @@ def test_a_rank_that_does_not_come_is_named(how, words, tmp_path):
 
 
 def test_the_traceback_shows_the_line():
-    with pytest.raises(RankError, match='in misbehave') as e: launch(misbehave, 2, 1, 'raise')
+    with pytest.raises(RankError, match='in misbehave') as e: on_ranks(misbehave, 2, 1, 'raise')
     assert "raise KeyError('no such layer')" in e.value.detail
 
 
 def test_a_result_that_cannot_be_pickled():
     def nothing_to_send(): return lambda: None
-    with pytest.raises(RankError, match='rank [01] of 2 raised .*(pickle|local)'): launch(nothing_to_send, 2)
+    with pytest.raises(RankError, match='rank [01] of 2 raised .*(pickle|local)'): on_ranks(nothing_to_send, 2)
 
 
 def test_every_rank_raises():
     def fail(): raise ValueError(f'from {dist.get_rank()}')
-    with pytest.raises(RankError, match='rank [012] of 3 raised ValueError'): launch(fail, 3)
+    with pytest.raises(RankError, match='rank [012] of 3 raised ValueError'): on_ranks(fail, 3)
 
 
 @pytest.mark.parametrize('n, error', [(0, ValueError), (-1, ValueError), (1000, ValueError), (2.5, TypeError), (True, TypeError), ('4', TypeError)])
 def test_worlds_that_cannot_be(n, error):
-    with pytest.raises(error): launch(rank, n)
+    with pytest.raises(error): on_ranks(rank, n)
 
 
 @pytest.mark.parametrize('wrong, words', [(dict(timeout=0), 'timeout must be positive'), (dict(device='gpu'), "unknown device 'gpu'"), (dict(timeout=float('inf')), 'finite')])
 def test_arguments_that_cannot_be(wrong, words):
-    with pytest.raises(ValueError, match=words): launch(rank, 2, **wrong)
+    with pytest.raises(ValueError, match=words): on_ranks(rank, 2, **wrong)
 
 
 def test_a_thousand_ranks_names_the_first_that_would_not_start():
-    with pytest.raises(ValueError, match='1,000 ranks asked for, ranks 64 and up'): launch(rank, 1000)
+    with pytest.raises(ValueError, match='1,000 ranks asked for, ranks 64 and up'): on_ranks(rank, 1000)
 
 
 @linux
@@ -128,16 +129,16 @@ def test_a_port_that_is_taken_and_one_that_is_not():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); s.listen()
         port = s.getsockname()[1]
-        with pytest.raises(OSError, match=f'rank 0 cannot listen on port {port}'): launch(rank, 2, port=port)
-    assert launch(rank, 2, port=port) == [0, 1]
+        with pytest.raises(OSError, match=f'rank 0 cannot listen on port {port}'): on_ranks(rank, 2, port=port)
+    assert on_ranks(rank, 2, port=port) == [0, 1]
     assert port not in listening()
-    assert launch(rank, 2, port=port) == [0, 1]         # at once again
+    assert on_ranks(rank, 2, port=port) == [0, 1]         # at once again
 
 
 @linux
 def test_no_port_is_left(tmp_path):
-    launch(misbehave, 3, 9, 'none', str(tmp_path), port=0)
-    with pytest.raises(RankError): launch(misbehave, 3, 1, 'kill', str(tmp_path), port=0)
+    on_ranks(misbehave, 3, 9, 'none', str(tmp_path), port=0)
+    with pytest.raises(RankError): on_ranks(misbehave, 3, 1, 'kill', str(tmp_path), port=0)
     assert not sockets_of([int(p.read_text()) for p in tmp_path.iterdir()])
 
 
@@ -147,7 +148,7 @@ def test_children_of_ranks_die_with_them(tmp_path):
         p = subprocess.Popen(['sleep', '600'])
         (tmp_path/str(dist.get_rank())).write_text(str(p.pid))
         if dist.get_rank() == 1: time.sleep(600)
-    with pytest.raises(RankTimeout): launch(with_child, 2, timeout=2)
+    with pytest.raises(RankTimeout): on_ranks(with_child, 2, timeout=2)
     time.sleep(.2)
     assert not [p for p in tmp_path.iterdir() if alive(int(p.read_text()))]
 
@@ -158,11 +159,11 @@ def test_ranks_die_with_their_launcher(tmp_path):
     script.write_text(textwrap.dedent(f'''
         import os, sys, time
         from pathlib import Path
-        from fsdl_tools.parallel.collectives import launch
+        from fsdl_tools.parallel.ranks import on_ranks
         def work():
             Path({str(tmp_path)!r}, os.environ['RANK'] + '.pid').write_text(str(os.getpid()))
             time.sleep(600)
-        launch(work, 3, timeout=500)
+        on_ranks(work, 3, timeout=500)
     '''))
     p = subprocess.Popen([sys.executable, str(script)], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)})
     end = time.monotonic() + 60
@@ -179,44 +180,44 @@ def test_results_prints_and_large_values(capsys):
     def work(n):
         print('hello from', dist.get_rank()); os.write(1, b'not forwarded')
         return torch.full((n,), float(dist.get_rank())), 'x' * n
-    out = launch(work, 3, 1_000_000)
+    out = on_ranks(work, 3, 1_000_000)
     assert [t[0].item() for t, _ in out] == [0, 1, 2] and len(out[2][1]) == 1_000_000
     assert capsys.readouterr().out == '[rank 0] hello from 0\n[rank 1] hello from 1\n[rank 2] hello from 2\n'
 
 
 def test_the_variables_of_torchrun():
     def work(): return [os.environ[k] for k in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MORE')], dist.is_initialized()
-    assert launch(work, 2, init=False, env=dict(MORE='yes')) == [(['0', '0', '2', '127.0.0.1', 'yes'], False), (['1', '1', '2', '127.0.0.1', 'yes'], False)]
+    assert on_ranks(work, 2, init=False, env=dict(MORE='yes')) == [(['0', '0', '2', '127.0.0.1', 'yes'], False), (['1', '1', '2', '127.0.0.1', 'yes'], False)]
     assert 'MORE' not in os.environ
 
 
 def test_spawn_works_for_importable_functions():
     from multiprocessing import resource_tracker
-    assert launch(C.check_against_torch, 2, (5,), start='spawn', timeout=120)[0] < 1e-6
+    assert on_ranks(C.check_against_torch, 2, (5,), start='spawn', timeout=120)[0] < 1e-6
     resource_tracker._resource_tracker._stop()          # the one helper that multiprocessing keeps after a spawn
 
 
 def test_spawn_refuses_what_it_cannot_import():
-    with pytest.raises(ValueError, match='must be defined in a module'): launch(lambda: 1, 2, start='spawn')
+    with pytest.raises(ValueError, match='must be defined in a module'): on_ranks(lambda: 1, 2, start='spawn')
 
 
 def test_from_threads_at_the_same_time():
     from concurrent.futures import ThreadPoolExecutor
-    with ThreadPoolExecutor(3) as pool: assert list(pool.map(lambda _: launch(rank, 2), range(6))) == [[0, 1]] * 6
+    with ThreadPoolExecutor(3) as pool: assert list(pool.map(lambda _: on_ranks(rank, 2), range(6))) == [[0, 1]] * 6
 
 
 def test_twenty_times_in_a_row():
-    for _ in range(20): assert launch(rank, 2) == [0, 1]
+    for _ in range(20): assert on_ranks(rank, 2) == [0, 1]
 
 
 def test_dataloader_workers_inside_ranks():
     def work(): return sum(int(b.sum()) for b in torch.utils.data.DataLoader(torch.arange(100), batch_size=10, num_workers=2))
-    assert launch(work, 2) == [4950, 4950]
+    assert on_ranks(work, 2) == [4950, 4950]
 
 
 def test_launch_within_a_group_is_refused():
-    def nested(): return launch(rank, 2)
-    with pytest.raises(RankError, match='already a member'): launch(nested, 2)
+    def nested(): return on_ranks(rank, 2)
+    with pytest.raises(RankError, match='already a member'): on_ranks(nested, 2)
 
 
 @linux
@@ -225,7 +226,7 @@ def test_bytes_on_the_wire(n):
     numel = 240_000
     for name in [*C.all_reduces, 'torch']:
         paper = C.sent_by_rank(C.all_reduces.get(name, C.ring_all_reduce)(n), numel)
-        runs = [launch(C.measure_bytes, n, numel, name) for _ in range(1 if n < 4 else 3)]
+        runs = [on_ranks(C.measure_bytes, n, numel, name) for _ in range(1 if n < 4 else 3)]
         for r, tries in enumerate(zip(*runs)):
             assert all(got['counted'] == paper[r] <= got['wire'] for got in tries)
             assert min(got['wire'] for got in tries) < 1.05 * paper[r] + 200_000      # headers; and on a busy machine TCP sends things again
@@ -243,7 +244,7 @@ def test_the_counter_sees_functional_and_sharded_collectives():
         with CommCounter() as f: part.all_gather_tensor(torch.ones(8), 0, list(range(n))).sum().item(); part.all_reduce(torch.ones(8), 'sum', list(range(n))).sum().item()
         return dict(c.payload), f.payload['all_gather'], f.payload['all_reduce'], f.total
     n, size = 4, 64 * 64 * 4
-    payload, gathered, reduced, total = launch(work, n)[0]
+    payload, gathered, reduced, total = on_ranks(work, n)[0]
     assert payload['reduce_scatter'] == size and payload['all_gather'] in (size, 2 * size)
     assert (gathered, reduced) == (8 * 4 * n, 32) and total == 3/4 * 8 * 4 * n + 2 * 3/4 * 32
 
@@ -254,12 +255,12 @@ def test_subgroups_are_counted_with_their_own_size():
         with CommCounter() as c:
             if dist.get_rank() < 2: dist.all_reduce(torch.ones(100), group=pair)
         return c.total
-    assert launch(work, 4) == [400, 400, 0, 0]
+    assert on_ranks(work, 4) == [400, 400, 0, 0]
 
 
 def test_wrong_uses_of_execute():
     def strided(): C.all_reduce(torch.ones(4, 4).t())
     def wrong_world(): C.execute(C.ring_all_reduce(5), torch.ones(4))
-    with pytest.raises(RankError, match='contiguous'): launch(strided, 2)
-    with pytest.raises(RankError, match='a timetable for 5 ranks, a group of 2'): launch(wrong_world, 2)
+    with pytest.raises(RankError, match='contiguous'): on_ranks(strided, 2)
+    with pytest.raises(RankError, match='a timetable for 5 ranks, a group of 2'): on_ranks(wrong_world, 2)
     with pytest.raises(ValueError, match='adds a rank twice'): C.simulate(C.Schedule('bad', 2, 1, ((C.Send(0, 1, 0, True),), (C.Send(0, 1, 0, True),))))

@@ -4,9 +4,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from fsdl_tools.parallel.collectives import CommCounter, RankError, launch
-from fsdl_tools.parallel.ddp import (DataParallel, SyncBatchNorm, broadcast_all, make_buckets, sampler_indices, share, sync_batchnorm, tiny_batch, tiny_loss, tiny_model,
-                                      tiny_names, train_alone, weighted_loss)
+from fsdl_tools.parallel.collectives import CommCounter
+from fsdl_tools.parallel.ranks import RankError, on_ranks
+from fsdl_tools.parallel.ddp import DataParallel, SyncBatchNorm, broadcast_all, make_buckets, sampler_indices, sync_batchnorm, weighted_loss
+from fsdl_tools.models.tiny import share, tiny_batch, tiny_loss, tiny_model, tiny_names, train_alone
 
 
 def apart(a, b): return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
@@ -52,7 +53,7 @@ def gradients(kind, bucket, rounds=3):
 
 @pytest.mark.parametrize('bucket', [1, 2000, 25 << 20])
 def test_gradients_equal_torchs_on_all_ranks(bucket):
-    ours, theirs = launch(gradients, 3, 'ours', bucket), launch(gradients, 3, 'torch', max(bucket, 1024))
+    ours, theirs = on_ranks(gradients, 3, 'ours', bucket), on_ranks(gradients, 3, 'torch', max(bucket, 1024))
     for g in ours: torch.testing.assert_close(g, theirs[0], rtol=1e-5, atol=1e-6)
     assert torch.equal(ours[0], ours[1]) and torch.equal(ours[0], ours[2])
 
@@ -62,7 +63,7 @@ def test_overlap_changes_nothing_but_the_time():
         m = DataParallel(tiny_model('gpt'), 4096, overlap)
         with CommCounter() as c: tiny_loss(m, share(tiny_batch('gpt'))).backward()
         return torch.cat([p.grad.flatten() for p in m.parameters()]), dict(c.calls)
-    (a, calls), (b, calls_b) = launch(work, 2, True)[0], launch(work, 2, False)[0]
+    (a, calls), (b, calls_b) = on_ranks(work, 2, True)[0], on_ranks(work, 2, False)[0]
     assert torch.equal(a, b) and calls == calls_b
 
 
@@ -71,7 +72,7 @@ def test_gradients_that_are_not_zeroed_accumulate_like_torchs():
         net = tiny_model('mlp'); m = DataParallel(net) if kind == 'ours' else DistributedDataParallel(net)
         for s in range(3): tiny_loss(m, share(tiny_batch('mlp', 16, s))).backward()
         return torch.cat([p.grad.flatten() for p in net.parameters()])
-    torch.testing.assert_close(launch(work, 2, 'ours')[1], launch(work, 2, 'torch')[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(on_ranks(work, 2, 'ours')[1], on_ranks(work, 2, 'torch')[1], rtol=1e-5, atol=1e-6)
 
 
 def test_frozen_and_unused_parameters():
@@ -82,8 +83,8 @@ def test_frozen_and_unused_parameters():
         net = Net(); net.c.requires_grad_(False)
         m = DataParallel(net); m(torch.ones(2, 3), use_b).sum().backward()
         return net.c.weight.grad is None and net.a.weight.grad is not None
-    assert launch(work, 2, True) == [True, True]
-    with pytest.raises(RankError, match=r'rank [01]: no gradient for b.weight, b.bias; use every'): launch(work, 2, False)
+    assert on_ranks(work, 2, True) == [True, True]
+    with pytest.raises(RankError, match=r'rank [01]: no gradient for b.weight, b.bias; use every'): on_ranks(work, 2, False)
 
 
 def test_an_error_in_backward_does_not_spoil_the_next_step():
@@ -102,7 +103,7 @@ def test_an_error_in_backward_does_not_spoil_the_next_step():
         got = torch.cat([p.grad.flatten() for p in net.parameters()])
         ref = tiny_model('mlp'); tiny_loss(ref, tiny_batch('mlp')).backward()
         return (got - torch.cat([p.grad.flatten() for p in ref.parameters()])).abs().max().item()
-    assert max(launch(work, 2)) < 1e-6
+    assert max(on_ranks(work, 2)) < 1e-6
 
 
 def test_broadcast_all_with_mixed_types_and_scalars():
@@ -111,7 +112,7 @@ def test_broadcast_all_with_mixed_types_and_scalars():
         ts = [torch.full((2, 3), float(r)), torch.tensor(r), torch.full((4,), r, dtype=torch.float64), torch.zeros(0)]
         broadcast_all(ts, 2)
         return [t.tolist() for t in ts]
-    assert launch(work, 3) == [[[[2.] * 3] * 2, 2, [2.] * 4, []]] * 3
+    assert on_ranks(work, 3) == [[[[2.] * 3] * 2, 2, [2.] * 4, []]] * 3
 
 
 @pytest.mark.parametrize('shape', [(12, 5), (12, 5, 7), (12, 5, 3, 4), (12, 5, 2, 2, 2)])
@@ -130,7 +131,7 @@ def test_sync_batchnorm_is_batchnorm(shape):
         close(ys, mine(y1)); close(xs.grad, mine(x1.grad)); close(many.running_mean, one.running_mean); close(many.running_var, one.running_var)
         assert many.num_batches_tracked == 1
         close(many.eval()(xs), mine(one.eval()(x1)))
-    launch(work, 3)
+    on_ranks(work, 3)
 
 
 def test_batchnorms_that_do_without_something():
@@ -143,7 +144,7 @@ def test_batchnorms_that_do_without_something():
             if a.running_var is not None: torch.testing.assert_close(a.running_var, b.running_var)
             x = torch.randn(8, 4, 2, 2, generator=torch.Generator().manual_seed(9))
             torch.testing.assert_close(b.eval()(share((x,))[0]), share((a.eval()(x),))[0], rtol=1e-4, atol=1e-5) if a.running_var is not None else None
-    launch(work, 2)
+    on_ranks(work, 2)
 
 
 def test_weighted_loss_on_ranks_without_samples():
@@ -152,7 +153,7 @@ def test_weighted_loss_on_ranks_without_samples():
         weighted_loss(m, share(tiny_batch('gpt', 2))).backward()
         return torch.cat([p.grad.flatten() for p in m.parameters()])
     ref = tiny_model('gpt'); tiny_loss(ref, tiny_batch('gpt', 2)).backward()
-    for g in launch(work, 4): torch.testing.assert_close(g, torch.cat([p.grad.flatten() for p in ref.parameters()]), rtol=1e-5, atol=1e-6)
+    for g in on_ranks(work, 4): torch.testing.assert_close(g, torch.cat([p.grad.flatten() for p in ref.parameters()]), rtol=1e-5, atol=1e-6)
 
 
 def test_samplers_deal_everything():
@@ -173,5 +174,5 @@ def test_on_gpus_with_nccl():
     if not torch.cuda.is_available(): pytest.skip('no GPU')
     n = torch.cuda.device_count()
     ref = tiny_model('mlp'); tiny_loss(ref, tiny_batch('mlp')).backward()
-    for g in launch(on_gpu, n, device='cuda', timeout=180): torch.testing.assert_close(g, torch.cat([p.grad.flatten() for p in ref.parameters()]), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=f'rank {n} has no GPU'): launch(on_gpu, n + 1, device='cuda')
+    for g in on_ranks(on_gpu, n, device='cuda', timeout=180): torch.testing.assert_close(g, torch.cat([p.grad.flatten() for p in ref.parameters()]), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=f'rank {n} has no GPU'): on_ranks(on_gpu, n + 1, device='cuda')

@@ -3,13 +3,15 @@ import functools, random
 import pytest
 import torch
 import torch.distributed as dist
-from fsdl_tools.parallel import collectives
-from fsdl_tools.training import trainer
-from fsdl_tools.parallel.collectives import RankError, launch
+from fsdl_tools.parallel import ranks
+from fsdl_tools.training import elastic
+from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.models.gpt import GPT, gpt_config
 from fsdl_tools.parallel.layout import check_runnable, coordinates, parse_layout, recomputations
-from fsdl_tools.parallel.model import Loss, Parallel, clip_gradients, lm_batch, make_mesh, micro_batches, stage_bounds, ten_steps
-from fsdl_tools.training.trainer import TrainConfig, complete, train
+from fsdl_tools.parallel.model import Loss, Parallel, clip_gradients, make_mesh, micro_batches, stage_bounds, ten_steps
+from fsdl_tools.models.tiny import rule_batch
+from fsdl_tools.training.trainer import TrainConfig, complete
+from fsdl_tools.training.elastic import train
 
 pytestmark = pytest.mark.timeout(900)
 tiny = gpt_config('gpt-tiny')
@@ -26,7 +28,7 @@ def distance(a, b): return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=
 
 def equal_to_one(text, config=tiny, steps=10, size=16, seq=16, bar=1e-5, norms_bar=1e-5):
     "Run a layout; all its ranks must say what one process says"
-    ref, every = alone(steps, size, seq, config), launch(ten_steps, parse_layout(text).world, text, config, steps, size, seq, timeout=600)
+    ref, every = alone(steps, size, seq, config), on_ranks(ten_steps, parse_layout(text).world, text, config, steps, size, seq, timeout=600)
     for losses, norms, (held, count) in every:
         assert count == size * seq
         assert distance(losses, ref[0]) < bar and distance(norms, ref[1]) < norms_bar and distance([held], ref[2][:1]) < bar, (text, losses, ref)
@@ -90,7 +92,7 @@ def test_uneven_stages_virtual_stages_and_hybrid_shards(text):
 def test_a_model_with_seven_layers_and_another_width():
     c = gpt_config('gpt-tiny', layers=7, hidden=48, heads=4, ffn=100, vocab=128, ctx=32)
     assert [b - a for a, b in stage_bounds(c, 2)] in ([4, 3], [3, 4])
-    ref = launch(_small_vocab, 4, 'dp1,tp2,pp2,precision=fp32,micro_batch=2', c, timeout=300)[0]
+    ref = on_ranks(_small_vocab, 4, 'dp1,tp2,pp2,precision=fp32,micro_batch=2', c, timeout=300)[0]
     assert distance(ref, _small_vocab('dp1,precision=fp32,micro_batch=8', c)) < 1e-5
 
 
@@ -100,7 +102,7 @@ def _small_vocab(text, c):
     run = Parallel(GPT(c), l, 8 // (l.dp * l.micro_batch))
     opt, out = torch.optim.SGD(run.parameters(), lr=.1), []
     for s in range(3):
-        opt.zero_grad(); out.append(run.step(micro_batches(lm_batch(s, 8, 16, 128), l, run.at)).item()); opt.step()
+        opt.zero_grad(); out.append(run.step(micro_batches(rule_batch(s, 8, 16, 128), l, run.at)).item()); opt.step()
     return out
 
 
@@ -109,7 +111,7 @@ def _small_vocab(text, c):
 @pytest.mark.parametrize('text', ['dp1,tp2', 'dp2,tp2', 'dp1,tp2,pp2', 'dp2,zero=3', 'dp2,tp2,zero=3', 'dp2,pp2,zero=1'])
 @pytest.mark.parametrize('precision', ['bf16', 'amp_bf16'])
 def test_half_precision_stays_near(text, precision):
-    losses, norms, (held, _) = launch(ten_steps, parse_layout(text).world, f'{text},precision={precision},micro_batch=2', tiny, 5, 8, 16, timeout=300)[0]
+    losses, norms, (held, _) = on_ranks(ten_steps, parse_layout(text).world, f'{text},precision={precision},micro_batch=2', tiny, 5, 8, 16, timeout=300)[0]
     ref = alone(5, 8)
     assert losses != ref[0], 'nothing was computed in half precision'
     assert distance(losses, ref[0]) < 3e-3 and distance(norms, ref[1]) < 5e-2 and abs(held / ref[2][0] - 1) < 5e-3
@@ -121,7 +123,7 @@ def _evaluated(text, n, blank):
     "Loss over n micro-batches a replica, of which the last holds `blank` samples that do not count"
     l = parse_layout(text)
     run = Parallel(GPT(tiny), l, 4)
-    x, y = lm_batch(5, 2 * n * l.dp, 16)
+    x, y = rule_batch(5, 2 * n * l.dp, 16)
     k = run.at['dp'] * 2 * n
     parts = [(x[k + i:k + i + 2], y[k + i:k + i + 2].clone()) for i in range(0, 2 * n, 2)]
     for i in range(blank): parts[-1][1][i] = -100
@@ -136,7 +138,7 @@ def _evaluated(text, n, blank):
 def test_evaluation_with_any_number_of_micro_batches(text, n, blank):
     text += ',precision=fp32,micro_batch=2'
     world = parse_layout(text).world
-    every = launch(_evaluated, world, text, n, blank, timeout=300) if world > 1 else [_evaluated(text, n, blank)]
+    every = on_ranks(_evaluated, world, text, n, blank, timeout=300) if world > 1 else [_evaluated(text, n, blank)]
     parts = {coordinates(text, r)['dp']: p for r, (_, p) in enumerate(every)}
     x, y = (torch.cat([torch.tensor(t) for p in parts.values() for t in p[i::2]]) for i in (0, 1))
     loss = Loss(); loss.total = True
@@ -148,7 +150,7 @@ def _clipped(text, limit):
     "Norm before and after clipping"
     l = parse_layout(text)
     run = Parallel(GPT(tiny), l, 16 // (l.dp * l.micro_batch))
-    run.step(micro_batches(lm_batch(0, 16, 16), l, run.at))
+    run.step(micro_batches(rule_batch(0, 16, 16), l, run.at))
     return [clip_gradients(run.parameters(), limit, run.mesh).item(), clip_gradients(run.parameters(), float('inf'), run.mesh).item()]
 
 
@@ -156,14 +158,14 @@ def _clipped(text, limit):
 def test_clipping_leaves_the_norm_asked_for(limit):
     whole = _clipped('dp1,micro_batch=4,precision=fp32', limit)
     for text in ('dp2,tp2,pp2,zero=3', 'dp4,zero=2', 'dp1,tp4', 'dp2,pp2'):
-        for got in launch(_clipped, parse_layout(text).world, f'{text},precision=fp32,micro_batch=4', limit, timeout=300):
+        for got in on_ranks(_clipped, parse_layout(text).world, f'{text},precision=fp32,micro_batch=4', limit, timeout=300):
             assert distance(got, whole) < 1e-5
     assert whole[1] == pytest.approx(min(limit, whole[0]), rel=1e-4)
 
 
 def test_a_step_with_another_number_of_micro_batches_is_refused():
     run = Parallel(GPT(tiny), 'dp1,precision=fp32', 4)
-    with pytest.raises(ValueError, match='4 micro-batches here, not 3'): run.step([lm_batch(0, 1, 16)] * 3)
+    with pytest.raises(ValueError, match='4 micro-batches here, not 3'): run.step([rule_batch(0, 1, 16)] * 3)
 
 
 def _places(text):
@@ -176,7 +178,7 @@ def _places(text):
 
 @pytest.mark.parametrize('text', ['dp2,tp2,pp2', 'dp4,pp2,zero=3,shard=2', 'dp8,zero=1', 'dp1,tp4,pp2'])
 def test_the_mesh_is_the_grid_that_is_drawn(text):
-    assert launch(_places, 8, text, timeout=120) == [coordinates(text, r) for r in range(8)]
+    assert on_ranks(_places, 8, text, timeout=120) == [coordinates(text, r) for r in range(8)]
 
 
 # ---- invalid layouts ----
@@ -185,7 +187,7 @@ def test_the_mesh_is_the_grid_that_is_drawn(text):
 def nothing_starts(monkeypatch):
     "Whoever starts a process fails"
     def started(*a, **kw): raise AssertionError('a process was started')
-    for where, name in ((trainer.subprocess, 'Popen'), (trainer, 'fit'), (collectives, '_run')): monkeypatch.setattr(where, name, started)
+    for where, name in ((elastic.subprocess, 'Popen'), (elastic, 'fit'), (ranks, '_run')): monkeypatch.setattr(where, name, started)
 
 
 def broken(seed):
@@ -238,7 +240,7 @@ def test_what_does_not_suit_the_model_is_refused(text, kw, words, nothing_starts
 
 def test_a_world_of_the_wrong_size_is_refused():
     with pytest.raises(ValueError, match='= 4 ranks do not fill 3'): check_runnable('dp2,pp2', tiny, 16, 16, 3)
-    with pytest.raises(RankError, match='= 4 ranks do not fill 2'): launch(ten_steps, 2, 'dp2,pp2,micro_batch=2', timeout=60)
+    with pytest.raises(RankError, match='= 4 ranks do not fill 2'): on_ranks(ten_steps, 2, 'dp2,pp2,micro_batch=2', timeout=60)
 
 
 @pytest.mark.parametrize('seed', range(200))

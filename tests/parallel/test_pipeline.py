@@ -5,11 +5,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from hypothesis import assume, given, strategies as st
-from fsdl_tools.parallel.collectives import RankError, RankTimeout, launch
+from fsdl_tools.parallel.ranks import RankError, RankTimeout, on_ranks
 from fsdl_tools.models.gpt import GPT, GPTConfig, keep_layers, lm_loss
 from fsdl_tools.parallel.schedules import Op, Timetable, Trace, balance, bubble_formula, simulate, timetable, timetables
 from fsdl_tools.parallel.pipeline import ModuleStage, Pipeline, SleepStage, sleep_trace
-from fsdl_tools.parallel.pipeline_gpt import apart, gpt_stages, rule_batch, torch_schedules, torch_step, train_stages, train_whole
+from fsdl_tools.parallel.pipeline_gpt import gpt_stages, torch_schedules, torch_step, train_stages
+from fsdl_tools.testing import pipeline_apart, train_whole
+from fsdl_tools.models.tiny import rule_batch
 
 ranks, micros, seconds = st.integers(1, 7), st.integers(1, 20), st.floats(.1, 10)
 
@@ -181,20 +183,20 @@ def reference(batch=16):
 @pytest.mark.parametrize('name, micro_batches, virtual', [('naive', 2, 1), ('gpipe', 1, 1), ('gpipe', 8, 1), ('1f1b', 1, 1), ('1f1b', 2, 1), ('1f1b', 16, 1), ('interleaved', 2, 2), ('interleaved', 8, 2), ('zb1p', 2, 1), ('zb1p', 8, 1)])
 def test_every_schedule_equals_one_process(world, name, micro_batches, virtual):
     "Fewer micro-batches than ranks, as many, and more"
-    far = apart(launch(train_stages, world, name, micro_batches, virtual, timeout=120), reference())
+    far = pipeline_apart(on_ranks(train_stages, world, name, micro_batches, virtual, timeout=120), reference())
     assert far['losses'] < 1e-5 and far['parameters'] < 1e-5, far
 
 
 @pytest.mark.parametrize('name', torch_schedules)
 def test_torchs_schedules_equal_one_process(name):
-    far = apart(launch(train_stages, 4, name, 8, 1, 'gpt-tiny', 10, 16, False, torch_step, timeout=180), reference())
+    far = pipeline_apart(on_ranks(train_stages, 4, name, 8, 1, 'gpt-tiny', 10, 16, False, torch_step, timeout=180), reference())
     assert far['losses'] < 1e-5 and far['parameters'] < 1e-5, far
 
 
 def test_another_shape_of_model():
     "Five layers on two ranks, and a batch of another size"
     c = GPTConfig(5, 48, 4, 32)
-    far = apart(launch(train_stages, 2, '1f1b', 3, 1, c, 3, 12, timeout=120), train_whole(c, 3, 12))
+    far = pipeline_apart(on_ranks(train_stages, 2, '1f1b', 3, 1, c, 3, 12, timeout=120), train_whole(c, 3, 12))
     assert far['losses'] < 1e-5 and far['parameters'] < 1e-5, far
 
 
@@ -208,7 +210,7 @@ def _dies(t):
 
 @pytest.mark.parametrize('name', ['gpipe', '1f1b', 'zb1p'])
 def test_a_killed_rank_is_an_error_and_not_a_hang(name):
-    with pytest.raises(RankError) as e: launch(_dies, 4, timetable(name, 4, 4), timeout=60)
+    with pytest.raises(RankError) as e: on_ranks(_dies, 4, timetable(name, 4, 4), timeout=60)
     assert not isinstance(e.value, RankTimeout) and e.value.rank == 1 and 'SIGKILL' in str(e.value)
 
 
@@ -219,7 +221,7 @@ def _raises(t):
 
 
 def test_a_rank_that_raises_is_named():
-    with pytest.raises(RankError, match='rank 2 of 4 raised ZeroDivisionError'): launch(_raises, 4, timetable('1f1b', 4, 4), timeout=60)
+    with pytest.raises(RankError, match='rank 2 of 4 raised ZeroDivisionError'): on_ranks(_raises, 4, timetable('1f1b', 4, 4), timeout=60)
 
 
 def _refusals():
@@ -232,7 +234,7 @@ def _refusals():
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_sent():
-    for r, (group, stages, batch, nothing) in enumerate(launch(_refusals, 2)):
+    for r, (group, stages, batch, nothing) in enumerate(on_ranks(_refusals, 2)):
         assert group == 'a timetable for 3 ranks, a group of 2'
         assert stages == f'rank {r} has stages [], the timetable gives it [{r}]'
         assert 'a batch of 5 cannot be cut into 4 equal micro-batches' in batch
@@ -245,21 +247,21 @@ def _in_a_group():
     g = groups[dist.get_rank() % 2]
     t = timetable('1f1b', 2, 4)
     pipe = Pipeline(t, gpt_stages('gpt-tiny', 2, [dist.get_rank(g)]), (2, 64, 64), group=g)
-    return pipe.step(*rule_batch(dist.get_rank() % 2, 8))
+    return pipe.step(*rule_batch(dist.get_rank() % 2, 8, 64))
 
 
 def test_pipelines_in_groups_of_their_own():
-    got = launch(_in_a_group, 4, timeout=120)
+    got = on_ranks(_in_a_group, 4, timeout=120)
     assert got[0] is None and got[1] is None
     for k in range(2):
-        x, y = rule_batch(k, 8)
+        x, y = rule_batch(k, 8, 64)
         assert got[2 + k] == pytest.approx(lm_loss(GPT()(x), y).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize('name', ['gpipe', '1f1b'])
 def test_bytes_kept_are_those_of_the_simulated_peaks(name):
-    m, runs = 8, launch(train_stages, 4, name, 8, 1, 'gpt-tiny', 2, 16, True, timeout=120)
-    one = [r['most'] for r in launch(train_stages, 4, 'naive', m, 1, 'gpt-tiny', 2, 16, True, timeout=120)]
+    m, runs = 8, on_ranks(train_stages, 4, name, 8, 1, 'gpt-tiny', 2, 16, True, timeout=120)
+    one = [r['most'] for r in on_ranks(train_stages, 4, 'naive', m, 1, 'gpt-tiny', 2, 16, True, timeout=120)]
     assert [r['most'] for r in runs] == [k*b for k, b in zip(simulate(timetable(name, 4, m)).peaks, one)]
 
 

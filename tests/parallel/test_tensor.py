@@ -9,17 +9,19 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, loa
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from fsdl_tools.core import read_results
-from fsdl_tools.parallel.collectives import RankError, launch
+from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.models.gpt import GPT, GPTConfig, gpts, keep_layers, lm_loss
-from fsdl_tools.parallel.tensor import (ColumnParallel, RowParallel, apart, compare, gather, lesson, modes, owned, part, tensor_parallel, total, vocab_parallel_loss, whole_gradient)
-from fsdl_tools.parallel.dtensor import compare_torch, layer_memory, layer_traffic, parallelize, traffic
+from fsdl_tools.parallel.tensor import ColumnParallel, RowParallel, gather, modes, owned, part, tensor_parallel, total, vocab_parallel_loss, whole_gradient
+from fsdl_tools.testing import gradients_apart, compare_training, compare_torch
+from fsdl_tools.models.tiny import rule_batch
+from fsdl_tools.parallel.dtensor import layer_memory, layer_traffic, parallelize, traffic
 
 small = GPTConfig(layers=2, hidden=64, heads=4, ctx=64)
 
 
 def _one_case(config, size, time):
     "Every way to run one shape on these ranks: worst relative difference of logits and of gradients"
-    alone, (x, y) = GPT(config), lesson(0, size, time, config.vocab)
+    alone, (x, y) = GPT(config), rule_batch(0, size, time, config.vocab)
     want = alone(x)
     lm_loss(want, y).backward()
     grads, out = {n: p.grad for n, p in alone.named_parameters()}, {}
@@ -28,12 +30,12 @@ def _one_case(config, size, time):
         m = tensor_parallel(GPT(config), mode)
         logits = m(x)
         vocab_parallel_loss(logits, y).backward()
-        out[mode] = (((gather(logits.detach(), -1) - want).norm() / want.norm()).item(), apart({n: whole_gradient(p) for n, p in m.named_parameters()}, grads))
+        out[mode] = (((gather(logits.detach(), -1) - want).norm() / want.norm()).item(), gradients_apart({n: whole_gradient(p) for n, p in m.named_parameters()}, grads))
     for sp in (False, True):
         m = parallelize(GPT(config), mesh, sp)
         logits = m(x)
         lm_loss(logits, y).backward()
-        out[f'dtensor {sp}'] = (((logits.detach() - want).norm() / want.norm()).item(), apart({n: p.grad.full_tensor() for n, p in m.named_parameters()}, grads))
+        out[f'dtensor {sp}'] = (((logits.detach() - want).norm() / want.norm()).item(), gradients_apart({n: p.grad.full_tensor() for n, p in m.named_parameters()}, grads))
     return out
 
 
@@ -48,7 +50,7 @@ shapes = st.builds(lambda head, heads, ffn, layers, vocab, size, time: (GPTConfi
 @settings(max_examples=3)
 @given(st.lists(shapes, min_size=2, max_size=4))
 def test_from_scratch_and_dtensor_equal_one_process(ranks, cases):
-    for case, got in zip(cases, launch(_cases, ranks, cases, timeout=200)[0]):
+    for case, got in zip(cases, on_ranks(_cases, ranks, cases, timeout=200)[0]):
         for how, (logits, grads) in got.items(): assert logits < 1e-5 and grads < 1e-5, (case, how, logits, grads)
 
 
@@ -57,7 +59,7 @@ def _adam(mode):
     alone, m = GPT(small), tensor_parallel(GPT(small), mode)
     opts, far = [torch.optim.AdamW(p.parameters(), lr=3e-3) for p in (alone, m)], 0.
     for s in range(10):
-        x, y = lesson(s)
+        x, y = rule_batch(s, 4)
         a, b = lm_loss(alone(x), y), vocab_parallel_loss(m(x), y)
         far = max(far, abs((b / a).item() - 1))
         for l, o in zip((a, b), opts): o.zero_grad(); l.backward(); o.step()
@@ -65,19 +67,19 @@ def _adam(mode):
 
 
 def test_ten_steps_of_adam_on_four_ranks():
-    for mode in modes: assert max(launch(_adam, 4, mode)) < 1e-5
+    for mode in modes: assert max(on_ranks(_adam, 4, mode)) < 1e-5
 
 
 @pytest.mark.parametrize('mode', ['sequence'])
 def test_gpt_tiny_on_eight_ranks_in_double_precision(mode):
     "Eight layers, one head a rank; in single precision the tiny gradients of the queries are mostly rounding"
-    for r in launch(_double, 8, mode, timeout=200): assert r['loss'] < 1e-11 and r['gradient'] < 1e-11, r
+    for r in on_ranks(_double, 8, mode, timeout=200): assert r['loss'] < 1e-11 and r['gradient'] < 1e-11, r
 
 
-def _double(mode): return compare(lambda m: (tensor_parallel(m, mode), vocab_parallel_loss), gpts['gpt-tiny'], whole_gradient, dtype=torch.float64, steps=4)
+def _double(mode): return compare_training(lambda m: (tensor_parallel(m, mode), vocab_parallel_loss), gpts['gpt-tiny'], whole_gradient, dtype=torch.float64, steps=4)
 
 
-def test_gpt_tiny_loss_in_single_precision(): assert launch(compare_torch, 4, 'gpt-tiny', timeout=200)[0]['loss'] < 1e-5
+def test_gpt_tiny_loss_in_single_precision(): assert on_ranks(compare_torch, 4, 'gpt-tiny', timeout=200)[0]['loss'] < 1e-5
 
 
 def _groups():
@@ -87,16 +89,16 @@ def _groups():
     dp = [dist.new_group(g) for g in ([0, 2], [1, 3])][r % 2]
     def whole(p): p.grad = total(p.grad, dp) / 2; return whole_gradient(p, tp)
     def mean(l): return total(l, dp).item() / 2
-    return compare(lambda m: (tensor_parallel(m, 'regather', tp), lambda z, t: vocab_parallel_loss(z, t, tp)), small, whole, share=lambda t: t.chunk(2)[r // 2], seen=mean)
+    return compare_training(lambda m: (tensor_parallel(m, 'regather', tp), lambda z, t: vocab_parallel_loss(z, t, tp)), small, whole, share=lambda t: t.chunk(2)[r // 2], seen=mean)
 
 
 def test_with_data_parallelism_on_groups():
-    for r in launch(_groups, 4): assert r['loss'] < 1e-5 and r['gradient'] < 1e-5, r
+    for r in on_ranks(_groups, 4): assert r['loss'] < 1e-5 and r['gradient'] < 1e-5, r
 
 
 @pytest.mark.parametrize('cut', [False, True])
 def test_with_fully_shard_on_a_mesh_of_two_by_two(cut):
-    for r in launch(compare_torch, 4, small, cut, cut, 2, timeout=200): assert r['loss'] < 1e-5 and r['gradient'] < 1e-5, r
+    for r in on_ranks(compare_torch, 4, small, cut, cut, 2, timeout=200): assert r['loss'] < 1e-5 and r['gradient'] < 1e-5, r
 
 
 def _losses(scale, vocab, shape):
@@ -112,7 +114,7 @@ def _losses(scale, vocab, shape):
 @pytest.mark.parametrize('ranks', [1, 2, 4])
 @pytest.mark.parametrize('scale', [0, 1e-3, 1, 1e4])
 def test_vocab_parallel_loss(ranks, scale):
-    for loss, grad in launch(_losses, ranks, scale, 64, (3, 7)): assert loss < 1e-5 and grad < 1e-5
+    for loss, grad in on_ranks(_losses, ranks, scale, 64, (3, 7)): assert loss < 1e-5 and grad < 1e-5
 
 
 def _bad_target(value):
@@ -122,7 +124,7 @@ def _bad_target(value):
 
 @pytest.mark.parametrize('value', [-100, -1, 16])
 def test_no_target_is_ignored(value):
-    with pytest.raises(RankError, match=f'target {value} is not in a vocabulary of 16'): launch(_bad_target, 2, value)
+    with pytest.raises(RankError, match=f'target {value} is not in a vocabulary of 16'): on_ranks(_bad_target, 2, value)
 
 
 def _owned():
@@ -131,7 +133,7 @@ def _owned():
     return mine.sum().item(), local[mine].tolist()
 
 
-def test_every_token_has_one_owner(): assert launch(_owned, 2) == [(6, list(range(6)))] * 2
+def test_every_token_has_one_owner(): assert on_ranks(_owned, 2) == [(6, list(range(6)))] * 2
 
 
 def _biases():
@@ -144,7 +146,7 @@ def _biases():
 
 
 def test_biases():
-    for zero, pair in launch(_biases, 4): assert zero == 0 and pair < 1e-5
+    for zero, pair in on_ranks(_biases, 4): assert zero == 0 and pair < 1e-5
 
 
 def _build(config, time, how):
@@ -157,11 +159,11 @@ def _build(config, time, how):
     (GPTConfig(1, 48, 6, 32), 8, r'heads 6 cannot be divided by tp=4 \(a head is never split\)'), (GPTConfig(1, 64, 1, 32), 8, 'heads 1 cannot'), (GPTConfig(1, 64, 4, 32, ffn=250), 8, 'ffn width 250 cannot'),
     (GPTConfig(1, 64, 4, 32, vocab=254), 8, 'vocab 254 cannot'), (small, 31, 'a sequence of 31 tokens cannot'), (small, 2, 'a sequence of 2 tokens cannot')])
 def test_hostile_shapes(how, config, time, message):
-    with pytest.raises(RankError, match='ValueError: ' + message): launch(_build, 4, config, time, how)
+    with pytest.raises(RankError, match='ValueError: ' + message): on_ranks(_build, 4, config, time, how)
 
 
 def _odd_length(): return tuple(parallelize(GPT(small), init_device_mesh('cpu', (2,)), False)(torch.zeros(1, 31, dtype=torch.long)).shape)
-def test_without_sequence_parallelism_any_length_will_do(): assert launch(_odd_length, 2) == [(1, 31, 256)] * 2
+def test_without_sequence_parallelism_any_length_will_do(): assert on_ranks(_odd_length, 2) == [(1, 31, 256)] * 2
 
 
 def _stage_without_tables():
@@ -170,7 +172,7 @@ def _stage_without_tables():
     return tuple(m(torch.randn(2, 8, 64)).shape), sorted({n.split('.')[0] for n, _ in m.named_parameters()})
 
 
-def test_a_stage_without_tables(): assert launch(_stage_without_tables, 2)[0] == ((2, 8, 64), ['layers'])
+def test_a_stage_without_tables(): assert on_ranks(_stage_without_tables, 2)[0] == ((2, 8, 64), ['layers'])
 
 
 def _wrong(what):
@@ -179,22 +181,22 @@ def _wrong(what):
 
 
 def test_wrong_arguments():
-    with pytest.raises(RankError, match="did you mean 'sequence'"): launch(_wrong, 2, 'mode')
-    with pytest.raises(RankError, match=r"pass mesh\['tp'\]"): launch(_wrong, 2, 'mesh')
+    with pytest.raises(RankError, match="did you mean 'sequence'"): on_ranks(_wrong, 2, 'mode')
+    with pytest.raises(RankError, match=r"pass mesh\['tp'\]"): on_ranks(_wrong, 2, 'mesh')
 
 
 def _every_parameter():
     m = parallelize(GPT(small), init_device_mesh('cpu', (2,)))
-    for s in range(2): x, y = lesson(s); lm_loss(m(x), y).backward()                # gradients accumulate
+    for s in range(2): x, y = rule_batch(s, 4); lm_loss(m(x), y).backward()                # gradients accumulate
     alone = GPT(small)
-    for s in range(2): x, y = lesson(s); lm_loss(alone(x), y).backward()
+    for s in range(2): x, y = rule_batch(s, 4); lm_loss(alone(x), y).backward()
     params = dict(m.named_parameters())
     assert list(params) == [n for n, _ in alone.named_parameters()]
     assert all(isinstance(p, DTensor) and p.grad.placements == p.placements and p.shape == q.shape and torch.equal(GPT(small).state_dict()[n], p.full_tensor()) for (n, p), q in zip(params.items(), alone.parameters()))
-    return apart({n: p.grad.full_tensor() for n, p in params.items()}, {n: p.grad for n, p in alone.named_parameters()})
+    return gradients_apart({n: p.grad.full_tensor() for n, p in params.items()}, {n: p.grad for n, p in alone.named_parameters()})
 
 
-def test_every_parameter_is_a_dtensor_with_its_name_and_gradients_accumulate(): assert max(launch(_every_parameter, 2)) < 1e-5
+def test_every_parameter_is_a_dtensor_with_its_name_and_gradients_accumulate(): assert max(on_ranks(_every_parameter, 2)) < 1e-5
 
 
 def _checkpoint(folder, write):
@@ -206,24 +208,24 @@ def _checkpoint(folder, write):
 
 
 def test_a_distributed_checkpoint_fits_another_degree(tmp_path):
-    assert all(launch(_checkpoint, 4, str(tmp_path), True)) and all(launch(_checkpoint, 2, str(tmp_path), False))
+    assert all(on_ranks(_checkpoint, 4, str(tmp_path), True)) and all(on_ranks(_checkpoint, 2, str(tmp_path), False))
 
 
 def _stubborn(mode):
     m = tensor_parallel(GPT(small), mode)
     for s in range(1000):
         if s == 2 and dist.get_rank() == 1: os.kill(os.getpid(), signal.SIGKILL)
-        x, y = lesson(s); vocab_parallel_loss(m(x), y).backward()
+        x, y = rule_batch(s, 4); vocab_parallel_loss(m(x), y).backward()
 
 
 def test_a_killed_rank_ends_the_others():
-    with pytest.raises(RankError) as e: launch(_stubborn, 4, 'sequence', timeout=60)
+    with pytest.raises(RankError) as e: on_ranks(_stubborn, 4, 'sequence', timeout=60)
     assert 'rank' in str(e.value) and not isinstance(e.value, TimeoutError)
 
 
 @pytest.mark.parametrize('ranks', [2, 4])
 def test_bytes_of_a_layer(ranks):
-    for got in launch(traffic, ranks, small):
+    for got in on_ranks(traffic, ranks, small):
         for mode, b in got.items():
             want = layer_traffic(8*64, 64, ranks, {'dtensor': 'tensor', 'dtensor sequence': 'sequence'}.get(mode, mode))
             assert b['total'] == pytest.approx(sum(v for _, v in want.values()), rel=.01), mode
@@ -231,12 +233,12 @@ def test_bytes_of_a_layer(ranks):
 
 
 def test_one_rank_sends_nothing():
-    for mode, b in launch(traffic, 1, small)[0].items(): assert b['total'] == 0, mode
+    for mode, b in on_ranks(traffic, 1, small)[0].items(): assert b['total'] == 0, mode
 
 
 def test_memory_of_a_layer_on_every_rank():
-    one = launch(layer_memory, 1, small)[0]['tensor']
-    for got in launch(layer_memory, 4, small):
+    one = on_ranks(layer_memory, 1, small)[0]['tensor']
+    for got in on_ranks(layer_memory, 4, small):
         assert got['regather']['activations'] == pytest.approx(one['activations'] / 4, rel=.03)
         assert got['tensor']['activations'] > got['sequence']['activations'] > got['regather']['activations']
         assert len({g['parameters'] for g in got.values()}) == 1
@@ -251,7 +253,7 @@ def _parts():
     return [part(p, d).shape[d] for d in (0, 1)], part(None, 0), torch.equal(gather(part(p, 1).detach(), 1), p)
 
 
-def test_parts_make_the_whole(): assert launch(_parts, 2) == [([2, 3], None, True)] * 2
+def test_parts_make_the_whole(): assert on_ranks(_parts, 2) == [([2, 3], None, True)] * 2
 
 
 def test_results_are_within_the_bar():

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 from fsdl_tools.core import read_results
-from fsdl_tools.parallel.collectives import launch
-from fsdl_tools.parallel.ddp import share, sync_batchnorm, tiny_batch, tiny_loss, tiny_model, tiny_names, train, train_alone, train_ranks
+from fsdl_tools.parallel.ranks import on_ranks
+from fsdl_tools.parallel.ddp import sync_batchnorm, train_ranks
+from fsdl_tools.models.tiny import share, tiny_batch, tiny_loss, tiny_model, tiny_names, train_batches, train_alone, adamw, worst
 from fsdl_tools.environments import built, run_in
-from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, accounted, adamw, ddp, differences, fsdp, units_of, worst, zero_memory, zero_redundancy, zeros
+from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, accounted, ddp, fsdp, units_of, zero_memory, zero_redundancy, zeros
+from fsdl_tools.testing import differences
 from fsdl_tools.parallel.zero_libraries import deepspeed_config, first_half, load_shards, read_range, save_shards, second_half
 
 
@@ -33,14 +35,14 @@ def test_bytes_held_by_rank(name, ranks):
     sizes = [sum(p.numel() for p in ps) for _, ps in units_of(tiny_model(name))]
     part, full = 4 * sum(-(-s // ranks) for s in sizes), 4 * sum(-(-s // ranks) * ranks for s in sizes)
     for stage in zeros:
-        for book in launch(accounted, ranks, stage, name):
+        for book in on_ranks(accounted, ranks, stage, name):
             assert book['parameters'] == (part if stage == 3 else full)
             assert book['gradients'] == (part if stage >= 2 else full)
             assert book['optimizer'] == 2 * part
 
 
 def test_one_rank_sends_nothing():
-    for stage in zeros: assert launch(accounted, 1, stage)[0]['sent'] == 0
+    for stage in zeros: assert on_ranks(accounted, 1, stage)[0]['sent'] == 0
 
 
 def _after_eval():
@@ -62,7 +64,7 @@ def test_evaluation_between_steps():
     for s in range(3):
         tiny_loss(m, tiny_batch('mlp', 16, s)).backward(); opt.step(); opt.zero_grad()
         with torch.no_grad(): wanted.append(tiny_loss(m, tiny_batch('mlp', 16, 99)).item())
-    assert worst(launch(_after_eval, 2)[0], wanted * 3) < 1e-6
+    assert worst(on_ranks(_after_eval, 2)[0], wanted * 3) < 1e-6
 
 
 def _frozen():
@@ -71,21 +73,21 @@ def _frozen():
     try: z = Zero3(m)
     except Exception as e: return f'{type(e).__name__}: {e}'
     opt = adamw(z.parameters())
-    return train(z, [share(tiny_batch('mlp', 16, s)) for s in range(5)], opt)
+    return train_batches(z, [share(tiny_batch('mlp', 16, s)) for s in range(5)], opt)
 
 
 def test_frozen_parameters_stay_and_are_not_sharded():
     m = tiny_model('mlp')
     for p in m[0].parameters(): p.requires_grad_(False)
-    wanted = train(m, [tiny_batch('mlp', 16, s) for s in range(5)], adamw([p for p in m.parameters() if p.requires_grad]), average=False)
-    assert worst(launch(_frozen, 2)[0], wanted) < 1e-6
+    wanted = train_batches(m, [tiny_batch('mlp', 16, s) for s in range(5)], adamw([p for p in m.parameters() if p.requires_grad]), average=False)
+    assert worst(on_ranks(_frozen, 2)[0], wanted) < 1e-6
 
 
 @pytest.mark.parametrize('stage, name', [(1, 'mlp'), (2, 'gpt'), (3, 'cnn')])
 def test_checkpoint_on_other_numbers_of_ranks(tmp_path, stage, name):
-    start, alone = launch(first_half, 4, tmp_path, name, stage)[0], train_alone(name, size=12, make=adamw)
+    start, alone = on_ranks(first_half, 4, tmp_path, name, stage)[0], train_alone(name, size=12, make=adamw)
     for ranks in (1, 2, 3):
-        rest = launch(second_half, ranks, tmp_path, name, stage)[0]
+        rest = on_ranks(second_half, ranks, tmp_path, name, stage)[0]
         assert worst(start + rest, alone) < 1e-6
 
 
@@ -94,13 +96,13 @@ def _buffers(folder, load):
     opt = adamw(m.parameters())
     if load: load_shards(m, opt, folder)
     else:
-        train(m, [share(tiny_batch('cnn', 16, s)) for s in range(3)], opt)
+        train_batches(m, [share(tiny_batch('cnn', 16, s)) for s in range(3)], opt)
         save_shards(m, opt, folder)
     return {n: b.tolist() for n, b in m.module.named_buffers()}
 
 
 def test_running_statistics_are_in_the_checkpoint(tmp_path):
-    assert launch(_buffers, 2, tmp_path, False)[0] == launch(_buffers, 1, tmp_path, True)[0]
+    assert on_ranks(_buffers, 2, tmp_path, False)[0] == on_ranks(_buffers, 1, tmp_path, True)[0]
 
 
 def _other_model(folder):
@@ -109,15 +111,15 @@ def _other_model(folder):
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    launch(first_half, 2, tmp_path, 'mlp')
-    with pytest.raises(RuntimeError, match='another model'): launch(_other_model, 2, tmp_path)
+    on_ranks(first_half, 2, tmp_path, 'mlp')
+    with pytest.raises(RuntimeError, match='another model'): on_ranks(_other_model, 2, tmp_path)
 
 
 def test_a_truncated_shard_is_refused(tmp_path):
-    launch(first_half, 2, tmp_path, 'mlp')
+    on_ranks(first_half, 2, tmp_path, 'mlp')
     shard = tmp_path/'shard-0.safetensors'
     shard.write_bytes(shard.read_bytes()[:-10])
-    with pytest.raises(RuntimeError, match='damaged'): launch(second_half, 2, tmp_path, 'mlp')
+    with pytest.raises(RuntimeError, match='damaged'): on_ranks(second_half, 2, tmp_path, 'mlp')
 
 
 def test_zero_memory_refuses_nonsense():

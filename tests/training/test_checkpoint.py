@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
 from fsdl_tools.training import checkpoint as K
 from fsdl_tools.training.checkpoint import CheckpointError, Checkpointer, checkpoints, export_weights, verify
-from fsdl_tools.parallel.collectives import RankError, launch
+from fsdl_tools.parallel.ranks import RankError, on_ranks
 
 pytestmark = pytest.mark.timeout(180)
 dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
@@ -429,7 +429,7 @@ def full_for_all(folder):
 
 def test_a_full_disk_on_one_rank_fails_on_all(tmp_path):
     with small_disk(tmp_path/'disk'):
-        got = launch(full_for_all, 3, str(tmp_path/'disk'), timeout=60)
+        got = on_ranks(full_for_all, 3, str(tmp_path/'disk'), timeout=60)
         assert got[0] == got[1] == got[2]
         message, failed, steps, left, latest, after = got[0]
         assert 'rank 1: OSError' in message and 'rank 0' not in message and failed == [(2, message)] and steps == [1] and left == [] and latest == 1 and after == 3
@@ -463,7 +463,7 @@ def test_any_mesh_reads_what_any_mesh_wrote(tmp_path):
     want, d = {n: bits(t) for n, t in whole().items()}, str(tmp_path)
     chain = [(None, (4,), 1), (1, (2,), 2), (2, (1,), 3), (3, (2, 2), 4), (4, (3,), 5), (5, (2, 2), 6), (6, (4,), 7), (7, (1, 2), 8)]
     for step, shape, save in chain:
-        for at, got in launch(on_mesh, torch.Size(shape).numel(), d, shape, step, save, timeout=60): assert got == want and (step is None or at[0] == step)
+        for at, got in on_ranks(on_mesh, torch.Size(shape).numel(), d, shape, step, save, timeout=60): assert got == want and (step is None or at[0] == step)
         assert verify(path(d, save)) == []
     got = blank(whole())
     for step, shape, save in chain:
@@ -507,10 +507,10 @@ def fsdp_tp(folder, shape, step=None, save=None):
 def test_fsdp_and_tensor_parallel_with_adam(tmp_path):
     "Strided shards of uneven matrices, read by other meshes"
     d = str(tmp_path)
-    first = launch(fsdp_tp, 4, d, (2, 2), None, 1, timeout=90)
+    first = on_ranks(fsdp_tp, 4, d, (2, 2), None, 1, timeout=90)
     assert all(f == first[0] for f in first) and any('exp_avg_sq' in n for n in first[0])
     for shape, step, save in [((2, 1), 1, 2), ((1, 2), 2, 3), ((1, 1), 3, 4), ((2, 2), 4, 5), ((4, 1), 5, 6)]:
-        for got in launch(fsdp_tp, shape[0] * shape[1], d, shape, step, save, timeout=90): assert got == first[0], (shape, step)
+        for got in on_ranks(fsdp_tp, shape[0] * shape[1], d, shape, step, save, timeout=90): assert got == first[0], (shape, step)
 
 
 def stage(folder, splits, step=None, save=None):
@@ -525,11 +525,11 @@ def stage(folder, splits, step=None, save=None):
 
 def test_pipeline_stages_cut_elsewhere(tmp_path):
     d = str(tmp_path)
-    assert launch(stage, 3, d, [(0, 3), (3, 5), (5, 8)], None, 1) == [(True, [])] * 3
+    assert on_ranks(stage, 3, d, [(0, 3), (3, 5), (5, 8)], None, 1) == [(True, [])] * 3
     assert len({r['file'] for r in contents(path(d, 1))}) == 3 and sum(r['tensor'] == 'step' for r in contents(path(d, 1))) == 1
-    assert launch(stage, 2, d, [(0, 6), (6, 8)], 1, 2) == [(True, [])] * 2
-    assert launch(stage, 4, d, [(0, 1), (1, 1), (1, 4), (4, 8)], 2, 3) == [(True, [])] * 4       # a stage without layers
-    assert launch(stage, 1, d, [(0, 8)], 3) == [(True, [])]
+    assert on_ranks(stage, 2, d, [(0, 6), (6, 8)], 1, 2) == [(True, [])] * 2
+    assert on_ranks(stage, 4, d, [(0, 1), (1, 1), (1, 4), (4, 8)], 2, 3) == [(True, [])] * 4       # a stage without layers
+    assert on_ranks(stage, 1, d, [(0, 8)], 3) == [(True, [])]
 
 
 def differ(folder, what):
@@ -545,7 +545,7 @@ def differ(folder, what):
 
 @pytest.mark.parametrize('what, words', [('shape', "'w' is torch.float32 (3,) on rank 0 and torch.float32 (4,) on rank 1"), ('type', 'torch.float64 (3,) on rank 1'), ('kind', 'step 1 was not saved'), ('partial', 'has not been taken')])
 def test_copies_that_differ_are_refused(tmp_path, what, words):
-    a, b = launch(differ, 2, str(tmp_path), what)
+    a, b = on_ranks(differ, 2, str(tmp_path), what)
     assert a == b and words in a[0] and a[2:] == ([], [])
 
 
@@ -557,7 +557,7 @@ def misfit(folder):
 
 
 def test_what_fits_on_one_rank_only_fails_on_all(tmp_path):
-    assert launch(misfit, 2, str(tmp_path)) == ["step 1 does not fit: rank 1: there is no 'v'"] * 2
+    assert on_ranks(misfit, 2, str(tmp_path)) == ["step 1 does not fit: rank 1: there is no 'v'"] * 2
 
 
 def damaged(folder, victims):
@@ -575,7 +575,7 @@ def damaged(folder, victims):
 
 @pytest.mark.parametrize('victim', [1, 2, 3])
 def test_ranks_share_the_checking_and_agree(tmp_path, victim):
-    got = launch(damaged, 3, str(tmp_path), victim)
+    got = on_ranks(damaged, 3, str(tmp_path), victim)
     assert got == [(1, (1, {'at': 1}), 50., [f'shard-0000{victim}-model-00001-of-00001.safetensors does not have the checksum it was written with'])] * 3
 
 
@@ -586,7 +586,7 @@ def unusable(folder):
 
 def test_all_ranks_hear_of_an_unusable_folder(tmp_path):
     (tmp_path/'f').write_text('')
-    a, b = launch(unusable, 2, str(tmp_path/'f'))
+    a, b = on_ranks(unusable, 2, str(tmp_path/'f'))
     assert a == b and 'rank 0: FileExistsError' in a
 
 
@@ -621,19 +621,19 @@ def resumed(folder):
 def test_killed_at_any_moment(tmp_path, seed):
     "One rank, or all, at a random moment of a save: the last good one loads, on as many ranks or on one"
     rng, d = random.Random(seed), str(tmp_path/'run')
-    launch(run, 2, d, [1], timeout=60)
+    on_ranks(run, 2, d, [1], timeout=60)
     first = rng.uniform(0, .25)
     die = {rng.randrange(2): first} if seed % 2 else {0: first, 1: first + rng.uniform(0, .01)}
-    with pytest.raises(RankError, match='SIGKILL'): launch(run, 2, d, range(2, 1000), die, timeout=60)
+    with pytest.raises(RankError, match='SIGKILL'): on_ranks(run, 2, d, range(2, 1000), die, timeout=60)
     for t in checkpoints(d): assert t['good'], t              # what has a checkpoint's name is one
     for n in (1, 2):
-        got = launch(resumed, n, d, timeout=60)
+        got = on_ranks(resumed, n, d, timeout=60)
         assert len({g[0] for g in got}) == 1 and all(g[1:] == (True, True, []) for g in got), got
 
 
 def test_survivors_hear_of_it_at_once(tmp_path):
     d = str(tmp_path/'run')
-    with pytest.raises(RankError, match='SIGKILL'): launch(run, 3, d, range(1, 1000), {1: .3}, timeout=60)
+    with pytest.raises(RankError, match='SIGKILL'): on_ranks(run, 3, d, range(1, 1000), {1: .3}, timeout=60)
     seen = [tmp_path/'saw0', tmp_path/'saw2']
     assert any(p.exists() for p in seen) and all('has lost another rank' in p.read_text() or 'was not saved' in p.read_text() for p in seen if p.exists())
 
@@ -648,13 +648,12 @@ def late(folder):
 
 
 def test_a_rank_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
-    a, b = launch(late, 2, str(tmp_path), timeout=60)
+    a, b = on_ranks(late, 2, str(tmp_path), timeout=60)
     assert b == 'absent' and 'step 1 was not saved' in a[0] and a[1:] == (True, [])
 
 
 child = '''
 import sys, torch
-from fsdl_tools.training.checkpoint import Checkpointer
 c = Checkpointer(sys.argv[1])
 print('ready', flush=True)
 for s in range(2, 10_000): c.save(s, {'w': torch.full((2_000_000,), float(s))}, {'at': s}); print(s, flush=True)

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings, strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from fsdl_tools.training.data import Feed, Images, Tokens, epoch_order, eval_batches, open_data, rank_indices, read_image, step_indices
-from fsdl_tools.parallel.collectives import RankError, launch
+from fsdl_tools.parallel.ranks import RankError, on_ranks
 
 flat = lambda batches: [i for b in batches for i in b]
 
@@ -416,7 +416,7 @@ from fsdl_tools.training.data import *
 d = open_data({str(views)!r}, seed=3)[0]
 print(hashlib.sha256(b"".join(d[e, i][0].numpy().tobytes() for e in range(3) for i in range(10))).hexdigest())'''
     for seed in '1', '2': assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, env=os.environ | dict(PYTHONHASHSEED=seed)).stdout.strip() == want
-    assert launch(digest, 2, train, keys) == [want]*2
+    assert on_ranks(digest, 2, train, keys) == [want]*2
 
 
 # ---- synthetic ----
@@ -527,7 +527,7 @@ def test_a_run_killed_three_times_reads_what_an_uninterrupted_one_reads(tmp_path
     final = {}
     for ranks, die_at in ((2, 3), (3, 5), (1, 9), (4, None)):
         start = int((tmp_path/'place').read_text()) if (tmp_path/'place').exists() else 0
-        try: launch(_train, ranks, str(tmp_path), start, 14, die_at, workers, timeout=120)
+        try: on_ranks(_train, ranks, str(tmp_path), start, 14, die_at, workers, timeout=120)
         except RankError as e: assert die_at is not None and 'SIGKILL' in str(e)
         else: assert die_at is None
         done = int((tmp_path/'place').read_text())

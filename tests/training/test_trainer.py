@@ -4,12 +4,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from fsdl_tools.training import checkpoint
-from fsdl_tools.training import trainer
+from fsdl_tools.training import checkpoint, elastic, trainer
 from fsdl_tools.training.checkpoint import CheckpointError, Checkpointer, verify
-from fsdl_tools.parallel.collectives import RankError, launch
+from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.parallel.layout import parse_layout
-from fsdl_tools.training.trainer import TrainConfig, Trainer, complete, fit, kill_one, lr_at, tensors, train
+from fsdl_tools.training.trainer import TrainConfig, Trainer, complete, fit, lr_at, tensors
+from fsdl_tools.training.elastic import kill_one, train
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -43,7 +43,7 @@ def rows_of(c): return [{k: r.get(k) for k in ('step', 'loss', 'norm', 'lr', 'ev
 def go(c):
     "Run without torchrun, which takes longer to start: rows of rank 0"
     world = parse_layout(c.layout).world
-    return launch(rows_of, world, c, timeout=400)[0] if world > 1 else rows_of(c)
+    return on_ranks(rows_of, world, c, timeout=400)[0] if world > 1 else rows_of(c)
 
 
 def facts(rows): return [{k: r.get(k) for k in ('step', 'loss', 'norm', 'lr', 'eval_loss')} for r in rows]
@@ -133,7 +133,7 @@ def test_a_run_that_is_killed_more_often_than_it_may_be_restarted_ends_and_can_b
     assert len(go(c.replace(resume=True))) == reached + 2
 
 
-start = 'import sys; from fsdl_tools.training.trainer import *; train(TrainConfig.from_json(sys.argv[1]), log=sys.argv[2])'
+start = 'import sys; from fsdl_tools.training.trainer import *; from fsdl_tools.training.elastic import *; train(TrainConfig.from_json(sys.argv[1]), log=sys.argv[2])'
 
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow), pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
@@ -234,7 +234,7 @@ def test_a_full_disk_is_heard_of_and_the_run_goes_on(layout, text, tmp_path, mon
     go(c.replace(folder=str(tmp_path/'straight')))
     full(monkeypatch, lambda step: step in (4, 6))
     c = c.replace(folder=str(tmp_path/'run'))
-    seen = launch(_warned, parse_layout(layout).world, c, timeout=300)
+    seen = on_ranks(_warned, parse_layout(layout).world, c, timeout=300)
     for _, failed in seen: assert [s for s, _ in failed] == [4, 6] and 'No space left' in failed[0][1]
     assert [('step 4' in w or 'step 6' in w) and 'No space left' in w and 'goes on' in w for w in seen[0][0]] == [True, True] and not any(w for w, _ in seen[1:])
     same_run(tmp_path/'run', tmp_path/'straight')
@@ -333,7 +333,7 @@ def _until(c, to):
 
 def stop_at(c, to):
     world = parse_layout(c.layout).world
-    return launch(_until, world, c, to, timeout=400) if world > 1 else _until(c, to)
+    return on_ranks(_until, world, c, to, timeout=400) if world > 1 else _until(c, to)
 
 
 # ---- models and data ----
@@ -487,7 +487,7 @@ def test_a_hostile_name_through_torchrun(text, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_one(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.subprocess, 'Popen', lambda *a, **kw: pytest.fail('a process was started'))
+    monkeypatch.setattr(elastic.subprocess, 'Popen', lambda *a, **kw: pytest.fail('a process was started'))
     (tmp_path/'file').write_text('mine')
     for folder in (tmp_path/'file', tmp_path/'file'/'below'):
         for layout in ('dp1', 'dp2'):
@@ -503,7 +503,7 @@ def test_a_folder_that_may_not_be_written(text):
 
 @pytest.mark.parametrize('bad', ['', '{', '[]', 'null', '{}', '{"config": 3}', '{"config": {}}', '{"config": {"layout": 7}, "samples": 1}', '{"config": {"layout": "dp1"}}', '\udcff'])
 def test_a_record_that_is_none(bad, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.subprocess, 'Popen', lambda *a, **kw: pytest.fail('a process was started'))
+    monkeypatch.setattr(elastic.subprocess, 'Popen', lambda *a, **kw: pytest.fail('a process was started'))
     (tmp_path/'run').mkdir(); (tmp_path/'run'/'run.json').write_text(bad, errors='surrogateescape')
     for layout in ('dp1', 'dp2'):
         with pytest.raises(ValueError, match='not the record of a run|cannot be resumed|cannot read') as e: train(config(text, tmp_path/'run', resume=True, layout=layout))

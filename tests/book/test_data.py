@@ -1,0 +1,38 @@
+"""The tables of the book: listed, dated, moved names lead somewhere, and no registry is cited by its address."""
+import importlib.util
+import re
+
+from fsdl_tools.book.data import data_files, table_facts
+from fsdl_tools.book.site import moved, notebooks, pages
+from fsdl_tools.core import read_data
+
+REGISTRIES = re.compile(r'https?://[\w.-]*(pypi\.(org|python\.org)|pythonhosted\.org|npmjs\.(com|org)|anaconda\.org|conda\.io|crates\.io|hub\.docker\.com|rubygems\.org)', re.I)
+
+
+def test_every_table_is_listed_and_every_listed_table_exists():
+    listed = [row['name'] for row in read_data('tables.csv')]
+    assert sorted(listed) == data_files() and len(set(listed)) == len(listed)
+
+
+def test_a_script_that_refreshes_a_table_exists(root):
+    for row in read_data('tables.csv'):
+        for script in re.findall(r'(?:benchmarks|tests)/[\w/]+\.py', row['refreshed']): assert (root/script).exists(), (row['name'], script)
+        assert 'by hand' in row['refreshed'] or 'benchmarks/' in row['refreshed'], row['name']
+        assert row['licence'] and row['what'], row['name']
+
+
+def test_every_table_has_rows_and_a_newest_date():
+    for fact in table_facts():
+        assert fact['rows'] > 0, fact['table']
+        assert re.fullmatch(r'\d{4}(-\d\d){0,2}', fact['newest']), (fact['table'], fact['newest'])
+
+
+def test_a_package_is_cited_by_name_and_version(root):
+    texts = [*(root/'fsdl_tools/data').rglob('*.*'), *(root/'nbs'/name for name in notebooks(root)), *root.glob('*.md'), *(root/'benchmarks').glob('*.py')]
+    bad = [(p.relative_to(root).as_posix(), m[0]) for p in texts if p.suffix in ('.csv', '.json', '.ipynb', '.md', '.py') for m in REGISTRIES.finditer(p.read_text(encoding='utf-8'))]
+    assert bad == []
+
+
+def test_moved_names_lead_to_what_exists(root):
+    assert set(moved('page').values()) <= {p.name for p in pages(root)}
+    for new in moved('module').values(): assert importlib.util.find_spec(f'fsdl_tools.{new}'), new
