@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SageMaker', 'Anyscale', 'Determined', 'SkyPilot']
 
-# %% ../../nbs/operations/07_clouds.ipynb #83373416
+# %% ../../nbs/operations/07_clouds.ipynb #005871e1
 import json, re, shlex, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import *
+from ..table import Table
 from .launch import *
 from .kubernetes import bad_image, bad_name, carries, from_yaml, keys_beyond, refuse_keys, to_yaml
 from .kubeflow import never_accepted

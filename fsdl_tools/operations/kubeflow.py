@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['never_accepted', 'PyTorchJob', 'TrainJob', 'convert']
 
-# %% ../../nbs/operations/05_kubeflow.ipynb #2ea54d48
+# %% ../../nbs/operations/05_kubeflow.ipynb #37c3a5be
 import json, re
 from dataclasses import dataclass
 from ..core import *
+from ..table import Table
 from .launch import *
 from .kubernetes import *
 

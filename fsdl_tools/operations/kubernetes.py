@@ -8,11 +8,12 @@ __all__ = ['container_schema', 'pod_schema', 'meta_schema', 'rank_names', 'to_ya
            'read_resources', 'rank_env', 'start', 'rank_command', 'taken', 'one_container', 'read_container',
            'refuse_keys', 'of_kind', 'secret_rules', 'Kubernetes', 'containerfile', 'check_containerfile', 'Container']
 
-# %% ../../nbs/operations/04_kubernetes.ipynb #a191d466
+# %% ../../nbs/operations/04_kubernetes.ipynb #e41f053b
 import json, re, shlex
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import *
+from ..table import Table
 from .launch import *
 
 # %% ../../nbs/operations/04_kubernetes.ipynb #2045260f

@@ -7,11 +7,12 @@ __all__ = ['secret_kinds', 'preemptions', 'ranks_know', 'opener', 'piece', 'stat
            'unusable', 'Job', 'job_from_plan', 'Limits', 'beyond', 'price', 'seal', 'unseal', 'wire', 'unwire',
            'Status', 'Handle', 'TargetError', 'Target', 'target', 'run_command', 'state_folder', 'only_known', 'Local']
 
-# %% ../../nbs/operations/01_launch.ipynb #7de34b98
+# %% ../../nbs/operations/01_launch.ipynb #afbf8602
 import abc, base64, contextlib, dataclasses, importlib, json, math, os, re, secrets, signal, subprocess, sys, tempfile, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..core import *
+from ..table import Table
 
 # %% ../../nbs/operations/01_launch.ipynb #834c8cd3
 secret_kinds = ['env', 'file', 'kubernetes']
@@ -115,8 +116,8 @@ class Job(Record):
         shown = {k: getattr(self, k) for k in plain if getattr(self, k) not in (plain[k], {}, ())}
         return Table([dict(field=k, value=text.get(k, str)(v)) for k, v in shown.items()], caption='Job')
 
-# %% ../../nbs/operations/01_launch.ipynb #95121d7f
-_entry = 'from fsdl_tools.training.trainer import main; main()'
+# %% ../../nbs/operations/01_launch.ipynb #47e84cd3
+_entry = 'from fsdl_tools.training.elastic import main; main()'
 
 def job_from_plan(
     plan,                # An Estimate of the planner; None: on CPUs, as many ranks as the layout of config needs

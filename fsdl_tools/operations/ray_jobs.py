@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Ray', 'RankGroup', 'rank_variables', 'ranks_on_ray', 'RayTrain', 'train_on_ray']
 
-# %% ../../nbs/operations/06_ray_jobs.ipynb #a2865888
+# %% ../../nbs/operations/06_ray_jobs.ipynb #05c8d565
 import json, os, re, secrets, shlex, signal, subprocess, sys, time, urllib.error, urllib.request
 from dataclasses import dataclass
 from ..core import *
+from ..table import Table
 from .launch import *
 
 # %% ../../nbs/operations/06_ray_jobs.ipynb #e1d50fe0

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['clock', 'read_clock', 'Slurm', 'limits_of']
 
-# %% ../../nbs/operations/02_slurm.ipynb #5819e9ef
+# %% ../../nbs/operations/02_slurm.ipynb #415ea256
 import os, re, secrets, shlex
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import *
+from ..table import Table
 from .launch import *
 
 # %% ../../nbs/operations/02_slurm.ipynb #a1d30c34

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['programs', 'nodes', 'slurm_missing', 'free_ports', 'SlurmCluster']
 
-# %% ../../nbs/operations/03_slurm_cluster.ipynb #36b3bf1b
+# %% ../../nbs/operations/03_slurm_cluster.ipynb #dca3e234
 import contextlib, json, os, shutil, signal, socket, subprocess, tempfile, time
 from pathlib import Path
 from ..core import *
+from ..table import Table
 
 # %% ../../nbs/operations/03_slurm_cluster.ipynb #b5e19b7b
 programs = ['munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'squeue', 'scontrol', 'scancel', 'sinfo']
