@@ -2,7 +2,7 @@
 import os, shutil, subprocess, sys, time
 from pathlib import Path
 import pytest
-from fsdl_tools.operations.kubernetes import Container
+from fsdl_tools.operations.containers import Container
 from fsdl_tools.operations.launch import Job, Secret, TargetError
 from .conftest import debian, scratch
 from .hostile import corpus, expected, probe, received, variables

@@ -8,8 +8,10 @@ from fsdl_tools.core import GiB
 from fsdl_tools.operations import launch
 from fsdl_tools.operations.clouds import Anyscale, Determined, SageMaker, SkyPilot
 from fsdl_tools.operations.kubeflow import PyTorchJob, TrainJob, convert
-from fsdl_tools.operations.kubernetes import Container, Kubernetes, check_containerfile, containerfile, expand, from_yaml, to_yaml
-from fsdl_tools.operations.launch import Handle, Job, Limits, Local, Secret, Status, TargetError, places, seal, target, unseal
+from fsdl_tools.operations.containers import Container, check_containerfile, containerfile
+from fsdl_tools.operations.kubernetes import Kubernetes, expand, from_yaml
+from fsdl_tools.operations.launch import Handle, Job, Limits, Secret, Status, TargetError, places, seal, target, unseal
+from fsdl_tools.operations.local import Local
 from fsdl_tools.operations.ray_jobs import Ray, RayTrain
 from fsdl_tools.operations.slurm import Slurm, clock, read_clock
 from .hostile import corpus, expected, hard, probe, received, text, variables
