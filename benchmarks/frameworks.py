@@ -10,7 +10,8 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 from fsdl_tools.core import write_atomic
 from fsdl_tools.frameworks.task import make_task, models
-from fsdl_tools.frameworks.runners import missing, runners
+from fsdl_tools.frameworks.runners import missing
+from fsdl_tools.frameworks.interface import runners
 from fsdl_tools.frameworks.race import race, race_table
 
 packages = ['torch', 'lightning', 'tensorflow-cpu', 'tensorflow', 'keras', 'jax', 'jaxlib', 'flax', 'dm-haiku', 'optax', 'numpy']

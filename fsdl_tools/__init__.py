@@ -5,9 +5,9 @@ __version__ = "0.1.0"
 _offered = {
     'search_models': ('models.zoo', 'search'),
     'profile': ('models.profile', 'profile'),
-    'ModelSpec': ('models.zoo', 'ModelSpec'),
+    'ModelSpec': ('models.spec', 'ModelSpec'),
     'export': ('onnx.export', 'export'),
-    'verify': ('onnx.export', 'verify'),
+    'verify': ('onnx.verify', 'verify'),
     'measure_memory': ('memory.measure', 'measure'),
     'predict_memory': ('memory.predict', 'breakdown'),
     'on_ranks': ('parallel.ranks', 'on_ranks'),

@@ -4,13 +4,13 @@ import pytest
 
 
 def fsdl(*args, timeout=200):
-    return subprocess.run([sys.executable, '-c', 'from fsdl_tools.cli import main; main()', *map(str, args)], capture_output=True, text=True, timeout=timeout,
+    return subprocess.run([sys.executable, '-c', 'from fsdl_tools.cli.main import main; main()', *map(str, args)], capture_output=True, text=True, timeout=timeout,
                           env=os.environ | dict(COLUMNS='200', TERM='dumb'))
 
 
 def commands():
     import typer
-    from fsdl_tools.cli import app
+    from fsdl_tools.cli.common import app
     def walk(c, path=()):
         if hasattr(c, 'commands'):
             for n, sub in c.commands.items(): yield from walk(sub, (*path, n))
@@ -31,12 +31,12 @@ def test_a_wrong_option_is_one_line_and_code_2(path):
 
 
 def test_help_is_fast_to_import():
-    code = 'import sys; from fsdl_tools.cli import app; print([m for m in ("torch", "timm", "transformers", "onnx", "jax", "tensorflow", "matplotlib") if m in sys.modules])'
+    code = 'import sys; from fsdl_tools.cli.main import app; print([m for m in ("torch", "timm", "transformers", "onnx", "jax", "tensorflow", "matplotlib") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
 
 
 def test_the_shell_completes():
-    code = 'from fsdl_tools.cli import main; main()'
+    code = 'from fsdl_tools.cli.main import main; main()'
     env = os.environ | dict(_FSDL_COMPLETE='complete_bash', COMP_WORDS='fsdl ver', COMP_CWORD='1')
     r = subprocess.run([sys.executable, '-c', f'import sys; sys.argv[0] = "fsdl"; {code}'], capture_output=True, text=True, env=env, timeout=60)
     assert 'version' in r.stdout

@@ -1,4 +1,4 @@
-"""Side environments: built once, whatever is killed meanwhile; the real ones only when asked for (--slow)"""
+"""Side environments: built once, whatever is killed meanwhile; and a real one that trains"""
 import json, os, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 import pytest
@@ -103,9 +103,9 @@ def test_unknown_names_and_missing_programs(cache):
     with pytest.raises(BuildError, match='the program no-such-program'): build(SideEnv('x', programs='no-such-program'))
 
 
-@pytest.mark.slow
-def test_horovod_is_built_and_trains_like_one_process():
-    build('horovod')
+@pytest.mark.timeout(900)
+def test_horovod_is_built_and_trains_like_one_process(side):
+    side('horovod')
     nb = json.loads((Path(__file__).parent.parent/'nbs'/'parallel/02_collectives.ipynb').read_text())
     cells = [''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code']
     scope = {}

@@ -323,6 +323,7 @@ def _line(r):
 
 def _mother():
     "Import what is heavy, fork a copy for each notebook, and say how it went"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # the children have groups of their own, and are ended below
     job = json.loads(os.read(0, 1 << 20))
     os.chdir(job['root'])
     _import_warm(job['warm'])
@@ -369,6 +370,7 @@ def _fork(job, name):
 def _be_notebook(job, path, log):
     "In the copy: a process group of its own, its output in a file, one notebook, the end"
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     out, nothing = os.open(log, os.O_WRONLY | os.O_CREAT), os.open(os.devnull, os.O_RDONLY)
     for number, source in ((0, nothing), (1, out), (2, out)):
         os.dup2(source, number)

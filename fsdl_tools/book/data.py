@@ -10,7 +10,6 @@ import json
 import re
 from pathlib import Path
 from ..core import data_path, read_data
-from ..table import Table
 
 # %% ../../nbs/book/08_data.ipynb #dee87170
 def data_files() -> list:  # Names such as gpus.csv and results/zoo.json, sorted
@@ -43,7 +42,7 @@ def _rows_and_newest(name):
     return len(rows), max(row['date'] for row in rows)
 
 
-def table_facts() -> list:  # A dict of table, what, rows (figures in JSON), newest, licence, source and refreshed for each
+def table_facts() -> list:  # A dict for each: table, what, rows (in JSON: figures), newest, licence, source, refreshed
     "What each table is, counted and dated from the files themselves"
     facts = []
     for row in read_data('tables.csv'):

@@ -383,7 +383,7 @@ def page_markdown(
 
     meta, cells = _front_matter(nb['cells'])
     head = {k: str(meta[k]) for k in ('title', 'description') if meta.get(k)}
-    title = head.get('title', '').replace('`', '')
+    head['title'] = title = head.get('title', '').replace('`', '')
     if page == 'index':
         del head['title']  # the first page bears the name of the site alone
     subtitle = f'<p class="subtitle">{html.escape(head["description"])}</p>\n\n' if 'description' in head else ''

@@ -67,6 +67,12 @@ def _named_in(text, lib):
     except SyntaxError:
         return found, None
 
+def _attributes(tree, names):
+    "(module, name) for each attribute of a module that was imported under a name"
+    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+    found = [(*names.get(n.value.id, (None, '')), n.attr) for n in nodes]
+    return {(module, attribute) for module, name, attribute in found if module and name is None}
+
 def names_used(
     tree,         # Syntax tree of a module, a test or a cell
     package:list, # Folders of the module inside the library, for example models; empty outside it
@@ -76,12 +82,9 @@ def names_used(
     "The names of the library's modules that a piece of code uses"
     names, stars = _imports(tree, package, lib, publics)
     found = {(module, name) for module, name in names.values() if name}
+    found |= _attributes(tree, names)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            module, name = names.get(node.value.id, (None, ''))
-            if module and name is None:
-                found.add((module, node.attr))
-        elif isinstance(node, ast.Name):
+        if isinstance(node, ast.Name):
             found |= {(s, node.id) for s in stars if node.id in publics.get(s, ())}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             named, code = _named_in(node.value, lib)
@@ -101,25 +104,24 @@ def _tree(source):
     except SyntaxError:
         return ast.parse('')
 
+def _prose(root, notebook):
+    "The back-ticked names in the text of a notebook"
+    cells = json.loads((Path(root)/'nbs'/notebook).read_text(encoding='utf-8'))['cells']
+    text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    return set(re.findall(r'`(?:[\w.]*\.)?(\w+)[`(.]', text))
+
 def _page_uses(root, notebook, lib, publics):
-    "(module, name) that the visible cells of a notebook use"
+    "(module, name) that the visible cells of a notebook use, or that its text speaks of"
     cells = _code_cells(root, notebook)
     own = next((m[1] for s in cells if (m := re.match(r'#\|\s*default_exp\s+([\w.]+)', s))), None)
-    names, found = {}, set()
+    shown = [s for s in cells if not re.search(r'^#\|\s*(exports?|exporti|hide|default_exp)\b', s, re.M)]
+    names, mine = {}, set(publics.get(own, ()))
     for s in cells:
         names |= _imports(_tree(s), [], lib, publics)[0]
-    shown = [s for s in cells if not re.search(r'^#\|\s*(exports?|exporti|hide|default_exp)\b', s, re.M)]
-    for node in (n for s in shown for n in ast.walk(_tree(s))):
-        if isinstance(node, ast.Name):
-            if node.id in publics.get(own, ()):
-                found.add((own, node.id))
-            if names.get(node.id, (None, None))[1]:
-                found.add(names[node.id])
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            module, name = names.get(node.value.id, (None, ''))
-            if module and name is None:
-                found.add((module, node.attr))
-    return found
+    used = {n.id for s in shown for n in ast.walk(_tree(s)) if isinstance(n, ast.Name)}
+    found = {(own, n) for n in mine & (used | _prose(root, notebook))}
+    found |= {names[n] for n in used & set(names) if names[n][1]}
+    return found | {use for s in shown for use in _attributes(_tree(s), names)}
 
 def _names_in(annotation):
     "Names in an annotation, written as such or as text"
@@ -158,11 +160,14 @@ def _outside(root, trees, lib, publics):
     return uses
 
 def _entry_points(root):
-    "(module, name) that settings.ini names as commands, and that the top of the package hands on"
+    "(module, name) that settings.ini and the scripts call, and that the top of the package hands on"
     cfg = settings(root)
     top = (Path(root)/cfg['lib_path']/'__init__.py').read_text(encoding='utf-8')
-    commands = re.findall(rf"{cfg['lib_path']}\.([\w.]+):(\w+)", cfg.get('console_scripts', ''))
-    return set(commands) | set(re.findall(r"'([\w.]+):(\w+)'", top))
+    lib = cfg['lib_path']
+    scripts = [p.read_text(encoding='utf-8') for p in (Path(root)/'course', Path(root)/'check') if p.exists()]
+    called = re.findall(rf'from {lib}\.([\w.]+) import (\w+)', '\n'.join(scripts))
+    commands = re.findall(rf'{lib}\.([\w.]+):(\w+)', cfg.get('console_scripts', ''))
+    return {*called, *commands, *re.findall(r"\('([\w.]+)', '(\w+)'\)", top)}
 
 def unused_names(
     root='.' # Top of the project
@@ -203,7 +208,7 @@ def _function_gaps(node, lines, name, method):
     return gaps + [f'{name}: no comment for {a.arg}' for a in args if not _comment(lines, a)]
 
 def _class_gaps(node, lines):
-    "What a class lacks: a docstring, comments for its fields, words for its public methods (autograd calls a Function's)"
+    "What a class lacks: a docstring, comments for its fields, words for its public methods (not autograd's)"
     gaps = [] if ast.get_docstring(node) else [f'{node.name}: no docstring']
     if any(ast.unparse(b).endswith('autograd.Function') for b in node.bases):
         return gaps

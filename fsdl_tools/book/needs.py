@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['imports', 'docs_cells', 'docs_imports', 'run_imports', 'plain_name', 'distribution', 'requirements', 'lock_graph',
            'brings', 'extras_for', 'site_extras', 'Missing', 'missing_imports', 'extras_needed', 'unnamed_extras',
-           'unknown_imports', 'lock_problems', 'uv_program', 'uv_environment', 'make_lock']
+           'unknown_imports', 'wrong_extras', 'lock_problems', 'uv_program', 'uv_environment', 'make_lock']
 
 # %% ../../nbs/book/03_needs.ipynb #5e12a7d2
 import ast, csv, functools, importlib.util, json, os, re, shutil, subprocess, sys, tempfile
@@ -35,7 +35,8 @@ def _executed(node, deep):
     "The nodes below `node` that run when it runs; the bodies of functions only when `deep`"
     for child in ast.iter_child_nodes(node):
         skip = _optional(child) or (not deep and isinstance(child, _functions))
-        if skip: continue
+        if skip:
+            continue
         yield child
         yield from _executed(child, deep)
 
@@ -50,21 +51,24 @@ def _from(node, package):
     "The modules behind a `from … import`, made absolute; the names may be modules too"
     base = node.module or ''
     if node.level:
-        above = package.split('.')[:len(package.split('.')) - node.level + 1]
+        above = package.split('.')[: len(package.split('.')) - node.level + 1]
         base = '.'.join([*above, *filter(None, [node.module])])
     return [(base, a.name) for a in node.names]
 
 def imports(
-    tree,            # A syntax tree
-    deep:bool=False, # Also what functions import when they are called?
-    package:str=''   # The package that relative imports start from
-) -> list:           # Pairs of module and name, the name empty for a whole module
+    tree,  # A syntax tree
+    deep: bool = False,  # Also what functions import when they are called?
+    package: str = '',  # The package that relative imports start from
+) -> list:  # Pairs of module and name, the name empty for a whole module
     "What the code of `tree` imports when it runs"
     found = []
     for node in _executed(tree, deep):
-        if isinstance(node, ast.Import): found += [(a.name, '') for a in node.names]
-        elif isinstance(node, ast.ImportFrom): found += _from(node, package)
-        elif isinstance(node, ast.Call) and (asked := _asked(node)): found.append((asked, ''))
+        if isinstance(node, ast.Import):
+            found += [(a.name, '') for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += _from(node, package)
+        elif isinstance(node, ast.Call) and (asked := _asked(node)):
+            found.append((asked, ''))
     return found
 
 # %% ../../nbs/book/03_needs.ipynb #5130cf81
@@ -73,14 +77,17 @@ _no_eval = re.compile(r'^#\|\s*eval:\s*false', re.M | re.I)
 
 def _code_cells(root, notebook):
     "The sources of a notebook's code cells that may be executed, and their trees"
-    cells = json.loads((Path(root)/'nbs'/notebook).read_text(encoding='utf-8'))['cells']
+    cells = json.loads((Path(root) / 'nbs' / notebook).read_text(encoding='utf-8'))['cells']
     sources = [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
     found = []
     for source in sources:
-        if _no_eval.search(source): continue
+        if _no_eval.search(source):
+            continue
         python = re.sub(r'^\s*[%!].*$', '', source, flags=re.M)
-        try: found.append((source, _parse(python)))
-        except SyntaxError: continue
+        try:
+            found.append((source, _parse(python)))
+        except SyntaxError:
+            continue
     return found
 
 def _shows(tree):
@@ -88,23 +95,25 @@ def _shows(tree):
     calls = [s.value for s in tree.body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
     return any(getattr(c.func, 'id', None) == 'show_doc' for c in calls)
 
-def _holds_import(tree): return any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(tree))
+def _holds_import(tree):
+    return any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(tree))
 
 def docs_cells(
-    root,        # Top of the project
-    notebook:str # For example training/01_data.ipynb
-) -> list:       # Syntax trees
+    root,  # Top of the project
+    notebook: str,  # For example training/01_data.ipynb
+) -> list:  # Syntax trees
     "The cells of a notebook that are executed while the docs are built"
     cells = _code_cells(root, notebook)
     documented = any(_exporting.search(s) or _shows(t) for s, t in cells)
-    if not documented: return []
+    if not documented:
+        return []
     return [t for s, t in cells if _exporting.search(s) or _shows(t) or _holds_import(t)]
 
 # %% ../../nbs/book/03_needs.ipynb #2ae5a7be
 def _module_file(root, module):
     "The file of a module of the library, or None"
-    base = Path(root)/module.replace('.', '/')
-    found = [p for p in (base.with_suffix('.py'), base/'__init__.py') if p.is_file()]
+    base = Path(root) / module.replace('.', '/')
+    found = [p for p in (base.with_suffix('.py'), base / '__init__.py') if p.is_file()]
     return found[0] if found else None
 
 def _package(root, module):
@@ -122,9 +131,9 @@ def _outside(module, lib):
     return None if top in sys.stdlib_module_names or top in ('', lib, '__main__') else top
 
 def docs_imports(
-    root,        # Top of the project
-    notebook:str # For example training/01_data.ipynb
-) -> set:        # Top packages such as torch, pyarrow
+    root,  # Top of the project
+    notebook: str,  # For example training/01_data.ipynb
+) -> set:  # Top packages such as torch, pyarrow
     "What a page imports from outside while the docs are built, directly or through modules of the library"
     lib = settings(root)['lib_path']
     todo = [i for tree in docs_cells(root, notebook) for i in imports(tree)]
@@ -134,33 +143,41 @@ def docs_imports(
         found |= {t for t in [_outside(module, lib)] if t}
         new = set(_own(root, module, name)) - seen if module.startswith(lib) else set()
         seen |= new
-        for m in new: todo += imports(_parse(_module_file(root, m).read_text(encoding='utf-8')), package=_package(root, m))
+        for m in new:
+            todo += imports(_parse(_module_file(root, m).read_text(encoding='utf-8')), package=_package(root, m))
     return found
 
 # %% ../../nbs/book/03_needs.ipynb #756d162a
 @dataclass
 class _Module:
     "A module of the library, read for its definitions"
-    tree: ast.Module # Its syntax tree
-    package: str     # Where its relative imports start
-    defs: dict       # Name -> nodes that define it or add to it
-    names: dict      # Name -> the module and name it was imported from
+
+    tree: ast.Module  # Its syntax tree
+    package: str  # Where its relative imports start
+    defs: dict  # Name -> nodes that define it or add to it
+    names: dict  # Name -> the module and name it was imported from
 
 def _targets(node):
     "The names that a statement defines or adds to"
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        patched = [a.annotation for a in node.args.args[:1]] if isinstance(node, ast.FunctionDef) and node.decorator_list else []
+        patched = (
+            [a.annotation for a in node.args.args[:1]]
+            if isinstance(node, ast.FunctionDef) and node.decorator_list
+            else []
+        )
         return [node.name, *(n.id for p in patched if p is not None for n in ast.walk(p) if isinstance(n, ast.Name))]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
 
 def _read(root, module, cache):
     "A module's definitions, read once"
-    if module in cache: return cache[module]
+    if module in cache:
+        return cache[module]
     tree, package = _parse(_module_file(root, module).read_text(encoding='utf-8')), _package(root, module)
     defs = {}
     for node in tree.body:
-        for name in _targets(node): defs.setdefault(name, []).append(node)
+        for name in _targets(node):
+            defs.setdefault(name, []).append(node)
     names = {name: (base, name) for base, name in imports(tree, package=package) if name}
     cache[module] = _Module(tree, package, defs, names)
     return cache[module]
@@ -171,9 +188,9 @@ def _mentioned(node):
     return {n.id for n in nodes if isinstance(n, ast.Name)} | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
 
 def run_imports(
-    root,        # Top of the project
-    notebook:str # For example training/01_data.ipynb
-) -> set:        # Top packages
+    root,  # Top of the project
+    notebook: str,  # For example training/01_data.ipynb
+) -> set:  # Top packages
     "What a notebook imports from outside when it is run from top to bottom, or what its own functions may"
     lib, cache, seen, found = settings(root)['lib_path'], {}, set(), docs_imports(root, notebook)
     todo = deque()
@@ -185,61 +202,73 @@ def run_imports(
         own = {(m, n) for m, n in pairs if n and m.startswith(lib)}
         todo.extend(own | {known[n] for n in _mentioned(tree) & known.keys()})
 
-    for _, tree in _code_cells(root, notebook): follow(tree, '', {})
+    for _, tree in _code_cells(root, notebook):
+        follow(tree, '', {})
     while todo:
         module, name = todo.popleft()
-        if (module, name) in seen or not module.startswith(lib) or not _module_file(root, module): continue
+        if (module, name) in seen or not module.startswith(lib) or not _module_file(root, module):
+            continue
         seen.add((module, name))
         mod = _read(root, module, cache)
         known = mod.names | {n: (module, n) for n in mod.defs}
-        if name in mod.names and name not in mod.defs: todo.append(mod.names[name])
-        for node in mod.defs.get(name, []): follow(node, mod.package, known)
+        if name in mod.names and name not in mod.defs:
+            todo.append(mod.names[name])
+        for node in mod.defs.get(name, []):
+            follow(node, mod.package, known)
     return found
 
-# %% ../../nbs/book/03_needs.ipynb #dcc1e33b
-_distributions = {'PIL': 'pillow', 'yaml': 'pyyaml', 'haiku': 'dm-haiku', 'google': 'protobuf', 'dateutil': 'python-dateutil'}
+# %% ../../nbs/book/03_needs.ipynb #9504e6cc
+_distributions = {
+    'PIL': 'pillow',
+    'yaml': 'pyyaml',
+    'haiku': 'dm-haiku',
+    'google': 'protobuf',
+    'dateutil': 'python-dateutil',
+}
 
 def plain_name(
-    name:str # Name of a distribution, or a requirement with a range
-) -> str:    # Lower case, with hyphens
+    name: str,  # Name of a distribution, or a requirement with a range
+) -> str:  # Lower case, with hyphens
     "A distribution's name as indexes compare it (PEP 503)"
     return re.sub(r'[-_.]+', '-', re.match(r'[A-Za-z0-9._-]*', name)[0]).lower()
 
 def distribution(
-    module:str # Top package that is imported
-) -> str:      # For example dm-haiku for haiku
+    module: str,  # Top package that is imported
+) -> str:  # For example dm-haiku for haiku
     "The distribution that a package is imported from"
     return _distributions.get(module) or plain_name(module)
 
 def requirements(
-    root='.' # Top of the project
-) -> dict:   # Extra -> requirements; the empty name stands for what every installation brings
+    root='.',  # Top of the project
+) -> dict:  # Extra -> requirements; the empty name stands for what every installation brings
     "What settings.ini asks for"
     cfg = settings(root)
     found = {k.removesuffix('_requirements'): cfg[k].split() for k in cfg if k.endswith('_requirements')}
     return {'': cfg['requirements'].split()} | found
 
 def lock_graph(
-    root='.' # Top of the project
-) -> dict:   # Distribution -> those that it brings
+    root='.',  # Top of the project
+) -> dict:  # Distribution -> those that it brings
     "What comes along with what, from the annotations of requirements.lock"
-    graph, child, path = {}, None, Path(root)/'requirements.lock'
+    graph, child, path = {}, None, Path(root) / 'requirements.lock'
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
-        if line and line[0] not in ' #': child = plain_name(line)
+        if line and line[0] not in ' #':
+            child = plain_name(line)
         elif child and (m := re.fullmatch(r'\s+#\s+(?:via\s+)?([A-Za-z0-9][\w.-]*)', line)) and m[1] != 'via':
             graph.setdefault(plain_name(m[1]), set()).add(child)
     return graph
 
 def brings(
-    root='.' # Top of the project
-) -> dict:   # Extra -> the distributions it brings, directly or not
+    root='.',  # Top of the project
+) -> dict:  # Extra -> the distributions it brings, directly or not
     "Everything that each extra installs; the empty name stands for the library alone"
     graph, out = lock_graph(root), {}
     for extra, asked in requirements(root).items():
         todo, have = [plain_name(r) for r in asked], set()
         while todo:
             name = todo.pop()
-            if name in have: continue
+            if name in have:
+                continue
             have.add(name)
             todo += graph.get(name, ())
         out[extra] = have | ({'tensorflow'} if 'tensorflow-cpu' in have else set())
@@ -247,10 +276,10 @@ def brings(
 
 # %% ../../nbs/book/03_needs.ipynb #ee79e996
 def extras_for(
-    modules,   # Top packages that are imported
+    modules,  # Top packages that are imported
     root='.',  # Top of the project
-    given=()   # Extras that are installed anyway
-) -> tuple:    # List of extras to install, and list of packages that no extra brings
+    given=(),  # Extras that are installed anyway
+) -> tuple:  # List of extras to install, and list of packages that no extra brings
     "The fewest extras that bring these packages"
     have = brings(root)
     known = have[''].union(*(have[e] for e in given))
@@ -259,15 +288,16 @@ def extras_for(
     chosen = []
     while open_:
         best = max(able, key=lambda e: (len(able[e] & open_), -len(able[e])))
-        if not able[best] & open_: break
+        if not able[best] & open_:
+            break
         chosen.append(best)
         open_ -= able[best]
     return sorted(chosen), sorted(open_)
 
 # %% ../../nbs/book/03_needs.ipynb #e294d430
 def site_extras(
-    root='.' # Top of the project
-) -> list:   # Extras beyond dev
+    root='.',  # Top of the project
+) -> list:  # Extras beyond dev
     "The extras without which some page of the site could not be built"
     modules = set().union(*(docs_imports(root, n) for n in notebooks(root)))
     return extras_for(modules, root, given=['dev'])[0]
@@ -276,28 +306,34 @@ def site_extras(
 @dataclass(frozen=True)
 class Missing(Record):
     "A package that a page imports and this environment lacks"
-    page: str   # Notebook, for example training/01_data.ipynb
-    module: str # The package that is imported
+
+    page: str  # Notebook, for example training/01_data.ipynb
+    module: str  # The package that is imported
     extra: str  # The extra that brings it; base for the library's own requirements; empty where none does
 
     def __str__(self):
         cure = {'': 'which no extra of settings.ini brings', 'base': "which the library's own requirements bring"}
-        return f'nbs/{self.page} imports {self.module}, {cure.get(self.extra) or f"which the extra {self.extra} brings"}'
+        return (
+            f'nbs/{self.page} imports {self.module}, {cure.get(self.extra) or f"which the extra {self.extra} brings"}'
+        )
 
 def _brought_by(module, root, given=('dev',)):
     "The extra that brings a package, as `Missing` names it"
     extras, unknown = extras_for([module], root)
-    if unknown: extras = [e for e in given if distribution(module) in brings(root)[e]]
+    if unknown:
+        extras = [e for e in given if distribution(module) in brings(root)[e]]
     return extras[0] if extras else '' if unknown else 'base'
 
 def _present(module):
     "Can this environment import a top package?"
-    try: return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError): return False
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 def missing_imports(
-    root='.' # Top of the project
-) -> list:   # A `Missing` for each page and package
+    root='.',  # Top of the project
+) -> list:  # A `Missing` for each page and package
     "What the pages import while the docs are built and this environment does not have"
     found = []
     for notebook in notebooks(root):
@@ -307,25 +343,27 @@ def missing_imports(
 
 # %% ../../nbs/book/03_needs.ipynb #716826d4
 def extras_needed(
-    root,          # Top of the project
-    notebook:str,  # For example frameworks/02_runners.ipynb
-    given=('dev',) # Extras that are installed anyway: `./course` installs dev
-) -> list:         # Extras
+    root,  # Top of the project
+    notebook: str,  # For example frameworks/02_runners.ipynb
+    given=('dev',),  # Extras that are installed anyway: `./course` installs dev
+) -> list:  # Extras
     "The extras that a notebook's cells need beyond what every reader has"
     return extras_for(run_imports(root, notebook), root, given)[0]
 
 def _top_text(root, notebook):
     "The text of a notebook above its first code, apart from the line that names its module"
-    cells, text = json.loads((Path(root)/'nbs'/notebook).read_text(encoding='utf-8'))['cells'], ''
+    cells, text = json.loads((Path(root) / 'nbs' / notebook).read_text(encoding='utf-8'))['cells'], ''
     for cell in cells:
         source = ''.join(cell['source'])
-        if cell['cell_type'] == 'markdown': text += source + '\n'
-        elif not source.startswith('#| default_exp'): break
+        if cell['cell_type'] == 'markdown':
+            text += source + '\n'
+        elif not source.startswith('#| default_exp'):
+            break
     return re.sub(r'\s+', ' ', text)
 
 def unnamed_extras(
-    root='.' # Top of the project
-) -> list:   # A line for each notebook and extra
+    root='.',  # Top of the project
+) -> list:  # A line for each notebook and extra
     "Notebooks that need an extra which the text at their top does not name"
     found = []
     for notebook in notebooks(root):
@@ -336,13 +374,13 @@ def unnamed_extras(
 
 def _side_packages(root):
     "The distributions of the side environments, which are built apart"
-    with open(Path(root)/settings(root)['lib_path']/'data'/'environments.csv', newline='', encoding='utf-8') as f:
+    with open(Path(root) / settings(root)['lib_path'] / 'data' / 'environments.csv', newline='', encoding='utf-8') as f:
         steps = [word for row in csv.DictReader(f) for word in row['steps'].replace(';', ' ').split()]
     return {plain_name(word) for word in steps if word[0] != '-'}
 
 def unknown_imports(
-    root='.' # Top of the project
-) -> list:   # A line for each notebook and package
+    root='.',  # Top of the project
+) -> list:  # A line for each notebook and package
     "Imports that neither the library nor an extra nor a side environment brings"
     found, apart = [], _side_packages(root)
     for notebook in notebooks(root):
@@ -350,59 +388,111 @@ def unknown_imports(
         found += [f'nbs/{notebook}: {name}' for name in unknown if name not in apart]
     return found
 
-# %% ../../nbs/book/03_needs.ipynb #5c789bc8
+# %% ../../nbs/book/03_needs.ipynb #1266b514
+def _needs(tree):
+    "The calls of `need` whose module is written out, with the extra that they name"
+    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+        if getattr(call.func, 'id', None) != 'need' or not _asked(call):
+            continue
+        named = [a.value for a in call.args[1:2] if isinstance(a, ast.Constant)]
+        named += [k.value.value for k in call.keywords if k.arg == 'extra' and isinstance(k.value, ast.Constant)]
+        yield _asked(call), named[0] if named else 'all'
+
+def wrong_extras(
+    root='.',  # Top of the project
+) -> list:  # A line for each
+    "Calls of `need` that name an extra which does not bring the package"
+    lib, have, found = settings(root)['lib_path'], brings(root), []
+    have['all'] = set().union(*(d for e, d in have.items() if e != 'dev'))
+    for path in sorted((Path(root) / lib).rglob('*.py')):
+        for module, extra in _needs(_parse(path.read_text(encoding='utf-8'))):
+            top = _outside(module, lib)
+            if top and distribution(top) not in have.get(extra, set()) | have['']:
+                found.append(f'{path.relative_to(root)}: need({module!r}, {extra!r})')
+    return found
+
+# %% ../../nbs/book/03_needs.ipynb #a48d0fdb
 def _requirement_lines(root):
     "Everything that the lock covers: all extras, sorted"
     return '\n'.join(sorted({r for asked in requirements(root).values() for r in asked})) + '\n'
 
 def lock_problems(
-    text:str # A lock
-) -> list:   # What makes it unfit for other machines
+    text: str,  # A lock
+) -> list:  # What makes it unfit for other machines
     "Local builds, addresses and hashes in a lock"
-    bad = {'a local build': r'==[^\s;]*\+', 'an address': r'(?:https?|file)://', 'a path': r' @ |^[./]', 'an option': r'^-'}
+    bad = {
+        'a local build': r'==[^\s;]*\+',
+        'an address': r'(?:https?|file)://',
+        'a path': r' @ |^[./]',
+        'an option': r'^-',
+    }
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith('#')]
     return [f'{what}: {line.strip()}' for line in lines for what, pattern in bad.items() if re.search(pattern, line)]
 
 def uv_program(
-    folder # Where to keep it, should it not be on the path
+    folder,  # Where to keep it, should it not be on the path
 ) -> str:  # Path of the program
     "The program uv: from the path, or installed into a small environment of its own"
-    if found := shutil.which('uv'): return found
-    program = Path(folder)/'bin'/'uv'
+    if found := shutil.which('uv'):
+        return found
+    program = Path(folder) / 'bin' / 'uv'
     if not program.exists():
         subprocess.run([sys.executable, '-m', 'venv', str(folder)], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run([Path(folder)/'bin'/'python', '-m', 'pip', 'install', '-q', 'uv'], check=True)
+        subprocess.run([Path(folder) / 'bin' / 'python', '-m', 'pip', 'install', '-q', 'uv'], check=True)
     return str(program)
 
 def uv_environment(
-    pip:dict={} # The machine's pip settings, as `pip_settings` reads them
-) -> dict:      # Variables
+    pip=None,  # The machine's pip settings, as `pip_settings` reads them
+) -> dict:  # Variables
     "What uv is started with: none of its own settings, but the certificate and the index that pip uses here"
     env = {k: v for k, v in os.environ.items() if not k.startswith('UV_') and k != 'VIRTUAL_ENV'}
-    if 'cert' in pip: env['SSL_CERT_FILE'] = pip['cert']
-    if 'index-url' in pip: env['UV_DEFAULT_INDEX'] = pip['index-url']
+    pip = pip or {}
+    if 'cert' in pip:
+        env['SSL_CERT_FILE'] = pip['cert']
+    if 'index-url' in pip:
+        env['UV_DEFAULT_INDEX'] = pip['index-url']
     return env
 
-_lock_head = """# The set that was last tested, for Python {floor} and later on every platform. ./course installs these versions.
+_lock_head = """# The set that was last tested, for Python {floor} and later on every platform.
 # Made by `./course --lock` from settings.ini; `./course --lock --upgrade` takes the newest releases.
 """
 
 def make_lock(
-    root='.',     # Top of the project
-    upgrade=False, # Take the newest releases? Otherwise versions stay where the ranges admit them
-    uv=None,      # The program; default: from the path, or made on the spot
-    pip:dict={}   # The machine's pip settings
-) -> str:         # The lock's text, which is also written to requirements.lock
+    root='.',  # Top of the project
+    upgrade=False,  # Take the newest releases? Otherwise versions stay where the ranges admit them
+    uv=None,  # The program; default: from the path, or made on the spot
+    pip=None,  # The machine's pip settings
+) -> str:  # The lock's text, which is also written to requirements.lock
     "Resolve settings.ini for every supported Python and platform; raises RuntimeError when it does not resolve"
-    floor, path = settings(root)['min_python'], Path(root)/'requirements.lock'
+    floor, path = settings(root)['min_python'], Path(root) / 'requirements.lock'
     with tempfile.TemporaryDirectory() as d:
-        out = Path(d)/'requirements.lock'
-        if path.exists(): shutil.copy(path, out)
-        command = [uv or uv_program(Path(d)/'uv'), 'pip', 'compile', '-', '-o', out, '--universal', '--python-version', floor, '--no-config', '--no-header', '-q']
+        out = Path(d) / 'requirements.lock'
+        if path.exists():
+            shutil.copy(path, out)
+        command = [
+            uv or uv_program(Path(d) / 'uv'),
+            'pip',
+            'compile',
+            '-',
+            '-o',
+            out,
+            '--universal',
+            '--python-version',
+            floor,
+            '--no-config',
+            '--no-header',
+            '-q',
+        ]
         command += ['--upgrade'] if upgrade else []
-        run = subprocess.run(command, input=_requirement_lines(root), capture_output=True, text=True, env=uv_environment(pip), cwd=d)
-        if run.returncode: raise RuntimeError(f'the requirements of settings.ini do not resolve:\n{run.stderr.strip()}')
-        text = _lock_head.format(floor=floor) + re.sub(r'^(\s+#\s+(?:via )?)-r -$', r'\1settings.ini', out.read_text(encoding='utf-8'), flags=re.M)
-    if bad := lock_problems(text): raise RuntimeError(f'the lock would not fit other machines: {bad[0]}')
+        run = subprocess.run(
+            command, input=_requirement_lines(root), capture_output=True, text=True, env=uv_environment(pip), cwd=d
+        )
+        if run.returncode:
+            raise RuntimeError(f'the requirements of settings.ini do not resolve:\n{run.stderr.strip()}')
+        text = _lock_head.format(floor=floor) + re.sub(
+            r'^(\s+#\s+(?:via )?)-r -$', r'\1settings.ini', out.read_text(encoding='utf-8'), flags=re.M
+        )
+    if bad := lock_problems(text):
+        raise RuntimeError(f'the lock would not fit other machines: {bad[0]}')
     write_atomic(path, text)
     return text

@@ -165,17 +165,24 @@ def zensical(
         _replace(d / 'site', out)
 
 # %% ../../nbs/book/01_rendering.ipynb #80474a71
+def _for_quarto(lines, cfg):
+    "Markdown for Quarto: diagrams are cells of its own kind, and no link leads to a source that is not published"
+    text = addressed(''.join(lines), cfg).replace('```mermaid\n', '```{mermaid}\n')
+    if not published(cfg):
+        text = re.sub(r'\[source\]\([^)]*\)\{[^}]*\}\s*', '', text)
+    return text.splitlines(True)  # a single string would lose its line breaks in Quarto
+
+
 def _quarto_notebook(text, cfg):
-    "A processed notebook for Quarto: diagrams are cells of its own kind, and no link to a source that is not published"
+    "A processed notebook with its prose and its Markdown outputs as Quarto wants them"
     nb = json.loads(text)
     for cell in nb['cells']:
         if cell['cell_type'] == 'markdown':
-            text = addressed(''.join(cell['source']), cfg)
-            cell['source'] = text.replace('```mermaid\n', '```{mermaid}\n')
+            cell['source'] = _for_quarto(cell['source'], cfg)
         for out in cell.get('outputs', []):
-            shown = out.get('data', {}).get('text/markdown')
-            if shown and not published(cfg):
-                out['data']['text/markdown'] = re.sub(r'\[source\]\([^)]*\)\{[^}]*\}\s*', '', ''.join(shown))
+            data = out.get('data', {})
+            if 'text/markdown' in data:
+                data['text/markdown'] = _for_quarto(data['text/markdown'], cfg)
     return json.dumps(nb)
 
 
@@ -193,11 +200,11 @@ def quarto_settings(
 def quarto_errors(
     said: str,  # What Quarto printed
 ) -> str:  # The part that says what is wrong; empty when nothing is
-    "Quarto's own errors with the lines that explain them, and every warning"
+    "Quarto's errors and warnings, each with the lines that explain it"
     lines = said.splitlines()
-    starts = [i for i, line in enumerate(lines) if re.search(r'\bERROR\b', line)]
-    warnings = [line for line in lines if re.search(r'\bWARN', line)]
-    return '\n'.join(warnings + (lines[starts[0] :][:30] if starts else []))
+    found = [i for i, line in enumerate(lines) if re.search(r'\b(WARN|ERROR)', line)]
+    shown = sorted({j for i in found for j in range(i, min(i + 5, len(lines)))})
+    return '\n'.join(lines[j] for j in shown[:60])
 
 
 _foreign = re.compile(
@@ -209,14 +216,24 @@ _foreign = re.compile(
 
 def own_page(
     text: str,  # HTML of a page that Quarto made
-    name: str,  # Its name
+    name: str,  # Its path in the site
     cfg: dict,  # Settings of the project
+    anchors: dict,  # Path of a page -> the anchors it has
 ) -> str:  # HTML that loads nothing from elsewhere and whose own links are relative
     "What nbdev and Quarto add for the web, taken back: scripts from other hosts and absolute links to this very site"
     base = re.escape(cfg['doc_host'] + cfg['doc_baseurl']) + '/'
     up = '../' * name.count('/') or './'
+
+    def relative(found):
+        page, fragment = found[2], found[3] or ''
+        owner = fragment.split('.')[0]  # a method without an entry of its own is documented with its class
+        known = [f for f in (fragment, owner) if f in anchors.get(page, ())]
+        return found[1] + up + page + (f'#{known[0]}' if known else '')
+
     text = _foreign.sub('', text)
-    return re.sub(rf'(<a [^>]*href="){base}', rf'\g<1>{up}', text)
+    if 'rel="icon"' not in text:  # or the browser asks for a favicon.ico that is not there
+        text = text.replace('</head>', '<link rel="icon" href="data:,">\n</head>', 1)
+    return re.sub(rf'(<a [^>]*href="){base}([^"#]*)(?:#([^"]*))?', relative, text)
 
 
 def quarto(
@@ -237,7 +254,8 @@ def quarto(
     if done.returncode or wrong:
         raise RuntimeError(f'quarto render failed:\n{wrong or _said(done)[-4000:]}')
     made = proc / Path(cfg['doc_path']).name
-    for page in made.rglob('*.html'):
-        name = page.relative_to(made).as_posix()
-        page.write_text(own_page(page.read_text(encoding='utf-8'), name, cfg), encoding='utf-8')
+    texts = {p.relative_to(made).as_posix(): p.read_text(encoding='utf-8') for p in made.rglob('*.html')}
+    anchors = {name: set(re.findall(r'\bid="([^"]+)"', text)) for name, text in texts.items()}
+    for name, text in texts.items():
+        (made / name).write_text(own_page(text, name, cfg, anchors), encoding='utf-8')
     _replace(made, out)

@@ -8,7 +8,8 @@ __all__ = ['CheckFailed', 'check_sources', 'check_site', 'check_notebooks', 'che
            'run_quick', 'main']
 
 # %% ../../nbs/book/06_stages.ipynb #7fb2c950
-import concurrent.futures, contextlib, hashlib, json, os, random, re, secrets, shutil, signal, subprocess, sys, time
+import concurrent.futures, contextlib, hashlib, json, os, random, re, secrets, shutil, signal
+import subprocess, sys, tempfile, time
 from pathlib import Path
 from ..core import human_seconds, read_data
 from .checks import (cache_folder, module_of, project_root, recorded_seconds, run_in_kernel, run_notebooks,
@@ -133,7 +134,7 @@ def newcomer(
 ) -> str:               # What was done; raises CheckFailed
     "Build the site as a newcomer does: in a throw-away clone, an environment made by ./course, no variables of ours"
     python = oldest_python(settings(root)['min_python'])
-    place = cache_folder()/'newcomer'/newcomer_key(root, python)
+    place = _visible_folder()/'newcomer'/newcomer_key(root, python)
     project = place/'project'
     place.mkdir(parents=True, exist_ok=True)
     with _alone(place/'lock'):
@@ -151,6 +152,17 @@ def newcomer(
     return f"Python {version}, environment {'kept from an earlier run' if had else 'made anew'}"
 
 # %% ../../nbs/book/06_stages.ipynb #d4975ef2
+def _visible_folder():
+    "The cache folder, or one in /var/tmp: nbdev passes over notebooks below a folder whose name begins with a dot"
+    if not any(part.startswith('.') for part in cache_folder().parts):
+        return cache_folder()
+    base = Path('/var/tmp') if Path('/var/tmp').is_dir() else Path(tempfile.gettempdir())
+    folder = base/f'fsdl_tools-{os.getuid()}'
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise CheckFailed(f'{folder} belongs to somebody else', [], 'remove it')
+    return folder
+
 _passed_on = re.compile(r'(PIP|UV)_\w+|\w+_proxy|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|LANG', re.I)
 
 def _newcomers_variables(python):
@@ -194,12 +206,39 @@ def _empty(folder, keep=()):
     shutil.rmtree(folder.parent/'clone', ignore_errors=True)
 
 def _sweep(folder, current, days=14):
-    "Remove environments that nobody has used for two weeks"
+    "Remove what killed runs have left, and environments that nobody has used for two weeks"
     os.utime(current)
+    _end_orphan(current)
     for path in folder.iterdir():
+        if path == current or _in_use(path/'lock'):
+            continue
+        _end_orphan(path)
         unused = time.time() - path.stat().st_mtime
-        if path != current and unused > days * 86400:
+        if unused > days * 86400:
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            _empty(path/'project', keep=('.venv',))
+
+def _in_use(path):
+    "Does another process hold this lock?"
+    import fcntl
+    with open(path, 'w') as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+def _end_orphan(place):
+    "End the ./course of a run that was killed, if it still works in this folder"
+    pid = place/'pid'
+    if not pid.exists():
+        return
+    number = int(pid.read_text() or 0)
+    with contextlib.suppress(OSError):
+        if Path(os.readlink(f'/proc/{number}/cwd')).is_relative_to(place):
+            os.killpg(number, signal.SIGKILL)
+    pid.unlink()
 
 def _move_into(source, target):
     "Move everything in one folder into another"
@@ -211,6 +250,7 @@ def _build_as_newcomer(project, log, python, timeout):
     "Call ./course --build; its output"
     with open(log, 'w+') as out:
         proc = _started(['./course', '--build'], project, out, _newcomers_variables(python))
+        (log.parent/'pid').write_text(str(proc.pid))
         late = False
         try:
             proc.wait(timeout)
@@ -218,6 +258,7 @@ def _build_as_newcomer(project, log, python, timeout):
             late = True
         finally:
             _end(proc)
+            (log.parent/'pid').unlink()
         out.seek(0)
         text = out.read()
     if late or proc.returncode:
@@ -235,12 +276,12 @@ def _started(command, folder, out, env):
     return proc
 
 def _end(proc):
-    "End a process and everything that it has started in its group"
-    try:
-        os.killpg(proc.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    proc.wait()
+    "End a process and everything that it has started in its group; first it is asked to"
+    for how, seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(proc.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            proc.wait(seconds)
     _running.discard(proc)
 
 def _look_at(project, log):
@@ -282,6 +323,32 @@ def side_environments(
             raise CheckFailed(f'the side environment {name}', [str(e)], 'see its log') from e
         notes.append(f"{name} {'kept' if had else 'built'}")
     return ', '.join(notes)
+
+def _sides_apart(root):
+    "The same in a process of its own, which can be ended in the middle of a build"
+    with tempfile.TemporaryFile('w+') as out:
+        code = 'from fsdl_tools.book.stages import _sides; _sides()'
+        proc = _started([sys.executable, '-c', code], root, out, dict(os.environ))
+        try:
+            proc.wait()
+        finally:
+            _end(proc)
+        out.seek(0)
+        lines = out.read().splitlines()
+    if proc.returncode:
+        raise CheckFailed('side environments', lines[-40:], 'see above')
+    for line in lines[:-1]:
+        _say(line)
+    return lines[-1]
+
+def _sides():
+    "In that process: build, and end the build when asked to"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        _say(side_environments('.') or 'none is needed')
+    except CheckFailed as e:
+        _say(str(e))
+        sys.exit(1)
 
 def _apt_install(packages):
     "Install Debian packages where that is permitted, and say so"
@@ -340,7 +407,7 @@ def run_stages(
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         try:
             behind = [pool.submit(_stage, 'Newcomer (in the background)', newcomer, root, uncached),
-                      pool.submit(_stage, 'Side environments (in the background)', side_environments, root)]
+                      pool.submit(_stage, 'Side environments (in the background)', _sides_apart, root)]
             _stage('Site', check_site, root)
             _raise_if_failed(behind)
             _stage('Notebooks', check_notebooks, root, flags='slow' if slow else '')

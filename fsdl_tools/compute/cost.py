@@ -8,11 +8,12 @@ __all__ = ['tiers', 'reference', 'Offer', 'read_prices', 'prices', 'announce', '
            'plot_costs', 'upheld', 'rank_correlation', 'frontier', 'transformer_seconds']
 
 # %% ../../nbs/compute/07_cost.ipynb #c4d52b0b
-import csv, datetime, functools, math, re
+import csv, datetime, functools, math, re, statistics
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import *
-from ..table import Table
+from ..table import Table, pareto_front
 from .gpus import Cluster, benchmarks, find, suites, throughput
 
 # %% ../../nbs/compute/07_cost.ipynb #b2adbec4
@@ -279,24 +280,20 @@ def rank_correlation(
     ys      # As many numbers
 ) -> float: # Between -1 and 1; raises ValueError where one of them never changes
     "Spearman's rank correlation, ties averaged"
-    def ranks(v):
-        order, mid = sorted(v), (len(v) - 1) / 2
-        first = {x: i for i, x in reversed(list(enumerate(order)))}
-        return [first[x] + (order.count(x) - 1) / 2 - mid for x in v]
-    a, b = ranks(list(xs)), ranks(list(ys))
-    norm = math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
-    if len(a) != len(b) or not norm: raise ValueError('a rank correlation needs two lists of equal length whose values differ')
-    return sum(x * y for x, y in zip(a, b)) / norm
+    # statistics.correlation has a method of its own for ranks, but only from Python 3.12 on
+    return statistics.correlation(_ranks(xs), _ranks(ys))
+
+def _ranks(values):
+    "Twice the rank of each value, ties averaged: how many are smaller, and how many are not larger"
+    order = sorted(values)
+    return [bisect_left(order, v) + bisect_right(order, v) for v in values]
 
 # %% ../../nbs/compute/07_cost.ipynb #aae35275
 def frontier(
     done # Experiments
 ) -> list: # Those that no other beats in both dollars and hours, fastest first
     "The experiments worth considering: faster costs more, cheaper takes longer"
-    out, best = [], math.inf
-    for e in sorted(done, key=lambda e: (e.wall_hours, e.dollars)):
-        if e.dollars < best: out.append(e); best = e.dollars
-    return out
+    return pareto_front(done, lambda e: e.wall_hours, lambda e: e.dollars)
 
 # %% ../../nbs/compute/07_cost.ipynb #c7640e32
 def transformer_seconds(

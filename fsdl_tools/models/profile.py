@@ -8,7 +8,7 @@ __all__ = ['Tally', 'metered', 'profile', 'largest', 'tree', 'memory_by_precisio
 # %% ../../nbs/models/04_profile.ipynb #e0d081cd
 import contextlib, copy, math, statistics, time
 from ..core import human_bytes, human_count, one_of, positive
-from ..table import Table
+from ..table import Table, pareto_front
 from .build import build, example_inputs, shape_of
 from .spec import Input, Layer, ModelSpec, human_flop
 
@@ -310,7 +310,5 @@ def front(
     value:str     # Key of what should be large, for example top1
 ) -> list:        # The rows that no other beats, cheapest first
     "Rows for which nothing as cheap is as good"
-    out = []
-    for r in sorted((r for r in rows if r[cost] is not None and r[value] is not None), key=lambda r: (r[cost], -r[value])):
-        if not out or r[value] > out[-1][value]: out.append(r)
-    return out
+    known = [r for r in rows if r[cost] is not None and r[value] is not None]
+    return pareto_front(known, lambda r: r[cost], lambda r: -r[value])

@@ -67,8 +67,10 @@ def reader(browser, site):
 
 
 def diagram_pages(root):
-    "The pages whose notebook draws a diagram"
-    def draws(name): return any(c['cell_type'] == 'markdown' and '```mermaid' in ''.join(c['source']) for c in json.loads((root/'nbs'/name).read_text())['cells'])
+    "The pages whose notebook draws a diagram, in its prose or by an output"
+    def texts(cell):
+        yield from [''.join(cell['source'])] if cell['cell_type'] == 'markdown' else (''.join(out.get('data', {}).get('text/markdown', '')) for out in cell['outputs'])
+    def draws(name): return any(re.search(r'```\{?mermaid', text) for c in json.loads((root/'nbs'/name).read_text())['cells'] for text in texts(c))
     return {p.name for p in pages(root) if draws(p.source)}
 
 
@@ -268,11 +270,11 @@ def test_an_escaped_dollar_is_a_dollar(): assert formulas(r'from \$1,750 to \$25
 
 def test_a_broken_notebook_names_itself(tmp_path, root):
     for part in ('settings.ini', '_quarto.yml', 'nbs', 'fsdl_tools'): (shutil.copytree if (root/part).is_dir() else shutil.copy)(root/part, tmp_path/part)
-    for name in set(notebooks(root)) - {'90_cli.ipynb', 'index.ipynb', 'contributing.ipynb', '00_core.ipynb'}: (tmp_path/'nbs'/name).unlink()
-    (tmp_path/'_quarto.yml').write_text('website: {sidebar: {contents: [index.ipynb, 00_core.ipynb, 90_cli.ipynb]}}')
-    p = tmp_path/'nbs/90_cli.ipynb'
+    for name in set(notebooks(root)) - {'cli/06_main.ipynb', 'index.ipynb', 'contributing.ipynb', '00_core.ipynb'}: (tmp_path/'nbs'/name).unlink()
+    (tmp_path/'_quarto.yml').write_text('website: {sidebar: {contents: [index.ipynb, 00_core.ipynb, cli/06_main.ipynb]}}')
+    p = tmp_path/'nbs/cli/06_main.ipynb'
     nb = json.loads(p.read_text())
     nb['cells'].append(dict(cell_type='markdown', id='zz', metadata={}, source='::: {.callout-note}\nnever closed'))
     p.write_text(json.dumps(nb))
-    with pytest.raises(ValueError, match='90_cli.ipynb: a div is never closed'): build_site(tmp_path, tmp_path/'out', 'zensical')
+    with pytest.raises(ValueError, match='cli/06_main.ipynb: a div is never closed'): build_site(tmp_path, tmp_path/'out', 'zensical')
     assert not (tmp_path/'out').exists()

@@ -212,7 +212,7 @@ def test_rank_correlation_agrees_with_scipy():
 
 def command(*args):
     "Run `fsdl` in this process"
-    from fsdl_tools import cli
+    from fsdl_tools.cli import main as cli
     from typer.testing import CliRunner
     r = CliRunner().invoke(cli.app, list(args))
     return r.exit_code, r.stdout, r.exception

@@ -237,7 +237,7 @@ def test_constants_can_be_fitted_again():
 
 
 def fsdl(*args, capsys):
-    from fsdl_tools.cli import run
+    from fsdl_tools.cli.main import run
     code = run(list(args))
     out = capsys.readouterr()
     return code, out.out, out.err

@@ -168,7 +168,7 @@ def test_benchmark_results():
 
 def fsdl(*args, timeout=300):
     env = os.environ | dict(COLUMNS='140', TERM='dumb', PYTHONPATH=f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    return subprocess.run([sys.executable, '-c', 'from fsdl_tools.cli import main; main()', *args], capture_output=True, text=True, env=env, timeout=timeout)
+    return subprocess.run([sys.executable, '-c', 'from fsdl_tools.cli.main import main; main()', *args], capture_output=True, text=True, env=env, timeout=timeout)
 
 def test_import_is_light():
     code = "import sys, fsdl_tools.frameworks.race, fsdl_tools.frameworks.convert; print([m for m in ('torch', 'jax', 'tensorflow', 'lightning', 'flax') if m in sys.modules])"

@@ -206,7 +206,7 @@ def test_transformers_families(name, task):
 @pytest.fixture
 def fsdl(capsys):
     def call(*args):
-        from fsdl_tools.cli import run
+        from fsdl_tools.cli.main import run
         capsys.readouterr()
         code = run(list(args))
         return code, *capsys.readouterr()

@@ -9,6 +9,7 @@ from fsdl_tools.onnx.graph import InputSpec, draw, specs_of_file
 from fsdl_tools.onnx.cures import calibrate, open_model, outputs, randomise, tiny_config
 from fsdl_tools.onnx.export import export, install, staging
 from fsdl_tools.onnx.verify import verify
+from fsdl_tools.environments import run_in
 from fsdl_tools.onnx.graph import infer, inspect_onnx, read_onnx, session, web_runner
 
 torch.set_num_threads(1)
@@ -211,7 +212,28 @@ def test_same_file_in_webassembly(made):
     assert list(a) == list(b) and np.allclose(a['output'], b['output'], rtol=0, atol=1e-5 * abs(a['output']).max())
     with pytest.raises(ValueError, match='onnxruntime-web failed'): web_runner(made[1], folder/'node_modules')(dict(nonsense=feed['pixel_values']))
 
-def fsdl(*args, cwd): return subprocess.run([sys.executable, '-c', 'from fsdl_tools.cli import main; main()', *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=280, env=os.environ | dict(PYTHONPATH=str(root), COLUMNS='160', TERM='dumb'))
+OPTIMUM = '''
+from fsdl_tools.core import fix_torchvision; fix_torchvision()
+import torch
+from transformers import BertConfig, BertModel
+from optimum.exporters.onnx import onnx_export_from_model
+def main(folder):
+    torch.manual_seed(0)
+    small = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=100)
+    m = BertModel(small).eval()
+    onnx_export_from_model(m, folder, task='feature-extraction', do_validation=True, device='cpu')
+    with torch.no_grad(): return m(torch.arange(10).view(2, 5)).last_hidden_state.tolist()
+'''
+
+@pytest.mark.timeout(600)
+def test_optimum_writes_what_we_read(side, tmp_path):
+    "A model exported by optimum-onnx in its own environment, run by ours, gives what PyTorch gave there"
+    want = np.array(run_in(side('optimum'), OPTIMUM, str(tmp_path), timeout=300))
+    ids = np.arange(10).reshape(2, 5)
+    got = infer(session(tmp_path/'model.onnx'), dict(input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids)))
+    assert np.allclose(got['last_hidden_state'], want, rtol=0, atol=1e-5 * abs(want).max())
+
+def fsdl(*args, cwd): return subprocess.run([sys.executable, '-c', 'from fsdl_tools.cli.main import main; main()', *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=280, env=os.environ | dict(PYTHONPATH=str(root), COLUMNS='160', TERM='dumb'))
 
 @pytest.mark.timeout(600)
 def test_command_line(tmp_path):

@@ -85,6 +85,7 @@ def test_a_rank_that_ends_badly_is_named(how, words, who):
     assert time.monotonic() - t0 < 10
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('how, words', [('sleep', 'rank 1 is in misbehave'), ('spin', 'rank 1 is in misbehave'), ('stop', 'rank 1 is'), ('absent', 'rank 1 had returned')])
 def test_a_rank_that_does_not_come_is_named(how, words, tmp_path):
     t0 = time.monotonic()
@@ -221,6 +222,7 @@ def test_launch_within_a_group_is_refused():
 
 
 @linux
+@pytest.mark.alone
 @pytest.mark.parametrize('n', [2, 3, 5])
 def test_bytes_on_the_wire(n):
     numel = 240_000

@@ -179,6 +179,7 @@ def reference(batch=16):
     return whole[batch]
 
 
+@pytest.mark.sweep(12)
 @pytest.mark.parametrize('world', [1, 2, 4])
 @pytest.mark.parametrize('name, micro_batches, virtual', [('naive', 2, 1), ('gpipe', 1, 1), ('gpipe', 8, 1), ('1f1b', 1, 1), ('1f1b', 2, 1), ('1f1b', 16, 1), ('interleaved', 2, 2), ('interleaved', 8, 2), ('zb1p', 2, 1), ('zb1p', 8, 1)])
 def test_every_schedule_equals_one_process(world, name, micro_batches, virtual):
@@ -265,6 +266,7 @@ def test_bytes_kept_are_those_of_the_simulated_peaks(name):
     assert [r['most'] for r in runs] == [k*b for k, b in zip(simulate(timetable(name, 4, m)).peaks, one)]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('name, m', [(n, m) for n in ('gpipe', '1f1b') for m in (4, 8, 16)])
 def test_measured_bubble_is_the_simulated_one(name, m):
     "Within 15 %: stages that sleep; other programs can only add to the bubble, so a busy moment gets further attempts"
@@ -275,6 +277,7 @@ def test_measured_bubble_is_the_simulated_one(name, m):
     assert got == pytest.approx(wanted, rel=.15)
 
 
+@pytest.mark.alone
 def test_never_two_ranks_at_once_with_the_naive_schedule():
     trace = sleep_trace('naive', 4, 3, 1, .002, .004, 1)
     assert trace.active == 1 and trace.share > .74

@@ -8,10 +8,11 @@ from fsdl_tools.core import read_results
 from fsdl_tools.parallel.ranks import on_ranks
 from fsdl_tools.parallel.ddp import sync_batchnorm, train_ranks
 from fsdl_tools.models.tiny import share, tiny_batch, tiny_loss, tiny_model, tiny_names, train_batches, train_alone, adamw, worst
-from fsdl_tools.environments import built, run_in
+from fsdl_tools.environments import run_in
 from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, accounted, ddp, fsdp, units_of, zero_memory, zero_redundancy, zeros
 from fsdl_tools.testing import differences
-from fsdl_tools.parallel.zero_libraries import deepspeed_config, first_half, load_shards, read_range, save_shards, second_half
+from fsdl_tools.parallel.zero_libraries import deepspeed_config, shards
+from fsdl_tools.training.checkpoint import Checkpointer
 
 
 @pytest.mark.parametrize('ranks', [1, 2, 4, 8])
@@ -83,43 +84,38 @@ def test_frozen_parameters_stay_and_are_not_sharded():
     assert worst(on_ranks(_frozen, 2)[0], wanted) < 1e-6
 
 
+def _steps(folder, first, last, name='gpt', stage=3):
+    model = zeros[stage](sync_batchnorm(tiny_model(name, seed=first)))          # other weights: the checkpoint has to bring its own
+    opt, saver = adamw(model.parameters()), Checkpointer(folder)
+    if first: saver.load(shards(model, opt))
+    out = train_batches(model, [share(tiny_batch(name, 12, s)) for s in range(first, last)], opt) if last > first else []
+    if not first: saver.save(last, shards(model, opt), wait=True)
+    return out, {n: b.tolist() for n, b in model.module.named_buffers()}
+
+
 @pytest.mark.parametrize('stage, name', [(1, 'mlp'), (2, 'gpt'), (3, 'cnn')])
 def test_checkpoint_on_other_numbers_of_ranks(tmp_path, stage, name):
-    start, alone = on_ranks(first_half, 4, tmp_path, name, stage)[0], train_alone(name, size=12, make=adamw)
+    (start, _), alone = on_ranks(_steps, 4, tmp_path, 0, 10, name, stage)[0], train_alone(name, size=12, make=adamw)
     for ranks in (1, 2, 3):
-        rest = on_ranks(second_half, ranks, tmp_path, name, stage)[0]
+        rest, _ = on_ranks(_steps, ranks, tmp_path, 10, 20, name, stage)[0]
         assert worst(start + rest, alone) < 1e-6
 
 
-def _buffers(folder, load):
-    m = Zero3(sync_batchnorm(tiny_model('cnn')))
-    opt = adamw(m.parameters())
-    if load: load_shards(m, opt, folder)
-    else:
-        train_batches(m, [share(tiny_batch('cnn', 16, s)) for s in range(3)], opt)
-        save_shards(m, opt, folder)
-    return {n: b.tolist() for n, b in m.module.named_buffers()}
-
-
 def test_running_statistics_are_in_the_checkpoint(tmp_path):
-    assert on_ranks(_buffers, 2, tmp_path, False)[0] == on_ranks(_buffers, 1, tmp_path, True)[0]
-
-
-def _other_model(folder):
-    m = Zero3(tiny_model('gpt'))
-    load_shards(m, adamw(m.parameters()), folder)
+    saved = on_ranks(_steps, 2, tmp_path, 0, 3, 'cnn')[0][1]
+    assert saved and on_ranks(_steps, 1, tmp_path, 3, 3, 'cnn')[0][1] == saved
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    on_ranks(first_half, 2, tmp_path, 'mlp')
-    with pytest.raises(RuntimeError, match='another model'): on_ranks(_other_model, 2, tmp_path)
+    on_ranks(_steps, 2, tmp_path, 0, 2, 'mlp')
+    with pytest.raises(RuntimeError, match='does not fit'): on_ranks(_steps, 2, tmp_path, 2, 3, 'gpt')
 
 
 def test_a_truncated_shard_is_refused(tmp_path):
-    on_ranks(first_half, 2, tmp_path, 'mlp')
-    shard = tmp_path/'shard-0.safetensors'
+    on_ranks(_steps, 2, tmp_path, 0, 2, 'mlp')
+    shard = next(tmp_path.glob('step-*/*.safetensors'))
     shard.write_bytes(shard.read_bytes()[:-10])
-    with pytest.raises(RuntimeError, match='damaged'): on_ranks(second_half, 2, tmp_path, 'mlp')
+    with pytest.raises(RuntimeError, match='no good checkpoint'): on_ranks(_steps, 2, tmp_path, 2, 3, 'mlp')
 
 
 def test_zero_memory_refuses_nonsense():
@@ -133,8 +129,8 @@ def test_results_are_within_the_bar():
     assert all(r['difference'] < 1e-6 for r in result['deepspeed']['rows'])
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not built('sharding'), reason="the side environment 'sharding' is not built")
-def test_deepspeed_and_fairscale():
+@pytest.mark.timeout(900)
+def test_deepspeed_and_fairscale(side):
+    side('sharding')
     for r in run_in('sharding', 'fsdl_tools.parallel.zero_libraries:run_deepspeed', dict(ranks=2, models=['mlp'], stages=[0, 1, 2, 3]), timeout=500): assert r['difference'] < 1e-6, r
     for r in run_in('sharding', 'fsdl_tools.parallel.zero_libraries:run_fairscale', dict(ranks=2, models=['mlp'])): assert r['strategy'] == 'ShardedDDP' or r['difference'] < 1e-6, r

@@ -617,6 +617,7 @@ def resumed(folder):
     return step, extra == {'at': step}, torch.equal(got[f'w{r % 2}'], value(step, r % 2)) and torch.equal(got['all'], value(step, 0)), hidden(folder)
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize('seed', range(10))
 def test_killed_at_any_moment(tmp_path, seed):
     "One rank, or all, at a random moment of a save: the last good one loads, on as many ranks or on one"
