@@ -33,7 +33,7 @@ def pod(tmp_path_factory):
     (top/'work').mkdir()
     (top/'empty').mkdir()
     wanted = ['/usr', '/lib', '/lib64', '/bin', sys.base_prefix, sys.prefix, str(Path(__file__).parent.parent.parent), str(top/'work')]
-    t = Container(python=python, mounts=tuple(dict.fromkeys(os.path.realpath(m) if m == sys.prefix else m for m in wanted if Path(m).is_dir())))
+    t = Container(python=os.path.join(os.path.realpath(sys.prefix), 'bin', 'python'), mounts=tuple(dict.fromkeys(os.path.realpath(m) if m == sys.prefix else m for m in wanted if Path(m).is_dir())))
     try:
         t.build(Job('image', ('true',), image='localhost/fsdl-test:1'), context=top/'empty')
         yield t, top/'work'
