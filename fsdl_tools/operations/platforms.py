@@ -11,12 +11,12 @@ from ..core import one_of, read_data
 from ..table import Table
 from .launch import target
 
-# %% ../../nbs/operations/10_platforms.ipynb #7d7ec61c
+# %% ../../nbs/operations/10_platforms.ipynb #3683fa5a
 def platform_history(
     name: str = '',  # A platform, for example Gradient; empty: all
 ) -> Table:  # Events with date, source and the day they were seen
     "What happened to the platforms of the lecture, and to their successors"
-    rows = [r | dict(date=str(r['date'])) for r in read_data('platforms.csv', text=('date', 'seen'))]
+    rows = read_data('platforms.csv', text=('date', 'seen'))
     names = sorted({r['name'] for r in rows})
     if name:
         rows = [r for r in rows if r['name'] == one_of('platform', name, names)]
@@ -32,25 +32,31 @@ def _months(date):
 def platform_fates(
     today=None,  # A datetime.date; default: today
     silent: int = 12,  # Months without a sign of life after which a platform is called gone
-) -> Table:  # A row a platform: its last event, months since, and whether it is alive
-    "How long ago each platform gave its last sign of life"
+) -> Table:  # A row a platform: when what the lecture names ended, the last event, and whether it is alive
+    "Which platforms are still there"
     day = today or datetime.date.today()
-    now = day.year * 12 + day.month
-    last = {r['name']: r for r in platform_history()}
-    ended = ('retired', 'last release', 'deleted', 'legacy')
-    rows = [
-        dict(
-            platform=n,
-            last=r['date'],
-            event=r['event'],
-            months=now - _months(r['date']),
-            alive=now - _months(r['date']) < silent and not any(w in r['event'] for w in ended),
-        )
-        for n, r in last.items()
-    ]
-    return Table(sorted(rows, key=lambda r: -r['months']), caption=f'Last sign of life, {day:%B %Y}')
+    now, events = day.year * 12 + day.month, {}
+    for r in platform_history():
+        events.setdefault(r['name'], []).append(r)
+    rows = [_fate(name, found, now, silent) for name, found in events.items()]
+    return Table(sorted(rows, key=lambda r: (r['alive'], r['last'])), caption=f'Who is still there, {day:%B %Y}')
 
-# %% ../../nbs/operations/10_platforms.ipynb #f7bebfef
+
+def _fate(name, events, now, silent):
+    "The row of one platform"
+    ended = next((r['date'] for r in events if r['ends']), '')
+    last = events[-1]
+    quiet = now - _months(last['date'])
+    return dict(
+        platform=name,
+        ended=ended,
+        last=last['date'],
+        event=last['event'],
+        months=quiet,
+        alive=not ended and quiet < silent,
+    )
+
+# %% ../../nbs/operations/10_platforms.ipynb #8fa02a55
 _jobs = dict(SageMaker='sagemaker', Anyscale='anyscale', SkyPilot='skypilot', Kubeflow='pytorchjob') | {
     'Determined.ai': 'determined'
 }
@@ -79,8 +85,8 @@ def exit_cost(
         dict(yours='data and models', way=_files.get(platform, _unknown), proven=False),
         dict(
             yours='runs',
-            way='what your own code has written beside them: metrics.jsonl and checkpoints of the trainer',
-            proven=True,
+            way='what your own code writes beside them, as the trainer does: metrics.jsonl and checkpoints',
+            proven=False,
         ),
     ]
     return Table(rows, caption=f'Leaving {platform}')
