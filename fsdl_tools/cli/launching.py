@@ -75,7 +75,7 @@ def _handle(text, name):
         raise ValueError(f'name a job as {name}:NUMBER, as --submit has printed it, not {text!r}')
     return Handle(where, number)
 
-# %% ../../nbs/cli/05_launching.ipynb #337abc55
+# %% ../../nbs/cli/05_launching.ipynb #7d11af1e
 def _ask(what, text, name, pairs, follow, as_json):
     "Status, logs, cancel or doctor"
     from fsdl_tools.operations.launch import TargetError, target
@@ -104,9 +104,7 @@ def _launch_command(
     handle: Annotated[Optional[str], typer.Argument(help='The job to ask about, for example slurm:17.')] = None,
     on: Annotated[
         str,
-        typer.Option(
-            help='local, slurm, container, k8s, pytorchjob, trainjob, ray, raytrain, sagemaker, anyscale, determined, skypilot.'
-        ),
+        typer.Option(help='local, slurm, container, k8s, pytorchjob, trainjob, ray, raytrain, sagemaker, anyscale …'),
     ] = 'local',
     submit: Annotated[
         bool, typer.Option('--submit/--dry-run', help='Hand it to the target, or only print the text.')
@@ -126,7 +124,8 @@ def _launch_command(
 ):
     """Run a job on any scheduler: print its text, submit it, ask how it is.
 
-    Examples: `fsdl launch job.json --on slurm`, `fsdl launch plan.json --config run.json --on k8s --image ghcr.io/me/fsdl:1 > job.yaml`, `fsdl launch status slurm:17`
+    Examples: `fsdl launch job.json --on slurm`, `fsdl launch plan.json --config run.json --on k8s > job.yaml`,
+    `fsdl launch status slurm:17`
     """
     if what in _asked:
         return _ask(what, handle, on, with_, follow, as_json)

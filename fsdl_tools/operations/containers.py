@@ -29,13 +29,13 @@ from fsdl_tools.operations.kubernetes import (
 )
 from .launch import Handle, Job, Status, Target, TargetError, run_command
 
-# %% ../../nbs/operations/06_containers.ipynb #5f93ec00
+# %% ../../nbs/operations/06_containers.ipynb #fe5675e9
 _instructions = 'FROM RUN COPY WORKDIR ENV LABEL USER ENTRYPOINT CMD ARG'.split()
 
 
 def containerfile(
     job: Job,  # The job; its folder becomes the image's
-    base: str = 'docker.io/library/python:3.11-slim',  # Image to start from; scratch: nothing, the host's files are mounted
+    base: str = 'docker.io/library/python:3.11-slim',  # Image to start from; scratch: mount the host's files
     lock: str = 'requirements.lock',  # File with pinned requirements, in the build folder
     package: str = '.',  # What is installed on top, in the build folder
 ) -> str:  # Text of a Containerfile

@@ -98,7 +98,7 @@ def carries(
     "Does this text arrive as it is in Kubernetes and in podman?"
     return '$' not in text and text.isprintable()  # podman's own YAML writer trips over a tab at the start
 
-# %% ../../nbs/operations/05_kubernetes.ipynb #205c4298
+# %% ../../nbs/operations/05_kubernetes.ipynb #cc2c3897
 def bad_name(
     name: str,  # Of an object
     what: str = 'name',  # For the message
@@ -111,9 +111,7 @@ def bad_name(
     out = (
         []
         if ok
-        else [
-            f'{what} {name!r}: lower-case letters, digits and dashes, {"a letter" if service else "no dash"} first, no dash last'
-        ]
+        else [f'{what} {name!r}: lower-case letters, digits, dashes; {"a letter" if service else "no dash"} first']
     )
     return out + (
         [f'{what} {name!r} has {len(name)} letters, {63 - room} are possible'] if len(name) > 63 - room else []
@@ -360,7 +358,7 @@ def read_container(
         command=command, env=env, secrets=(*found, *sealed), image=c.get('image', ''), folder=c.get('workingDir', '')
     ) | read_resources(limits, processes)
 
-# %% ../../nbs/operations/05_kubernetes.ipynb #c1aa7aca
+# %% ../../nbs/operations/05_kubernetes.ipynb #205db1c7
 _job_schema = dict(
     apiVersion=None,
     kind=None,
@@ -461,7 +459,7 @@ class Kubernetes(Target):
             raise ValueError('completions and parallelism differ: not all ranks would run at once')
         if meta.get('namespace', 'default') != self.namespace:
             raise ValueError(
-                f'the text is for the namespace {meta.get("namespace", "default")!r}, this target for {self.namespace!r}'
+                f'the text is for the namespace {meta.get("namespace")!r}, this target for {self.namespace!r}'
             )
         pod = spec['template']['spec']
         one_of('restartPolicy', pod.get('restartPolicy'), ['Never'])

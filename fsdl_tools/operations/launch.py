@@ -21,7 +21,7 @@ from fsdl_tools.core import (
 )
 from ..table import Table
 
-# %% ../../nbs/operations/01_launch.ipynb #834c8cd3
+# %% ../../nbs/operations/01_launch.ipynb #47cfed0f
 secret_kinds = ['env', 'file', 'kubernetes']
 preemptions = ['requeue', 'stop']
 ranks_know = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')
@@ -33,7 +33,7 @@ class Secret(Record):
     "Where a value comes from that no text may hold"
 
     name: str  # The environment variable that the job sees
-    kind: str = 'env'  # One of secret_kinds: a variable of the submitter, a file that the node can read, a key of a Kubernetes secret
+    kind: str = 'env'  # One of secret_kinds: a submitter's variable, a file on the node, a Kubernetes secret
     ref: str = ''  # The variable's name (default: the same), the file's path, or secret/key
 
     def __post_init__(self):
@@ -269,9 +269,10 @@ def price(
 
 Job.price = price
 
-# %% ../../nbs/operations/01_launch.ipynb #4e014da5
+# %% ../../nbs/operations/01_launch.ipynb #d662e1de
 opener = (
-    'import base64,json,os,sys;d=json.loads(base64.urlsafe_b64decode("".join(sys.argv[1:])));e=os.environ;e.update(d["env"]);'
+    'import base64,json,os,sys;d=json.loads(base64.urlsafe_b64decode("".join(sys.argv[1:])));'
+    'e=os.environ;e.update(d["env"]);'
     '[e.update({k:open(p).read().strip()})for k,p in d["files"].items()];'
     'os.execvp(d["argv"][0],d["argv"])'
 )

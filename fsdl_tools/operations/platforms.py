@@ -56,7 +56,7 @@ def _fate(name, events, now, silent):
         alive=not ended and quiet < silent,
     )
 
-# %% ../../nbs/operations/10_platforms.ipynb #8fa02a55
+# %% ../../nbs/operations/10_platforms.ipynb #488d56da
 _jobs = dict(SageMaker='sagemaker', Anyscale='anyscale', SkyPilot='skypilot', Kubeflow='pytorchjob') | {
     'Determined.ai': 'determined'
 }
@@ -66,9 +66,7 @@ _files = dict(
     Kubeflow='they are in volumes of your own cluster: kubectl cp',
     SkyPilot='they are in buckets of your own: aws s3 sync, gsutil rsync',
 )
-_files |= {
-    'Determined.ai': 'det checkpoint download UUID, while the master still runs; after that the bucket of checkpoint_storage'
-}
+_files |= {'Determined.ai': 'det checkpoint download UUID, while the master still runs; after that its bucket'}
 _unknown = 'no way that we have seen: ask before you sign'
 
 

@@ -25,7 +25,7 @@ from fsdl_tools.operations.launch import (
     wire,
 )
 
-# %% ../../nbs/operations/03_slurm.ipynb #a1d30c34
+# %% ../../nbs/operations/03_slurm.ipynb #782de057
 _top = (
     'job-name',
     'nodes',
@@ -52,8 +52,9 @@ _kept = ('image', 'gpu', 'gpu_memory', 'layout')
 
 _body = r"""
 fsdl_warned=
-trap 'fsdl_warned=USR1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1    # the time limit is near: tell the ranks (srun itself would kill them)
-trap 'fsdl_warned=TERM; scancel --signal=TERM "$SLURM_JOB_ID"' TERM    # where the cluster warns the script as well
+# the time limit is near, or the cluster warns the script as well: tell the ranks (a TERM to srun would kill them)
+trap 'fsdl_warned=USR1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+trap 'fsdl_warned=TERM; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 for ((fsdl_attempt = 0; ; fsdl_attempt++)); do
   srun --kill-on-bad-exit=1 bash -c 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
     export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)); exec "$@"' bash "${fsdl_command[@]}" &
@@ -393,7 +394,7 @@ def _read_body(text):
         at = m.end() if m else after.index('\n', at) + 1
     return command, env, _unquote(folder[1]) if folder else '', found
 
-# %% ../../nbs/operations/03_slurm.ipynb #00249810
+# %% ../../nbs/operations/03_slurm.ipynb #5a2e9d8e
 def _settings(target):
     "The controller's configuration"
     lines = target.ask('scontrol', 'show', 'config').splitlines()
@@ -442,7 +443,7 @@ def _doctor(target):
         rows += [
             dict(
                 what=f'partition {p["PartitionName"]}',
-                value=f'{p["State"]}, MaxTime {p["MaxTime"]}, {p["TotalNodes"]} nodes, GraceTime {p["GraceTime"]} s: {said}',
+                value=f'{p["State"]}, {p["TotalNodes"]} nodes, limit {p["MaxTime"]}, grace {p["GraceTime"]} s: {said}',
             )
         ]
     return Table(rows, caption='SLURM')

@@ -24,7 +24,7 @@ def slurm_missing() -> str:  # Empty when a cluster can be started here
         return f'{", ".join(lacks)} missing: apt-get install --no-install-recommends slurm-wlm munge'
     return '' if os.geteuid() == 0 else 'the daemons are started by root only'
 
-# %% ../../nbs/operations/04_slurm_cluster.ipynb #cdf43aa3
+# %% ../../nbs/operations/04_slurm_cluster.ipynb #c97f8116
 _conf = """ClusterName=fsdl
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={port}
@@ -56,8 +56,8 @@ JobRequeue=1
 PreemptType={preempt_type}
 PreemptMode={preempt_mode}
 NodeName=127.0.0.[2-3] NodeHostname=localhost NodeAddr=127.0.0.1 Port={node_ports} CPUs=2 RealMemory=4000 State=UNKNOWN
-PartitionName=debug Nodes=ALL Default=YES MaxTime={max_time} State=UP PriorityTier=1 OverSubscribe=FORCE:2 GraceTime={grace}
-PartitionName=urgent Nodes=ALL MaxTime={max_time} State=UP PriorityTier=10 OverSubscribe=NO PreemptMode=OFF
+PartitionName=debug Nodes=ALL Default=YES MaxTime={max_time} PriorityTier=1 OverSubscribe=FORCE:2 GraceTime={grace}
+PartitionName=urgent Nodes=ALL MaxTime={max_time} PriorityTier=10 OverSubscribe=NO PreemptMode=OFF
 """
 nodes = ('127.0.0.2', '127.0.0.3')
 

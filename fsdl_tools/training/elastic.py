@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from ..core import write_atomic
-from .trainer import TrainConfig, Trainer, complete, fit, lock_folder
+from .trainer import TrainConfig, Trainer, complete, lock_folder
 
 # %% ../../nbs/training/04_elastic.ipynb #c6db2f23
 def progress(
@@ -54,10 +54,10 @@ def progress(
 stop_signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 class Stopped(SystemExit, KeyboardInterrupt):
-    "A run was asked to stop, and what it had is saved; unless somebody catches it the process ends with 128 and the signal"
+    "A run was asked to stop, and has saved; unless this is caught the process ends with 128 and the signal"
 
 class Asked:
-    "Has this process been asked to stop? In a with statement signals are heard, and after it what was there before is back"
+    "Has this process been asked to stop? In a with statement it hears signals, after it all is as before"
 
     def __init__(self):
         self.signal, self.before, self.trainer = 0, {}, None
@@ -120,7 +120,7 @@ def rank_threads(
 
 def work(
     config: TrainConfig,  # The run
-    stop_file=None,  # Whoever has started the ranks writes the number of a signal here: they stop as if they had received it
+    stop_file=None,  # Whoever has started the ranks writes the number of a signal here to stop them
 ):  # Does not return
     "The life of a rank, whoever has started it: join the others, fit, leave"
     again = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
@@ -141,7 +141,8 @@ def work(
         dist.barrier()  # nobody leaves while another saves: srun and Kubernetes end the rest when one has left
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0 if 'FSDL_AGENT' in os.environ else asked.code(t))  # tearing the group down can deadlock while a DDP model is alive
+    # tearing the group down can deadlock while a DDP model is alive
+    os._exit(0 if 'FSDL_AGENT' in os.environ else asked.code(t))
 
 def _join(backend, minutes=30):
     "Become a member of torchrun's group, each attempt under a name of its own"
@@ -254,7 +255,8 @@ def _run_agent(cmd, config, log, asked, timeout, tmp):
     env |= dict(GLOO_SOCKET_IFNAME='lo') if sys.platform.startswith('linux') else {}
     with open(log, 'ab') if log else contextlib.nullcontext() as out:
         # a session of its own: Ctrl-C reaches this process alone, which asks the ranks and waits for them
-        p = subprocess.Popen(cmd, env=os.environ | env, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
+        kw = dict(stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
+        p = subprocess.Popen(cmd, env=os.environ | env, **kw)
     end = time.monotonic() + timeout if timeout else float('inf')
     try:
         while p.poll() is None:
