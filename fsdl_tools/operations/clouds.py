@@ -26,7 +26,7 @@ from fsdl_tools.operations.launch import (
 from .kubernetes import bad_image, bad_name, carries, from_yaml, refuse_keys, to_yaml
 from .kubeflow import never_accepted
 
-# %% ../../nbs/operations/09_clouds.ipynb #dd1fdafd
+# %% ../../nbs/operations/09_clouds.ipynb #e820c8f0
 def _no_secrets(job, where):
     "Only files"
     return [
@@ -52,7 +52,11 @@ class _ByCommand(Target):
         "Run the program with its words for this"
         return run_command([self.program, *(w.format(**values) for w in self.verbs[verb])], self.patience)
 
-    def submit(self, job, token=''):
+    def submit(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> Handle:  # By which it is asked about
         "Hand the text to the platform's own program"
         self.refuse(job)
         with tempfile.TemporaryDirectory(prefix='fsdl-job-') as d:
@@ -61,17 +65,26 @@ class _ByCommand(Target):
         found = re.findall(self.number, said)
         return Handle(type(self).__name__.lower(), found[-1] if found else job.name, token)
 
-    def status(self, handle):
+    def status(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> Status:  # Its state
         "The word that its program uses, in ours"
         said = self._call('status', id=handle.id)
         word = next((w for w in self.words if re.search(rf'\b{w}\b', said)), '')
         return Status(self.words.get(word, 'unknown'), word or said.strip()[:60])
 
-    def logs(self, handle):
+    def logs(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> str:  # Text
         "What its program shows"
         return self._call('logs', id=handle.id)
 
-    def cancel(self, handle):
+    def cancel(
+        self,
+        handle: Handle,  # A submitted job
+    ):
         "Stop it"
         self._call('cancel', id=handle.id)
 
@@ -86,7 +99,7 @@ class _ByCommand(Target):
             caption=type(self).__name__,
         )
 
-# %% ../../nbs/operations/09_clouds.ipynb #1648b59c
+# %% ../../nbs/operations/09_clouds.ipynb #a6a192a0
 _hosts = (
     'import json,os,sys;c=json.load(open("/opt/ml/input/config/resourceconfig.json"));h=sorted(c["hosts"]);'
     'os.environ.update(PET_NNODES=str(len(h)),PET_NODE_RANK=str(h.index(c["current_host"])),PET_MASTER_ADDR=h[0]);os.execvp(sys.argv[1],sys.argv[1:])'
@@ -131,7 +144,12 @@ class SageMaker(Target):
     endpoint: str = ''  # Another server than AWS's
     patience: float = 10  # Seconds in which it has to answer
 
-    def render(self, job, token=''):
+    def render(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> str:  # In the target's own format
+        "The text one can read, compare and keep"
         odd = [k for k, v in job.env.items() if not _aws_env(v)]
         command, env = wire(job, _aws_carries, self.python, named=lambda k: k not in odd)
         many = (
@@ -164,7 +182,11 @@ class SageMaker(Target):
         out |= dict(HyperParameters=dict(fsdl=json.dumps(kept))) if kept else {}
         return json.dumps(out | (dict(Tags=[dict(Key='fsdl-token', Value=token)]) if token else {}), indent=1) + '\n'
 
-    def parse(self, text):
+    def parse(
+        self,
+        text: str,  # As render made it, or as a person wrote it
+    ) -> Job:  # Raises ValueError for what it does not understand
+        "The job that a text describes"
         d = json.loads(text)
         refuse_keys(d, _aws_schema)
         a = d['AlgorithmSpecification']
@@ -183,7 +205,11 @@ class SageMaker(Target):
         )
         return Job(command=command, env=env, secrets=found, **fields | told)
 
-    def rules(self, job):
+    def rules(
+        self,
+        job: Job,  # The job
+    ) -> list:  # Sentences
+        "What this kind of target refuses"
         d = json.loads(self.render(job))
         out = (
             []
@@ -222,13 +248,20 @@ class SageMaker(Target):
         how = Config(connect_timeout=self.patience, read_timeout=self.patience, retries=dict(max_attempts=0))
         return boto3.client('sagemaker', region_name=self.region, endpoint_url=self.endpoint or None, config=how)
 
-    def submit(self, job, token=''):
+    def submit(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> Handle:  # By which it is asked about
         "Create it; the name is the token: AWS refuses a second one"
         self.refuse(job)
         self.client().create_training_job(**json.loads(self.render(job, token)))
         return Handle('sagemaker', job.name, token)
 
-    def status(self, handle):
+    def status(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> Status:  # Its state
         "As AWS describes it"
         d = self.client().describe_training_job(TrainingJobName=handle.id)
         late = d.get('SecondaryStatus') == 'MaxRuntimeExceeded'
@@ -238,7 +271,10 @@ class SageMaker(Target):
             d.get('FailureReason', ''),
         )
 
-    def logs(self, handle):
+    def logs(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> str:  # Text
         "From CloudWatch, of all machines"
         import boto3
 
@@ -256,7 +292,10 @@ class SageMaker(Target):
         ]
         return ''.join(e['message'] + '\n' for e in events)
 
-    def cancel(self, handle):
+    def cancel(
+        self,
+        handle: Handle,  # A submitted job
+    ):
         "Ask AWS to stop it"
         self.client().stop_training_job(TrainingJobName=handle.id)
 
@@ -273,7 +312,7 @@ class SageMaker(Target):
             caption='SageMaker',
         )
 
-# %% ../../nbs/operations/09_clouds.ipynb #b82aec08
+# %% ../../nbs/operations/09_clouds.ipynb #d9d7ce1f
 _any_schema = dict(
     name=None,
     image_uri=None,
@@ -312,7 +351,12 @@ class Anyscale(_ByCommand):
 
         return Ray(python=self.python)
 
-    def render(self, job, token=''):
+    def render(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> str:  # In the target's own format
+        "The text one can read, compare and keep"
         d = json.loads(self._ray().render(job))
         workers = [dict(instance_type=self.instance, min_nodes=job.nodes, max_nodes=job.nodes)]
         out = dict(
@@ -330,7 +374,11 @@ class Anyscale(_ByCommand):
         kept = {k: v for k, v in d['metadata'].items() if k not in ('name', 'image')}
         return to_yaml(out | (dict(tags=kept) if kept else {}))
 
-    def parse(self, text):
+    def parse(
+        self,
+        text: str,  # As render made it, or as a person wrote it
+    ) -> Job:  # Raises ValueError for what it does not understand
+        "The job that a text describes"
         d = from_yaml(text)[0]
         refuse_keys(d, _any_schema)
         tags = (
@@ -347,25 +395,22 @@ class Anyscale(_ByCommand):
             .replace(time=d.get('timeout_s', 3600), retries=d.get('max_retries', 0))
         )
 
-    def rules(self, job):
+    def rules(
+        self,
+        job: Job,  # The job
+    ) -> list:  # Sentences
+        "What this kind of target refuses"
         ray = [p for p in self._ray().rules(job) if not p.startswith('an image')]
         ok = re.fullmatch(r'[\w.-]{1,128}', job.name, re.A)
         return (
             ray + bad_image(job.image) + ([] if ok else [f'name {job.name!r}: up to 128 letters, digits, dots, dashes'])
         )
 
-# %% ../../nbs/operations/09_clouds.ipynb #c30ec1b6
-_det_schema = dict(
-    name=None,
-    entrypoint=None,
-    max_restarts=None,
-    labels=None,
-    searcher=dict(name=None, metric=None, max_length=None),
-    resources=dict(slots_per_trial=None, resource_pool=None, priority=None),
-    environment=dict(image=None, environment_variables=None),
-    description=None,
-    workspace=None,
-    project=None,
+# %% ../../nbs/operations/09_clouds.ipynb #1b973123
+_det_schema = dict.fromkeys('name entrypoint max_restarts labels description workspace project'.split()) | dict(
+    searcher=dict.fromkeys(['name', 'metric', 'max_length']),
+    resources=dict.fromkeys(['slots_per_trial', 'resource_pool', 'priority']),
+    environment=dict.fromkeys(['image', 'environment_variables']),
 )
 _det_kept = 'nodes processes gpus gpu gpu_memory cpus memory time folder on_preempt grace layout'.split()
 _det_start = ('python3', '-m', 'determined.launch.torch_distributed', '--no-python', '--')
@@ -389,7 +434,12 @@ class Determined(_ByCommand):
         COMPLETED='succeeded', ERROR='failed', CANCELED='cancelled', RUNNING='running', QUEUED='queued', ACTIVE='queued'
     )
 
-    def render(self, job, token=''):
+    def render(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> str:  # In the target's own format
+        "The text one can read, compare and keep"
         command, env = wire(job, carries, self.python)
         words = [*(_det_start if job.ranks > 1 else ()), *command]
         where = dict(environment_variables=[f'{k}={v}' for k, v in env.items()]) | (
@@ -406,7 +456,11 @@ class Determined(_ByCommand):
         )
         return to_yaml(out | dict(max_restarts=job.retries) | (dict(labels=kept) if kept else {}))
 
-    def parse(self, text):
+    def parse(
+        self,
+        text: str,  # As render made it, or as a person wrote it
+    ) -> Job:  # Raises ValueError for what it does not understand
+        "The job that a text describes"
         d = from_yaml(text)[0]
         refuse_keys(d, _det_schema)
         words, where = list(d['entrypoint']), d.get('environment', {})
@@ -429,27 +483,18 @@ class Determined(_ByCommand):
             | told
         )
 
-    def rules(self, job):
+    def rules(
+        self,
+        job: Job,  # The job
+    ) -> list:  # Sentences
+        "What this kind of target refuses"
         out = (bad_image(job.image) if job.image else []) + _no_secrets(job, 'Determined')
         return out + ([f'name: {len(job.name)} letters, 128 are possible'] if len(job.name) > 128 else [])
 
-# %% ../../nbs/operations/09_clouds.ipynb #77b0aba0
-_sky_schema = dict(
-    name=None,
-    num_nodes=None,
-    envs=None,
-    workdir=None,
-    run=None,
-    setup=None,
-    resources=dict(
-        accelerators=None,
-        cpus=None,
-        memory=None,
-        image_id=None,
-        use_spot=None,
-        infra=None,
-        job_recovery=dict(strategy=None, max_restarts_on_errors=None),
-    ),
+# %% ../../nbs/operations/09_clouds.ipynb #da4c2a71
+_sky_schema = dict.fromkeys('name num_nodes envs workdir run setup'.split()) | dict(
+    resources=dict.fromkeys('accelerators cpus memory image_id use_spot infra'.split())
+    | dict(job_recovery=dict.fromkeys(['strategy', 'max_restarts_on_errors']))
 )
 _sky_run = """export PET_NNODES=$SKYPILOT_NUM_NODES PET_NODE_RANK=$SKYPILOT_NODE_RANK PET_MASTER_PORT=29500
 export PET_MASTER_ADDR=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)
@@ -491,7 +536,12 @@ class SkyPilot(_ByCommand):
         out |= dict(image_id=f'docker:{job.image}') if job.image else {}
         return out | dict(use_spot=self.spot, job_recovery=dict(max_restarts_on_errors=job.retries))
 
-    def render(self, job, token=''):
+    def render(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> str:  # In the target's own format
+        "The text one can read, compare and keep"
         command, env = wire(job, carries, self.python)
         many = (self.python, *torchrun, f'--nproc-per-node={job.processes}', '--no-python') if job.ranks > 1 else ()
         envs = env | dict(FSDL_COMMAND=json.dumps([*many, *command]), FSDL_JOB=json.dumps(_kept_in(job, _sky_kept)))
@@ -500,7 +550,11 @@ class SkyPilot(_ByCommand):
         )
         return to_yaml(out | dict(envs=envs, run=_sky_run))
 
-    def parse(self, text):
+    def parse(
+        self,
+        text: str,  # As render made it, or as a person wrote it
+    ) -> Job:  # Raises ValueError for what it does not understand
+        "The job that a text describes"
         d = from_yaml(text)[0]
         refuse_keys(d, _sky_schema)
         if d.get('run') != _sky_run:
@@ -520,7 +574,11 @@ class SkyPilot(_ByCommand):
         )
         return Job(command=command, env=env, secrets=found, **fields | told)
 
-    def rules(self, job):
+    def rules(
+        self,
+        job: Job,  # The job
+    ) -> list:  # Sentences
+        "What this kind of target refuses"
         out = bad_name(job.name) + (bad_image(job.image) if job.image else []) + _no_secrets(job, 'SkyPilot')
         if job.gpus and not job.gpu:
             out.append('gpu: SkyPilot must be told which')

@@ -88,7 +88,7 @@ def _exec_form(i, word, rest):
         else [f'line {i}: {word} takes a list of strings']
     )
 
-# %% ../../nbs/operations/06_containers.ipynb #1f08ea76
+# %% ../../nbs/operations/06_containers.ipynb #17b05b7f
 _pod_schema = dict(apiVersion=None, kind=None, metadata=meta_schema, spec=pod_schema)
 
 
@@ -100,7 +100,12 @@ class Container(Target):
     program: str = 'podman'  # Which engine
     patience: float = 120  # Seconds for one of its commands
 
-    def render(self, job, token=''):
+    def render(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> str:  # In the target's own format
+        "The text one can read, compare and keep"
         kept = annotations(
             job, ('gpu', 'gpu_memory', 'layout', 'retries', 'processes', 'time', 'on_preempt', 'nodes'), token
         )
@@ -117,7 +122,11 @@ class Container(Target):
         meta = dict(name=job.name, labels={'app': job.name}) | (dict(annotations=kept) if kept else {})
         return to_yaml(dict(apiVersion='v1', kind='Pod', metadata=meta, spec=spec))
 
-    def parse(self, text):
+    def parse(
+        self,
+        text: str,  # As render made it, or as a person wrote it
+    ) -> Job:  # Raises ValueError for what it does not understand
+        "The job that a text describes"
         d = of_kind(from_yaml(text), 'Pod')
         refuse_keys(d, _pod_schema)
         told, nodes = annotated(d['metadata']), d['spec']['containers']
@@ -132,7 +141,11 @@ class Container(Target):
             | told
         )
 
-    def rules(self, job):
+    def rules(
+        self,
+        job: Job,  # The job
+    ) -> list:  # Sentences
+        "What this kind of target refuses"
         out = (
             bad_name(job.name, room=len(str(job.nodes)) + 6)
             + bad_image(job.image)
@@ -149,10 +162,15 @@ class Container(Target):
             out.append(f'folder {job.folder!r}: a container has absolute paths only')
         return out
 
-    def ask(self, *args, text=''):
+    def _ask(self, *args, text=''):
         return run_command([self.program, *args], self.patience, text)
 
-    def build(self, job, base='scratch', context='.'):
+    def build(
+        self,
+        job: Job,  # Its image is built
+        base: str = 'scratch',  # Image to start from
+        context='.',  # Folder with what is copied
+    ):
         "Build the job's image by buildah"
         text = containerfile(job, base)
         if bad := check_containerfile(text):
@@ -163,27 +181,34 @@ class Container(Target):
             text,
         )
 
-    def submit(self, job, token=''):
+    def submit(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> Handle:  # By which it is asked about
         "Play it; a Pod of this name that is there already is not started again"
         self.refuse(job)
         there = run_command([self.program, 'pod', 'ps', '--format', '{{.Name}}'], self.patience).split()
         if job.name in there:
             raise TargetError(f'a Pod called {job.name} is there already')
         try:
-            self.ask('kube', 'play', '-', text=self.render(job, token))
+            self._ask('kube', 'play', '-', text=self.render(job, token))
         except (TargetError, TimeoutError):
             self._down(job.name)
             raise
         return Handle('container', job.name, token)
 
     def _inspect(self, handle):
-        names = self.ask('ps', '-a', '--filter', f'pod={handle.id}', '--format', '{{.Names}}').split()
+        names = self._ask('ps', '-a', '--filter', f'pod={handle.id}', '--format', '{{.Names}}').split()
         names = sorted(n for n in names if n.startswith(f'{handle.id}-node-'))
         if not names:
             raise TargetError(f'there is no Pod called {handle.id}')
-        return [dict(name=n, **json.loads(self.ask('inspect', '--format', '{{json .State}}', n))) for n in names]
+        return [dict(name=n, **json.loads(self._ask('inspect', '--format', '{{json .State}}', n))) for n in names]
 
-    def status(self, handle):
+    def status(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> Status:  # Its state
         "From the states of its containers"
         found = self._inspect(handle)
         words, codes = {f['Status'] for f in found}, [f['ExitCode'] for f in found]
@@ -191,24 +216,30 @@ class Container(Target):
             return Status('succeeded' if not any(codes) else 'failed', 'exited', f'exit {max(codes)}')
         return Status('running' if 'running' in words else 'queued', ', '.join(sorted(words)))
 
-    def logs(self, handle):
+    def logs(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> str:  # Text
         "Of all containers, one after the other"
         return ''.join(_both([self.program, 'logs', f['name']]) for f in self._inspect(handle))
 
     def _down(self, name):
         try:
-            self.ask('pod', 'rm', '--force', '--ignore', '--time', '5', name)
+            self._ask('pod', 'rm', '--force', '--ignore', '--time', '5', name)
         except TargetError:
             pass  # half a Pod: nothing to remove
 
-    def cancel(self, handle):
+    def cancel(
+        self,
+        handle: Handle,  # A submitted job
+    ):
         "Stop and remove it"
-        self.ask('pod', 'rm', '--force', '--time', '10', handle.id)
+        self._ask('pod', 'rm', '--force', '--time', '10', handle.id)
 
     def doctor(self):
         "Is the engine there?"
         try:
-            said = self.ask('version', '--format', '{{.Client.Version}}').strip()
+            said = self._ask('version', '--format', '{{.Client.Version}}').strip()
         except (TargetError, TimeoutError) as e:
             said = str(e)
         return Table([dict(what=self.program, value=said)], caption='containers')

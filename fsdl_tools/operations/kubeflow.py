@@ -31,7 +31,7 @@ from fsdl_tools.operations.kubernetes import (
     to_yaml,
 )
 
-# %% ../../nbs/operations/07_kubeflow.ipynb #305d676b
+# %% ../../nbs/operations/07_kubeflow.ipynb #4f8615cf
 _replica = dict(replicas=None, restartPolicy=None, template=dict(metadata=meta_schema, spec=pod_schema))
 _v1_schema = dict(
     apiVersion=None,
@@ -73,22 +73,35 @@ class _Kubeflow(Target):
     def _ask(self, *args, text=''):
         return run_command(['kubectl', '--namespace', self.namespace, *args], self.patience, text)
 
-    def submit(self, job, token=''):
+    def submit(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> Handle:  # By which it is asked about
         "Create it; a second creation under the same name is refused by the server"
         self.refuse(job)
         self._ask('create', '-f', '-', text=self.render(job, token))
         return Handle(self.kind.lower(), job.name, token)
 
-    def status(self, handle):
+    def status(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> Status:  # Its state
         "From its conditions"
         found = json.loads(self._ask('get', self.kind, handle.id, '-o', 'json')).get('status', {}).get('conditions', [])
         return _state([c['type'] for c in found if c['status'] == 'True'])
 
-    def logs(self, handle):
+    def logs(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> str:  # Text
         "Of all its Pods"
         return self._ask('logs', '--selector', self.selector + handle.id, '--all-containers', '--prefix', '--tail=-1')
 
-    def cancel(self, handle):
+    def cancel(
+        self,
+        handle: Handle,  # A submitted job
+    ):
         "Delete it"
         self._ask('delete', self.kind, handle.id, '--wait=false')
 
@@ -119,7 +132,7 @@ def _state(words):
             return Status(state, w)
     return Status('queued', ', '.join(words) or 'Pending')
 
-# %% ../../nbs/operations/07_kubeflow.ipynb #6bd0f2df
+# %% ../../nbs/operations/07_kubeflow.ipynb #f4fdb858
 @dataclass(frozen=True)
 class PyTorchJob(_Kubeflow):
     "Kubeflow's training operator, version 1"
@@ -129,7 +142,12 @@ class PyTorchJob(_Kubeflow):
     kind = 'PyTorchJob'
     selector = 'training.kubeflow.org/job-name='
 
-    def render(self, job, token=''):
+    def render(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> str:  # In the target's own format
+        "The text one can read, compare and keep"
         command, env = wire(job, carries, self.python)
         words = start(job, command, self.python)
         pod = dict(terminationGracePeriodSeconds=job.grace, containers=[_container_for(self, job, words, env)])
@@ -143,7 +161,11 @@ class PyTorchJob(_Kubeflow):
         spec = dict(nprocPerNode=str(job.processes), runPolicy=policy, pytorchReplicaSpecs=specs)
         return to_yaml(dict(apiVersion='kubeflow.org/v1', kind='PyTorchJob', metadata=meta, spec=spec))
 
-    def parse(self, text):
+    def parse(
+        self,
+        text: str,  # As render made it, or as a person wrote it
+    ) -> Job:  # Raises ValueError for what it does not understand
+        "The job that a text describes"
         d = of_kind(from_yaml(text), 'PyTorchJob')
         refuse_keys(d, _v1_schema)
         spec, told = d['spec'], annotated(d['metadata'])
@@ -167,10 +189,14 @@ class PyTorchJob(_Kubeflow):
         )
         return Job(**read[0] | fields | told)
 
-    def rules(self, job):
+    def rules(
+        self,
+        job: Job,  # The job
+    ) -> list:  # Sentences
+        "What this kind of target refuses"
         return _kubeflow_rules(self, job, len(f'-worker-{job.nodes}'))
 
-# %% ../../nbs/operations/07_kubeflow.ipynb #d1f2cec9
+# %% ../../nbs/operations/07_kubeflow.ipynb #e0135435
 _v2_schema = dict(
     apiVersion=None,
     kind=None,
@@ -204,7 +230,12 @@ class TrainJob(_Kubeflow):
     kind = 'TrainJob'
     selector = 'jobset.sigs.k8s.io/jobset-name='
 
-    def render(self, job, token=''):
+    def render(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> str:  # In the target's own format
+        "The text one can read, compare and keep"
         command, env = wire(job, carries, self.python)
         words = [*((self.python, *torchrun, '--no-python') if job.ranks > 1 else ()), *command]
         body = _container_for(self, job, words, env)
@@ -221,7 +252,11 @@ class TrainJob(_Kubeflow):
         spec = dict(runtimeRef=dict(name=self.runtime), activeDeadlineSeconds=job.time, trainer=trainer)
         return to_yaml(dict(apiVersion='trainer.kubeflow.org/v1alpha1', kind='TrainJob', metadata=meta, spec=spec))
 
-    def parse(self, text):
+    def parse(
+        self,
+        text: str,  # As render made it, or as a person wrote it
+    ) -> Job:  # Raises ValueError for what it does not understand
+        "The job that a text describes"
         d = of_kind(from_yaml(text), 'TrainJob')
         refuse_keys(d, _v2_schema)
         t, told = d['spec']['trainer'], annotated(d['metadata'])
@@ -243,7 +278,11 @@ class TrainJob(_Kubeflow):
         )
         return Job(**read_container(container, processes) | fields | told)
 
-    def rules(self, job):
+    def rules(
+        self,
+        job: Job,  # The job
+    ) -> list:  # Sentences
+        "What this kind of target refuses"
         out = _kubeflow_rules(self, job, len(f'-node-0-{job.nodes}-xxxxx')) + bad_name(self.runtime, 'runtime')
         return out + (
             [f'folder {job.folder!r}: a TrainJob has no working folder, the runtime decides'] if job.folder else []

@@ -37,14 +37,19 @@ def state_folder() -> Path:  # Made if need be
 
 _told = 'name nodes processes gpus gpu gpu_memory cpus memory time image retries on_preempt grace layout'.split()
 
-# %% ../../nbs/operations/02_local.ipynb #bb69082a
+# %% ../../nbs/operations/02_local.ipynb #1c19335f
 @dataclass(frozen=True)
 class Local(Target):
     "This machine"
 
     python: str = sys.executable  # The interpreter
 
-    def render(self, job, token=''):
+    def render(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> str:  # In the target's own format
+        "The text one can read, compare and keep"
         start = (self.python, *torchrun, *_flags(job)) if job.ranks > 1 else ()
         env = job.env | ({'OMP_NUM_THREADS': str(job.cpus)} if 'OMP_NUM_THREADS' not in job.env else {})
         told = {k: getattr(job, k) for k in _told}
@@ -57,7 +62,11 @@ class Local(Target):
         )
         return json.dumps(content, indent=1) + '\n'
 
-    def parse(self, text):
+    def parse(
+        self,
+        text: str,  # As render made it, or as a person wrote it
+    ) -> Job:  # Raises ValueError for what it does not understand
+        "The job that a text describes"
         d = json.loads(text)
         only_known('a local job', d, ['argv', 'env', 'folder', 'secrets', 'job'])
         told, argv, env = d['job'], list(d['argv']), dict(d['env'])
@@ -67,13 +76,21 @@ class Local(Target):
             env.pop('OMP_NUM_THREADS')
         return Job.from_dict(told | dict(command=argv, env=env, folder=d['folder'], secrets=d['secrets']))
 
-    def rules(self, job):
+    def rules(
+        self,
+        job: Job,  # The job
+    ) -> list:  # Sentences
+        "What this kind of target refuses"
         out = [f'this machine cannot read the Kubernetes secret {s.ref}' for s in job.secrets if s.kind == 'kubernetes']
         if job.folder and not Path(job.folder).is_dir():
             out.append(f'there is no folder {job.folder!r}')
         return out
 
-    def submit(self, job, token=''):
+    def submit(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> Handle:  # By which it is asked about
         "Start it in the background; a token that is on record already is not started again"
         self.refuse(job)
         token = token or secrets.token_hex(6)
@@ -102,7 +119,10 @@ class Local(Target):
             raise TargetError(f'no local job {handle.id!r} is on record')
         return folder
 
-    def status(self, handle):
+    def status(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> Status:  # Its state
         "How it is, from what its supervisor has written"
         folder = self._folder(handle)
         if (folder / 'end.json').exists():
@@ -113,12 +133,18 @@ class Local(Target):
         pid = int((folder / 'pid').read_text())
         return Status('running', f'pid {pid}') if _alive(pid, folder) else Status('lost', 'supervisor gone')
 
-    def logs(self, handle):
+    def logs(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> str:  # Text
         "What it has printed so far"
         f = self._folder(handle) / 'log'
         return f.read_text(encoding='utf-8', errors='replace') if f.exists() else ''
 
-    def cancel(self, handle):
+    def cancel(
+        self,
+        handle: Handle,  # A submitted job
+    ):
         "Ask it to stop; its grace over, it is killed"
         folder = self._folder(handle)
         if (folder / 'pid').exists() and _alive(pid := int((folder / 'pid').read_text()), folder):

@@ -138,7 +138,7 @@ def _secret_lines(found):
 def _megabytes(n):
     return f'{-(-n // MiB)}M'
 
-# %% ../../nbs/operations/03_slurm.ipynb #5a1ab1af
+# %% ../../nbs/operations/03_slurm.ipynb #7fdd1f5b
 @dataclass(frozen=True)
 class Slurm(Target):
     "A SLURM cluster, by its own commands"
@@ -165,7 +165,12 @@ class Slurm(Target):
             | ({'comment': f'fsdl-{token}'} if token else {})
         )
 
-    def render(self, job, token=''):
+    def render(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> str:  # In the target's own format
+        "The text one can read, compare and keep"
         command, env = wire(job, _plain, self.python, ('env', 'file'), _name)
         told = {k: v for k in _kept if (v := getattr(job, k))}
         lines = [
@@ -190,7 +195,11 @@ class Slurm(Target):
         ]
         return '\n'.join(lines) + _body
 
-    def parse(self, text):
+    def parse(
+        self,
+        text: str,  # As render made it, or as a person wrote it
+    ) -> Job:  # Raises ValueError for what it does not understand
+        "The job that a text describes"
         asked = _options(text)
         only_known('a batch script', asked, _top)
         mine = {k: asked.get(k, '') for k in ('partition', 'account', 'qos', 'array')}
@@ -207,7 +216,11 @@ class Slurm(Target):
             fields |= dict(retries=int(told[1]), on_preempt=told[2])
         return Job(command=command, env=env, folder=folder, secrets=(*found, *sealed), **fields)
 
-    def rules(self, job):
+    def rules(
+        self,
+        job: Job,  # The job
+    ) -> list:  # Sentences
+        "What this kind of target refuses"
         out = [
             f'{what} {v!r}: letters, digits, dots, dashes and underscores only'
             for what, v in (
@@ -231,7 +244,11 @@ class Slurm(Target):
             out.append('the script is larger than the 4 MB that sbatch takes')
         return out
 
-    def ask(self, *args, share=1.0):
+    def ask(
+        self,
+        *args,  # A command and its arguments
+        share: float = 1.0,  # Of the patience
+    ) -> str:  # Raises TargetError
         "What one of SLURM's commands prints, within a share of the patience"
         try:
             return run_command(args, self.patience * share)
@@ -251,7 +268,11 @@ class Slurm(Target):
         ids = [r[0] for r in rows if r[1:] == [f'fsdl-{token}']]
         return Handle('slurm', ids[0], token) if ids else None
 
-    def submit(self, job, token=''):
+    def submit(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> Handle:  # By which it is asked about
         "Queue it once: when the answer is lost, the token says whether the job is there"
         self.refuse(job)
         for s in job.secrets:
@@ -278,22 +299,32 @@ class Slurm(Target):
         lines = self.ask('scontrol', '-o', 'show', 'job', handle.id).splitlines()
         return [dict(w.split('=', 1) for w in line.split() if '=' in w) for line in lines]
 
-    def status(self, handle):
+    def status(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> Status:  # Its state
         "The state of a job; of an array, that of its job furthest from being done"
         found = [_status(f) for f in self.facts(handle)]
         order = ['queued', 'preempted', 'running', 'unknown', 'lost', 'failed', 'timeout', 'cancelled', 'succeeded']
         return min(found, key=lambda s: order.index(s.state))
 
-    def logs(self, handle):
+    def logs(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> str:  # Text
         "What it has printed so far"
         files = [Path(f['StdOut']) for f in self.facts(handle) if 'StdOut' in f]
         return ''.join(f.read_text(encoding='utf-8', errors='replace') for f in files if f.exists())
 
-    def cancel(self, handle):
+    def cancel(
+        self,
+        handle: Handle,  # A submitted job
+    ):
         "Take it out of the queue, or end it"
         self.ask('scancel', handle.id)
 
-    def doctor(self):
+    def doctor(self) -> Table:  # What is there, and how it is set
+        "Is SLURM there, and what does it do to a job?"
         return _doctor(self)
 
 # %% ../../nbs/operations/03_slurm.ipynb #ecc2f46d

@@ -74,7 +74,7 @@ def free_ports(
             return list(range(first, first + n))
     raise OSError('no free ports')
 
-# %% ../../nbs/operations/04_slurm_cluster.ipynb #e08774a1
+# %% ../../nbs/operations/04_slurm_cluster.ipynb #24c1a5dd
 class SlurmCluster:
     "A controller and two nodes on this machine; use it in a with statement"
 
@@ -104,7 +104,11 @@ class SlurmCluster:
         )
         (self.root / 'slurm.conf').write_text(text)
 
-    def call(self, *args, timeout=10):
+    def call(
+        self,
+        *args,  # A command of SLURM and its arguments
+        timeout: float = 10,  # Seconds
+    ) -> str:  # Raises RuntimeError
         "What one of SLURM's commands prints"
         r = subprocess.run(args, capture_output=True, text=True, env=self.env, timeout=timeout)
         if r.returncode:
@@ -160,7 +164,12 @@ class SlurmCluster:
                 os.kill(pid, signal.SIGKILL)
         return victims
 
-    def until(self, true, timeout=60, every=0.1):
+    def until(
+        self,
+        true,  # Function
+        timeout: float = 60,  # Seconds
+        every: float = 0.1,  # Seconds between two looks
+    ):
         "Wait until something is true; raises TimeoutError with the controller's last words"
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -170,7 +179,10 @@ class SlurmCluster:
             time.sleep(every)
         raise TimeoutError(f'it did not happen in {timeout:g} s\n{self.tail()}')
 
-    def tail(self, n=15):
+    def tail(
+        self,
+        n: int = 15,  # Lines
+    ) -> str:  # Text
         "The last lines of the controller's log"
         log = self.root / 'log' / 'slurmctld.log'
         return '\n'.join(log.read_text(errors='replace').splitlines()[-n:]) if log.exists() else ''

@@ -3,7 +3,7 @@ import json, os, shutil, subprocess, time
 from pathlib import Path
 import pytest
 from fsdl_tools.environments import build, built
-from fsdl_tools.operations.launch import Job, Secret
+from fsdl_tools.operations.launch import Job, Secret, TargetError
 from fsdl_tools.operations.ray_jobs import Ray, RayTrain
 from fsdl_tools.operations.slurm_cluster import free_ports
 from .conftest import scratch
@@ -38,7 +38,9 @@ def ray(tmp_path_factory):
         for line in p.stdout:
             if line == 'up\n': break
         assert p.poll() is None
-        yield python, dict(python=python, address=f'http://127.0.0.1:{port}', patience=60.)
+        options = dict(python=python, address=f'http://127.0.0.1:{port}', patience=60.)
+        answers(Ray(**options))
+        yield python, options
     finally:
         with open(os.devnull, 'w'): p.stdin.close()
         try: p.wait(40)
@@ -46,6 +48,16 @@ def ray(tmp_path_factory):
         from .conftest import leftovers
         for q in leftovers(str(top)): q.kill()
         shutil.rmtree(top, ignore_errors=True)
+
+
+def answers(t, timeout=150):
+    "Wait for the job server, which comes up after the nodes"
+    end = time.monotonic() + timeout
+    while True:
+        try: return t.ask('version')
+        except TargetError:
+            if time.monotonic() > end: raise
+            time.sleep(1)
 
 
 def test_strings_a_stop_and_a_secret(ray, tmp_path):
