@@ -12,7 +12,7 @@ from ..core import KiB, human_bytes
 from ..table import Table
 from .launch import Handle, Job, Status, Target, TargetError, only_known, unwire, wire
 
-# %% ../../nbs/operations/08_ray_jobs.ipynb #e1d50fe0
+# %% ../../nbs/operations/08_ray_jobs.ipynb #9753a407
 _ranks = 'from fsdl_tools.operations.ray_jobs import ranks_on_ray; ranks_on_ray()'
 _train = 'from fsdl_tools.operations.ray_jobs import train_on_ray; train_on_ray()'
 _shape = 'nodes processes cpus gpus time retries grace'.split()
@@ -53,7 +53,12 @@ class Ray(Target):
             return {}, words
         return json.loads(words[3]), words[4:]
 
-    def render(self, job, token=''):
+    def render(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> str:  # In the target's own format
+        "The text one can read, compare and keep"
         command, env = _sealed(job, self.python)
         threads = {} if 'OMP_NUM_THREADS' in env else {'OMP_NUM_THREADS': str(job.cpus)}
         runtime = dict(env_vars=env | threads) | (dict(working_dir=job.folder) if job.folder else {})
@@ -61,7 +66,11 @@ class Ray(Target):
         out = dict(entrypoint=shlex.join(self._entry(job, command))) | (dict(submission_id=token) if token else {})
         return json.dumps(out | dict(runtime_env=runtime, metadata=kept), indent=1) + '\n'
 
-    def parse(self, text):
+    def parse(
+        self,
+        text: str,  # As render made it, or as a person wrote it
+    ) -> Job:  # Raises ValueError for what it does not understand
+        "The job that a text describes"
         d = json.loads(text)
         only_known('a request to Ray', d, _keys)
         runtime = d.get('runtime_env', {})
@@ -80,7 +89,11 @@ class Ray(Target):
             | dict(command=command, env=env, secrets=found, folder=runtime.get('working_dir', ''))
         )
 
-    def rules(self, job):
+    def rules(
+        self,
+        job: Job,  # The job
+    ) -> list:  # Sentences
+        "What this kind of target refuses"
         out = [
             f'the secret {s.name} would be shown on the dashboard: put it into a file of the nodes'
             for s in job.secrets
@@ -91,7 +104,11 @@ class Ray(Target):
             out.append(f'the entry point has {human_bytes(len(os.fsencode(entry)))}, and a shell takes 128 KiB')
         return out + (['an image: the nodes of the cluster run theirs'] if job.image else [])
 
-    def ask(self, path, body=None):
+    def ask(
+        self,
+        path: str,  # Below /api/
+        body: str = None,  # JSON to send; None: only ask
+    ):  # Raises TargetError
         "What the job server answers"
         data = None if body is None else body.encode()
         request = urllib.request.Request(f'{self.address}/api/{path}', data, {'Content-Type': 'application/json'})
@@ -103,7 +120,11 @@ class Ray(Target):
         except OSError as e:
             raise TargetError(f'no job server answers at {self.address}: {getattr(e, "reason", e)}') from None
 
-    def submit(self, job, token=''):
+    def submit(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> Handle:  # By which it is asked about
         "Queue it once: the token is its name there"
         self.refuse(job)
         token = token or f'fsdl-{secrets.token_hex(6)}'
@@ -112,16 +133,25 @@ class Ray(Target):
             self.ask('jobs/', self.render(job, token))
         return Handle('ray', token, token)
 
-    def status(self, handle):
+    def status(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> Status:  # Its state
         "From the job server"
         d = self.ask(f'jobs/{handle.id}')
         return Status(_words.get(d['status'], 'unknown'), d['status'], (d.get('message') or '')[:300])
 
-    def logs(self, handle):
+    def logs(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> str:  # Text
         "What the driver and its ranks have printed"
         return self.ask(f'jobs/{handle.id}/logs')['logs']
 
-    def cancel(self, handle):
+    def cancel(
+        self,
+        handle: Handle,  # A submitted job
+    ):
         "Ask it to stop; Ray kills it three seconds later"
         self.ask(f'jobs/{handle.id}/stop', '{}')
 
@@ -136,7 +166,7 @@ class Ray(Target):
             rows = [dict(what='Ray', value=str(e))]
         return Table(rows, caption='Ray')
 
-# %% ../../nbs/operations/08_ray_jobs.ipynb #f6a3ac67
+# %% ../../nbs/operations/08_ray_jobs.ipynb #5642a8d0
 class RankGroup:
     "An actor: the ranks of one node"
 
@@ -151,7 +181,11 @@ class RankGroup:
             s.bind(('', 0))
             return ray.util.get_node_ip_address(), s.getsockname()[1]
 
-    def run(self, command, variables):
+    def run(
+        self,
+        command,  # Of each rank
+        variables,  # A dict of environment variables for each rank
+    ) -> int:  # 0, or the first bad exit code
         "Start a rank for each set of variables, and wait; the first bad exit code"
         self.running = [subprocess.Popen(command, env=dict(os.environ, **v), start_new_session=True) for v in variables]
         while any(p.poll() is None for p in self.running):
@@ -160,7 +194,10 @@ class RankGroup:
             time.sleep(0.1)
         return next((p.returncode for p in self.running if p.returncode), 0)
 
-    def stop(self, grace):
+    def stop(
+        self,
+        grace: float,  # Seconds between the two
+    ):
         "Ask the ranks to stop, then insist"
         for sig, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5)):
             for p in self.running:
@@ -222,7 +259,7 @@ def ranks_on_ray():
     time.sleep(0.5)  # what the ranks have printed is still on its way
     sys.exit(code if code >= 0 else 128 - code)
 
-# %% ../../nbs/operations/08_ray_jobs.ipynb #da07baee
+# %% ../../nbs/operations/08_ray_jobs.ipynb #d5681484
 def _config_of(job):
     "The TrainConfig in a trainer's command; None where the command is another"
     if len(job.command) != 4 or '.training.' not in job.command[2]:
@@ -245,7 +282,11 @@ class RayTrain(Ray):
             raise ValueError('the entry point is not train_on_ray')
         return json.loads(words[3]), words[4:]
 
-    def rules(self, job):
+    def rules(
+        self,
+        job: Job,  # The job
+    ) -> list:  # Sentences
+        "What this kind of target refuses"
         own = (
             []
             if _config_of(job)
