@@ -4,7 +4,7 @@ usage: python benchmarks/horovod_run.py
 """
 import csv, datetime, json, platform
 from pathlib import Path
-from fsdl_tools.environments import build, run_in
+from fsdl_tools.environments import build_env, run_in
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,7 +20,7 @@ def chapter(*words):
 
 if __name__ == '__main__':
     found = chapter('horovod_code = ', 'def horovod_reference')
-    build('horovod')
+    build_env('horovod')
     run = run_in('horovod', found['horovod_code'], dict(ranks=2, steps=20), timeout=300)
     ref = found['horovod_reference'](20)
     row = dict(date=datetime.date.today().isoformat(), horovod=run['horovod'], torch=run['torch'], python=platform.python_version(), ranks=2, steps=20,

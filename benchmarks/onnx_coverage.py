@@ -123,9 +123,9 @@ def plain(name):
 
 def optimum(python, seconds, timeout):
     "The same architectures through optimum-onnx, run by the Python of an environment of its own"
-    from fsdl_tools.environments import build
+    from fsdl_tools.environments import build_env
     t0, have = time.time(), done()
-    python = python or build('optimum')
+    python = python or build_env('optimum')
     p = subprocess.Popen([python, '-c', _optimum], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     for n in archs:
         if ('optimum', n) in have: continue

@@ -17,7 +17,7 @@ models = {'resnet18': {}, 'mobilenetv3_small_100': {}, 'efficientnet_b0': {}, 'c
 
 def one(name):
     import torch
-    from fsdl_tools.onnx.graph import draw
+    from fsdl_tools.onnx.graph import random_inputs
     from fsdl_tools.onnx.export import export
     from fsdl_tools.onnx.cures import open_model, tiny_config
     from fsdl_tools.onnx.optimise import benchmark, quantise
@@ -29,7 +29,7 @@ def one(name):
         files = {'onnxruntime fp32': f'{d}/m.onnx'}
         kinds = dict(int8='dynamic int8') | ({} if conf else dict(static='static int8'))
         for k, label in kinds.items():
-            cal = [draw(src.specs, seed=50 + i, batch=4) for i in range(4)] if k == 'static' else None
+            cal = [random_inputs(src.specs, seed=50 + i, batch=4) for i in range(4)] if k == 'static' else None
             out['smaller'].append(quantise(files['onnxruntime fp32'], f'{d}/{k}.onnx', k, calibration=cal).replace(path='').to_dict())
             files[label] = f'{d}/{k}.onnx'
         for b in (1, 8): out['timings'] += [t.to_dict() for t in benchmark(src, files, batches=(b,), n=11, name=name, sizes=dict(sequence=64), compiled=b == 1 and name == 'resnet18')]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from fsdl_tools.core import GiB, data_path, write_atomic
 from fsdl_tools.compute.gpus import find
-from fsdl_tools.compute.step_time import columns, complete, constants, derive, resolve, step_time
+from fsdl_tools.compute.step_time import columns, complete_columns, time_constants, derive, resolve, step_time
 import fit_time
 
 HERE = Path(__file__).parent
@@ -79,7 +79,7 @@ def time_part(path, peers):
     "Errors of step time by estimator and study"
     rows = fit_time.read_runs(path)
     c, seconds, study = columns(rows), np.array([float(r['step_seconds']) for r in rows]), np.array([r['study'] for r in rows], object)
-    full = complete(c); k = resolve(full, constants()); derive(full, k)
+    full = complete_columns(c); k = resolve(full, time_constants()); derive(full, k)
     held = fit_time.cross_validate(c, seconds, study, fit_time.cells(rows), fit_time.read_constants())
     guess, v, eff = best_of(environment(peers, 'llm-analysis'), rows, full, seconds, study)
     by = {'fsdl_tools, held-out cells': held, 'fsdl_tools, fitted on all': step_time(c)['total'], f'llm-analysis {v}': guess, 'rule of thumb 6N': rule_of_thumb(full, k, seconds, study)}
@@ -91,7 +91,7 @@ def memory_part(path, peers):
     with open(path or data_path('published_runs.csv'), newline='') as f: rows = list(csv.DictReader(f))
     rows = [r | dict(study=r.get('study') or r['set']) for r in rows if (r.get('peak_gib') or r.get('peak_mem_gib')) and float(r['gpus']) == float(r['tp'])*float(r['pp'])*float(r['cp'])*float(r['dp'])]
     truth, study = np.array([float(r.get('peak_gib') or r['peak_mem_gib']) for r in rows]) * GiB, np.array([r['study'] for r in rows], object)
-    c = complete(columns(rows)); derive(c, resolve(c, constants()))
+    c = complete_columns(columns(rows)); derive(c, resolve(c, time_constants()))
     out = {}
     for peer in PEERS:
         memory, _, v = ask(environment(peers, peer), peer, request(rows, c))

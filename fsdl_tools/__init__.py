@@ -3,7 +3,7 @@ __version__ = "0.1.0"
 # Written by hand. What people come for is handed on from the chapter that defines it, and loaded when it is asked for:
 # a name here -> (module, name there). None of these names is the name of a module.
 _offered = {
-    'search_models': ('models.zoo', 'search'),
+    'search_models': ('models.zoo', 'search_models'),
     'profile': ('models.profile', 'profile'),
     'ModelSpec': ('models.spec', 'ModelSpec'),
     'export': ('onnx.export', 'export'),

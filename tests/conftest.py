@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
-from fsdl_tools.book.checks import record_seconds, recorded_seconds
+from fsdl_tools.book.checks import _record_seconds, recorded_seconds
 
 settings.register_profile('course', deadline=None, max_examples=60, suppress_health_check=list(HealthCheck), database=None)
 settings.load_profile('course')
@@ -167,7 +167,7 @@ def seconds_of_tests(reporter):
 def pytest_terminal_summary(terminalreporter, config):
     took, write = seconds_of_tests(terminalreporter), terminalreporter.write_line
     passed = {r.nodeid for r in terminalreporter.stats.get('passed', [])}
-    record_seconds('tests', {re.sub(r'@[^]@]*$', '', name): s for name, s in took.items() if name in passed})
+    _record_seconds('tests', {re.sub(r'@[^]@]*$', '', name): s for name, s in took.items() if name in passed})
     for line in dict.fromkeys(config.left_out): write(f'left out: {line} (seed {config.option.seed})')
     if 'FSDL_CHECK' not in os.environ: return
     state = json.loads(os.environ['FSDL_CHECK'])
@@ -197,12 +197,12 @@ def slow(request): return request.config.option.slow
 @pytest.fixture(scope='session')
 def side():
     "Build a side environment, or skip where the machine lacks what it is built from"
-    from fsdl_tools.environments import build, missing, side_env
+    from fsdl_tools.environments import build_env, missing_programs, side_env
     def get(name):
         env = side_env(name)
         if not sys.platform.startswith('linux'): pytest.skip(f'the side environment {name} is built on Linux only')
-        if lacks := missing(env): pytest.skip(f"the side environment {name} needs {', '.join(lacks)}")
-        build(env)
+        if lacks := missing_programs(env): pytest.skip(f"the side environment {name} needs {', '.join(lacks)}")
+        build_env(env)
         return name
     return get
 

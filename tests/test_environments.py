@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from fsdl_tools import environments as E
 from fsdl_tools.core import read_data
-from fsdl_tools.environments import BuildError, SideEnv, build, built, env_folder, run_in, side_env
+from fsdl_tools.environments import BuildError, SideEnv, build_env, built, env_folder, run_in, side_env
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='uses flock and process groups')
 pytestmark = posix
@@ -32,25 +32,25 @@ def test_layered_and_alone(cache):
     layered, alone = SideEnv('layered'), SideEnv('alone', layered=False)
     code = 'import importlib.util, os, sys\ndef main(p): return [p, importlib.util.find_spec("torch") is not None, "PYTHONPATH" in os.environ, sys.prefix]'
     os.environ.setdefault('PYTHONPATH', '')
-    build(layered); build(alone)
+    build_env(layered); build_env(alone)
     assert run_in(layered, code, {'a': [1, None, 'ü']})[:2] == [{'a': [1, None, 'ü']}, True]
     assert run_in(alone, code)[1:3] == [False, False]
     assert run_in(layered, code)[3] == str(env_folder(layered))
 
 
 def test_an_importable_function_and_variables(cache):
-    e = SideEnv('plain'); build(e)
+    e = SideEnv('plain'); build_env(e)
     assert run_in(e, 'os:getenv', 'HELLO', HELLO='there') == 'there'
     assert run_in(e, 'math:sqrt', 16) == 4
 
 
 def test_chatter_does_not_get_in_the_way(cache):
-    e = SideEnv('plain'); build(e)
+    e = SideEnv('plain'); build_env(e)
     assert run_in(e, 'import os\ndef main(p):\n    print("noise" * 100_000); os.write(2, b"more")\n    return p', 5) == 5
 
 
 def test_what_json_cannot_hold(cache):
-    e = SideEnv('plain'); build(e)
+    e = SideEnv('plain'); build_env(e)
     with pytest.raises(BuildError, match='not JSON serializable'): run_in(e, 'def main(p): return {1, 2}')
     with pytest.raises(TypeError, match='not JSON serializable'): run_in(e, 'def main(p): return p', {1, 2})
 
@@ -58,15 +58,15 @@ def test_what_json_cannot_hold(cache):
 def test_a_failed_build_leaves_nothing_and_can_be_repeated(cache):
     e = SideEnv('bad', steps='--no-index nothing-of-this-name', check='import nothing')
     for _ in range(2):
-        with pytest.raises(BuildError, match='(?s)nothing-of-this-name.*log: '): build(e)
+        with pytest.raises(BuildError, match='(?s)nothing-of-this-name.*log: '): build_env(e)
         assert not env_folder(e).exists() and built(e) is None
-    with pytest.raises(BuildError, match='No module named .nothing.'): build(e.replace(steps=''))
+    with pytest.raises(BuildError, match='No module named .nothing.'): build_env(e.replace(steps=''))
 
 
 def test_a_slow_build_is_stopped_with_its_children(cache):
     marker = cache/'pid'
     e = SideEnv('slow', check=f"import subprocess; p = subprocess.Popen(['sleep', '600']); open({str(marker)!r}, 'w').write(str(p.pid)); p.wait()")
-    with pytest.raises(TimeoutError, match='took longer than 4 s'): build(e, timeout=4)
+    with pytest.raises(TimeoutError, match='took longer than 4 s'): build_env(e, timeout=4)
     time.sleep(.2)
     stat = Path(f'/proc/{marker.read_text()}/stat')
     assert not stat.exists() or stat.read_text().rsplit(')', 1)[1].split()[0] == 'Z'
@@ -76,8 +76,8 @@ def test_a_slow_build_is_stopped_with_its_children(cache):
 def test_a_builder_that_is_killed_does_not_block_or_mislead_the_next(cache):
     script = textwrap.dedent('''
         import sys
-        from fsdl_tools.environments import SideEnv, build
-        build(SideEnv('victim', check='import os, time; time.sleep(5 if os.environ.get("SLOW") else 0)'))
+        from fsdl_tools.environments import SideEnv, build_env
+        build_env(SideEnv('victim', check='import os, time; time.sleep(5 if os.environ.get("SLOW") else 0)'))
     ''')
     p = subprocess.Popen([sys.executable, '-c', script], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path), 'SLOW': '1'})
     e = SideEnv('victim', check='import os, time; time.sleep(5 if os.environ.get("SLOW") else 0)')
@@ -85,12 +85,12 @@ def test_a_builder_that_is_killed_does_not_block_or_mislead_the_next(cache):
     while not list(env_folder(e).glob('lib/*/site-packages/main_environment.pth')) and time.monotonic() < end: time.sleep(.05)
     p.kill(); p.wait()
     assert env_folder(e).exists() and built(e) is None          # half a build, and known to be one
-    t0 = time.monotonic(); build(e, timeout=60)
+    t0 = time.monotonic(); build_env(e, timeout=60)
     assert built(e) and time.monotonic() - t0 < 60
 
 
 def test_two_processes_build_once(cache):
-    script = "from fsdl_tools.environments import *; print(build(SideEnv('shared', check='import time; time.sleep(1)')))"
+    script = "from fsdl_tools.environments import *; print(build_env(SideEnv('shared', check='import time; time.sleep(1)')))"
     ps = [subprocess.Popen([sys.executable, '-c', script], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     outs = {p.communicate(timeout=120)[0].strip() for p in ps}
     assert [p.returncode for p in ps] == [0, 0, 0] and len(outs) == 1
@@ -98,9 +98,9 @@ def test_two_processes_build_once(cache):
 
 
 def test_unknown_names_and_missing_programs(cache):
-    with pytest.raises(ValueError, match="did you mean 'horovod'"): build('horovd')
+    with pytest.raises(ValueError, match="did you mean 'horovod'"): build_env('horovd')
     with pytest.raises(FileNotFoundError, match="build\\('horovod'\\)"): run_in('horovod', 'math:sqrt', 2)
-    with pytest.raises(BuildError, match='the program no-such-program'): build(SideEnv('x', programs='no-such-program'))
+    with pytest.raises(BuildError, match='the program no-such-program'): build_env(SideEnv('x', programs='no-such-program'))
 
 
 @pytest.mark.timeout(900)

@@ -65,10 +65,10 @@ def _plan_command(
     as_json: Json = False):
     "Memory, time and price of training a model, for one layout or the best of all."
     if batch:
-        from fsdl_tools.compute.validation import outputs, plan_batch
+        from fsdl_tools.compute.validation import batch_outputs, plan_batch
         done = plan_batch(batch, out)
         if out and not as_json: return typer.echo(f"{len(done):,} rows, {sum(bool(r['error']) for r in done):,} with a reason in the column error: {out}")
-        return show(Table(done, columns=outputs), as_json)
+        return show(Table(done, columns=batch_outputs), as_json)
     if out: raise ValueError('--out belongs to --batch: an estimate is written by --save')
     if not model: raise ValueError('name a model, or give a table with --batch')
     from fsdl_tools.compute.gpus import Cluster
@@ -130,7 +130,7 @@ def _cost_command(
     as_json: Json = False):
     "What an experiment costs: price times measured time, for every offer."
     from fsdl_tools.core import one_of
-    from fsdl_tools.compute.cost import announce, cost_table, experiments, frontier, priced, prices, read_prices, task_named, tiers, transformer_seconds
+    from fsdl_tools.compute.cost import price_age, cost_table, experiments, frontier, priced, prices, read_prices, task_named, tiers, transformer_seconds
     from fsdl_tools.compute.gpus import find, suites
     year = f'Lambda {one_of("suite", suite, [s.split()[1] for s in suites])}'
     offers = read_prices(from_) if from_ else prices(since)
@@ -149,4 +149,4 @@ def _cost_command(
     if within: done = [e for e in done if e.wall_hours * 3600 <= parse_seconds(within)]
     if not done: raise ValueError(f'no offer ends within {within}')
     if best: done = frontier(done)
-    show(cost_table(done, rows, title, announce([e.offer for e in done])), as_json)
+    show(cost_table(done, rows, title, price_age([e.offer for e in done])), as_json)

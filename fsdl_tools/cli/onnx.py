@@ -21,11 +21,11 @@ def _say(line):
 
 def _smaller(path, kinds, src):
     "Quantise `path` beside itself, once for each kind"
-    from fsdl_tools.onnx.graph import draw
+    from fsdl_tools.onnx.graph import random_inputs
     from fsdl_tools.onnx.optimise import quantise
     for k in kinds:
         _say(f'quantising to {k}')
-        cal = [draw(src.specs, seed=50 + i, batch=4) for i in range(4)] if k == 'static' else None
+        cal = [random_inputs(src.specs, seed=50 + i, batch=4) for i in range(4)] if k == 'static' else None
         yield quantise(path, path.with_suffix(f'.{k}.onnx'), k, calibration=cal)
 
 @app.command('export')

@@ -172,8 +172,8 @@ class Job(Record):
         shown = {k: getattr(self, k) for k in plain if getattr(self, k) not in (plain[k], {}, ())}
         return Table([dict(field=k, value=text.get(k, str)(v)) for k, v in shown.items()], caption='Job')
 
-# %% ../../nbs/operations/01_launch.ipynb #7b726175
-_entry = 'from fsdl_tools.training.elastic import main; main()'
+# %% ../../nbs/operations/01_launch.ipynb #27547a2d
+_entry = 'from fsdl_tools.training.elastic import _main; _main()'
 
 
 def _job_from_plan(plan, config, gpus_per_node, kw):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['all_reduces', 'Send', 'Schedule', 'naive_all_reduce', 'tree_broadcast', 'tree_all_reduce', 'ring_reduce_scatter',
-           'ring_all_gather', 'ring_all_reduce', 'simulate', 'draw', 'execute', 'all_reduce', 'reduce_scatter',
-           'all_gather', 'broadcast', 'check_against_torch', 'sent_by_rank', 'CommCounter', 'wire_bytes',
-           'measure_bytes', 'measure_reduce_scatter', 'ping_pong', 'fit_alpha_beta', 'schedule_seconds']
+           'ring_all_gather', 'ring_all_reduce', 'simulate_ring', 'draw_ring', 'execute', 'all_reduce',
+           'check_against_torch', 'sent_by_rank', 'CommCounter', 'wire_bytes', 'measure_bytes',
+           'measure_reduce_scatter', 'ping_pong', 'fit_alpha_beta', 'schedule_seconds']
 
 # %% ../../nbs/parallel/02_collectives.ipynb #c92bc890
 import contextlib, os, socket, sys, time
@@ -82,7 +82,7 @@ def ring_all_reduce(
 all_reduces = {'naive': naive_all_reduce, 'tree': tree_all_reduce, 'ring': ring_all_reduce}
 
 # %% ../../nbs/parallel/02_collectives.ipynb #f3724ff3
-def simulate(
+def simulate_ring(
     schedule # The timetable
 ) -> list:   # States: before the first step, and after each; state[rank][chunk] lists the ranks that are summed in it
     "Whose data is where, step by step; raises ValueError when something would be added twice"
@@ -96,12 +96,12 @@ def simulate(
         states.append(now)
     return states
 
-def draw(
+def draw_ring(
     schedule,     # The timetable
     title:str='', # What the figure shows
 ):                # A matplotlib figure
     "One panel a step: rows are ranks, columns chunks, numbers say how many ranks are summed; frames mark what has just arrived"
-    plt, states = plot_style(), simulate(schedule)
+    plt, states = plot_style(), simulate_ring(schedule)
     fig, axes = plt.subplots(1, len(states), figsize=(1.45 * len(states), .5 + 1.3), sharey=True)
     for i, (ax, state) in enumerate(zip(axes, states)):
         ax.imshow([[len(c) for c in row] for row in state], cmap='Blues', vmin=0, vmax=1.6 * schedule.world, aspect='auto')
@@ -137,13 +137,13 @@ def all_reduce(
     execute(all_reduces[one_of('algorithm', algorithm, all_reduces)](dist.get_world_size()), x)
     return x
 
-def reduce_scatter(
+def _reduce_scatter(
     x # This rank's tensor; overwritten with partial sums
 ):    # The part of the sum that belongs to this rank, flat
     "Sum over all ranks, cut into one piece a rank"
     return execute(ring_reduce_scatter(dist.get_world_size()), x)[dist.get_rank()]
 
-def all_gather(
+def _all_gather(
     part # This rank's piece, of the same size on all ranks
 ):       # All pieces, in order of rank, flat
     "Everybody's piece, on all ranks"
@@ -153,7 +153,7 @@ def all_gather(
     execute(ring_all_gather(n), out)
     return out
 
-def broadcast(
+def _broadcast(
     x,         # This rank's tensor; replaced by the root's
     root:int=0 # The rank whose tensor is kept
 ):             # The same tensor
@@ -173,8 +173,8 @@ def check_against_torch(
             want = x.clone(); dist.all_reduce(want)
             whole = [torch.empty_like(x) for _ in range(n)]; dist.all_gather(whole, x)
             results = [all_reduce(x.clone(), a) for a in all_reduces]
-            pairs = [(got, want) for got in results] + [(reduce_scatter(x.clone()), want.tensor_split(n)[r]),
-                     (all_gather(x), torch.cat(whole)), (broadcast(x.clone(), n - 1), whole[n - 1])]
+            pairs = [(got, want) for got in results] + [(_reduce_scatter(x.clone()), want.tensor_split(n)[r]),
+                     (_all_gather(x), torch.cat(whole)), (_broadcast(x.clone(), n - 1), whole[n - 1])]
             for got, ref in pairs:
                 if dtype == torch.int64: assert torch.equal(got, ref), (size, got, ref)
                 elif size: worst = max(worst, ((got - ref).abs().max() / ref.abs().max()).item() if ref.numel() else 0.)
@@ -265,7 +265,7 @@ def measure_reduce_scatter(
     n, out = dist.get_world_size(), {}
     single = getattr(dist, 'reduce_scatter_single', None) or dist.reduce_scatter_tensor   # renamed in PyTorch 2.13
     theirs = lambda x: single(torch.empty(len(x) // n), x)
-    for name, step in (('ours', reduce_scatter), ('torch', theirs)):
+    for name, step in (('ours', _reduce_scatter), ('torch', theirs)):
         step(torch.ones(n)); dist.barrier()
         before = wire_bytes(); step(torch.ones(numel)); dist.barrier()
         out[name] = wire_bytes() - before

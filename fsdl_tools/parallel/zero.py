@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['all_gather', 'reduce_scatter', 'zeros', 'zero_memory', 'Unit', 'units_of', 'Zero1', 'Zero2', 'Zero3', 'storage_bytes',
-           'held', 'accounted', 'fsdp', 'ddp', 'zero_redundancy', 'fsdp_accounted']
+           'accounted', 'fsdp', 'ddp', 'zero_redundancy', 'fsdp_accounted']
 
 # %% ../../nbs/parallel/04_zero.ipynb #31252dd0
 import torch
@@ -191,7 +191,7 @@ def storage_bytes(
         if t is not None: st = getattr(t, '_local_tensor', t).untyped_storage(); found[st.data_ptr(), st.nbytes()] = st.nbytes()
     return sum(found.values())
 
-def held(
+def _held(
     model, # Zero1, Zero2 or Zero3
     opt    # Its optimizer
 ) -> dict: # Bytes of parameters, gradients and optimizer states that exist on this rank now
@@ -211,9 +211,9 @@ def accounted(
     for s in range(steps):
         with CommCounter() as comm:
             tiny_loss(model, share(tiny_batch(name, 16, s))).backward()
-            before = held(model, opt)
+            before = _held(model, opt)
             opt.step()
-        after = held(model, opt); opt.zero_grad()
+        after = _held(model, opt); opt.zero_grad()
     return after | dict(gradients=before['gradients'], sent=comm.total, calls={k: round(v) for k, v in comm.sent.items()}, whole=getattr(model, 'log', []))
 
 # %% ../../nbs/parallel/04_zero.ipynb #f7fada18

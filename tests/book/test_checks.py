@@ -9,7 +9,7 @@ import time
 import pytest
 from fsdl_tools.book import stages
 from fsdl_tools.book.checks import not_exported, run_in_kernel, run_notebooks, source_problems, stale_modules, unclean, untracked
-from fsdl_tools.book.stages import CheckFailed, clone, newcomer, newcomer_key, oldest_python, run_quick, tests_of as concerned
+from fsdl_tools.book.stages import CheckFailed, clone, newcomer, newcomer_key, oldest_python, _run_quick, tests_of as concerned
 
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 
@@ -250,7 +250,7 @@ def test_quick_takes_what_was_changed(root, monkeypatch):
     monkeypatch.setattr(stages, 'check_sources', lambda root: 'fine')
     monkeypatch.setattr(stages, 'check_notebooks', lambda root, names: seen.extend(names) or 'fine')
     monkeypatch.setattr(stages, 'changed', lambda root: ['nbs/models/01_zoo.ipynb', 'README.md', 'tests/test_cli.py'])
-    found = run_quick(root)
+    found = _run_quick(root)
     assert seen == ['models/01_zoo.ipynb'] and {'tests/test_cli.py', 'tests/models/test_zoo.py'} <= set(found)
     assert 'tests/parallel/test_tensor.py' not in concerned(root, ['nbs/models/01_zoo.ipynb'])
 

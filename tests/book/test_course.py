@@ -251,7 +251,7 @@ def test_a_package_that_needs_a_compiler(project, wheels, tmp_path):
 def test_the_page_that_lacks_an_import_is_named(root, project):
     cell = '{"cells": [{"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": null, "source": ["#| export\\n", "import no_such_package"]}]}'
     (project/'nbs/00_page.ipynb').write_text(cell)
-    ask = [sys.executable, '-c', 'from fsdl_tools.book.install import main; main()', 'ready']
+    ask = [sys.executable, '-c', 'from fsdl_tools.book.install import install_command; install_command()', 'ready']
     run = subprocess.run(ask, cwd=project, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(project)))
     assert run.returncode == 1 and run.stderr == 'course: nbs/00_page.ipynb imports no_such_package, which no extra of settings.ini brings\n'
 

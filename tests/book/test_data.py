@@ -2,8 +2,8 @@
 import importlib.util
 import re
 
-from fsdl_tools.book.data import data_files, table_facts
-from fsdl_tools.book.site import moved, notebooks, pages
+from fsdl_tools.book.data import _data_files, table_facts
+from fsdl_tools.book.site import _moved, notebooks, pages
 from fsdl_tools.core import read_data
 
 REGISTRIES = re.compile(r'https?://[\w.-]*(pypi\.(org|python\.org)|pythonhosted\.org|npmjs\.(com|org)|anaconda\.org|conda\.io|crates\.io|hub\.docker\.com|rubygems\.org)', re.I)
@@ -11,7 +11,7 @@ REGISTRIES = re.compile(r'https?://[\w.-]*(pypi\.(org|python\.org)|pythonhosted\
 
 def test_every_table_is_listed_and_every_listed_table_exists():
     listed = [row['name'] for row in read_data('tables.csv')]
-    assert sorted(listed) == data_files() and len(set(listed)) == len(listed)
+    assert sorted(listed) == _data_files() and len(set(listed)) == len(listed)
 
 
 def test_a_script_that_refreshes_a_table_exists(root):
@@ -34,5 +34,5 @@ def test_a_package_is_cited_by_name_and_version(root):
 
 
 def test_moved_names_lead_to_what_exists(root):
-    assert set(moved('page').values()) <= {p.name for p in pages(root)}
-    for new in moved('module').values(): assert importlib.util.find_spec(f'fsdl_tools.{new}'), new
+    assert set(_moved('page').values()) <= {p.name for p in pages(root)}
+    for new in _moved('module').values(): assert importlib.util.find_spec(f'fsdl_tools.{new}'), new

@@ -1,7 +1,7 @@
 """One lock for every supported Python and platform: it resolves with wheels alone, and names nothing of the machine it was made on."""
 import os, re, shutil, subprocess
 import pytest
-from fsdl_tools.book.needs import lock_problems, make_lock, plain_name, requirements, uv_environment, uv_program, wrong_extras
+from fsdl_tools.book.needs import lock_problems, make_lock, plain_name, requirements, _uv_environment, _uv_program, wrong_extras
 from fsdl_tools.book.site import settings
 
 PYTHONS = ('3.11.2', '3.11', '3.12', '3.13', '3.14')
@@ -11,13 +11,13 @@ PLATFORMS = ('x86_64-manylinux_2_28', 'aarch64-apple-darwin')
 @pytest.fixture(scope='module')
 def uv(tmp_path_factory):
     "The program uv; skips where it can neither be found nor fetched"
-    try: return uv_program(tmp_path_factory.mktemp('uv'))
+    try: return _uv_program(tmp_path_factory.mktemp('uv'))
     except subprocess.CalledProcessError: pytest.skip('uv is not on the path and cannot be fetched: no network')
 
 
 def run(uv, *args, text='', cwd=None):
     "Run uv; skips where there is no index"
-    done = subprocess.run([uv, *map(str, args)], input=text, capture_output=True, text=True, env=uv_environment() | dict(MACOSX_DEPLOYMENT_TARGET='14.0'), cwd=cwd, timeout=200)
+    done = subprocess.run([uv, *map(str, args)], input=text, capture_output=True, text=True, env=_uv_environment() | dict(MACOSX_DEPLOYMENT_TARGET='14.0'), cwd=cwd, timeout=200)
     if re.search('Failed to fetch|error sending request|dns error', done.stderr): pytest.skip('the package index cannot be reached')
     return done
 

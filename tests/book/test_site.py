@@ -13,7 +13,7 @@ import pytest
 from fsdl_tools.book.markdown import divs, formulas, page_markdown
 from fsdl_tools.book.rendering import quarto_settings, zensical_config
 from fsdl_tools.book.site import (
-    build_site, dead_links, fingerprint, moved, notebooks, option_problems, pages, readme, renderers, serve_site, settings, update_site)
+    build_site, dead_links, _fingerprint, _moved, notebooks, option_problems, pages, readme, _renderers, serve_site, settings, update_site)
 
 OVERFLOW = """() => {
   const wide = getComputedStyle;
@@ -44,9 +44,9 @@ BRIGHTNESS = """() => {
 @pytest.fixture(scope='module', params=['zensical', 'quarto'])
 def site(request, root):
     "The built site: by what, its folder, and its address on a free port"
-    if request.param not in renderers():
+    if request.param not in _renderers():
         pytest.skip(f'{request.param} is not on the PATH')
-    out = root/'_docs' if request.param == renderers()[0] else root/'.cache'/f'site-{request.param}'
+    out = root/'_docs' if request.param == _renderers()[0] else root/'.cache'/f'site-{request.param}'
     update_site(root, request.param, out)
     server = serve_site(out, 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -144,8 +144,8 @@ def test_an_old_address_leads_to_the_new_page(reader, site):
     page, _ = reader
     for old in ('zoo', 'parallel'):
         page.goto(f'{site.url}/{old}.html')
-        page.wait_for_url(f'{site.url}/{moved("page")[old]}.html')
-    missing = [old for old in moved('page') if not (site.folder/f'{old}.html').exists()]
+        page.wait_for_url(f'{site.url}/{_moved("page")[old]}.html')
+    missing = [old for old in _moved('page') if not (site.folder/f'{old}.html').exists()]
     assert not missing
 
 
@@ -168,7 +168,7 @@ def test_a_second_build_with_nothing_changed_does_nothing(site, root):
     assert mark.stat().st_mtime_ns == before
 
 
-def test_the_fingerprint_knows_the_renderer(root): assert fingerprint(root, 'quarto') != fingerprint(root, 'zensical')
+def test_the_fingerprint_knows_the_renderer(root): assert _fingerprint(root, 'quarto') != _fingerprint(root, 'zensical')
 
 
 def test_readme_and_contributing_are_their_notebooks(root):
@@ -231,7 +231,7 @@ def test_a_taken_port_is_one_clear_line(root):
         s.bind(('127.0.0.1', 0))
         s.listen()
         port = s.getsockname()[1]
-        r = subprocess.run([sys.executable, '-c', 'from fsdl_tools.book.site import main; main()', '0', str(port), '0'], cwd=root, capture_output=True, text=True, timeout=280)
+        r = subprocess.run([sys.executable, '-c', 'from fsdl_tools.book.site import site_command; site_command()', '0', str(port), '0'], cwd=root, capture_output=True, text=True, timeout=280)
     assert r.returncode == 1 and f'port {port}' in r.stderr and 'Traceback' not in r.stderr
 
 

@@ -3,7 +3,7 @@ import csv, datetime, json, math, random, time
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from fsdl_tools.core import read_data
-from fsdl_tools.compute.cost import (Experiment, Offer, announce, benchmark_seconds, best_interval, cost, cost_table, experiments, frontier, priced, prices, rank_correlation, read_prices,
+from fsdl_tools.compute.cost import (Experiment, Offer, price_age, _benchmark_seconds, _best_interval, cost, cost_table, experiments, frontier, priced, prices, rank_correlation, read_prices,
                              seconds_of, task_named, transformer_seconds, upheld, with_restarts)
 from fsdl_tools.compute.gpus import find, gpus, suites
 
@@ -103,9 +103,9 @@ def test_select_and_announce():
     for kw in (dict(gpu='H1000'), dict(colour='red')):
         with pytest.raises(ValueError, match='unknown'): prices(**kw)
     day = datetime.date(2026, 5, 24)
-    assert announce(prices('2026-05', '2026-06'), day) == 'prices of May 2026, the oldest 0 days old'
-    assert announce([offer]) == 'prices without a date'
-    assert announce([Offer('A', 'H100', 1, 1., date='2026')], datetime.date(2026, 12, 1)).startswith('stale prices of January 2026')
+    assert price_age(prices('2026-05', '2026-06'), day) == 'prices of May 2026, the oldest 0 days old'
+    assert price_age([offer]) == 'prices without a date'
+    assert price_age([Offer('A', 'H100', 1, 1., date='2026')], datetime.date(2026, 12, 1)).startswith('stale prices of January 2026')
 
 
 @given(st.floats(1, 1e7), st.floats(600, 1e7), st.floats(1, 300), st.floats(1, 3000), st.floats(1.01, 10))
@@ -118,7 +118,7 @@ def test_restarts_cost_time(work, mtbf, ck, rs, k):
 
 def test_restarts_limits():
     assert math.isclose(with_restarts(36000, 1e12, 60, 300, 3600), 36600, rel_tol=1e-3)     # no interruptions: work and ten checkpoints
-    assert best_interval(7200, 100) == 1200
+    assert _best_interval(7200, 100) == 1200
     for bad in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError): with_restarts(bad, 3600)
         with pytest.raises(ValueError): with_restarts(3600, bad)
@@ -126,7 +126,7 @@ def test_restarts_limits():
 
 def test_youngs_interval_is_near_the_best():
     f = lambda t: with_restarts(1e5, 4 * 3600, 60, 300, t)
-    assert f(best_interval(4 * 3600, 60)) < 1.01 * min(f(t) for t in range(100, 6000, 50))
+    assert f(_best_interval(4 * 3600, 60)) < 1.01 * min(f(t) for t in range(100, 6000, 50))
 
 
 @given(st.floats(1, 1e8), st.floats(.01, 1e4), st.integers(1, 64))
@@ -163,7 +163,7 @@ def test_experiments_refuse():
     with pytest.raises(ValueError, match='unknown suite'): experiments(prices(), suite='2023')
     with pytest.raises(ValueError, match='in bf16'): experiments(prices(), precision='bf16')
     with pytest.raises(ValueError, match='samples'): experiments(prices(), samples=-5)
-    assert benchmark_seconds(Offer('A', 'T4', 1, 1.), 'resnet50', 1e6) is None
+    assert _benchmark_seconds(Offer('A', 'T4', 1, 1.), 'resnet50', 1e6) is None
 
 
 def test_priced_leaves_out_what_cannot_be_told():

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 from fsdl_tools.core import GiB, read_data
-from fsdl_tools.compute.gpus import (Cluster, Gpu, benchmarks, efficiency, explain_peak, fabrics, find, gpu_table, gpus, matmul_work, peak, precisions, ridge,
+from fsdl_tools.compute.gpus import (Cluster, Gpu, benchmarks, efficiency, explain_peak, fabrics, find, gpu_table, gpus, matmul_work, peak, _precisions, ridge,
                              roofline, scaling, speedup, suites, throughput)
 
 ALL = gpus()
@@ -60,7 +60,7 @@ def test_a_gpu_survives_json(name):
     assert Gpu.from_json(g.to_json()) == g and hash(g) == hash(Gpu.from_json(g.to_json()))
 
 
-@given(names, st.sampled_from(precisions), st.floats(1e-3, 1e6), st.floats(1, 10))
+@given(names, st.sampled_from(_precisions), st.floats(1e-3, 1e6), st.floats(1, 10))
 def test_roofline_rises_and_ends(name, p, x, k):
     g = find(name)
     if p not in g.tflops: return

@@ -5,11 +5,11 @@ from hypothesis import given, settings, strategies as st
 from fsdl_tools.core import GiB
 from fsdl_tools.compute.gpus import Cluster
 from fsdl_tools.parallel.layout import Layout, axes, check_layout, coordinates, groups, parse_layout
-from fsdl_tools.compute.validation import outputs, plan_batch, predict_rows, read_runs
+from fsdl_tools.compute.validation import batch_outputs, plan_batch, predict_rows, read_runs
 from fsdl_tools.compute.step_memory import memory, parameters, sharded, state_bytes
 from fsdl_tools.compute.step_time import step_time
 from fsdl_tools.compute.planner import Estimate, estimate, known, model_columns
-from fsdl_tools.compute.search import best_plan, cheapest, clusters, compare, enumerate_layouts, explain, search
+from fsdl_tools.compute.search import best_plan, cheapest, clusters, _compare, enumerate_layouts, explain, search
 
 A100, H100 = Cluster('A100-SXM-80GB', 8), Cluster('H100-SXM-80GB', 8)
 two = st.sampled_from([1, 2, 4, 8])
@@ -122,7 +122,7 @@ def test_search_only_returns_what_fits_and_best_is_fastest():
     assert all(e.fits and e.layout.world == 16 for e in es)
     times = [e.step_time for e in es]
     assert times == sorted(times)
-    assert str(f.layout(0)) in explain(f) and 'takes' in compare(es[0], es[-1])
+    assert str(f.layout(0)) in explain(f) and 'takes' in _compare(es[0], es[-1])
     assert f.best.step_time == pytest.approx(estimate('llama-3.1-8b', f.layout(0), Cluster('H100-SXM-80GB', 16), 256, 4096).step_time)
 
 
@@ -190,7 +190,7 @@ def test_a_table_is_answered_row_by_row(tmp_path):
     write(tmp_path/'runs.csv', [GOOD] + [GOOD | b | dict(row=i) for i, b in enumerate(bad)])
     got = plan_batch(tmp_path/'runs.csv', tmp_path/'out.csv')
     read = list(csv.DictReader(open(tmp_path/'out.csv')))
-    assert list(read[0]) == outputs and len(read) == len(bad) + 1 == len(got)
+    assert list(read[0]) == batch_outputs and len(read) == len(bad) + 1 == len(got)
     assert read[0]['error'] == '' and read[0]['fits'] == '1' and abs(float(read[0]['allocated_gib'])/50.2 - 1) < .1
     for b, r in zip(bad, read[1:]): assert r['error'] and r['fits'] == '0', (b, r)
     for b, r in zip(bad[:6], read[1:]): assert next(iter(b)) in r['error'] or 'GPU' in r['error'], (b, r['error'])

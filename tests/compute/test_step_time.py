@@ -5,13 +5,13 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 from fsdl_tools.core import read_data, read_results
 from fsdl_tools.compute.gpus import find
-from fsdl_tools.compute.step_time import (causes, collective, columns, complete, constants, derive, framework_of, frameworks, resolve, step_time, waves)
+from fsdl_tools.compute.step_time import (causes, collective, columns, complete_columns, time_constants, derive, framework_of, _frameworks, resolve, step_time, waves)
 
 power = lambda lo, hi: st.integers(lo, hi).map(lambda n: 2**n)
 
 
 @st.composite
-def layouts(draw, names=tuple(frameworks)):
+def layouts(draw, names=tuple(_frameworks)):
     "A valid layout: aligned sizes, degrees that divide what they must"
     tp, pp, cp, dp = draw(power(0, 4)), draw(power(0, 4)), draw(power(0, 1)), draw(power(0, 5))
     heads = tp * draw(st.integers(1, 4)) * 2
@@ -56,7 +56,7 @@ def test_time_never_falls_when_the_model_deepens_or_widens(c, factor):
     assert seconds(c | dict(hidden=c['hidden']*factor, heads=c['heads']*factor, kv_heads=c['kv_heads']*factor, ffn=c['ffn']*factor)) >= seconds(c)
 
 
-@given(layouts([f for f in frameworks if f != 'nanotron']), st.integers(1, 3))
+@given(layouts([f for f in _frameworks if f != 'nanotron']), st.integers(1, 3))
 def test_one_more_layer_on_every_stage_costs_time(c, more):
     assert seconds(c | dict(layers=c['layers'] + more*c['pp'])) > seconds(c)
 
@@ -70,12 +70,12 @@ def test_more_network_is_never_slower(c, rate, factor):
 def test_better_hardware_is_never_slower(c, part, factor):
     from fsdl_tools.compute import step_time as P
     def with_hardware(scale):
-        full = complete(c); k = resolve(full, constants()); k[part] = k[part] * scale; derive(full, k)
+        full = complete_columns(c); k = resolve(full, time_constants()); k[part] = k[part] * scale; derive(full, k)
         lay, end = P.layer(full, k), P.ends(full, k)
-        o, busy, first = P.slot(full, k, lay, end)
-        params = P.stage_params(full, first)
-        comm = P.sharded_comm(full, k, params, busy) if c['zero'] == 3 else P.gradient_comm(full, k, params, busy)
-        return float(full['m']*busy + P.bubble(full, k, lay, end, busy) + P.pipeline_comm(full, k) + comm*(c['dp']*c['cp'] > 1) + P.optimizer(full, k, params))
+        o, busy, first = P._slot(full, k, lay, end)
+        params = P._stage_params(full, first)
+        comm = P._sharded_comm(full, k, params, busy) if c['zero'] == 3 else P._gradient_comm(full, k, params, busy)
+        return float(full['m']*busy + P._bubble(full, k, lay, end, busy) + P._pipeline_comm(full, k) + comm*(c['dp']*c['cp'] > 1) + P._optimizer(full, k, params))
     assert with_hardware(factor) <= with_hardware(1) * (1 + 1e-9)
 
 
@@ -109,7 +109,7 @@ def test_waves_hold_all_tiles(m, n, sms):
 
 @given(st.floats(1, 1e11), st.integers(1, 8), st.integers(1, 64))
 def test_a_collective_takes_at_least_its_bytes_over_the_wire(nbytes, local, nodes):
-    c = complete(dict(layers=1, hidden=64, heads=1, ffn=64, vocab=64, seq=64, gpus=1, tp=1, pp=1, dp=1, global_batch=1)); k = resolve(c, constants()); derive(c, k)
+    c = complete_columns(dict(layers=1, hidden=64, heads=1, ffn=64, vocab=64, seq=64, gpus=1, tp=1, pp=1, dp=1, global_batch=1)); k = resolve(c, time_constants()); derive(c, k)
     t = float(collective(nbytes, np.float64(local), np.float64(nodes), k))
     n = local*nodes
     assert t >= nbytes*(n-1)/n / max(k['ring'], k['nic']*local) * (1 - 1e-9)
@@ -170,7 +170,7 @@ def test_every_constant_has_meaning_and_origin():
     rows = read_data('planner_time.csv')
     assert all(r['meaning'] and r['source'] and r['date'] and r['by'] in ('any', 'gpu', 'framework', 'cluster') for r in rows)
     assert all(any(q['applies_to'] == 'any' for q in rows if q['name'] == r['name']) for r in rows)
-    assert not {r['applies_to'] for r in rows} & (set(GOALS) - set(frameworks)), 'constants belong to hardware, frameworks and clusters, never to a study'
+    assert not {r['applies_to'] for r in rows} & (set(GOALS) - set(_frameworks)), 'constants belong to hardware, frameworks and clusters, never to a study'
 
 
 def test_a_hundred_thousand_layouts_take_less_than_a_second_of_one_core():

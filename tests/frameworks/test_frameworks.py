@@ -25,7 +25,7 @@ def need(name):
 def task(): return D.make_task('cnn', steps=3, batch=16)
 
 @pytest.fixture(scope='module')
-def reference(task): return F.train(task, 'torch')
+def reference(task): return F.train_with(task, 'torch')
 
 @pytest.fixture(scope='module')
 def live(task):
@@ -76,7 +76,7 @@ def test_mlp(name):
 def test_compiled_torch_agrees_and_swap_is_caught():
     need('torch-compile')
     mlp = D.make_task('mlp', steps=100)
-    ref, r = F.train(mlp, 'torch'), F.runners['torch-compile'](mlp)
+    ref, r = F.train_with(mlp, 'torch'), F.runners['torch-compile'](mlp)
     F.check([F.finish(r)], ref, tol)
     r.reset()
     w = r.dump()
@@ -90,9 +90,9 @@ def test_nan_is_not_agreement(reference):
 def test_missing_package_is_a_row(monkeypatch, task, reference):
     find = F.importlib.util.find_spec
     monkeypatch.setattr(F.importlib.util, 'find_spec', lambda m: None if m == 'haiku' else find(m))
-    run = F.train(task, 'haiku')
+    run = F.train_with(task, 'haiku')
     assert run.losses is None and run.note.startswith('not installed: pip install dm-haiku')
-    assert F.compare([reference, run]).column('note')[1] == run.note
+    assert F.compare_runs([reference, run]).column('note')[1] == run.note
     assert F.check([reference, run]) == 0
     short = D.make_task('mlp', steps=5, batch=4)
     last = list(R.race(short, ['torch', 'haiku'], laps=1))[-1]

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from fsdl_tools.models.spec import Layer, ModelSpec, TransformerShape, from_shape, human_flop
-from fsdl_tools.models.zoo import index, search
+from fsdl_tools.models.zoo import index, search_models
 from fsdl_tools.models.build import locate
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 words = st.sampled_from(['vit', 'resnet', 'tiny', 'base', 'net', 'gpt', 'llama', 'bert', 'x', '224', 'zzz', '*', 'vit*', '?', '[', '\\', 'é'])
 
 def test_import_is_light():
-    code = "import sys, fsdl_tools.models.zoo, fsdl_tools.models.profile; from fsdl_tools.models.zoo import search; search('vit'); print([m for m in ('torch', 'timm', 'transformers', 'matplotlib', 'numpy') if m in sys.modules])"
+    code = "import sys, fsdl_tools.models.zoo, fsdl_tools.models.profile; from fsdl_tools.models.zoo import search_models; search_models('vit'); print([m for m in ('torch', 'timm', 'transformers', 'matplotlib', 'numpy') if m in sys.modules])"
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
     assert (r.returncode, r.stdout.strip()) == (0, '[]'), r.stderr
 
@@ -22,7 +22,7 @@ def test_import_is_light():
 @few
 @given(st.lists(words, max_size=3), st.sampled_from([None, 'timm', 'transformers']), st.one_of(st.none(), st.integers(1, 10**9)), st.sampled_from(['name', 'params', 'flops', 'activations', 'saved']))
 def test_search_keeps_its_promises(ws, library, top, sort):
-    t = search(' '.join(ws), library=library, max_params=top, sort=sort)
+    t = search_models(' '.join(ws), library=library, max_params=top, sort=sort)
     names = {r['name'] for r in t}
     assert names <= {r['name'] for r in index()}
     assert all(r['library'] == library for r in t if library)
@@ -34,14 +34,14 @@ def test_search_keeps_its_promises(ws, library, top, sort):
 @few
 @given(st.text(max_size=12))
 def test_search_takes_any_text(text):
-    for r in search(text):
+    for r in search_models(text):
         assert r['name']
 
 @few
 @given(st.integers(1, 10**12), st.integers(0, 10**12))
 def test_narrower_limits_find_less(high, less):
-    wide = {r['name'] for r in search('', max_params=high)}
-    assert {r['name'] for r in search('', max_params=max(high - less, 1))} <= wide
+    wide = {r['name'] for r in search_models('', max_params=high)}
+    assert {r['name'] for r in search_models('', max_params=max(high - less, 1))} <= wide
 
 def test_index_is_sound():
     seen = set()

@@ -5,8 +5,8 @@ import numpy as np, onnx, pytest
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('onnxruntime')
-from fsdl_tools.onnx.graph import InputSpec, draw, specs_of_file
-from fsdl_tools.onnx.cures import calibrate, open_model, outputs, randomise, tiny_config
+from fsdl_tools.onnx.graph import InputSpec, random_inputs, specs_of_file
+from fsdl_tools.onnx.cures import calibrate, open_model, named_outputs, randomise, tiny_config
 from fsdl_tools.onnx.export import export, install, staging
 from fsdl_tools.onnx.verify import verify
 from fsdl_tools.environments import run_in
@@ -64,8 +64,8 @@ def test_random_convolutions_say_something(name, args):
     a, b = open_model(tiny_config(name, **args)), open_model(tiny_config(name, **args))
     assert a.info['calibrated'].endswith('batch normalisations')
     assert all(torch.equal(x, y) for x, y in zip(a.module.state_dict().values(), b.module.state_dict().values()))
-    feeds = [{k: torch.from_numpy(v) for k, v in draw(a.specs, seed=i).items()} for i in (1, 2)]
-    with torch.no_grad(): x, y = (outputs(a.module, f)['last_hidden_state'] for f in feeds)
+    feeds = [{k: torch.from_numpy(v) for k, v in random_inputs(a.specs, seed=i).items()} for i in (1, 2)]
+    with torch.no_grad(): x, y = (named_outputs(a.module, f)['last_hidden_state'] for f in feeds)
     assert (x - y).abs().max() > .01 * x.abs().max()          # a hundred times the tolerance
 
 def test_calibration_does_not_depend_on_rounding():
@@ -140,7 +140,7 @@ def test_hundreds_of_broken_files(made, tmp_path):
         else:
             for _ in range(rng.choice([1, 8, 64])): b[rng.randrange(4000 if i % 3 == 1 else len(b))] = rng.randrange(256)
         p = tmp_path/'broken.onnx'; p.write_bytes(b)
-        try: infer(session(p), draw([InputSpec('pixel_values', (1, 3, 160, 160))]))
+        try: infer(session(p), random_inputs([InputSpec('pixel_values', (1, 3, 160, 160))]))
         except (ValueError, OSError): refused += 1
     assert refused >= 75
 
@@ -207,7 +207,7 @@ def test_same_file_in_webassembly(made):
     if not (folder/'node_modules'/'onnxruntime-web').is_dir():
         r = subprocess.run(['npm', 'install', '--no-audit', '--no-fund', '--ignore-scripts', 'onnxruntime-web@1.22'], cwd=folder, capture_output=True, text=True, timeout=240)
         if r.returncode: pytest.skip(f'npm install failed: {r.stderr[-200:]}')
-    feed = draw([InputSpec('pixel_values', (2, 3, 160, 160))])
+    feed = random_inputs([InputSpec('pixel_values', (2, 3, 160, 160))])
     a, b = infer(session(made[1]), feed), web_runner(made[1], folder/'node_modules')(feed)
     assert list(a) == list(b) and np.allclose(a['output'], b['output'], rtol=0, atol=1e-5 * abs(a['output']).max())
     with pytest.raises(ValueError, match='onnxruntime-web failed'): web_runner(made[1], folder/'node_modules')(dict(nonsense=feed['pixel_values']))

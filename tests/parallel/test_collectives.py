@@ -265,4 +265,4 @@ def test_wrong_uses_of_execute():
     def wrong_world(): C.execute(C.ring_all_reduce(5), torch.ones(4))
     with pytest.raises(RankError, match='contiguous'): on_ranks(strided, 2)
     with pytest.raises(RankError, match='a timetable for 5 ranks, a group of 2'): on_ranks(wrong_world, 2)
-    with pytest.raises(ValueError, match='adds a rank twice'): C.simulate(C.Schedule('bad', 2, 1, ((C.Send(0, 1, 0, True),), (C.Send(0, 1, 0, True),))))
+    with pytest.raises(ValueError, match='adds a rank twice'): C.simulate_ring(C.Schedule('bad', 2, 1, ((C.Send(0, 1, 0, True),), (C.Send(0, 1, 0, True),))))

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from fsdl_tools.parallel.collectives import CommCounter
 from fsdl_tools.parallel.ranks import RankError, on_ranks
-from fsdl_tools.parallel.ddp import DataParallel, SyncBatchNorm, broadcast_all, make_buckets, sampler_indices, sync_batchnorm, weighted_loss
+from fsdl_tools.parallel.ddp import DataParallel, SyncBatchNorm, broadcast_all, _make_buckets, sampler_indices, sync_batchnorm, _weighted_loss
 from fsdl_tools.models.tiny import share, tiny_batch, tiny_loss, tiny_model, tiny_names, train_alone
 
 
@@ -26,15 +26,15 @@ def test_tiny_models_are_the_same_everywhere_and_learn(name):
 @pytest.mark.parametrize('size', [1, 1000, 10_000, 25 << 20])
 def test_buckets_hold_every_parameter_once_in_order(size):
     params = list(tiny_model('gpt').parameters())
-    buckets = make_buckets(params, size, first=size)
+    buckets = _make_buckets(params, size, first=size)
     assert [id(p) for b in buckets for p in b.params] == [id(p) for p in params]
     assert all(b.flat.numel() == sum(p.numel() for p in b.params) for b in buckets)
-    assert make_buckets([]) == []
+    assert _make_buckets([]) == []
 
 
 def test_dtypes_do_not_share_a_bucket():
     mixed = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3, dtype=torch.float64)), nn.Parameter(torch.zeros(2, dtype=torch.float64))]
-    assert [b.flat.dtype for b in make_buckets(mixed)] == [torch.float32, torch.float64]
+    assert [b.flat.dtype for b in _make_buckets(mixed)] == [torch.float32, torch.float64]
 
 
 def gradients(kind, bucket, rounds=3):
@@ -150,7 +150,7 @@ def test_batchnorms_that_do_without_something():
 def test_weighted_loss_on_ranks_without_samples():
     def work():
         m = DataParallel(tiny_model('gpt'))
-        weighted_loss(m, share(tiny_batch('gpt', 2))).backward()
+        _weighted_loss(m, share(tiny_batch('gpt', 2))).backward()
         return torch.cat([p.grad.flatten() for p in m.parameters()])
     ref = tiny_model('gpt'); tiny_loss(ref, tiny_batch('gpt', 2)).backward()
     for g in on_ranks(work, 4): torch.testing.assert_close(g, torch.cat([p.grad.flatten() for p in ref.parameters()]), rtol=1e-5, atol=1e-6)

@@ -8,9 +8,9 @@ from fsdl_tools.training import elastic
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.models.gpt import GPT, gpt_config
 from fsdl_tools.parallel.layout import check_runnable, coordinates, parse_layout, recomputations
-from fsdl_tools.parallel.model import Loss, Parallel, clip_gradients, make_mesh, micro_batches, stage_bounds, ten_steps
+from fsdl_tools.parallel.model import Loss, Parallel, clip_gradients, make_mesh, _micro_batches, stage_bounds, ten_steps
 from fsdl_tools.models.tiny import rule_batch
-from fsdl_tools.training.trainer import TrainConfig, complete
+from fsdl_tools.training.trainer import TrainConfig, check_config
 from fsdl_tools.training.elastic import train
 
 pytestmark = pytest.mark.timeout(900)
@@ -104,7 +104,7 @@ def _small_vocab(text, c):
     run = Parallel(GPT(c), l, 8 // (l.dp * l.micro_batch))
     opt, out = torch.optim.SGD(run.parameters(), lr=.1), []
     for s in range(3):
-        opt.zero_grad(); out.append(run.step(micro_batches(rule_batch(s, 8, 16, 128), l, run.at)).item()); opt.step()
+        opt.zero_grad(); out.append(run.step(_micro_batches(rule_batch(s, 8, 16, 128), l, run.at)).item()); opt.step()
     return out
 
 
@@ -154,7 +154,7 @@ def _clipped(text, limit):
     "Norm before and after clipping"
     l = parse_layout(text)
     run = Parallel(GPT(tiny), l, 16 // (l.dp * l.micro_batch))
-    run.step(micro_batches(rule_batch(0, 16, 16), l, run.at))
+    run.step(_micro_batches(rule_batch(0, 16, 16), l, run.at))
     return [clip_gradients(run.parameters(), limit, run.mesh).item(), clip_gradients(run.parameters(), float('inf'), run.mesh).item()]
 
 
@@ -229,7 +229,7 @@ def broken(seed):
 @pytest.mark.parametrize('seed', range(66))
 def test_invalid_layouts_are_refused_with_their_rule(seed, nothing_starts):
     text, batch, seq, words = broken(seed)
-    for refuse in (lambda: check_runnable(text, tiny, batch, seq), lambda: complete(TrainConfig(layout=text, global_batch=batch, seq=seq)),
+    for refuse in (lambda: check_runnable(text, tiny, batch, seq), lambda: check_config(TrainConfig(layout=text, global_batch=batch, seq=seq)),
                    lambda: train(TrainConfig(layout=text, global_batch=batch, seq=seq))):
         with pytest.raises((ValueError, TypeError)) as e: refuse()
         assert all(w in str(e.value) for w in words), (text, str(e.value), words)

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from fsdl_tools.core import read_results
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.models.gpt import GPT, GPTConfig, gpts, keep_layers, lm_loss
-from fsdl_tools.parallel.tensor import ColumnParallel, RowParallel, gather, modes, owned, part, tensor_parallel, total, vocab_parallel_loss, whole_gradient
+from fsdl_tools.parallel.tensor import ColumnParallel, RowParallel, gather, modes, _owned, _part, tensor_parallel, total, vocab_parallel_loss, whole_gradient
 from fsdl_tools.testing import gradients_apart, compare_training, compare_torch
 from fsdl_tools.models.tiny import rule_batch
 from fsdl_tools.parallel.dtensor import layer_memory, layer_traffic, parallelize, traffic
@@ -129,7 +129,7 @@ def test_no_target_is_ignored(value):
 
 def _owned():
     n = torch.arange(12)
-    local, mine = owned(n, 6, None)
+    local, mine = _owned(n, 6, None)
     return mine.sum().item(), local[mine].tolist()
 
 
@@ -250,7 +250,7 @@ def test_layer_traffic_refuses_nonsense():
 
 def _parts():
     p = torch.arange(24.).view(4, 6)
-    return [part(p, d).shape[d] for d in (0, 1)], part(None, 0), torch.equal(gather(part(p, 1).detach(), 1), p)
+    return [_part(p, d).shape[d] for d in (0, 1)], _part(None, 0), torch.equal(gather(_part(p, 1).detach(), 1), p)
 
 
 def test_parts_make_the_whole(): assert on_ranks(_parts, 2) == [([2, 3], None, True)] * 2

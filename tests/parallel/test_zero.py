@@ -11,7 +11,7 @@ from fsdl_tools.models.tiny import share, tiny_batch, tiny_loss, tiny_model, tin
 from fsdl_tools.environments import run_in
 from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, accounted, ddp, fsdp, units_of, zero_memory, zero_redundancy, zeros
 from fsdl_tools.testing import differences
-from fsdl_tools.parallel.zero_libraries import deepspeed_config, shards
+from fsdl_tools.parallel.zero_libraries import _deepspeed_config, shards
 from fsdl_tools.training.checkpoint import Checkpointer
 
 

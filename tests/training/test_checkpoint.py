@@ -8,7 +8,7 @@ import torch.distributed as dist
 from hypothesis import given, settings, strategies as st
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
 from fsdl_tools.training import checkpoint as K
-from fsdl_tools.training.checkpoint import CheckpointError, Checkpointer, checkpoints, export_weights, verify
+from fsdl_tools.training.checkpoint import CheckpointError, Checkpointer, checkpoints, export_weights, verify_checkpoint
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 
 pytestmark = pytest.mark.timeout(180)
@@ -97,7 +97,7 @@ def test_every_type_and_shape_comes_back_bit_by_bit(tmp_path):
     c.save(5, want, extra, wait=True)
     got = blank(want)
     assert c.load(got) == (5, extra) and same(got, want)
-    assert verify(path(tmp_path, 5)) == [] and c.steps() == [5] and c.latest() == 5 and c.failed == [] and not hidden(tmp_path)
+    assert verify_checkpoint(path(tmp_path, 5)) == [] and c.steps() == [5] and c.latest() == 5 and c.failed == [] and not hidden(tmp_path)
     assert not [p for p in tmp_path.rglob('*') if p.suffix in ('.pkl', '.pt', '.distcp', '.metadata')]
 
 
@@ -246,7 +246,7 @@ def test_export(saved, tmp_path):
     with pytest.raises(ValueError, match='elsewhere'): export_weights(path(saved.folder, 20), path(saved.folder, 20)/'w.safetensors')
     flip(path(saved.folder, 20))
     with pytest.raises(CheckpointError, match='checksum'): export_weights(path(saved.folder, 20), tmp_path/'w.safetensors')
-    assert verify(path(saved.folder, 10)) == [] and load_file(out)
+    assert verify_checkpoint(path(saved.folder, 10)) == [] and load_file(out)
 
 
 # What is found
@@ -289,11 +289,11 @@ damages = dict(
 def test_damage_is_found_and_the_older_one_taken(saved, how):
     p = path(saved.folder, 20)
     damages[how](p)
-    assert verify(p)
+    assert verify_checkpoint(p)
     with pytest.warns(UserWarning, match='step-00000020 is passed over'): assert saved.latest() == 10
     got = blank(some())
     with pytest.raises(CheckpointError, match='step 20 does not verify') as e: saved.load(got, 20)
-    assert e.value.problems == verify(p) and not got['model.float32'].any()
+    assert e.value.problems == verify_checkpoint(p) and not got['model.float32'].any()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         assert saved.load(got) == (10, {'step': 10}) and same(got, some(10))
@@ -311,9 +311,9 @@ def test_every_flipped_byte_is_found(tmp_path):
         data = f.read_bytes()
         for at in range(len(data)):
             f.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
-            if f.name != 'manifest.json' or json_of(f) != json.loads(data): assert verify(p), (f.name, at)
+            if f.name != 'manifest.json' or json_of(f) != json.loads(data): assert verify_checkpoint(p), (f.name, at)
         f.write_bytes(data)
-    assert verify(p) == []
+    assert verify_checkpoint(p) == []
 
 
 def json_of(f):
@@ -326,7 +326,7 @@ def json_of(f):
 def test_any_json_as_a_manifest_is_a_problem_and_no_crash(m):
     with tempfile.TemporaryDirectory() as d:
         Path(d, 'manifest.json').write_text(json.dumps(m)); Path(d, 'extra.json').write_text('{}')
-        assert verify(d)
+        assert verify_checkpoint(d)
 
 
 def test_all_broken(saved):
@@ -339,7 +339,7 @@ def test_all_broken(saved):
 
 def test_verify_what_is_not_there(tmp_path):
     (tmp_path/'file').write_text('')
-    for p in ('gone', 'file'): assert 'is not a folder' in verify(tmp_path/p)[0]
+    for p in ('gone', 'file'): assert 'is not a folder' in verify_checkpoint(tmp_path/p)[0]
     with pytest.raises(FileNotFoundError): checkpoints(tmp_path/'gone')
 
 
@@ -352,7 +352,7 @@ def test_hostile_folder_names(tmp_path, name, monkeypatch):
     c.save(1, some(1))
     monkeypatch.chdir('/')                                      # the folder is the one that was meant at the start
     c.wait()
-    assert c.load(got)[0] == 1 and same(got, some(1)) and verify(path(tmp_path/name, 1)) == [] and os.listdir(tmp_path) == [name]
+    assert c.load(got)[0] == 1 and same(got, some(1)) and verify_checkpoint(path(tmp_path/name, 1)) == [] and os.listdir(tmp_path) == [name]
     assert export_weights(path(tmp_path/name, 1), tmp_path/name/'w.safetensors').stat().st_size
 
 
@@ -464,7 +464,7 @@ def test_any_mesh_reads_what_any_mesh_wrote(tmp_path):
     chain = [(None, (4,), 1), (1, (2,), 2), (2, (1,), 3), (3, (2, 2), 4), (4, (3,), 5), (5, (2, 2), 6), (6, (4,), 7), (7, (1, 2), 8)]
     for step, shape, save in chain:
         for at, got in on_ranks(on_mesh, torch.Size(shape).numel(), d, shape, step, save, timeout=60): assert got == want and (step is None or at[0] == step)
-        assert verify(path(d, save)) == []
+        assert verify_checkpoint(path(d, save)) == []
     got = blank(whole())
     for step, shape, save in chain:
         assert Checkpointer(d, keep=9).load(got, save) == (save, {'mesh': list(shape)}) and {n: bits(t) for n, t in got.items()} == want

@@ -5,10 +5,10 @@ import psutil
 import pytest
 import torch
 from fsdl_tools.training import checkpoint, elastic, trainer
-from fsdl_tools.training.checkpoint import CheckpointError, Checkpointer, verify
+from fsdl_tools.training.checkpoint import CheckpointError, Checkpointer, verify_checkpoint
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.parallel.layout import parse_layout
-from fsdl_tools.training.trainer import TrainConfig, Trainer, complete, fit, lr_at, tensors
+from fsdl_tools.training.trainer import TrainConfig, Trainer, check_config, fit, lr_at, training_tensors
 from fsdl_tools.training.elastic import kill_one, train
 
 pytestmark = pytest.mark.timeout(600)
@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage, newest, text, tmp_path):
         go(c.replace(folder=str(tmp_path/'run'), resume=True))
     if c.layout == 'dp1': assert any('is passed over' in str(w.message) for w in heard)
     same_run(tmp_path/'run', tmp_path/'straight')
-    assert not any(verify(p) for p in (tmp_path/'run'/'checkpoints').iterdir()), 'the damaged one has been written anew'
+    assert not any(verify_checkpoint(p) for p in (tmp_path/'run'/'checkpoints').iterdir()), 'the damaged one has been written anew'
 
 
 def test_all_checkpoints_damaged_starts_from_the_first_step(text, tmp_path):
@@ -266,7 +266,7 @@ def test_the_last_checkpoint_must_be_saved(layout, text, tmp_path, monkeypatch):
     c = config(text, tmp_path/'run', save_every=2, layout=layout)
     full(monkeypatch, lambda step: step == 6)
     with pytest.raises((CheckpointError, RankError), match='step 6 was not saved.*No space left'): go(c)
-    assert steps_on_disk(c.folder) == [2, 4] and not any(verify(p) for p in (tmp_path/'run'/'checkpoints').iterdir())
+    assert steps_on_disk(c.folder) == [2, 4] and not any(verify_checkpoint(p) for p in (tmp_path/'run'/'checkpoints').iterdir())
     assert not (tmp_path/'run'/'model.safetensors').exists()
     monkeypatch.undo()
     go(c.replace(resume=True)); go(c.replace(folder=str(tmp_path/'straight')))
@@ -293,7 +293,7 @@ def test_a_really_full_disk(text, tmp_path):
         with warnings.catch_warnings(record=True) as heard, pytest.raises(CheckpointError, match='step 6 was not saved'):
             warnings.simplefilter('always'); go(c)
         assert any('No space left' in str(w.message) or 'os error 28' in str(w.message) for w in heard)
-        assert steps_on_disk(c.folder) == [1] and not verify(tmp_path/'disk'/'run'/'checkpoints'/'step-00000001')
+        assert steps_on_disk(c.folder) == [1] and not verify_checkpoint(tmp_path/'disk'/'run'/'checkpoints'/'step-00000001')
     finally: subprocess.run(['umount', '-l', str(tmp_path/'disk')], check=True, timeout=20)
 
 
@@ -582,7 +582,7 @@ def test_two_runs_in_one_folder_are_refused(text, tmp_path):
         wait_until(lambda: count(c.folder) > before + 2)
     finally:
         processes(c.folder, agent=True)[0].terminate(); t.join(120)
-    assert failed and not any(verify(p) for p in (tmp_path/'run'/'checkpoints').iterdir() if p.name.startswith('step-'))
+    assert failed and not any(verify_checkpoint(p) for p in (tmp_path/'run'/'checkpoints').iterdir() if p.name.startswith('step-'))
     nothing_is_left(c.folder)
     done = count(c.folder)
     assert len(go(c.replace(resume=True, steps=done + 1, layout='dp1'))) == done + 1
@@ -598,7 +598,7 @@ def test_rotten_weights_are_never_saved(layout, text, tmp_path):
     for r in recorded(c.folder): assert abs(r['loss']) < float('inf') and r['norm'] < float('inf')
     from safetensors.torch import load_file
     for p in (tmp_path/'run'/'checkpoints').glob('step-*'):
-        assert not verify(p)
+        assert not verify_checkpoint(p)
         for f in p.glob('*.safetensors'): assert all(torch.isfinite(t).all() for n, t in load_file(f).items() if n.startswith('model.'))
 
 
@@ -627,7 +627,7 @@ def test_a_run_that_died_between_a_checkpoint_and_its_record(text, tmp_path, mon
 
 def test_everything_that_changes_is_saved(text, tmp_path):
     t = Trainer(config(text, tmp_path/'run'))
-    names = set(tensors(t.run, t.opt))
+    names = set(training_tensors(t.run, t.opt))
     params = {n for n, _ in t.run.stages[0].named_parameters()}
     assert names == {f'model.{n}' for n in t.run.stages[0].state_dict()} | {f'optimizer.{n}.{k}' for n in params for k in ('step', 'exp_avg', 'exp_avg_sq')}
     before = {n: v.clone() for n, v in t.run.stages[0].state_dict().items()}
