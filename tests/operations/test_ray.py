@@ -2,7 +2,7 @@
 import json, os, shutil, subprocess, time
 from pathlib import Path
 import pytest
-from fsdl_tools.environments import build, built
+from fsdl_tools.environments import build_env, built
 from fsdl_tools.operations.launch import Job, Secret, TargetError
 from fsdl_tools.operations.ray_jobs import Ray, RayTrain
 from fsdl_tools.operations.slurm_cluster import free_ports
@@ -27,17 +27,19 @@ c.shutdown()
 @pytest.fixture(scope='module')
 def ray(tmp_path_factory):
     "(python of the environment, a target) with a cluster of two nodes behind it. Ray listens on every address of the machine, whatever one asks for"
-    python = str(built('ray') or build('ray'))
+    python = str(built('ray') or build_env('ray'))
     top = Path('/tmp')/f'fsdl-ray-{os.getpid()}'                    # Ray's sockets need a short path
     top.mkdir()
     scratch.append(str(top))
     port = free_ports(1)[0]
-    env = dict(os.environ, RAY_TMPDIR=str(top), RAY_USAGE_STATS_ENABLED='0', PYTHONPATH=here)
+    env = dict(os.environ, RAY_TMPDIR=str(top), RAY_USAGE_STATS_ENABLED='0', RAY_raylet_start_wait_time_s='180', PYTHONPATH=here)
     p = subprocess.Popen([python, '-c', two_nodes, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True, start_new_session=True)
     try:
+        said = []
         for line in p.stdout:
+            said.append(line)
             if line == 'up\n': break
-        assert p.poll() is None
+        assert said[-1:] == ['up\n'], ''.join(said)[-2000:]
         options = dict(python=python, address=f'http://127.0.0.1:{port}', patience=60.)
         answers(Ray(**options))
         yield python, options

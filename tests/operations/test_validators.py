@@ -2,7 +2,7 @@
 import json
 import pytest
 from fsdl_tools.core import GiB
-from fsdl_tools.environments import build, built, run_in
+from fsdl_tools.environments import build_env, built, run_in
 from fsdl_tools.operations.clouds import SageMaker
 from fsdl_tools.operations.containers import Container
 from fsdl_tools.operations.kubeflow import PyTorchJob, TrainJob
@@ -19,7 +19,7 @@ def env(request):
     "Built when it is missing, by those who ask for slow tests"
     if not built('manifests'):
         if not request.config.getoption('--slow'): pytest.skip('the side environment manifests is not built: fsdl env build manifests')
-        build('manifests')
+        build_env('manifests')
     return 'manifests'
 
 
