@@ -8,7 +8,8 @@ __all__ = ['KiB', 'MiB', 'GiB', 'TiB', 'palette', 'human_bytes', 'human_count', 
            'data_path', 'read_data', 'read_results', 'fix_torchvision', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #7891d696
-import csv, dataclasses, difflib, importlib, importlib.resources, importlib.util, json, math, os, re, secrets, sys, types, typing
+import csv, dataclasses, difflib, importlib, importlib.resources, importlib.util
+import json, math, os, re, secrets, sys, types, typing
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #41f5b133
@@ -18,9 +19,11 @@ _counts = ['', 'k', 'M', 'B', 'T', 'P', 'E']
 
 def _scaled(x, base, units, dp):
     "`x` in the largest of `units` in which it prints as at least 1, and rounding never shows a full `base`"
-    if math.isnan(x) or math.isinf(x): return f'{x} {units[0]}'.rstrip()
+    if math.isnan(x) or math.isinf(x):
+        return f'{x} {units[0]}'.rstrip()
     i = 0
-    while i < len(units) - 1 and round(abs(x) / base**i, dp if i else 0) >= base: i += 1
+    while i < len(units) - 1 and round(abs(x) / base**i, dp if i else 0) >= base:
+        i += 1
     v = x / base**i
     return f'{v:.{dp if i or v != int(v) else 0}f} {units[i]}'.rstrip()
 
@@ -45,8 +48,10 @@ def human_seconds(
     s:float # Seconds
 ) -> str:   # For example 3.2 ms, 1.5 h, 118 d
     "`s` seconds in the unit a person would choose"
-    if math.isnan(s) or math.isinf(s): return f'{s} s'
-    if s == 0: return '0 s'
+    if math.isnan(s) or math.isinf(s):
+        return f'{s} s'
+    if s == 0:
+        return '0 s'
     name, size = next((u for u in reversed(_spans) if abs(s) >= .9995 * u[1]), _spans[0])
     return f'{s/size:.3g} {name}' if abs(s/size) < 1000 else f'{s/size:,.0f} {name}'
 
@@ -54,19 +59,23 @@ def human_dollars(
     x:float # US dollars
 ) -> str:   # For example $2.49 or $1,750
     "`x` dollars, with cents below $100"
-    if math.isnan(x) or math.isinf(x): return f'${x}'
+    if math.isnan(x) or math.isinf(x):
+        return f'${x}'
     return f"{'-' if x < 0 else ''}${abs(x):,.{2 if round(abs(x), 2) < 100 else 0}f}"
 
 # %% ../nbs/00_core.ipynb #39a79d80
 def _parse(text, units, what, example):
     "Number times unit; `units` maps lower-case names to factors"
-    if isinstance(text, (int, float)) and not isinstance(text, bool): v, f = float(text), 1
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        v, f = float(text), 1
     else:
         m = re.fullmatch(r'\s*([+-]?[\d_,]*\.?\d+(?:e[+-]?\d+)?)\s*([^\d\s]*)\s*', str(text).lower())
         f = units.get(m[2]) if m else None
-        if f is None: raise ValueError(f'cannot read {text!r} as {what}: expected a number and a unit, for example {example}')
+        if f is None:
+            raise ValueError(f'cannot read {text!r} as {what}: expected a number and a unit, for example {example}')
         v = float(re.sub('[_,]', '', m[1]))
-    if not math.isfinite(v * f): raise ValueError(f'cannot read {text!r} as {what}: not a finite number')
+    if not math.isfinite(v * f):
+        raise ValueError(f'cannot read {text!r} as {what}: not a finite number')
     return v * f
 
 def parse_bytes(
@@ -80,7 +89,11 @@ def parse_count(
     text # A count such as 30M, 7B, 1.5e9, 300k
 ) -> int: # The count
     "Count named by `text`; raises ValueError when it cannot be read"
-    return round(_parse(text, {'': 1} | {c: 1000**i for i, c in enumerate('kmbtpe', 1)} | {'g': 10**9}, 'a count', "'30M' or '7B'"))
+    return round(
+        _parse(
+            text, {'': 1} | {c: 1000**i for i, c in enumerate('kmbtpe', 1)} | {'g': 10**9}, 'a count', "'30M' or '7B'"
+        )
+    )
 
 def parse_seconds(
     text # A time such as 30d, 2h, 15 min, 3.2ms
@@ -97,7 +110,8 @@ def nearest(
 ) -> list:    # The most similar choices, best first; may be empty
     "Choices that `name` may have been meant to be"
     low = {}
-    for c in choices: low.setdefault(str(c).lower(), str(c))
+    for c in choices:
+        low.setdefault(str(c).lower(), str(c))
     name = str(name).lower()
     found = difflib.get_close_matches(name, low, n, .6)
     found += [c for c in sorted(low, key=len) if len(name) > 2 and name in c and c not in found]
@@ -109,10 +123,14 @@ def one_of(
     choices   # The valid names
 ):            # The given name; raises ValueError when it is not among the choices
     "`given`, when it is one of `choices`"
-    if given in (choices := list(choices)): return given
-    if near := nearest(given, choices): hint = f"did you mean {' or '.join(map(repr, near))}?"
-    elif len(choices) < 13: hint = f"expected one of {', '.join(map(str, choices)) or '(there are none)'}"
-    else: hint = f'expected one of {len(choices):,} names, such as {choices[0]!r}'
+    if given in (choices := list(choices)):
+        return given
+    if near := nearest(given, choices):
+        hint = f"did you mean {' or '.join(map(repr, near))}?"
+    elif len(choices) < 13:
+        hint = f"expected one of {', '.join(map(str, choices)) or '(there are none)'}"
+    else:
+        hint = f'expected one of {len(choices):,} names, such as {choices[0]!r}'
     raise ValueError(f'unknown {what} {given!r}: {hint}')
 
 def positive(
@@ -123,7 +141,8 @@ def positive(
     "`value`, when it is a positive finite number"
     if isinstance(value, bool) or not hasattr(value, '__index__' if integer else '__float__'):
         raise TypeError(f"{what} must be a positive {'whole ' if integer else ''}number, not {value!r}")
-    if not (value > 0 and math.isfinite(value)): raise ValueError(f'{what} must be positive and finite, not {value!r}')
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f'{what} must be positive and finite, not {value!r}')
     return value
 
 # %% ../nbs/00_core.ipynb #46e17c5f
@@ -133,41 +152,69 @@ def need(
     package:str=None # Name of the package, where it differs from the module's
 ):                   # The imported module; raises ImportError naming the pip command
     "Import `module`, or say what to install"
-    try: return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
     except ModuleNotFoundError as e:
-        if not e.name or not (module == e.name or module.startswith(e.name + '.')): raise
+        if not e.name or not (module == e.name or module.startswith(e.name + '.')):
+            raise
         what = package or module.split('.')[0]
-        raise ImportError(f"{what} is not installed: pip install 'fsdl_tools[{extra}]' (or pip install {what})", name=e.name) from None
+        raise ImportError(
+            f"{what} is not installed: pip install 'fsdl_tools[{extra}]' (or pip install {what})", name=e.name
+        ) from None
 
 # %% ../nbs/00_core.ipynb #80c48bfb
 def _fits(v, t):
-    "Does value `v` fit annotation `t`? Unions, lists, tuples, dicts and numbers are understood; anything else is compared by class"
+    "Does value `v` fit annotation `t`? Unions, lists, tuples, dicts and numbers are understood, the rest by class"
     origin, args = typing.get_origin(t), typing.get_args(t)
-    if t in (typing.Any, None) or isinstance(t, str): return True
-    if origin in (typing.Union, types.UnionType): return any(v is None if a is type(None) else _fits(v, a) for a in args)
-    if origin is typing.Literal: return v in args
-    if origin in (list, tuple): return isinstance(v, (list, tuple)) and all(_fits(x, args[0]) for x in v) if args else isinstance(v, (list, tuple))
-    if origin is dict: return isinstance(v, dict) and all(_fits(x, args[1]) for x in v.values())
-    if t is float: return isinstance(v, (int, float)) and not isinstance(v, bool)
-    if t is int: return isinstance(v, int) and not isinstance(v, bool)
-    return isinstance(v, t) or (isinstance(v, dict) and dataclasses.is_dataclass(t)) or (t is tuple and isinstance(v, list))
+    if t in (typing.Any, None) or isinstance(t, str):
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(v is None if a is type(None) else _fits(v, a) for a in args)
+    if origin is typing.Literal:
+        return v in args
+    if origin in (list, tuple):
+        return (
+            isinstance(v, (list, tuple)) and all(_fits(x, args[0]) for x in v) if args else isinstance(v, (list, tuple))
+        )
+    if origin is dict:
+        return isinstance(v, dict) and all(_fits(x, args[1]) for x in v.values())
+    if t is float:
+        return isinstance(v, (int, float)) and not isinstance(v, bool)
+    if t is int:
+        return isinstance(v, int) and not isinstance(v, bool)
+    return (
+        isinstance(v, t)
+        or (isinstance(v, dict) and dataclasses.is_dataclass(t))
+        or (t is tuple and isinstance(v, list))
+    )
 
 def _revive(v, t):
     "JSON value `v` as type `t`: nested records and tuples come back as such"
     origin, args = typing.get_origin(t), typing.get_args(t)
-    if origin in (typing.Union, types.UnionType): return next((_revive(v, a) for a in args if a is not type(None) and _fits(v, a)), v)
-    if isinstance(t, type) and issubclass(t, Record) and isinstance(v, dict): return t.from_dict(v)
-    if (origin or t) is tuple and isinstance(v, list): return tuple(_revive(x, args[0] if args else None) for x in v)
-    if origin is list: return [_revive(x, args[0]) for x in v]
+    if origin in (typing.Union, types.UnionType):
+        return next((_revive(v, a) for a in args if a is not type(None) and _fits(v, a)), v)
+    if isinstance(t, type) and issubclass(t, Record) and isinstance(v, dict):
+        return t.from_dict(v)
+    if (origin or t) is tuple and isinstance(v, list):
+        return tuple(_revive(x, args[0] if args else None) for x in v)
+    if origin is list:
+        return [_revive(x, args[0]) for x in v]
     return v
 
 # %% ../nbs/00_core.ipynb #3a715ad2
 class Record:
     "Base of the frozen dataclasses: JSON in and out, `replace`, and a readable page in a notebook"
-    def to_dict(self): return dataclasses.asdict(self)
-    def replace(self, **kw):
-        "A copy with some fields changed; raises ValueError for a field that does not exist"
-        for k in kw: one_of(f'field of {type(self).__name__}', k, [f.name for f in dataclasses.fields(self)])
+
+    def to_dict(self) -> dict: # Field name -> value; records in fields become dicts as well
+        "This record as plain values"
+        return dataclasses.asdict(self)
+
+    def replace(self,
+        **kw # Field name -> new value
+    ):       # A record of the same class; raises ValueError for a field that does not exist
+        "A copy with some fields changed"
+        for k in kw:
+            one_of(f'field of {type(self).__name__}', k, [f.name for f in dataclasses.fields(self)])
         return dataclasses.replace(self, **kw)
 
     def to_json(self,
@@ -175,7 +222,8 @@ class Record:
     ) -> str:     # The JSON text
         "This record as JSON"
         s = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        if path is not None: write_atomic(path, s + '\n')
+        if path is not None:
+            write_atomic(path, s + '\n')
         return s
 
     @classmethod
@@ -183,14 +231,18 @@ class Record:
         d:dict # Field name -> value
     ):         # A record of this class; raises ValueError or TypeError naming the field
         "The record that `to_dict` made"
-        if not isinstance(d, dict): raise TypeError(f'a {cls.__name__} is a JSON object with named fields, not {type(d).__name__}')
+        if not isinstance(d, dict):
+            raise TypeError(f'a {cls.__name__} is a JSON object with named fields, not {type(d).__name__}')
         fields, hints = {f.name: f for f in dataclasses.fields(cls) if f.init}, typing.get_type_hints(cls)
-        for k in d: one_of(f'field of {cls.__name__}', k, fields)
+        for k in d:
+            one_of(f'field of {cls.__name__}', k, fields)
         needed = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in d]
-        if needed: raise ValueError(f"{cls.__name__} lacks {', '.join(needed)}")
+        if needed:
+            raise ValueError(f"{cls.__name__} lacks {', '.join(needed)}")
         for k, v in d.items():
             want = getattr(hints[k], '__name__', hints[k])
-            if not _fits(v, hints[k]): raise TypeError(f'{cls.__name__}.{k} must be {want}, not {v!r}')
+            if not _fits(v, hints[k]):
+                raise TypeError(f'{cls.__name__}.{k} must be {want}, not {v!r}')
         return cls(**{k: _revive(v, hints[k]) for k, v in d.items()})
 
     @classmethod
@@ -199,17 +251,22 @@ class Record:
     ):      # A record of this class; raises FileNotFoundError, ValueError or TypeError
         "The record that `to_json` made"
         text = src if isinstance(src, str) and src.lstrip().startswith('{') else Path(src).read_text(encoding='utf-8')
-        try: return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as e: raise ValueError(f'not the JSON of a {cls.__name__}: {e}') from None
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as e:
+            raise ValueError(f'not the JSON of a {cls.__name__}: {e}') from None
 
     def _page(self):
         "Fields and values as a `Table`, which the next chapter defines: loaded when a record is first shown"
         rows = [dict(field=f.name, value=getattr(self, f.name)) for f in dataclasses.fields(self)]
         return need('fsdl_tools.table').Table(rows, caption=type(self).__name__)
 
-    def _repr_html_(self): return self._page()._repr_html_()
-    def _repr_markdown_(self): return self._page()._repr_markdown_()
-    def __rich__(self): return self._page().__rich__()
+    def _repr_html_(self):
+        return self._page()._repr_html_()
+    def _repr_markdown_(self):
+        return self._page()._repr_markdown_()
+    def __rich__(self):
+        return self._page().__rich__()
 
 # %% ../nbs/00_core.ipynb #d9331e60
 def write_atomic(
@@ -218,14 +275,17 @@ def write_atomic(
 ) -> Path: # The path; on any error the old file stays as it was
     "Write `content` to `path` in one step"
     path = Path(path)
-    if not path.parent.is_dir(): raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(path.parent)!r}')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(path.parent)!r}')
     tmp = path.with_name(f'.{path.name[:200]}.{secrets.token_hex(4)}.tmp')
     try:
         with open(tmp, 'xb') as f:
             f.write(content.encode() if isinstance(content, str) else content)
-            f.flush(); os.fsync(f.fileno())
+            f.flush()
+            os.fsync(f.fileno())
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        tmp.unlink(missing_ok=True)
     return path
 
 def data_path(
@@ -238,10 +298,14 @@ def data_path(
     return Path(folder)/one_of('data file', name, names)
 
 def _number(s):
-    if s == '': return None
-    if re.fullmatch(r'[+-]?\d{1,15}', s): return int(s)
-    try: return float(s) if re.fullmatch(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', s, re.I) else s
-    except ValueError: return s
+    if s == '':
+        return None
+    if re.fullmatch(r'[+-]?\d{1,15}', s):
+        return int(s)
+    try:
+        return float(s) if re.fullmatch(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', s, re.I) else s
+    except ValueError:
+        return s
 
 def read_data(
     name:str, # File name, for example gpus.csv
@@ -258,20 +322,27 @@ def read_results(
     return json.loads(data_path(f'results/{name}.json').read_text(encoding='utf-8'))
 
 # %% ../nbs/00_core.ipynb #ba9ecba9
-_ops = ['nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor', 'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor']
+_ops = [
+    'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+    'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+]
 _kept = []
 
 def fix_torchvision() -> bool: # Was a cure needed?
-    "Make `import torchvision` work beside a torch build that its operators are not linked to; does nothing where they load"
-    if _kept or 'torchvision' in sys.modules: return bool(_kept)
+    "Make `import torchvision` work beside a torch build that its operators are not linked to"
+    if _kept or 'torchvision' in sys.modules:
+        return bool(_kept)
     spec = importlib.util.find_spec('torchvision')
     libs = list(Path(spec.origin).parent.glob('_C*.so')) if spec else []
-    if not libs: return False
+    if not libs:
+        return False
     import torch
-    try: torch.ops.load_library(str(libs[0]))
+    try:
+        torch.ops.load_library(str(libs[0]))
     except OSError:
         lib = torch.library.Library('torchvision', 'DEF')
-        for op in _ops: lib.define(op)
+        for op in _ops:
+            lib.define(op)
         _kept.append(lib)               # the operators live as long as this object
     return bool(_kept)
 
@@ -281,8 +352,27 @@ palette = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7
 def plot_style():
     "Set matplotlib's defaults for the figures of this book and return pyplot"
     mpl, plt = need('matplotlib', 'plot'), need('matplotlib.pyplot', 'plot')
-    mpl.rcParams.update({'figure.figsize': (7.2, 3.6), 'figure.dpi': 130, 'savefig.dpi': 130, 'savefig.bbox': 'tight', 'figure.constrained_layout.use': True,
-        'font.size': 9.5, 'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left', 'axes.spines.top': False, 'axes.spines.right': False,
-        'axes.grid': True, 'axes.axisbelow': True, 'grid.color': '#dddddd', 'grid.linewidth': .6, 'legend.frameon': False, 'lines.linewidth': 1.8,
-        'axes.prop_cycle': mpl.cycler(color=palette), 'figure.facecolor': 'white'})
+    mpl.rcParams.update(
+        {
+            'figure.figsize': (7.2, 3.6),
+            'figure.dpi': 130,
+            'savefig.dpi': 130,
+            'savefig.bbox': 'tight',
+            'figure.constrained_layout.use': True,
+            'font.size': 9.5,
+            'axes.titlesize': 11,
+            'axes.titleweight': 'bold',
+            'axes.titlelocation': 'left',
+            'axes.spines.top': False,
+            'axes.spines.right': False,
+            'axes.grid': True,
+            'axes.axisbelow': True,
+            'grid.color': '#dddddd',
+            'grid.linewidth': 0.6,
+            'legend.frameon': False,
+            'lines.linewidth': 1.8,
+            'axes.prop_cycle': mpl.cycler(color=palette),
+            'figure.facecolor': 'white',
+        }
+    )
     return plt

@@ -7,7 +7,7 @@ __all__ = ['SideEnv', 'side_env', 'side_envs', 'cache_folder', 'env_folder', 'bu
            'build_env', 'run_in']
 
 # %% ../nbs/02_environments.ipynb #16dbe729
-import contextlib, datetime, hashlib, importlib.metadata, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time
+import contextlib, datetime, hashlib, importlib.metadata, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from filelock import FileLock, Timeout
@@ -38,7 +38,8 @@ class SideEnv(Record):
 
 def _base():
     "What a layered environment stands on: a change of Python or of PyTorch makes another environment"
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError): return [sys.version, sys.prefix, importlib.metadata.version('torch')]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return [sys.version, sys.prefix, importlib.metadata.version('torch')]
     return [sys.version, sys.prefix, None]
 
 # %% ../nbs/02_environments.ipynb #8d9717a0
@@ -53,7 +54,18 @@ def side_env(
 def side_envs() -> Table: # One row an environment
     "All side environments, and which of them are built here"
     envs = [side_env(r['name']) for r in read_data('environments.csv')]
-    rows = [dict(name=e.name, built=bool(built(e)), steps=e.steps, programs=e.programs, apt=e.apt, why=e.why, last_tested=e.date) for e in envs]
+    rows = [
+        dict(
+            name=e.name,
+            built=bool(built(e)),
+            steps=e.steps,
+            programs=e.programs,
+            apt=e.apt,
+            why=e.why,
+            last_tested=e.date,
+        )
+        for e in envs
+    ]
     return Table(rows, caption='Side environments')
 
 # %% ../nbs/02_environments.ipynb #d412e167
@@ -82,20 +94,30 @@ def built(
 class BuildError(RuntimeError):
     "A side environment could not be built, or code in it failed; the message ends with the last lines of the log"
 
-def _tail(log, n=15): return '\n'.join(Path(log).read_text(errors='replace').splitlines()[-n:])
+def _tail(log, n=15):
+    return '\n'.join(Path(log).read_text(errors='replace').splitlines()[-n:])
 
 def _call(cmd, log, timeout, env=None, text='', what=''):
     "Run `cmd`, append its output to `log`; raises BuildError or TimeoutError"
     with open(log, 'a') as out:
-        p = subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=out, stderr=out, env=env, text=True, start_new_session=True)
-        try: p.communicate(text, timeout=timeout)
-        except subprocess.TimeoutExpired: raise TimeoutError(f'{what or _short(cmd)} took longer than {timeout:g} s and was stopped\n{_tail(log)}') from None
+        p = subprocess.Popen(
+            cmd, stdin=subprocess.PIPE, stdout=out, stderr=out, env=env, text=True, start_new_session=True
+        )
+        try:
+            p.communicate(text, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(
+                f'{what or _short(cmd)} took longer than {timeout:g} s and was stopped\n{_tail(log)}'
+            ) from None
         finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError): os.killpg(p.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(p.pid, signal.SIGKILL)
             p.wait()
-    if p.returncode: raise BuildError(f'{what or _short(cmd)} failed with exit code {p.returncode}\n{_tail(log)}\n(log: {log})')
+    if p.returncode:
+        raise BuildError(f'{what or _short(cmd)} failed with exit code {p.returncode}\n{_tail(log)}\n(log: {log})')
 
-def _short(cmd): return ' '.join([Path(cmd[0]).name, *map(str, cmd[1:])])[:100]
+def _short(cmd):
+    return ' '.join([Path(cmd[0]).name, *map(str, cmd[1:])])[:100]
 
 # %% ../nbs/02_environments.ipynb #c7270ee8
 def missing_programs(
@@ -103,15 +125,26 @@ def missing_programs(
 ) -> list:      # What the machine lacks, as text for people
     "Programs and Debian packages that have to be there before the build"
     out = [f'the program {p}' for p in env.programs.split() if not shutil.which(p)]
-    if not shutil.which('dpkg-query'): return out
-    has = lambda p: 'install ok' in subprocess.run(['dpkg-query', '-W', '-f=${Status}', p], capture_output=True, text=True).stdout
-    return out + [f'the Debian package {p} (apt-get install --no-install-recommends {p})' for p in env.apt.split() if not has(p)]
+    if not shutil.which('dpkg-query'):
+        return out
+    has = lambda p: (
+        'install ok' in subprocess.run(['dpkg-query', '-W', '-f=${Status}', p], capture_output=True, text=True).stdout
+    )
+    return out + [
+        f'the Debian package {p} (apt-get install --no-install-recommends {p})' for p in env.apt.split() if not has(p)
+    ]
 
 def _compiler(folder, swaps):
     "A C++ compiler that replaces some options: for sources that ask for an older C++ than today's PyTorch headers"
-    rules = '\n'.join(f'    {shlex.quote(old)}) a={shlex.quote(new)};;' for old, new in (re.fullmatch(r'(.+)=(-.+)', s).groups() for s in swaps))
+    rules = '\n'.join(
+        f'    {shlex.quote(old)}) a={shlex.quote(new)};;'
+        for old, new in (re.fullmatch(r'(.+)=(-.+)', s).groups() for s in swaps)
+    )
     path, real = folder/'bin'/'c++-swap', shutil.which(os.environ.get('CXX', 'g++'))
-    path.write_text(f'#!/bin/bash\nargs=()\nfor a in "$@"; do\n  case "$a" in\n{rules}\n  esac\n  args+=("$a")\ndone\nexec {shlex.quote(real)} "${{args[@]}}"\n')
+    path.write_text(
+        f'#!/bin/bash\nargs=()\nfor a in "$@"; do\n  case "$a" in\n{rules}\n  esac\n'
+        f'  args+=("$a")\ndone\nexec {shlex.quote(real)} "${{args[@]}}"\n'
+    )
     path.chmod(0o755)
     return {'CXX': str(path)}
 
@@ -120,7 +153,8 @@ def _make_venv(folder, env, log):
     "An empty virtual environment, layered on ours if the row says so"
     own_pip = env.layered and any((Path(p)/'pip').is_dir() for p in _packages())
     _call([sys.executable, '-m', 'venv', *['--without-pip'] * own_pip, str(folder)], log, 120)
-    if not env.layered: return []
+    if not env.layered:
+        return []
     here = next(folder.glob('lib/python*/site-packages'))
     lines = [f'import site; site.addsitedir({p!r})' for p in _packages()]
     (here/'main_environment.pth').write_text('\n'.join(lines) + '\n')
@@ -128,7 +162,8 @@ def _make_venv(folder, env, log):
     (folder/'constraints.txt').write_text(f'torch=={torch}\n' if torch else '')
     return ['-c', str(folder/'constraints.txt')]
 
-def _packages(): return [p for p in sys.path if p.endswith('-packages') and Path(p).is_dir()]
+def _packages():
+    return [p for p in sys.path if p.endswith('-packages') and Path(p).is_dir()]
 
 def _variables(env, **more):
     "Environment variables for the side environment's Python"
@@ -138,8 +173,10 @@ def _variables(env, **more):
 # %% ../nbs/02_environments.ipynb #f1e5c37d
 def _locked(path, timeout):
     "Hold an exclusive lock on `path`, which the system releases when this process dies; raises TimeoutError"
-    try: return FileLock(path).acquire(timeout=timeout, poll_interval=.2)
-    except Timeout: raise TimeoutError(f'another process has been building {path.stem} for more than {timeout:g} s') from None
+    try:
+        return FileLock(path).acquire(timeout=timeout, poll_interval=.2)
+    except Timeout:
+        raise TimeoutError(f'another process has been building {path.stem} for more than {timeout:g} s') from None
 
 def build_env(
     env,               # A name, or a SideEnv
@@ -151,22 +188,36 @@ def build_env(
     folder = env_folder(e)
     with _locked(folder.with_suffix('.lock'), timeout):
         if again or not built(e):
-            if lacks := missing_programs(e): raise BuildError(f"{e.name} cannot be built without {', '.join(lacks)}")
-            try: _build(e, folder, timeout)
-            except BaseException: shutil.rmtree(folder, ignore_errors=True); raise
+            if lacks := missing_programs(e):
+                raise BuildError(f"{e.name} cannot be built without {', '.join(lacks)}")
+            try:
+                _build(e, folder, timeout)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
     return built(e)
 
 def _build(e, folder, timeout):
     "The steps of a row, and the stamp when all of them are done"
-    log = folder.with_suffix('.log'); log.write_text('')
+    log = folder.with_suffix('.log')
+    log.write_text('')
     shutil.rmtree(folder, ignore_errors=True)
     limits, python = _make_venv(folder, e, log), str(folder/'bin'/'python')
     extra = dict(v.split('=', 1) for v in e.env.split()) | (_compiler(folder, e.compiler.split()) if e.compiler else {})
     path = {'PATH': f"{folder/'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
     for step in filter(None, map(str.strip, e.steps.split(';'))):
-        _call([python, '-m', 'pip', 'install', '--disable-pip-version-check', *limits, *shlex.split(step)], log, timeout, _variables(e, **path, **extra))
-    if e.check: _call([python, '-c', e.check], log, timeout, _variables(e, **path))
-    write_atomic(folder/'stamp.json', json.dumps(dict(e.to_dict(), python=sys.version, built=datetime.date.today().isoformat()), indent=1))
+        _call(
+            [python, '-m', 'pip', 'install', '--disable-pip-version-check', *limits, *shlex.split(step)],
+            log,
+            timeout,
+            _variables(e, **path, **extra),
+        )
+    if e.check:
+        _call([python, '-c', e.check], log, timeout, _variables(e, **path))
+    write_atomic(
+        folder / 'stamp.json',
+        json.dumps(dict(e.to_dict(), python=sys.version, built=datetime.date.today().isoformat()), indent=1),
+    )
 
 # %% ../nbs/02_environments.ipynb #b8084143
 _boot = '''import importlib, json, sys
@@ -190,10 +241,20 @@ def run_in(
     "Run code in a side environment that has been built"
     e = side_env(env) if isinstance(env, str) else env
     python = built(e)
-    if not python: raise FileNotFoundError(f"the side environment {e.name!r} is not built here: fsdl_tools.environments.build({e.name!r}) makes it")
+    if not python:
+        raise FileNotFoundError(
+            f"the side environment {e.name!r} is not built here: fsdl_tools.environments.build_env({e.name!r}) makes it"
+        )
     with tempfile.TemporaryDirectory(prefix='fsdl-side-') as d:
         log, out = Path(d)/'log', Path(d)/'out.json'
         path = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
         call = json.dumps(dict(code=code, module=bool(re.fullmatch(r'[\w.]+:\w+', code)), payload=payload))
-        _call([str(python), '-c', _boot, str(out)], log, timeout, _variables(e, PATH=path, **variables), call, f'code in the side environment {e.name!r}')
+        _call(
+            [str(python), '-c', _boot, str(out)],
+            log,
+            timeout,
+            _variables(e, PATH=path, **variables),
+            call,
+            f'code in the side environment {e.name!r}',
+        )
         return json.loads(out.read_text())

@@ -11,8 +11,14 @@ from typing import Annotated
 import typer
 
 # %% ../../nbs/cli/01_common.ipynb #89f04edf
-app = typer.Typer(name='fsdl', no_args_is_help=True, rich_markup_mode='markdown', pretty_exceptions_enable=False, context_settings={'help_option_names': ['-h', '--help']},
-                  help='Development infrastructure and tooling for deep learning: the tools of the course, from a terminal.')
+app = typer.Typer(
+    name='fsdl',
+    no_args_is_help=True,
+    rich_markup_mode='markdown',
+    pretty_exceptions_enable=False,
+    context_settings={'help_option_names': ['-h', '--help']},
+    help='Development infrastructure and tooling for deep learning: the tools of the course, from a terminal.',
+)
 
 Json = Annotated[bool, typer.Option('--json', help='Print records as JSON instead of tables.')]
 
@@ -21,19 +27,32 @@ def show(
     as_json:bool=False # Print JSON instead
 ):
     "Print a result the way the user asked for it"
-    if as_json: return typer.echo(what.to_json())
+    if as_json:
+        return typer.echo(what.to_json())
     from rich.console import Console
     Console(width=None if sys.stdout.isatty() else int(os.environ.get('COLUMNS', 140))).print(what)
 
 @app.callback()
-def _group(): pass
+def _group():
+    pass
 
 # %% ../../nbs/cli/01_common.ipynb #cf83186c
-_mistakes = (ValueError, TypeError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, OSError, TimeoutError)
+_mistakes = (
+    ValueError,
+    TypeError,
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    ImportError,
+    OSError,
+    TimeoutError,
+)
 
 def _one_line(e):
     "Print `e` as one line and return the exit code of a user's mistake"
-    if text := ' '.join(str(e).split()): typer.echo(f'fsdl: {text}', err=True)     # without a command the help has been shown, and there is nothing to add
+    if text := ' '.join(str(e).split()):
+        typer.echo(f'fsdl: {text}', err=True)  # without a command the help has been shown, and there is nothing to add
     return 2
 
 # %% ../../nbs/cli/01_common.ipynb #40f7f5cc

@@ -15,138 +15,262 @@ from ..table import Table
 # %% ../../nbs/cli/04_compute.ipynb #b1f2372f
 @app.command('memory')
 def _memory(
-    model: Annotated[str, typer.Argument(help='Architecture of timm, model type of transformers, or path to a config.json.')],
+    model: Annotated[
+        str, typer.Argument(help='Architecture of timm, model type of transformers, or path to a config.json.')
+    ],
     batch: Annotated[int, typer.Option(help='Samples of a step.')] = 8,
-    seq: Annotated[Optional[int], typer.Option(help='Tokens, for models of text. Default: 1024, or the longest the model takes.')] = None,
+    seq: Annotated[
+        Optional[int], typer.Option(help='Tokens, for models of text. Default: 1024, or the longest the model takes.')
+    ] = None,
     precision: Annotated[str, typer.Option(help='fp32, amp (autocast to bf16) or bf16.')] = 'fp32',
-    optimizer: Annotated[str, typer.Option(help='sgd, momentum, adam, adamw, adafactor, adamw8bit or mixed (fp32 master copy).')] = 'adamw',
+    optimizer: Annotated[
+        str, typer.Option(help='sgd, momentum, adam, adamw, adafactor, adamw8bit or mixed (fp32 master copy).')
+    ] = 'adamw',
     recompute: Annotated[bool, typer.Option('--recompute', help='Recompute the activations of every block.')] = False,
     accumulation: Annotated[int, typer.Option(help='Micro-batches the batch is cut into.')] = 1,
     kernels: Annotated[str, typer.Option(help='Whose kernels to assume: cuda or cpu.')] = 'cuda',
-    fit: Annotated[Optional[str], typer.Option(help='Say the largest batch that fits into so much memory, for example 24GiB.')] = None,
-    measured: Annotated[bool, typer.Option('--measure', help='Run the step on tensors without data instead of predicting it.')] = False,
+    fit: Annotated[
+        Optional[str], typer.Option(help='Say the largest batch that fits into so much memory, for example 24GiB.')
+    ] = None,
+    measured: Annotated[
+        bool, typer.Option('--measure', help='Run the step on tensors without data instead of predicting it.')
+    ] = False,
     as_json: Json = False,
 ):
     """What a training step keeps in GPU memory, by category.
 
-    Examples: `fsdl memory gpt2 --batch 8 --seq 1024 --precision bf16 --optimizer adamw`, `fsdl memory resnet50 --batch 256 --fit 24GiB`
+    Examples: `fsdl memory gpt2 --batch 8 --seq 1024 --precision bf16 --optimizer adamw`,
+    `fsdl memory resnet50 --batch 256 --fit 24GiB`
     """
     from fsdl_tools.memory import measure as mem
     from fsdl_tools.memory import predict
     kw = dict(precision=precision, optimizer=optimizer, accumulation=accumulation)
     if measured:
-        if fit: raise ValueError('--fit searches among predictions: leave --measure away')
+        if fit:
+            raise ValueError('--fit searches among predictions: leave --measure away')
         m, inputs = predict.load(model, batch, seq)
         return show(mem.summary(mem.measure(m, inputs, recompute=mem.blocks_of(m) if recompute else (), **kw)), as_json)
     kw |= dict(seq=seq, recompute=recompute, kernels=kernels)
-    if not fit: return show(predict.breakdown(model, batch, **kw), as_json)
+    if not fit:
+        return show(predict.breakdown(model, batch, **kw), as_json)
     most = predict.largest_batch(model, parse_bytes(fit), **kw)
-    show(Table([dict(model=model, memory=parse_bytes(fit), largest_batch=most)], formats=dict(memory=human_bytes)), as_json)
+    show(
+        Table([dict(model=model, memory=parse_bytes(fit), largest_batch=most)], formats=dict(memory=human_bytes)),
+        as_json,
+    )
 
 # %% ../../nbs/cli/04_compute.ipynb #1895403f
 @app.command('plan')
 def _plan_command(
-    model: Annotated[Optional[str], typer.Argument(help='A model: gpt2-xl, llama-3.1-8b …, an architecture of timm or transformers, or the path of a config.json.')] = None,
+    model: Annotated[
+        Optional[str],
+        typer.Argument(
+            help='A model: gpt2-xl, llama-3.1-8b …, an architecture of timm or transformers, '
+            'or the path of a config.json.'
+        ),
+    ] = None,
     gpu: Annotated[str, typer.Option(help='The GPU, for example A100-SXM-80GB.')] = 'H100-SXM-80GB',
     gpus: Annotated[int, typer.Option(help='How many.')] = 8,
     gpus_per_node: Annotated[int, typer.Option(help='How many share a node.')] = 8,
     global_batch: Annotated[int, typer.Option(help='Sequences (or images) of a step.')] = 512,
-    seq: Annotated[Optional[int], typer.Option(help='Tokens of a sequence; default: the model’s longest, at most 8,192.')] = None,
-    layout: Annotated[str, typer.Option(help='Estimate this one instead of searching: dp8,tp1,pp1,zero=1,micro_batch=4.')] = '',
-    framework: Annotated[str, typer.Option(help='Whose constants to use: pytorch, nanotron, torchtitan, megatron-core …')] = 'pytorch',
+    seq: Annotated[
+        Optional[int], typer.Option(help='Tokens of a sequence; default: the model’s longest, at most 8,192.')
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help='Estimate this one instead of searching: dp8,tp1,pp1,zero=1,micro_batch=4.')
+    ] = '',
+    framework: Annotated[
+        str, typer.Option(help='Whose constants to use: pytorch, nanotron, torchtitan, megatron-core …')
+    ] = 'pytorch',
     precision: Annotated[str, typer.Option(help='bf16, fp16, amp_bf16, fp8, fp32.')] = 'bf16',
     uneven: Annotated[bool, typer.Option(help='Allow stages with different numbers of layers.')] = False,
     price: Annotated[Optional[float], typer.Option(help='Dollars per GPU and hour.')] = None,
-    tokens: Annotated[str, typer.Option(help='Also say how long and how much it takes to train on so many tokens, for example 300B.')] = '',
+    tokens: Annotated[
+        str, typer.Option(help='Also say how long and how much it takes to train on so many tokens, for example 300B.')
+    ] = '',
     rows: Annotated[int, typer.Option('-n', help='How many layouts of a search to show.')] = 8,
     save: Annotated[Optional[str], typer.Option(help='Write the best estimate to this JSON file.')] = None,
     batch: Annotated[Optional[str], typer.Option(help='A CSV of configurations: predict every row.')] = None,
     out: Annotated[Optional[str], typer.Option(help='With --batch: write the predictions here.')] = None,
-    as_json: Json = False):
+    as_json: Json = False,
+):
     "Memory, time and price of training a model, for one layout or the best of all."
     if batch:
-        from fsdl_tools.compute.validation import batch_outputs, plan_batch
-        done = plan_batch(batch, out)
-        if out and not as_json: return typer.echo(f"{len(done):,} rows, {sum(bool(r['error']) for r in done):,} with a reason in the column error: {out}")
-        return show(Table(done, columns=batch_outputs), as_json)
-    if out: raise ValueError('--out belongs to --batch: an estimate is written by --save')
-    if not model: raise ValueError('name a model, or give a table with --batch')
+        return _predict_table(batch, out, as_json)
+    if out:
+        raise ValueError('--out belongs to --batch: an estimate is written by --save')
+    if not model:
+        raise ValueError('name a model, or give a table with --batch')
     from fsdl_tools.compute.gpus import Cluster
     from fsdl_tools.compute.search import best_plan
-    found, e = best_plan(model, Cluster(gpu, gpus, gpus_per_node, price=price and price*gpus), global_batch, seq, layout, framework, precision, uneven)
-    if save: e.to_json(save)
-    if as_json: return show(e, True)
-    if found is not None: show(found.table(rows))
+    found, e = best_plan(
+        model,
+        Cluster(gpu, gpus, gpus_per_node, price=price and price * gpus),
+        global_batch,
+        seq,
+        layout,
+        framework,
+        precision,
+        uneven,
+    )
+    if save:
+        e.to_json(save)
+    if as_json:
+        return show(e, True)
+    _show_plan(found, e, rows)
+    if tokens:
+        n = parse_count(tokens)
+        dollars = f' and {human_dollars(e.cost(n))}' if price else ''
+        typer.echo(f'{human_count(n)} tokens take {e.days(n):,.1f} days{dollars}.')
+
+def _predict_table(batch, out, as_json):
+    "Predict every row of a table of configurations"
+    from fsdl_tools.compute.validation import batch_outputs, plan_batch
+    done = plan_batch(batch, out)
+    if out and not as_json:
+        wrong = sum(bool(r['error']) for r in done)
+        return typer.echo(f'{len(done):,} rows, {wrong:,} with a reason in the column error: {out}')
+    return show(Table(done, columns=batch_outputs), as_json)
+
+def _show_plan(found, e, rows):
+    "The best layouts of a search, the estimate, and why the winner wins"
+    if found is not None:
+        show(found.table(rows))
     show(e)
     if found is not None:
         from fsdl_tools.compute.search import explain
         typer.echo(explain(found))
-    if tokens:
-        n = parse_count(tokens)
-        typer.echo(f'{human_count(n)} tokens take {e.days(n):,.1f} days' + (f' and {human_dollars(e.cost(n))}' if price else '') + '.')
 
 # %% ../../nbs/cli/04_compute.ipynb #930f2812
 @app.command('gpus')
 def _gpus_command(
-    names: Annotated[Optional[List[str]], typer.Argument(help='GPUs to show, for example H100 or A100-SXM-80GB; one name shows everything known about it.')] = None,
+    names: Annotated[
+        Optional[List[str]],
+        typer.Argument(
+            help='GPUs to show, for example H100 or A100-SXM-80GB; one name shows everything known about it.'
+        ),
+    ] = None,
     vendor: Annotated[str, typer.Option(help='Only this maker.')] = '',
     memory: Annotated[str, typer.Option(help='Only those with at least this much, for example 40GB.')] = '0',
-    check: Annotated[Optional[float], typer.Option(help='A peak in TFLOP/s that somebody states for the GPU: say what it means.')] = None,
+    check: Annotated[
+        Optional[float], typer.Option(help='A peak in TFLOP/s that somebody states for the GPU: say what it means.')
+    ] = None,
     precision: Annotated[str, typer.Option(help='Of that peak.')] = 'bf16',
-    as_json: Json = False):
+    as_json: Json = False,
+):
     "Accelerators: memory, bandwidth, dense peaks, what was measured."
     from fsdl_tools.core import one_of
     from fsdl_tools.compute.gpus import explain_peak, find, gpu_table, gpus
     if check is not None:
-        if not names or len(names) != 1: raise ValueError('--check needs the name of one GPU')
-        rows = Table([dict(gpu=find(names[0]).name, stated=check, precision=precision, meaning=explain_peak(names[0], check, precision))])
+        if not names or len(names) != 1:
+            raise ValueError('--check needs the name of one GPU')
+        rows = Table(
+            [
+                dict(
+                    gpu=find(names[0]).name,
+                    stated=check,
+                    precision=precision,
+                    meaning=explain_peak(names[0], check, precision),
+                )
+            ]
+        )
         return show(rows, as_json)
-    if names and len(names) == 1: return show(find(names[0]), as_json)
-    if vendor: one_of('vendor', vendor, sorted({g.vendor for g in gpus()}))
-    found = [g for g in (map(find, names) if names else gpus()) if g.memory >= parse_bytes(memory) and vendor in ('', g.vendor)]
-    if not found: raise ValueError(f'no GPU has {memory} or more')
+    if names and len(names) == 1:
+        return show(find(names[0]), as_json)
+    if vendor:
+        one_of('vendor', vendor, sorted({g.vendor for g in gpus()}))
+    found = [
+        g
+        for g in (map(find, names) if names else gpus())
+        if g.memory >= parse_bytes(memory) and vendor in ('', g.vendor)
+    ]
+    if not found:
+        raise ValueError(f'no GPU has {memory} or more')
     show(gpu_table(found), as_json)
 
 # %% ../../nbs/cli/04_compute.ipynb #5c7b6c4c
 @app.command('cost')
 def _cost_command(
-    model: Annotated[str, typer.Option(help='A benchmarked model: bert-large, bert-base, resnet50, gnmt, ssd …')] = 'bert-large',
+    model: Annotated[
+        str, typer.Option(help='A benchmarked model: bert-large, bert-base, resnet50, gnmt, ssd …')
+    ] = 'bert-large',
     task: Annotated[str, typer.Option(help='Its task, where it has several: squad.')] = '',
-    samples: Annotated[Optional[str], typer.Option(help='Sequences, images or tokens to train on, for example 10M; default: what the suite’s reference machine does in its hours.')] = None,
-    params: Annotated[Optional[str], typer.Option(help='Instead of a benchmark: parameters of a language model, for example 1.3B …')] = None,
+    samples: Annotated[
+        Optional[str],
+        typer.Option(
+            help='Sequences, images or tokens to train on, for example 10M; '
+            'default: what the suite’s reference machine does in its hours.'
+        ),
+    ] = None,
+    params: Annotated[
+        Optional[str], typer.Option(help='Instead of a benchmark: parameters of a language model, for example 1.3B …')
+    ] = None,
     tokens: Annotated[Optional[str], typer.Option(help='… its tokens, for example 26B …')] = None,
-    mfu: Annotated[float, typer.Option(help='… and the share of the bf16 peak that it reaches.')] = .4,
+    mfu: Annotated[float, typer.Option(help='… and the share of the bf16 peak that it reaches.')] = 0.4,
     suite: Annotated[str, typer.Option(help='Year of the benchmarks: 2022, 2023 or 2025.')] = '2023',
     precision: Annotated[str, typer.Option(help='fp16 or fp32.')] = 'fp16',
-    from_: Annotated[Optional[str], typer.Option('--from', help='A price list of your own: CSV with provider, gpu, gpus, usd_per_hour.')] = None,
+    from_: Annotated[
+        Optional[str],
+        typer.Option('--from', help='A price list of your own: CSV with provider, gpu, gpus, usd_per_hour.'),
+    ] = None,
     since: Annotated[str, typer.Option(help='Only prices from this day on.')] = '2026',
     gpu: Annotated[str, typer.Option(help='Only this GPU.')] = '',
     provider: Annotated[str, typer.Option(help='Only this provider.')] = '',
     tier: Annotated[str, typer.Option(help='on-demand, spot, reserved or all.')] = 'on-demand',
     spot_mtbf: Annotated[str, typer.Option(help='Mean time between interruptions of a spot machine.')] = '12h',
     within: Annotated[str, typer.Option(help='Only experiments that end within this time, for example 24h.')] = '',
-    best: Annotated[bool, typer.Option('--frontier', help='Only offers that no other beats in both time and dollars.')] = False,
+    best: Annotated[
+        bool, typer.Option('--frontier', help='Only offers that no other beats in both time and dollars.')
+    ] = False,
     rows: Annotated[int, typer.Option('-n', help='How many rows.')] = 15,
-    as_json: Json = False):
+    as_json: Json = False,
+):
     "What an experiment costs: price times measured time, for every offer."
     from fsdl_tools.core import one_of
-    from fsdl_tools.compute.cost import price_age, cost_table, experiments, frontier, priced, prices, read_prices, task_named, tiers, transformer_seconds
+    from fsdl_tools.compute.cost import (
+        price_age,
+        cost_table,
+        experiments,
+        frontier,
+        priced,
+        prices,
+        read_prices,
+        task_named,
+        tiers,
+        transformer_seconds,
+    )
     from fsdl_tools.compute.gpus import find, suites
     year = f'Lambda {one_of("suite", suite, [s.split()[1] for s in suites])}'
     offers = read_prices(from_) if from_ else prices(since)
     one_of('tier', tier, [*tiers, 'all'])
-    if provider: one_of('provider', provider, sorted({o.provider for o in offers}))
-    offers = [o for o in offers if tier in ('all', o.tier) and provider in ('', o.provider) and (not gpu or o.gpu == find(gpu).name)]
-    if bool(params) != bool(tokens): raise ValueError('--params and --tokens belong together')
+    if provider:
+        one_of('provider', provider, sorted({o.provider for o in offers}))
+    offers = [
+        o
+        for o in offers
+        if tier in ('all', o.tier) and provider in ('', o.provider) and (not gpu or o.gpu == find(gpu).name)
+    ]
+    if bool(params) != bool(tokens):
+        raise ValueError('--params and --tokens belong together')
     mtbf = parse_seconds(spot_mtbf)
     if params:
         n, t = parse_count(params), parse_count(tokens)
-        done, title = priced(offers, lambda o: transformer_seconds(o, n, t, mfu), mtbf), f'{params} parameters, {tokens} tokens, {mfu:.0%} of the bf16 peak'
-        if not done: raise ValueError(f'none of {len(offers)} offers can hold {params} parameters in training, or none has bf16')
+        done, title = (
+            priced(offers, lambda o: transformer_seconds(o, n, t, mfu), mtbf),
+            f'{params} parameters, {tokens} tokens, {mfu:.0%} of the bf16 peak',
+        )
+        if not done:
+            raise ValueError(f'none of {len(offers)} offers can hold {params} parameters in training, or none has bf16')
     else:
         name = task_named(model, task, year)
-        done, title = experiments(offers, name, samples and parse_count(samples), precision, year, spot_mtbf=mtbf), f'{name}, {precision}, benchmarks of {year}'
-    if within: done = [e for e in done if e.wall_hours * 3600 <= parse_seconds(within)]
-    if not done: raise ValueError(f'no offer ends within {within}')
-    if best: done = frontier(done)
+        done, title = (
+            experiments(offers, name, samples and parse_count(samples), precision, year, spot_mtbf=mtbf),
+            f'{name}, {precision}, benchmarks of {year}',
+        )
+    if within:
+        done = [e for e in done if e.wall_hours * 3600 <= parse_seconds(within)]
+    if not done:
+        raise ValueError(f'no offer ends within {within}')
+    if best:
+        done = frontier(done)
     show(cost_table(done, rows, title, price_age([e.offer for e in done])), as_json)

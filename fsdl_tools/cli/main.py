@@ -23,13 +23,22 @@ def run(
     args:list=None # Words after fsdl; default: those of this process
 ) -> int:          # Exit code: 0, or 2 after a user's mistake
     "Run the command line; a user's mistake is one line on the error stream"
-    try: return app(args, prog_name='fsdl', standalone_mode=False) or 0
-    except typer.Exit as e: return e.exit_code
-    except BrokenPipeError: return 0
-    except KeyboardInterrupt: typer.echo('stopped', err=True); return 130
-    except _mistakes as e: return _one_line(e)
+    try:
+        return app(args, prog_name='fsdl', standalone_mode=False) or 0
+    except typer.Exit as e:
+        return e.exit_code
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        typer.echo('stopped', err=True)
+        return 130
+    except _mistakes as e:
+        return _one_line(e)
     except Exception as e:
-        if hasattr(e, 'format_message'): return _one_line(e.format_message())   # a usage error found by the parser
+        if hasattr(e, 'format_message'):
+            return _one_line(e.format_message())   # a usage error found by the parser
         raise
 
-def main(): sys.exit(run())
+def main():
+    "The program fsdl: run the words of this process and exit with their code"
+    sys.exit(run())

@@ -22,7 +22,10 @@ def _names(incomplete:str):
 
 @_zoo.command('search')
 def _zoo_search(
-    words: Annotated[Optional[List[str]], typer.Argument(help='Words that must all occur in name, family or task; * and ? are wildcards.')] = None,
+    words: Annotated[
+        Optional[List[str]],
+        typer.Argument(help='Words that must all occur in name, family or task; * and ? are wildcards.'),
+    ] = None,
     library: Annotated[Optional[str], typer.Option(help='timm or transformers.')] = None,
     task: Annotated[Optional[str], typer.Option(help='For example image-classification, causal-lm, masked-lm.')] = None,
     family: Annotated[Optional[str], typer.Option(help="timm's module or transformers' model type.")] = None,
@@ -33,16 +36,22 @@ def _zoo_search(
     max_flops: Annotated[Optional[str], typer.Option(help='Of one forward pass, for example 4G.')] = None,
     sort: Annotated[str, typer.Option(help='name, params, flops, activations or saved.')] = 'name',
     limit: Annotated[int, typer.Option(help='Rows at most.')] = 30,
-    as_json: Json = False):
+    as_json: Json = False,
+):
     """Search two thousand architectures, offline.
 
-    Examples: `fsdl zoo search vit --max-params 30M --sort flops`, `fsdl zoo search --task causal-lm --max-params 1B --json`
+    Examples: `fsdl zoo search vit --max-params 30M --sort flops`,
+    `fsdl zoo search --task causal-lm --max-params 1B --json`
     """
     from fsdl_tools.models.zoo import search_models
-    t = search_models(' '.join(words or []), library, task, family, input, licence, min_params, max_params, None, max_flops, sort)
+    t = search_models(
+        ' '.join(words or []), library, task, family, input, licence, min_params, max_params, None, max_flops, sort
+    )
     cut = t[:limit]
-    if not as_json: cut.columns = ['name', 'task', 'input', 'params', 'flops', 'saved', 'licences']     # what fits in a terminal
-    if len(t) > limit and not as_json: cut.notes = f'{limit} of {len(t):,}; --limit shows more'
+    if not as_json:
+        cut.columns = ['name', 'task', 'input', 'params', 'flops', 'saved', 'licences']     # what fits in a terminal
+    if len(t) > limit and not as_json:
+        cut.notes = f'{limit} of {len(t):,}; --limit shows more'
     show(cut, as_json)
 
 @_zoo.command('tags')
@@ -58,31 +67,48 @@ def _profile_command(
     models: Annotated[List[str], typer.Argument(help='Architectures, or paths to config.json.', autocompletion=_names)],
     batch: Annotated[int, typer.Option(min=1, help='Samples.')] = 1,
     seq: Annotated[int, typer.Option(min=1, help='Tokens of a text.')] = 512,
-    input_size: Annotated[Optional[str], typer.Option(help="Size of the images of a timm model, for example 224 or 3x224x224.")] = None,
+    input_size: Annotated[
+        Optional[str], typer.Option(help="Size of the images of a timm model, for example 224 or 3x224x224.")
+    ] = None,
     precision: Annotated[str, typer.Option(help='fp32, bf16 or fp16.')] = 'fp32',
     task: Annotated[Optional[str], typer.Option(help='What to build a model of transformers for.')] = None,
     layers: Annotated[int, typer.Option(min=0, help='Also show so many of the largest layers of each.')] = 0,
     tree: Annotated[int, typer.Option(min=0, help='Also show the tree of modules down to this depth.')] = 0,
-    as_json: Json = False):
+    as_json: Json = False,
+):
     """What models cost, without their weights: parameters, FLOPs, activations, memory by precision.
 
-    Examples: `fsdl profile resnet50 vit_base_patch16_224 gpt2`, `fsdl profile path/to/config.json --seq 2048 --tree 2`, `fsdl profile gpt2 --json`
+    Examples: `fsdl profile resnet50 vit_base_patch16_224 gpt2`,
+    `fsdl profile path/to/config.json --seq 2048 --tree 2`, `fsdl profile gpt2 --json`
     """
     from fsdl_tools.models import profile as prof
     from fsdl_tools.models.build import locate
     kinds, size = [locate(m)[0] for m in models], {} if input_size is None else dict(input_size=input_size)
-    specs = [prof.profile(m, batch=batch, seq=seq, precision=precision, **size, **(dict(task=task) if task and k != 'timm' else {})) for m, k in zip(models, kinds)]
-    if as_json: return typer.echo(json.dumps([s.to_dict() for s in specs], indent=2))
-    show(prof.compare_models(specs)); show(prof.memory_by_precision(specs))
+    specs = [
+        prof.profile(
+            m, batch=batch, seq=seq, precision=precision, **size, **(dict(task=task) if task and k != 'timm' else {})
+        )
+        for m, k in zip(models, kinds, strict=True)
+    ]
+    if as_json:
+        return typer.echo(json.dumps([s.to_dict() for s in specs], indent=2))
+    show(prof.compare_models(specs))
+    show(prof.memory_by_precision(specs))
     for s in specs:
-        if layers: show(prof.largest(s, layers))
-        if tree: show(prof.tree(s, tree))
+        if layers:
+            show(prof.largest(s, layers))
+        if tree:
+            show(prof.tree(s, tree))
 
 # %% ../../nbs/cli/02_models.ipynb #ce949602
 @app.command('race')
 def _race_command(
-    names: Annotated[Optional[List[str]], typer.Argument(help='Frameworks, the reference first. Default: all.', show_default=False)] = None,
-    framework: Annotated[Optional[List[str]], typer.Option('--framework', '-f', help='A framework; more may follow.', show_default=False)] = None,
+    names: Annotated[
+        Optional[List[str]], typer.Argument(help='Frameworks, the reference first. Default: all.', show_default=False)
+    ] = None,
+    framework: Annotated[
+        Optional[List[str]], typer.Option('--framework', '-f', help='A framework; more may follow.', show_default=False)
+    ] = None,
     model: Annotated[str, typer.Option(help='mlp, cnn or cnn-relu.')] = 'mlp',
     steps: Annotated[int, typer.Option(help='Training steps, shared out among the laps.')] = 103,
     batch: Annotated[int, typer.Option(help='Samples a step.')] = 64,
@@ -93,8 +119,10 @@ def _race_command(
     from fsdl_tools.frameworks.task import make_task
     from fsdl_tools.frameworks.race import race, race_table
     runs = race(make_task(model, steps=steps, batch=batch), (framework or []) + (names or []), laps)
-    if as_json: return show(race_table(list(runs)[-1]), True)
+    if as_json:
+        return show(race_table(list(runs)[-1]), True)
     from rich.live import Live
     first = next(runs)                          # a mistake shows before the live table has begun
     with Live(race_table(first), auto_refresh=False) as live:
-        for standings in runs: live.update(race_table(standings), refresh=True)
+        for standings in runs:
+            live.update(race_table(standings), refresh=True)

@@ -30,57 +30,117 @@ def _smaller(path, kinds, src):
 
 @app.command('export')
 def _export_model(
-    model:Annotated[str, typer.Argument(help='A timm name (resnet50), a transformers model type (bert) or class (BertForMaskedLM).')],
-    out:Annotated[Path, typer.Option('-o', '--out', help='Where to write.')],
-    quantise:Annotated[Optional[List[str]], typer.Option(help='Also write a smaller file beside: int8, static (calibrated on random inputs) or fp16. May be repeated.')]=None,
-    cache:Annotated[bool, typer.Option('--cache', help='A decoder with its KV cache as inputs and outputs.')]=False,
-    bench:Annotated[bool, typer.Option('--bench', help='Time eager torch and every file made.')]=False,
-    pretrained:Annotated[bool, typer.Option('--pretrained', help='Download published weights; otherwise they are random.')]=False,
-    seed:Annotated[int, typer.Option(help='For random weights.')]=0, opset:Annotated[int, typer.Option(help='ONNX operator set.')]=20, as_json:Json=False):
+    model: Annotated[
+        str, typer.Argument(help='A timm name (resnet50), a transformers model type (bert) or class (BertForMaskedLM).')
+    ],
+    out: Annotated[Path, typer.Option('-o', '--out', help='Where to write.')],
+    quantise: Annotated[
+        Optional[List[str]],
+        typer.Option(
+            help='Also write a smaller file beside: int8, static (calibrated on random inputs) or fp16. '
+            'May be repeated.'
+        ),
+    ] = None,
+    cache: Annotated[bool, typer.Option('--cache', help='A decoder with its KV cache as inputs and outputs.')] = False,
+    bench: Annotated[bool, typer.Option('--bench', help='Time eager torch and every file made.')] = False,
+    pretrained: Annotated[
+        bool, typer.Option('--pretrained', help='Download published weights; otherwise they are random.')
+    ] = False,
+    seed: Annotated[int, typer.Option(help='For random weights.')] = 0,
+    opset: Annotated[int, typer.Option(help='ONNX operator set.')] = 20,
+    as_json: Json = False,
+):
     "Export a model to ONNX and verify the file."
     from fsdl_tools.core import one_of
     from fsdl_tools.onnx.optimise import _kinds, benchmark, timing_table
-    for k in quantise or []: one_of('kind of quantisation', k, _kinds)
-    if cache and (quantise or bench): raise ValueError('--quantise and --bench are for models without --cache')
+    for k in quantise or []:
+        one_of('kind of quantisation', k, _kinds)
+    if cache and (quantise or bench):
+        raise ValueError('--quantise and --bench are for models without --cache')
     if cache:
         from fsdl_tools.onnx.decoder import export_decoder
         return show(export_decoder(model, out, opset=opset, pretrained=pretrained, seed=seed, progress=_say), as_json)
     from fsdl_tools.onnx.export import export, staging
     from fsdl_tools.onnx.cures import open_model
-    with staging(out): pass                                                     # an unwritable folder is found before minutes of work
+    with staging(out):
+        pass                                                     # an unwritable folder is found before minutes of work
     src = open_model(model, pretrained=pretrained, seed=seed)
     report = export(src, out, opset=opset, progress=_say)
     small = list(_smaller(out, quantise or [], src))
-    timings = benchmark(src, {'onnxruntime fp32': out} | {s.kind: s.path for s in small}, progress=_say) if bench else []
-    if as_json: return typer.echo(json.dumps(dict(report=report.to_dict(), quantised=[s.to_dict() for s in small], timings=[t.to_dict() for t in timings]), indent=2))
+    timings = (
+        benchmark(src, {'onnxruntime fp32': out} | {s.kind: s.path for s in small}, progress=_say) if bench else []
+    )
+    if as_json:
+        return typer.echo(
+            json.dumps(
+                dict(
+                    report=report.to_dict(),
+                    quantised=[s.to_dict() for s in small],
+                    timings=[t.to_dict() for t in timings],
+                ),
+                indent=2,
+            )
+        )
     show(report)
-    if small: show(Table(small, ['kind', 'path', 'bytes_before', 'bytes', 'max_rel', 'top1', 'verified'], dict(bytes_before=human_bytes, bytes=human_bytes, max_rel=lambda v: f'{v:.2%}', top1=lambda v: f'{v:.0%}')))
-    if timings: show(timing_table(timings))
+    if small:
+        show(
+            Table(
+                small,
+                ['kind', 'path', 'bytes_before', 'bytes', 'max_rel', 'top1', 'verified'],
+                dict(
+                    bytes_before=human_bytes, bytes=human_bytes, max_rel=lambda v: f'{v:.2%}', top1=lambda v: f'{v:.0%}'
+                ),
+            )
+        )
+    if timings:
+        show(timing_table(timings))
 
 @app.command('verify')
 def _verify_file(
-    file:Annotated[Path, typer.Argument(help='An .onnx file.')],
-    against:Annotated[Optional[str], typer.Option(help='Name of a model, or another .onnx file; default: the model named in the file.')]=None,
-    rtol:Annotated[float, typer.Option(help='Largest relative difference.')]=1e-4, seed:Annotated[Optional[int], typer.Option(help='Of the random weights; default: the one in the file.')]=None,
-    pretrained:Annotated[bool, typer.Option('--pretrained', help='Compare with published weights.')]=False, as_json:Json=False):
+    file: Annotated[Path, typer.Argument(help='An .onnx file.')],
+    against: Annotated[
+        Optional[str],
+        typer.Option(help='Name of a model, or another .onnx file; default: the model named in the file.'),
+    ] = None,
+    rtol: Annotated[float, typer.Option(help='Largest relative difference.')] = 1e-4,
+    seed: Annotated[Optional[int], typer.Option(help='Of the random weights; default: the one in the file.')] = None,
+    pretrained: Annotated[bool, typer.Option('--pretrained', help='Compare with published weights.')] = False,
+    as_json: Json = False,
+):
     "Compare an ONNX file with the model it came from."
     from fsdl_tools.onnx.verify import verify
     kw = ({} if seed is None else dict(seed=seed)) | (dict(pretrained=True) if pretrained else {})
     v = verify(file, against, rtol=rtol, **kw)
     show(v, as_json)
-    if not v.ok: raise typer.Exit(1)
+    if not v.ok:
+        raise typer.Exit(1)
 
 @app.command('bench')
 def _bench_files(
-    files:Annotated[List[Path], typer.Argument(help='One or more .onnx files with the same inputs.')],
-    against:Annotated[Optional[str], typer.Option(help='Name of the model for eager torch; default: the one named in the first file.')]=None,
-    batch:Annotated[List[int], typer.Option(help='Batch size. May be repeated.')]=[1, 8], threads:Annotated[List[int], typer.Option(help='Threads. May be repeated.')]=[1],
-    rounds:Annotated[int, typer.Option(help='Interleaved rounds.')]=15, compiled:Annotated[bool, typer.Option('--compile', help='Time torch.compile as well.')]=False, as_json:Json=False):
+    files: Annotated[List[Path], typer.Argument(help='One or more .onnx files with the same inputs.')],
+    against: Annotated[
+        Optional[str], typer.Option(help='Name of the model for eager torch; default: the one named in the first file.')
+    ] = None,
+    batch: Annotated[List[int], typer.Option(help='Batch size. May be repeated.')] = (1, 8),
+    threads: Annotated[List[int], typer.Option(help='Threads. May be repeated.')] = (1,),
+    rounds: Annotated[int, typer.Option(help='Interleaved rounds.')] = 15,
+    compiled: Annotated[bool, typer.Option('--compile', help='Time torch.compile as well.')] = False,
+    as_json: Json = False,
+):
     "Time ONNX files against eager torch, interleaved."
     from fsdl_tools.onnx.cures import open_model
     from fsdl_tools.onnx.graph import inspect_onnx
     from fsdl_tools.onnx.optimise import benchmark, timing_table
     name = against or inspect_onnx(files[0]).metadata.get('fsdl.source')
-    if not name: raise ValueError(f'{str(files[0])!r} does not say which model it came from: name one with --against')
-    ts = benchmark(open_model(name), {f.stem: f for f in files}, batches=batch, threads=threads, compiled=compiled, n=rounds, progress=_say)
+    if not name:
+        raise ValueError(f'{str(files[0])!r} does not say which model it came from: name one with --against')
+    ts = benchmark(
+        open_model(name),
+        {f.stem: f for f in files},
+        batches=batch,
+        threads=threads,
+        compiled=compiled,
+        n=rounds,
+        progress=_say,
+    )
     show(timing_table(ts), as_json)

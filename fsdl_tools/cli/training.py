@@ -17,9 +17,22 @@ from ..table import Table
 # %% ../../nbs/cli/05_training.ipynb #2aae4a33
 @app.command('train')
 def _train_command(
-    model: Annotated[str, typer.Option(help='gpt-tiny, gpt-mini, gpt-small, an architecture of timm, a model type of transformers, or path to a config.json.')] = 'gpt-tiny',
-    layout: Annotated[str, typer.Option(help='How it is spread over ranks, for example dp2,tp2,pp2 or dp4,zero=3,recompute=full.')] = 'dp1',
-    data: Annotated[str, typer.Option(help='A text file, a .parquet, a folder of images (one subfolder a class), synthetic or synthetic:images.')] = 'synthetic',
+    model: Annotated[
+        str,
+        typer.Option(
+            help='gpt-tiny, gpt-mini, gpt-small, an architecture of timm, a model type of transformers, '
+            'or path to a config.json.'
+        ),
+    ] = 'gpt-tiny',
+    layout: Annotated[
+        str, typer.Option(help='How it is spread over ranks, for example dp2,tp2,pp2 or dp4,zero=3,recompute=full.')
+    ] = 'dp1',
+    data: Annotated[
+        str,
+        typer.Option(
+            help='A text file, a .parquet, a folder of images (one subfolder a class), synthetic or synthetic:images.'
+        ),
+    ] = 'synthetic',
     steps: Annotated[int, typer.Option(help='Steps in all.')] = 50,
     global_batch: Annotated[int, typer.Option(help='Samples of a step, over all ranks.')] = 16,
     seq: Annotated[int, typer.Option(help='Tokens of a sample; 0: 64, or what the GPT was made for.')] = 0,
@@ -28,15 +41,19 @@ def _train_command(
     lr: Annotated[float, typer.Option(help='Highest learning rate.')] = 1e-3,
     lr_schedule: Annotated[str, typer.Option(help='constant, linear or cosine.')] = 'cosine',
     warmup: Annotated[int, typer.Option(help='Steps until it is reached.')] = 0,
-    clip: Annotated[float, typer.Option(help='Norm to which gradients are clipped; 0: not at all.')] = 1.,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.,
+    clip: Annotated[float, typer.Option(help='Norm to which gradients are clipped; 0: not at all.')] = 1.0,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
     seed: Annotated[int, typer.Option(help='Of weights, order and augmentation.')] = 0,
-    holdout: Annotated[float, typer.Option(help='Part of the data to evaluate on.')] = .1,
+    holdout: Annotated[float, typer.Option(help='Part of the data to evaluate on.')] = 0.1,
     eval_every: Annotated[int, typer.Option(help='Steps between evaluations; 0: only at the end.')] = 0,
     save_every: Annotated[int, typer.Option(help='Steps between checkpoints; 0: only at the end.')] = 0,
     keep: Annotated[int, typer.Option(help='Checkpoints that stay.')] = 2,
-    folder: Annotated[str, typer.Option('-o', '--folder', help='For checkpoints, metrics and weights; default: nothing is kept.')] = '',
-    resume: Annotated[bool, typer.Option('--resume', help='Go on with what is in the folder, also in another layout.')] = False,
+    folder: Annotated[
+        str, typer.Option('-o', '--folder', help='For checkpoints, metrics and weights; default: nothing is kept.')
+    ] = '',
+    resume: Annotated[
+        bool, typer.Option('--resume', help='Go on with what is in the folder, also in another layout.')
+    ] = False,
     restarts: Annotated[int, typer.Option(min=0, help='How often ranks are started again after one has died.')] = 3,
     workers: Annotated[int, typer.Option(help='Processes on each rank that read ahead.')] = 0,
     device: Annotated[str, typer.Option(help='cpu or cuda; default: cuda where there is one.')] = '',
@@ -44,43 +61,83 @@ def _train_command(
 ):
     """Train a model in any layout of ranks, and survive what happens to them.
 
-    Examples: `fsdl train --model gpt-tiny --layout dp2,tp2,pp2 --data book.txt --steps 50`, `fsdl train --model resnet18 --layout dp2,zero=3 --data photos/ -o runs/1 --save-every 100`
+    Examples: `fsdl train --model gpt-tiny --layout dp2,tp2,pp2 --data book.txt --steps 50`,
+    `fsdl train --model resnet18 --layout dp2,zero=3 --data photos/ -o runs/1 --save-every 100`
     """
-    from fsdl_tools.training import elastic, trainer
+    from fsdl_tools.training.elastic import Stopped, train, work
     from fsdl_tools.training.checkpoint import CheckpointError
-    given = {k: v for k, v in locals().items() if k in trainer.TrainConfig.__dataclass_fields__}
-    config = trainer.TrainConfig(**given)
-    if 'RANK' in os.environ and 'WORLD_SIZE' in os.environ: return elastic.work(config)
-    try: rows = elastic.train(config, restarts)
-    except elastic.Stopped as e: raise typer.Exit(e.code) from None
-    except (CheckpointError, RuntimeError) as e: raise OSError(str(e)) from None
-    few = rows if as_json else rows[::max(len(rows)//10, 1)] + (rows[-1:] if (len(rows) - 1) % max(len(rows)//10, 1) else [])
-    show(Table(few, formats=dict(loss='{:.4f}'.format, norm='{:.3f}'.format, lr='{:.1e}'.format, seconds=human_seconds, samples_per_s='{:,.1f}'.format, mfu='{:.1%}'.format, eval_loss='{:.4f}'.format),
-               caption=f'{model}, {layout}', notes='mfu: share of what this machine\'s own matrix product reaches'), as_json)
+    from fsdl_tools.training.trainer import TrainConfig
+    given = {k: v for k, v in locals().items() if k in TrainConfig.__dataclass_fields__}
+    config = TrainConfig(**given)
+    if 'RANK' in os.environ and 'WORLD_SIZE' in os.environ:
+        return work(config)
+    try:
+        rows = train(config, restarts)
+    except Stopped as e:
+        raise typer.Exit(e.code) from None
+    except (CheckpointError, RuntimeError) as e:
+        raise OSError(str(e)) from None
+    few = (
+        rows
+        if as_json
+        else rows[:: max(len(rows) // 10, 1)] + (rows[-1:] if (len(rows) - 1) % max(len(rows) // 10, 1) else [])
+    )
+    show(
+        Table(
+            few,
+            formats=dict(
+                loss='{:.4f}'.format,
+                norm='{:.3f}'.format,
+                lr='{:.1e}'.format,
+                seconds=human_seconds,
+                samples_per_s='{:,.1f}'.format,
+                mfu='{:.1%}'.format,
+                eval_loss='{:.4f}'.format,
+            ),
+            caption=f'{model}, {layout}',
+            notes='mfu: share of what this machine\'s own matrix product reaches',
+        ),
+        as_json,
+    )
 
 @app.command('checkpoints')
 def _checkpoints_command(
     folder: Annotated[Path, typer.Argument(help='Of a run.')],
     as_json: Json = False):
-    "The checkpoints of a run, read and verified; the exit code is 1 when the newest is not good. Example: `fsdl checkpoints runs/1`"
+    """The checkpoints of a run, read and verified; the exit code is 1 when the newest is not good.
+
+    Example: `fsdl checkpoints runs/1`
+    """
     from fsdl_tools.training.checkpoint import checkpoints
     inner = folder/'checkpoints' if (folder/'checkpoints').is_dir() else folder
-    if not inner.is_dir(): raise FileNotFoundError(f'there is no folder {str(inner)!r}')
+    if not inner.is_dir():
+        raise FileNotFoundError(f'there is no folder {str(inner)!r}')
     t = checkpoints(inner)
     show(t, as_json)
-    if not len(t) or not t[-1]['good']: raise typer.Exit(1)
+    if not len(t) or not t[-1]['good']:
+        raise typer.Exit(1)
 
 # %% ../../nbs/cli/05_training.ipynb #d47da377
-_env_app = typer.Typer(no_args_is_help=False, invoke_without_command=True, help='Side environments: packages that cannot share one environment with the rest.')
+_env_app = typer.Typer(
+    no_args_is_help=False,
+    invoke_without_command=True,
+    help='Side environments: packages that cannot share one environment with the rest.',
+)
 app.add_typer(_env_app, name='env')
 
 @_env_app.callback()
 def _env_list(ctx: typer.Context, json_: Json = False):
     "List the side environments, and say which are built here."
-    if ctx.invoked_subcommand: return
+    if ctx.invoked_subcommand:
+        return
     from fsdl_tools.table import Table
     from fsdl_tools.environments import side_envs
-    show(side_envs() if json_ else Table(side_envs(), columns=['name', 'built', 'why', 'last_tested'], caption='Side environments'), json_)
+    show(
+        side_envs()
+        if json_
+        else Table(side_envs(), columns=['name', 'built', 'why', 'last_tested'], caption='Side environments'),
+        json_,
+    )
 
 @_env_app.command('build')
 def _env_build(
@@ -90,5 +147,7 @@ def _env_build(
     "Build a side environment and print the path of its Python."
     from fsdl_tools.core import parse_seconds
     from fsdl_tools.environments import BuildError, build_env
-    try: typer.echo(str(build_env(name, parse_seconds(timeout), again)))
-    except BuildError as e: raise OSError(str(e)) from None
+    try:
+        typer.echo(str(build_env(name, parse_seconds(timeout), again)))
+    except BuildError as e:
+        raise OSError(str(e)) from None

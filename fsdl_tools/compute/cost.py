@@ -12,7 +12,7 @@ import csv, datetime, functools, math, re, statistics
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import *
+from ..core import data_path, human_dollars, need, one_of, palette, positive, Record
 from ..table import Table, pareto_front
 from .gpus import Cluster, benchmarks, find, suites, throughput
 
@@ -21,8 +21,12 @@ tiers = ['on-demand', 'spot', 'reserved']
 
 def _day(text):
     "The first day that `text` can mean: 2026-05-24, 2026-05 or 2026; raises ValueError"
-    try: return datetime.date.fromisoformat((text + '-01-01')[:10] if re.fullmatch(r'\d{4}(-\d\d){0,2}', text) else 'none')
-    except (ValueError, TypeError): raise ValueError(f'date must be a date such as 2026-05-24, not {text!r}') from None
+    try:
+        return datetime.date.fromisoformat(
+            (text + '-01-01')[:10] if re.fullmatch(r'\d{4}(-\d\d){0,2}', text) else 'none'
+        )
+    except (ValueError, TypeError):
+        raise ValueError(f'date must be a date such as 2026-05-24, not {text!r}') from None
 
 @dataclass(frozen=True)
 class Offer(Record):
@@ -39,14 +43,25 @@ class Offer(Record):
     note:str = ''          # What else to know
 
     def __post_init__(self):
-        if not self.provider: raise ValueError('provider must not be empty')
+        if not self.provider:
+            raise ValueError('provider must not be empty')
         object.__setattr__(self, 'gpu', find(self.gpu).name)
-        positive('gpus', self.gpus); positive('usd_per_hour', self.usd_per_hour, integer=False); one_of('tier', self.tier, tiers)
-        if self.date: _day(self.date)
+        positive('gpus', self.gpus)
+        positive('usd_per_hour', self.usd_per_hour, integer=False)
+        one_of('tier', self.tier, tiers)
+        if self.date:
+            _day(self.date)
 
     @property
-    def per_gpu(self): return self.usd_per_hour / self.gpus
-    def cluster(self, nodes=1, **kw):
+    def per_gpu(self) -> float: # Dollars per GPU-hour
+        "The price of one GPU of the offer"
+        return self.usd_per_hour / self.gpus
+
+    def cluster(self,
+        nodes:int=1, # Machines of this offer
+        **kw         # More fields of Cluster, for example interconnect
+    ) -> Cluster:    # Its price is that of all machines
+        "A `Cluster` of so many of these machines"
         return Cluster(self.gpu, nodes * self.gpus, gpus_per_node=self.gpus, price=nodes * self.usd_per_hour, **kw)
 
 # %% ../../nbs/compute/07_cost.ipynb #a87a19fa
@@ -54,18 +69,24 @@ _columns, _needed = list(Offer.__dataclass_fields__), ['provider', 'gpu', 'gpus'
 
 def _row(r):
     "A row of strings as an `Offer`"
-    if None in r or None in r.values(): raise ValueError('has more or fewer values than there are columns')
+    if None in r or None in r.values():
+        raise ValueError('has more or fewer values than there are columns')
     r = {k: v.strip() for k, v in r.items()}
-    if not re.fullmatch(r'\d{1,6}', r['gpus']): raise ValueError(f"gpus must be a positive whole number, not {r['gpus']!r}")
-    try: usd = float(r['usd_per_hour'])
-    except ValueError: raise ValueError(f"usd_per_hour must be a number, not {r['usd_per_hour']!r}") from None
+    if not re.fullmatch(r'\d{1,6}', r['gpus']):
+        raise ValueError(f"gpus must be a positive whole number, not {r['gpus']!r}")
+    try:
+        usd = float(r['usd_per_hour'])
+    except ValueError:
+        raise ValueError(f"usd_per_hour must be a number, not {r['usd_per_hour']!r}") from None
     return Offer(**{k: v for k, v in r.items() if v or k in _needed} | dict(gpus=int(r['gpus']), usd_per_hour=usd))
 
 def _check_header(names, path):
     "Refuse a header with unknown, doubled or missing columns"
-    for n in names: one_of(f'column of {path.name}', n[:40], _columns)
+    for n in names:
+        one_of(f'column of {path.name}', n[:40], _columns)
     wrong = [c for c in _columns if names.count(c) > 1 or (c in _needed and c not in names)]
-    if wrong: raise ValueError(f"{path.name}: missing or doubled column {', '.join(wrong)}; needed are {', '.join(_needed)}")
+    if wrong:
+        raise ValueError(f"{path.name}: missing or doubled column {', '.join(wrong)}; needed are {', '.join(_needed)}")
 
 def read_prices(
     path # A CSV file with at least the columns provider, gpu, gpus, usd_per_hour
@@ -77,17 +98,24 @@ def read_prices(
             rows = csv.DictReader(f)
             _check_header(rows.fieldnames or [], path)
             for r in rows:
-                try: offers.append(_row(r))
-                except ValueError as e: wrong.append(f'line {rows.line_num}: {str(e)[:300]}')
-                if len(wrong) == 5: break
-    except UnicodeDecodeError as e: raise ValueError(f'{path.name} is not a text file in UTF-8: byte {e.start}') from None
-    except csv.Error as e: raise ValueError(f'{path.name} is not a CSV file: {e}') from None
-    if wrong or not offers: raise ValueError(f'{path.name}: ' + ('; '.join(wrong) or 'no offers') + ('; …' if len(wrong) == 5 else ''))
+                try:
+                    offers.append(_row(r))
+                except ValueError as e:
+                    wrong.append(f'line {rows.line_num}: {str(e)[:300]}')
+                if len(wrong) == 5:
+                    break
+    except UnicodeDecodeError as e:
+        raise ValueError(f'{path.name} is not a text file in UTF-8: byte {e.start}') from None
+    except csv.Error as e:
+        raise ValueError(f'{path.name} is not a CSV file: {e}') from None
+    if wrong or not offers:
+        raise ValueError(f'{path.name}: ' + ('; '.join(wrong) or 'no offers') + ('; …' if len(wrong) == 5 else ''))
     return offers
 
 # %% ../../nbs/compute/07_cost.ipynb #c2859083
 @functools.cache
-def _prices(): return tuple(read_prices(data_path('prices.csv')))
+def _prices():
+    return tuple(read_prices(data_path('prices.csv')))
 
 def prices(
     since:str='',    # Only offers from this day on
@@ -95,8 +123,10 @@ def prices(
     **only           # Values of columns, for example provider='AWS', tier='spot', gpu='H100'
 ) -> list:           # Offers
     "Offers that come with the library"
-    if 'gpu' in only: only['gpu'] = find(only['gpu']).name
-    for k in only: one_of('column', k, _columns)
+    if 'gpu' in only:
+        only['gpu'] = find(only['gpu']).name
+    for k in only:
+        one_of('column', k, _columns)
     return [o for o in _prices() if since <= o.date <= until and all(getattr(o, k) == v for k, v in only.items())]
 
 def price_age(
@@ -105,7 +135,8 @@ def price_age(
 ) -> str:       # For example: prices of May 2026 to November 2026, the oldest 183 days old
     "The age of prices, in words; those over 90 days old are called stale"
     days = sorted(_day(o.date) for o in offers if o.date)
-    if not days: return 'prices without a date'
+    if not days:
+        return 'prices without a date'
     age = ((today or datetime.date.today()) - days[0]).days
     span = dict.fromkeys(d.strftime('%B %Y') for d in (days[0], days[-1]))
     return f"{'stale ' if age > 90 else ''}prices of {' to '.join(span)}, the oldest {age:,} days old"
@@ -129,9 +160,12 @@ def seconds_of(
 ) -> float:        # Seconds; raises TypeError when the amount of work is missing
     "Duration of an experiment, measured or predicted"
     number = lambda what, v: positive(what, v, integer=False)
-    if steps and hasattr(time, 'step_time'): return number('steps', steps) * number('step_time', time.step_time)
-    if tokens and hasattr(time, 'tokens_per_second'): return number('tokens', tokens) / number('tokens_per_second', time.tokens_per_second)
-    if isinstance(time, (int, float)): return number('seconds', time)
+    if steps and hasattr(time, 'step_time'):
+        return number('steps', steps) * number('step_time', time.step_time)
+    if tokens and hasattr(time, 'tokens_per_second'):
+        return number('tokens', tokens) / number('tokens_per_second', time.tokens_per_second)
+    if isinstance(time, (int, float)):
+        return number('seconds', time)
     raise TypeError('time must be seconds, or have step_time (give steps=…) or tokens_per_second (give tokens=…)')
 
 # %% ../../nbs/compute/07_cost.ipynb #75ca5e46
@@ -145,8 +179,12 @@ def task_named(
     names = sorted({r['task'] for r in benchmarks(suite)})
     fit = [n for n in names if key(n).startswith(key(model)) and key(n).endswith(key(task))]
     fit = [n for n in fit if key(n) == key(model + task)] or fit
-    if len(fit) == 1: return fit[0]
-    raise ValueError(f"{(model + ' ' + task).strip()!r} is {'more than one' if fit else 'not a'} task of {suite}: {', '.join(fit or names)}")
+    if len(fit) == 1:
+        return fit[0]
+    raise ValueError(
+        f"{(model + ' ' + task).strip()!r} is {'more than one' if fit else 'not a'} task of {suite}: "
+        f"{', '.join(fit or names)}"
+    )
 
 @functools.cache
 def _speeds(suite, task, precision):
@@ -180,13 +218,15 @@ def with_restarts(
     mtbf:float,         # Mean seconds between interruptions, exponentially distributed
     checkpoint:float=60, # Seconds a checkpoint takes
     restart:float=300,  # Seconds from an interruption to working again
-    every:float=None    # Seconds of work between checkpoints; default: best_interval
-) -> float:             # Expected seconds until done, infinite when hopeless (Daly 2006, doi 10.1016/j.future.2004.11.016)
+    every:float=None    # Seconds of work between checkpoints; default: Young's best
+) -> float: # Expected seconds until done, infinite when hopeless (Daly 2006, doi 10.1016/j.future.2004.11.016)
     "Expected duration on a machine that is taken away now and then"
     best = _best_interval(mtbf, checkpoint)
     every = min(positive('every', every or best, integer=False), positive('seconds', seconds, integer=False))
-    try: return mtbf * math.exp(restart / mtbf) * math.expm1((every + checkpoint) / mtbf) * seconds / every
-    except OverflowError: return math.inf
+    try:
+        return mtbf * math.exp(restart / mtbf) * math.expm1((every + checkpoint) / mtbf) * seconds / every
+    except OverflowError:
+        return math.inf
 
 # %% ../../nbs/compute/07_cost.ipynb #a02c6dff
 def cost(
@@ -222,7 +262,8 @@ def experiments(
     system, hours = _reference[one_of('suite', suite, suites)]
     samples = samples or hours * 3600 * throughput(system, task, precision, suite)
     done = priced(offers, lambda o: _benchmark_seconds(o, task, samples, precision, suite), **how)
-    if done: return done
+    if done:
+        return done
     kinds = sorted({f'{o.gpus}x {o.gpu}' for o in offers})
     raise ValueError(f"{suite} measured none of these offers ({', '.join(kinds[:6]) or 'there are none'})")
 
@@ -236,10 +277,18 @@ def cost_table(
     "Experiments as a table"
     def row(e):
         name = f'{e.offer.provider} {e.offer.instance}'.strip() + (' (spot)' if e.offer.tier == 'spot' else '')
-        show = dict(offer=name, machine=f'{e.offer.gpus}× {e.offer.gpu}', per_hour=e.offer.usd_per_hour, hours=e.wall_hours, total=e.dollars)
+        show = dict(
+            offer=name,
+            machine=f'{e.offer.gpus}× {e.offer.gpu}',
+            per_hour=e.offer.usd_per_hour,
+            hours=e.wall_hours,
+            total=e.dollars,
+        )
         return show | e.offer.to_dict()
     formats = dict(per_hour=human_dollars, total=human_dollars, hours='{:,.1f}'.format)
-    return Table(map(row, done[:n]), ['offer', 'machine', 'per_hour', 'hours', 'total', 'date'], formats, caption, notes)
+    return Table(
+        map(row, done[:n]), ['offer', 'machine', 'per_hour', 'hours', 'total', 'date'], formats, caption, notes
+    )
 
 # %% ../../nbs/compute/07_cost.ipynb #dc245be6
 def plot_costs(
@@ -251,12 +300,13 @@ def plot_costs(
     ax = ax or need('matplotlib.pyplot', 'plot').subplots()[1]
     for i, g in enumerate(sorted({e.offer.gpu for e in done}, key=lambda g: (find(g).year, g))):
         of = [(e.offer.per_gpu, e.dollars) for e in done if e.offer.gpu == g]
-        ax.loglog(*zip(*of), 'o^sDvP'[i // 7 % 6], color=palette[i % 7], ms=5, alpha=.8, label=g)
+        ax.loglog(*zip(*of, strict=True), 'o^sDvP'[i // 7 % 6], color=palette[i % 7], ms=5, alpha=.8, label=g)
     for e in sorted(done, key=lambda e: -e.offer.per_gpu)[:label]:
         ax.annotate(f' {e.offer.provider}', (e.offer.per_gpu, e.dollars), fontsize=7)
     for axis, v in ((ax.xaxis, [e.offer.per_gpu for e in done]), (ax.yaxis, [e.dollars for e in done])):
         axis.set_ticks([t for k in range(-2, 6) for a in (1, 2, 5) if min(v) * .6 <= (t := a * 10**k) <= max(v) * 1.6])
-        axis.set_major_formatter(r'\${x:g}'); axis.set_minor_formatter('')
+        axis.set_major_formatter(r'\${x:g}')
+        axis.set_minor_formatter('')
     ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
     ax.set(xlabel='dollars per GPU and hour', ylabel='dollars per experiment')
     return ax
@@ -269,7 +319,8 @@ def upheld(
     out = []
     for p in dict.fromkeys(e.offer.provider for e in done):
         mine = [e for e in done if e.offer.provider == p]
-        if len({e.offer.gpu for e in mine}) < 2: continue
+        if len({e.offer.gpu for e in mine}) < 2:
+            continue
         hour, bill = max(mine, key=lambda e: e.offer.per_gpu), max(mine, key=lambda e: e.dollars)
         out.append(dict(provider=p, dearest_hour=hour.offer.gpu, dearest_experiment=bill.offer.gpu,
                         upheld=bill.offer.per_gpu < .999 * hour.offer.per_gpu))
@@ -304,7 +355,9 @@ def transformer_seconds(
     bytes_per_param:float=16 # Weights, gradients and Adam in mixed precision (arXiv 1910.02054, section 3.1)
 ):                       # Seconds, or None where it cannot fit or the GPU has no bf16
     "Time to train a transformer by the rule of 6 operations per parameter and token (arXiv 2001.08361)"
-    for what, v in (('params', params), ('tokens', tokens), ('mfu', mfu)): positive(what, v, integer=False)
+    for what, v in (('params', params), ('tokens', tokens), ('mfu', mfu)):
+        positive(what, v, integer=False)
     machine = offer.cluster()
-    if 'bf16' not in machine.gpu.tflops or machine.memory < bytes_per_param * params: return None
+    if 'bf16' not in machine.gpu.tflops or machine.memory < bytes_per_param * params:
+        return None
     return 6 * params * tokens / (mfu * machine.flops('bf16'))

@@ -10,7 +10,7 @@ __all__ = ['fabrics', 'suites', 'Gpu', 'gpus', 'find', 'gpu_table', 'peak', 'Clu
 # %% ../../nbs/compute/01_gpus.ipynb #83046dc6
 import functools, re, statistics
 from dataclasses import dataclass, field
-from ..core import *
+from ..core import GiB, human_bytes, MiB, need, one_of, positive, read_data, Record
 from ..table import Table
 
 # %% ../../nbs/compute/01_gpus.ipynb #3bf05bbc
@@ -41,15 +41,33 @@ class Gpu(Record):
     note:str = ''                # What else to know
 
     def __post_init__(self):
-        for k in ('memory', 'bandwidth'): positive(f'{k} of {self.name}', getattr(self, k), integer=False)
+        for k in ('memory', 'bandwidth'):
+            positive(f'{k} of {self.name}', getattr(self, k), integer=False)
         for p, v in [*self.tflops.items(), *self.achievable.items()]:
             positive(f'{one_of("precision", p, _precisions)} of {self.name}', v, integer=False)
 
     @property
-    def usable(self): return self.driver_memory or self.memory
+    def usable(self) -> int: # Bytes
+        "Memory that a process can use: what the driver reports, or the label where nobody read that"
+        return self.driver_memory or self.memory
+
+    @staticmethod
+    def find(
+        name:str # For example H100, A100-SXM-80GB, 'NVIDIA GeForce RTX 3090'
+    ):           # The Gpu; raises ValueError with the nearest names
+        "The accelerator called `name`: the function find under the class's own name"
+        return find(name)
+
     def _page(self):
         rate, sizes = lambda v: f'{v/1e9:,.0f} GB/s', lambda d: ', '.join(f'{k} {v:,g}' for k, v in d.items())
-        how = dict(memory=human_bytes, driver_memory=human_bytes, bandwidth=rate, link_bandwidth=rate, tflops=sizes, achievable=sizes)
+        how = dict(
+            memory=human_bytes,
+            driver_memory=human_bytes,
+            bandwidth=rate,
+            link_bandwidth=rate,
+            tflops=sizes,
+            achievable=sizes,
+        )
         rows = [dict(field=k, value=how.get(k, str)(v)) for k, v in self.to_dict().items() if v not in (None, '', {})]
         return Table(rows, caption=self.name)
 
@@ -73,7 +91,7 @@ def _all():
     rows = read_data('gpus.csv')
     found = [_gpu(r) for r in rows]
     names = lambda g, r: [g.name, *filter(None, (r['aliases'] or '').split('|'))]
-    return found, {_key(n): g for g, r in zip(found, rows) for n in names(g, r)}
+    return found, {_key(n): g for g, r in zip(found, rows, strict=True) for n in names(g, r)}
 
 def gpus() -> list: # Every Gpu in the table
     "All accelerators of gpus.csv, in its order"
@@ -83,12 +101,12 @@ def find(
     name:str # For example H100, A100-SXM-80GB, 'NVIDIA GeForce RTX 3090'
 ):           # The Gpu; raises ValueError with the nearest names
     "The accelerator called `name`, by its own name or an alias of the table"
-    if isinstance(name, Gpu): return name
+    if isinstance(name, Gpu):
+        return name
     g = _all()[1].get(_key(name))
-    if g is None: one_of('GPU', name, [g.name for g in _all()[0]])
+    if g is None:
+        one_of('GPU', name, [g.name for g in _all()[0]])
     return g
-
-Gpu.find = staticmethod(find)
 
 # %% ../../nbs/compute/01_gpus.ipynb #1e83ef6f
 def gpu_table(
@@ -96,13 +114,24 @@ def gpu_table(
 ) -> Table:    # To show; its rows hold the fields of Gpu
     "The numbers that matter for training, one row a GPU"
     def row(g):
-        short = {'GB': g.memory / GiB, 'GB/s': g.bandwidth / 1e9, '16 bit': g.tflops.get('bf16') or g.tflops.get('fp16'),
-                 'fp8': g.tflops.get('fp8'), 'best': g.achievable.get('bf16'), 'W': g.tdp, 'each way': g.link_bandwidth and g.link_bandwidth / 1e9}
+        short = {
+            'GB': g.memory / GiB,
+            'GB/s': g.bandwidth / 1e9,
+            '16 bit': g.tflops.get('bf16') or g.tflops.get('fp16'),
+            'fp8': g.tflops.get('fp8'),
+            'best': g.achievable.get('bf16'),
+            'W': g.tdp,
+            'each way': g.link_bandwidth and g.link_bandwidth / 1e9,
+        }
         return dict(name=g.name, year=g.year) | short | g.to_dict()
     columns = ['name', 'year', 'GB', 'GB/s', '16 bit', 'fp8', 'best', 'W', 'each way']
-    return Table([row(find(g)) for g in found or gpus()], columns, {'year': str} | {k: '{:,.0f}'.format for k in columns[2:]},
-                 'Dense TFLOP/s with FP32 accumulation',
-                 'best: the best bf16 matrix product measured. each way: GB/s of its link. Sources and dates: gpus.csv.')
+    return Table(
+        [row(find(g)) for g in found or gpus()],
+        columns,
+        {'year': str} | {k: '{:,.0f}'.format for k in columns[2:]},
+        'Dense TFLOP/s with FP32 accumulation',
+        'best: the best bf16 matrix product measured. each way: GB/s of its link. Sources and dates: gpus.csv.',
+    )
 
 # %% ../../nbs/compute/01_gpus.ipynb #a61ed03c
 def peak(
@@ -118,8 +147,18 @@ def peak(
     return have[precision] * 1e12
 
 # %% ../../nbs/compute/01_gpus.ipynb #3c4ee43b
-fabrics = {'nvlink-only': None, 'ethernet-10': 10, 'ethernet-25': 25, 'ethernet-100': 100, 'infiniband-400': 400, 'efa-400': 400,
-           'infiniband-800': 800, 'infiniband-1600': 1600, 'infiniband-3200': 3200, 'efa-3200': 3200} # Gbit/s of a node
+fabrics = {
+    'nvlink-only': None,
+    'ethernet-10': 10,
+    'ethernet-25': 25,
+    'ethernet-100': 100,
+    'infiniband-400': 400,
+    'efa-400': 400,
+    'infiniband-800': 800,
+    'infiniband-1600': 1600,
+    'infiniband-3200': 3200,
+    'efa-3200': 3200,
+}  # Gbit/s of a node
 
 @dataclass(frozen=True)
 class Cluster(Record):
@@ -128,27 +167,54 @@ class Cluster(Record):
     gpus:int = 1                 # How many in all
     gpus_per_node:int = 8        # How many share NVLink
     interconnect:str = 'infiniband-3200' # One of fabrics: what joins the nodes, in Gbit/s of a node
-    nic_bandwidth:float|None = None # Bytes per second of each GPU to another node, each way; default: its share of the fabric
+    nic_bandwidth:float|None = None # Bytes per second of each GPU to another node; default: its share of the fabric
     price:float|None = None      # Dollars per hour for all of it
 
     def __post_init__(self):
         object.__setattr__(self, 'gpu', find(self.gpu))
-        positive('gpus', self.gpus); positive('gpus_per_node', self.gpus_per_node)
+        positive('gpus', self.gpus)
+        positive('gpus_per_node', self.gpus_per_node)
         rate = fabrics[one_of('interconnect', self.interconnect, fabrics)]
         if self.gpus > self.gpus_per_node and self.gpus % self.gpus_per_node:
-            raise ValueError(f'gpus must be a multiple of gpus_per_node above one node: {self.gpus} is none of {self.gpus_per_node}')
-        if self.nic_bandwidth is None and rate: object.__setattr__(self, 'nic_bandwidth', rate * 1e9 / 8 / self.gpus_per_node)
-        if self.nodes > 1: positive('nic_bandwidth of several nodes', self.nic_bandwidth or 0, integer=False)
-        if self.price is not None: positive('price', self.price, integer=False)
+            raise ValueError(
+                f'gpus must be a multiple of gpus_per_node above one node: {self.gpus} is none of {self.gpus_per_node}'
+            )
+        if self.nic_bandwidth is None and rate:
+            object.__setattr__(self, 'nic_bandwidth', rate * 1e9 / 8 / self.gpus_per_node)
+        if self.nodes > 1:
+            positive('nic_bandwidth of several nodes', self.nic_bandwidth or 0, integer=False)
+        if self.price is not None:
+            positive('price', self.price, integer=False)
 
     @property
-    def nodes(self): return -(-self.gpus // self.gpus_per_node)
+    def nodes(self) -> int: # A node that is not full counts
+        "Machines that hold the GPUs"
+        return -(-self.gpus // self.gpus_per_node)
+
     @property
-    def memory(self): return self.gpus * self.gpu.usable
-    def flops(self, precision='bf16', measured=False): return self.gpus * peak(self.gpu, precision, measured)
-    def bandwidth(self, ranks): return self.gpu.link_bandwidth if ranks <= self.gpus_per_node else self.nic_bandwidth
-    def cost(self, seconds):
-        if self.price is None: raise ValueError('this cluster has no price: try cluster.replace(price=32.77), in dollars per hour')
+    def memory(self) -> int: # Bytes
+        "Usable memory of all GPUs together"
+        return self.gpus * self.gpu.usable
+
+    def flops(self,
+        precision:str='bf16', # One of precisions
+        measured:bool=False   # The best matrix product anybody measured, instead of the datasheet
+    ) -> float:               # Dense operations per second; raises ValueError when the table has no such figure
+        "What all GPUs can do per second at `precision`"
+        return self.gpus * peak(self.gpu, precision, measured)
+
+    def bandwidth(self,
+        ranks:int # Neighbouring GPUs that talk to each other
+    ) -> float:   # Bytes per second of one GPU in each direction; None where no figure is known
+        "The slowest link between `ranks` GPUs: their node's own, or the network's when they fill more than a node"
+        return self.gpu.link_bandwidth if ranks <= self.gpus_per_node else self.nic_bandwidth
+
+    def cost(self,
+        seconds:float # Of renting all of it
+    ) -> float:       # Dollars; raises ValueError for a cluster without a price
+        "What `seconds` on this cluster cost"
+        if self.price is None:
+            raise ValueError('this cluster has no price: try cluster.replace(price=32.77), in dollars per hour')
         return positive('seconds', seconds, integer=False) / 3600 * self.price
 
 # %% ../../nbs/compute/01_gpus.ipynb #284c5ac5
@@ -157,7 +223,7 @@ def roofline(
     intensity,            # Operations per byte moved; a number or an array
     precision:str='bf16', # At which the arithmetic is done
     measured:bool=False   # Against the best measured product instead of the datasheet
-):                        # Attainable operations per second, like intensity (Williams et al. 2009, doi 10.1145/1498765.1498785)
+):  # Attainable operations per second, shaped like intensity (Williams et al. 2009, doi 10.1145/1498765.1498785)
     "The lower of what the arithmetic and the memory allow"
     import numpy as np
     gpu = find(gpu)
@@ -178,7 +244,8 @@ def matmul_work(
     bytes_per:float=2 # Bytes per number
 ) -> tuple:           # Operations, bytes moved, operations per byte
     "Work of one matrix product when each operand is moved once"
-    for what, v in (('m', m), ('k', k), ('n', n)): positive(what, v)
+    for what, v in (('m', m), ('k', k), ('n', n)):
+        positive(what, v)
     flops, moved = 2 * m * k * n, bytes_per * (m*k + k*n + m*n)
     return flops, moved, flops / moved
 
@@ -194,7 +261,8 @@ def plot_rooflines(
     ax = ax or need('matplotlib.pyplot', 'plot').subplots()[1]
     x = np.logspace(-.5, 4, 400)
     for n in names:
-        g = find(n); p = precision if precision in g.tflops else 'fp16'
+        g = find(n)
+        p = precision if precision in g.tflops else 'fp16'
         line, = ax.loglog(x, roofline(g, x, p) / 1e12, label=f'{g.name} ({p})')
         ax.plot(ridge(g, p), peak(g, p) / 1e12, 'o', color=line.get_color(), ms=4)
     for label, i in (points or {}).items():
@@ -223,11 +291,16 @@ def explain_peak(
     gpu, claimed = find(gpu), positive('claimed TFLOP/s', claimed, integer=False)
     dense, same = peak(gpu, precision) / 1e12, lambda x: x and abs(claimed / x - 1) < .03
     half = gpu.name.startswith(('RTX 2', 'RTX 3', 'RTX 4', 'RTX 5')) # GeForce: half the rate with FP32 sums
-    if same(dense): return 'dense, FP32 accumulation'
-    if same(gpu.tflops.get('fp32')): return 'the rate of the vector units: without the tensor cores'
-    if half and same(4 * dense): return 'with sparsity and FP16 accumulation: 4 times the dense rate'
-    if half and same(2 * dense): return 'with FP16 accumulation: twice the rate that training can use'
-    if same(2 * dense): return 'with sparsity: twice the dense rate'
+    if same(dense):
+        return 'dense, FP32 accumulation'
+    if same(gpu.tflops.get('fp32')):
+        return 'the rate of the vector units: without the tensor cores'
+    if half and same(4 * dense):
+        return 'with sparsity and FP16 accumulation: 4 times the dense rate'
+    if half and same(2 * dense):
+        return 'with FP16 accumulation: twice the rate that training can use'
+    if same(2 * dense):
+        return 'with sparsity: twice the dense rate'
     kin = [g.name for g in gpus() if (g.vendor, g.arch) == (gpu.vendor, gpu.arch) and same(g.tflops.get(precision))]
     return f'the rate of another part: {kin[0]}' if kin else f'unknown: {claimed/dense:.2f} times the dense rate'
 
@@ -237,7 +310,8 @@ suites = ['Lambda 2022', 'Lambda 2023', 'Lambda 2025']
 @functools.cache
 def _benchmarks():
     out = {}
-    for r in read_data('gpu_benchmarks.csv', text=('date',)): out.setdefault(r['suite'], {})[r['system'], r['task'], r['precision']] = r
+    for r in read_data('gpu_benchmarks.csv', text=('date',)):
+        out.setdefault(r['suite'], {})[r['system'], r['task'], r['precision']] = r
     return out
 
 def benchmarks(
@@ -254,8 +328,10 @@ def throughput(
 ) -> float:                 # Sequences, tokens or images per second; raises ValueError with the nearest names
     "Training throughput that was measured"
     rows = _benchmarks()[one_of('suite', suite, suites)]
-    one_of('system', system, sorted({k[0] for k in rows})); one_of('task', task, sorted({k[1] for k in rows}))
-    if (system, task, precision) not in rows: raise ValueError(f'{suite} did not measure {task} in {precision} on {system}')
+    one_of('system', system, sorted({k[0] for k in rows}))
+    one_of('task', task, sorted({k[1] for k in rows}))
+    if (system, task, precision) not in rows:
+        raise ValueError(f'{suite} did not measure {task} in {precision} on {system}')
     return rows[system, task, precision]['throughput']
 
 def speedup(
@@ -293,16 +369,22 @@ def images_per_second(
 ) -> float:               # Images per second of training
     "Training speed on random images, after AIME's protocol"
     import time, torch
-    positive('steps', steps); positive('batch', batch)
+    positive('steps', steps)
+    positive('batch', batch)
     kind = getattr(torch, one_of('dtype', dtype, ['float32', 'bfloat16', 'float16']))
     sync = torch.cuda.synchronize if str(device).startswith('cuda') else (lambda: None)
     x, y = torch.rand(batch, 3, size, size, device=device), torch.zeros(batch, dtype=torch.long, device=device)
-    model = model.to(device).train(); model(x)
+    model = model.to(device).train()
+    model(x)
     opt = torch.optim.SGD(model.parameters(), 1e-3)
     for i in range(warmup + steps):
-        if i == warmup: sync(); start = time.perf_counter()
+        if i == warmup:
+            sync()
+            start = time.perf_counter()
         with torch.autocast(torch.device(device).type, kind, enabled=dtype != 'float32'):
             loss = torch.nn.functional.cross_entropy(model(x), y)
-        opt.zero_grad(); loss.backward(); opt.step()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
     sync()
     return batch * steps / (time.perf_counter() - start)

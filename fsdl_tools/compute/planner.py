@@ -10,37 +10,44 @@ __all__ = ['known', 'model_columns', 'Estimate', 'layout_columns', 'cluster_colu
 import functools, math
 from dataclasses import dataclass
 import numpy as np
-from ..core import *
+from ..core import GiB, human_bytes, human_count, human_dollars, human_seconds, nearest
+from ..core import need, one_of, palette, positive, read_data, Record
 from ..table import Table
 from .gpus import peak
 from ..parallel.layout import Layout, check_layout, parse_layout
-from .step_memory import memory, parameters, prepare_columns, sharded, state_bytes
+from .step_memory import memory, parameters, prepare_columns, sharded, bytes_per_parameter
 from .step_time import causes, framework_of, step_time
 
 # %% ../../nbs/compute/04_planner.ipynb #a4e8c6cd
 @functools.cache
 def known() -> dict: # Name -> columns
     "The models of planner_models.csv"
-    return {r['name']: {k: v for k, v in r.items() if k not in ('name', 'source', 'date')} for r in read_data('planner_models.csv')}
+    return {
+        r['name']: {k: v for k, v in r.items() if k not in ('name', 'source', 'date')}
+        for r in read_data('planner_models.csv')
+    }
 
 _shape = 'layers hidden heads kv_heads ffn gated_mlp vocab tied positions max_seq'.split()
 
 def _from_shape(s, params=None):
     "Columns of a TransformerShape; parameters that the formula does not see are spread over the layers"
-    if s.decoder_layers: raise ValueError('an encoder-decoder is not planned: its two stacks would need a layout each')
+    if s.decoder_layers:
+        raise ValueError('an encoder-decoder is not planned: its two stacks would need a layout each')
     d = {k: getattr(s, k) for k in _shape if k != 'positions'} | dict(positions=float(s.positions == 'learned'))
     d['ffn'] *= max(s.experts_per_token, 1)
-    if params: d['layer_extra'] = (params - float(parameters({**d, 'seq': s.max_seq})))/s.layers
+    if params:
+        d['layer_extra'] = (params - float(parameters({**d, 'seq': s.max_seq})))/s.layers
     return d
 
 def _from_config(config):
     "Columns of a transformers configuration, its model built on the meta device and counted"
     import torch
-    from fsdl_tools.models.build import shape_of
-    from fsdl_tools.models.build import find_class
-    with torch.device('meta'): m = find_class(config)(config)
+    from fsdl_tools.models.build import find_class, shape_of
+    with torch.device('meta'):
+        m = find_class(config)(config)
     s = shape_of(m)
-    if s is None: raise ValueError(f'{config.model_type} is not a transformer of one stack: it has no layers, hidden or heads')
+    if s is None:
+        raise ValueError(f'{config.model_type} is not a transformer of one stack: it has no layers, hidden or heads')
     return _from_shape(s, sum(p.numel() for p in m.parameters()))
 
 # %% ../../nbs/compute/04_planner.ipynb #ee802875
@@ -48,22 +55,39 @@ def model_columns(
     model # A name, a dict of sizes, a ModelSpec, a TransformerShape or a configuration of transformers
 ) -> tuple: # Name, columns (None for a model that is not a transformer), its ModelSpec (or None)
     "What the planner needs to know of a model; raises ValueError for a name nobody knows"
-    if isinstance(model, str): return _named(model)
-    if isinstance(model, dict): return model.get('name', 'model'), _checked_shape(model), None
+    if isinstance(model, str):
+        return _named(model)
+    if isinstance(model, dict):
+        return model.get('name', 'model'), _checked_shape(model), None
     kind = type(model).__name__
-    if kind == 'ModelSpec': return model.name, (_from_shape(model.shape, model.params) if model.shape else None), model
-    if kind == 'TransformerShape': return 'transformer', _from_shape(model), None
-    if hasattr(model, 'model_type'): return model.model_type, _from_config(model), None
-    raise TypeError(f'cannot plan a {kind}: expected a name, a dict of sizes, a ModelSpec, a TransformerShape or a configuration of transformers')
+    if kind == 'ModelSpec':
+        return model.name, (_from_shape(model.shape, model.params) if model.shape else None), model
+    if kind == 'TransformerShape':
+        return 'transformer', _from_shape(model), None
+    if hasattr(model, 'model_type'):
+        return model.model_type, _from_config(model), None
+    raise TypeError(
+        f'cannot plan a {kind}: expected a name, a dict of sizes, a ModelSpec, a TransformerShape '
+        'or a configuration of transformers'
+    )
 
 def _named(name):
     "A model of the table, or one of the zoo's"
-    if name in known(): return name, dict(known()[name]), None
+    if name in known():
+        return name, dict(known()[name]), None
     near = nearest(name, known())
     try:
         from fsdl_tools.models.build import load_config, locate
         where, there = locate(name)
-    except ValueError: raise ValueError(f"unknown model {name!r}: " + (f"did you mean {' or '.join(map(repr, near))}?" if near else 'expected a name of planner_models.csv, of timm or of transformers')) from None
+    except ValueError:
+        raise ValueError(
+            f"unknown model {name!r}: "
+            + (
+                f"did you mean {' or '.join(map(repr, near))}?"
+                if near
+                else 'expected a name of planner_models.csv, of timm or of transformers'
+            )
+        ) from None
     if where == 'timm':
         from fsdl_tools.models.profile import profile
         return name, None, profile(name, train=True)
@@ -72,9 +96,11 @@ def _named(name):
 def _checked_shape(d):
     "A dict of sizes with its defaults; raises ValueError naming the field"
     d = {k: v for k, v in d.items() if k != 'name'}
-    for k in d: one_of('size of a model', k, _shape + ['layer_extra'])
+    for k in d:
+        one_of('size of a model', k, _shape + ['layer_extra'])
     for k in 'layers hidden heads vocab'.split():
-        if k not in d: raise ValueError(f'the model lacks {k}')
+        if k not in d:
+            raise ValueError(f'the model lacks {k}')
         positive(k, d[k])
     return dict(kv_heads=d['heads'], ffn=4*d['hidden'], gated_mlp=0, tied=1, positions=0., max_seq=0) | d
 
@@ -106,55 +132,109 @@ class Estimate(Record):
     price:float|None=None   # Dollars per hour of the cluster
 
     @property
-    def dollars(self): return None if self.price is None else self.price*self.step_time/3600   # of a step
+    def dollars(self) -> float: # None for a cluster without a price
+        "What one step costs"
+        return None if self.price is None else self.price*self.step_time/3600
 
-    def days(self, tokens):
+    def days(self,
+        tokens:float # To train on
+    ) -> float:      # Days without interruption; raises ValueError unless tokens is positive
         "Days that training on so many tokens takes"
         return positive('tokens', tokens, False)/self.tokens_per_second/86400
 
-    def cost(self, tokens):
+    def cost(self,
+        tokens:float # To train on
+    ) -> float:      # Dollars; raises ValueError for a cluster without a price
         "Dollars that training on so many tokens costs"
-        if self.price is None: raise ValueError('the cluster has no price: Cluster(..., price=dollars per hour)')
+        if self.price is None:
+            raise ValueError('the cluster has no price: Cluster(..., price=dollars per hour)')
         return self.days(tokens)*24*self.price
 
     def _page(self):
         gib = lambda n: f'{n/GiB:.1f} GiB'
-        big = lambda d, f: ', '.join(f'{k} {f(v)}' for k, v in sorted(d.items(), key=lambda kv: -kv[1]) if v > .005*sum(d.values()))
-        rows = [('layout', str(self.layout)), ('GPUs', f'{self.gpus} × {self.gpu}'), ('parameters', human_count(self.parameters)),
-                ('memory, first stage', big(self.first, gib)), *([('memory, last stage', big(self.last, gib))] if self.layout.pp > 1 else []),
-                ('allocated / reserved / device', f'{gib(self.allocated)} / {gib(self.reserved)} / {gib(self.device)}'),
-                ('fits', f'yes, {gib(self.margin)} to spare' if self.fits else f'no: {self.why}'), ('step', f'{human_seconds(self.step_time)} ({big(self.seconds, human_seconds)})'),
-                ('throughput', f'{self.tokens_per_second:,.0f} {"tokens" if self.seq > 1 else "images"}/s, MFU {self.mfu:.1%}, HFU {self.hfu:.1%}')]
-        if self.price is not None: rows.append(('price', f'{human_dollars(self.price)}/h, {human_dollars(self.dollars)} a step'))
-        return Table([dict(what=a, value=b) for a, b in rows], caption=f'{self.model}, {self.global_batch} a step' + (f' of {self.seq} tokens' if self.seq > 1 else ''))
+        big = lambda d, f: ', '.join(
+            f'{k} {f(v)}' for k, v in sorted(d.items(), key=lambda kv: -kv[1]) if v > 0.005 * sum(d.values())
+        )
+        rows = [
+            ('layout', str(self.layout)),
+            ('GPUs', f'{self.gpus} × {self.gpu}'),
+            ('parameters', human_count(self.parameters)),
+            ('memory, first stage', big(self.first, gib)),
+            *([('memory, last stage', big(self.last, gib))] if self.layout.pp > 1 else []),
+            ('allocated / reserved / device', f'{gib(self.allocated)} / {gib(self.reserved)} / {gib(self.device)}'),
+            ('fits', f'yes, {gib(self.margin)} to spare' if self.fits else f'no: {self.why}'),
+            ('step', f'{human_seconds(self.step_time)} ({big(self.seconds, human_seconds)})'),
+            (
+                'throughput',
+                f'{self.tokens_per_second:,.0f} {"tokens" if self.seq > 1 else "images"}/s, '
+                f'MFU {self.mfu:.1%}, HFU {self.hfu:.1%}',
+            ),
+        ]
+        if self.price is not None:
+            rows.append(('price', f'{human_dollars(self.price)}/h, {human_dollars(self.dollars)} a step'))
+        return Table(
+            [dict(what=a, value=b) for a, b in rows],
+            caption=f'{self.model}, {self.global_batch} a step' + (f' of {self.seq} tokens' if self.seq > 1 else ''),
+        )
 
 # %% ../../nbs/compute/04_planner.ipynb #02acf090
 _text = ('precision', 'recompute', 'schedule', 'optimizer', 'framework')
 
-def layout_columns(layout):
-    "Columns of one layout"
-    d = {k: getattr(layout, k) for k in ('dp', 'tp', 'pp', 'cp', 'vp', 'zero', 'micro_batch', 'shard', 'flash', 'compile', 'seq_parallel', *_text)}
+def layout_columns(
+    layout # A Layout
+) -> dict: # Column -> value
+    "The columns by which `memory` and `step_time` know one layout"
+    d = {
+        k: getattr(layout, k)
+        for k in (
+            'dp',
+            'tp',
+            'pp',
+            'cp',
+            'vp',
+            'zero',
+            'micro_batch',
+            'shard',
+            'flash',
+            'compile',
+            'seq_parallel',
+            *_text,
+        )
+    }
     return d | dict(offload=float(layout.offload != 'none'))
 
-def cluster_columns(cluster, network=''):
+def cluster_columns(
+    cluster,       # A Cluster
+    network:str='' # A row of planner_time.csv such as jean-zay, where that cluster's network was measured
+) -> dict:         # Column -> value; bandwidths in bytes per second
     "Columns of a cluster; a measured network replaces the bandwidth of its cards"
     d = dict(gpu=cluster.gpu.name, gpus=cluster.gpus, gpus_per_node=cluster.gpus_per_node)
-    return d | (dict(cluster=network) if network else dict(nic_bandwidth=cluster.nic_bandwidth) if cluster.nic_bandwidth else {})
+    return d | (
+        dict(cluster=network) if network else dict(nic_bandwidth=cluster.nic_bandwidth) if cluster.nic_bandwidth else {}
+    )
 
 def _model_flops(c):
-    "Operations of one step that the model needs, and with recomputation: 6 for each parameter of a matrix and token, 12·L·h·s for attention"
+    "Operations of one step that the model needs, and the same with recomputation"
+    # 6 for each parameter of a matrix and token, 12·L·h·s for attention (arXiv 2205.05198 eq. 7)
     h, kv = c['hidden'], c['kv_heads']/c['heads']
     block = (2 + 2*kv)*h**2 + np.where(c['gated_mlp'] > 0, 3, 2)*h*c['ffn']
     tokens, score = c['global_batch']*c['seq'], 12*c['layers']*h*c['seq']
     body = 6*c['layers']*block + score
-    again = np.where(c['recompute'] == 'full', body/3, np.where((c['recompute'] == 'selective') & (c['flash'] <= 0), score/3, 0))
+    again = np.where(
+        c['recompute'] == 'full', body / 3, np.where((c['recompute'] == 'selective') & (c['flash'] <= 0), score / 3, 0)
+    )
     need_ = (body + 6*c['vocab']*h)*tokens
     return need_, need_ + again*tokens
 
 def _peak(gpu, precision):
     "Dense peak that MFU refers to: 16-bit, or 8-bit for fp8"
-    for p in dict(fp8=['fp8'], fp32=['fp32'], tf32=['tf32'], fp16=['fp16'], amp_fp16=['fp16']).get(precision, []) + ['bf16', 'fp16', 'fp32']:
-        if p in gpu.tflops: return peak(gpu, p)
+    for p in dict(fp8=['fp8'], fp32=['fp32'], tf32=['tf32'], fp16=['fp16'], amp_fp16=['fp16']).get(precision, []) + [
+        'bf16',
+        'fp16',
+        'fp32',
+    ]:
+        if p in gpu.tflops:
+            return peak(gpu, p)
 
 # %% ../../nbs/compute/04_planner.ipynb #a38c6412
 def estimate(
@@ -164,59 +244,167 @@ def estimate(
     global_batch:int, # Sequences (or images) of a step
     seq:int=None,     # Tokens of a sequence; default: the model's longest, at most 8,192
     uneven:bool=False,# May pipeline stages have different numbers of layers?
-    network:str=''    # One of plan_time.networks: a cluster whose network was measured; default: from the Cluster's bandwidth
+    network:str=''    # A cluster whose network was measured, such as jean-zay; default: the Cluster's bandwidth
 ) -> Estimate:        # Raises ValueError for a layout that the model or the cluster does not allow
     "Memory, time and price of one layout"
     name, sizes, spec = model_columns(model)
-    layout = parse_layout(layout); positive('global_batch', global_batch)
-    if layout.precision in ('fp8', 'fp4') and 'fp8' not in cluster.gpu.tflops: raise ValueError(f'{cluster.gpu.name} does not compute in {layout.precision}: expected one of {", ".join(cluster.gpu.tflops)}')
-    if sizes is None: return _estimate_images(spec, layout, cluster, global_batch)
+    layout = parse_layout(layout)
+    positive('global_batch', global_batch)
+    if layout.precision in ('fp8', 'fp4') and 'fp8' not in cluster.gpu.tflops:
+        raise ValueError(
+            f'{cluster.gpu.name} does not compute in {layout.precision}: '
+            f'expected one of {", ".join(cluster.gpu.tflops)}'
+        )
+    if sizes is None:
+        return _estimate_images(spec, layout, cluster, global_batch)
     seq = positive('seq', seq or min(sizes['max_seq'] or 2048, 8192))
-    check_layout(layout, cluster.gpus, global_batch, sizes['layers'], sizes['heads'], sizes['ffn'], seq, sizes['kv_heads'], uneven)
-    c = {**sizes, **layout_columns(layout), **cluster_columns(cluster, network), 'global_batch': global_batch, 'seq': seq}
+    check_layout(
+        layout,
+        cluster.gpus,
+        global_batch,
+        sizes['layers'],
+        sizes['heads'],
+        sizes['ffn'],
+        seq,
+        sizes['kv_heads'],
+        uneven,
+    )
+    c = {
+        **sizes,
+        **layout_columns(layout),
+        **cluster_columns(cluster, network),
+        'global_batch': global_batch,
+        'seq': seq,
+    }
     c = prepare_columns({k: np.asarray(v) for k, v in c.items()})
     return record_of(name, layout, cluster, c, memory(c, ready=True), step_time(c, ready=True))
 
-def record_of(name, layout, cluster, c, m, t):
+def record_of(
+    name:str, # Of the model
+    layout,   # A Layout
+    cluster,  # A Cluster
+    c:dict,   # Columns of one row, prepared
+    m:dict,   # What memory says of them, bytes
+    t:dict    # What step_time says of them, seconds
+) -> Estimate:
     "An Estimate from columns of one row"
     num, whole = (lambda x: float(np.ravel(x)[0])), (lambda x: int(round(float(np.ravel(x)[0]))))
     total = num(t['total'])
     flops, hard = (num(x)/total/cluster.gpus/_peak(cluster.gpu, layout.precision) for x in _model_flops(c))
     fits = bool(np.ravel(m['fits'])[0])
     usable, margin = cluster.gpu.usable, whole(m['margin'])
-    why = '' if fits else f'{human_bytes(-margin)} more than the {human_bytes(usable)} of a {cluster.gpu.name}' if margin < 0 else _no_start(c, m)
-    return Estimate(name, layout, cluster.gpu.name, cluster.gpus, whole(c['global_batch']), whole(c['seq']), whole(parameters(c)),
-        {k: whole(v) for k, v in m['first'].items()}, {k: whole(v) for k, v in m['last'].items()}, whole(m['allocated']), whole(m['reserved']), whole(m['device']),
-        usable, margin, fits, why, {k: num(t[k]) for k in causes}, total, num(c['global_batch'])*num(c['seq'])/total, flops, hard, cluster.price)
+    why = (
+        ''
+        if fits
+        else f'{human_bytes(-margin)} more than the {human_bytes(usable)} of a {cluster.gpu.name}'
+        if margin < 0
+        else _no_start(c, m)
+    )
+    return Estimate(
+        name,
+        layout,
+        cluster.gpu.name,
+        cluster.gpus,
+        whole(c['global_batch']),
+        whole(c['seq']),
+        whole(parameters(c)),
+        {k: whole(v) for k, v in m['first'].items()},
+        {k: whole(v) for k, v in m['last'].items()},
+        whole(m['allocated']),
+        whole(m['reserved']),
+        whole(m['device']),
+        usable,
+        margin,
+        fits,
+        why,
+        {k: num(t[k]) for k in causes},
+        total,
+        num(c['global_batch']) * num(c['seq']) / total,
+        flops,
+        hard,
+        cluster.price,
+    )
 
 def _no_start(c, m):
     "Why a run cannot start although it would fit"
-    if np.ravel(c['pp'])[0] > np.ravel(c['layers'])[0]: return 'there are more stages than layers'
-    if np.ravel(m['micro_batches'])[0] < np.ravel(c['pp'])[0] - 1: return 'nanotron needs at least pp-1 micro-batches'
+    if np.ravel(c['pp'])[0] > np.ravel(c['layers'])[0]:
+        return 'there are more stages than layers'
+    if np.ravel(m['micro_batches'])[0] < np.ravel(c['pp'])[0] - 1:
+        return 'nanotron needs at least pp-1 micro-batches'
     return "nanotron's placement leaves a stage without layers"
 
 # %% ../../nbs/compute/04_planner.ipynb #fbb61b85
 def _estimate_images(spec, l, cluster, batch):
     "A model that is known by its profile: data parallelism and ZeRO only"
-    if l.tp*l.pp*l.cp > 1: raise ValueError(f'{spec.name} is not a transformer of one stack: it can be split over data only, not tp={l.tp}, pp={l.pp}, cp={l.cp}')
+    if l.tp*l.pp*l.cp > 1:
+        raise ValueError(
+            f'{spec.name} is not a transformer of one stack: it can be split over data only, '
+            f'not tp={l.tp}, pp={l.pp}, cp={l.cp}'
+        )
     check_layout(l, cluster.gpus, batch)
     one = math.prod(spec.inputs[0].shape[:1]) if spec.inputs else 1
     half = .5 if l.precision not in ('fp32', 'tf32') and spec.precision == 'fp32' else 1.
     d = l.shard or l.dp
-    w, g, o = (float(x)*spec.params for x in sharded(state_bytes(framework_of(l.framework), l.precision, 2, l.optimizer, l.zero), l.zero, d, l.offload != 'none'))
+    w, g, o = (
+        float(x) * spec.params
+        for x in sharded(
+            bytes_per_parameter(framework_of(l.framework), l.precision, 2, l.optimizer, l.zero),
+            l.zero,
+            d,
+            l.offload != 'none',
+        )
+    )
     keep = spec.saved/one*l.micro_batch*half*(1 if l.recompute == 'none' else .35)
     sizes = sorted(math.prod(x.output) for x in spec.layers if x.output and x.flops) or [0]
-    usual = sizes[len(sizes)//2]*4*half*l.micro_batch/one                # backward starts at the end, where convolutional networks are narrow
-    first = dict(weights=w, gradients=g, optimizer=o, communication=g*(l.dp > 1 and l.zero < 3), activations=keep, logits=0., workspace=2*usual, fixed=.25*GiB + spec.buffer_bytes)
-    a = sum(first.values()); r = 1.05*a; dev = r + 1.45*GiB
+    usual = (
+        sizes[len(sizes) // 2] * 4 * half * l.micro_batch / one
+    )  # backward starts at the end, where convolutional networks are narrow
+    first = dict(
+        weights=w,
+        gradients=g,
+        optimizer=o,
+        communication=g * (l.dp > 1 and l.zero < 3),
+        activations=keep,
+        logits=0.0,
+        workspace=2 * usual,
+        fixed=0.25 * GiB + spec.buffer_bytes,
+    )
+    a = sum(first.values())
+    r = 1.05*a
+    dev = r + 1.45*GiB
     s = _image_seconds(spec, l, cluster, batch, one, half)
-    t = sum(s.values()); flops = 3*spec.flops/one*batch
+    t = sum(s.values())
+    flops = 3*spec.flops/one*batch
     margin = cluster.gpu.usable - dev
     rate = cluster.gpus*_peak(cluster.gpu, l.precision)
     again = 4/3 if l.recompute == 'full' else 1
     whole = {k: round(v) for k, v in first.items()}
-    return Estimate(spec.name, l, cluster.gpu.name, cluster.gpus, batch, 1, spec.params, whole, whole, round(a), round(r), round(dev), cluster.gpu.usable, round(margin), margin >= 0,
-        '' if margin >= 0 else f'{human_bytes(-margin)} more than the {human_bytes(cluster.gpu.usable)} of a {cluster.gpu.name}', s, t, batch/t, flops/t/rate, flops*again/t/rate, cluster.price)
+    return Estimate(
+        spec.name,
+        l,
+        cluster.gpu.name,
+        cluster.gpus,
+        batch,
+        1,
+        spec.params,
+        whole,
+        whole,
+        round(a),
+        round(r),
+        round(dev),
+        cluster.gpu.usable,
+        round(margin),
+        margin >= 0,
+        ''
+        if margin >= 0
+        else f'{human_bytes(-margin)} more than the {human_bytes(cluster.gpu.usable)} of a {cluster.gpu.name}',
+        s,
+        t,
+        batch / t,
+        flops / t / rate,
+        flops * again / t / rate,
+        cluster.price,
+    )
 
 def _image_seconds(spec, l, cluster, batch, one, half):
     "Seconds by cause: half the peak for products, 80 % of the bandwidth for traffic, ring all-reduce of the gradients"
@@ -232,15 +420,22 @@ def _image_seconds(spec, l, cluster, batch, one, half):
     return s
 
 # %% ../../nbs/compute/04_planner.ipynb #d8551c35
-def plot_memory(estimates, ax=None):
+def plot_memory(
+    estimates, # A list of Estimate on GPUs of one kind
+    ax=None    # Matplotlib axes to draw on
+):             # The axes
     "Memory of the first stage by category, one bar an estimate, with the GPU's limit"
     plt = need('matplotlib.pyplot', 'plot')
     ax = ax or plt.subplots()[1]
     _bars(ax, [e.first for e in estimates], [str(e.layout) for e in estimates], GiB)
-    ax.axvline(estimates[0].usable/GiB, color='black', ls='--', lw=1); ax.set(xlabel='allocated, GiB', title=f'{estimates[0].model}: memory of the first stage')
+    ax.axvline(estimates[0].usable/GiB, color='black', ls='--', lw=1)
+    ax.set(xlabel='allocated, GiB', title=f'{estimates[0].model}: memory of the first stage')
     return ax
 
-def plot_time(estimates, ax=None):
+def plot_time(
+    estimates, # A list of Estimate
+    ax=None    # Matplotlib axes to draw on
+):             # The axes
     "Step time by cause, one bar an estimate"
     plt = need('matplotlib.pyplot', 'plot')
     ax = ax or plt.subplots()[1]
@@ -253,6 +448,9 @@ def _bars(ax, parts, names, unit):
     left, hatch = np.zeros(len(parts)), [''] * 8 + ['//'] * 8
     for i, k in enumerate(keys):
         w = np.array([p[k] for p in parts])/unit
-        ax.barh(range(len(parts)), w, left=left, label=k, color=palette[i % 8], hatch=hatch[i], edgecolor='white'); left += w
-    ax.set_yticks(range(len(parts)), names, fontsize=7); ax.invert_yaxis(); ax.grid(axis='y', visible=False)
+        ax.barh(range(len(parts)), w, left=left, label=k, color=palette[i % 8], hatch=hatch[i], edgecolor='white')
+        left += w
+    ax.set_yticks(range(len(parts)), names, fontsize=7)
+    ax.invert_yaxis()
+    ax.grid(axis='y', visible=False)
     ax.legend(fontsize=7, ncols=1, loc='center left', bbox_to_anchor=(1, .5))

@@ -19,6 +19,7 @@ from fsdl_tools.core import (
     palette,
     positive,
     read_data,
+    read_results,
 )
 from ..table import Table
 from .gpus import Cluster, find
@@ -36,14 +37,14 @@ _grid = 'tp pp cp zero micro_batch recompute dp'.split()
 def enumerate_layouts(
     sizes: dict,  # Columns of the model
     cluster,  # A Cluster
-    global_batch: int,
-    seq: int,
-    tp=None,
-    pp=None,
-    cp=(1,),
-    zero=(0, 1, 2, 3),
-    micro_batch=None,
-    recompute=('none', 'selective', 'full'),  # Values to try; default: all that are possible
+    global_batch: int,  # Sequences of a step
+    seq: int,  # Tokens of a sequence
+    tp=None,  # Tensor-parallel degrees to try; default: divisors of heads and MLP inside a node
+    pp=None,  # Pipeline depths to try; default: all that divide layers and GPUs
+    cp=(1,),  # Context-parallel degrees to try
+    zero=(0, 1, 2, 3),  # ZeRO stages to try
+    micro_batch=None,  # Sequences of a micro-batch to try; default: powers of two up to 128
+    recompute=('none', 'selective', 'full'),  # Kinds of activation recomputation to try
     most: int = 500_000,  # Refuse more layouts than this
 ) -> dict:  # Column -> array
     "Every layout that the model, the batch and the cluster allow"
@@ -100,23 +101,33 @@ class Search:
         "How many layouts were estimated"
         return len(self.columns['tp'])
 
-    def layout(self, i: int):
+    def layout(
+        self,
+        i: int,  # 0 is the fastest
+    ) -> Layout:  # Raises IndexError beyond the last that fits
         "The layout at place `i` of the ranking"
         j = self.order[i]
         return Layout(
             **{k: (str(v[j]) if k == 'recompute' else int(v[j])) for k, v in self.columns.items()}, **self.fixed
         )
 
-    def estimate(self, i: int = 0) -> Estimate:
+    def estimate(
+        self,
+        i: int = 0,  # 0 is the fastest
+    ) -> Estimate:  # Raises IndexError beyond the last that fits
         "The estimate at place `i` of the ranking"
         c = {k: np.asarray(v) for k, v in {**self.base, **layout_columns(self.layout(i))}.items()}
         return record_of(self.name, self.layout(i), self.cluster, c, memory(c), step_time(c))
 
     @property
-    def best(self):
+    def best(self) -> Estimate:
+        "The estimate of the fastest layout that fits"
         return self.estimate(0)
 
-    def table(self, n: int = 10):
+    def table(
+        self,
+        n: int = 10,  # Rows at most
+    ) -> Table:  # Seconds of a step, tokens per second, MFU, bytes
         "The `n` best, one a row"
         rows = [
             (e := self.estimate(i))
@@ -157,13 +168,13 @@ def search(
     cluster,  # A Cluster
     global_batch: int,  # Sequences of a step
     seq: int = None,  # Tokens of a sequence
-    precision='bf16',
-    framework='pytorch',
-    optimizer='adam',
-    flash=True,
-    compile=False,
-    offload='none',
-    seq_parallel=True,  # As in Layout
+    precision='bf16',  # One of layout_precisions
+    framework='pytorch',  # Whose constants of time and memory to use
+    optimizer='adam',  # One of optimizer_states
+    flash=True,  # Flash attention: scores are never stored
+    compile=False,  # torch.compile: element-wise operations are fused
+    offload='none',  # Or optimizer: its states live in the host's memory
+    seq_parallel=True,  # Norms and dropout split over the tensor-parallel ranks
     min_spare=0,  # Bytes to leave free
     network='',  # As for estimate
     **values,  # Values to try: tp, pp, cp, zero, micro_batch, recompute; a number or a list
@@ -223,12 +234,10 @@ def plot_map(found, ax=None):
     tp = found.columns['tp'][found.order]
     for i, v in enumerate(sorted(set(tp))):
         ax.scatter(x[tp == v], t[tp == v], s=8, color=palette[i % 8], label=f'tp{v:.0f}', alpha=0.7)
-    ax.set(
-        xlabel='device memory, GiB',
-        ylabel='seconds of a step',
-        yscale='log',
-        title=f'{len(found):,} layouts of {found.name} fit; the fastest are not the fullest',
-    )
+    fast = max(len(x) // 10, 1)
+    both = len(set(range(fast)) & set(np.argsort(-x, kind='stable')[:fast].tolist()))
+    title = f'{len(x):,} layouts of {found.name} fit; of the fastest {fast}, {both} are among the fullest {fast}'
+    ax.set(xlabel='device memory, GiB', ylabel='seconds of a step', yscale='log', title=title)
     ax.legend(fontsize=8)
     return ax
 
@@ -248,6 +257,11 @@ _said = dict(
     framework='the framework',
 )
 
+def _error():
+    "Median over studies of the median relative error of a step time, on runs that the constants were not fitted on"
+    studies = read_results('planner')['time']['estimators']['fsdl_tools, held-out cells']
+    return float(np.median([study['median'] for study in studies.values()]))
+
 def _compare(
     a: Estimate,  # One estimate
     b: Estimate,  # Another
@@ -266,7 +280,10 @@ def _compare(
         text += f' The slower one spends {" and ".join(lost)} more'
     if lost:
         text += f', and saves {" and ".join(won)}.' if won else '.'
-    return text + f' It leaves {human_bytes(abs(b.margin))} free on a GPU, the faster one {human_bytes(abs(a.margin))}.'
+    if slower < _error():
+        text += f' That is less than the error of the prediction, {_error():.1%}: they may as well be equal.'
+    free = human_bytes(abs(b.margin)), human_bytes(abs(a.margin))
+    return text + f' The slower one leaves {free[0]} free on a GPU, the faster one {free[1]}.'
 
 def explain(
     found: Search,  # From search
@@ -372,8 +389,8 @@ def cheapest(
     tokens: float,  # To train on
     within: float,  # Seconds until it must be done
     over,  # Clusters with prices
-    global_batch: int = 1024,
-    seq: int = None,
+    global_batch: int = 1024,  # Sequences of a step
+    seq: int = None,  # Tokens of a sequence; default: the model's longest, at most 8,192
     goodput: float = 0.9,  # Share of wall time that is not lost to restarts (Llama 3 reports over .9, arXiv 2407.21783)
     **kw,  # More arguments of search
 ) -> Table:  # Clusters, cheapest first; those too slow or too small at the end, with the reason

@@ -9,7 +9,7 @@ __all__ = ['causes', 'waves', 'time_constants', 'framework_of', 'columns', 'comp
 # %% ../../nbs/compute/02_step_time.ipynb #c982d51c
 import functools, math
 import numpy as np
-from ..core import *
+from ..core import one_of, read_data
 from .gpus import find
 
 # %% ../../nbs/compute/02_step_time.ipynb #a2318d66
@@ -42,13 +42,28 @@ def _linear(m, n, k, *shape):
 def time_constants() -> dict: # Name -> (what it belongs to, {which one: value})
     "The constants of the time model, from planner_time.csv"
     out = {}
-    for r in read_data('planner_time.csv'): out.setdefault(r['name'], (r['by'], {}))[1][str(r['applies_to'])] = float(r['value'])
+    for r in read_data('planner_time.csv'):
+        out.setdefault(r['name'], (r['by'], {}))[1][str(r['applies_to'])] = float(r['value'])
     return out
 
 # %% ../../nbs/compute/02_step_time.ipynb #c2f503b0
-_frameworks = {'megatron-deepspeed': 'vtrain', 'megatron-core': 'eos', 'megatron-lm': 'selene', 'nanotron': 'aws-p5', 'composer': 'mosaic-h100',
-              'torchtitan': 'meta', 'pytorch': 'generic'} # Framework -> the cluster its published runs used
-_alias = {'llm-foundry': 'composer', 'megatron': 'megatron-core', 'deepspeed': 'pytorch', 'accelerate': 'pytorch', 'transformers': 'pytorch', 'timm': 'pytorch'}
+_frameworks = {
+    'megatron-deepspeed': 'vtrain',
+    'megatron-core': 'eos',
+    'megatron-lm': 'selene',
+    'nanotron': 'aws-p5',
+    'composer': 'mosaic-h100',
+    'torchtitan': 'meta',
+    'pytorch': 'generic',
+}  # Framework -> the cluster its published runs used
+_alias = {
+    'llm-foundry': 'composer',
+    'megatron': 'megatron-core',
+    'deepspeed': 'pytorch',
+    'accelerate': 'pytorch',
+    'transformers': 'pytorch',
+    'timm': 'pytorch',
+}
 
 @functools.cache
 def framework_of(
@@ -57,7 +72,8 @@ def framework_of(
     "The framework whose constants `name` uses"
     s = str(name or 'pytorch').lower()
     for k in [*_frameworks, *_alias]:
-        if s.startswith(k): return _alias.get(k, k)
+        if s.startswith(k):
+            return _alias.get(k, k)
     return one_of('framework', name, _frameworks)
 
 @functools.cache
@@ -67,8 +83,10 @@ def _home(
     zero           # ZeRO stage
 ) -> str:          # Name of a cluster in planner_time.csv
     "Where a framework's published runs took place: Megatron-DeepSpeed with ZeRO is BigScience's, on Jean Zay"
-    if framework == 'megatron-deepspeed' and zero >= 1: return 'jean-zay'
-    if framework == 'composer' and find(gpu).arch == 'Ampere': return 'mosaic-a100'
+    if framework == 'megatron-deepspeed' and zero >= 1:
+        return 'jean-zay'
+    if framework == 'composer' and find(gpu).arch == 'Ampere':
+        return 'mosaic-a100'
     return _frameworks[framework]
 
 def _networks() -> list: # Names for the column cluster
@@ -77,8 +95,29 @@ def _networks() -> list: # Names for the column cluster
 
 # %% ../../nbs/compute/02_step_time.ipynb #14a5b9cb
 _needed = 'layers hidden heads ffn vocab seq gpus tp pp dp global_batch'.split()
-_defaults = dict(kv_heads=math.nan, gated_mlp=False, tied=True, flash=True, compile=False, seq_parallel=math.nan, gpus_per_node=8, vp=1, cp=1, zero=0, micro_batch=math.nan,
-                 grad_bytes=math.nan, shard=0, offload=0, nic_bandwidth=math.nan, precision='bf16', recompute='none', framework='pytorch', schedule='1f1b', cluster='', gpu='A100-SXM-80GB')
+_defaults = dict(
+    kv_heads=math.nan,
+    gated_mlp=False,
+    tied=True,
+    flash=True,
+    compile=False,
+    seq_parallel=math.nan,
+    gpus_per_node=8,
+    vp=1,
+    cp=1,
+    zero=0,
+    micro_batch=math.nan,
+    grad_bytes=math.nan,
+    shard=0,
+    offload=0,
+    nic_bandwidth=math.nan,
+    precision='bf16',
+    recompute='none',
+    framework='pytorch',
+    schedule='1f1b',
+    cluster='',
+    gpu='A100-SXM-80GB',
+)
 _texts = ('precision', 'recompute', 'framework', 'schedule', 'cluster', 'gpu')
 _recompute = ('none', 'selective', 'every-other-layer', 'full')
 _precisions = ('fp32', 'tf32', 'fp16', 'bf16', 'amp_fp16', 'amp_bf16', 'fp8', 'fp4')
@@ -93,51 +132,82 @@ def columns(
     flag = lambda v: math.nan if v != v else float(v if not isinstance(v, str) else v == 'True')
     out = {k: np.array([float(v) for v in get(k, math.nan)]) for k in _needed}
     for k, d in _defaults.items():
-        out[k] = np.array(get(k, d), dtype=str) if k in _texts else np.array([flag(v) if v in ('True', 'False') else float(v) for v in get(k, d)])
+        out[k] = (
+            np.array(get(k, d), dtype=str)
+            if k in _texts
+            else np.array([flag(v) if v in ('True', 'False') else float(v) for v in get(k, d)])
+        )
     return out
 
 # %% ../../nbs/compute/02_step_time.ipynb #20cbea82
 def _check(c):
     "Refuse columns with missing, zero, negative or infinite sizes, naming the first"
     for k in _needed + ['micro_batch', 'gpus_per_node', 'kv_heads', 'vp', 'cp']:
-        if np.size(c[k]) == 1 and 0 < c[k].item() < math.inf: continue      # the usual case, quickly
+        if np.size(c[k]) == 1 and 0 < c[k].item() < math.inf:
+            continue      # the usual case, quickly
         bad = ~(np.isfinite(c[k]) & (c[k] > 0))
-        if bad.any(): raise ValueError(f'{k} must be positive and finite, not {np.atleast_1d(c[k])[np.argmax(bad)]:g} (row {np.argmax(bad)})')
+        if bad.any():
+            raise ValueError(
+                f'{k} must be positive and finite, not {np.atleast_1d(c[k])[np.argmax(bad)]:g} (row {np.argmax(bad)})'
+            )
     bad = c['gpus'] != c['tp'] * c['pp'] * c['cp'] * c['dp']
-    if np.any(bad): raise ValueError(f'gpus must equal tp*pp*cp*dp: it does not in row {np.argmax(bad)}')
+    if np.any(bad):
+        raise ValueError(f'gpus must equal tp*pp*cp*dp: it does not in row {np.argmax(bad)}')
 
 def _codes(x):
     "Distinct values of a column and the index of each row; None when all rows are equal"
     x = np.atleast_1d(x)
-    if (x == x[0]).all(): return [str(x[0])], None
+    if (x == x[0]).all():
+        return [str(x[0])], None
     u, i = np.unique(x, return_inverse=True)
     return [str(v) for v in u], i
 
 def _each(f, *cols):
     "Apply `f` to the distinct combinations of text or small-number columns"
-    if all(np.size(x) == 1 for x in cols): return [f(*(str(np.asarray(x).item()) for x in cols))], 0      # one layout: nothing to sort
+    if all(np.size(x) == 1 for x in cols):
+        return [f(*(str(np.asarray(x).item()) for x in cols))], 0      # one layout: nothing to sort
     parts = [_codes(x) for x in cols]
     sizes = [len(u) for u, _ in parts]
     flat = sum(((0 if i is None else i) * math.prod(sizes[j+1:]) for j, (_, i) in enumerate(parts)))
-    return [f(*(u[(n // math.prod(sizes[j+1:])) % sizes[j]] for j, (u, _) in enumerate(parts))) for n in range(math.prod(sizes))], flat
+    return [
+        f(*(u[(n // math.prod(sizes[j + 1 :])) % sizes[j]] for j, (u, _) in enumerate(parts)))
+        for n in range(math.prod(sizes))
+    ], flat
 
 # %% ../../nbs/compute/02_step_time.ipynb #3aa5d1ed
 def complete_columns(
     c:dict # Columns by name
 ) -> dict: # All columns, checked; raises ValueError naming field, value and row
     "`c` with its defaults filled in"
-    c = {k: np.asarray(v, None if k in _texts else float) for k, v in {**_defaults, **c}.items() if k in _defaults or k in _needed}
+    c = {
+        k: np.asarray(v, None if k in _texts else float)
+        for k, v in {**_defaults, **c}.items()
+        if k in _defaults or k in _needed
+    }
     for k in _needed:
-        if k not in c: raise ValueError(f'the column {k} is missing')
-    for k, ok in (('recompute', _recompute), ('precision', _precisions), ('schedule', _schedules), ('cluster', ['', *_networks()])):
-        for v in _codes(c[k])[0]: one_of(k, v or _defaults[k], ok)
+        if k not in c:
+            raise ValueError(f'the column {k} is missing')
+    for k, ok in (
+        ('recompute', _recompute),
+        ('precision', _precisions),
+        ('schedule', _schedules),
+        ('cluster', ['', *_networks()]),
+    ):
+        for v in _codes(c[k])[0]:
+            one_of(k, v or _defaults[k], ok)
     fill = lambda k, v: c.update({k: np.where(np.isnan(c[k]), v, c[k])})
     own = ~np.isnan(c['nic_bandwidth']) & (c['cluster'] == '')
-    if own.any(): c['cluster'] = np.where(own, 'generic', c['cluster'])
+    if own.any():
+        c['cluster'] = np.where(own, 'generic', c['cluster'])
     half = np.take(*_each(lambda p: 'fp16' in p, c['precision']))
-    fill('kv_heads', c['heads']); fill('grad_bytes', np.where(half | (c['zero'] >= 3), 2, 4))
+    fill('kv_heads', c['heads'])
+    fill('grad_bytes', np.where(half | (c['zero'] >= 3), 2, 4))
     fill('micro_batch', np.where(c['pp'] > 1, 1, np.maximum(c['global_batch'] / c['dp'], 1)))
-    fill('seq_parallel', 1. - np.take(*_each(lambda f: framework_of(f) in ('megatron-deepspeed', 'megatron-lm'), c['framework']))); _check(c)
+    fill(
+        'seq_parallel',
+        1.0 - np.take(*_each(lambda f: framework_of(f) in ('megatron-deepspeed', 'megatron-lm'), c['framework'])),
+    )
+    _check(c)
     return c
 
 # %% ../../nbs/compute/02_step_time.ipynb #73e01266
@@ -145,13 +215,23 @@ def complete_columns(
 def _hardware(gpu, precision):
     "16-bit peak, peak at `precision`, is it 8-bit or less, bytes of an activation, memory and link bandwidth"
     g = find(gpu)
-    want = {'fp8': 'fp8', 'fp4': 'fp8', 'fp32': 'fp32', 'tf32': 'tf32', 'fp16': 'fp16', 'amp_fp16': 'fp16'}.get(precision, 'bf16')     # PyTorch uses TF32 only when told to
+    want = {'fp8': 'fp8', 'fp4': 'fp8', 'fp32': 'fp32', 'tf32': 'tf32', 'fp16': 'fp16', 'amp_fp16': 'fp16'}.get(
+        precision, 'bf16'
+    )  # PyTorch uses TF32 only when told to
     peak = lambda *names: next(g.tflops[p] for p in (*names, 'bf16', 'fp16', 'tf32', 'fp32') if p in g.tflops) * 1e12
     narrow = want == 'fp8' and 'fp8' in g.tflops
-    return peak(*(() if want == 'fp8' else (want,))), peak(want), narrow, 4 if want in ('fp32', 'tf32') else 2, g.bandwidth, g.link_bandwidth or 16e9
+    return (
+        peak(*(() if want == 'fp8' else (want,))),
+        peak(want),
+        narrow,
+        4 if want in ('fp32', 'tf32') else 2,
+        g.bandwidth,
+        g.link_bandwidth or 16e9,
+    )
 
 @functools.cache
-def _kin(gpu): return gpu, find(gpu).name, find(gpu).arch
+def _kin(gpu):
+    return gpu, find(gpu).name, find(gpu).arch
 
 def resolve(
     c:dict,      # Complete columns
@@ -163,15 +243,17 @@ def resolve(
            'cluster': _each(where, c['framework'], c['gpu'], c['zero'], c['cluster'])}
     k = {}
     for name, (by, v) in table.items():
-        if by == 'any': k[name] = v['any']; continue
+        if by == 'any':
+            k[name] = v['any']
+            continue
         found = [next((v[x] for x in n if x in v), v['any']) for n in who[by][0]]
         k[name] = found[0] if len(set(found)) == 1 else np.array(found)[who[by][1]]
     hw, i = _each(_hardware, c['gpu'], c['precision'])
-    return k | dict(zip(('half', 'peak', 'narrow', 'width', 'hbm', 'link'), np.array(hw, float)[i].T))
+    return k | dict(zip(('half', 'peak', 'narrow', 'width', 'hbm', 'link'), np.array(hw, float)[i].T, strict=True))
 
 # %% ../../nbs/compute/02_step_time.ipynb #06a8482e
 def derive(c:dict, k:dict): # Complete columns and their constants; both are extended in place
-    "Quantities that several causes share: tokens and activation bytes of a micro-batch, micro-batches of a step, achieved rates"
+    "Quantities that several causes share: tokens and bytes of a micro-batch, micro-batches of a step, achieved rates"
     c['tokens'] = c['micro_batch'] * c['seq'] / c['cp']
     c['act'] = c['tokens'] * c['hidden'] * k['width']                     # Bytes of one (tokens, hidden) activation
     c['m'] = np.maximum(c['global_batch'] / (c['dp'] * c['micro_batch']), 1)
@@ -189,7 +271,10 @@ def _layer_matmul(c, k):
     "Forward and backward seconds of the four linear layers of a block on one tensor-parallel rank"
     h, f, t = c['hidden'], c['ffn'], c['tp']
     up = np.where(c['gated_mlp'] > 0, 2, 1) * f / t
-    out = [_linear(c['tokens'], n, d, k['rate'], *k['shape']) for n, d in (((1 + 2*c['kv'])*h/t, h), (h, h/t), (up, h), (h, f/t))]
+    out = [
+        _linear(c['tokens'], n, d, k['rate'], *k['shape'])
+        for n, d in (((1 + 2 * c['kv']) * h / t, h), (h, h / t), (up, h), (h, f / t))
+    ]
     return sum(o[0] for o in out), sum(o[1] for o in out)
 
 def _layer_attention(c, k):
@@ -203,9 +288,12 @@ def _layer_attention(c, k):
     return np.where(flash, fused, plain), np.where(flash, 2.5*fused, 2*plain)
 
 def _layer_elementwise(c, k):
-    "Forward and backward seconds of norms, residuals and dropout (whole width) and of rotary embedding and activation (split over tp)"
+    "Seconds of norms, residuals and dropout (whole width) and of rotary embedding and activation (split over tp)"
     h, f, t = c['hidden'], c['ffn'], c['tp']
-    numbers = 12*h / np.where(c['seq_parallel'] > 0, t, 1) + (2*(1 + c['kv'])*h + np.where(c['gated_mlp'] > 0, 5, 3)*f) / t
+    numbers = (
+        12 * h / np.where(c['seq_parallel'] > 0, t, 1)
+        + (2 * (1 + c['kv']) * h + np.where(c['gated_mlp'] > 0, 5, 3) * f) / t
+    )
     passes = k['elementwise_passes'] * np.where(c['compile'] > 0, k['compile_gain'], 1)
     s = c['tokens'] * numbers * k['width'] * passes / k['memory']
     return s, 2*s
@@ -228,7 +316,9 @@ def collective(
 ):                # Seconds of one all-gather or reduce-scatter; an all-reduce takes two (arXiv 1802.05799)
     "Alpha-beta time of one pass around a ring of `local` times `nodes` ranks"
     n, far = local * nodes, local > k['nvlink_island']
-    inside = nbytes * (local-1)/local / np.where(far, k['bridge_rate'], k['ring']) + np.where(far, k['bridge_latency'], k['link_latency']) * (local > 1)
+    inside = nbytes * (local - 1) / local / np.where(far, k['bridge_rate'], k['ring']) + np.where(
+        far, k['bridge_latency'], k['link_latency']
+    ) * (local > 1)
     across = nbytes * (n-1)/n / (k['nic'] * local) * (1 + k['nic_decay'] * (nodes-1)) + k['nic_latency'] * (n-1)
     return np.where(nodes > 1, _smooth_max(inside, across), inside) * (n > 1)
 
@@ -241,8 +331,10 @@ def _tensor_comm(c, k):
 def _context_comm(c, k, attention):
     "Seconds of ring attention that attention does not hide, forward and backward (arXiv 2310.01889)"
     local, nodes = _spans(c['cp'], c['tp'], c['gpus_per_node'])
-    ring = (c['cp'] - 1) * (2 * c['act'] / c['tp'] * c['kv'] / np.where(nodes > 1, k['nic'], k['ring']) + k['nic_latency'])
-    return sum(_smooth_max(a, n * ring) - a for a, n in zip(attention, (1, 2))) * (c['cp'] > 1)
+    ring = (c['cp'] - 1) * (
+        2 * c['act'] / c['tp'] * c['kv'] / np.where(nodes > 1, k['nic'], k['ring']) + k['nic_latency']
+    )
+    return sum(_smooth_max(a, n * ring) - a for a, n in zip(attention, (1, 2), strict=True)) * (c['cp'] > 1)
 
 def _host_time(c, k, again):
     "Seconds the host needs to launch a layer, and its ranks to meet"
@@ -261,8 +353,14 @@ def layer(c, k) -> dict: # Cause -> seconds; total
     "One block, forward and backward, of one micro-batch"
     mm, at, ew, tp = _layer_matmul(c, k), _layer_attention(c, k), _layer_elementwise(c, k), _tensor_comm(c, k)
     again, core = _recomputed(c, k)
-    o = dict(matmul=sum(mm), attention=sum(at), elementwise=sum(ew), tensor_comm=2*tp, context_comm=_context_comm(c, k, at),
-             recompute=again * (mm[0] + at[0] + ew[0] + tp) + core * at[0])
+    o = dict(
+        matmul=sum(mm),
+        attention=sum(at),
+        elementwise=sum(ew),
+        tensor_comm=2 * tp,
+        context_comm=_context_comm(c, k, at),
+        recompute=again * (mm[0] + at[0] + ew[0] + tp) + core * at[0],
+    )
     busy = sum(o.values())
     o['launch'] = _smooth_max(busy, _host_time(c, k, again)) - busy
     return o | dict(total=busy + o['launch'])
@@ -270,14 +368,22 @@ def layer(c, k) -> dict: # Cause -> seconds; total
 def ends(c, k) -> dict: # Cause -> seconds; total
     "Output layer, loss and what the host does around the layers, for one micro-batch"
     n = c['vocab'] / c['tp']
-    o = dict(matmul=sum(_linear(c['tokens'], n, c['hidden'], k['head_rate'], *k['shape'])), elementwise=c['tokens'] * n * k['loss_bytes'] / k['memory'], launch=k['launch_ends'])
+    o = dict(
+        matmul=sum(_linear(c['tokens'], n, c['hidden'], k['head_rate'], *k['shape'])),
+        elementwise=c['tokens'] * n * k['loss_bytes'] / k['memory'],
+        launch=k['launch_ends'],
+    )
     return o | dict(total=sum(o.values()))
 
 # %% ../../nbs/compute/02_step_time.ipynb #343fbf03
 def _slowest(c, k, lay, end):
     "Layers and output layers (0 or 1) of the slowest stage, and layers of the first"
     L, p, single = c['layers'], c['pp'], c['pp'] == 1
-    first = np.where(k['balances_head'] > 0, np.minimum(np.floor((L + c['vocab']*c['hidden']/c['layer_params']) / p) + 1, L), np.ceil(L / p))
+    first = np.where(
+        k['balances_head'] > 0,
+        np.minimum(np.floor((L + c['vocab'] * c['hidden'] / c['layer_params']) / p) + 1, L),
+        np.ceil(L / p),
+    )
     last = np.where(single, L, np.where(k['balances_head'] > 0, np.maximum(L - first*(p-1), 0), L / p))
     tail = (last*lay['total'] + end['total'] >= first*lay['total'] + end['launch']) | single
     return np.where(tail, last, first), np.where(tail, 1., 0.), np.where(single, L, first)
@@ -305,21 +411,30 @@ def _pipeline_comm(c, k):
 
 # %% ../../nbs/compute/02_step_time.ipynb #f2f980ff
 def _stage_params(c, first):
-    "Parameters of the first stage on one tensor-parallel rank: its layers and an embedding, two if they are untied and share the stage"
-    return (first*c['layer_params'] + c['vocab']*c['hidden'] * np.where((c['pp'] > 1) | (c['tied'] > 0), 1, 2)) / c['tp']
+    "Parameters of the first stage on one tensor-parallel rank: layers, an embedding, a second one if untied and alone"
+    return (first * c['layer_params'] + c['vocab'] * c['hidden'] * np.where((c['pp'] > 1) | (c['tied'] > 0), 1, 2)) / c[
+        'tp'
+    ]
 
 def _gradient_comm(c, k, params, busy):
     "Exposed seconds of DDP and ZeRO 1 and 2: one reduction for a step"
     local, nodes = _spans(c['dp']*c['cp'], c['tp'], c['gpus_per_node'])
     grads = collective(c['grad_bytes']*params, local, nodes, k)
     both = (grads + np.where(c['zero'] >= 1, collective(k['width']*params, local, nodes, k), grads)) * k['data_cost']
-    return np.where(c['zero'] == 2, both, np.maximum(both - k['data_overlap']*.6*busy, .1*both)) # .6: share of a slot that is backward
+    return np.where(
+        c['zero'] == 2, both, np.maximum(both - k['data_overlap'] * 0.6 * busy, 0.1 * both)
+    )  # .6: share of a slot that is backward
 
 def _sharded_comm(c, k, params, busy):
     "Exposed seconds of ZeRO-3, FSDP and HSDP: two gathers and a scatter of every layer, for every micro-batch"
     ranks = c['dp'] * c['cp']
     shard = np.where(c['shard'] > 0, np.minimum(c['shard'], ranks), ranks)
-    unit = 3 * collective(k['width']*c['layer_params']/c['tp'], *_spans(shard, c['tp'], c['gpus_per_node']), k) * c['layers'] / c['pp']
+    unit = (
+        3
+        * collective(k['width'] * c['layer_params'] / c['tp'], *_spans(shard, c['tp'], c['gpus_per_node']), k)
+        * c['layers']
+        / c['pp']
+    )
     copies = collective(c['grad_bytes']*params/shard, *_spans(ranks/shard, c['tp']*shard, c['gpus_per_node']), k)
     return c['m'] * (_smooth_max(unit, busy) - busy + k['fsdp_exposed']*unit) + 2*copies
 
@@ -327,10 +442,13 @@ def _optimizer(c, k, params):
     "Seconds of the update of one rank's shard, on the GPU; with offload also over PCIe and on the host"
     shard = np.where(c['shard'] > 0, c['shard'], c['dp']*c['cp'])
     own = params / np.where(c['zero'] >= 3, shard, np.where(c['zero'] >= 1, c['dp'], 1))
-    return own * k['adam_bytes'] / k['memory'] + c['offload'] * own * (k['offload_bytes'] / k['host_rate'] + 1 / k['host_adam'])
+    return own * k['adam_bytes'] / k['memory'] + c['offload'] * own * (
+        k['offload_bytes'] / k['host_rate'] + 1 / k['host_adam']
+    )
 
 # %% ../../nbs/compute/02_step_time.ipynb #176b83da
-causes = 'matmul attention elementwise recompute tensor_comm context_comm launch bubble pipeline_comm data_comm optimizer framework'.split()
+causes = ('matmul attention elementwise recompute tensor_comm context_comm launch '
+          'bubble pipeline_comm data_comm optimizer framework').split()
 
 def step_time(
     c:dict,     # Columns by name, see complete
@@ -339,13 +457,16 @@ def step_time(
 ) -> dict:      # Cause -> seconds of one optimizer step, an array with one entry for each layout; total
     "Predicted time of a training step, by cause"
     c = dict(c) if ready else complete_columns(c)
-    k = resolve(c, table or time_constants()); derive(c, k)
+    k = resolve(c, table or time_constants())
+    derive(c, k)
     lay, end = layer(c, k), ends(c, k)
     o, busy, first = _slot(c, k, lay, end)
     params = _stage_params(c, first)
     o = {q: c['m'] * v for q, v in o.items()}
     o['bubble'], o['pipeline_comm'] = _bubble(c, k, lay, end, busy), _pipeline_comm(c, k)
-    o['data_comm'] = np.where(c['zero'] >= 3, _sharded_comm(c, k, params, busy), _gradient_comm(c, k, params, busy)) * (c['dp']*c['cp'] > 1)
+    o['data_comm'] = np.where(c['zero'] >= 3, _sharded_comm(c, k, params, busy), _gradient_comm(c, k, params, busy)) * (
+        c['dp'] * c['cp'] > 1
+    )
     o['optimizer'], o['framework'] = _optimizer(c, k, params), k['step_seconds'] + k['step_per_node'] * c['nodes']
     shape = np.broadcast_shapes(*(np.shape(v) for v in c.values()))
     o = {q: o[q] if np.shape(o[q]) == shape else np.broadcast_to(o[q], shape) for q in causes}

@@ -10,11 +10,11 @@ __all__ = ['batch_outputs', 'answers', 'check_row', 'predict_rows', 'read_runs',
 import csv, io, math
 from pathlib import Path
 import numpy as np
-from ..core import *
+from ..core import data_path, fix_torchvision, GiB, need, one_of, write_atomic
 from ..table import Table
 from .gpus import Cluster, find
 from ..parallel.layout import layout_precisions, recomputations, schedules
-from .step_memory import memory, optimizer_states
+from .step_memory import memory
 from .step_time import columns, framework_of, step_time
 from .planner import estimate
 
@@ -24,24 +24,145 @@ def answers() -> list: # Rows with predicted, published and ratio
     def run(what, name, text, gpu, n, batch, seq, published, kind, source):
         e = estimate(name, text, Cluster(gpu, n), batch, seq, True, next(v for k, v in where.items() if k in text))
         return dict(what=what, layout=text, kind=kind, predicted=_known(kind, e), published=published, source=source)
-    where = {'megatron-deepspeed': 'jean-zay', 'megatron-lm': 'selene', 'torchtitan': 'meta'}       # Framework -> whose network
-    mds, meg, tt = 'framework=megatron-deepspeed,flash=false,seq_parallel=false,recompute=full', 'framework=megatron-lm,flash=false,precision=fp16', 'framework=torchtitan,zero=3'
+    where = {
+        'megatron-deepspeed': 'jean-zay',
+        'megatron-lm': 'selene',
+        'torchtitan': 'meta',
+    }  # Framework -> whose network
+    mds, meg, tt = (
+        'framework=megatron-deepspeed,flash=false,seq_parallel=false,recompute=full',
+        'framework=megatron-lm,flash=false,precision=fp16',
+        'framework=torchtitan,zero=3',
+    )
     bloom, five = f'dp8,tp4,pp12,zero=1,micro_batch=2,{mds}', f'{meg},recompute=selective'
     prequel = dict(layers=106, hidden=12288, heads=64, vocab=250880)
-    rows = [run('BLOOM, preparation', prequel, bloom, 'A100-SXM-80GB', 384, 2048, 2048, 67, 'GiB device', 'BigScience chronicles of the preparation, 2022'),
+    rows = [
+        run(
+            'BLOOM, preparation',
+            prequel,
+            bloom,
+            'A100-SXM-80GB',
+            384,
+            2048,
+            2048,
+            67,
+            'GiB device',
+            'BigScience chronicles of the preparation, 2022',
+        ),
         run('BLOOM-176B', 'bloom-176b', bloom, 'A100-SXM-80GB', 384, 2048, 2048, 105, 'seconds', 'arXiv 2211.05100'),
-        run('Megatron 22B', 'megatron-22b', f'dp1,tp8,pp1,micro_batch=4,{five}', 'A100-SXM-80GB', 8, 4, 2048, 1.10, 'seconds', 'arXiv 2205.05198 table 5'),
-        run('GPT-3 175B', 'gpt3-175b', f'dp1,tp8,pp8,vp3,{five}', 'A100-SXM-80GB', 64, 64, 2048, 13.75, 'seconds', 'arXiv 2205.05198 table 5'),
-        run('Megatron 530B', 'megatron-530b', f'dp1,tp8,pp35,vp3,{five}', 'A100-SXM-80GB', 280, 280, 2048, 37.83, 'seconds', 'arXiv 2205.05198 table 5'),
-        run('Megatron 1T', 'megatron-1t', f'dp1,tp8,pp64,{five}', 'A100-SXM-80GB', 512, 512, 2048, 71.49, 'seconds', 'arXiv 2205.05198 table 5'),
-        run('Llama-3.1 8B', 'llama-3.1-8b', f'dp8,micro_batch=2,recompute=selective,compile=true,{tt}', 'H100-SXM-96GB-500W', 8, 16, 8192, 77.0, 'GiB reserved', 'torchtitan benchmarks, 2024-12'),
-        run('Llama-3.1 70B', 'llama-3.1-70b', f'dp32,tp8,micro_batch=16,recompute=full,compile=true,precision=fp8,{tt}', 'H100-SXM-96GB-500W', 256, 512, 8192, 71.9, 'GiB reserved', 'torchtitan benchmarks, 2024-12'),
-        run('Llama-3.1 405B', 'llama-3.1-405b', f'dp8,tp8,pp8,recompute=full,compile=true,precision=fp8,{tt}', 'H100-SXM-96GB-500W', 512, 64, 32768, 75.3, 'GiB reserved', 'torchtitan benchmarks, 2024-12'),
-        run('Llama-3.1 8B', 'llama-3.1-8b', f'dp8,micro_batch=2,recompute=selective,compile=true,{tt}', 'H100-SXM-96GB-500W', 8, 16, 8192, 2.4575, 'seconds', 'torchtitan benchmarks, 2024-12'),
-        run('Llama-3.1 405B', 'llama-3.1-405b', f'dp8,tp8,pp8,recompute=full,compile=true,precision=fp8,{tt}', 'H100-SXM-96GB-500W', 512, 64, 32768, 53.89, 'seconds', 'torchtitan benchmarks, 2024-12')]
+        run(
+            'Megatron 22B',
+            'megatron-22b',
+            f'dp1,tp8,pp1,micro_batch=4,{five}',
+            'A100-SXM-80GB',
+            8,
+            4,
+            2048,
+            1.10,
+            'seconds',
+            'arXiv 2205.05198 table 5',
+        ),
+        run(
+            'GPT-3 175B',
+            'gpt3-175b',
+            f'dp1,tp8,pp8,vp3,{five}',
+            'A100-SXM-80GB',
+            64,
+            64,
+            2048,
+            13.75,
+            'seconds',
+            'arXiv 2205.05198 table 5',
+        ),
+        run(
+            'Megatron 530B',
+            'megatron-530b',
+            f'dp1,tp8,pp35,vp3,{five}',
+            'A100-SXM-80GB',
+            280,
+            280,
+            2048,
+            37.83,
+            'seconds',
+            'arXiv 2205.05198 table 5',
+        ),
+        run(
+            'Megatron 1T',
+            'megatron-1t',
+            f'dp1,tp8,pp64,{five}',
+            'A100-SXM-80GB',
+            512,
+            512,
+            2048,
+            71.49,
+            'seconds',
+            'arXiv 2205.05198 table 5',
+        ),
+        run(
+            'Llama-3.1 8B',
+            'llama-3.1-8b',
+            f'dp8,micro_batch=2,recompute=selective,compile=true,{tt}',
+            'H100-SXM-96GB-500W',
+            8,
+            16,
+            8192,
+            77.0,
+            'GiB reserved',
+            'torchtitan benchmarks, 2024-12',
+        ),
+        run(
+            'Llama-3.1 70B',
+            'llama-3.1-70b',
+            f'dp32,tp8,micro_batch=16,recompute=full,compile=true,precision=fp8,{tt}',
+            'H100-SXM-96GB-500W',
+            256,
+            512,
+            8192,
+            71.9,
+            'GiB reserved',
+            'torchtitan benchmarks, 2024-12',
+        ),
+        run(
+            'Llama-3.1 405B',
+            'llama-3.1-405b',
+            f'dp8,tp8,pp8,recompute=full,compile=true,precision=fp8,{tt}',
+            'H100-SXM-96GB-500W',
+            512,
+            64,
+            32768,
+            75.3,
+            'GiB reserved',
+            'torchtitan benchmarks, 2024-12',
+        ),
+        run(
+            'Llama-3.1 8B',
+            'llama-3.1-8b',
+            f'dp8,micro_batch=2,recompute=selective,compile=true,{tt}',
+            'H100-SXM-96GB-500W',
+            8,
+            16,
+            8192,
+            2.4575,
+            'seconds',
+            'torchtitan benchmarks, 2024-12',
+        ),
+        run(
+            'Llama-3.1 405B',
+            'llama-3.1-405b',
+            f'dp8,tp8,pp8,recompute=full,compile=true,precision=fp8,{tt}',
+            'H100-SXM-96GB-500W',
+            512,
+            64,
+            32768,
+            53.89,
+            'seconds',
+            'torchtitan benchmarks, 2024-12',
+        ),
+    ]
     return [r | dict(ratio=r['predicted']/r['published']) for r in rows]
 
-def _known(kind, e): return e.step_time if kind == 'seconds' else (e.device if 'device' in kind else e.reserved)/GiB
+def _known(kind, e):
+    return e.step_time if kind == 'seconds' else (e.device if 'device' in kind else e.reserved)/GiB
 
 # %% ../../nbs/compute/06_validation.ipynb #ce596331
 _sizes_needed = 'layers hidden heads ffn vocab seq gpus tp pp dp global_batch'.split()
@@ -52,10 +173,14 @@ batch_outputs = 'row allocated_gib reserved_gib device_gib step_time_s fits erro
 
 def _size(r, k, zero_ok=False):
     "A number of a row; raises ValueError naming field, value and rule"
-    try: x = float(r.get(k))
-    except (TypeError, ValueError): raise ValueError(f'{k} must be a number, not {r.get(k)!r}') from None
-    if not math.isfinite(x) or x < 0 or (x == 0 and not zero_ok): raise ValueError(f'{k} must be {"0 or more" if zero_ok else "positive"} and finite, not {r.get(k)!r}')
-    if x != int(x) and k != 'nic_bandwidth': raise ValueError(f'{k} must be a whole number, not {r.get(k)!r}')
+    try:
+        x = float(r.get(k))
+    except (TypeError, ValueError):
+        raise ValueError(f'{k} must be a number, not {r.get(k)!r}') from None
+    if not math.isfinite(x) or x < 0 or (x == 0 and not zero_ok):
+        raise ValueError(f'{k} must be {"0 or more" if zero_ok else "positive"} and finite, not {r.get(k)!r}')
+    if x != int(x) and k != 'nic_bandwidth':
+        raise ValueError(f'{k} must be a whole number, not {r.get(k)!r}')
     return x
 
 def check_row(
@@ -68,20 +193,31 @@ def check_row(
     yes = ('True', '1', '1.0')
     out |= {k: one_of(k, str(r[k]).strip().capitalize(), [*yes, 'False', '0', '0.0']) in yes for k in _flags if k in r}
     out |= {k: one_of(k, r[k], ok) for k, ok in _words.items() if k in r}
-    out |= dict(framework=r.get('framework', 'pytorch'), gpu=r.get('gpu', 'H100-SXM-80GB')) | ({'cluster': r['cluster']} if 'cluster' in r else {})
+    out |= dict(framework=r.get('framework', 'pytorch'), gpu=r.get('gpu', 'H100-SXM-80GB')) | (
+        {'cluster': r['cluster']} if 'cluster' in r else {}
+    )
     find(out['gpu'])
-    if framework_of(out['framework']) == 'torchtitan': out.setdefault('recompute', 'selective')
+    if framework_of(out['framework']) == 'torchtitan':
+        out.setdefault('recompute', 'selective')
     _consistent(out)
     return out
 
 def _consistent(r):
     "Rules between the fields of a row"
     world, kv, b = r['tp']*r['pp']*r.get('cp', 1)*r['dp'], r.get('kv_heads', r['heads']), r.get('micro_batch', 1)
-    if world != r['gpus']: raise ValueError(f"tp·pp·cp·dp = {world:g} does not fill gpus = {r['gpus']:g}")
-    if r.get('zero', 0) > 3: raise ValueError(f"zero must be a ZeRO stage from 0 to 3, not {r['zero']:g}")
-    for a, x, b_, y in (('hidden', r['hidden'], 'heads', r['heads']), ('heads', r['heads'], 'tp', r['tp']), ('heads', r['heads'], 'kv_heads', kv)):
-        if x % y: raise ValueError(f'{a} {x:g} cannot be divided by {b_}={y:g}')
-    if b*r['dp'] > r['global_batch']: raise ValueError(f"dp·micro_batch = {b*r['dp']:g} is more than global_batch = {r['global_batch']:g}")
+    if world != r['gpus']:
+        raise ValueError(f"tp·pp·cp·dp = {world:g} does not fill gpus = {r['gpus']:g}")
+    if r.get('zero', 0) > 3:
+        raise ValueError(f"zero must be a ZeRO stage from 0 to 3, not {r['zero']:g}")
+    for a, x, b_, y in (
+        ('hidden', r['hidden'], 'heads', r['heads']),
+        ('heads', r['heads'], 'tp', r['tp']),
+        ('heads', r['heads'], 'kv_heads', kv),
+    ):
+        if x % y:
+            raise ValueError(f'{a} {x:g} cannot be divided by {b_}={y:g}')
+    if b*r['dp'] > r['global_batch']:
+        raise ValueError(f"dp·micro_batch = {b*r['dp']:g} is more than global_batch = {r['global_batch']:g}")
 
 # %% ../../nbs/compute/06_validation.ipynb #fb45ed46
 def predict_rows(
@@ -91,30 +227,44 @@ def predict_rows(
     out, good, where = [], [], []
     for i, r in enumerate(rows):
         o = dict.fromkeys(batch_outputs, '') | dict(row=r.get('row') or str(i), fits=0)
-        try: good.append(check_row(r)); where.append(i)
-        except (ValueError, TypeError) as e: o['error'] = ' '.join(str(e).split())
+        try:
+            good.append(check_row(r))
+            where.append(i)
+        except (ValueError, TypeError) as e:
+            o['error'] = ' '.join(str(e).split())
         out.append(o)
-    if not good: return out
+    if not good:
+        return out
     c = columns(good)
     m, t = memory(c), step_time(c)['total']
     for j, i in enumerate(where):
-        out[i] |= {f'{k}_gib': round(float(m[k][j])/GiB, 4) for k in ('allocated', 'reserved', 'device')} | dict(step_time_s=float(f'{t[j]:.6g}'), fits=int(m['fits'][j]))
-        if not m['starts'][j]: out[i]['error'] = 'cannot start: a stage would be without layers, or there are too few micro-batches for the pipeline'
+        out[i] |= {f'{k}_gib': round(float(m[k][j]) / GiB, 4) for k in ('allocated', 'reserved', 'device')} | dict(
+            step_time_s=float(f'{t[j]:.6g}'), fits=int(m['fits'][j])
+        )
+        if not m['starts'][j]:
+            out[i]['error'] = (
+                'cannot start: a stage would be without layers, or there are too few micro-batches for the pipeline'
+            )
     return out
 
 def read_runs(
     path # A CSV file in UTF-8
 ) -> list: # Dicts
     "The rows of a table of runs; raises ValueError for a file that is no such table"
-    try: text = Path(path).read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as e: raise ValueError(f'{path} is not text in UTF-8: {e.reason} at byte {e.start}') from None
-    if '\0' in text: raise ValueError(f'{path} is not a CSV table: it contains zero bytes')
+    try:
+        text = Path(path).read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as e:
+        raise ValueError(f'{path} is not text in UTF-8: {e.reason} at byte {e.start}') from None
+    if '\0' in text:
+        raise ValueError(f'{path} is not a CSV table: it contains zero bytes')
     try:
         reader = csv.DictReader(io.StringIO(text))
         missing = [k for k in _sizes_needed if k not in (reader.fieldnames or [])]
-        if missing: raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+        if missing:
+            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
         return list(reader)
-    except csv.Error as e: raise ValueError(f'{path} is not a CSV table: {e}') from None
+    except csv.Error as e:
+        raise ValueError(f'{path} is not a CSV table: {e}') from None
 
 def plan_batch(
     path,    # A CSV with the columns of a table of runs
@@ -124,7 +274,9 @@ def plan_batch(
     rows = predict_rows(read_runs(path))
     if out is not None:
         text = io.StringIO()
-        w = csv.DictWriter(text, batch_outputs, lineterminator='\n'); w.writeheader(); w.writerows(rows)
+        w = csv.DictWriter(text, batch_outputs, lineterminator='\n')
+        w.writeheader()
+        w.writerows(rows)
         write_atomic(out, text.getvalue())
     return rows
 
@@ -134,80 +286,142 @@ def scores(
 ) -> Table: # For each study: runs, median and 90th percentile of the relative error
     "How far the predictions are from published memory and step time, by study"
     rows, found = list(rows), {}
-    for r, p in zip(rows, predict_rows(rows)):
-        for what, truth, key in (('memory', r['peak_gib'], f"{r['peak_kind']}_gib"), ('time', r['step_seconds'], 'step_time_s')):
-            if truth: found.setdefault((what, r['study']), []).append(abs(p[key]/truth - 1) if p.get(key) else 1.)
-    return Table([dict(what=w, study=s, runs=len(e), median=float(np.median(e)), p90=float(np.quantile(e, .9))) for (w, s), e in sorted(found.items())],
-        formats={k: '{:.1%}'.format for k in ('median', 'p90')}, caption='Relative error on published runs')
+    for r, p in zip(rows, predict_rows(rows), strict=True):
+        for what, truth, key in (
+            ('memory', r['peak_gib'], f"{r['peak_kind']}_gib"),
+            ('time', r['step_seconds'], 'step_time_s'),
+        ):
+            if truth:
+                found.setdefault((what, r['study']), []).append(abs(p[key]/truth - 1) if p.get(key) else 1.)
+    return Table(
+        [
+            dict(what=w, study=s, runs=len(e), median=float(np.median(e)), p90=float(np.quantile(e, 0.9)))
+            for (w, s), e in sorted(found.items())
+        ],
+        formats={k: '{:.1%}'.format for k in ('median', 'p90')},
+        caption='Relative error on published runs',
+    )
 
-def fit_accuracy(rows):
-    "Balanced accuracy of fits or does not fit: mean share that is right among runs that finished and among those that did not"
+def fit_accuracy(
+    rows   # Published runs with the column finished, 0 where memory ran out
+) -> float: # Between 0 and 1; guessing gives 0.5
+    "Balanced accuracy of fits or does not fit: the mean of the shares right among finished and among failed runs"
     right = {0: [], 1: []}
-    for r, p in zip(rows, predict_rows(rows)): right[int(r['finished'])].append(p['fits'] == int(r['finished']))
+    for r, p in zip(rows, predict_rows(rows), strict=True):
+        right[int(r['finished'])].append(p['fits'] == int(r['finished']))
     return float(np.mean([np.mean(v) for v in right.values() if v]))
 
 # %% ../../nbs/compute/06_validation.ipynb #1c002287
 def _gpt2(layers, hidden, heads, vocab, seq):
     "Configuration of a GPT-2 without dropout"
     from transformers import GPT2Config
-    return GPT2Config(n_layer=layers, n_embd=hidden, n_head=heads, vocab_size=vocab, n_positions=seq, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0., bos_token_id=0, eos_token_id=0,
-                      use_cache=False, activation_function='gelu', attn_implementation='sdpa')
+    return GPT2Config(
+        n_layer=layers,
+        n_embd=hidden,
+        n_head=heads,
+        vocab_size=vocab,
+        n_positions=seq,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
+        activation_function='gelu',
+        attn_implementation='sdpa',
+    )
 
 def trace_gpt(
-    layers=4, hidden=512, heads=8, vocab=8192, seq=512, batch=4 # A GPT-2 of transformers, in fp32, without dropout
+    layers:int=4,   # Blocks of a GPT-2 of transformers, in fp32, without dropout
+    hidden:int=512, # Hidden size
+    heads:int=8,    # Heads of attention
+    vocab:int=8192, # Tokens of the vocabulary
+    seq:int=512,    # Tokens of a sequence
+    batch:int=4     # Sequences of a rank
 ) -> dict:  # Category -> bytes at the peak
     "Peak memory of one rank by category, traced with fake tensors through two training steps"
     torch, tf = need('torch', 'frameworks'), need('transformers', 'frameworks')
-    fix_torchvision(); make = tf.GPT2LMHeadModel            # imported here: it cannot be under fake tensors
+    fix_torchvision()
+    make = tf.GPT2LMHeadModel            # imported here: it cannot be under fake tensors
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
     config = _gpt2(layers, hidden, heads, vocab, seq)
     with FakeTensorMode():
         model = make(config)
         opt = torch.optim.AdamW(model.parameters(), foreach=False)
-        tracker, ids, mask = MemTracker(), torch.zeros((batch, seq), dtype=torch.int64), torch.zeros((batch, 1, seq, seq))
+        tracker, ids, mask = (
+            MemTracker(),
+            torch.zeros((batch, seq), dtype=torch.int64),
+            torch.zeros((batch, 1, seq, seq)),
+        )
         tracker.track_external(model, opt)
         with tracker as t:
             for step in range(2):
-                model(ids, attention_mask=mask, labels=ids).loss.backward(); opt.step(); opt.zero_grad()
-                if step == 0: t.reset_mod_stats()
+                model(ids, attention_mask=mask, labels=ids).loss.backward()
+                opt.step()
+                opt.zero_grad()
+                if step == 0:
+                    t.reset_mod_stats()
             peak = next(iter(t.get_tracker_snapshot('peak').values()))
     return {str(getattr(k, 'value', k)).lower(): v for k, v in peak.items()}
 
 # %% ../../nbs/compute/06_validation.ipynb #6db06eb5
-def _results(name='planner') -> dict: # What a script in benchmarks/ wrote; empty where the library is installed without them
+def _results(
+    name:str='planner' # A script of benchmarks/
+) -> dict:             # What it wrote; empty where the library is installed without them
     "Recorded results of a benchmark"
     import json
     path = Path(data_path('gpus.csv')).parents[2]/'benchmarks'/'results'/f'{name}.json'
     return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
 # %% ../../nbs/compute/06_validation.ipynb #7d37859d
-def trace_fsdp(ranks, layers=4, hidden=512, heads=8, vocab=8192, seq=512, batch=4) -> dict: # Category -> bytes at the peak
+def trace_fsdp(
+    ranks:int,      # Over which FSDP2 shards
+    layers:int=4,   # Blocks of a GPT-2 of transformers, in fp32, without dropout
+    hidden:int=512, # Hidden size
+    heads:int=8,    # Heads of attention
+    vocab:int=8192, # Tokens of the vocabulary
+    seq:int=512,    # Tokens of a sequence
+    batch:int=4     # Sequences of a rank
+) -> dict: # Category -> bytes at the peak
     "Peak memory of rank 0 of a GPT-2 under FSDP2 on `ranks` ranks: fake tensors, fake process group, once in a process"
     torch, dist = need('torch', 'frameworks'), need('torch.distributed', 'frameworks')
-    fix_torchvision(); make = need('transformers', 'frameworks').GPT2LMHeadModel
+    fix_torchvision()
+    make = need('transformers', 'frameworks').GPT2LMHeadModel
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
     from torch.distributed.fsdp import fully_shard
     from torch.testing._internal.distributed.fake_pg import FakeStore
     dist.init_process_group('fake', rank=0, world_size=ranks, store=FakeStore())
     mesh = dist.device_mesh.init_device_mesh('cpu', (ranks,))
-    with torch.device('meta'): model = make(_gpt2(layers, hidden, heads, vocab, seq))
-    for b in [*model.transformer.h, model]: fully_shard(b, mesh=mesh)
+    with torch.device('meta'):
+        model = make(_gpt2(layers, hidden, heads, vocab, seq))
+    for b in [*model.transformer.h, model]:
+        fully_shard(b, mesh=mesh)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device='cpu')
         opt = torch.optim.AdamW(model.parameters(), foreach=False)
         ids, mask = torch.zeros((batch, seq), dtype=torch.int64), torch.zeros((batch, 1, seq, seq))
-        def step(): model(ids, attention_mask=mask, labels=ids).loss.backward(); opt.step(); opt.zero_grad()
+        def step():
+            model(ids, attention_mask=mask, labels=ids).loss.backward()
+            opt.step()
+            opt.zero_grad()
         step()                                          # the first step sets up the shards and the optimizer's states
-        t = FSDPMemTracker(model, opt); t.track_inputs((ids, mask))
-        with t: step()
+        t = FSDPMemTracker(model, opt)
+        t.track_inputs((ids, mask))
+        with t:
+            step()
         peak = next(iter(t.get_tracker_snapshot('peak').values()))
     return {str(getattr(k, 'value', k)).lower(): v for k, v in peak.items()}
 
-def apart(call, timeout=300):
-    "The result of an expression on this module's functions, evaluated in a process of its own"
+def apart(
+    call:str,         # For example trace_gpt(layers=2); code of your own, never text from outside
+    timeout:float=300 # Seconds, then subprocess.TimeoutExpired
+):                    # What JSON can hold; raises RuntimeError with the last line of the other process's error
+    "The result of a call of this module's functions, made in a process of its own"
     import json, subprocess, sys
-    r = subprocess.run([sys.executable, '-c', f'import json; from fsdl_tools.compute.validation import *; print(json.dumps({call}))'], capture_output=True, text=True, timeout=timeout)
-    if r.returncode: raise RuntimeError(f'{call} failed: {r.stderr.strip().splitlines()[-1]}')
+    code = f'import json; from fsdl_tools.compute import validation as v; print(json.dumps(v.{call}))'
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=timeout)
+    if r.returncode:
+        raise RuntimeError(f'{call} failed: {r.stderr.strip().splitlines()[-1]}')
     return json.loads(r.stdout.splitlines()[-1])

@@ -27,7 +27,8 @@ def load_runner(
 ):       # The runner; raises ValueError when the file belongs to another model
     "Give a runner the parameters in a file"
     weights, model = load_weights(path, r.dialect)
-    if model != r.task.model: raise ValueError(f'{Path(path).name!r} holds a {model.name}, not a {r.task.model.name}')
+    if model != r.task.model:
+        raise ValueError(f'{Path(path).name!r} holds a {model.name}, not a {r.task.model.name}')
     r.load(weights)
     return r
 
@@ -35,13 +36,22 @@ def load_runner(
 def _with_torch(r, shape, path):
     import torch
     with contextlib.redirect_stdout(io.StringIO()):
-        torch.onnx.export(r.net.eval(), (torch.zeros(2, *shape),), path, dynamo=True, dynamic_shapes=({0: 'batch'},), external_data=False, verbose=False)
+        torch.onnx.export(
+            r.net.eval(),
+            (torch.zeros(2, *shape),),
+            path,
+            dynamo=True,
+            dynamic_shapes=({0: 'batch'},),
+            external_data=False,
+            verbose=False,
+        )
 
 def _tf2onnx():
     "tf2onnx with a rule for Erfc, which version 1.17 lacks"
     tf2onnx = need('tf2onnx', 'frameworks')
     from tf2onnx.handler import tf_op
-    if any('Erfc' in ops for versions in tf_op.get_opsets().values() for ops in versions): return tf2onnx
+    if any('Erfc' in ops for versions in tf_op.get_opsets().values() for ops in versions):
+        return tf2onnx
     @tf_op('Erfc')
     class Erfc:
         @classmethod
@@ -66,8 +76,15 @@ def _with_jax2onnx(r, shape, path):
     f = r.net if r.name == 'flax' else lambda x: r.forward(r.params, x)
     need('jax2onnx', 'frameworks').to_onnx(f, inputs=[('B', *shape)], return_mode='file', output_path=path)
 
-exporters = dict(torch=('torch.onnx', _with_torch), lightning=('torch.onnx', _with_torch), keras=('Keras, through tf2onnx', _with_keras),
-                 tensorflow=('tf2onnx', _with_tf2onnx), jax=('jax2onnx', _with_jax2onnx), flax=('jax2onnx', _with_jax2onnx), haiku=('jax2onnx', _with_jax2onnx))
+exporters = dict(
+    torch=('torch.onnx', _with_torch),
+    lightning=('torch.onnx', _with_torch),
+    keras=('Keras, through tf2onnx', _with_keras),
+    tensorflow=('tf2onnx', _with_tf2onnx),
+    jax=('jax2onnx', _with_jax2onnx),
+    flax=('jax2onnx', _with_jax2onnx),
+    haiku=('jax2onnx', _with_jax2onnx),
+)
 
 def to_onnx(
     r,    # A Runner

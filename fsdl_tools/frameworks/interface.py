@@ -21,18 +21,35 @@ class Runner:
     def reset(self):
         "Back to the task's initial weights"
         self.load(translate(self.task.weights, self.layers, 'torch', self.dialect))
-    def images(self, x):
+
+    def images(self,
+        x # Array, [..., channels, height, width] for images, [..., features] otherwise
+    ):    # The same numbers, contiguous; channels last where the dialect asks for it
         "`x` with channels where this framework wants them"
-        return np.ascontiguousarray(np.moveaxis(x, -3, -1)) if dialects[self.dialect].last and len(self.task.model.shape) == 3 else x
-    def tick(self): self.wall, self.cpu = time.perf_counter(), time.process_time()
-    def fit(self, xs, ys):
+        return (
+            np.ascontiguousarray(np.moveaxis(x, -3, -1))
+            if dialects[self.dialect].last and len(self.task.model.shape) == 3
+            else x
+        )
+
+    def tick(self):
+        "Start both clocks: wall and processor, in seconds"
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def fit(self,
+        xs, # Inputs, [steps, batch, ...], channels first
+        ys  # Labels, [steps, batch], whole numbers
+    ):      # numpy array, one loss a step
         "Losses of one step for each batch; leaves the time in `seconds` and `cpu_seconds`"
         batches = self.batches(self.images(xs), ys)
         self.tick()
         losses = np.array([np.asarray(l) for l in self.train(batches)])
         self.seconds, self.cpu_seconds = time.perf_counter() - self.wall, time.process_time() - self.cpu
         return losses
-    def weights(self): return translate(self.dump(), self.layers, self.dialect, 'torch')
+
+    def weights(self):
+        "The weights in PyTorch's names and layout, whatever the framework: name -> numpy array"
+        return translate(self.dump(), self.layers, self.dialect, 'torch')
 
 runners = {}
 def runner(

@@ -23,11 +23,18 @@ def jax_forward(
     act = functools.partial(jax.nn.gelu, approximate=False) if model.smooth else jax.nn.relu
     start, join, scale = (0., jax.lax.add, .25) if model.smooth else (-np.inf, jax.lax.max, 1)
     for l in model.layers:
-        if l.grid: x = x.reshape(-1, l.n_in)
+        if l.grid:
+            x = x.reshape(-1, l.n_in)
         w, b = p[f'{l.name}.w'], p[f'{l.name}.b']
-        x = (jax.lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')) if l.kind == 'conv' else x @ w) + b
-        if l is not model.layers[-1]: x = act(x)
-        if l.pool: x = scale * jax.lax.reduce_window(x, start, join, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')
+        x = (
+            jax.lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+            if l.kind == 'conv'
+            else x @ w
+        ) + b
+        if l is not model.layers[-1]:
+            x = act(x)
+        if l.pool:
+            x = scale * jax.lax.reduce_window(x, start, join, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')
     return x
 
 def jax_loss(
@@ -42,29 +49,69 @@ def jax_loss(
 class JaxRunner(Runner):
     "JAX, one operation at a time"
     dialect = 'jax'
+
     def build(self):
+        "Make the pure step: parameters and a batch in, new parameters and the loss out"
         self.jax = jax = need('jax', 'frameworks')
         def step(params, x, y):
             loss, grads = jax.value_and_grad(lambda p: jax_loss(self.forward(p, x), y))(params)
             return jax.tree.map(lambda p, g: p - self.task.lr*g, params, grads), loss
         self.step = self.wrap(step)
-    def wrap(self, step): return step
-    def forward(self, params, x): return jax_forward(self.task.model, params, x)
-    def train(self, batches):
+
+    def wrap(self,
+        step # Function of params, x and y
+    ):       # A function of the same arguments
+        "What to do with the step before it is used: nothing here"
+        return step
+
+    def forward(self,
+        params, # Name -> array, or what the library nests them in
+        x       # Inputs, [batch, ...], channels last
+    ):          # [batch, classes]
+        "Logits from parameters and inputs"
+        return jax_forward(self.task.model, params, x)
+
+    def train(self,
+        batches # Batches, from the method batches
+    ):          # Losses, one a step, each from before its step
+        "One step of SGD for each batch"
         losses = []
         for x, y in batches:
             self.params, loss = self.step(self.params, x, y)
             losses.append(loss)
         return losses
-    def predict(self, x): return np.array(self.forward(self.params, self.images(x)))
-    def batches(self, xs, ys): return [(self.jax.numpy.array(x), self.jax.numpy.array(y)) for x, y in zip(xs, ys)]
-    def load(self, w): self.params = {k: self.jax.numpy.array(v) for k, v in w.items()}
-    def dump(self): return {k: np.array(v) for k, v in self.params.items()}
+
+    def predict(self,
+        x # Inputs, [batch, ...], channels first
+    ):    # numpy array, [batch, classes]
+        "Logits of a batch, without training"
+        return np.array(self.forward(self.params, self.images(x)))
+
+    def batches(self,
+        xs, # Inputs, [steps, batch, ...], channels where the framework wants them
+        ys  # Labels, [steps, batch], whole numbers
+    ):      # An iterable of (x, y), one a step
+        "Arrays as tensors of this framework, before the clock starts"
+        return [(self.jax.numpy.array(x), self.jax.numpy.array(y)) for x, y in zip(xs, ys, strict=True)]
+
+    def load(self,
+        w # Name -> array, in the framework's own dialect
+    ):
+        "Set all weights"
+        self.params = {k: self.jax.numpy.array(v) for k, v in w.items()}
+
+    def dump(self):
+        "Name -> numpy array in the framework's own dialect, copied"
+        return {k: np.array(v) for k, v in self.params.items()}
 
 @runner('jax-jit', 'jax')
 class JaxJit(JaxRunner):
     "JAX through `jax.jit`"
-    def wrap(self, step): return self.jax.jit(step)
+    def wrap(self,
+        step # Function of params, x and y
+    ):       # The compiled function of the same arguments
+        "Compile the step by `jax.jit`"
+        return self.jax.jit(step)
 
 # %% ../../nbs/frameworks/05_jax_family.ipynb #971d43eb
 def haiku_net(
@@ -72,13 +119,18 @@ def haiku_net(
 ):              # A pair of pure functions, init and apply
     "`model` in Haiku"
     import haiku as hk, jax
-    act, pool = (functools.partial(jax.nn.gelu, approximate=False), hk.avg_pool) if model.smooth else (jax.nn.relu, hk.max_pool)
+    act, pool = (
+        (functools.partial(jax.nn.gelu, approximate=False), hk.avg_pool) if model.smooth else (jax.nn.relu, hk.max_pool)
+    )
     def net(x):
         for l in model.layers:
-            if l.grid: x = hk.Flatten()(x)
+            if l.grid:
+                x = hk.Flatten()(x)
             x = hk.Conv2D(l.n_out, 3, name=l.name)(x) if l.kind == 'conv' else hk.Linear(l.n_out, name=l.name)(x)
-            if l is not model.layers[-1]: x = act(x)
-            if l.pool: x = pool(x, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')
+            if l is not model.layers[-1]:
+                x = act(x)
+            if l.pool:
+                x = pool(x, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')
         return x
     return hk.without_apply_rng(hk.transform(net))
 
@@ -86,16 +138,32 @@ def haiku_net(
 class HaikuRunner(JaxJit):
     "Haiku, jitted"
     dialect = 'haiku'
+
     def build(self):
+        "Turn the network into the two pure functions init and apply, then as in JAX"
         need('haiku', 'frameworks', 'dm-haiku')
         self.net = haiku_net(self.task.model)
         super().build()
-    def forward(self, params, x): return self.net.apply(params, x)
-    def load(self, w):
+
+    def forward(self,
+        params, # Layer -> name -> array
+        x       # Inputs, [batch, ...], channels last
+    ):          # [batch, classes]
+        "Logits, by the apply function"
+        return self.net.apply(params, x)
+
+    def load(self,
+        w # layer/name -> array
+    ):
+        "Set all weights, nested by layer"
         self.params = collections.defaultdict(dict)
-        for k, v in w.items(): self.params[k.split('/')[0]][k.split('/')[1]] = self.jax.numpy.array(v)
+        for k, v in w.items():
+            self.params[k.split('/')[0]][k.split('/')[1]] = self.jax.numpy.array(v)
         self.params = dict(self.params)
-    def dump(self): return {f'{m}/{n}': np.array(v) for m, d in self.params.items() for n, v in d.items()}
+
+    def dump(self):
+        "layer/name -> numpy array, copied"
+        return {f'{m}/{n}': np.array(v) for m, d in self.params.items() for n, v in d.items()}
 
 # %% ../../nbs/frameworks/05_jax_family.ipynb #c01b1e43
 def nnx_net(
@@ -103,17 +171,28 @@ def nnx_net(
 ):              # A flax.nnx.Module
     "`model` in Flax NNX"
     from flax import nnx
-    act, pool = (functools.partial(nnx.gelu, approximate=False), nnx.avg_pool) if model.smooth else (nnx.relu, nnx.max_pool)
+    act, pool = (
+        (functools.partial(nnx.gelu, approximate=False), nnx.avg_pool) if model.smooth else (nnx.relu, nnx.max_pool)
+    )
     class Net(nnx.Module):
         def __init__(self, rngs):
             for l in model.layers:
-                setattr(self, l.name, nnx.Conv(l.n_in, l.n_out, (3, 3), rngs=rngs) if l.kind == 'conv' else nnx.Linear(l.n_in, l.n_out, rngs=rngs))
+                setattr(
+                    self,
+                    l.name,
+                    nnx.Conv(l.n_in, l.n_out, (3, 3), rngs=rngs)
+                    if l.kind == 'conv'
+                    else nnx.Linear(l.n_in, l.n_out, rngs=rngs),
+                )
         def __call__(self, x):
             for l in model.layers:
-                if l.grid: x = x.reshape(-1, l.n_in)
+                if l.grid:
+                    x = x.reshape(-1, l.n_in)
                 x = getattr(self, l.name)(x)
-                if l is not model.layers[-1]: x = act(x)
-                if l.pool: x = pool(x, window_shape=(2, 2), strides=(2, 2))
+                if l is not model.layers[-1]:
+                    x = act(x)
+                if l.pool:
+                    x = pool(x, window_shape=(2, 2), strides=(2, 2))
             return x
     return Net(nnx.Rngs(0))
 
@@ -121,7 +200,9 @@ def nnx_net(
 class FlaxRunner(Runner):
     "Flax NNX, jitted"
     dialect = 'flax'
+
     def build(self):
+        "Make the module, its optimizer and a step compiled by `nnx.jit` that changes both in place"
         self.jax, nnx, optax = need('jax', 'frameworks'), need('flax.nnx', 'frameworks'), need('optax', 'frameworks')
         self.net = nnx_net(self.task.model)
         self.opt = nnx.Optimizer(self.net, optax.sgd(self.task.lr), wrt=nnx.Param)
@@ -131,10 +212,36 @@ class FlaxRunner(Runner):
             opt.update(net, grads)
             return loss
         self.step = step
-    def train(self, batches): return [self.step(self.net, self.opt, x, y) for x, y in batches]
-    def predict(self, x): return np.array(self.net(self.images(x)))
-    batches = JaxRunner.batches
-    def variables(self): return {f'{l.name}.{k}': getattr(getattr(self.net, l.name), k) for l in self.layers for k in ('kernel', 'bias')}
-    def load(self, w):
-        for k, v in self.variables().items(): v[...] = w[k]
-    def dump(self): return {k: np.array(v[...]) for k, v in self.variables().items()}
+
+    def train(self,
+        batches # Batches, from the method batches
+    ):          # Losses, one a step, each from before its step
+        "One step of SGD for each batch"
+        return [self.step(self.net, self.opt, x, y) for x, y in batches]
+
+    def predict(self,
+        x # Inputs, [batch, ...], channels first
+    ):    # numpy array, [batch, classes]
+        "Logits of a batch, without training"
+        return np.array(self.net(self.images(x)))
+    def batches(self,
+        xs, # Inputs, [steps, batch, ...], channels where the framework wants them
+        ys  # Labels, [steps, batch], whole numbers
+    ):      # An iterable of (x, y), one a step
+        "Arrays as tensors of this framework, before the clock starts"
+        return JaxRunner.batches(self, xs, ys)
+
+    def variables(self):
+        "Parameters of the module by layer and kind, for example hidden1.kernel"
+        return {f'{l.name}.{k}': getattr(getattr(self.net, l.name), k) for l in self.layers for k in ('kernel', 'bias')}
+
+    def load(self,
+        w # Name -> array, in the framework's own dialect
+    ):
+        "Set all weights"
+        for k, v in self.variables().items():
+            v[...] = w[k]
+
+    def dump(self):
+        "Name -> numpy array in the framework's own dialect, copied"
+        return {k: np.array(v[...]) for k, v in self.variables().items()}

@@ -19,21 +19,29 @@ def torch_net(
     from torch import nn
     net, act, pool = collections.OrderedDict(), *((nn.GELU, nn.AvgPool2d) if model.smooth else (nn.ReLU, nn.MaxPool2d))
     for l in model.layers:
-        if l.grid: net['flatten'] = nn.Flatten()
+        if l.grid:
+            net['flatten'] = nn.Flatten()
         net[l.name] = nn.Conv2d(l.n_in, l.n_out, 3, padding=1) if l.kind == 'conv' else nn.Linear(l.n_in, l.n_out)
-        if l is not model.layers[-1]: net[f'{l.name}_act'] = act()
-        if l.pool: net[f'{l.name}_pool'] = pool(2)
+        if l is not model.layers[-1]:
+            net[f'{l.name}_act'] = act()
+        if l.pool:
+            net[f'{l.name}_pool'] = pool(2)
     return nn.Sequential(net)
 
 @runner('torch', 'torch', extra='all')
 class TorchRunner(Runner):
     "PyTorch, one operation at a time"
     def build(self):
+        "Make the network and its optimizer; weights are loaded afterwards"
         import torch
         self.module = self.net = torch_net(self.task.model).to(getattr(torch, str(self.task.xs.dtype)))
         self.call = self.net
         self.opt = torch.optim.SGD(self.net.parameters(), lr=self.task.lr)
-    def train(self, batches):
+
+    def train(self,
+        batches # Batches, from the method batches
+    ):          # Losses, one a step, each from before its step
+        "One step of SGD for each batch"
         import torch.nn.functional as F
         losses = []
         for x, y in batches:
@@ -43,21 +51,39 @@ class TorchRunner(Runner):
             self.opt.step()
             losses.append(loss.detach())
         return losses
-    def predict(self, x):
+
+    def predict(self,
+        x # Inputs, [batch, ...], channels first
+    ):    # numpy array, [batch, classes]
+        "Logits of a batch, without training"
         import torch
-        with torch.no_grad(): return self.net(torch.from_numpy(x)).numpy()
-    def batches(self, xs, ys):
+        with torch.no_grad():
+            return self.net(torch.from_numpy(x)).numpy()
+
+    def batches(self,
+        xs, # Inputs, [steps, batch, ...], channels where the framework wants them
+        ys  # Labels, [steps, batch], whole numbers
+    ):      # An iterable of (x, y), one a step
+        "Arrays as tensors of this framework, before the clock starts"
         import torch
-        return [(torch.from_numpy(x), torch.from_numpy(y).long()) for x, y in zip(xs, ys)]
-    def load(self, w):
+        return [(torch.from_numpy(x), torch.from_numpy(y).long()) for x, y in zip(xs, ys, strict=True)]
+
+    def load(self,
+        w # Name -> array, in the framework's own dialect
+    ):
+        "Set all weights"
         import torch
         self.module.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in w.items()})
-    def dump(self): return {k: v.numpy().copy() for k, v in self.module.state_dict().items()}
+
+    def dump(self):
+        "Name -> numpy array in the framework's own dialect, copied"
+        return {k: v.numpy().copy() for k, v in self.module.state_dict().items()}
 
 @runner('torch-compile', 'torch', extra='all')
 class TorchCompiled(TorchRunner):
     "PyTorch through `torch.compile`"
     def build(self):
+        "The same network, called through `torch.compile`"
         import torch
         super().build()
         self.call = torch.compile(self.net, dynamic=False)
@@ -74,14 +100,17 @@ def _lightning_module(L, task):
             loss = F.cross_entropy(self.net(batch[0]), batch[1])
             self.losses.append(loss.detach())
             return loss
-        def configure_optimizers(self): return torch.optim.SGD(self.parameters(), lr=task.lr)
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=task.lr)
     return Module()
 
 @runner('lightning', 'lightning', 'torch')
 class LightningRunner(TorchRunner):
     "PyTorch Lightning"
     dialect = 'lightning'
+
     def build(self):
+        "The network inside a LightningModule, with Lightning's messages below errors switched off"
         import logging, warnings
         fix_torchvision()
         self.L = need('lightning', 'frameworks')
@@ -89,7 +118,11 @@ class LightningRunner(TorchRunner):
         warnings.filterwarnings('ignore', module='lightning')
         self.module = _lightning_module(self.L, self.task)
         self.net = self.module.net
-    def train(self, batches):
+
+    def train(self,
+        batches # Batches, from the method batches
+    ):          # Losses, one a step, each from before its step
+        "One epoch of Lightning's `Trainer` over the batches; the clock starts when its training does"
         import torch
         self.module.losses.clear()
         clock = type('Clock', (self.L.Callback,), dict(on_train_start=lambda *a: self.tick()))()

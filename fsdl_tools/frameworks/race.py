@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from ..core import Record, fix_torchvision, human_seconds, one_of, read_data
 from ..table import Table
-from .task import make_task
 from .runners import missing
 from .interface import runners
 
@@ -21,24 +20,29 @@ def one_core():
     "Keep all threads of this process on one core, where the system can do that"
     def pin(cores):
         for t in os.listdir('/proc/self/task'):
-            with contextlib.suppress(ProcessLookupError): os.sched_setaffinity(int(t), cores)
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(t), cores)
     if not hasattr(os, 'sched_setaffinity') or not os.path.isdir('/proc/self/task'):
         yield
         return
     before = os.sched_getaffinity(0)
     pin({max(before)})
-    try: yield
-    finally: pin(before)
+    try:
+        yield
+    finally:
+        pin(before)
 
 @contextlib.contextmanager
 def _quiet():
     "Drop what C++ libraries write to the error stream"
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
-    try: yield
+    try:
+        yield
     finally:
         os.dup2(kept, 2)
-        os.close(kept); os.close(null)
+        os.close(kept)
+        os.close(null)
 
 # %% ../../nbs/frameworks/08_race.ipynb #1b0eaf73
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ class _Entry:
         self.speeds, self.wall, self.cpu, self.first, self.losses = [], 0., 0., None, np.array([])
     def start(self):
         fix_torchvision()
-        with _quiet(): [importlib.import_module(m) for m in runners[self.name].modules]
+        with _quiet():
+            [importlib.import_module(m) for m in runners[self.name].modules]
         began = _cpu()
         self.runner = runners[self.name](self.task)
         self.drive(0, 1)
@@ -78,43 +83,78 @@ class _Entry:
         self.speeds.append(self.task.ys[a:b].size / self.runner.cpu_seconds)
         self.wall, self.cpu = self.wall + self.runner.seconds, self.cpu + self.runner.cpu_seconds
     def standing(self, ref):
-        if not self.speeds: return _Lap(self.name, self.first, note=self.note)
-        ratio = statistics.median(a/b for a, b in zip(self.speeds, ref.speeds))
-        return _Lap(self.name, self.first, statistics.median(self.speeds), min(self.speeds), max(self.speeds), ratio, self.cpu/self.wall,
-                   float(np.abs(self.losses - ref.losses).max()) if len(self.losses) == len(ref.losses) else None)
+        if not self.speeds:
+            return _Lap(self.name, self.first, note=self.note)
+        ratio = statistics.median(a/b for a, b in zip(self.speeds, ref.speeds, strict=False))
+        return _Lap(
+            self.name,
+            self.first,
+            statistics.median(self.speeds),
+            min(self.speeds),
+            max(self.speeds),
+            ratio,
+            self.cpu / self.wall,
+            float(np.abs(self.losses - ref.losses).max()) if len(self.losses) == len(ref.losses) else None,
+        )
 
 # %% ../../nbs/frameworks/08_race.ipynb #f9d4bad2
 def race(
     task,        # The task; its steps are shared out among the laps
     names=None,  # Names of runners, the reference first; default: all
     laps:int=5   # How often each is timed
-):               # Yields a list of Lap after each event, the last one final; raises ValueError when there are too few steps
+):               # Yields a list of Lap after each event, the last one final; raises ValueError for too few steps
     "Train `task` in all frameworks by turns on one core, and time them"
     names = [one_of('framework', n, runners) for n in dict.fromkeys(names or runners)]
     warm, each = 3, (len(task.xs) - 3) // laps
-    if each < 1: raise ValueError(f'{laps} laps need at least {laps + warm} steps, not {len(task.xs)}')
+    if each < 1:
+        raise ValueError(f'{laps} laps need at least {laps + warm} steps, not {len(task.xs)}')
     field = [_Entry(task, n) for n in names]
     there = [e for e in field if not e.note]
     standings = lambda: [e.standing(there[0] if there else None) for e in field]
-    if not there: yield standings()
+    if not there:
+        yield standings()
     with one_core():
         for e in there:
             e.start()
             e.drive(1, warm)
             yield standings()
         for k in range(laps if there else 0):
-            for e in there[k % len(there):] + there[:k % len(there)]: e.lap(warm + k*each, warm + (k+1)*each)
+            for e in there[k % len(there):] + there[:k % len(there)]:
+                e.lap(warm + k*each, warm + (k+1)*each)
             yield standings()
 
 def race_table(
     standings # A list of Lap
 ) -> Table:   # A row each, the fastest first
     "The standings of a race"
-    rows = [{'framework': s.framework, 'first step': s.first, 'samples/CPU s': s.speed, 'slowest': s.low, 'fastest': s.high, 'ratio': s.ratio,
-             'cores': s.cores, 'Δ loss': s.gap} | ({'note': s.note} if s.note else {}) for s in sorted(standings, key=lambda s: -(s.speed or 0))]
+    rows = [
+        {
+            'framework': s.framework,
+            'first step': s.first,
+            'samples/CPU s': s.speed,
+            'slowest': s.low,
+            'fastest': s.high,
+            'ratio': s.ratio,
+            'cores': s.cores,
+            'Δ loss': s.gap,
+        }
+        | ({'note': s.note} if s.note else {})
+        for s in sorted(standings, key=lambda s: -(s.speed or 0))
+    ]
     ref, whole = next((s.framework for s in standings if not s.note), 'none'), '{:,.0f}'.format
-    return Table(rows, formats={'first step': human_seconds, 'samples/CPU s': whole, 'slowest': whole, 'fastest': whole, 'ratio': '{:.2f}×'.format,
-                                'cores': '{:.2f}'.format, 'Δ loss': '{:.0e}'.format}, notes=f'first step and speed in CPU seconds; ratio: to {ref}; cores: CPU over wall time')
+    return Table(
+        rows,
+        formats={
+            'first step': human_seconds,
+            'samples/CPU s': whole,
+            'slowest': whole,
+            'fastest': whole,
+            'ratio': '{:.2f}×'.format,
+            'cores': '{:.2f}'.format,
+            'Δ loss': '{:.0e}'.format,
+        },
+        notes=f'first step and speed in CPU seconds; ratio: to {ref}; cores: CPU over wall time',
+    )
 
 # %% ../../nbs/frameworks/08_race.ipynb #3353b0a1
 def overhead(
@@ -131,7 +171,10 @@ def overhead(
 # %% ../../nbs/frameworks/08_race.ipynb #60fda8f8
 def popularity() -> Table: # A row for each count, with date, conditions and source
     "Who uses PyTorch and TensorFlow, as counted by others"
-    return Table(read_data('framework_popularity.csv', text=('year', 'date')), caption='PyTorch and TensorFlow, as counted by others')
+    return Table(
+        read_data('framework_popularity.csv', text=('year', 'date')),
+        caption='PyTorch and TensorFlow, as counted by others',
+    )
 
 def history() -> Table: # A row for each event, with date and source
     "What happened to the frameworks after the lecture"

@@ -32,8 +32,10 @@ def missing(
     cls = runners[one_of('framework', name, runners)]
     lacks = [m for m in cls.modules if importlib.util.find_spec(m) is None]
     pip = dict(haiku='dm-haiku', tensorflow='tensorflow-cpu')
-    if lacks: return f"not installed: pip install {' '.join(pip.get(m, m) for m in lacks)} (or 'fsdl_tools[{cls.extra}]')"
-    if name == 'torch-compile' and not shutil.which(os.environ.get('CXX', 'g++')): return 'needs a C++ compiler: install g++'
+    if lacks:
+        return f"not installed: pip install {' '.join(pip.get(m, m) for m in lacks)} (or 'fsdl_tools[{cls.extra}]')"
+    if name == 'torch-compile' and not shutil.which(os.environ.get('CXX', 'g++')):
+        return 'needs a C++ compiler: install g++'
     return ''
 
 def finish(
@@ -48,7 +50,8 @@ def train_with(
     name:str   # Name of a runner
 ) -> Run:      # A run, or a note that says what is missing
     "Run `task` in one framework from beginning to end"
-    if note := missing(name): return Run(name, note=note)
+    if note := missing(name):
+        return Run(name, note=note)
     return finish(runners[name](task))
 
 def train_all(
@@ -70,7 +73,12 @@ def _gaps(
 ) -> dict:    # Largest absolute difference of losses, of weights and of logits, and the name of the worst tensor
     "How far `run` is from `ref`"
     w = {k: _gap(run.weights[k], v) for k, v in ref.weights.items()}
-    return dict(losses=_gap(run.losses, ref.losses), weights=max(w.values()), worst=max(w, key=w.get), logits=_gap(run.logits, ref.logits))
+    return dict(
+        losses=_gap(run.losses, ref.losses),
+        weights=max(w.values()),
+        worst=max(w, key=w.get),
+        logits=_gap(run.logits, ref.logits),
+    )
 
 def compare_runs(
     runs,     # Runs; those with a note keep their row
@@ -78,10 +86,22 @@ def compare_runs(
 ) -> Table:   # A row a run
     "Runs side by side"
     ref = ref or runs[0]
-    rows = [dict(framework=r.framework) | (dict(note=r.note) if r.note else
-            {'first loss': float(r.losses[0]), 'last loss': float(r.losses[-1])} | {f'Δ {k}': v for k, v in _gaps(r, ref).items() if k != 'worst'}) for r in runs]
-    return Table(rows, formats={'first loss': '{:.6f}'.format, 'last loss': '{:.6f}'.format} | {f'Δ {k}': '{:.1e}'.format for k in ('losses', 'weights', 'logits')},
-                 notes=f'Δ is the largest absolute difference from {ref.framework}.')
+    rows = [
+        dict(framework=r.framework)
+        | (
+            dict(note=r.note)
+            if r.note
+            else {'first loss': float(r.losses[0]), 'last loss': float(r.losses[-1])}
+            | {f'Δ {k}': v for k, v in _gaps(r, ref).items() if k != 'worst'}
+        )
+        for r in runs
+    ]
+    return Table(
+        rows,
+        formats={'first loss': '{:.6f}'.format, 'last loss': '{:.6f}'.format}
+        | {f'Δ {k}': '{:.1e}'.format for k in ('losses', 'weights', 'logits')},
+        notes=f'Δ is the largest absolute difference from {ref.framework}.',
+    )
 
 def check(
     runs,         # Runs; those with a note are passed over
@@ -93,7 +113,10 @@ def check(
     for r in (r for r in runs if not r.note):
         g = _gaps(r, ref)
         if max(g['losses'], g['weights']) > tol:
-            raise AssertionError(f"{r.framework} and {ref.framework} disagree: losses by {g['losses']:.1e}, weights by {g['weights']:.1e} ({g['worst']}); tolerance {tol:.0e}")
+            raise AssertionError(
+                f'{r.framework} and {ref.framework} disagree: '
+                f"losses by {g['losses']:.1e}, weights by {g['weights']:.1e} ({g['worst']}); tolerance {tol:.0e}"
+            )
         worst = max(worst, g['losses'], g['weights'])
     return worst
 
@@ -102,4 +125,6 @@ def as_double(
     task:Task # A task in float32
 ) -> Task:    # The same numbers in float64
     "`task` in double precision, for PyTorch"
-    return Task(task.model, task.xs.astype('f8'), task.ys, {k: v.astype('f8') for k, v in task.weights.items()}, task.lr)
+    return Task(
+        task.model, task.xs.astype('f8'), task.ys, {k: v.astype('f8') for k, v in task.weights.items()}, task.lr
+    )

@@ -7,12 +7,10 @@ __all__ = ['models', 'dialects', 'TaskLayer', 'Model', 'Task', 'init_weights', '
            'save_weights', 'load_weights']
 
 # %% ../../nbs/frameworks/01_task.ipynb #c4e7dc44
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from ..core import Record, need, one_of, positive, write_atomic
-from ..table import Table
 
 # %% ../../nbs/frameworks/01_task.ipynb #74ac552a
 @dataclass(frozen=True)
@@ -33,10 +31,23 @@ class Model(Record):
     layers: tuple      # Its layers, in order
     smooth: bool=True  # GELU and mean pooling, or ReLU and max pooling?
 
-_mlp = tuple(TaskLayer(f'fc{i}', 'linear', a, b) for i, (a, b) in enumerate([(64, 128), (128, 128), (128, 128), (128, 10)], 1))
-_cnn = (TaskLayer('conv1', 'conv', 3, 8, pool=True), TaskLayer('conv2', 'conv', 8, 8), TaskLayer('conv3', 'conv', 8, 8, pool=True),
-        TaskLayer('fc1', 'linear', 48, 10, grid=(8, 3, 2)))
-models = {m.name: m for m in (Model('mlp', (64,), _mlp), Model('cnn', (3, 12, 8), _cnn), Model('cnn-relu', (3, 12, 8), _cnn, smooth=False))}
+_mlp = tuple(
+    TaskLayer(f'fc{i}', 'linear', a, b) for i, (a, b) in enumerate([(64, 128), (128, 128), (128, 128), (128, 10)], 1)
+)
+_cnn = (
+    TaskLayer('conv1', 'conv', 3, 8, pool=True),
+    TaskLayer('conv2', 'conv', 8, 8),
+    TaskLayer('conv3', 'conv', 8, 8, pool=True),
+    TaskLayer('fc1', 'linear', 48, 10, grid=(8, 3, 2)),
+)
+models = {
+    m.name: m
+    for m in (
+        Model('mlp', (64,), _mlp),
+        Model('cnn', (3, 12, 8), _cnn),
+        Model('cnn-relu', (3, 12, 8), _cnn, smooth=False),
+    )
+}
 
 # %% ../../nbs/frameworks/01_task.ipynb #82e5bcaf
 @dataclass(frozen=True)
@@ -81,9 +92,15 @@ class Dialect(Record):
     bias: str        # Pattern of a bias's name
     last: bool=True  # Channels last?
 
-dialects = {'torch': Dialect('{}.weight', '{}.bias', False), 'lightning': Dialect('net.{}.weight', 'net.{}.bias', False),
-            'tensorflow': Dialect('{}/kernel', '{}/bias'), 'keras': Dialect('{}/kernel', '{}/bias'),
-            'jax': Dialect('{}.w', '{}.b'), 'flax': Dialect('{}.kernel', '{}.bias'), 'haiku': Dialect('{}/w', '{}/b')}
+dialects = {
+    'torch': Dialect('{}.weight', '{}.bias', False),
+    'lightning': Dialect('net.{}.weight', 'net.{}.bias', False),
+    'tensorflow': Dialect('{}/kernel', '{}/bias'),
+    'keras': Dialect('{}/kernel', '{}/bias'),
+    'jax': Dialect('{}.w', '{}.b'),
+    'flax': Dialect('{}.kernel', '{}.bias'),
+    'haiku': Dialect('{}/w', '{}/b'),
+}
 
 # %% ../../nbs/frameworks/01_task.ipynb #f68217ff
 def to_last(
@@ -91,8 +108,10 @@ def to_last(
     layer:TaskLayer # Its layer
 ):              # HWIO for a convolution, (in, out) for a matrix
     "The weight `w` for a framework that puts channels last"
-    if layer.kind == 'conv': return w.transpose(2, 3, 1, 0)
-    if layer.grid: w = w.reshape(-1, *layer.grid).transpose(0, 2, 3, 1).reshape(len(w), -1)
+    if layer.kind == 'conv':
+        return w.transpose(2, 3, 1, 0)
+    if layer.grid:
+        w = w.reshape(-1, *layer.grid).transpose(0, 2, 3, 1).reshape(len(w), -1)
     return w.T
 
 def _to_first(
@@ -100,8 +119,10 @@ def _to_first(
     layer:TaskLayer # Its layer
 ):              # OIHW for a convolution, (out, in) for a matrix
     "The inverse of `to_last`"
-    if layer.kind == 'conv': return w.transpose(3, 2, 0, 1)
-    if not layer.grid: return w.T
+    if layer.kind == 'conv':
+        return w.transpose(3, 2, 0, 1)
+    if not layer.grid:
+        return w.T
     channels, height, width = layer.grid
     return w.T.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).reshape(w.shape[1], -1)
 
@@ -110,7 +131,7 @@ def translate(
     layers,       # The layers of the model
     source:str,   # Name of a dialect
     target:str    # Name of a dialect
-) -> dict:        # Name -> array in the target's dialect; raises ValueError for tensors that are missing, unknown or of a wrong shape
+) -> dict:        # Name -> array in the target's dialect; raises ValueError for missing, unknown or misshapen tensors
     "Parameters renamed and laid out anew"
     a, b = (dialects[one_of('dialect', d, dialects)] for d in (source, target))
     _fits(weights, layers, a, source)
@@ -127,9 +148,11 @@ def _fits(weights, layers, d, name):
     for l in layers:
         io, k = (l.n_in, l.n_out), (3, 3) if l.kind == 'conv' else ()
         want[d.weight.format(l.name)] = k + io if d.last else io[::-1] + k
-    if odd := set(want) ^ set(weights): raise ValueError(f"not the parameters of this model as {name} names them: {', '.join(sorted(odd))}")
+    if odd := set(want) ^ set(weights):
+        raise ValueError(f"not the parameters of this model as {name} names them: {', '.join(sorted(odd))}")
     for k, s in want.items():
-        if weights[k].shape != s: raise ValueError(f'{k} must be {s} for {name}, not {weights[k].shape}')
+        if weights[k].shape != s:
+            raise ValueError(f'{k} must be {s} for {name}, not {weights[k].shape}')
 
 # %% ../../nbs/frameworks/01_task.ipynb #4fbcf933
 def save_weights(
@@ -141,7 +164,12 @@ def save_weights(
     "Write parameters as safetensors, with dialect and model in the metadata"
     _fits(weights, model.layers, dialects[one_of('dialect', dialect, dialects)], dialect)
     st = need('safetensors.numpy', package='safetensors')
-    return write_atomic(path, st.save({k: np.ascontiguousarray(v) for k, v in weights.items()}, metadata=dict(dialect=dialect, model=model.name)))
+    return write_atomic(
+        path,
+        st.save(
+            {k: np.ascontiguousarray(v) for k, v in weights.items()}, metadata=dict(dialect=dialect, model=model.name)
+        ),
+    )
 
 def load_weights(
     path,          # A file of save_weights
@@ -150,6 +178,9 @@ def load_weights(
     "Read parameters and translate them"
     with need('safetensors', package='safetensors').safe_open(path, 'numpy') as f:
         meta, weights = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    if missing := {'dialect', 'model'} - set(meta): raise ValueError(f"{Path(path).name!r} does not name its {' and '.join(sorted(missing))}: was it written by save_weights?")
+    if missing := {'dialect', 'model'} - set(meta):
+        raise ValueError(
+            f"{Path(path).name!r} does not name its {' and '.join(sorted(missing))}: was it written by save_weights?"
+        )
     model = models[one_of('model', meta['model'], models)]
     return translate(weights, model.layers, meta['dialect'], target or meta['dialect']), model

@@ -21,32 +21,74 @@ def keras_net(
     net = [Input(model.shape[1:] + model.shape[:1] if len(model.shape) == 3 else model.shape)]
     for l in model.layers:
         kw = dict(name=l.name, activation=None if l is model.layers[-1] else act)
-        if l.grid: net.append(K.Flatten())
+        if l.grid:
+            net.append(K.Flatten())
         net.append(K.Conv2D(l.n_out, 3, padding='same', **kw) if l.kind == 'conv' else K.Dense(l.n_out, **kw))
-        if l.pool: net.append(pool(2))
+        if l.pool:
+            net.append(pool(2))
     return Sequential(net)
 
 @runner('keras', 'keras', 'tensorflow')
 class KerasRunner(Runner):
     "Keras 3 with its own `fit`"
     dialect = 'keras'
+
     def build(self):
+        "Make and compile the network, with a callback that notes the loss of each step"
         need('tensorflow', 'frameworks')
         keras = need('keras', 'frameworks')
         self.net, self.losses = keras_net(self.task.model), []
-        self.net.compile(keras.optimizers.SGD(self.task.lr), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        self.spy = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: self.tick(), on_train_batch_begin=lambda i, logs: self.net.reset_metrics(),
-                                                  on_train_batch_end=lambda i, logs: self.losses.append(logs['loss']))
-    def train(self, batches):
+        self.net.compile(
+            keras.optimizers.SGD(self.task.lr), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        )
+        self.spy = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: self.tick(),
+            on_train_batch_begin=lambda i, logs: self.net.reset_metrics(),
+            on_train_batch_end=lambda i, logs: self.losses.append(logs['loss']),
+        )
+
+    def train(self,
+        batches # Batches, from the method batches
+    ):          # Losses, one a step, each from before its step
+        "One epoch of Keras' own `fit`, batches in order"
         x, y = batches
         self.losses.clear()
-        self.net.fit(x.reshape(-1, *x.shape[2:]), y.reshape(-1), batch_size=y.shape[1], shuffle=False, verbose=0, callbacks=[self.spy])
+        self.net.fit(
+            x.reshape(-1, *x.shape[2:]),
+            y.reshape(-1),
+            batch_size=y.shape[1],
+            shuffle=False,
+            verbose=0,
+            callbacks=[self.spy],
+        )
         return self.losses
-    def predict(self, x): return np.asarray(self.net(self.images(x)))
-    def batches(self, xs, ys): return xs, ys
-    def variables(self): return {'/'.join(v.path.split('/')[-2:]): v for v in self.net.trainable_variables}
-    def load(self, w): [v.assign(w[k]) for k, v in self.variables().items()]
-    def dump(self): return {k: v.numpy() for k, v in self.variables().items()}
+
+    def predict(self,
+        x # Inputs, [batch, ...], channels first
+    ):    # numpy array, [batch, classes]
+        "Logits of a batch, without training"
+        return np.asarray(self.net(self.images(x)))
+
+    def batches(self,
+        xs, # Inputs, [steps, batch, ...], channels where the framework wants them
+        ys  # Labels, [steps, batch], whole numbers
+    ):      # (xs, ys)
+        "Arrays as they are: `fit` cuts them itself"
+        return xs, ys
+
+    def variables(self):
+        "Trainable variables by layer and kind, for example hidden1/kernel"
+        return {'/'.join(v.path.split('/')[-2:]): v for v in self.net.trainable_variables}
+
+    def load(self,
+        w # Name -> array, in the framework's own dialect
+    ):
+        "Set all weights"
+        [v.assign(w[k]) for k, v in self.variables().items()]
+
+    def dump(self):
+        "Name -> numpy array in the framework's own dialect, copied"
+        return {k: v.numpy() for k, v in self.variables().items()}
 
 # %% ../../nbs/frameworks/04_tensorflow_keras.ipynb #63eb280b
 def tf_forward(
@@ -59,36 +101,74 @@ def tf_forward(
     nn = tf.nn
     act, pool = (nn.gelu, nn.avg_pool2d) if model.smooth else (nn.relu, nn.max_pool2d)
     for l in model.layers:
-        if l.grid: x = tf.reshape(x, (-1, l.n_in))
+        if l.grid:
+            x = tf.reshape(x, (-1, l.n_in))
         w, b = p[f'{l.name}/kernel'], p[f'{l.name}/bias']
         x = (nn.conv2d(x, w, 1, 'SAME') if l.kind == 'conv' else x @ w) + b
-        if l is not model.layers[-1]: x = act(x)
-        if l.pool: x = pool(x, 2, 2, 'VALID')
+        if l is not model.layers[-1]:
+            x = act(x)
+        if l.pool:
+            x = pool(x, 2, 2, 'VALID')
     return x
 
 @runner('tensorflow', 'tensorflow')
 class TFRunner(Runner):
     "TensorFlow with a `GradientTape`, one operation at a time"
     dialect = 'tensorflow'
+
     def build(self):
+        "Import TensorFlow; the parameters come with the first load"
         self.tf, self.params = need('tensorflow', 'frameworks'), {}
         self.step = self.one_step
-    def one_step(self, x, y):
+
+    def one_step(self,
+        x, # Inputs, [batch, ...], channels last
+        y  # Labels, [batch]
+    ):     # The loss before the step, a scalar tensor
+        "Forward, gradients from the tape, and SGD on each variable"
         tf, ps = self.tf, list(self.params.values())
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, tf_forward(self.task.model, self.params, x)))
-        for p, g in zip(ps, tape.gradient(loss, ps)): p.assign_sub(self.task.lr * g)
+            loss = tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(y, tf_forward(self.task.model, self.params, x))
+            )
+        for p, g in zip(ps, tape.gradient(loss, ps), strict=True):
+            p.assign_sub(self.task.lr * g)
         return loss
-    def train(self, batches): return [self.step(x, y) for x, y in batches]
-    def predict(self, x): return tf_forward(self.task.model, self.params, self.images(x)).numpy()
-    def batches(self, xs, ys): return [(self.tf.constant(x), self.tf.constant(y)) for x, y in zip(xs, ys)]
-    def load(self, w):
-        for k, v in w.items(): self.params.setdefault(k, self.tf.Variable(v, name=k)).assign(v)
-    def dump(self): return {k: v.numpy() for k, v in self.params.items()}
+
+    def train(self,
+        batches # Batches, from the method batches
+    ):          # Losses, one a step, each from before its step
+        "One step of SGD for each batch"
+        return [self.step(x, y) for x, y in batches]
+
+    def predict(self,
+        x # Inputs, [batch, ...], channels first
+    ):    # numpy array, [batch, classes]
+        "Logits of a batch, without training"
+        return tf_forward(self.task.model, self.params, self.images(x)).numpy()
+
+    def batches(self,
+        xs, # Inputs, [steps, batch, ...], channels where the framework wants them
+        ys  # Labels, [steps, batch], whole numbers
+    ):      # An iterable of (x, y), one a step
+        "Arrays as tensors of this framework, before the clock starts"
+        return [(self.tf.constant(x), self.tf.constant(y)) for x, y in zip(xs, ys, strict=True)]
+
+    def load(self,
+        w # Name -> array, in the framework's own dialect
+    ):
+        "Set all weights"
+        for k, v in w.items():
+            self.params.setdefault(k, self.tf.Variable(v, name=k)).assign(v)
+
+    def dump(self):
+        "Name -> numpy array in the framework's own dialect, copied"
+        return {k: v.numpy() for k, v in self.params.items()}
 
 @runner('tf-function', 'tensorflow')
 class TFFunction(TFRunner):
     "TensorFlow through `tf.function`"
     def build(self):
+        "The same step, compiled into a graph by `tf.function`"
         super().build()
         self.step = self.tf.function(self.one_step)

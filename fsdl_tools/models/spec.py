@@ -63,14 +63,20 @@ class TransformerShape(Record):
     decoder_layers:int=0       # Of an encoder-decoder: blocks of its decoder; layers are then the encoder's
 
     def __post_init__(self):
-        for f in 'layers hidden heads'.split(): positive(f, getattr(self, f))
-        one_of('norm', self.norm, ['layernorm', 'rmsnorm']); one_of('positions', self.positions, ['learned', 'rotary', 'alibi', 'relative', 'none'])
-        if not self.head_dim and self.hidden % self.heads: raise ValueError(f'hidden {self.hidden} is not a multiple of heads {self.heads}: give head_dim')
+        for f in 'layers hidden heads'.split():
+            positive(f, getattr(self, f))
+        one_of('norm', self.norm, ['layernorm', 'rmsnorm'])
+        one_of('positions', self.positions, ['learned', 'rotary', 'alibi', 'relative', 'none'])
+        if not self.head_dim and self.hidden % self.heads:
+            raise ValueError(f'hidden {self.hidden} is not a multiple of heads {self.heads}: give head_dim')
         fill = dict(ffn=4 * self.hidden, kv_heads=self.heads, head_dim=self.hidden // self.heads)
         for k, v in fill.items():
-            if not getattr(self, k): object.__setattr__(self, k, v)
-        if self.heads % self.kv_heads: raise ValueError(f'heads {self.heads} is not a multiple of kv_heads {self.kv_heads}')
-        if self.experts and not 0 < self.experts_per_token <= self.experts: raise ValueError(f'experts_per_token must be 1 to {self.experts}, not {self.experts_per_token}')
+            if not getattr(self, k):
+                object.__setattr__(self, k, v)
+        if self.heads % self.kv_heads:
+            raise ValueError(f'heads {self.heads} is not a multiple of kv_heads {self.kv_heads}')
+        if self.experts and not 0 < self.experts_per_token <= self.experts:
+            raise ValueError(f'experts_per_token must be 1 to {self.experts}, not {self.experts_per_token}')
 
 # %% ../../nbs/models/01_spec.ipynb #14a72697
 @dataclass(frozen=True)
@@ -97,16 +103,22 @@ class ModelSpec(Record):
     licence:Optional[str]=None # Of the default weights, where the zoo states it
 
     def __post_init__(self):
-        one_of('kind of model', self.kind, _kinds); one_of('source of model', self.source, ['timm', 'transformers', 'module', 'shape'])
+        one_of('kind of model', self.kind, _kinds)
+        one_of('source of model', self.source, ['timm', 'transformers', 'module', 'shape'])
         for f in ['params', 'trainable', 'flops']:
-            if getattr(self, f) < 0: raise ValueError(f'{f} cannot be negative: {getattr(self, f)}')
+            if getattr(self, f) < 0:
+                raise ValueError(f'{f} cannot be negative: {getattr(self, f)}')
+
     @property
-    def macs(self): return self.flops // 2
+    def macs(self):
+        "Multiply-accumulates of the forward pass: half the floating-point operations"
+        return self.flops // 2
     @property
     def active(self):
         "Parameters that a token meets: all of them, but for a mixture only those of the experts it visits"
         s = self.shape
-        if not s or not s.experts: return self.params
+        if not s or not s.experts:
+            return self.params
         return self.params - s.layers * (s.experts - s.experts_per_token) * (3 if s.gated_mlp else 2) * s.hidden * s.ffn
 
 # %% ../../nbs/models/01_spec.ipynb #f6649f97
@@ -114,13 +126,20 @@ def _block(s, seq, i):
     "Layers of block `i` of a decoder or encoder of shape `s` over `seq` tokens"
     q, kv, h, b = s.heads * s.head_dim, s.kv_heads * s.head_dim, s.hidden, 2 * seq
     norm, n = (2 if s.norm == 'layernorm' else 1) * h, f'blocks.{i}.'
-    lin = lambda name, i, o, bias, copies=1, active=1: Layer(n + name, 'Linear', copies * (i*o + bias*o), active * b*i*o, (1, seq, o), active * seq*o)
+    lin = lambda name, i, o, bias, copies=1, active=1: Layer(
+        n + name, 'Linear', copies * (i * o + bias * o), active * b * i * o, (1, seq, o), active * seq * o
+    )
     attn = [Layer(n + 'norm1', 'Norm', norm, 0, (1, seq, h)), lin('attn.qkv', h, q + 2*kv, s.qkv_bias),
             Layer(n + 'attn.core', 'Attention', 0, 2 * b*seq*q, (1, seq, q), seq*q), lin('attn.out', q, h, s.out_bias)]
     e, a = max(s.experts, 1), max(s.experts_per_token, 1)
     mlp = [lin('mlp.router', h, s.experts, False)] if s.experts else []
     mlp += [lin('mlp.gate', h, s.ffn, s.mlp_bias, e, a)] if s.gated_mlp else []
-    return attn + [Layer(n + 'norm2', 'Norm', norm, 0, (1, seq, h)), *mlp, lin('mlp.up', h, s.ffn, s.mlp_bias, e, a), lin('mlp.down', s.ffn, h, s.mlp_bias, e, a)]
+    return attn + [
+        Layer(n + 'norm2', 'Norm', norm, 0, (1, seq, h)),
+        *mlp,
+        lin('mlp.up', h, s.ffn, s.mlp_bias, e, a),
+        lin('mlp.down', s.ffn, h, s.mlp_bias, e, a),
+    ]
 
 def from_shape(
     shape:TransformerShape, # The numbers
@@ -131,15 +150,40 @@ def from_shape(
     "The `ModelSpec` of a plain transformer, by arithmetic alone"
     s, seq = shape, positive('seq', seq or shape.max_seq)
     one_of('kind of transformer', kind, ['decoder', 'encoder'])
-    if s.decoder_layers: raise ValueError('a plain transformer has one stack of blocks: decoder_layers must be 0')
-    if seq > s.max_seq and s.positions == 'learned': raise ValueError(f'seq {seq} is longer than the table of positions, {s.max_seq}')
+    if s.decoder_layers:
+        raise ValueError('a plain transformer has one stack of blocks: decoder_layers must be 0')
+    if seq > s.max_seq and s.positions == 'learned':
+        raise ValueError(f'seq {seq} is longer than the table of positions, {s.max_seq}')
     out = (1, seq, s.hidden)
     layers = [Layer('embed', 'Embedding', s.vocab * s.hidden, 0, out)]
-    if s.positions == 'learned': layers.append(Layer('positions', 'Embedding', s.max_seq * s.hidden, 0, out))
-    for i in range(s.layers): layers += _block(s, seq, i)
+    if s.positions == 'learned':
+        layers.append(Layer('positions', 'Embedding', s.max_seq * s.hidden, 0, out))
+    for i in range(s.layers):
+        layers += _block(s, seq, i)
     layers.append(Layer('norm', 'Norm', s.hidden * (2 if s.norm == 'layernorm' else 1), 0, out))
-    layers.append(Layer('head', 'Linear', 0 if s.tied else s.vocab * s.hidden, 2*seq * s.vocab * s.hidden, (1, seq, s.vocab), seq * s.vocab))
+    layers.append(
+        Layer(
+            'head',
+            'Linear',
+            0 if s.tied else s.vocab * s.hidden,
+            2 * seq * s.vocab * s.hidden,
+            (1, seq, s.vocab),
+            seq * s.vocab,
+        )
+    )
     total = lambda f: sum(getattr(l, f) for l in layers)
     emb = sum(l.params for l in layers if l.kind == 'Embedding')
-    return ModelSpec(name, 'shape', kind, total('params'), total('params'), emb, flops=total('flops'), activations=total('activations'), family='transformer',
-                     inputs=(Input('input_ids', (1, seq), 'int64'),), layers=tuple(layers), shape=s)
+    return ModelSpec(
+        name,
+        'shape',
+        kind,
+        total('params'),
+        total('params'),
+        emb,
+        flops=total('flops'),
+        activations=total('activations'),
+        family='transformer',
+        inputs=(Input('input_ids', (1, seq), 'int64'),),
+        layers=tuple(layers),
+        shape=s,
+    )

@@ -32,7 +32,10 @@ class TinyGPT(nn.Module):
         nn.init.normal_(self.emb.weight, std=0.1)
         self.head.weight = self.emb.weight
 
-    def forward(self, x):
+    def forward(self,
+        x  # (batch, time) token numbers, time at most ctx
+    ):     # (batch, time, vocab)
+        "Logits of the next token at each place"
         h = self.emb(x) + self.pos[: x.shape[1]]
         for b in self.blocks:
             h = b(h)
@@ -47,7 +50,10 @@ class TinyBlock(nn.Module):
         self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
         self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
 
-    def forward(self, x):
+    def forward(self,
+        x  # (batch, time, d)
+    ):     # The same shape
+        "What attention and MLP add to the residual stream"
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.n1(x)).chunk(3, -1))
         a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(a.transpose(1, 2).flatten(2))

@@ -49,15 +49,26 @@ def search_models(
     "Architectures of timm and transformers that fit a description"
     rows = list(index())
     for key, want in dict(library=library, task=task, family=family).items():
-        if want is not None: one_of(key, want, sorted({r[key] for r in rows if r[key]})); rows = [r for r in rows if r[key] == want]
+        if want is not None:
+            one_of(key, want, sorted({r[key] for r in rows if r[key]}))
+            rows = [r for r in rows if r[key] == want]
     if licence is not None:
         one_of('licence', licence, sorted({l for r in index() for l in (r['licences'] or '').split()}))
         rows = [r for r in rows if licence in (r['licences'] or '').split()]
-    if input is not None: rows = [r for r in rows if r['input'] and (r['input'] == str(input) or r['input'].endswith(f'x{input}x{input}'))]
+    if input is not None:
+        rows = [
+            r for r in rows if r['input'] and (r['input'] == str(input) or r['input'].endswith(f'x{input}x{input}'))
+        ]
     rows = [r for r in rows if all(_said(w, r) for w in text.split())]
     rows = _limit(_limit(rows, 'params', min_params, max_params), 'flops', min_flops, max_flops)
-    t = Table(rows, 'name library family task input params flops activations saved licences'.split(), _units,
-              notes='' if rows else f"nothing fits; names like {text!r}: {', '.join(nearest(text, [r['name'] for r in index()])) or 'none'}")
+    t = Table(
+        rows,
+        'name library family task input params flops activations saved licences'.split(),
+        _units,
+        notes=''
+        if rows
+        else f"nothing fits; names like {text!r}: {', '.join(nearest(text, [r['name'] for r in index()])) or 'none'}",
+    )
     t = t.sort(one_of('column to sort by', sort, _sorts)) if rows else t
     return t if limit is None else t[:positive('limit', limit)]
 
@@ -66,9 +77,19 @@ def tags(
     name:str # Architecture of timm, for example resnet50
 ) -> Table:  # A row for each published set of weights
     "The sets of weights that exist for an architecture of timm"
-    fix_torchvision(); import timm
+    fix_torchvision()
+    import timm
     arch = name.removeprefix('timm/').split('.')[0]
     one_of('timm architecture', arch, timm.list_models())
     cfgs = [timm.get_pretrained_cfg(n) for n in timm.list_pretrained(f'{arch}.*') if n.split('.')[0] == arch]
-    rows = [dict(name=f'{arch}.{c.tag}', input='x'.join(map(str, c.input_size)), classes=c.num_classes, licence=c.license, hub=c.hf_hub_id) for c in cfgs]
+    rows = [
+        dict(
+            name=f'{arch}.{c.tag}',
+            input='x'.join(map(str, c.input_size)),
+            classes=c.num_classes,
+            licence=c.license,
+            hub=c.hf_hub_id,
+        )
+        for c in cfgs
+    ]
     return Table(rows, ['name', 'input', 'classes', 'licence', 'hub'])

@@ -14,7 +14,11 @@ from .graph import InputSpec, _cause, random_inputs
 # %% ../../nbs/onnx/02_cures.ipynb #baf38ca4
 def _conf(config, *names, default=None):
     "The first of `names` that the configuration, or one of its parts, has"
-    parts = [config] + [p for k in ('text_config', 'vision_config', 'backbone_config', 'encoder', 'decoder') if not isinstance(p := getattr(config, k, None), (dict, type(None)))]
+    parts = [config] + [
+        p
+        for k in ('text_config', 'vision_config', 'backbone_config', 'encoder', 'decoder')
+        if not isinstance(p := getattr(config, k, None), (dict, type(None)))
+    ]
     return next((v for c in parts for n in names if isinstance(v := getattr(c, n, None), (int, list, tuple))), default)
 
 def _hf_specs(
@@ -22,19 +26,42 @@ def _hf_specs(
 ) -> list: # InputSpecs
     "What a transformers model wants, from the signature of its forward and its configuration"
     c, args = model.config, inspect.signature(model.forward).parameters
-    ids = lambda name, axis='sequence': InputSpec(name, ('batch', axis), 'int64', min(_conf(c, 'vocab_size', default=100), 100))
+    ids = lambda name, axis='sequence': InputSpec(
+        name, ('batch', axis), 'int64', min(_conf(c, 'vocab_size', default=100), 100)
+    )
     side = _conf(c, 'image_size', 'img_size', default=224)
     side = tuple(side)[-2:] if isinstance(side, (list, tuple)) else (side, side)
     known = dict(
-        input_ids=ids('input_ids'), attention_mask=InputSpec('attention_mask', ('batch', 'sequence'), 'int64', 2, True), decoder_input_ids=ids('decoder_input_ids', 'target'),
-        pixel_values=InputSpec('pixel_values', ('batch', _conf(c, 'num_channels', 'num_image_channels', 'in_channels', 'in_chans', default=3), *side)),
-        input_values=InputSpec('input_values', ('batch', c.max_length, c.num_mel_bins) if hasattr(c, 'frequency_stride') else ('batch', 'samples')),
-        input_features=InputSpec('input_features', ('batch', _conf(c, 'num_mel_bins', default=80), 2 * _conf(c, 'max_source_positions', default=1500))))
+        input_ids=ids('input_ids'),
+        attention_mask=InputSpec('attention_mask', ('batch', 'sequence'), 'int64', 2, True),
+        decoder_input_ids=ids('decoder_input_ids', 'target'),
+        pixel_values=InputSpec(
+            'pixel_values',
+            ('batch', _conf(c, 'num_channels', 'num_image_channels', 'in_channels', 'in_chans', default=3), *side),
+        ),
+        input_values=InputSpec(
+            'input_values',
+            ('batch', c.max_length, c.num_mel_bins) if hasattr(c, 'frequency_stride') else ('batch', 'samples'),
+        ),
+        input_features=InputSpec(
+            'input_features',
+            ('batch', _conf(c, 'num_mel_bins', default=80), 2 * _conf(c, 'max_source_positions', default=1500)),
+        ),
+    )
     main = [n for n in ('input_ids', 'pixel_values', 'input_values', 'input_features') if n in args]
-    if 'input_ids' not in main: main = main[:1]
-    if not main: raise ValueError(f'{type(model).__name__} takes {", ".join(args)}: give example inputs yourself')
+    if 'input_ids' not in main:
+        main = main[:1]
+    if not main:
+        raise ValueError(f'{type(model).__name__} takes {", ".join(args)}: give example inputs yourself')
     text = 'input_ids' in main
-    return [known[n] for n in [*main, *(['attention_mask'] if text and 'attention_mask' in args else []), *(['decoder_input_ids'] if 'decoder_input_ids' in args else [])]]
+    return [
+        known[n]
+        for n in [
+            *main,
+            *(['attention_mask'] if text and 'attention_mask' in args else []),
+            *(['decoder_input_ids'] if 'decoder_input_ids' in args else []),
+        ]
+    ]
 
 # %% ../../nbs/onnx/02_cures.ipynb #adcc4cf0
 class _Flat:
@@ -45,15 +72,21 @@ class _Flat:
             def __init__(self):
                 super().__init__()
                 self.model = module
-            def forward(self, *args): return tuple(named_outputs(self.model, dict(zip(names, args))).values())
+            def forward(self, *args):
+                return tuple(named_outputs(self.model, dict(zip(names, args, strict=True))).values())
         return Flat().eval()
 
 def _flat(x, name=''):
     "Tensors in a nest of tuples and dicts, each with a dotted name"
     import torch
-    if torch.is_tensor(x): return {name or 'output': x}
+    if torch.is_tensor(x):
+        return {name or 'output': x}
     items = x.items() if hasattr(x, 'items') else enumerate(x) if isinstance(x, (list, tuple)) else ()
-    return {k: t for n, v in items for k, t in _flat(v, f'{name}.{n}' if name else str(n) if isinstance(n, str) else f'output.{n}').items()}
+    return {
+        k: t
+        for n, v in items
+        for k, t in _flat(v, f'{name}.{n}' if name else str(n) if isinstance(n, str) else f'output.{n}').items()
+    }
 
 def named_outputs(
     module, # torch.nn.Module
@@ -64,13 +97,19 @@ def named_outputs(
     kw = {k: v for k, v in dict(use_cache=False, return_dict=True).items() if k in params and hasattr(module, 'config')}
     named = hasattr(module, 'config') or set(feed) <= set(params)
     out = module(**feed, **kw) if named else module(*feed.values())
-    return _flat(out if not kw or 'last_hidden_state' not in out else {k: v for k, v in out.items() if k != 'past_key_values'})
+    return _flat(
+        out if not kw or 'last_hidden_state' not in out else {k: v for k, v in out.items() if k != 'past_key_values'}
+    )
 
 # %% ../../nbs/onnx/02_cures.ipynb #2e84864a
 def _constants(model):
     "Parameters and running statistics whose elements are all equal"
     stats = [(n, b) for n, b in model.named_buffers() if n.endswith(('running_mean', 'running_var'))]
-    return [(n, t) for n, t in [*model.named_parameters(), *stats] if t.is_floating_point() and t.numel() and not t.is_meta and t.min() == t.max()]
+    return [
+        (n, t)
+        for n, t in [*model.named_parameters(), *stats]
+        if t.is_floating_point() and t.numel() and not t.is_meta and t.min() == t.max()
+    ]
 
 def randomise(
     model, # torch.nn.Module, changed in place
@@ -99,16 +138,20 @@ def calibrate(
     "Set the statistics of batch normalisation to those of the activations"
     import torch
     norm = lambda m: isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    if not any(map(norm, model.modules())): return ''
+    if not any(map(norm, model.modules())):
+        return ''
     twin = copy.deepcopy(model).double()
-    layers = [(m, t) for m, t in zip(model.modules(), twin.modules()) if norm(m)]
+    layers = [(m, t) for m, t in zip(model.modules(), twin.modules(), strict=True) if norm(m)]
     for m, t in layers:
         t.train().momentum = 1.
-        if m.affine: t.weight.data.copy_(m.weight.data.copy_(_to_one(m.weight.data)))
+        if m.affine:
+            t.weight.data.copy_(m.weight.data.copy_(_to_one(m.weight.data)))
     feed = {k: torch.from_numpy(v) for k, v in random_inputs(specs, seed=seed, batch=8).items()}
     try:
-        with torch.no_grad(): named_outputs(twin, {k: v.double() if v.is_floating_point() else v for k, v in feed.items()})
-    except RuntimeError as e: return f'no: the model does not run in float64 ({_cause(e)})'
+        with torch.no_grad():
+            named_outputs(twin, {k: v.double() if v.is_floating_point() else v for k, v in feed.items()})
+    except RuntimeError as e:
+        return f'no: the model does not run in float64 ({_cause(e)})'
     for m, t in layers:
         m.running_mean.copy_(t.running_mean.bfloat16())
         m.running_var.copy_(t.running_var.clamp(min=float((t.running_var + t.running_mean**2).mean())).bfloat16())
@@ -135,11 +178,21 @@ def _hf(what, pretrained, **kw):
     "From a model type, a class, a configuration, or with pretrained the name of a checkpoint"
     import transformers as tr
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as base
-    if pretrained: m = tr.AutoModel.from_pretrained(what, **kw)
-    elif not isinstance(what, str): m = (getattr(tr, what.architectures[0])._from_config if getattr(what, 'architectures', None) else tr.AutoModel.from_config)(what)
-    elif what in base: m = tr.AutoModel.from_config(tr.AutoConfig.for_model(what, **kw))
-    else: m = (k := getattr(tr, what))._from_config(k.config_class(**kw))
-    info = dict(library=f'transformers {tr.__version__}', architecture=type(m).__name__, config=m.config.to_json_string())
+    if pretrained:
+        m = tr.AutoModel.from_pretrained(what, **kw)
+    elif not isinstance(what, str):
+        m = (
+            getattr(tr, what.architectures[0])._from_config
+            if getattr(what, 'architectures', None)
+            else tr.AutoModel.from_config
+        )(what)
+    elif what in base:
+        m = tr.AutoModel.from_config(tr.AutoConfig.for_model(what, **kw))
+    else:
+        m = (k := getattr(tr, what))._from_config(k.config_class(**kw))
+    info = dict(
+        library=f'transformers {tr.__version__}', architecture=type(m).__name__, config=m.config.to_json_string()
+    )
     labels = getattr(m.config, 'id2label', None) if 'Classification' in type(m).__name__ else None
     return m, _hf_specs(m), info | (dict(labels=list(labels.values())) if labels else {})
 
@@ -156,13 +209,17 @@ def open_model(
 ) -> Source:          # Raises ValueError with the nearest names
     "The model that `what` names, with its inputs"
     import torch
-    if isinstance(what, Source): return what
-    if not isinstance(what, str) and not hasattr(what, 'model_type'): raise TypeError(f'expected a model, its name or a configuration, not {type(what).__name__}')
+    if isinstance(what, Source):
+        return what
+    if not isinstance(what, str) and not hasattr(what, 'model_type'):
+        raise TypeError(f'expected a model, its name or a configuration, not {type(what).__name__}')
     fix_torchvision()
     import timm
     torch.manual_seed(seed)
-    if isinstance(what, str) and timm.is_model(what): m, specs, info = _timm(what, pretrained, **kw)
-    elif not isinstance(what, str) or pretrained or _is_hf(what): m, specs, info = _hf(what, pretrained, **kw)
+    if isinstance(what, str) and timm.is_model(what):
+        m, specs, info = _timm(what, pretrained, **kw)
+    elif not isinstance(what, str) or pretrained or _is_hf(what):
+        m, specs, info = _hf(what, pretrained, **kw)
     else:
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as base
         one_of('model', what, [*timm.list_models(), *base])
@@ -170,14 +227,24 @@ def open_model(
     if not pretrained:
         randomise(m, seed)
         info['calibrated'] = calibrate(m, specs) or None
-    return Source(m, specs, what if isinstance(what, str) else what.model_type, info | dict(seed=seed, pretrained=pretrained))
+    return Source(
+        m, specs, what if isinstance(what, str) else what.model_type, info | dict(seed=seed, pretrained=pretrained)
+    )
 
 # %% ../../nbs/onnx/02_cures.ipynb #d715c53c
-_tiny = {32: 'hidden_size d_model n_embd dim emb_dim embed_dim embedding_size projection_dim word_embed_proj_dim decoder_hidden_size hidden_dim d_embed text_embed_dim',
-         2: 'num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers num_key_value_heads num_kv_heads num_experts_per_tok',
-         4: 'num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads num_experts num_local_experts',
-         64: 'intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff n_inner moe_intermediate_size shared_expert_intermediate_size ffn_hidden_size max_position_embeddings n_positions max_sequence_length',
-         8: 'head_dim d_kv rotary_dim num_mel_bins patch_size', 99: 'vocab_size', 16: 'max_source_positions max_target_positions'}
+_tiny = {
+    32: 'hidden_size d_model n_embd dim emb_dim embed_dim embedding_size projection_dim word_embed_proj_dim '
+        'decoder_hidden_size hidden_dim d_embed text_embed_dim',
+    2: 'num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers '
+       'num_key_value_heads num_kv_heads num_experts_per_tok',
+    4: 'num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads '
+       'num_experts num_local_experts',
+    64: 'intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff n_inner moe_intermediate_size '
+        'shared_expert_intermediate_size ffn_hidden_size max_position_embeddings n_positions max_sequence_length',
+    8: 'head_dim d_kv rotary_dim num_mel_bins patch_size',
+    99: 'vocab_size',
+    16: 'max_source_positions max_target_positions',
+}
 _tiny = {k: n for n, names in _tiny.items() for k in names.split()}
 
 def tiny_config(
@@ -188,18 +255,34 @@ def tiny_config(
     fix_torchvision()
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
     d = AutoConfig.for_model(one_of('model type', model_type, CONFIG_MAPPING)).to_dict()
-    small = {k: v for k, v in _tiny.items() if isinstance(d.get(k), int)} | (dict(image_size=32) if isinstance(d.get('image_size'), int) else {})
-    tokens = {k: i for i, k in enumerate(('pad_token_id', 'bos_token_id', 'eos_token_id', 'decoder_start_token_id')) if isinstance(d.get(k), (int, list))}
+    small = {k: v for k, v in _tiny.items() if isinstance(d.get(k), int)} | (
+        dict(image_size=32) if isinstance(d.get('image_size'), int) else {}
+    )
+    tokens = {
+        k: i
+        for i, k in enumerate(('pad_token_id', 'bos_token_id', 'eos_token_id', 'decoder_start_token_id'))
+        if isinstance(d.get(k), (int, list))
+    }
     return AutoConfig.for_model(model_type, **(small | tokens | kw))
 
 # %% ../../nbs/onnx/02_cures.ipynb #2ae72942
 def _source(model, inputs, kw):
     "A Source from whatever `export` was given"
     import torch
-    if not isinstance(model, torch.nn.Module): return open_model(model, **kw)
-    if kw: one_of('argument of export', next(iter(kw)), ('model', 'path', 'inputs', 'opset', 'dynamic', 'sizes', 'external', 'rtol', 'metadata', 'progress'))
+    if not isinstance(model, torch.nn.Module):
+        return open_model(model, **kw)
+    if kw:
+        one_of(
+            'argument of export',
+            next(iter(kw)),
+            ('model', 'path', 'inputs', 'opset', 'dynamic', 'sizes', 'external', 'rtol', 'metadata', 'progress'),
+        )
     if inputs is None:
-        if not hasattr(model, 'config'): raise ValueError(f'{type(model).__name__} is not a model this library knows: give example inputs, for example inputs=dict(x=torch.randn(2, 3))')
+        if not hasattr(model, 'config'):
+            raise ValueError(
+                f'{type(model).__name__} is not a model this library knows: '
+                'give example inputs, for example inputs=dict(x=torch.randn(2, 3))'
+            )
         inputs = _hf_specs(model)
     return Source(model.eval(), specs_of(inputs), type(model).__name__, {})
 
@@ -207,20 +290,33 @@ def specs_of(
     inputs # InputSpecs, or dict: name -> tensor, whose first axis is the batch
 ) -> list: # InputSpecs
     "Specifications of given example inputs"
-    if not isinstance(inputs, dict): return list(inputs)
-    return [InputSpec(k, ('batch', *t.shape[1:]) if t.ndim else (), str(t.dtype).removeprefix('torch.'), int(t.max()) + 1 if t.numel() and not t.is_floating_point() else 2) for k, t in inputs.items()]
+    if not isinstance(inputs, dict):
+        return list(inputs)
+    return [
+        InputSpec(
+            k,
+            ('batch', *t.shape[1:]) if t.ndim else (),
+            str(t.dtype).removeprefix('torch.'),
+            int(t.max()) + 1 if t.numel() and not t.is_floating_point() else 2,
+        )
+        for k, t in inputs.items()
+    ]
 
 # %% ../../nbs/onnx/02_cures.ipynb #41c946e9
-def _top(model, attr): return [m for m in model.modules() if hasattr(m, attr)][:1]
+def _top(model, attr):
+    return [m for m in model.modules() if hasattr(m, attr)][:1]
 
 @contextlib.contextmanager
 def _unfused(model):
     "timm: attention written out, because the exporter's fused attention wants four dimensions"
     mods = [m for m in model.modules() if getattr(m, 'fused_attn', False)]
-    for m in mods: m.fused_attn = False
-    try: yield
+    for m in mods:
+        m.fused_attn = False
+    try:
+        yield
     finally:
-        for m in mods: m.fused_attn = True
+        for m in mods:
+            m.fused_attn = True
 
 @contextlib.contextmanager
 def _switched(model, what, to):
@@ -228,29 +324,48 @@ def _switched(model, what, to):
     key = f'_{what}_implementation'
     old = getattr(m.config, key, None)
     getattr(m, f'set_{what}_implementation')(to)
-    try: yield
+    try:
+        yield
     finally:
-        if isinstance(old, str): getattr(m, f'set_{what}_implementation')(old)
+        if isinstance(old, str):
+            getattr(m, f'set_{what}_implementation')(old)
 
 @contextlib.contextmanager
 def _float_mask(model):
-    "The mask arrives as whole numbers and is handed on as floating point: the exporter cannot subtract a whole number from 1.0"
-    h = model.register_forward_pre_hook(lambda m, args, kw: (args, {k: v.float() if k == 'attention_mask' else v for k, v in kw.items()}), with_kwargs=True)
-    try: yield
-    finally: h.remove()
+    "Hand the mask on as floating point: the exporter cannot subtract a whole number from 1.0"
+    h = model.register_forward_pre_hook(
+        lambda m, args, kw: (args, {k: v.float() if k == 'attention_mask' else v for k, v in kw.items()}),
+        with_kwargs=True,
+    )
+    try:
+        yield
+    finally:
+        h.remove()
 
 _cures = {
-    'attention written out (fused_attn off)': (lambda m: any(getattr(x, 'fused_attn', False) for x in m.modules()), _unfused),
+    'attention written out (fused_attn off)': (
+        lambda m: any(getattr(x, 'fused_attn', False) for x in m.modules()),
+        _unfused,
+    ),
     'eager attention': (lambda m: bool(_top(m, 'set_attn_implementation')), lambda m: _switched(m, 'attn', 'eager')),
-    'experts as batched matrix products (batched_mm)': (lambda m: bool(_top(m, 'set_experts_implementation')) and any(k in type(x).__name__ for x in m.modules() for k in ('Experts', 'MoE', 'SparseMoe')),
-                                                      lambda m: _switched(m, 'experts', 'batched_mm')),
-    'attention mask cast to floating point': (lambda m: hasattr(m, 'config') and 'attention_mask' in inspect.signature(m.forward).parameters, _float_mask)}
+    'experts as batched matrix products (batched_mm)': (
+        lambda m: (
+            bool(_top(m, 'set_experts_implementation'))
+            and any(k in type(x).__name__ for x in m.modules() for k in ('Experts', 'MoE', 'SparseMoe'))
+        ),
+        lambda m: _switched(m, 'experts', 'batched_mm'),
+    ),
+    'attention mask cast to floating point': (
+        lambda m: hasattr(m, 'config') and 'attention_mask' in inspect.signature(m.forward).parameters,
+        _float_mask,
+    ),
+}
 
 def attempts(
     model, # torch.nn.Module
     specs  # InputSpecs
 ) -> list: # (names of cures, axes held fixed), the least invasive first
-    "Ways to try, in order: as it is, with each cure that applies, with all of them, and the same with only the batch dynamic"
+    "Ways to try, in order: as it is, with each cure, with all of them, and the same with only the batch dynamic"
     on = [n for n, (applies, _) in _cures.items() if applies(model)]
     sets = [(), *((n,) for n in on), *([tuple(on)] if len(on) > 1 else [])]
     axes = tuple(dict.fromkeys(d for s in specs for d in s.shape if isinstance(d, str) and d != 'batch'))

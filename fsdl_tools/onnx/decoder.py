@@ -7,7 +7,7 @@ __all__ = ['open_decoder', 'greedy_torch', 'cache_shapes', 'with_cache', 'Decode
            'export_decoder']
 
 # %% ../../nbs/onnx/05_decoder.ipynb #b3b0cf45
-import contextlib, io, json, logging, secrets, time, warnings
+import contextlib, io, logging, secrets, time, warnings
 from dataclasses import dataclass
 import numpy as np
 from ..core import Record, fix_torchvision, need, positive
@@ -29,8 +29,10 @@ def open_decoder(
     import transformers as tr
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
     from fsdl_tools.core import one_of
-    if isinstance(what, torch.nn.Module): return what.eval()
-    if pretrained: return tr.AutoModelForCausalLM.from_pretrained(what, **kw).eval()
+    if isinstance(what, torch.nn.Module):
+        return what.eval()
+    if pretrained:
+        return tr.AutoModelForCausalLM.from_pretrained(what, **kw).eval()
     c = tr.AutoConfig.for_model(one_of('decoder', what, known), **kw) if isinstance(what, str) else what
     torch.manual_seed(seed)
     return _stir(tr.AutoModelForCausalLM.from_config(c), seed).eval()
@@ -44,7 +46,8 @@ def _stir(
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
-            if p.ndim > 1: p.copy_(torch.randn(p.shape, generator=g) * 1.7 / p.shape[-1]**.5)
+            if p.ndim > 1:
+                p.copy_(torch.randn(p.shape, generator=g) * 1.7 / p.shape[-1]**.5)
     return model
 
 # %% ../../nbs/onnx/05_decoder.ipynb #dcfa7711
@@ -67,7 +70,9 @@ def greedy_torch(
     with torch.no_grad():
         for _ in range(n):
             kw = dict(position_ids=_positions(mask)) if takes else {}
-            new = model(input_ids=ids, attention_mask=mask, use_cache=False, **kw).logits[:, -1].argmax(-1, keepdim=True)
+            new = (
+                model(input_ids=ids, attention_mask=mask, use_cache=False, **kw).logits[:, -1].argmax(-1, keepdim=True)
+            )
             ids, mask = torch.cat([ids, new], 1), torch.cat([mask, torch.ones_like(new)], 1)
     return ids.numpy()
 
@@ -77,7 +82,8 @@ def cache_shapes(
 ) -> list: # One (heads, head dimension) for keys and one for values, layer after layer
     "What the model puts into its cache, found by asking it"
     import torch
-    with torch.no_grad(): past = getattr(model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True), 'past_key_values', None)
+    with torch.no_grad():
+        past = getattr(model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True), 'past_key_values', None)
     layers = getattr(past, 'layers', [])
     if not layers or not all(hasattr(l, 'keys') and getattr(l.keys, 'ndim', 0) == 4 for l in layers):
         raise ValueError(f'{type(model).__name__} does not cache keys and values by layer: export it without cache')
@@ -92,11 +98,21 @@ def with_cache(
     import torch
     from transformers import DynamicCache
     class Step(torch.nn.Module):
-        def __init__(self): super().__init__(); self.model = model
+        def __init__(self):
+            super().__init__()
+            self.model = model
         def forward(self, input_ids, attention_mask, position_ids, past):
             cache, kw = DynamicCache(), dict(position_ids=position_ids) if takes else {}
-            for i in range(len(past) // 2): cache.update(past[2*i], past[2*i + 1], i)
-            o = self.model(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, return_dict=True, **kw)
+            for i in range(len(past) // 2):
+                cache.update(past[2*i], past[2*i + 1], i)
+            o = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                use_cache=True,
+                return_dict=True,
+                **kw,
+            )
             return (o.logits, *(t for l in o.past_key_values.layers for t in (l.keys, l.values)))
     return Step().eval()
 
@@ -105,22 +121,36 @@ def _trace_step(
     model,   # Causal language model
     opset=20 # ONNX operator set
 ):           # torch.onnx.ONNXProgram
-    "Trace one step with 5 cached and 3 new tokens: sizes that no shortcut of the tracer (0, 1) can mistake for constants"
+    "Trace one step with 5 cached and 3 new tokens: the tracer takes sizes of 0 and 1 for constants"
     import torch, inspect
     need('onnxscript', 'onnx')
     shapes, b, s, p = cache_shapes(model), 2, 3, 5
     takes = 'position_ids' in inspect.signature(model.forward).parameters
     ids, mask = torch.zeros(b, s, dtype=torch.long), torch.ones(b, p + s, dtype=torch.long)
     past = [torch.randn(b, h, p, d) for h, d in shapes]
-    axes = ({0: 'batch', 1: 'sequence'}, {0: 'batch', 1: 'total'}, {0: 'batch', 1: 'sequence'}, [{0: 'batch', 2: 'past'}] * len(past))
+    axes = (
+        {0: 'batch', 1: 'sequence'},
+        {0: 'batch', 1: 'total'},
+        {0: 'batch', 1: 'sequence'},
+        [{0: 'batch', 2: 'past'}] * len(past),
+    )
     kinds = [f'{i}.{k}' for i in range(len(past) // 2) for k in ('key', 'value')]
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter('ignore')
-            return torch.onnx.export(with_cache(model, takes), (ids, mask, torch.arange(p, p + s).repeat(b, 1), past), dynamo=True, dynamic_shapes=axes, opset_version=opset, verbose=False,
-                input_names=['input_ids', 'attention_mask', 'position_ids', *(f'past_key_values.{k}' for k in kinds)], output_names=['logits', *(f'present.{k}' for k in kinds)])
-    finally: logging.disable(logging.NOTSET)
+            return torch.onnx.export(
+                with_cache(model, takes),
+                (ids, mask, torch.arange(p, p + s).repeat(b, 1), past),
+                dynamo=True,
+                dynamic_shapes=axes,
+                opset_version=opset,
+                verbose=False,
+                input_names=['input_ids', 'attention_mask', 'position_ids', *(f'past_key_values.{k}' for k in kinds)],
+                output_names=['logits', *(f'present.{k}' for k in kinds)],
+            )
+    finally:
+        logging.disable(logging.NOTSET)
 
 # %% ../../nbs/onnx/05_decoder.ipynb #d01e6c6f
 class Decoder:
@@ -129,9 +159,16 @@ class Decoder:
         self.session = session(path, threads)
         self.takes = [i.name for i in self.session.get_inputs()]
         self.past = {i.name: i.shape for i in self.session.get_inputs() if i.name.startswith('past_key_values.')}
-        if not self.past: raise ValueError(f'{str(path)!r} has no cache inputs (past_key_values.*): it was not exported by export_decoder')
+        if not self.past:
+            raise ValueError(
+                f'{str(path)!r} has no cache inputs (past_key_values.*): it was not exported by export_decoder'
+            )
 
-    def empty(self, batch): return {k: np.zeros((batch, s[1], 0, s[3]), 'float32') for k, s in self.past.items()}
+    def empty(self,
+        batch # Rows
+    ):        # Input name -> fp32 array [batch, heads, 0, head dimension]
+        "A cache without tokens"
+        return {k: np.zeros((batch, s[1], 0, s[3]), 'float32') for k, s in self.past.items()}
 
     def step(self,
         ids,  # [batch, new] token ids
@@ -141,7 +178,7 @@ class Decoder:
         "Prefill when the cache is empty, decode when it is not: the same graph"
         feed = dict(input_ids=ids, attention_mask=mask, position_ids=_positions(mask)[:, -ids.shape[1]:], **past)
         logits, *present = self.session.run(None, {k: v for k, v in feed.items() if k in self.takes})
-        return logits, dict(zip(past, present))
+        return logits, dict(zip(past, present, strict=True))
 
     def generate(self,
         ids,       # [batch, length] token ids
@@ -150,32 +187,39 @@ class Decoder:
         stop=None  # Token id that ends the text once every row has produced it
     ):             # [batch, length + n] token ids, fewer when stopped
         "Greedy text"
-        ids = np.asarray(ids, 'int64'); positive('n', n)
-        mask, past, new, done = np.ones_like(ids) if mask is None else np.asarray(mask, 'int64'), self.empty(len(ids)), ids, np.zeros(len(ids), bool)
+        ids = np.asarray(ids, 'int64')
+        positive('n', n)
+        mask = np.ones_like(ids) if mask is None else np.asarray(mask, 'int64')
+        past = self.empty(len(ids))
+        new = ids
+        done = np.zeros(len(ids), bool)
         for _ in range(n):
             logits, past = self.step(new, mask, past)
             new = logits[:, -1].argmax(-1)[:, None]
-            ids, mask, done = np.concatenate([ids, new], 1), np.concatenate([mask, np.ones_like(new)], 1), done | (new[:, 0] == stop)
-            if stop is not None and done.all(): break
+            ids = np.concatenate([ids, new], 1)
+            mask = np.concatenate([mask, np.ones_like(new)], 1)
+            done = done | (new[:, 0] == stop)
+            if stop is not None and done.all():
+                break
         return ids
 
 # %% ../../nbs/onnx/05_decoder.ipynb #2fcc2412
 @dataclass(frozen=True)
 class DecoderReport(Record):
     "What was exported and how its text was checked"
-    path: str
-    source: str
-    opset: int
-    layers: int
-    cache: tuple            # Per layer: heads and head dimension of keys
-    bytes: int
-    cures: tuple
-    tried: tuple
-    verified: bool
-    tokens: int             # Generated and equal, over all rows
-    distinct: int           # Different tokens among them
-    max_rel: float          # Largest relative difference of the logits of the prompt
-    seconds: float
+    path: str      # Where the file was written
+    source: str    # Model type it was made from
+    opset: int     # ONNX operator set
+    layers: int    # Layers with a cache
+    cache: tuple   # Per layer: heads and head dimension of keys
+    bytes: int     # Of the file and its external data
+    cures: tuple   # Changes that were needed, in words
+    tried: tuple   # What failed before
+    verified: bool # Is the text of file and model equal, token by token?
+    tokens: int    # Generated and equal, over all rows
+    distinct: int  # Different tokens among them
+    max_rel: float # Largest relative difference of the logits of the prompt
+    seconds: float # From building the model to the checked file
 
 def check_decoder(
     path,  # A file from export_decoder
@@ -190,14 +234,24 @@ def check_decoder(
         ids = rng.integers(0, vocab, (len(lens), max(lens)))
         mask = np.array([[0] * (max(lens) - l) + [1] * l for l in lens])
         rows.append((d.generate(ids, n, mask)[:, max(lens):], greedy_torch(model, ids, n, mask)[:, max(lens):]))
-        rels.append(compare_outputs(d.step(ids, mask, d.empty(len(ids)))[0] * mask[..., None], _logits(model, ids, mask) * mask[..., None])['max_rel'])
-    return dict(equal=all(np.array_equal(a, b) for a, b in rows), tokens=sum(int((a == b).sum()) for a, b in rows), distinct=len(set(np.concatenate([b.ravel() for _, b in rows]).tolist())), max_rel=max(rels))
+        rels.append(
+            compare_outputs(
+                d.step(ids, mask, d.empty(len(ids)))[0] * mask[..., None], _logits(model, ids, mask) * mask[..., None]
+            )['max_rel']
+        )
+    return dict(
+        equal=all(np.array_equal(a, b) for a, b in rows),
+        tokens=sum(int((a == b).sum()) for a, b in rows),
+        distinct=len(set(np.concatenate([b.ravel() for _, b in rows]).tolist())),
+        max_rel=max(rels),
+    )
 
 def _logits(model, ids, mask):
     import torch, inspect
     ids, mask = torch.as_tensor(ids), torch.as_tensor(mask)
     kw = dict(position_ids=_positions(mask)) if 'position_ids' in inspect.signature(model.forward).parameters else {}
-    with torch.no_grad(): return model(input_ids=ids, attention_mask=mask, use_cache=False, **kw).logits.numpy()
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=mask, use_cache=False, **kw).logits.numpy()
 
 # %% ../../nbs/onnx/05_decoder.ipynb #93a2e623
 def export_decoder(
@@ -218,15 +272,40 @@ def export_decoder(
             say('tracing' + (f" with {', '.join(cures)}" if cures else ' as it is'))
             try:
                 with contextlib.ExitStack() as s:
-                    for c in cures: s.enter_context(_cures[c][1](m))
+                    for c in cures:
+                        s.enter_context(_cures[c][1](m))
                     prog = _trace_step(m, opset)
-                prog.model.metadata_props.update(_metadata(Source(m, [], name, dict(kind='decoder with cache')), cures, None))
+                prog.model.metadata_props.update(
+                    _metadata(Source(m, [], name, dict(kind='decoder with cache')), cures, None)
+                )
                 made = _save(prog, tmp, f'model.{secrets.token_hex(4)}.onnx', external)
                 got = check_decoder(made, m, n)
-            except OSError: raise
-            except Exception as e: tried.append(f"{', '.join(cures) or 'as it is'}: {_cause(e)}"); continue
-            if not got['equal']: tried.append(f"{', '.join(cures) or 'as it is'}: the text differs, only {got['tokens']} of {3 * n} tokens are equal"); continue
+            except OSError:
+                raise
+            except Exception as e:
+                tried.append(f"{', '.join(cures) or 'as it is'}: {_cause(e)}")
+                continue
+            if not got['equal']:
+                tried.append(
+                    f"{', '.join(cures) or 'as it is'}: the text differs, "
+                    f"only {got['tokens']} of {3 * n} tokens are equal"
+                )
+                continue
             size = sum(f.stat().st_size for f in tmp.glob(made.name + '*'))
             install(made, path)
-            return DecoderReport(str(path), name, opset, len(shapes) // 2, tuple(shapes[::2]), size, tuple(cures), tuple(tried), True, got['tokens'], got['distinct'], got['max_rel'], round(time.time() - t0, 2))
+            return DecoderReport(
+                str(path),
+                name,
+                opset,
+                len(shapes) // 2,
+                tuple(shapes[::2]),
+                size,
+                tuple(cures),
+                tuple(tried),
+                True,
+                got['tokens'],
+                got['distinct'],
+                got['max_rel'],
+                round(time.time() - t0, 2),
+            )
     raise ValueError(f'cannot export {name} with its cache: ' + '; '.join(tried))

@@ -14,7 +14,6 @@ from html import escape
 from pathlib import Path
 import numpy as np
 from ..core import Record, need, one_of, positive
-from ..table import Table
 from ..environments import cache_folder
 
 # %% ../../nbs/onnx/01_graph.ipynb #2c089897
@@ -22,35 +21,52 @@ def _layers(graph):
     "(name, label, row, sources) of each input, node and output; a row is the longest path from an input"
     made, out, weights = {}, [], {i.name: list(i.dims) for i in graph.initializer}
     for i in graph.input:
-        if i.name not in weights: made[i.name] = (i.name, 0); out.append((i.name, i.name, 0, [], 'io'))
+        if i.name not in weights:
+            made[i.name] = (i.name, 0)
+            out.append((i.name, i.name, 0, [], 'io'))
     for k, n in enumerate(graph.node):
         src = [made[v][0] for v in n.input if v in made]
         row = 1 + max([made[v][1] for v in n.input if v in made], default=-1)
         dims = '  '.join('×'.join(map(str, weights[v])) or 'scalar' for v in n.input if v in weights)
-        for v in n.output: made[v] = (f'n{k}', row)
+        for v in n.output:
+            made[v] = (f'n{k}', row)
         out.append((f'n{k}', n.op_type + (f'  ({dims})' if dims else ''), row, src, 'op'))
     last = 1 + max((r for *_, r, _, _ in out), default=0)
-    return out + [(f'out {o.name}', o.name, last, [made[o.name][0]] if o.name in made else [], 'io') for o in graph.output]
+    return out + [
+        (f'out {o.name}', o.name, last, [made[o.name][0]] if o.name in made else [], 'io') for o in graph.output
+    ]
 
 def graph_svg(
     model,   # onnx.ModelProto
     limit=60 # Refuse to draw more nodes than this
 ) -> str:    # SVG; raises ValueError for a large graph
     "A graph from top to bottom, with the shapes of the weights each node uses"
-    if len(model.graph.node) > limit: raise ValueError(f'{len(model.graph.node)} nodes are more than fit in a picture ({limit}): open the file in Netron')
+    if len(model.graph.node) > limit:
+        raise ValueError(
+            f'{len(model.graph.node)} nodes are more than fit in a picture ({limit}): open the file in Netron'
+        )
     boxes, rows, w, h = _layers(model.graph), Counter(), 190, 46
     total = Counter(b[2] for b in boxes)
     width, place, parts = max(total.values()) * w, {}, []
-    for name, label, row, src, kind in boxes:
-        place[name] = (width / 2 + (rows[row] - (total[row] - 1) / 2) * w, row * h + 20); rows[row] += 1
-    for name, label, row, src, kind in boxes:
+    for name, _, row, _, _ in boxes:
+        place[name] = (width / 2 + (rows[row] - (total[row] - 1) / 2) * w, row * h + 20)
+        rows[row] += 1
+    for name, label, _, src, kind in boxes:
         x, y = place[name]
         for a, b in (place[s] for s in src):
             bend = 0 if y - b <= h else w * .64             # a value that skips rows goes around what is between
-            parts.insert(0, f'<path d="M{a} {b + 13} C{a + bend} {b + 13 + (h - 26) / 2 + bend / 4}, {x + bend} {y - 13 - (h - 26) / 2 - bend / 4}, {x} {y - 13}" fill="none" stroke="#888"/>')
-        parts.append(f'<rect x="{x - 82}" y="{y - 13}" width="164" height="26" rx="{13 if kind == "io" else 4}" fill="{"#d9ead3" if kind == "io" else "#dbe8f6"}" stroke="#555"/>'
-                     f'<text x="{x}" y="{y + 4}" text-anchor="middle" font-family="sans-serif" font-size="11">{escape(label)}</text>')
-    return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{max(p[1] for p in place.values()) + 20}">{"".join(parts)}</svg>'
+            parts.insert(
+                0,
+                f'<path d="M{a} {b + 13} C{a + bend} {b + 13 + (h - 26) / 2 + bend / 4}, '
+                f'{x + bend} {y - 13 - (h - 26) / 2 - bend / 4}, {x} {y - 13}" fill="none" stroke="#888"/>',
+            )
+        radius, fill = (13, '#d9ead3') if kind == 'io' else (4, '#dbe8f6')
+        parts.append(f'<rect x="{x - 82}" y="{y - 13}" width="164" height="26" '
+                     f'rx="{radius}" fill="{fill}" stroke="#555"/>'
+                     f'<text x="{x}" y="{y + 4}" text-anchor="middle" font-family="sans-serif" font-size="11">'
+                     f'{escape(label)}</text>')
+    height = max(y for _, y in place.values()) + 20
+    return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">{"".join(parts)}</svg>'
 
 # %% ../../nbs/onnx/01_graph.ipynb #0694254b
 def _tensors(model):
@@ -58,29 +74,49 @@ def _tensors(model):
     def of_nodes(nodes):
         for n in nodes:
             for a in n.attribute:
-                yield from ([a.t] if a.HasField('t') else []); yield from a.tensors
-                for g in ([a.g] if a.HasField('g') else []) + list(a.graphs): yield from of_graph(g)
+                yield from ([a.t] if a.HasField('t') else [])
+                yield from a.tensors
+                for g in ([a.g] if a.HasField('g') else []) + list(a.graphs):
+                    yield from of_graph(g)
     def of_graph(g):
         yield from g.initializer
-        for s in g.sparse_initializer: yield s.values; yield s.indices
+        for s in g.sparse_initializer:
+            yield s.values
+            yield s.indices
         yield from of_nodes(g.node)
     yield from of_graph(model.graph)
-    for f in model.functions: yield from of_nodes(f.node)
+    for f in model.functions:
+        yield from of_nodes(f.node)
 
 def _external(model, folder):
     "Names of the external data files, each checked to lie in `folder` and to be long enough"
     found = {}
     for t in _tensors(model):
-        if t.data_location != 1: continue
+        if t.data_location != 1:
+            continue
         e = {x.key: x.value for x in t.external_data}
         loc = e.get('location', '')
         p = Path(folder)/loc
-        if not loc or '\\' in loc or '\0' in loc or Path(loc).is_absolute() or '..' in Path(loc).parts or not p.resolve().is_relative_to(Path(folder).resolve()):
-            raise ValueError(f'refused: tensor {t.name!r} reads its data from {loc!r}, which is outside the folder of the model')
-        if not p.is_file(): raise FileNotFoundError(f'external data file {loc!r} of tensor {t.name!r} is missing')
-        if not (e.get('offset', '0').isdigit() and e.get('length', '0').isdigit()): raise ValueError(f'tensor {t.name!r} has a malformed place in {loc!r}: {e}')
+        if (
+            not loc
+            or '\\' in loc
+            or '\0' in loc
+            or Path(loc).is_absolute()
+            or '..' in Path(loc).parts
+            or not p.resolve().is_relative_to(Path(folder).resolve())
+        ):
+            raise ValueError(
+                f'refused: tensor {t.name!r} reads its data from {loc!r}, which is outside the folder of the model'
+            )
+        if not p.is_file():
+            raise FileNotFoundError(f'external data file {loc!r} of tensor {t.name!r} is missing')
+        if not (e.get('offset', '0').isdigit() and e.get('length', '0').isdigit()):
+            raise ValueError(f'tensor {t.name!r} has a malformed place in {loc!r}: {e}')
         end = int(e.get('offset', 0)) + int(e.get('length', 0))
-        if end > p.stat().st_size: raise ValueError(f'{loc!r} is truncated: tensor {t.name!r} needs {end:,} bytes, the file has {p.stat().st_size:,}')
+        if end > p.stat().st_size:
+            raise ValueError(
+                f'{loc!r} is truncated: tensor {t.name!r} needs {end:,} bytes, the file has {p.stat().st_size:,}'
+            )
         found[loc] = p.stat().st_size
     return found
 
@@ -88,20 +124,21 @@ def _external(model, folder):
 @dataclass(frozen=True)
 class OnnxFile(Record):
     "What a file says about itself"
-    path: str
-    bytes: int              # With external data
-    opset: int
-    producer: str
-    inputs: tuple           # name: dtype[shape]
-    outputs: tuple
-    nodes: int
-    operators: dict         # Operator -> how many
-    parameters: int         # Elements of the initialisers
-    external: tuple         # Names of external data files
-    metadata: dict
+    path: str       # Where it lies
+    bytes: int      # With external data
+    opset: int      # Version of the standard operators (ai.onnx)
+    producer: str   # Name and version of what wrote it, as the file says
+    inputs: tuple   # name: dtype[shape]
+    outputs: tuple  # The same for the outputs
+    nodes: int      # Nodes of the main graph, those in subgraphs and functions left out
+    operators: dict # Operator -> how many
+    parameters: int # Elements of the initialisers
+    external: tuple # Names of external data files
+    metadata: dict  # Key -> text, as its writer left it
 def _cause(e):
     "The first telling line of the deepest cause of an exception"
-    while e.__cause__ is not None: e = e.__cause__
+    while e.__cause__ is not None:
+        e = e.__cause__
     lines = [l.strip() for l in re.sub(r'\x1b\[\d*m', '', str(e)).splitlines() if l.strip()]
     return f'{type(e).__name__}: {lines[0][:300] if lines else ""}'
 
@@ -119,14 +156,21 @@ def read_onnx(
     import onnx
     from google.protobuf.message import DecodeError
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f'there is no file {str(path)!r}')
-    if path.is_dir(): raise IsADirectoryError(f'{str(path)!r} is a folder, not an .onnx file')
-    try: m = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, UnicodeDecodeError) as e: raise ValueError(f'{str(path)!r} is not an ONNX model, or it is truncated ({e})') from None
-    if not m.ir_version or not m.opset_import or not (m.graph.node or m.graph.output): raise ValueError(f'{str(path)!r} is not an ONNX model: it has no graph')
+    if not path.exists():
+        raise FileNotFoundError(f'there is no file {str(path)!r}')
+    if path.is_dir():
+        raise IsADirectoryError(f'{str(path)!r} is a folder, not an .onnx file')
+    try:
+        m = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f'{str(path)!r} is not an ONNX model, or it is truncated ({e})') from None
+    if not m.ir_version or not m.opset_import or not (m.graph.node or m.graph.output):
+        raise ValueError(f'{str(path)!r} is not an ONNX model: it has no graph')
     _external(m, path.parent)
-    try: onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as e: raise ValueError(f'{str(path)!r} is not a valid ONNX model: {_cause(e)}') from None
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as e:
+        raise ValueError(f'{str(path)!r} is not a valid ONNX model: {_cause(e)}') from None
     return m
 
 def inspect_onnx(
@@ -137,9 +181,19 @@ def inspect_onnx(
     m, path = read_onnx(path), Path(path)
     ext = _external(m, path.parent)
     given = {i.name for i in m.graph.initializer}
-    return OnnxFile(str(path), path.stat().st_size + sum(ext.values()), max(o.version for o in m.opset_import if o.domain in ('', 'ai.onnx')), f'{m.producer_name} {m.producer_version}'.strip(),
-        tuple(_io(i) for i in m.graph.input if i.name not in given), tuple(map(_io, m.graph.output)), len(m.graph.node), dict(Counter(n.op_type for n in m.graph.node).most_common()),
-        sum(int(np.prod(i.dims)) for i in m.graph.initializer), tuple(ext), {p.key: p.value for p in m.metadata_props})
+    return OnnxFile(
+        str(path),
+        path.stat().st_size + sum(ext.values()),
+        max(o.version for o in m.opset_import if o.domain in ('', 'ai.onnx')),
+        f'{m.producer_name} {m.producer_version}'.strip(),
+        tuple(_io(i) for i in m.graph.input if i.name not in given),
+        tuple(map(_io, m.graph.output)),
+        len(m.graph.node),
+        dict(Counter(n.op_type for n in m.graph.node).most_common()),
+        sum(int(np.prod(i.dims)) for i in m.graph.initializer),
+        tuple(ext),
+        {p.key: p.value for p in m.metadata_props},
+    )
 
 # %% ../../nbs/onnx/01_graph.ipynb #37dce3d4
 def session(
@@ -152,13 +206,24 @@ def session(
     read_onnx(path)
     o = ort.SessionOptions()
     o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = positive('threads', threads), 1, 4
-    if not optimise: o.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try: return ort.InferenceSession(str(path), o, providers=['CPUExecutionProvider'])
-    except Exception as e: raise ValueError(f'onnxruntime cannot run {str(path)!r}: {_cause(e)}') from None
+    if not optimise:
+        o.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(str(path), o, providers=['CPUExecutionProvider'])
+    except Exception as e:
+        raise ValueError(f'onnxruntime cannot run {str(path)!r}: {_cause(e)}') from None
 
 # %% ../../nbs/onnx/01_graph.ipynb #3604748b
-_ort_types = {'tensor(float)': 'float32', 'tensor(float16)': 'float16', 'tensor(double)': 'float64', 'tensor(int64)': 'int64', 'tensor(int32)': 'int32', 'tensor(bool)': 'bool',
-              'tensor(uint8)': 'uint8', 'tensor(int8)': 'int8'}
+_ort_types = {
+    'tensor(float)': 'float32',
+    'tensor(float16)': 'float16',
+    'tensor(double)': 'float64',
+    'tensor(int64)': 'int64',
+    'tensor(int32)': 'int32',
+    'tensor(bool)': 'bool',
+    'tensor(uint8)': 'uint8',
+    'tensor(int8)': 'int8',
+}
 
 def infer(
     sess, # onnxruntime.InferenceSession
@@ -166,24 +231,31 @@ def infer(
 ) -> dict: # Output name -> numpy array; raises ValueError for wrong names, types or shapes
     "Run one batch"
     want = {i.name: i for i in sess.get_inputs()}
-    for k in feed: one_of('input', k, want)
-    if missing := [k for k in want if k not in feed]: raise ValueError(f"missing input {', '.join(map(repr, missing))}; the model takes {', '.join(want)}")
+    for k in feed:
+        one_of('input', k, want)
+    if missing := [k for k in want if k not in feed]:
+        raise ValueError(f"missing input {', '.join(map(repr, missing))}; the model takes {', '.join(want)}")
     for k, i in want.items():
         x, dims = np.asarray(feed[k]), [d if isinstance(d, int) else None for d in i.shape]
-        if x.ndim != len(dims) or any(d not in (None, s) for d, s in zip(dims, x.shape)): raise ValueError(f'input {k!r} must have shape {i.shape}, not {list(x.shape)}')
-        if str(x.dtype) != _ort_types.get(i.type, str(x.dtype)): raise ValueError(f'input {k!r} must be {_ort_types[i.type]}, not {x.dtype}')
-    try: return dict(zip([o.name for o in sess.get_outputs()], sess.run(None, {k: np.asarray(v) for k, v in feed.items()})))
-    except Exception as e: raise ValueError(f'onnxruntime failed: {_cause(e)}') from None
+        if x.ndim != len(dims) or any(d not in (None, s) for d, s in zip(dims, x.shape, strict=True)):
+            raise ValueError(f'input {k!r} must have shape {i.shape}, not {list(x.shape)}')
+        if str(x.dtype) != _ort_types.get(i.type, str(x.dtype)):
+            raise ValueError(f'input {k!r} must be {_ort_types[i.type]}, not {x.dtype}')
+    try:
+        values = sess.run(None, {k: np.asarray(v) for k, v in feed.items()})
+        return dict(zip([o.name for o in sess.get_outputs()], values, strict=True))
+    except Exception as e:
+        raise ValueError(f'onnxruntime failed: {_cause(e)}') from None
 
 # %% ../../nbs/onnx/01_graph.ipynb #bd0116cb
 @dataclass(frozen=True)
 class InputSpec(Record):
     "One input of a model: its name, its shape with names for the axes that vary, and what to fill it with"
-    name: str
-    shape: tuple            # Sizes; a text is the name of a dynamic axis
-    dtype: str = 'float32'
-    high: int = 2           # Whole numbers are drawn below this
-    mask: bool = False      # An attention mask: ones, with padding at the end of the last row
+    name: str              # As in the file
+    shape: tuple           # Sizes; a text is the name of a dynamic axis
+    dtype: str = 'float32' # As numpy writes it
+    high: int = 2          # Whole numbers are drawn below this
+    mask: bool = False     # An attention mask: ones, with padding at the end of the last row
 
 _sizes = dict(batch=2, sequence=7, target=5, samples=2000)
 
@@ -198,9 +270,12 @@ def random_inputs(
         shape = [(_sizes | sizes).get(d, 7) if isinstance(d, str) else d for d in s.shape]
         if s.mask:
             x = np.ones(shape)
-            if shape[0] > 1: x[-1, -(shape[-1]//3):] = 0
-        elif s.dtype.startswith('float'): x = rng.standard_normal(shape)
-        else: x = rng.integers(0, max(s.high, 1), shape)
+            if shape[0] > 1:
+                x[-1, -(shape[-1]//3):] = 0
+        elif s.dtype.startswith('float'):
+            x = rng.standard_normal(shape)
+        else:
+            x = rng.integers(0, max(s.high, 1), shape)
         out[s.name] = x.astype(s.dtype)
     return out
 
@@ -208,7 +283,10 @@ def random_inputs(
 def _fit(specs, f):
     "`specs` with the sizes that the file holds fixed"
     dims = {i.split(':')[0]: re.findall(r'[^\[\], ]+', i.split('[')[1]) for i in f.inputs}
-    return [s.replace(shape=tuple(int(d) if d.isdigit() else x for d, x in zip(dims.get(s.name, s.shape), s.shape))) if all(isinstance(d, str) for d in dims.get(s.name, ())) else s for s in specs]
+    def fit(s):
+        pairs = zip(dims.get(s.name, s.shape), s.shape, strict=False)
+        return s.replace(shape=tuple(int(d) if d.isdigit() else x for d, x in pairs))
+    return [fit(s) if all(isinstance(d, str) for d in dims.get(s.name, ())) else s for s in specs]
 
 def specs_of_file(
     path # An .onnx file
@@ -216,12 +294,21 @@ def specs_of_file(
     "Input specifications that export wrote into the file; failing that, from the graph itself"
     import onnx
     m, out = read_onnx(path), []
-    if note := {p.key: p.value for p in m.metadata_props}.get('fsdl.inputs'): return _fit([InputSpec.from_dict(d) for d in json.loads(note)], inspect_onnx(path))
+    if note := {p.key: p.value for p in m.metadata_props}.get('fsdl.inputs'):
+        return _fit([InputSpec.from_dict(d) for d in json.loads(note)], inspect_onnx(path))
     given = {i.name for i in m.graph.initializer}
     for i in m.graph.input:
-        if i.name in given: continue
+        if i.name in given:
+            continue
         t = i.type.tensor_type
-        out.append(InputSpec(i.name, tuple(d.dim_value if d.HasField('dim_value') else d.dim_param or 'batch' for d in t.shape.dim), str(onnx.helper.tensor_dtype_to_np_dtype(t.elem_type)), mask='mask' in i.name))
+        out.append(
+            InputSpec(
+                i.name,
+                tuple(d.dim_value if d.HasField('dim_value') else d.dim_param or 'batch' for d in t.shape.dim),
+                str(onnx.helper.tensor_dtype_to_np_dtype(t.elem_type)),
+                mask='mask' in i.name,
+            )
+        )
     return out
 
 # %% ../../nbs/onnx/01_graph.ipynb #902170dc
@@ -231,19 +318,32 @@ def compare_outputs(
     rtol=1e-4 # Allowed
 ) -> dict: # max_abs, max_rel, top1, ok, why
     "How far `a` is from `b`"
-    if a.shape != b.shape: return dict(max_abs=None, max_rel=None, top1=None, ok=False, why=f'shape {list(a.shape)} instead of {list(b.shape)}')
+    if a.shape != b.shape:
+        return dict(
+            max_abs=None, max_rel=None, top1=None, ok=False, why=f'shape {list(a.shape)} instead of {list(b.shape)}'
+        )
     a, b, top = a.astype('float64'), b.astype('float64'), None
-    if b.size == 0: return dict(max_abs=0., max_rel=0., top1=None, ok=True, why='')
-    if b.ndim > 1 and b.shape[-1] > 1: top = float((a.argmax(-1) == b.argmax(-1)).mean())
+    if b.size == 0:
+        return dict(max_abs=0., max_rel=0., top1=None, ok=True, why='')
+    if b.ndim > 1 and b.shape[-1] > 1:
+        top = float((a.argmax(-1) == b.argmax(-1)).mean())
     same = (a == b) | (np.isnan(a) & np.isnan(b))
-    if not (np.isfinite(a) | same).all() or not (np.isfinite(b) | same).all(): return dict(max_abs=None, max_rel=None, top1=top, ok=False, why='not finite where the other is')
+    if not (np.isfinite(a) | same).all() or not (np.isfinite(b) | same).all():
+        return dict(max_abs=None, max_rel=None, top1=top, ok=False, why='not finite where the other is')
     d, scale = np.where(same, 0, np.abs(np.where(same, 0, a - b))).max(), np.abs(b[np.isfinite(b)]).max(initial=0)
     rel = float(d / scale) if scale > 0 else (0. if d == 0 else float('inf'))
-    return dict(max_abs=float(d), max_rel=rel, top1=top, ok=rel <= rtol, why='' if rel <= rtol else f'relative difference {rel:.1e}')
+    return dict(
+        max_abs=float(d),
+        max_rel=rel,
+        top1=top,
+        ok=rel <= rtol,
+        why='' if rel <= rtol else f'relative difference {rel:.1e}',
+    )
 
 def _says_something(one, two, rtol=1e-4):
     "Do two different inputs give answers that differ by more than the tolerance?"
-    return any(np.isfinite(b).any() and not compare_outputs(a, b, rtol)['ok'] for a, b in zip(one.values(), two.values()))
+    pairs = zip(one.values(), two.values(), strict=True)
+    return any(np.isfinite(b).any() and not compare_outputs(a, b, rtol)['ok'] for a, b in pairs)
 
 # %% ../../nbs/onnx/01_graph.ipynb #5384cc54
 _script = """
@@ -254,10 +354,13 @@ ort.env.wasm.numThreads = 1; ort.env.logLevel = 'error';
 const kinds = { float32: Float32Array, int64: BigInt64Array, int32: Int32Array }, feed = {};
 for (const [k, v] of Object.entries(JSON.parse(readFileSync(0, 'utf8')))) {
   const raw = Buffer.from(v.data, 'base64');
-  feed[k] = new ort.Tensor(v.dtype, new kinds[v.dtype](raw.buffer.slice(raw.byteOffset, raw.byteOffset + raw.length)), v.shape);
+  const buffer = raw.buffer.slice(raw.byteOffset, raw.byteOffset + raw.length);
+  feed[k] = new ort.Tensor(v.dtype, new kinds[v.dtype](buffer), v.shape);
 }
 const session = await ort.InferenceSession.create(new Uint8Array(readFileSync(path)), { executionProviders: ['wasm'] });
-const out = Object.entries(await session.run(feed)).map(([k, v]) => [k, { dtype: v.type, shape: v.dims, data: Buffer.from(v.data.buffer, v.data.byteOffset, v.data.byteLength).toString('base64') }]);
+const text = d => Buffer.from(d.buffer, d.byteOffset, d.byteLength).toString('base64');
+const made = Object.entries(await session.run(feed));
+const out = made.map(([k, v]) => [k, { dtype: v.type, shape: v.dims, data: text(v.data) }]);
 console.log(JSON.stringify(Object.fromEntries(out)));
 """
 
@@ -272,10 +375,26 @@ def web_runner(
 ):           # Function from numpy inputs to numpy outputs; raises ValueError with what Node said
     "Run a file in WebAssembly, under Node.js"
     read_onnx(path)
-    if not (Path(modules)/'onnxruntime-web').is_dir(): raise FileNotFoundError(f'no onnxruntime-web in {str(modules)!r}: npm install onnxruntime-web')
+    if not (Path(modules)/'onnxruntime-web').is_dir():
+        raise FileNotFoundError(f'no onnxruntime-web in {str(modules)!r}: npm install onnxruntime-web')
     def run(feed):
-        given = {k: dict(dtype=str(v.dtype), shape=v.shape, data=base64.b64encode(np.ascontiguousarray(v).tobytes()).decode()) for k, v in feed.items()}
-        r = subprocess.run(['node', '--input-type=module', '-e', _script, str(Path(modules).resolve()), str(path)], input=json.dumps(given), capture_output=True, text=True, timeout=timeout)
-        if r.returncode: raise ValueError(f'onnxruntime-web failed: {(r.stderr.strip().splitlines() or ["no message"])[-1][:300]}')
-        return {k: np.frombuffer(base64.b64decode(v['data']), v['dtype']).reshape(v['shape']) for k, v in json.loads(r.stdout.splitlines()[-1]).items()}
+        given = {
+            k: dict(
+                dtype=str(v.dtype), shape=v.shape, data=base64.b64encode(np.ascontiguousarray(v).tobytes()).decode()
+            )
+            for k, v in feed.items()
+        }
+        r = subprocess.run(
+            ['node', '--input-type=module', '-e', _script, str(Path(modules).resolve()), str(path)],
+            input=json.dumps(given),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if r.returncode:
+            raise ValueError(f'onnxruntime-web failed: {(r.stderr.strip().splitlines() or ["no message"])[-1][:300]}')
+        return {
+            k: np.frombuffer(base64.b64decode(v['data']), v['dtype']).reshape(v['shape'])
+            for k, v in json.loads(r.stdout.splitlines()[-1]).items()
+        }
     return run

@@ -6,11 +6,11 @@
 __all__ = ['Smaller', 'optimise', 'quantise', 'Timing', 'rounds', 'benchmark', 'timing_table', 'save_timings', 'plot_timings']
 
 # %% ../../nbs/onnx/06_optimise.ipynb #14c614c2
-import contextlib, io, logging, os, random, statistics, secrets, sys, time, warnings
+import contextlib, io, logging, os, random, statistics, secrets, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..core import Record, human_bytes, human_seconds, need, one_of, positive, write_atomic
+from ..core import Record, human_seconds, need, one_of, positive, write_atomic
 from ..table import Table
 from .graph import _cause, infer, inspect_onnx, read_onnx, session
 from .cures import Source, specs_of
@@ -21,17 +21,17 @@ from .export import install, staging
 @dataclass(frozen=True)
 class Smaller(Record):
     "What a rewriting of a file did to its size and its answers"
-    path: str
-    kind: str
-    bytes_before: int
-    bytes: int
-    nodes_before: int
-    nodes: int
-    max_rel: float          # Largest difference from the original, relative to the largest value of the output
-    top1: float             # Share of rows whose largest output is still the same; 1 where there is no such thing
-    verified: bool          # Within the tolerance of this kind
-    rtol: float
-    note: str = ''
+    path: str         # The file that was written
+    kind: str         # What was done to it
+    bytes_before: int # Of the original, with external data
+    bytes: int        # Of the new file, with external data
+    nodes_before: int # Nodes of the original's main graph
+    nodes: int        # Nodes of the new main graph
+    max_rel: float    # Largest difference from the original, relative to the largest value of the output
+    top1: float       # Share of rows whose largest output is still the same; 1 where there is no such thing
+    verified: bool    # Within the tolerance of this kind
+    rtol: float       # Largest relative difference allowed for this kind
+    note: str = ''    # Why it is not within the tolerance; empty otherwise
 
 @contextlib.contextmanager
 def _quiet():
@@ -41,7 +41,8 @@ def _quiet():
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter('ignore')
             yield
-    finally: logging.disable(logging.NOTSET)
+    finally:
+        logging.disable(logging.NOTSET)
 
 def _agreement(
     path,       # A rewritten file
@@ -53,12 +54,32 @@ def _agreement(
 ) -> Smaller:
     "Compare two files on the same inputs"
     a, b = session(path), session(original)
-    feeds = list(feeds) if feeds is not None else [random_inputs(specs, seed=i, batch=n, sequence=l) for i, (n, l) in enumerate([(1, 5), (3, 12), (8, 7)])]
-    rows = [compare_outputs(x, y, rtol) | dict(n=len(y)) for f in feeds for x, y in zip(infer(a, f).values(), infer(b, f).values())]
+    feeds = (
+        list(feeds)
+        if feeds is not None
+        else [random_inputs(specs, seed=i, batch=n, sequence=l) for i, (n, l) in enumerate([(1, 5), (3, 12), (8, 7)])]
+    )
+    rows = [
+        compare_outputs(x, y, rtol) | dict(n=len(y))
+        for f in feeds
+        for x, y in zip(infer(a, f).values(), infer(b, f).values(), strict=True)
+    ]
     top = [(r['top1'], r['n']) for r in rows if r['top1'] is not None]
     rel = max((r['max_rel'] for r in rows if r['max_rel'] is not None), default=float('inf'))
     fa, fb = inspect_onnx(path), inspect_onnx(original)
-    return Smaller(str(path), kind, fb.bytes, fa.bytes, fb.nodes, fa.nodes, rel if np.isfinite(rel) else 1e9, sum(t * n for t, n in top) / sum(n for _, n in top) if top else 1., all(r['ok'] for r in rows), rtol, next((r['why'] for r in rows if not r['ok']), ''))
+    return Smaller(
+        str(path),
+        kind,
+        fb.bytes,
+        fa.bytes,
+        fb.nodes,
+        fa.nodes,
+        rel if np.isfinite(rel) else 1e9,
+        sum(t * n for t, n in top) / sum(n for _, n in top) if top else 1.0,
+        all(r['ok'] for r in rows),
+        rtol,
+        next((r['why'] for r in rows if not r['ok']), ''),
+    )
 
 def _rewrite(path, out, kind, make, rtol, inputs, feeds, strict):
     "Make a file with `make(source, target)`, compare it with the original, and put it in place"
@@ -67,11 +88,15 @@ def _rewrite(path, out, kind, make, rtol, inputs, feeds, strict):
     with staging(out) as tmp:
         made = tmp/f'model.{secrets.token_hex(4)}.onnx'
         try:
-            with _quiet(): make(str(path), str(made))
-        except OSError: raise
-        except Exception as e: raise ValueError(f'{kind}: {str(path)!r} cannot be rewritten: {_cause(e)}') from None
+            with _quiet():
+                make(str(path), str(made))
+        except OSError:
+            raise
+        except Exception as e:
+            raise ValueError(f'{kind}: {str(path)!r} cannot be rewritten: {_cause(e)}') from None
         r = _agreement(made, path, specs, rtol, feeds, kind)
-        if strict and not r.verified: raise ValueError(f'{kind}: {r.note}; {str(out)!r} was not written')
+        if strict and not r.verified:
+            raise ValueError(f'{kind}: {r.note}; {str(out)!r} was not written')
         install(made, out)
     return r.replace(path=str(out))
 
@@ -94,19 +119,33 @@ def optimise(
 # %% ../../nbs/onnx/06_optimise.ipynb #b7a1d48e
 class _Reader:
     "Hands calibration batches to onnxruntime, one after another"
-    def __init__(self, feeds): self.feeds = iter(feeds)
-    def get_next(self): return next(self.feeds, None)
+    def __init__(self, feeds):
+        self.feeds = iter(feeds)
+    def get_next(self):
+        return next(self.feeds, None)
 
 def _dynamic(a, b):
     from onnxruntime.quantization import QuantType, quantize_dynamic
-    conv = 'Conv' in inspect_onnx(a).operators          # onnxruntime multiplies convolutions only by unsigned weights with one scale
-    quantize_dynamic(_prepared(a, b), b, per_channel=not conv, weight_type=QuantType.QUInt8 if conv else QuantType.QInt8)
+    conv = (
+        'Conv' in inspect_onnx(a).operators
+    )  # onnxruntime multiplies convolutions only by unsigned weights with one scale
+    quantize_dynamic(
+        _prepared(a, b), b, per_channel=not conv, weight_type=QuantType.QUInt8 if conv else QuantType.QInt8
+    )
 
 def _static(feeds):
     def make(a, b):
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
         Reader = type('Reader', (_Reader, CalibrationDataReader), {})
-        quantize_static(_prepared(a, b), b, Reader(feeds), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+        quantize_static(
+            _prepared(a, b),
+            b,
+            Reader(feeds),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
     return make
 
 def _half(a, b):
@@ -139,7 +178,8 @@ def quantise(
     "Store weights in fewer bits, and say what that did to the answers"
     need('onnxruntime', 'onnx')
     name, tol = _kinds[one_of('kind of quantisation', kind, _kinds)]
-    if kind == 'static' and not (calibration := list(calibration or [])): raise ValueError("static quantisation needs calibration data: a list of dicts such as {'pixel_values': array}")
+    if kind == 'static' and not (calibration := list(calibration or [])):
+        raise ValueError("static quantisation needs calibration data: a list of dicts such as {'pixel_values': array}")
     make = dict(int8=_dynamic, static=_static(calibration), fp16=_half)[kind]
     return _rewrite(path, out, name, make, tol if rtol is None else rtol, inputs, feeds, False)
 
@@ -147,15 +187,15 @@ def quantise(
 @dataclass(frozen=True)
 class Timing(Record):
     "How long one way of running a model took"
-    model: str
+    model: str              # What was run
     runner: str             # eager, compiled, onnxruntime ...
-    batch: int
-    threads: int
+    batch: int              # Samples a batch
+    threads: int            # Processor threads
     seconds: float          # Median of a batch over the rounds
     low: float              # First quartile
     high: float             # Third quartile
-    ratio: float            # Median over rounds of (seconds of the first runner ÷ seconds of this one), paired within a round
-    rounds: int
+    ratio: float            # Seconds of the first runner ÷ seconds of this one, median over the rounds
+    rounds: int             # How often each runner was timed, in turn
     setup: float            # Seconds before the first answer: compiling, loading
 
 def rounds(
@@ -167,12 +207,14 @@ def rounds(
     "Time several functions in interleaved rounds, so that a disturbance hits all of them"
     rng, reps, out = random.Random(seed), {}, {k: [] for k in runners}
     for k, f in runners.items():
-        t = time.perf_counter(); f()
+        t = time.perf_counter()
+        f()
         reps[k] = max(1, int(seconds / max(time.perf_counter() - t, 1e-6)))
     for _ in range(positive('rounds', n)):
         for k in rng.sample(list(runners), len(runners)):
             t = time.perf_counter()
-            for _ in range(reps[k]): runners[k]()
+            for _ in range(reps[k]):
+                runners[k]()
             out[k].append((time.perf_counter() - t) / reps[k])
     return out
 
@@ -190,7 +232,8 @@ def _runner(kind, thing, feed, threads):
         run = torch.compile(thing) if kind == 'compiled' else thing
         positional = not hasattr(thing, 'config')
         def f():
-            with torch.inference_mode(): return run(*args.values()) if positional else run(**args)
+            with torch.inference_mode():
+                return run(*args.values()) if positional else run(**args)
     f()
     return f, time.perf_counter() - t0
 
@@ -214,11 +257,28 @@ def benchmark(
         for b in batches:
             say(f'batch {b}, {th} thread{"s" * (th > 1)}')
             feed = random_inputs(specs, **(sizes or {}), batch=b)
-            made = {'eager': _runner('eager', mod, feed, th)} | ({'compiled': _runner('compiled', mod, feed, th)} if compiled else {}) | {k: _runner('onnx', p, feed, th) for k, p in files.items()}
+            made = (
+                {'eager': _runner('eager', mod, feed, th)}
+                | ({'compiled': _runner('compiled', mod, feed, th)} if compiled else {})
+                | {k: _runner('onnx', p, feed, th) for k, p in files.items()}
+            )
             times = rounds({k: f for k, (f, _) in made.items()}, n)
             for k, ts in times.items():
                 q = statistics.quantiles(ts, n=4)
-                out.append(Timing(name or (src.name if src else type(mod).__name__), k, b, th, statistics.median(ts), q[0], q[2], statistics.median(e / t for e, t in zip(times['eager'], ts)), n, made[k][1]))
+                out.append(
+                    Timing(
+                        name or (src.name if src else type(mod).__name__),
+                        k,
+                        b,
+                        th,
+                        statistics.median(ts),
+                        q[0],
+                        q[2],
+                        statistics.median(e / t for e, t in zip(times['eager'], ts, strict=True)),
+                        n,
+                        made[k][1],
+                    )
+                )
     return out
 
 # %% ../../nbs/onnx/06_optimise.ipynb #4eb54d95
@@ -227,8 +287,13 @@ def timing_table(
 ) -> Table:
     "Timings as a table"
     s = lambda v: human_seconds(v)
-    return Table(timings, ['model', 'runner', 'batch', 'threads', 'seconds', 'low', 'high', 'ratio', 'setup'], dict(seconds=s, low=s, high=s, setup=s, ratio=lambda v: f'{v:.2f}×'),
-                 notes='seconds per batch: median and quartiles; ratio: how many times faster than eager torch, median of pairs within a round')
+    return Table(
+        timings,
+        ['model', 'runner', 'batch', 'threads', 'seconds', 'low', 'high', 'ratio', 'setup'],
+        dict(seconds=s, low=s, high=s, setup=s, ratio=lambda v: f'{v:.2f}×'),
+        notes='seconds per batch: median and quartiles; '
+        'ratio: how many times faster than eager torch, median of pairs within a round',
+    )
 
 def save_timings(
     timings, # Timings
@@ -237,7 +302,12 @@ def save_timings(
     "Write records as JSON, with versions and machine"
     import json, datetime, platform, torch
     ort = need('onnxruntime', 'onnx')
-    d = dict(date=str(datetime.date.today()), versions=dict(torch=torch.__version__, onnxruntime=ort.__version__, python=platform.python_version()), machine=f'{platform.machine()}, {os.cpu_count()} CPUs', timings=[t.to_dict() for t in timings])
+    d = dict(
+        date=str(datetime.date.today()),
+        versions=dict(torch=torch.__version__, onnxruntime=ort.__version__, python=platform.python_version()),
+        machine=f'{platform.machine()}, {os.cpu_count()} CPUs',
+        timings=[t.to_dict() for t in timings],
+    )
     return write_atomic(path, json.dumps(d, indent=1) + '\n')
 
 def plot_timings(
@@ -247,12 +317,18 @@ def plot_timings(
     "Speed-up over eager by model and runner, one bar each"
     from fsdl_tools.core import plot_style, palette
     ax = ax or plot_style().subplots()[1]
-    groups, runners = list(dict.fromkeys((t.model, t.batch, t.threads) for t in timings)), list(dict.fromkeys(t.runner for t in timings if t.runner != 'eager'))
+    groups = list(dict.fromkeys((t.model, t.batch, t.threads) for t in timings))
+    runners = list(dict.fromkeys(t.runner for t in timings if t.runner != 'eager'))
     for i, r in enumerate(runners):
         pick = {(t.model, t.batch, t.threads): t for t in timings if t.runner == r}
         xs = [j + (i - (len(runners) - 1) / 2) * .8 / len(runners) for j, g in enumerate(groups) if g in pick]
         ax.bar(xs, [pick[g].ratio for g in groups if g in pick], .8 / len(runners), label=r, color=palette[i])
-    ax.axhline(1, color='black', lw=1); ax.set_ylabel('speed relative to eager torch')
-    ax.set_xticks(range(len(groups)), [f'{m}\nbatch {b}' + (f', {t} threads' if len({g[2] for g in groups}) > 1 else '') for m, b, t in groups])
-    ax.legend(); ax.grid(axis='x', visible=False)
+    ax.axhline(1, color='black', lw=1)
+    ax.set_ylabel('speed relative to eager torch')
+    ax.set_xticks(
+        range(len(groups)),
+        [f'{m}\nbatch {b}' + (f', {t} threads' if len({g[2] for g in groups}) > 1 else '') for m, b, t in groups],
+    )
+    ax.legend()
+    ax.grid(axis='x', visible=False)
     return ax

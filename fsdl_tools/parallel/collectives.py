@@ -22,17 +22,17 @@ from ..core import one_of, palette, plot_style
 @dataclass(frozen=True)
 class Send:
     "One message: `src` sends a chunk to `dst`, which adds it to its own or replaces it"
-    src: int
-    dst: int
-    chunk: int
-    add: bool
+    src: int       # Rank that sends
+    dst: int       # Rank that receives
+    chunk: int     # Which chunk of the tensor, from 0
+    add: bool      # Is it added to what dst has (True), or does it replace it?
 
 @dataclass(frozen=True)
 class Schedule:
     "A collective: the tensor is cut into `chunks`, and the messages of one step travel at the same time"
-    name: str
-    world: int
-    chunks: int
+    name: str      # For titles and messages
+    world: int     # Number of ranks
+    chunks: int    # Pieces into which the tensor is cut
     steps: tuple # Of tuples of Send
 
 def naive_all_reduce(
@@ -50,7 +50,12 @@ def tree_broadcast(
     "In each step, everybody who has the data sends it to one who has not"
     hops = [2**i for i in range((n - 1).bit_length())]
     at = lambda r: (r + root) % n
-    return Schedule('tree broadcast', n, 1, tuple(tuple(Send(at(r), at(r + h), 0, False) for r in range(h) if r + h < n) for h in hops))
+    return Schedule(
+        'tree broadcast',
+        n,
+        1,
+        tuple(tuple(Send(at(r), at(r + h), 0, False) for r in range(h) if r + h < n) for h in hops),
+    )
 
 def tree_all_reduce(
     n:int # Ranks
@@ -65,13 +70,23 @@ def ring_reduce_scatter(
     n:int # Ranks
 ) -> Schedule: # n - 1 steps, after which rank r has the sum of chunk r
     "Partial sums travel round the ring"
-    return Schedule('ring reduce-scatter', n, n, tuple(tuple(Send(r, (r+1) % n, (r-s-1) % n, True) for r in range(n)) for s in range(n-1)))
+    return Schedule(
+        'ring reduce-scatter',
+        n,
+        n,
+        tuple(tuple(Send(r, (r + 1) % n, (r - s - 1) % n, True) for r in range(n)) for s in range(n - 1)),
+    )
 
 def ring_all_gather(
     n:int # Ranks
 ) -> Schedule: # n - 1 steps, after which everybody has what rank r had as chunk r
     "Finished chunks travel round the ring"
-    return Schedule('ring all-gather', n, n, tuple(tuple(Send(r, (r+1) % n, (r-s) % n, False) for r in range(n)) for s in range(n-1)))
+    return Schedule(
+        'ring all-gather',
+        n,
+        n,
+        tuple(tuple(Send(r, (r + 1) % n, (r - s) % n, False) for r in range(n)) for s in range(n - 1)),
+    )
 
 def ring_all_reduce(
     n:int # Ranks
@@ -91,7 +106,8 @@ def simulate_ring(
     for step in schedule.steps:
         old, now = now, [list(row) for row in now]
         for s in step:
-            if s.add and set(now[s.dst][s.chunk]) & set(old[s.src][s.chunk]): raise ValueError(f'{schedule.name}: {s} adds a rank twice')
+            if s.add and set(now[s.dst][s.chunk]) & set(old[s.src][s.chunk]):
+                raise ValueError(f'{schedule.name}: {s} adds a rank twice')
             now[s.dst][s.chunk] = sorted(now[s.dst][s.chunk] + old[s.src][s.chunk]) if s.add else old[s.src][s.chunk]
         states.append(now)
     return states
@@ -100,16 +116,29 @@ def draw_ring(
     schedule,     # The timetable
     title:str='', # What the figure shows
 ):                # A matplotlib figure
-    "One panel a step: rows are ranks, columns chunks, numbers say how many ranks are summed; frames mark what has just arrived"
+    "One panel a step: rows are ranks, columns chunks, numbers count the ranks summed, frames what has just arrived"
     plt, states = plot_style(), simulate_ring(schedule)
     fig, axes = plt.subplots(1, len(states), figsize=(1.45 * len(states), .5 + 1.3), sharey=True)
-    for i, (ax, state) in enumerate(zip(axes, states)):
-        ax.imshow([[len(c) for c in row] for row in state], cmap='Blues', vmin=0, vmax=1.6 * schedule.world, aspect='auto')
+    for i, (ax, state) in enumerate(zip(axes, states, strict=True)):
+        ax.imshow(
+            [[len(c) for c in row] for row in state], cmap='Blues', vmin=0, vmax=1.6 * schedule.world, aspect='auto'
+        )
         for r, row in enumerate(state):
-            for c, who in enumerate(row): ax.text(c, r, len(who), ha='center', va='center', weight='bold' if len(who) == schedule.world else 'normal')
-        for s in schedule.steps[i-1] if i else (): ax.add_patch(plt.Rectangle((s.chunk - .46, s.dst - .46), .92, .92, fill=False, ec=palette[1], lw=2))
-        ax.set(title=f'step {i}' if i else 'start', xlabel='chunk', xticks=range(schedule.chunks), yticks=range(schedule.world)); ax.grid(False)
-    axes[0].set_ylabel('rank'); fig.suptitle(title, weight='bold', x=.01, ha='left')
+            for c, who in enumerate(row):
+                ax.text(
+                    c, r, len(who), ha='center', va='center', weight='bold' if len(who) == schedule.world else 'normal'
+                )
+        for s in schedule.steps[i-1] if i else ():
+            ax.add_patch(plt.Rectangle((s.chunk - .46, s.dst - .46), .92, .92, fill=False, ec=palette[1], lw=2))
+        ax.set(
+            title=f'step {i}' if i else 'start',
+            xlabel='chunk',
+            xticks=range(schedule.chunks),
+            yticks=range(schedule.world),
+        )
+        ax.grid(False)
+    axes[0].set_ylabel('rank')
+    fig.suptitle(title, weight='bold', x=.01, ha='left')
     return fig
 
 # %% ../../nbs/parallel/02_collectives.ipynb #7f53403b
@@ -118,15 +147,19 @@ def execute(
     x         # This rank's tensor, contiguous; changed in place
 ):            # The chunks of x, views of it
     "Carry out a timetable over point-to-point messages"
-    if not x.is_contiguous(): raise ValueError('the tensor must be contiguous: its chunks are sent from where they lie')
-    if schedule.world != dist.get_world_size(): raise ValueError(f'a timetable for {schedule.world} ranks, a group of {dist.get_world_size()}')
+    if not x.is_contiguous():
+        raise ValueError('the tensor must be contiguous: its chunks are sent from where they lie')
+    if schedule.world != dist.get_world_size():
+        raise ValueError(f'a timetable for {schedule.world} ranks, a group of {dist.get_world_size()}')
     chunks, rank = x.view(-1).tensor_split(schedule.chunks), dist.get_rank()
     for step in schedule.steps:
         got = [(s, torch.empty_like(chunks[s.chunk])) for s in step if s.dst == rank]
         ops = [dist.P2POp(dist.isend, chunks[s.chunk], s.dst) for s in step if s.src == rank]
         ops += [dist.P2POp(dist.irecv, buf, s.src) for s, buf in got]
-        for work in dist.batch_isend_irecv(ops) if ops else (): work.wait()
-        for s, buf in got: chunks[s.chunk].add_(buf) if s.add else chunks[s.chunk].copy_(buf)
+        for work in dist.batch_isend_irecv(ops) if ops else ():
+            work.wait()
+        for s, buf in got:
+            chunks[s.chunk].add_(buf) if s.add else chunks[s.chunk].copy_(buf)
     return chunks
 
 def all_reduce(
@@ -170,14 +203,18 @@ def check_against_torch(
     for size in sizes:
         for dtype in (torch.int64, torch.float32):
             x = (torch.randn(size, generator=torch.Generator().manual_seed(r)) * 100).to(dtype)
-            want = x.clone(); dist.all_reduce(want)
-            whole = [torch.empty_like(x) for _ in range(n)]; dist.all_gather(whole, x)
+            want = x.clone()
+            dist.all_reduce(want)
+            whole = [torch.empty_like(x) for _ in range(n)]
+            dist.all_gather(whole, x)
             results = [all_reduce(x.clone(), a) for a in all_reduces]
             pairs = [(got, want) for got in results] + [(_reduce_scatter(x.clone()), want.tensor_split(n)[r]),
                      (_all_gather(x), torch.cat(whole)), (_broadcast(x.clone(), n - 1), whole[n - 1])]
             for got, ref in pairs:
-                if dtype == torch.int64: assert torch.equal(got, ref), (size, got, ref)
-                elif size: worst = max(worst, ((got - ref).abs().max() / ref.abs().max()).item() if ref.numel() else 0.)
+                if dtype == torch.int64:
+                    assert torch.equal(got, ref), (size, got, ref)
+                elif size:
+                    worst = max(worst, ((got - ref).abs().max() / ref.abs().max()).item() if ref.numel() else 0.)
     return worst
 
 # %% ../../nbs/parallel/02_collectives.ipynb #97c58017
@@ -191,26 +228,47 @@ def sent_by_rank(
     return [sum(size(s.chunk) for step in schedule.steps for s in step if s.src == r) for r in range(schedule.world)]
 
 # %% ../../nbs/parallel/02_collectives.ipynb #085d84eb
-_factors = {'all_reduce': lambda n: 2*(n-1)/n, 'all_gather': lambda n: (n-1)/n, 'reduce_scatter': lambda n: (n-1)/n, 'all_to_all': lambda n: (n-1)/n,
-            'broadcast': lambda n: (n-1)/n, 'reduce': lambda n: (n-1)/n, 'gather': lambda n: (n-1)/n, 'scatter': lambda n: (n-1)/n, 'send': lambda n: 1}
+_factors = {
+    'all_reduce': lambda n: 2 * (n - 1) / n,
+    'all_gather': lambda n: (n - 1) / n,
+    'reduce_scatter': lambda n: (n - 1) / n,
+    'all_to_all': lambda n: (n - 1) / n,
+    'broadcast': lambda n: (n - 1) / n,
+    'reduce': lambda n: (n - 1) / n,
+    'gather': lambda n: (n - 1) / n,
+    'scatter': lambda n: (n - 1) / n,
+    'send': lambda n: 1,
+}
 
 def _kind(name):
     "Collective an operator of torch carries out; None for waiting, receiving and barriers"
-    name = name.split('::')[1].strip('_').replace('allreduce', 'all_reduce').replace('allgather', 'all_gather').replace('alltoall', 'all_to_all')
+    name = (
+        name.split('::')[1]
+        .strip('_')
+        .replace('allreduce', 'all_reduce')
+        .replace('allgather', 'all_gather')
+        .replace('alltoall', 'all_to_all')
+    )
     return next((k for k in _factors if name.startswith(k)), None)
 
-def _size(x): return sum(t.numel() * t.element_size() for t in tree_leaves(x) if isinstance(t, torch.Tensor))
+def _size(x):
+    return sum(t.numel() * t.element_size() for t in tree_leaves(x) if isinstance(t, torch.Tensor))
 
 def _members(func, args):
     "Number of ranks that take part in a call"
     if func.namespace == 'c10d':
-        return next(dist.ProcessGroup.unbox(a) for a in args if isinstance(a, torch.ScriptObject) and 'ProcessGroup' in str(a._type())).size()
+        return next(
+            dist.ProcessGroup.unbox(a)
+            for a in args
+            if isinstance(a, torch.ScriptObject) and 'ProcessGroup' in str(a._type())
+        ).size()
     group = args[-1]
     return dist.distributed_c10d._resolve_process_group(group).size() if isinstance(group, str) else group.size()
 
 # %% ../../nbs/parallel/02_collectives.ipynb #99bf5527
 class CommCounter(TorchDispatchMode):
     "Counts what this rank hands to torch.distributed while the block runs"
+
     def __init__(self):
         super().__init__()
         self.calls, self.payload, self.sent = Counter(), Counter(), Counter()
@@ -219,26 +277,33 @@ class CommCounter(TorchDispatchMode):
         if func.namespace in ('c10d', '_c10d_functional') and (kind := _kind(func._schema.name)):
             n = _members(func, args)
             size = max(map(_size, args)) * (n if func.namespace != 'c10d' and kind == 'all_gather' else 1)
-            self.calls[kind] += 1; self.payload[kind] += size; self.sent[kind] += size * _factors[kind](n)
+            self.calls[kind] += 1
+            self.payload[kind] += size
+            self.sent[kind] += size * _factors[kind](n)
         return func(*args, **(kwargs or {}))
 
     @property
-    def total(self): return round(sum(self.sent.values()))      # Bytes that this rank sends when the collectives are rings
+    def total(self):
+        "Bytes that this rank sends when the collectives are rings"
+        return round(sum(self.sent.values()))
 
 # %% ../../nbs/parallel/02_collectives.ipynb #6fd4f78e
 def wire_bytes() -> int: # Bytes over all TCP sockets of this process since they were opened
     "What the kernel says this process has sent (Linux: tcpi_bytes_sent of TCP_INFO)"
-    if not sys.platform.startswith('linux'): raise NotImplementedError(f'wire_bytes asks the kernel of Linux, this is {sys.platform}')
+    if not sys.platform.startswith('linux'):
+        raise NotImplementedError(f'wire_bytes asks the kernel of Linux, this is {sys.platform}')
     total = 0
     for fd in os.listdir('/proc/self/fd'):
         with contextlib.suppress(OSError, ValueError):
             if os.readlink(f'/proc/self/fd/{fd}').startswith('socket:'):
-                with socket.socket(fileno=os.dup(int(fd))) as s: total += _bytes_sent(s)
+                with socket.socket(fileno=os.dup(int(fd))) as s:
+                    total += _bytes_sent(s)
     return total
 
 def _bytes_sent(s):
     "Offset 200 of struct tcp_info holds tcpi_bytes_sent (linux/tcp.h, since 4.19)"
-    if s.family not in (socket.AF_INET, socket.AF_INET6) or s.type != socket.SOCK_STREAM: return 0
+    if s.family not in (socket.AF_INET, socket.AF_INET6) or s.type != socket.SOCK_STREAM:
+        return 0
     info = s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     return int.from_bytes(info[200:208], sys.byteorder)
 
@@ -252,7 +317,8 @@ def measure_bytes(
     step(torch.ones(16))                               # connections are made, greetings exchanged
     dist.barrier()
     before = wire_bytes() if sys.platform.startswith('linux') else 0
-    with CommCounter() as c: step(torch.ones(numel))
+    with CommCounter() as c:
+        step(torch.ones(numel))
     dist.barrier()                                     # what was sent has also left
     after = wire_bytes() if sys.platform.startswith('linux') else None
     return dict(counted=c.total, wire=after and after - before)
@@ -266,8 +332,11 @@ def measure_reduce_scatter(
     single = getattr(dist, 'reduce_scatter_single', None) or dist.reduce_scatter_tensor   # renamed in PyTorch 2.13
     theirs = lambda x: single(torch.empty(len(x) // n), x)
     for name, step in (('ours', _reduce_scatter), ('torch', theirs)):
-        step(torch.ones(n)); dist.barrier()
-        before = wire_bytes(); step(torch.ones(numel)); dist.barrier()
+        step(torch.ones(n))
+        dist.barrier()
+        before = wire_bytes()
+        step(torch.ones(numel))
+        dist.barrier()
         out[name] = wire_bytes() - before
     return out
 
@@ -282,7 +351,8 @@ def ping_pong(
         x, times = torch.zeros(size, dtype=torch.uint8), []
         for _ in range(repeats):
             t0 = time.perf_counter()
-            for turn in (0, 1): dist.send(x, 1 - me) if me == turn else dist.recv(x, 1 - me)
+            for turn in (0, 1):
+                dist.send(x, 1 - me) if me == turn else dist.recv(x, 1 - me)
             times.append((time.perf_counter() - t0) / 2)
         out.append((size, min(times)))
     return out
@@ -290,7 +360,7 @@ def ping_pong(
 def fit_alpha_beta(
     points # Pairs (bytes, seconds)
 ) -> tuple: # alpha in seconds, beta in seconds a byte
-    "Least squares on logarithms, so that small messages count as much as large ones: log t = log beta + log(x + alpha/beta)"
+    "Least squares on logarithms, small messages counting as much as large ones: log t = log beta + log(x + alpha/beta)"
     import numpy as np
     x, t = np.array(points, dtype=float).T
     rest = lambda k: np.log(t) - np.log(x + k)
@@ -306,5 +376,7 @@ def schedule_seconds(
 ) -> float:     # Seconds, when each rank sends and receives one message at a time
     "Cost of a timetable: each step takes as long as its busiest rank"
     piece = alpha + beta * size / schedule.chunks
-    busiest = lambda step: max(max(sum(s.src == r for s in step), sum(s.dst == r for s in step)) for r in range(schedule.world))
+    busiest = lambda step: max(
+        max(sum(s.src == r for s in step), sum(s.dst == r for s in step)) for r in range(schedule.world)
+    )
     return sum(busiest(step) for step in schedule.steps) * piece

@@ -21,27 +21,39 @@ from ..core import fix_torchvision, need, one_of
 # %% ../../nbs/parallel/03_ddp.ipynb #b29beef8
 class _Sum(torch.autograd.Function):
     "All-reduce whose gradient is the all-reduce of the gradient"
+
     @staticmethod
     def forward(ctx, x):
-        x = x.clone(); dist.all_reduce(x)
+        x = x.clone()
+        dist.all_reduce(x)
         return x
+
     @staticmethod
     def backward(ctx, g):
-        g = g.contiguous().clone(); dist.all_reduce(g)
+        g = g.contiguous().clone()
+        dist.all_reduce(g)
         return g
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     "Batch-norm over the samples of all ranks, on any device"
-    def _check_input_dim(self, x): pass
-    def forward(self, x):
-        if not (self.training or self.running_mean is None): return super().forward(x)
+
+    def _check_input_dim(self, x):
+        pass
+
+    def forward(self,
+        x  # (batch, channels, …)
+    ):     # The same shape
+        "In training, normalise by mean and variance of the whole batch, over all ranks"
+        if not (self.training or self.running_mean is None):
+            return super().forward(x)
         dims, c = [0, *range(2, x.dim())], x.shape[1]
         wide = lambda v: v.view(1, c, *[1]*(x.dim() - 2))
         total = _Sum.apply(torch.cat([x.sum(dims), x.new_tensor([x.numel() / c])]))
         n, mean = total[-1].detach(), total[:-1] / total[-1].detach()
         d = x - wide(mean)
         var = _Sum.apply((d*d).sum(dims)) / n
-        if self.running_mean is not None: self._track(mean.detach(), var.detach() * n / (n - 1))
+        if self.running_mean is not None:
+            self._track(mean.detach(), var.detach() * n / (n - 1))
         out = d * wide(torch.rsqrt(var + self.eps))
         return out * wide(self.weight) + wide(self.bias) if self.affine else out
 
@@ -49,14 +61,16 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         "Move the running statistics, as nn.BatchNorm does; without a momentum they are plain averages"
         self.num_batches_tracked += 1
         m = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, m); self.running_var.lerp_(var, m)
+        self.running_mean.lerp_(mean, m)
+        self.running_var.lerp_(var, m)
 
 def sync_batchnorm(
     model # Any module
 ):        # The same module, its batch-norm layers replaced by SyncBatchNorm with the same tensors
     "Let every batch-norm see the whole batch"
-    for name, m in list(model.named_modules()):
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, SyncBatchNorm): m.__class__ = SyncBatchNorm
+    for m in list(model.modules()):
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, SyncBatchNorm):
+            m.__class__ = SyncBatchNorm
     return model
 
 # %% ../../nbs/parallel/03_ddp.ipynb #11286f25
@@ -77,7 +91,9 @@ def _average_gradients(
 ):
     "Replace every gradient by its mean over the ranks"
     for p in model.parameters():
-        if p.grad is not None: dist.all_reduce(p.grad); p.grad /= dist.get_world_size()
+        if p.grad is not None:
+            dist.all_reduce(p.grad)
+            p.grad /= dist.get_world_size()
 
 # %% ../../nbs/parallel/03_ddp.ipynb #1f33ee53
 def broadcast_all(
@@ -89,19 +105,26 @@ def broadcast_all(
         some = [t.detach() for t in tensors if t.dtype == dtype]
         flat = torch.cat([t.flatten() for t in some])
         dist.broadcast(flat, src)
-        for t, new in zip(some, flat.split([t.numel() for t in some])): t.copy_(new.view_as(t))
+        for t, new in zip(some, flat.split([t.numel() for t in some]), strict=True):
+            t.copy_(new.view_as(t))
 
 class Bucket:
     "Gradients that travel together, in one flat buffer"
+
     def __init__(self, params):
         self.params, self.work = params, None
         self.flat = torch.zeros(sum(p.numel() for p in params), dtype=params[0].dtype, device=params[0].device)
-        self.views = dict(zip(params, (v.view_as(p) for v, p in zip(self.flat.split([p.numel() for p in params]), params))))
+        parts = self.flat.split([p.numel() for p in params])
+        self.views = {p: part.view_as(p) for p, part in zip(params, parts, strict=True)}
         self.waiting = set(params)
 
-    def put(self, p, scale):
+    def put(self,
+        p,     # A parameter of this bucket, its gradient there
+        scale  # What the gradient is multiplied by: 1 / ranks
+    ):
         "Move the gradient of `p` into the buffer, scaled; true when it was the last one"
-        torch.mul(p.grad, scale, out=self.views[p]); p.grad = self.views[p]
+        torch.mul(p.grad, scale, out=self.views[p])
+        p.grad = self.views[p]
         self.waiting.discard(p)
         return not self.waiting
 
@@ -113,14 +136,17 @@ def _make_buckets(
     "Fill buckets in order; as in torch, a bucket closes when it has reached its size"
     out, cur, n = [], [], 0
     for p in params:
-        if cur and p.dtype != cur[0].dtype: out, cur, n = out + [Bucket(cur)], [], 0
+        if cur and p.dtype != cur[0].dtype:
+            out, cur, n = out + [Bucket(cur)], [], 0
         cur, n = cur + [p], n + p.numel() * p.element_size()
-        if n >= (size if out else first): out, cur, n = out + [Bucket(cur)], [], 0
+        if n >= (size if out else first):
+            out, cur, n = out + [Bucket(cur)], [], 0
     return out + ([Bucket(cur)] if cur else [])
 
 # %% ../../nbs/parallel/03_ddp.ipynb #5153d9e1
 class DataParallel(nn.Module):
     "DistributedDataParallel in a page: broadcast, hooks, buckets, overlap, no_sync"
+
     def __init__(self,
         module,               # The same architecture on every rank; weights are taken from rank 0
         bucket_bytes:int=25<<20, # Size of a bucket
@@ -132,11 +158,14 @@ class DataParallel(nn.Module):
         params = [p for p in module.parameters() if p.requires_grad]
         self.buckets = _make_buckets(params[::-1], bucket_bytes)
         self.bucket_of = {p: b for b in self.buckets for p in b.params}
-        for p in params: p.register_post_accumulate_grad_hook(self._ready)
+        for p in params:
+            p.register_post_accumulate_grad_hook(self._ready)
         self.sent = None
 
     def forward(self, *args, **kwargs):
-        if self.sent is not None: self._reset()        # the last backward was broken off
+        "The module on this share of the batch; in training, buffers are first taken from rank 0"
+        if self.sent is not None:
+            self._reset()        # the last backward was broken off
         if self.sync and self.training:
             broadcast_all(list(self.module.buffers()))
         return self.module(*args, **kwargs)
@@ -145,17 +174,21 @@ class DataParallel(nn.Module):
     def no_sync(self):
         "Gradients of the block stay on this rank and are added to the next ones that are sent"
         self.sync, before = False, self.sync
-        try: yield
-        finally: self.sync = before
+        try:
+            yield
+        finally:
+            self.sync = before
 
     def _ready(self, p):
         "Called when the gradient of `p` is there"
-        if not self.sync: return
+        if not self.sync:
+            return
         if self.sent is None:
             self.sent = 0
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)
         self.bucket_of[p].put(p, 1 / dist.get_world_size())
-        if self.overlap: self._send()
+        if self.overlap:
+            self._send()
 
     def _send(self):
         "Send the full buckets, in the same order on every rank"
@@ -170,12 +203,15 @@ class DataParallel(nn.Module):
         self._reset()
         if missing:
             names = [n for n, p in self.module.named_parameters() if id(p) in missing]
-            raise RuntimeError(f"rank {dist.get_rank()}: no gradient for {', '.join(names)}; use every parameter in every step")
+            raise RuntimeError(
+                f"rank {dist.get_rank()}: no gradient for {', '.join(names)}; use every parameter in every step"
+            )
 
     def _reset(self):
         "Wait for what is under way, and be ready for the next backward"
         for b in self.buckets:
-            if b.work: b.work.wait()
+            if b.work:
+                b.work.wait()
             b.work, b.waiting = None, set(b.params)
         self.sent = None
 
@@ -205,14 +241,24 @@ def count_step(
     "Run on every rank: what one training step hands to torch.distributed"
     net = sync_batchnorm(tiny_model(name))
     m = net if strategy == 'naive' else strategies[strategy](net)
+
     def step():
         tiny_loss(m, share(tiny_batch(name))).backward()
-        if strategy == 'naive': _average_gradients(m)
+        if strategy == 'naive':
+            _average_gradients(m)
         m.zero_grad()
-    step(); step()
-    with CommCounter() as c: step()
-    return dict(model=name, strategy=strategy, messages=sum(c.calls.values()), all_reduce=c.payload['all_reduce'], broadcast=c.payload['broadcast'],
-                model_bytes=4 * sum(p.numel() for p in net.parameters()))
+    step()
+    step()
+    with CommCounter() as c:
+        step()
+    return dict(
+        model=name,
+        strategy=strategy,
+        messages=sum(c.calls.values()),
+        all_reduce=c.payload['all_reduce'],
+        broadcast=c.payload['broadcast'],
+        model_bytes=4 * sum(p.numel() for p in net.parameters()),
+    )
 
 # %% ../../nbs/parallel/03_ddp.ipynb #52c15357
 def trace_backward(
@@ -223,13 +269,18 @@ def trace_backward(
 ) -> dict:          # compute and send: lists of (start, end) in milliseconds from the start of backward
     "Run on every rank: backward under PyTorch's profiler"
     net, x = nn.Sequential(*[nn.Linear(width, width) for _ in range(8)]), torch.randn(samples, width)
-    if strategy == 'torch': m = DistributedDataParallel(net, bucket_cap_mb=2)
-    else: m = DataParallel(net, 2 << 20, overlap=strategy != 'after')
+    if strategy == 'torch':
+        m = DistributedDataParallel(net, bucket_cap_mb=2)
+    else:
+        m = DataParallel(net, 2 << 20, overlap=strategy != 'after')
     found = []
     for i in range(tries + 2):
-        loss = m(x).sum(); dist.barrier()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as p: loss.backward()
-        if i > 1: found.append(_spans(p.events()))        # the first two settle the buckets
+        loss = m(x).sum()
+        dist.barrier()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as p:
+            loss.backward()
+        if i > 1:
+            found.append(_spans(p.events()))        # the first two settle the buckets
     return min(found, key=lambda t: max(t['compute'] + t['send'])[1])
 
 def _spans(events):
@@ -251,14 +302,17 @@ def train_accumulating(
     opt, losses = torch.optim.SGD(m.parameters(), lr=.05, momentum=.9), []
     with CommCounter() as c:
         for s in range(20):
-            opt.zero_grad(); total = 0.
+            opt.zero_grad()
+            total = 0.
             for i in range(micro):
                 with m.no_sync() if quiet and i < micro - 1 else contextlib.nullcontext():
                     loss = tiny_loss(m, share(share(tiny_batch(name, 16, s)), i, micro)) / micro
                     loss.backward()
                 total += loss.detach()
-            opt.step(); losses.append(total)
-    losses = torch.stack(losses); dist.all_reduce(losses)
+            opt.step()
+            losses.append(total)
+    losses = torch.stack(losses)
+    dist.all_reduce(losses)
     return (losses / dist.get_world_size()).tolist(), c.payload['all_reduce']
 
 # %% ../../nbs/parallel/03_ddp.ipynb #5fed8965
@@ -268,7 +322,8 @@ def _weighted_loss(
 ):         # A loss whose average over the ranks is the mean over all targets
     "Cross-entropy that is exact for shares of any size"
     out, y = model(batch[0]).flatten(0, -2), batch[1].flatten()
-    total = torch.tensor(float(y.numel())); dist.all_reduce(total)
+    total = torch.tensor(float(y.numel()))
+    dist.all_reduce(total)
     return F.cross_entropy(out, y, reduction='sum') * dist.get_world_size() / total
 
 def train_uneven(
@@ -278,11 +333,19 @@ def train_uneven(
 ) -> list:        # Losses, averaged over the ranks
     "Run on every rank: 20 steps on shares of unequal size"
     m = DataParallel(sync_batchnorm(tiny_model(name)))
-    opt, losses, loss_of = torch.optim.SGD(m.parameters(), lr=.05, momentum=.9), [], _weighted_loss if weighted else tiny_loss
+    opt, losses, loss_of = (
+        torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9),
+        [],
+        _weighted_loss if weighted else tiny_loss,
+    )
     for s in range(20):
         loss = loss_of(m, share(tiny_batch(name, size, s)))
-        opt.zero_grad(); loss.backward(); opt.step(); losses.append(loss.detach())
-    losses = torch.stack(losses); dist.all_reduce(losses)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        losses.append(loss.detach())
+    losses = torch.stack(losses)
+    dist.all_reduce(losses)
     return (losses / dist.get_world_size()).tolist()
 
 # %% ../../nbs/parallel/03_ddp.ipynb #add034bb
@@ -302,22 +365,33 @@ def train_lightning(
     name:str # Which tiny model
 ) -> list:   # Losses
     "Run on every rank with init=False: Lightning's Trainer with its DDP strategy"
-    fix_torchvision(); L, losses = need('lightning', 'frameworks'), []
+    fix_torchvision()
+    L, losses = need('lightning', 'frameworks'), []
     class Task(L.LightningModule):
-        def __init__(self): super().__init__(); self.net = sync_batchnorm(tiny_model(name))
-        def configure_optimizers(self): return torch.optim.SGD(self.parameters(), lr=.05, momentum=.9)
+        def __init__(self):
+            super().__init__()
+            self.net = sync_batchnorm(tiny_model(name))
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=.05, momentum=.9)
         def training_step(self, batch, i):
             losses.append(loss := tiny_loss(self.net, batch))
             return loss
     class Here(L.pytorch.strategies.DDPStrategy):
-        def _configure_launcher(self): pass            # the ranks are there already, also in a notebook
+        def _configure_launcher(self):
+            pass            # the ranks are there already, also in a notebook
     rank, world = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
     data = [share(tiny_batch(name, 16, s), rank, world) for s in range(20)]
-    off = dict.fromkeys(['logger', 'enable_checkpointing', 'enable_progress_bar', 'enable_model_summary', 'use_distributed_sampler'], False)
+    off = dict.fromkeys(
+        ['logger', 'enable_checkpointing', 'enable_progress_bar', 'enable_model_summary', 'use_distributed_sampler'],
+        False,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        L.Trainer(accelerator='cpu', devices=world, strategy=Here(process_group_backend='gloo'), max_epochs=1, **off).fit(Task(), torch.utils.data.DataLoader(data, batch_size=None))
-    total = torch.stack([l.detach() for l in losses]); dist.all_reduce(total)
+        L.Trainer(
+            accelerator='cpu', devices=world, strategy=Here(process_group_backend='gloo'), max_epochs=1, **off
+        ).fit(Task(), torch.utils.data.DataLoader(data, batch_size=None))
+    total = torch.stack([l.detach() for l in losses])
+    dist.all_reduce(total)
     return (total / world).tolist()
 
 # %% ../../nbs/parallel/03_ddp.ipynb #f8fa5b19
@@ -331,5 +405,8 @@ def train_accelerate(
     losses = []
     for s in range(20):
         loss = tiny_loss(m, share(tiny_batch(name, 16, s)))
-        opt.zero_grad(); acc.backward(loss); opt.step(); losses.append(acc.reduce(loss.detach(), 'mean').item())
+        opt.zero_grad()
+        acc.backward(loss)
+        opt.step()
+        losses.append(acc.reduce(loss.detach(), 'mean').item())
     return losses

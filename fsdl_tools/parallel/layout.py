@@ -9,7 +9,7 @@ __all__ = ['recomputations', 'layout_precisions', 'schedules', 'axes', 'Layout',
 # %% ../../nbs/parallel/11_layout.ipynb #b1497595
 import math, re
 from dataclasses import dataclass, fields
-from ..core import *
+from ..core import Record, need, one_of, palette, positive
 
 # %% ../../nbs/parallel/11_layout.ipynb #b244c0c4
 recomputations = ['none', 'selective', 'every-other-layer', 'full']
@@ -33,32 +33,52 @@ class Layout(Record):
     offload:str='none'        # One of offloads: what lives on the host
     seq_parallel:bool=True    # Do tensor-parallel ranks share norms and residuals too?
     shard:int=0               # HSDP: ranks that share one copy; 0: all of dp·cp
-    optimizer:str='adam'      # One of plan_memory.optimizers
+    optimizer:str='adam'      # One of optimizer_states
     flash:bool=True           # Fused attention?
     compile:bool=False        # Compiled?
-    framework:str='pytorch'   # Whose constants to use; one of plan_time.frameworks
+    framework:str='pytorch'   # Whose constants to use, as framework_of names it
 
     def __post_init__(self):
-        for f in 'dp tp pp cp vp micro_batch'.split(): positive(f, getattr(self, f))
-        if self.zero not in (0, 1, 2, 3): raise ValueError(f'zero must be a ZeRO stage from 0 to 3, not {self.zero!r}')
-        if not isinstance(self.shard, int) or self.shard < 0: raise ValueError(f'shard must be 0 or a number of ranks, not {self.shard!r}')
-        for f, ok in (('recompute', recomputations), ('precision', layout_precisions), ('schedule', schedules), ('offload', _offloads)): one_of(f, getattr(self, f), ok)
+        for f in 'dp tp pp cp vp micro_batch'.split():
+            positive(f, getattr(self, f))
+        if self.zero not in (0, 1, 2, 3):
+            raise ValueError(f'zero must be a ZeRO stage from 0 to 3, not {self.zero!r}')
+        if not isinstance(self.shard, int) or self.shard < 0:
+            raise ValueError(f'shard must be 0 or a number of ranks, not {self.shard!r}')
+        for f, ok in (
+            ('recompute', recomputations),
+            ('precision', layout_precisions),
+            ('schedule', schedules),
+            ('offload', _offloads),
+        ):
+            one_of(f, getattr(self, f), ok)
         self._rules()
 
     def _rules(self):
         "What cannot be combined, whatever the model"
-        if self.vp > 1 and self.pp == 1: raise ValueError(f'vp={self.vp} needs a pipeline: pp must be more than 1')
-        if self.schedule == 'interleaved' and self.vp == 1: raise ValueError('the interleaved schedule needs vp of 2 or more')
-        if self.vp > 1 and self.schedule not in ('1f1b', 'interleaved'): raise ValueError(f'vp={self.vp} needs the 1f1b or interleaved schedule, not {self.schedule}')
-        if self.shard and self.zero < 3: raise ValueError(f'shard={self.shard} is HSDP and needs zero=3, not {self.zero}')
-        if self.shard and (self.dp*self.cp) % self.shard: raise ValueError(f'shard={self.shard} must divide dp·cp = {self.dp*self.cp}')
+        if self.vp > 1 and self.pp == 1:
+            raise ValueError(f'vp={self.vp} needs a pipeline: pp must be more than 1')
+        if self.schedule == 'interleaved' and self.vp == 1:
+            raise ValueError('the interleaved schedule needs vp of 2 or more')
+        if self.vp > 1 and self.schedule not in ('1f1b', 'interleaved'):
+            raise ValueError(f'vp={self.vp} needs the 1f1b or interleaved schedule, not {self.schedule}')
+        if self.shard and self.zero < 3:
+            raise ValueError(f'shard={self.shard} is HSDP and needs zero=3, not {self.zero}')
+        if self.shard and (self.dp*self.cp) % self.shard:
+            raise ValueError(f'shard={self.shard} must divide dp·cp = {self.dp*self.cp}')
 
     @property
-    def world(self): return self.dp*self.tp*self.pp*self.cp
+    def world(self):
+        "Number of ranks: dp·tp·pp·cp"
+        return self.dp*self.tp*self.pp*self.cp
 
     def __str__(self):
         plain = {f.name: f.default for f in fields(self)}
-        size = [f'{k}{getattr(self, k)}' for k in 'dp tp pp cp vp'.split() if k in ('dp', 'tp', 'pp') or getattr(self, k) > 1]
+        size = [
+            f'{k}{getattr(self, k)}'
+            for k in 'dp tp pp cp vp'.split()
+            if k in ('dp', 'tp', 'pp') or getattr(self, k) > 1
+        ]
         more = [f'{k}={v}' for k, v in self.to_dict().items() if k not in 'dp tp pp cp vp'.split() and v != plain[k]]
         return ','.join(size + more)
 
@@ -66,49 +86,66 @@ class Layout(Record):
 def _value(name, text):
     "A field's value from text"
     want = next(f.type for f in fields(Layout) if f.name == name)
-    if want is bool: return one_of(name, text.lower(), ['true', 'false']) == 'true'
-    if want is not int: return text
-    if not re.fullmatch(r'\d+', text): raise ValueError(f'{name} must be a whole number, not {text!r}')
+    if want is bool:
+        return one_of(name, text.lower(), ['true', 'false']) == 'true'
+    if want is not int:
+        return text
+    if not re.fullmatch(r'\d+', text):
+        raise ValueError(f'{name} must be a whole number, not {text!r}')
     return int(text)
 
 def parse_layout(
     text:str # For example dp2,tp2,pp2 or dp8,tp4,pp12,zero=1,micro_batch=2
 ) -> Layout: # Raises ValueError naming the part that cannot be read
     "The layout that `text` describes; a `Layout` passes through"
-    if isinstance(text, Layout): return text
+    if isinstance(text, Layout):
+        return text
     out = {}
     for part in filter(None, re.split(r'[,\s]+', str(text))):
         m = re.fullmatch(r'([a-z_]+)=(.+)|([a-z]+)(\d+)', part)
-        if not m: raise ValueError(f'cannot read {part!r} in the layout {text!r}: expected parts such as dp2 or zero=1')
+        if not m:
+            raise ValueError(f'cannot read {part!r} in the layout {text!r}: expected parts such as dp2 or zero=1')
         name = one_of('field of a layout', m[1] or m[3], [f.name for f in fields(Layout)])
-        if name in out: raise ValueError(f'{name} is given twice in the layout {text!r}')
+        if name in out:
+            raise ValueError(f'{name} is given twice in the layout {text!r}')
         out[name] = _value(name, m[2] or m[4])
     return Layout(**out)
 
 # %% ../../nbs/parallel/11_layout.ipynb #1be82f19
-def _even(what, n, by, parts, least=1):
-    if n % parts: raise ValueError(f'{what} {n} cannot be divided by {by}={parts}: the remainder is {n % parts}')
+def _even(what, n, by, parts):
+    "Raises ValueError when n cannot be divided into equal parts"
+    if n % parts:
+        raise ValueError(f'{what} {n} cannot be divided by {by}={parts}: the remainder is {n % parts}')
+
+def _check_stages(l, layers, uneven):
+    "Does every stage get a layer, and where it must as many as the others?"
+    if l.pp*l.vp > layers:
+        raise ValueError(f'{layers} layers cannot fill pp·vp = {l.pp*l.vp} stages')
+    if not uneven:
+        _even('layers', layers, 'pp·vp', l.pp*l.vp)
 
 def check_layout(
     layout:Layout,        # The layout
     gpus:int=None,        # World size it must fill
     global_batch:int=None,# Sequences of a step
-    layers:int=None, heads:int=None, ffn:int=None, seq:int=None, kv_heads:int=None, # Shape of the model, as far as known
+    layers:int=None, heads:int=None, ffn:int=None, # Shape of the model, as far as known
+    seq:int=None, kv_heads:int=None, # Tokens of a sequence; heads of keys and values
     uneven:bool=False     # May stages have different numbers of layers?
 ) -> Layout:              # The layout; raises ValueError with the rule that it breaks
     "`layout`, when it suits the model, the batch and the number of GPUs"
     l = parse_layout(layout)
-    if gpus is not None and l.world != gpus: raise ValueError(f'dp·tp·pp·cp = {l.dp}·{l.tp}·{l.pp}·{l.cp} = {l.world} ranks do not fill {gpus} GPUs')
-    if heads: _even('heads', heads, 'tp', l.tp)
-    if kv_heads and kv_heads % l.tp and l.tp % kv_heads: raise ValueError(f'kv_heads {kv_heads} and tp={l.tp}: one must divide the other')
-    if ffn: _even('ffn', ffn, 'tp', l.tp)
-    if seq: _even('seq', seq, 'cp', l.cp)
-    if layers:
-        if l.pp*l.vp > layers: raise ValueError(f'{layers} layers cannot fill pp·vp = {l.pp*l.vp} stages')
-        if not uneven: _even('layers', layers, 'pp·vp', l.pp*l.vp)
+    if gpus is not None and l.world != gpus:
+        raise ValueError(f'dp·tp·pp·cp = {l.dp}·{l.tp}·{l.pp}·{l.cp} = {l.world} ranks do not fill {gpus} GPUs')
+    _even('heads', heads or 0, 'tp', l.tp)
+    if kv_heads and kv_heads % l.tp and l.tp % kv_heads:
+        raise ValueError(f'kv_heads {kv_heads} and tp={l.tp}: one must divide the other')
+    _even('ffn', ffn or 0, 'tp', l.tp)
+    _even('seq', seq or 0, 'cp', l.cp)
+    _check_stages(l, layers or l.pp*l.vp, uneven)
     if global_batch:
         _even('global_batch', global_batch, 'dp·micro_batch', l.dp*l.micro_batch)
-        if l.vp > 1: _even('micro-batches', global_batch//(l.dp*l.micro_batch), 'pp', l.pp)
+        if l.vp > 1:
+            _even('micro-batches', global_batch//(l.dp*l.micro_batch), 'pp', l.pp)
     return l
 
 # %% ../../nbs/parallel/11_layout.ipynb #ca5fbd94
@@ -120,8 +157,10 @@ def coordinates(
 ) -> dict:   # Axis -> place
     "Where a rank stands in the mesh"
     l, out = parse_layout(layout), {}
-    if not 0 <= rank < l.world: raise ValueError(f'rank {rank} is not in a world of {l.world}')
-    for a in reversed(axes): rank, out[a] = divmod(rank, getattr(l, a))
+    if not 0 <= rank < l.world:
+        raise ValueError(f'rank {rank} is not in a world of {l.world}')
+    for a in reversed(axes):
+        rank, out[a] = divmod(rank, getattr(l, a))
     return {a: out[a] for a in axes}
 
 def groups(
@@ -140,19 +179,29 @@ def draw_layout(
     gpus_per_node:int=8,  # For the colours
     ax=None               # Matplotlib axes; default: new ones
 ):                        # The axes
-    "The rank grid: stages downwards, replicas to the right, tensor- and context-parallel ranks inside a box, nodes in colours"
+    "The rank grid: stages down, replicas to the right, tensor- and context-parallel ranks in a box, nodes in colours"
     l = parse_layout(layout)
-    if l.world > 512: raise ValueError(f'{l.world} ranks are too many to draw: at most 512')
+    if l.world > 512:
+        raise ValueError(f'{l.world} ranks are too many to draw: at most 512')
     plt = need('matplotlib.pyplot', 'plot')
     inner = l.tp*l.cp
-    if ax is None: _, ax = plt.subplots(figsize=(min(2 + .42*l.dp*inner, 11), min(1.2 + .5*l.pp, 6)))
+    if ax is None:
+        _, ax = plt.subplots(figsize=(min(2 + .42*l.dp*inner, 11), min(1.2 + .5*l.pp, 6)))
     for r in range(l.world):
         at = coordinates(l, r)
         x, y = at['dp']*(inner + .4) + at['cp']*l.tp + at['tp'], -at['pp']
         ax.add_patch(plt.Rectangle((x, y), .92, .8, color=palette[r//gpus_per_node % 6], alpha=.75))
-        if l.world <= 64: ax.text(x + .46, y + .4, str(r), ha='center', va='center', fontsize=8, color='white')
-    ax.set(xlim=(-.2, l.dp*(inner + .4)), ylim=(-l.pp + .9, 1), title=f'{l}: {l.world} ranks', yticks=[.4 - i for i in range(l.pp)], xticks=[(i + .5)*(inner + .4) - .2 for i in range(l.dp)])
-    ax.set_yticklabels([f'stage {i}' for i in range(l.pp)]); ax.set_xticklabels([f'replica {i}' for i in range(l.dp)], rotation=0 if l.dp < 9 else 90)
+        if l.world <= 64:
+            ax.text(x + .46, y + .4, str(r), ha='center', va='center', fontsize=8, color='white')
+    ax.set(
+        xlim=(-0.2, l.dp * (inner + 0.4)),
+        ylim=(-l.pp + 0.9, 1),
+        title=f'{l}: {l.world} ranks',
+        yticks=[0.4 - i for i in range(l.pp)],
+        xticks=[(i + 0.5) * (inner + 0.4) - 0.2 for i in range(l.dp)],
+    )
+    ax.set_yticklabels([f'stage {i}' for i in range(l.pp)])
+    ax.set_xticklabels([f'replica {i}' for i in range(l.dp)], rotation=0 if l.dp < 9 else 90)
     ax.grid(False)
     return ax
 
@@ -164,7 +213,7 @@ def axis_bytes(
     global_batch:int,     # Sequences of a step
     width:int=2           # Bytes of an activation and of a gradient
 ) -> dict:                # Axis -> bytes that one rank sends in a step
-    "Tensor parallel: four all-reduces a layer and micro-batch (arXiv 1909.08053); pipeline: activations and their gradients; data parallel: one all-reduce"
+    "tp: four all-reduces a layer and micro-batch (arXiv 1909.08053); pp: activations and gradients; dp: one all-reduce"
     l = parse_layout(layout)
     ring = lambda n: 2*(n - 1)/n
     n, piece = global_batch/(l.dp*l.micro_batch), l.micro_batch*seq*hidden*width
@@ -175,7 +224,7 @@ _runnable_precisions = ['fp32', 'tf32', 'bf16', 'amp_bf16']
 
 def check_runnable(
     layout,                # A Layout or its text
-    config=None,           # GPTConfig of the GPT; None for a model of timm or transformers, which is split by batch only
+    config=None,           # GPTConfig of the GPT; None: a model of timm or transformers, split by batch only
     global_batch:int=None, # Samples of a step
     seq:int=None,          # Tokens of a sequence
     world:int=None         # Ranks there are
@@ -184,21 +233,35 @@ def check_runnable(
     l, c = parse_layout(layout), config
     shape = dict(layers=c.layers, heads=c.heads, ffn=c.width, seq=seq) if c else {}
     check_layout(l, world, global_batch, **shape, uneven=True)
-    if not c and l.tp*l.pp > 1: raise ValueError(f'tp={l.tp}, pp={l.pp}: only GPTs of this library are split by matrix and layer; models of timm and transformers by batch (dp, zero)')
-    if l.cp > 1: raise ValueError(f'cp={l.cp} can be planned but not run here: cp must be 1')
-    if l.offload != 'none': raise ValueError(f'offload={l.offload} can be planned but not run here: it must be none')
-    if not l.flash: raise ValueError('flash=False can be planned but not run here: attention is always fused')
+    if not c and l.tp*l.pp > 1:
+        raise ValueError(
+            f'tp={l.tp}, pp={l.pp}: only GPTs of this library are split by matrix and layer; '
+            'models of timm and transformers by batch (dp, zero)'
+        )
+    if l.cp > 1:
+        raise ValueError(f'cp={l.cp} can be planned but not run here: cp must be 1')
+    if l.offload != 'none':
+        raise ValueError(f'offload={l.offload} can be planned but not run here: it must be none')
+    if not l.flash:
+        raise ValueError('flash=False can be planned but not run here: attention is always fused')
     one_of('precision that can be run', l.precision, _runnable_precisions)
-    _check_tensor(l, c, seq); _check_pipeline(l, global_batch)
+    _check_tensor(l, c, seq)
+    _check_pipeline(l, global_batch)
     return l
 
 def _check_tensor(l, c, seq):
     "What tensor parallelism needs beyond heads and ffn"
-    if l.tp > 1 and c.vocab % l.tp: raise ValueError(f'vocab {c.vocab} cannot be divided by tp={l.tp}: the remainder is {c.vocab % l.tp}')
-    if l.tp > 1 and c.ctx % l.tp: raise ValueError(f'ctx {c.ctx} cannot be divided by tp={l.tp}: the remainder is {c.ctx % l.tp}')
-    if l.tp > 1 and l.seq_parallel and seq and seq % l.tp: raise ValueError(f'seq {seq} cannot be divided by tp={l.tp}: seq_parallel=false allows it')
+    if l.tp > 1 and c.vocab % l.tp:
+        raise ValueError(f'vocab {c.vocab} cannot be divided by tp={l.tp}: the remainder is {c.vocab % l.tp}')
+    if l.tp > 1 and c.ctx % l.tp:
+        raise ValueError(f'ctx {c.ctx} cannot be divided by tp={l.tp}: the remainder is {c.ctx % l.tp}')
+    if l.tp > 1 and l.seq_parallel and seq and seq % l.tp:
+        raise ValueError(f'seq {seq} cannot be divided by tp={l.tp}: seq_parallel=false allows it')
 
 def _check_pipeline(l, global_batch):
     "A pipeline is filled before it is emptied"
     n = global_batch // (l.dp*l.micro_batch) if global_batch else l.pp
-    if l.pp > 1 and n < l.pp and l.schedule != 'gpipe': raise ValueError(f'{n} micro-batches do not fill pp={l.pp} stages: {l.schedule} needs one for each, gpipe fewer')
+    if l.pp > 1 and n < l.pp and l.schedule != 'gpipe':
+        raise ValueError(
+            f'{n} micro-batches do not fill pp={l.pp} stages: {l.schedule} needs one for each, gpipe fewer'
+        )

@@ -13,10 +13,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B, ScheduleInterleavedZeroBubble
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+)
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
-from ..core import *
+from fastcore.basics import patch
 from ..models.tiny import rule_batch
 from .ddp import sync_batchnorm
 from ..models.gpt import GPT, GPTBlock, GPTConfig, gpt_config, keep_layers
@@ -33,7 +39,9 @@ def make_mesh(
     "The ranks of the process group as a grid"
     l = parse_layout(layout)
     shard = l.shard or (l.dp if l.zero else 1)
-    return init_device_mesh(device, (l.pp, l.dp // shard, shard, l.tp), mesh_dim_names=('pp', 'replicate', 'shard', 'tp'))
+    return init_device_mesh(
+        device, (l.pp, l.dp // shard, shard, l.tp), mesh_dim_names=('pp', 'replicate', 'shard', 'tp')
+    )
 
 # %% ../../nbs/parallel/12_model.ipynb #102dd408
 def stage_bounds(
@@ -50,16 +58,22 @@ def stage_bounds(
 def _recompute(model, how):
     "Let layers forget what they computed, and compute it again in the backward pass"
     blocks = [m for m in model.modules() if isinstance(m, GPTBlock)]
-    if how == 'none': return
-    if not blocks: return _recompute_zoo(model, how)
+    if how == 'none':
+        return
+    if not blocks:
+        return _recompute_zoo(model, how)
     for m in {'full': blocks, 'every-other-layer': blocks[::2], 'selective': [b.attn for b in blocks]}[how]:
         m.forward = functools.partial(checkpoint, m.forward, use_reentrant=False)
 
 def _recompute_zoo(model, how):
     "What timm and transformers offer themselves"
     switch = getattr(model, 'gradient_checkpointing_enable', None) or getattr(model, 'set_grad_checkpointing', None)
-    if how != 'full' or not switch: raise ValueError(f'recompute={how} is not to be had for {type(model).__name__}: none' + (' or full' if switch else ''))
-    model.train(); switch()
+    if how != 'full' or not switch:
+        raise ValueError(
+            f'recompute={how} is not to be had for {type(model).__name__}: none' + (' or full' if switch else '')
+        )
+    model.train()
+    switch()
 
 def _autocast(model, device):
     "Compute in bfloat16 where that is safe, keep weights in fp32"
@@ -69,27 +83,37 @@ def _shard(model, l, mesh):
     "ZeRO by fully_shard: stage 3 also forgets gathered weights after the forward pass"
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     where = mesh['replicate', 'shard'] if l.dp > (l.shard or l.dp) else mesh['shard']
-    warnings.filterwarnings('ignore', 'FSDP2-wrapped module .* returned a view')     # of a DTensor's part; nothing here changes it in place
+    # of a DTensor's part; nothing here changes it in place
+    warnings.filterwarnings('ignore', 'FSDP2-wrapped module .* returned a view')
     half = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if l.precision == 'bf16' else MixedPrecisionPolicy()
     kw = dict(mesh=where, reshard_after_forward=l.zero == 3, mp_policy=half)
     owners = [p for m in model.modules() for p in m.parameters(recurse=False)]
-    tied = {id(p) for p, n in Counter(owners).items() if n > 1}                     # as GPT-2's embedding and head: they stay with the root
+    # as GPT-2's embedding and head: they stay with the root
+    tied = {id(p) for p, n in Counter(owners).items() if n > 1}
     for m, _ in units_of(model):
-        if m is not None and not any(id(p) in tied for p in m.parameters()): fully_shard(m, **kw)
+        if m is not None and not any(id(p) in tied for p in m.parameters()):
+            fully_shard(m, **kw)
     return fully_shard(model, **kw)
 
 # %% ../../nbs/parallel/12_model.ipynb #b2dfce9f
 class Loss:
     "Mean cross-entropy; the sum while evaluating, so that unequal parts can be added. Targets of -100 do not count"
     total = False
+
     def __call__(self, out, y):
         out = getattr(out, 'logits', out)
         return F.cross_entropy(out.flatten(0, -2).float(), y.flatten(), reduction='sum' if self.total else 'mean')
 
-_schedules = {'1f1b': Schedule1F1B, 'gpipe': ScheduleGPipe, 'interleaved': ScheduleInterleaved1F1B, 'zb1p': ScheduleInterleavedZeroBubble}
+_schedules = {
+    '1f1b': Schedule1F1B,
+    'gpipe': ScheduleGPipe,
+    'interleaved': ScheduleInterleaved1F1B,
+    'zb1p': ScheduleInterleavedZeroBubble,
+}
 
 class Parallel:
     "A model laid out over the ranks of a process group; one process without a group is a layout too"
+
     def __init__(self,
         model,              # A GPT, or for layouts that split by batch only any module; the same weights on every rank
         layout,             # A Layout or its text
@@ -108,43 +132,61 @@ class Parallel:
     def _cut(self, model, i):
         "Stage number `i`"
         l = self.layout
-        if l.pp == 1: return model
-        part = GPT(model.config) if l.vp > 1 else model                      # a rank with several stages needs several modules
-        if l.vp > 1: part.load_state_dict(model.state_dict())
+        if l.pp == 1:
+            return model
+        # a rank with several stages needs several modules
+        part = GPT(model.config) if l.vp > 1 else model
+        if l.vp > 1:
+            part.load_state_dict(model.state_dict())
         return keep_layers(part, *stage_bounds(model.config, l.pp*l.vp)[i])
 
     def _prepare(self, model):
         "Cut by matrix, then recompute, then cut by batch"
         l, model = self.layout, model.to(self.device).train()
-        if l.dp > 1: sync_batchnorm(model)
-        if l.tp > 1: parallelize(model, self.mesh['tp'], l.seq_parallel)
+        if l.dp > 1:
+            sync_batchnorm(model)
+        if l.tp > 1:
+            parallelize(model, self.mesh['tp'], l.seq_parallel)
         _recompute(model, l.recompute)
         if l.compile:
             for m in model.modules():
-                if isinstance(m, GPTBlock): m.compile()
-        if l.precision == 'amp_bf16' or (l.precision == 'bf16' and not (l.zero and self.mesh)): _autocast(model, self.device)
-        if l.zero and self.mesh: return _shard(model, l, self.mesh)
-        return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True) if l.dp > 1 and l.tp*l.pp == 1 else model
+                if isinstance(m, GPTBlock):
+                    m.compile()
+        if l.precision == 'amp_bf16' or (l.precision == 'bf16' and not (l.zero and self.mesh)):
+            _autocast(model, self.device)
+        if l.zero and self.mesh:
+            return _shard(model, l, self.mesh)
+        return (
+            nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+            if l.dp > 1 and l.tp * l.pp == 1
+            else model
+        )
 
     def _schedule(self, indices):
         "torch's pipeline schedule over the stages of this rank"
         l, group = self.layout, self.mesh['pp'].get_group()
-        parts = [PipelineStage(m, i, l.pp*l.vp, torch.device(self.device), group=group) for m, i in zip(self.stages, indices)]
+        parts = [
+            PipelineStage(m, i, l.pp * l.vp, torch.device(self.device), group=group)
+            for m, i in zip(self.stages, indices, strict=True)
+        ]
         kind = 'interleaved' if l.vp > 1 else l.schedule
         many = kind in ('interleaved', 'zb1p')
         return _schedules[kind](parts if many else parts[0], self.n, self.loss)
 
 # %% ../../nbs/parallel/12_model.ipynb #98584f02
-def _sync(self, last):
+@patch
+def _sync(self:Parallel, last):
     "Told before each micro-batch: does communication wait?"
     m, zero = self.stages[0], self.layout.zero
-    if isinstance(m, nn.parallel.DistributedDataParallel): return contextlib.nullcontext() if last else m.no_sync()
+    if isinstance(m, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext() if last else m.no_sync()
     if zero and self.mesh:
         m.set_requires_gradient_sync(last or zero > 1)
         m.set_reshard_after_backward(last or zero == 3)
     return contextlib.nullcontext()
 
-def _run(self, batches):
+@patch
+def _run(self:Parallel, batches):
     "Forward and backward of all micro-batches; their mean loss, on the last stage"
     total = torch.zeros((), device=self.device)
     for i, (x, y) in enumerate(batches):
@@ -154,42 +196,60 @@ def _run(self, batches):
         total += loss.detach()
     return total
 
-def _run_pipeline(self, batches, train=True):
+@patch
+def _run_pipeline(self:Parallel, batches, train=True):
     "The same through torch's schedule"
-    x, y = (torch.cat(t) for t in zip(*batches))
+    x, y = (torch.cat(t) for t in zip(*batches, strict=True))
     losses, call = [], self.schedule.step if train else self.schedule.eval
-    call(*[x] if self.at['pp'] == 0 else [], target=y if self.last else None, losses=losses if self.last else None, **dict(return_outputs=False) if train else {})
-    return torch.stack([v.detach() for v in losses]).sum() / (len(batches) if train else 1) if self.last else torch.zeros((), device=self.device)
+    call(
+        *[x] if self.at['pp'] == 0 else [],
+        target=y if self.last else None,
+        losses=losses if self.last else None,
+        **dict(return_outputs=False) if train else {},
+    )
+    return (
+        torch.stack([v.detach() for v in losses]).sum() / (len(batches) if train else 1)
+        if self.last
+        else torch.zeros((), device=self.device)
+    )
 
-def _add_up(self, value):
+@patch
+def _add_up(self:Parallel, value):
     "Sum of `value` over replicas, known to every rank; it counts on the last stage only"
-    if not self.mesh: return value
+    if not self.mesh:
+        return value
     value = value / self.layout.tp if self.last else torch.zeros_like(value)
     dist.all_reduce(value)
     return value
 
-def _step(self,
+@patch
+def step(self:Parallel,
     batches # This replica's micro-batches: (inputs, targets) each
 ):          # Mean loss over the global batch, a scalar tensor, the same on every rank; gradients are left in place
     "Forward and backward of one step"
-    if len(batches) != self.n: raise ValueError(f'a step has {self.n} micro-batches here, not {len(batches)}')
+    if len(batches) != self.n:
+        raise ValueError(f'a step has {self.n} micro-batches here, not {len(batches)}')
     batches = [tuple(t.to(self.device) for t in b) for b in batches]
     loss = self._run_pipeline(batches) if self.schedule else self._run(batches)
     self._average()
     return self._add_up(loss) / self.layout.dp
 
-def _average(self):
+@patch
+def _average(self:Parallel):
     "Mean gradient over replicas, where neither DDP nor fully_shard has seen to it"
     l = self.layout
-    if l.zero or l.dp == 1 or l.tp*l.pp == 1: return
+    if l.zero or l.dp == 1 or l.tp*l.pp == 1:
+        return
     grads = [getattr(p.grad, '_local_tensor', p.grad) for p in self.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat, group=self.mesh['replicate'].get_group())
-    for g, new in zip(grads, (flat / l.dp).split([g.numel() for g in grads])): g.copy_(new.view_as(g))
+    for g, new in zip(grads, (flat / l.dp).split([g.numel() for g in grads]), strict=True):
+        g.copy_(new.view_as(g))
 
-def _parameters(self): return (p for m in self.stages for p in m.parameters())
-
-Parallel._sync, Parallel._run, Parallel._run_pipeline, Parallel._add_up, Parallel.step, Parallel._average, Parallel.parameters = _sync, _run, _run_pipeline, _add_up, _step, _average, _parameters
+@patch
+def parameters(self:Parallel):
+    "What the optimizer updates: the parameters of all stages of this rank"
+    return (p for m in self.stages for p in m.parameters())
 
 # %% ../../nbs/parallel/12_model.ipynb #a1495f5f
 def clip_gradients(
@@ -200,46 +260,62 @@ def clip_gradients(
     "Scale gradients down by their norm over all ranks"
     parts = {}
     for g in (p.grad for p in params if p.grad is not None):
-        cut = tuple(n for n, place in zip(g.device_mesh.mesh_dim_names, g.placements) if not place.is_replicate()) if isinstance(g, DTensor) else ()
+        cut = (
+            tuple(
+                n
+                for n, place in zip(g.device_mesh.mesh_dim_names, g.placements, strict=True)
+                if not place.is_replicate()
+            )
+            if isinstance(g, DTensor)
+            else ()
+        )
         parts.setdefault(cut, []).append(getattr(g, '_local_tensor', g))
     total = sum((_sum_squares(parts[cut], cut, mesh) for cut in sorted(parts)), torch.zeros(()))
-    if mesh is not None and mesh['pp'].size() > 1: dist.all_reduce(total, group=mesh['pp'].get_group())
+    if mesh is not None and mesh['pp'].size() > 1:
+        dist.all_reduce(total, group=mesh['pp'].get_group())
     norm = total.sqrt()
-    if max_norm < float('inf'): torch._foreach_mul_([g for gs in parts.values() for g in gs], (max_norm / (norm + 1e-6)).clamp(max=1.))
+    if max_norm < float('inf'):
+        torch._foreach_mul_([g for gs in parts.values() for g in gs], (max_norm / (norm + 1e-6)).clamp(max=1.))
     return norm
 
 def _sum_squares(grads, cut, mesh):
     "Sum of squares of tensors that are cut along the axes `cut`"
     total = torch.stack(torch._foreach_norm(grads)).float().square().sum()
-    for axis in cut: dist.all_reduce(total, group=mesh[axis].get_group())
+    for axis in cut:
+        dist.all_reduce(total, group=mesh[axis].get_group())
     return total
 
 # %% ../../nbs/parallel/12_model.ipynb #7a2beb39
-def _evaluate(self,
+@patch
+def evaluate(self:Parallel,
     batches # This replica's micro-batches, as many on every rank; targets of -100 do not count
 ) -> tuple: # (mean loss, number of targets) over all replicas
     "Forward only"
     batches = [tuple(t.to(self.device) for t in b) for b in batches]
     self.loss.total, run = True, self._evaluate_pipeline if self.schedule else self._evaluate_plain
-    for m in self.stages: m.eval()
+    for m in self.stages:
+        m.eval()
     try:
-        with torch.no_grad(): total = run(batches)
+        with torch.no_grad():
+            total = run(batches)
     finally:
         self.loss.total = False
-        for m in self.stages: m.train()
+        for m in self.stages:
+            m.train()
     count = torch.tensor(float(sum((y >= 0).sum() for _, y in batches)))
     total, count = self._add_up(torch.stack([total.cpu().double(), count.double()])).tolist()
     return total / max(count, 1), round(count)
 
-def _evaluate_plain(self, batches): return sum((self.loss(self.stages[0](x), y) for x, y in batches), torch.zeros((), device=self.device))
+@patch
+def _evaluate_plain(self:Parallel, batches):
+    return sum((self.loss(self.stages[0](x), y) for x, y in batches), torch.zeros((), device=self.device))
 
-def _evaluate_pipeline(self, batches):
-    "Through the schedule, which wants its number of micro-batches: what is missing is filled up with samples that do not count"
+@patch
+def _evaluate_pipeline(self:Parallel, batches):
+    "Through the schedule, which wants its number of micro-batches: what is missing is filled with what does not count"
     x, y = batches[-1]
     full = batches + [(x, torch.full_like(y, -100))]*(-len(batches) % self.n)
     return sum(self._run_pipeline(full[i:i + self.n], train=False) for i in range(0, len(full), self.n))
-
-Parallel.evaluate, Parallel._evaluate_plain, Parallel._evaluate_pipeline = _evaluate, _evaluate_plain, _evaluate_pipeline
 
 # %% ../../nbs/parallel/12_model.ipynb #90e45c56
 def _micro_batches(
@@ -249,7 +325,7 @@ def _micro_batches(
 ) -> list:   # This replica's micro-batches
     "Cut a batch for one replica"
     mine = [t.tensor_split(layout.dp)[at['dp']] for t in batch]
-    return list(zip(*(t.split(layout.micro_batch) for t in mine)))
+    return list(zip(*(t.split(layout.micro_batch) for t in mine), strict=True))
 
 def ten_steps(
     text:str='dp1',         # A layout

@@ -10,17 +10,20 @@ import contextlib, time
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch.overrides import TorchFunctionMode
 from .ranks import on_ranks
 from .schedules import Op, Span, Trace, simulate, timetable
 from .zero import storage_bytes
 
 # %% ../../nbs/parallel/07_pipeline.ipynb #29bdb734
-def _same(t): return t
+def _same(t):
+    return t
 
 class ModuleStage:
     "A piece of a model"
     split = False               # is the backward pass in two parts? Set by the pipeline
+
     def __init__(self,
         module,     # A torch.nn.Module: one tensor in, one tensor out
         loss=None,  # Of the last stage: (output, target) to a scalar, a mean over the micro-batch
@@ -29,32 +32,49 @@ class ModuleStage:
         self.module, self.loss, self.watch = module, loss, watch
         self.kept, self.later, self.bytes, self.most = {}, {}, {}, 0
 
-    def forward(self, i, x, target=None):
+    def forward(self,
+        i,           # Number of the micro-batch
+        x,           # What the stage before sends, or the tokens; one micro-batch
+        target=None  # Of the last stage: its targets
+    ):               # The output, or the loss, detached
         "Output of micro-batch i; with a target its loss"
         x, todo, saved = x.detach(), [], []
         x.requires_grad_(x.is_floating_point())
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, _same) if self.watch else contextlib.nullcontext()
+        hooks = (
+            torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, _same)
+            if self.watch
+            else contextlib.nullcontext()
+        )
         with hooks, Later(todo) if self.split else contextlib.nullcontext():
             y = self.module(x)
-            if target is not None: y = self.loss(y, target)
+            if target is not None:
+                y = self.loss(y, target)
         self.kept[i], self.later[i] = (x, y), todo
         self._count(i, saved)
         return y.detach()
 
-    def backward(self, i, grad):
+    def backward(self,
+        i,    # Number of the micro-batch
+        grad  # Gradient of the output; of the last stage the part that the micro-batch has in the loss
+    ):
         "Gradient of the input of micro-batch i; None where the input is tokens"
         x, y = self.kept.pop(i)
         y.backward(grad)
         self._count(i, [t for item in self.later[i] for t in item[:2]])
         return x.grad
 
-    def weight(self, i):
+    def weight(self,
+        i  # Number of the micro-batch
+    ):
         "What backward has left undone"
-        for x, g, w, b in self.later.pop(i): _add(w, g.flatten(0, -2).T @ x.flatten(0, -2)); _add(b, g.flatten(0, -2).sum(0))
+        for x, g, w, b in self.later.pop(i):
+            _add(w, g.flatten(0, -2).T @ x.flatten(0, -2))
+            _add(b, g.flatten(0, -2).sum(0))
         self._count(i, [])
 
     def _count(self, i, saved):
-        if not self.watch: return
+        if not self.watch:
+            return
         own = {p.data_ptr() for p in self.module.parameters()}
         self.bytes[i] = storage_bytes([t for t in saved if t.data_ptr() not in own])
         self.most = max(self.most, sum(self.bytes.values()))
@@ -62,11 +82,13 @@ class ModuleStage:
 # %% ../../nbs/parallel/07_pipeline.ipynb #62f22251
 class _Linear(torch.autograd.Function):
     "x Wᵀ + b whose backward pass leaves W and b for later"
+
     @staticmethod
     def forward(ctx, todo, x, w, b):
         ctx.todo, ctx.b = todo, b
         ctx.save_for_backward(x, w)
         return F.linear(x, w, b)
+
     @staticmethod
     def backward(ctx, g):
         x, w = ctx.saved_tensors
@@ -75,23 +97,27 @@ class _Linear(torch.autograd.Function):
 
 class Later(TorchFunctionMode):
     "Inside, linear layers leave the gradients of their weights on a list"
+
     def __init__(self,
         todo # A list; gets (input, gradient of the output, weight, bias)
     ):
         super().__init__()
         self.todo = todo
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         linear = lambda input, weight, bias=None: _Linear.apply(self.todo, input, weight, bias)
         return (linear if func is F.linear else func)(*args, **(kwargs or {}))
 
 def _add(p, g):
     "Accumulate a gradient as autograd does"
-    if p is None or not p.requires_grad: return
+    if p is None or not p.requires_grad:
+        return
     p.grad = g if p.grad is None else p.grad.add_(g)
 
 # %% ../../nbs/parallel/07_pipeline.ipynb #525be789
 class Pipeline:
     "Carries out a timetable, over point-to-point messages"
+
     def __init__(self,
         t,          # A Timetable
         stages:dict, # The stages of this rank, by number: ModuleStage or SleepStage
@@ -102,10 +128,13 @@ class Pipeline:
     ):              # Raises ValueError when timetable, stages and group do not fit together
         self.t, self.stages, self.group, self.rank = t, stages, group, dist.get_rank(group)
         self.peers = dist.get_process_group_ranks(group or dist.group.WORLD)
-        if len(self.peers) != t.ranks: raise ValueError(f'a timetable for {t.ranks} ranks, a group of {len(self.peers)}')
-        if sorted(stages) != (own := list(range(self.rank, t.stages, t.ranks))): raise ValueError(f'rank {self.rank} has stages {sorted(stages)}, the timetable gives it {own}')
+        if len(self.peers) != t.ranks:
+            raise ValueError(f'a timetable for {t.ranks} ranks, a group of {len(self.peers)}')
+        if sorted(stages) != (own := list(range(self.rank, t.stages, t.ranks))):
+            raise ValueError(f'rank {self.rank} has stages {sorted(stages)}, the timetable gives it {own}')
         simulate(t)                                     # raises ValueError where it would hang
-        for s in stages.values(): s.split = t.split
+        for s in stages.values():
+            s.split = t.split
         self.buffer = lambda: torch.empty(shape, dtype=dtype, device=device)
         self.spans, self.most = [], 0
 
@@ -114,23 +143,35 @@ class Pipeline:
         targets=None # Its targets; needed where the last stage is
     ):               # Mean loss where the last stage is, else None
         "Forward and backward passes of a batch; gradients are left in the parameters"
-        self.inputs, self.targets, self.losses = self._cut('inputs', inputs, 0), self._cut('targets', targets, self.t.stages - 1), []
+        self.inputs, self.targets, self.losses = (
+            self._cut('inputs', inputs, 0),
+            self._cut('targets', targets, self.t.stages - 1),
+            [],
+        )
         self.spans, self.here, self.posted, self.sent = [], {}, {}, {}
         ops = self.t.ops[self.rank]
         self.coming = [n for n in map(self.source, ops) if n and n.stage not in self.stages]
-        for op in ops: self._do(op)
-        for work, _ in self.sent.values(): work.wait()
+        for op in ops:
+            self._do(op)
+        for work, _ in self.sent.values():
+            work.wait()
         return sum(self.losses).item() / self.t.micro_batches if self.losses else None
 
     def _cut(self, what, batch, stage):
         "The micro-batches of a batch"
         if batch is None:
-            if stage in self.stages: raise ValueError(f'rank {self.rank} has stage {stage} and needs {what}')
+            if stage in self.stages:
+                raise ValueError(f'rank {self.rank} has stage {stage} and needs {what}')
             return [None] * self.t.micro_batches
-        if len(batch) % self.t.micro_batches: raise ValueError(f'{what}: a batch of {len(batch)} cannot be cut into {self.t.micro_batches} equal micro-batches')
+        if len(batch) % self.t.micro_batches:
+            raise ValueError(
+                f'{what}: a batch of {len(batch)} cannot be cut into {self.t.micro_batches} equal micro-batches'
+            )
         return batch.chunk(self.t.micro_batches)
 
-    def source(self, op):
+    def source(self,
+        op  # An Op of this rank
+    ):      # An Op; None where nothing is waited for
         "The operation whose result another stage must hand over"
         s = op.stage + (1 if op.kind == 'B' else -1)
         return Op(op.kind, s, op.micro) if op.kind != 'W' and 0 <= s < self.t.stages else None
@@ -138,55 +179,90 @@ class Pipeline:
     def _do(self, op):
         "Take, work, send"
         x, stage, start = self._take(op), self.stages[op.stage], time.perf_counter()
-        if op.kind == 'F': out = stage.forward(op.micro, x, self.targets[op.micro] if op.stage == self.t.stages - 1 else None)
-        else: out = stage.backward(op.micro, x) if op.kind == 'B' else stage.weight(op.micro)
+        if op.kind == 'F':
+            out = stage.forward(op.micro, x, self.targets[op.micro] if op.stage == self.t.stages - 1 else None)
+        else:
+            out = stage.backward(op.micro, x) if op.kind == 'B' else stage.weight(op.micro)
         end = time.perf_counter()
         self._give(op, out)
         self.spans.append(Span(self.rank, op, start, end))
 
 # %% ../../nbs/parallel/07_pipeline.ipynb #be42f63e
-def _take(self, op):
+@patch
+def _take(self:Pipeline, op):
     "What the operation works on: a micro-batch, a message, or the part that a micro-batch has in the loss"
     n = self.source(op)
-    if op.kind == 'W': return None
-    if n is None: return self.inputs[op.micro] if op.kind == 'F' else torch.tensor(1 / self.t.micro_batches)
-    if n.stage in self.stages: return self.here.pop(n)
+    if op.kind == 'W':
+        return None
+    if n is None:
+        return self.inputs[op.micro] if op.kind == 'F' else torch.tensor(1 / self.t.micro_batches)
+    if n.stage in self.stages:
+        return self.here.pop(n)
     self._expect()
     work, x = self.posted.pop(n)
     work.wait()
     return x
 
-def _expect(self):
+@patch
+def _expect(self:Pipeline):
     "Be ready for the next message"
     while self.coming and len(self.posted) < 2:
         n, x = self.coming.pop(0), self.buffer()
         self.posted[n] = dist.irecv(x, self.peers[n.stage % self.t.ranks], self.group, self._tag(n)), x
 
-def _give(self, op, out):
+@patch
+def _give(self:Pipeline, op, out):
     "Hand the result to the stage that needs it"
     to = op.stage + (1 if op.kind == 'F' else -1)
-    if op.kind == 'B' and (sent := self.sent.pop(Op('F', op.stage, op.micro), None)): sent[0].wait()        # it has arrived: its gradient is here
-    if op.kind == 'F' and to == self.t.stages: self.losses.append(out)
-    elif op.kind == 'W' or to < 0: return
-    elif to in self.stages: self.here[op] = out
-    else: self.sent[op] = dist.isend(out.contiguous(), self.peers[to % self.t.ranks], self.group, self._tag(op)), out
+    if op.kind == 'B' and (sent := self.sent.pop(Op('F', op.stage, op.micro), None)):
+        sent[0].wait()        # it has arrived: its gradient is here
+    if op.kind == 'F' and to == self.t.stages:
+        self.losses.append(out)
+    elif op.kind == 'W' or to < 0:
+        return
+    elif to in self.stages:
+        self.here[op] = out
+    else:
+        self.sent[op] = dist.isend(out.contiguous(), self.peers[to % self.t.ranks], self.group, self._tag(op)), out
 
-def _tag(self, op): return 2 * (op.stage * self.t.micro_batches + op.micro) + (op.kind == 'B')
-Pipeline._take, Pipeline._expect, Pipeline._give, Pipeline._tag = _take, _expect, _give, _tag
+@patch
+def _tag(self:Pipeline, op):
+    return 2 * (op.stage * self.t.micro_batches + op.micro) + (op.kind == 'B')
 
 # %% ../../nbs/parallel/07_pipeline.ipynb #677cccb9
 class SleepStage:
     "A stage that takes a given time and no core"
     split = False
+
     def __init__(self,
         forward:float,  # Seconds a micro-batch
         backward:float, # The same for the whole backward pass
         weight:float=None # The part of it that is the gradient of the weights; default: half
     ):
         self.times = forward, backward, backward/2 if weight is None else weight
-    def forward(self, i, x, target=None): time.sleep(self.times[0]); return torch.zeros(1)
-    def backward(self, i, grad): time.sleep(self.times[1] - self.times[2]*self.split); return torch.zeros(1)
-    def weight(self, i): time.sleep(self.times[2])
+
+    def forward(self,
+        i,           # Number of the micro-batch
+        x,           # Not looked at
+        target=None  # Not looked at
+    ):               # A tensor of one zero
+        "Sleep as long as a forward pass takes"
+        time.sleep(self.times[0])
+        return torch.zeros(1)
+
+    def backward(self,
+        i,    # Number of the micro-batch
+        grad  # Not looked at
+    ):        # A tensor of one zero
+        "Sleep as long as a backward pass takes, without its part for the weights where that comes later"
+        time.sleep(self.times[1] - self.times[2]*self.split)
+        return torch.zeros(1)
+
+    def weight(self,
+        i  # Number of the micro-batch
+    ):
+        "Sleep as long as the gradient of the weights takes"
+        time.sleep(self.times[2])
 
 def sleep_steps(
     t,        # A Timetable
@@ -198,7 +274,10 @@ def sleep_steps(
     own, batch, spans = range(dist.get_rank(), t.stages, t.ranks), torch.zeros(t.micro_batches), []
     Pipeline(t, {s: SleepStage(0, 0) for s in own}, (1,)).step(batch, batch)        # connections are made
     pipe = Pipeline(t, {s: SleepStage(forward[s], backward[s]) for s in own}, (1,))
-    for _ in range(steps): dist.barrier(); pipe.step(batch, batch); spans.append(pipe.spans)
+    for _ in range(steps):
+        dist.barrier()
+        pipe.step(batch, batch)
+        spans.append(pipe.spans)
     return spans
 
 def as_trace(
@@ -223,4 +302,4 @@ def sleep_trace(
     t = timetable(name, ranks, micro_batches, virtual)
     by_stage = [x if isinstance(x, (list, tuple)) else [x / virtual] * t.stages for x in (forward, backward)]
     runs = on_ranks(sleep_steps, ranks, t, *by_stage, steps)
-    return min((as_trace(t, spans) for spans in zip(*runs)), key=lambda r: r.ratio)
+    return min((as_trace(t, spans) for spans in zip(*runs, strict=True)), key=lambda r: r.ratio)

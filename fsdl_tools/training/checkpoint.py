@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from importlib.metadata import version
 from pathlib import Path
 import safetensors.torch, torch
+from fastcore.basics import patch
 import torch.distributed as dist, torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 from ..core import human_bytes, nearest, positive, write_atomic
@@ -19,66 +20,85 @@ from ..table import Table
 # %% ../../nbs/training/02_checkpoint.ipynb #d59df358
 class CheckpointError(RuntimeError):
     "A checkpoint that could not be written, or does not verify, or does not fit; problems lists the causes"
+
     def __init__(self, message, problems=()):
         self.problems = list(problems) or [message]
         more = f' … and {len(problems) - 8} more' if len(problems) > 8 else ''
         super().__init__(message + (': ' + '; '.join(self.problems[:8]) + more if problems else ''))
 
-class _Lost(CheckpointError): "Another rank has died or does not answer: nothing can be agreed upon any more"
-warnings.filterwarnings('ignore', 'torch.distributed is disabled, unavailable or uninitialized, assuming')     # one process is what we mean
+class _Lost(CheckpointError):
+    "Another rank has died or does not answer: nothing can be agreed upon any more"
+# one process is what we mean
+warnings.filterwarnings('ignore', 'torch.distributed is disabled, unavailable or uninitialized, assuming')
 _step = re.compile(r'step-(\d{8,})')
 _leftover = re.compile(r'\.step-\d{8,}\.tmp-[0-9a-f]{8}')
 
 def _name(step):
     "Folder of a step"
-    if isinstance(step, bool) or not hasattr(step, '__index__') or step < 0: raise ValueError(f'step must be a whole number from 0, not {step!r}')
+    if isinstance(step, bool) or not hasattr(step, '__index__') or step < 0:
+        raise ValueError(f'step must be a whole number from 0, not {step!r}')
     return f'step-{int(step):08d}'
 
 def _sha256(path):
     "Hex digest of a file, read in pieces"
     h = hashlib.sha256()
     with open(path, 'rb') as f:
-        while piece := f.read(1 << 20): h.update(piece)
+        while piece := f.read(1 << 20):
+            h.update(piece)
     return h.hexdigest()
 
 def _seal(manifest):
     "Digest of all that a manifest says, itself excepted"
-    return hashlib.sha256(json.dumps({k: v for k, v in manifest.items() if k != 'seal'}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({k: v for k, v in manifest.items() if k != 'seal'}, sort_keys=True).encode()
+    ).hexdigest()
 
 def _size(path):
     "Bytes of an ordinary file; raises OSError or ValueError for anything else"
     s = os.lstat(path)
-    if not stat.S_ISREG(s.st_mode): raise ValueError('a link' if stat.S_ISLNK(s.st_mode) else 'not an ordinary file')
+    if not stat.S_ISREG(s.st_mode):
+        raise ValueError('a link' if stat.S_ISLNK(s.st_mode) else 'not an ordinary file')
     return s.st_size
 
 # %% ../../nbs/training/02_checkpoint.ipynb #8a4ee8e3
 def _manifest(path):
-    "What a manifest lists, all it says, and whether it fits its seal; raises ValueError when there is none that can be read"
+    "What a manifest lists, all it says, and whether it fits its seal; raises ValueError when none can be read"
     try:
         _size(path/'manifest.json')
         m = json.loads((path/'manifest.json').read_text(encoding='utf-8'))
         return {n: (e['bytes'], e['sha256']) for n, e in m['files'].items()}, m, m.get('seal') == _seal(m)
-    except FileNotFoundError: raise ValueError('manifest.json is missing: the checkpoint was never finished') from None
+    except FileNotFoundError:
+        raise ValueError('manifest.json is missing: the checkpoint was never finished') from None
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as e:
         raise ValueError(f'manifest.json cannot be read: {type(e).__name__}: {e}') from None
 
 def _file_problem(path, name, want, read):
     "What is wrong with one file; its content is looked at when `read`"
-    if name in ('', '.', '..') or name != os.path.basename(name) or '\\' in name: return f'{name!r} leads out of the folder'
+    if name in ('', '.', '..') or name != os.path.basename(name) or '\\' in name:
+        return f'{name!r} leads out of the folder'
     try:
-        if (size := _size(path/name)) != want[0]: return f'{name} has {size:,} bytes instead of {want[0]}'
-        if read and _sha256(path/name) != want[1]: return f'{name} does not have the checksum it was written with'
-    except FileNotFoundError: return f'{name} is missing'
-    except (OSError, ValueError) as e: return f'{name}: {e}'
+        if (size := _size(path/name)) != want[0]:
+            return f'{name} has {size:,} bytes instead of {want[0]}'
+        if read and _sha256(path/name) != want[1]:
+            return f'{name} does not have the checksum it was written with'
+    except FileNotFoundError:
+        return f'{name} is missing'
+    except (OSError, ValueError) as e:
+        return f'{name}: {e}'
 
 def _problems(path, rank=0, world=1):
     "What is wrong with a checkpoint; of the contents, this rank reads every world-th file"
-    try: files, m, sealed = _manifest(path)
-    except ValueError as e: return [str(e)]
+    try:
+        files, m, sealed = _manifest(path)
+    except ValueError as e:
+        return [str(e)]
     out = [] if sealed else ['manifest.json has been changed: its seal is broken']
-    if m.get('format') != 1: out.append(f"the format is {m.get('format')!r}, this version reads 1")
-    if _step.fullmatch(path.name) and path.name != f"step-{str(m.get('step')):0>8}": out.append(f"the folder is {path.name}, the manifest speaks of step {m.get('step')!r}")
-    if 'extra.json' not in files: out.append('the manifest does not list extra.json')
+    if m.get('format') != 1:
+        out.append(f"the format is {m.get('format')!r}, this version reads 1")
+    if _step.fullmatch(path.name) and path.name != f"step-{str(m.get('step')):0>8}":
+        out.append(f"the folder is {path.name}, the manifest speaks of step {m.get('step')!r}")
+    if 'extra.json' not in files:
+        out.append('the manifest does not list extra.json')
     out += [f'{n} is not in the manifest' for n in sorted(os.listdir(path)) if n not in files and n != 'manifest.json']
     return out + [p for i, n in enumerate(sorted(files)) if (p := _file_problem(path, n, files[n], i % world == rank))]
 
@@ -92,10 +112,16 @@ def verify_checkpoint(
 # %% ../../nbs/training/02_checkpoint.ipynb #1edc3028
 def _check_tensor(name, t):
     "Refuse what cannot be saved or filled under this name"
-    if not isinstance(t, torch.Tensor): raise TypeError(f'{name!r} is a {type(t).__name__}, not a tensor: numbers and texts belong into extra')
-    if not isinstance(name, str) or name in ('', '__metadata__'): raise ValueError(f'{name!r} cannot be the name of a tensor')
-    if t.is_meta or t.layout != torch.strided: raise ValueError(f'{name!r} is {"on the meta device" if t.is_meta else t.layout}: it has no contents that could be stored')
-    if isinstance(t, DTensor) and any(p.is_partial() for p in t.placements): raise ValueError(f'{name!r} is a sum that has not been taken yet: {t.placements}')
+    if not isinstance(t, torch.Tensor):
+        raise TypeError(f'{name!r} is a {type(t).__name__}, not a tensor: numbers and texts belong into extra')
+    if not isinstance(name, str) or name in ('', '__metadata__'):
+        raise ValueError(f'{name!r} cannot be the name of a tensor')
+    if t.is_meta or t.layout != torch.strided:
+        raise ValueError(
+            f'{name!r} is {"on the meta device" if t.is_meta else t.layout}: it has no contents that could be stored'
+        )
+    if isinstance(t, DTensor) and any(p.is_partial() for p in t.placements):
+        raise ValueError(f'{name!r} is a sum that has not been taken yet: {t.placements}')
 
 def _host_copy(name, t):
     "A copy in host memory that nothing else refers to; a DTensor stays one"
@@ -104,21 +130,27 @@ def _host_copy(name, t):
 
 class _Planner(dcp.DefaultSavePlanner):
     "Names are taken as they are, and copies of a tensor must agree in shape and type"
-    def __init__(self): super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+    def __init__(self):
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
     def create_global_plan(self, all_plans):
         first = {}
         for rank, item in ((r, i) for r, plan in enumerate(all_plans) for i in plan.items):
             now = f'{item.tensor_data.properties.dtype} {tuple(item.tensor_data.size)}'
             before = first.setdefault(item.index.fqn, (rank, now))
-            if before[1] != now: raise ValueError(f'{item.index.fqn!r} is {before[1]} on rank {before[0]} and {now} on rank {rank}')
+            if before[1] != now:
+                raise ValueError(f'{item.index.fqn!r} is {before[1]} on rank {before[0]} and {now} on rank {rank}')
         return super().create_global_plan(all_plans)
 
 # %% ../../nbs/training/02_checkpoint.ipynb #500c5377
 def _sync(path):
     "Wait until a file or folder is on the disk"
     fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 def _enter(path):
     "A manifest's entry for a file, which is on the disk afterwards"
@@ -129,13 +161,23 @@ def _finish(tmp, final, step, world, files, extra):
     "The last files, the manifest, and the rename that makes it a checkpoint"
     (tmp/'extra.json').write_text(extra, encoding='utf-8')
     files = files | {'extra.json': _enter(tmp/'extra.json')}
-    m = dict(format=1, step=step, world_size=world, created=datetime.now(timezone.utc).isoformat(timespec='seconds'), files=files,
-             versions=dict(python=platform.python_version(), torch=torch.__version__, safetensors=version('safetensors')))
+    m = dict(
+        format=1,
+        step=step,
+        world_size=world,
+        created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        files=files,
+        versions=dict(python=platform.python_version(), torch=torch.__version__, safetensors=version('safetensors')),
+    )
     (tmp/'manifest.json').write_text(json.dumps(m | {'seal': _seal(m)}, indent=1), encoding='utf-8')
-    if bad := _problems(tmp, rank=-1): raise CheckpointError('do all ranks write to the same folder?', bad)
-    _sync(tmp/'manifest.json'); _sync(tmp)
-    if os.path.lexists(final): _discard(final)
-    os.rename(tmp, final); _sync(final.parent)
+    if bad := _problems(tmp, rank=-1):
+        raise CheckpointError('do all ranks write to the same folder?', bad)
+    _sync(tmp/'manifest.json')
+    _sync(tmp)
+    if os.path.lexists(final):
+        _discard(final)
+    os.rename(tmp, final)
+    _sync(final.parent)
 
 def _discard(path):
     "Remove a checkpoint: first its name, at once, then its files"
@@ -147,11 +189,13 @@ def _sweep(folder):
     "Make the folder; remove what killed runs have left in it"
     folder.mkdir(parents=True, exist_ok=True)
     for p in folder.iterdir():
-        if _leftover.fullmatch(p.name) and p.is_dir() and not p.is_symlink(): shutil.rmtree(p)
+        if _leftover.fullmatch(p.name) and p.is_dir() and not p.is_symlink():
+            shutil.rmtree(p)
 
 # %% ../../nbs/training/02_checkpoint.ipynb #fe03707e
 class Checkpointer:
-    "Saves and loads the state of a run in a folder that no other run writes to; all ranks call, all ranks get the same answer"
+    "Saves and loads the state of a run in a folder that no other run writes to; all ranks call and get the same answer"
+
     def __init__(self,
         folder,           # Where the checkpoints are; all ranks see it
         keep:int=2,       # Good checkpoints that stay
@@ -160,67 +204,102 @@ class Checkpointer:
         self.folder, self.keep, self.failed = Path(folder).absolute(), positive('keep', keep), []
         str(self.folder).encode()      # raises UnicodeEncodeError where safetensors could not read later
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if (on := dist.is_initialized()) else (0, 1)
-        self._group = dist.new_group(backend='gloo', timeout=timedelta(seconds=positive('timeout', timeout, integer=False))) if on else None
+        self._group = (
+            dist.new_group(backend='gloo', timeout=timedelta(seconds=positive('timeout', timeout, integer=False)))
+            if on
+            else None
+        )
         self._thread = self._error = None
         self._all(f'cannot keep checkpoints in {str(folder)!r}', lambda: self.rank == 0 and _sweep(self.folder))
 
     def _all(self, what, fn):
         "What fn returns on each rank; where it raises on one, the same CheckpointError on all"
-        try: mine = fn(), None
-        except Exception as e: mine = None, f'{type(e).__name__}: {e}'
+        try:
+            mine = fn(), None
+        except Exception as e:
+            mine = None, f'{type(e).__name__}: {e}'
         every = [mine]*self.world
         try:
-            if self._group: dist.all_gather_object(every, mine, group=self._group)
-        except RuntimeError as e: raise _Lost(what, [f'rank {self.rank} has lost another rank: {type(e).__name__}: {e}'.splitlines()[0]]) from e
-        if bad := [f'rank {r}: {e}' for r, (_, e) in enumerate(every) if e]: raise CheckpointError(what, bad)
+            if self._group:
+                dist.all_gather_object(every, mine, group=self._group)
+        except RuntimeError as e:
+            raise _Lost(
+                what, [f'rank {self.rank} has lost another rank: {type(e).__name__}: {e}'.splitlines()[0]]
+            ) from e
+        if bad := [f'rank {r}: {e}' for r, (_, e) in enumerate(every) if e]:
+            raise CheckpointError(what, bad)
         return [v for v, _ in every]
 
-    def _path(self, step): return self.folder/_name(step)
+    def _path(self, step):
+        return self.folder/_name(step)
+
     def steps(self) -> list: # Steps, oldest first
         "Checkpoints on disk, by their names"
-        found = (m for p in self.folder.iterdir() if (m := _step.fullmatch(p.name)) and p.is_dir() and not p.is_symlink())
+        found = (
+            m for p in self.folder.iterdir() if (m := _step.fullmatch(p.name)) and p.is_dir() and not p.is_symlink()
+        )
         return sorted(int(m[1]) for m in found if _name(int(m[1])) == m[0])
+
     def wait(self):
         "Until the save under way is finished; raises CheckpointError when it failed, on every rank"
         self._settle()
         error, self._error = self._error, None
-        if error: raise error
+        if error:
+            raise error
+
     def _settle(self):
-        if self._thread: self._thread.join()
+        if self._thread:
+            self._thread.join()
         self._thread = None
 
 # %% ../../nbs/training/02_checkpoint.ipynb #57f15360
+@patch
 def _begin(self:Checkpointer, step, tmp):
     "Make the temporary folder of a step; its path"
-    if os.path.lexists(final := self._path(step)) and not verify_checkpoint(final): raise FileExistsError(f'{final.name} is there already, and it is good')
+    if os.path.lexists(final := self._path(step)) and not verify_checkpoint(final):
+        raise FileExistsError(f'{final.name} is there already, and it is good')
     tmp.mkdir()
     return tmp
 
-def _causes(e): return [f'rank {r}: {type(x).__name__}: {x}' for r, (x, _) in sorted(e.failures.items())]
+def _causes(e):
+    return [f'rank {r}: {type(x).__name__}: {x}' for r, (x, _) in sorted(e.failures.items())]
+
+@patch
 def _shards(self:Checkpointer, what, tmp, copies):
     "Write this rank's tensors; manifest entries for the shards of all ranks"
     writer = dcp.HuggingFaceStorageWriter(str(tmp), save_distributed=True)
-    try: dcp.save(copies, storage_writer=writer, planner=_Planner(), process_group=self._group, no_dist=self._group is None)
-    except dcp.CheckpointException as e: raise CheckpointError(what, _causes(e)) from None
+    try:
+        dcp.save(
+            copies, storage_writer=writer, planner=_Planner(), process_group=self._group, no_dist=self._group is None
+        )
+    except dcp.CheckpointException as e:
+        raise CheckpointError(what, _causes(e)) from None
     parts = self._all(what, lambda: {p.name: _enter(p) for p in tmp.glob(f'shard-{self.rank + 1:05d}-*')})
     return {n: e for part in parts for n, e in part.items()}
 
+@patch
 def _write(self:Checkpointer, step, copies, extra):
     "All of a save, or nothing"
-    what, name = f'step {step} was not saved', f'.{_name(step)}.tmp-{secrets.token_hex(4)}'      # rank 0's name is the one that counts
-    def undo(): self.rank == 0 and shutil.rmtree(self.folder/name, ignore_errors=True)           # what resists is removed at the next start
+    # rank 0's name is the one that counts
+    what, name = f'step {step} was not saved', f'.{_name(step)}.tmp-{secrets.token_hex(4)}'
+
+    def undo():
+        # what resists is removed at the next start
+        self.rank == 0 and shutil.rmtree(self.folder/name, ignore_errors=True)
     try:
         tmp = self._all(what, lambda: self.rank == 0 and self._begin(step, self.folder/name))[0]
         files = self._shards(what, tmp, copies)
         self._all(what, lambda: self.rank == 0 and _finish(tmp, self._path(step), step, self.world, files, extra))
     except BaseException as e:
-        undo() if not isinstance(e, CheckpointError) or isinstance(e, _Lost) else self._all(what, undo)     # together: gone when anybody hears of it
+        # together: gone when anybody hears of it
+        undo() if not isinstance(e, CheckpointError) or isinstance(e, _Lost) else self._all(what, undo)
         raise
 
 # %% ../../nbs/training/02_checkpoint.ipynb #743ae10d
-def _save(self:Checkpointer,
+@patch
+def save(self:Checkpointer,
     step:int,        # Step; must not have a good checkpoint yet
-    tensors:dict,    # Name -> tensor or DTensor; a plain tensor of the same name on several ranks is a copy; a name may be on some ranks only
+    tensors:dict,    # Name -> tensor or DTensor; plain tensors of one name are copies; a name may be on some ranks only
     extra:dict=None, # What JSON can hold, the same on all ranks
     wait:bool=False  # Wait until it is on the disk?
 ):                   # Nothing; the tensors may be changed at once
@@ -228,40 +307,59 @@ def _save(self:Checkpointer,
     name, extra = _name(step), json.dumps({} if extra is None else extra, indent=1)
     self._settle()
     copies = {n: _host_copy(n, t) for n, t in tensors.items()}
-    self._error, self._thread = None, threading.Thread(target=self._work, args=(int(step), copies, extra), name=f'save {name}')
+    self._error, self._thread = (
+        None,
+        threading.Thread(target=self._work, args=(int(step), copies, extra), name=f'save {name}'),
+    )
     self._thread.start()
-    if wait: self.wait()
+    if wait:
+        self.wait()
 
+@patch
 def _work(self:Checkpointer, step, copies, extra):
     "What the background thread does"
-    try: self._write(step, copies, extra)
+    try:
+        self._write(step, copies, extra)
     except Exception as e:
-        self._error = e if isinstance(e, CheckpointError) else CheckpointError(f'step {step} was not saved', [f'rank {self.rank}: {type(e).__name__}: {e}'])
+        self._error = (
+            e
+            if isinstance(e, CheckpointError)
+            else CheckpointError(f'step {step} was not saved', [f'rank {self.rank}: {type(e).__name__}: {e}'])
+        )
         return self.failed.append((step, str(self._error)))
-    try: self._prune(step)
-    except CheckpointError as e: warnings.warn(str(e))          # the new one is there all the same
+    try:
+        self._prune(step)
+    except CheckpointError as e:
+        warnings.warn(str(e), stacklevel=2)      # the new one is there all the same
 
+@patch
 def _prune(self:Checkpointer, step):
     "Keep the one just written and the newest others that verify, `keep` in all; what is older goes"
     good, steps = 0, self._all(f'step {step} is saved, but the older ones could not be listed', self.steps)[0]
     for s in [step] + [s for s in reversed(steps) if s != step] if len(steps) > self.keep else []:
-        if good < self.keep: good += not self._check(s)
-        else: self._all(f'step {step} is saved, but step {s} could not be removed', lambda: self.rank == 0 and _discard(self._path(s)))
+        if good < self.keep:
+            good += not self._check(s)
+        else:
+            self._all(
+                f'step {step} is saved, but step {s} could not be removed',
+                lambda s=s: self.rank == 0 and _discard(self._path(s)),
+            )
 
+@patch
 def _check(self:Checkpointer, step):
     "What is wrong with a checkpoint; the ranks share the reading"
     lists = self._all(f'cannot verify step {step}', lambda: _problems(self._path(step), self.rank, self.world))
     return list(dict.fromkeys(p for some in lists for p in some))
 
-def _latest(self:Checkpointer): # Step; None: there is none
+@patch
+def latest(self:Checkpointer): # Step; None: there is none
     "The newest step that verifies; those that are passed over are warned of"
     self._settle()
     for step in reversed(self._all('cannot list the checkpoints', self.steps)[0]):
-        if not (bad := self._check(step)): return step
-        if self.rank == 0: warnings.warn(f'{_name(step)} is passed over: {bad[0]}', stacklevel=2)
-
-Checkpointer._begin, Checkpointer._shards, Checkpointer._write, Checkpointer._prune, Checkpointer._check = _begin, _shards, _write, _prune, _check
-Checkpointer.save, Checkpointer._work, Checkpointer.latest = _save, _work, _latest
+        if not (bad := self._check(step)):
+            return step
+        if self.rank == 0:
+            warnings.warn(f'{_name(step)} is passed over: {bad[0]}', stacklevel=2)
 
 # %% ../../nbs/training/02_checkpoint.ipynb #8c622ce6
 def _misfits(tensors, saved):
@@ -269,45 +367,69 @@ def _misfits(tensors, saved):
     want = {n: f'{t.dtype} {tuple(t.shape)}' for n, t in tensors.items()}
     have = {n: f'{saved[n].properties.dtype} {tuple(saved[n].size)}' for n in tensors if n in saved}
     none = [n for n in tensors if n not in saved]
-    hints = [f", did you mean {' or '.join(map(repr, near))}?" if i < 8 and (near := nearest(n, saved)) else '' for i, n in enumerate(none)]
-    return [f'there is no {n!r}{h}' for n, h in zip(none, hints)] + [f'{n!r} was saved as {have[n]}, not {want[n]}' for n in have if have[n] != want[n]]
+    hints = [
+        f", did you mean {' or '.join(map(repr, near))}?" if i < 8 and (near := nearest(n, saved)) else ''
+        for i, n in enumerate(none)
+    ]
+    return [f'there is no {n!r}{h}' for n, h in zip(none, hints, strict=True)] + [
+        f'{n!r} was saved as {have[n]}, not {want[n]}' for n in have if have[n] != want[n]
+    ]
 
-def _metadata(path): return dcp.HuggingFaceStorageReader(str(path)).read_metadata()
+def _metadata(path):
+    return dcp.HuggingFaceStorageReader(str(path)).read_metadata()
+
 def _fill(path, tensors, group=None):
     "Read tensors in place, in whatever parts they were saved"
     planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    dcp.load({n: t.detach() for n, t in tensors.items()}, storage_reader=dcp.HuggingFaceStorageReader(str(path)), planner=planner, process_group=group, no_dist=group is None)
+    dcp.load(
+        {n: t.detach() for n, t in tensors.items()},
+        storage_reader=dcp.HuggingFaceStorageReader(str(path)),
+        planner=planner,
+        process_group=group,
+        no_dist=group is None,
+    )
 
-def _load(self:Checkpointer,
+@patch
+def load(self:Checkpointer,
     tensors:dict, # Name -> tensor or DTensor, filled in place; any part of what was saved
     step:int=None # Which; None: the latest good one
-) -> tuple:       # (step, extra); raises FileNotFoundError, or CheckpointError when it does not verify or names, shapes or types do not fit
+) -> tuple:       # (step, extra); raises FileNotFoundError, or CheckpointError when anything does not verify or fit
     "Verify, then fill the tensors, whatever layout they were saved with"
-    for n, t in tensors.items(): _check_tensor(n, t)
+    for n, t in tensors.items():
+        _check_tensor(n, t)
     self._settle()
     steps = self._all('cannot list the checkpoints', self.steps)[0]
     found = self.latest() if step is None else step if step in steps else None
-    if found is None: raise FileNotFoundError(f"no {'good checkpoint' if step is None else f'checkpoint of step {step}'} in {str(self.folder)!r}: there are {steps}")
-    if step is not None and (bad := self._check(step)): raise CheckpointError(f'step {step} does not verify', bad)
+    if found is None:
+        raise FileNotFoundError(
+            f"no {'good checkpoint' if step is None else f'checkpoint of step {step}'} in {str(self.folder)!r}: "
+            f"there are {steps}"
+        )
+    if step is not None and (bad := self._check(step)):
+        raise CheckpointError(f'step {step} does not verify', bad)
     what, path = f'step {found} does not fit', self._path(found)
     bad = self._all(what, lambda: _misfits(tensors, _metadata(path).state_dict_metadata))
-    if any(bad): raise CheckpointError(what, [f'rank {r}: {p}' for r, some in enumerate(bad) for p in some])
-    try: _fill(path, tensors, self._group)
-    except dcp.CheckpointException as e: raise CheckpointError(f'step {found} could not be read', _causes(e)) from None
+    if any(bad):
+        raise CheckpointError(what, [f'rank {r}: {p}' for r, some in enumerate(bad) for p in some])
+    try:
+        _fill(path, tensors, self._group)
+    except dcp.CheckpointException as e:
+        raise CheckpointError(f'step {found} could not be read', _causes(e)) from None
     return found, json.loads((path/'extra.json').read_text(encoding='utf-8'))
-
-Checkpointer.load = _load
 
 # %% ../../nbs/training/02_checkpoint.ipynb #bfe99ce1
 def checkpoints(
     folder # Where a Checkpointer keeps them
 ) -> Table: # step, files, bytes, good, problem
     "All checkpoints of a run, read and verified"
+
     def row(step, p):
         bad, sizes = verify_checkpoint(p), [f.lstat().st_size for f in p.rglob('*') if f.is_file()]
         return dict(step=step, files=len(sizes), bytes=sum(sizes), good=not bad, problem='; '.join(bad))
     found = sorted((int(m[1]), p) for p in Path(folder).iterdir() if (m := _step.fullmatch(p.name)))
-    return Table([row(*f) for f in found], ['step', 'files', 'bytes', 'good', 'problem'], formats={'bytes': human_bytes})
+    return Table(
+        [row(*f) for f in found], ['step', 'files', 'bytes', 'good', 'problem'], formats={'bytes': human_bytes}
+    )
 
 # %% ../../nbs/training/02_checkpoint.ipynb #9768c3d9
 def export_weights(
@@ -317,10 +439,21 @@ def export_weights(
 ) -> Path:              # The file; raises CheckpointError when the checkpoint does not verify
     "The whole weights in one file, for those who have never heard of ranks"
     path, out = Path(path), Path(out)
-    if bad := verify_checkpoint(path): raise CheckpointError(f'{path.name} does not verify', bad)
+    if bad := verify_checkpoint(path):
+        raise CheckpointError(f'{path.name} does not verify', bad)
     saved = _metadata(path).state_dict_metadata
-    take = {n: torch.empty(m.size, dtype=m.properties.dtype) for n, m in saved.items() if n.startswith(prefix) and n != prefix}
-    if not take: raise ValueError(f'no tensor has a name that starts with {prefix!r}; there are {", ".join(sorted(saved)[:5])} …')
-    if out.absolute().parent.resolve() == path.resolve(): raise ValueError('a checkpoint with one more file would no longer verify: write it elsewhere')
+    take = {
+        n: torch.empty(m.size, dtype=m.properties.dtype)
+        for n, m in saved.items()
+        if n.startswith(prefix) and n != prefix
+    }
+    if not take:
+        raise ValueError(
+            f'no tensor has a name that starts with {prefix!r}; there are {", ".join(sorted(saved)[:5])} …'
+        )
+    if out.absolute().parent.resolve() == path.resolve():
+        raise ValueError('a checkpoint with one more file would no longer verify: write it elsewhere')
     _fill(path, take)
-    return write_atomic(out, safetensors.torch.save({n[len(prefix):]: t for n, t in take.items()}, metadata={'format': 'pt'}))
+    return write_atomic(
+        out, safetensors.torch.save({n[len(prefix) :]: t for n, t in take.items()}, metadata={'format': 'pt'})
+    )

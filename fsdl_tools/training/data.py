@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from ..core import human_count, nearest, need, one_of, positive
+from ..core import nearest, need, one_of, positive
 
 # %% ../../nbs/training/01_data.ipynb #e58f1d9e
 def _natural(what, value, below=2**63):
     "`value`, when it is a whole number from 0 up"
-    if isinstance(value, bool) or not hasattr(value, '__index__'): raise TypeError(f'{what} must be a whole number, not {value!r}')
-    if not 0 <= value < below: raise ValueError(f'{what} must be from 0 to {below - 1}, not {value!r}')
+    if isinstance(value, bool) or not hasattr(value, '__index__'):
+        raise TypeError(f'{what} must be a whole number, not {value!r}')
+    if not 0 <= value < below:
+        raise ValueError(f'{what} must be from 0 to {below - 1}, not {value!r}')
     return int(value)
 
 def _rng(use, seed, *more):
@@ -33,7 +35,8 @@ def epoch_order(
     seed:int=0, shuffle:bool=True # From 0 to 2³²-1; False: plain order
 ):                    # Array of n int64
     "The order in which samples are read in an epoch, the same on every rank"
-    positive('n', n); mixed = int(_rng(_order, seed, _natural('epoch', epoch)).integers(2**32))
+    positive('n', n)
+    mixed = int(_rng(_order, seed, _natural('epoch', epoch)).integers(2**32))
     return torch.randperm(n, generator=torch.Generator().manual_seed(mixed)).numpy() if shuffle else np.arange(n)
 
 _kept_order = lru_cache(2)(epoch_order)         # a step asks for the order of the step before
@@ -45,17 +48,22 @@ def step_indices(
     seed:int=0, shuffle:bool=True # Of the order; False: plain order
 ) -> list:            # Pairs (epoch, index); raises ValueError when n < global_batch
     "The samples of a step; an epoch's last incomplete batch is dropped"
-    positive('n', n); positive('global_batch', global_batch); _natural('step', step)
-    if n < global_batch: raise ValueError(f'{n} samples do not fill a global_batch of {global_batch}: use at most {n}')
+    positive('n', n)
+    positive('global_batch', global_batch)
+    _natural('step', step)
+    if n < global_batch:
+        raise ValueError(f'{n} samples do not fill a global_batch of {global_batch}: use at most {n}')
     epoch, k = divmod(int(step), n // global_batch)
     return [(epoch, i) for i in _kept_order(n, epoch, seed, shuffle)[k*global_batch:(k + 1)*global_batch].tolist()]
 
 # %% ../../nbs/training/01_data.ipynb #b76e988c
 def _share(global_batch, ranks, micro_batch):
     "Samples of a step on each rank"
-    for what, v in (('global_batch', global_batch), ('ranks', ranks), ('micro_batch', micro_batch)): positive(what, v)
+    for what, v in (('global_batch', global_batch), ('ranks', ranks), ('micro_batch', micro_batch)):
+        positive(what, v)
     k, rest = divmod(global_batch, part := ranks*micro_batch)
-    if rest: raise ValueError(f'global_batch {global_batch} cannot be divided by ranks·micro_batch = {ranks}·{micro_batch}: '
+    if rest:
+        raise ValueError(f'global_batch {global_batch} cannot be divided by ranks·micro_batch = {ranks}·{micro_batch}: '
                               f'the nearest that can {"are " + str(k*part) + " and" if k else "is"} {(k + 1)*part}')
     return global_batch // ranks
 
@@ -74,15 +82,22 @@ def rank_indices(
 # %% ../../nbs/training/01_data.ipynb #26ec265d
 class _Data:
     "What the two kinds of data share"
-    def __len__(self): return self.n
-    def __getitem__(self, at): return self.sample(at[1], at[0])      # (epoch, index), as in rank_indices
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, at):
+        return self.sample(at[1], at[0])      # (epoch, index), as in rank_indices
+
     def _at(self, i):
-        if not 0 <= i < self.n: raise IndexError(f'{self.name} has samples 0 to {self.n - 1}, not {i}')
+        if not 0 <= i < self.n:
+            raise IndexError(f'{self.name} has samples 0 to {self.n - 1}, not {i}')
         return int(i)
 
 class Tokens(_Data):
     "Windows of a row of tokens that do not overlap by target"
     kind = 'tokens'
+
     def __init__(self,
         name:str, tokens,       # For messages; array of whole numbers (a memory map stays on disk)
         seq:int, vocab:int,     # Tokens of a sample; different tokens there are
@@ -91,19 +106,27 @@ class Tokens(_Data):
         self.name, self.tokens, self.seq, self.vocab, self.first = name, tokens, seq, vocab, first
         self.n = (len(tokens) - 1) // seq if n is None else n
 
-    def sample(self, i, epoch=0):
+    def sample(self,
+        i,       # Number of the sample, from 0
+        epoch=0  # Not looked at: a window is the same in every epoch
+    ):
         "Two tensors of seq int64: tokens, and the next of each"
         a = (self.first + self._at(i))*self.seq
         t = torch.from_numpy(self.tokens[a:a + self.seq + 1].astype(np.int64))
         return t[:-1], t[1:]
 
-    def describe(self): return f'{self.name}: {self.n:,} samples of {self.seq} tokens, {self.vocab:,} different ones'
+    def describe(self):
+        "Name, samples, their length and the size of the vocabulary, for people"
+        return f'{self.name}: {self.n:,} samples of {self.seq} tokens, {self.vocab:,} different ones'
+
     def __getstate__(self):
         "To a worker that is not forked a file travels as its name"
         return self.__dict__ | (dict(tokens=self.tokens.filename) if isinstance(self.tokens, np.memmap) else {})
+
     def __setstate__(self, state):
         self.__dict__ |= state
-        if not isinstance(self.tokens, np.ndarray): self.tokens = np.memmap(self.tokens, np.uint8, 'r')
+        if not isinstance(self.tokens, np.ndarray):
+            self.tokens = np.memmap(self.tokens, np.uint8, 'r')
 
 # %% ../../nbs/training/01_data.ipynb #2722f668
 def _rows(path):
@@ -112,21 +135,31 @@ def _rows(path):
     try:
         with pq.ParquetFile(path) as f:
             column = _text_column(path, f.schema_arrow)
-            for g in range(f.num_row_groups): yield [t for t in f.read_row_group(g, [column]).column(0).to_pylist() if t is not None]
-    except (OSError, UnicodeDecodeError, need('pyarrow', 'train').ArrowException) as e: raise ValueError(f'cannot read {str(path)!r} as Parquet: {e}') from e
+            for g in range(f.num_row_groups):
+                yield [t for t in f.read_row_group(g, [column]).column(0).to_pylist() if t is not None]
+    except (OSError, UnicodeDecodeError, need('pyarrow', 'train').ArrowException) as e:
+        raise ValueError(f'cannot read {str(path)!r} as Parquet: {e}') from e
 
 def _text_column(path, schema):
     strings = [f.name for f in schema if str(f.type) in ('string', 'large_string')]
-    if 'text' in strings or len(strings) == 1: return 'text' if 'text' in strings else strings[0]
-    names, near = ', '.join(f'{f.name} ({f.type})' for f in schema), ''.join(f'; the nearest is {n!r}' for n in nearest('text', schema.names, 1))
-    raise ValueError(f"{str(path)!r} has no column 'text' of strings, nor just one column of strings; its columns are {names}{near}")
+    if 'text' in strings or len(strings) == 1:
+        return 'text' if 'text' in strings else strings[0]
+    names, near = (
+        ', '.join(f'{f.name} ({f.type})' for f in schema),
+        ''.join(f'; the nearest is {n!r}' for n in nearest('text', schema.names, 1)),
+    )
+    raise ValueError(
+        f"{str(path)!r} has no column 'text' of strings, nor just one column of strings; its columns are {names}{near}"
+    )
 
 def _lines(path):
     "Texts of about a MiB that end at line ends"
     try:
         with open(path, encoding='utf-8', newline='') as f:
-            while lines := f.readlines(2**20): yield [''.join(lines)]
-    except UnicodeDecodeError as e: raise ValueError(f'{str(path)!r} is not UTF-8 text: {e}') from e
+            while lines := f.readlines(2**20):
+                yield [''.join(lines)]
+    except UnicodeDecodeError as e:
+        raise ValueError(f'{str(path)!r} is not UTF-8 text: {e}') from e
 
 def _joined(groups, encode, between):
     "One array of all texts, with `between` between two"
@@ -138,18 +171,30 @@ _ends = ['<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '[EOS]', '<|im_end
 def _tokenizer(path):
     "The tokenizer in a file, without its truncation; the size of its vocabulary; its end-of-text, if any"
     lib, path = need('tokenizers', 'train'), _regular(path, 'tokenizer')
-    try: tok = lib.Tokenizer.from_file(str(path))
-    except Exception as e: raise ValueError(f'{str(path)!r} is not the JSON of a tokenizer: {e}') from e
-    tok.no_truncation(); tok.no_padding()
-    return tok, max(tok.get_vocab().values(), default=-1) + 1, [i for t in _ends if (i := tok.token_to_id(t)) is not None][:1]
+    try:
+        tok = lib.Tokenizer.from_file(str(path))
+    except Exception as e:
+        raise ValueError(f'{str(path)!r} is not the JSON of a tokenizer: {e}') from e
+    tok.no_truncation()
+    tok.no_padding()
+    return (
+        tok,
+        max(tok.get_vocab().values(), default=-1) + 1,
+        [i for t in _ends if (i := tok.token_to_id(t)) is not None][:1],
+    )
 
 def _tokens(path, tokenizer):
     "All tokens of a file, and the size of the vocabulary"
     parquet = path.suffix.lower() == '.parquet'
-    if tokenizer is None and not parquet: return np.memmap(path, np.uint8, 'r'), 256
-    if tokenizer is None: return _joined(_rows(path), lambda t: np.frombuffer(t.encode(), np.uint8), np.zeros(1, np.uint8)), 256
+    if tokenizer is None and not parquet:
+        return np.memmap(path, np.uint8, 'r'), 256
+    if tokenizer is None:
+        return _joined(_rows(path), lambda t: np.frombuffer(t.encode(), np.uint8), np.zeros(1, np.uint8)), 256
     tok, vocab, end = _tokenizer(tokenizer)
-    if parquet and not end: raise ValueError(f"the tokenizer {str(tokenizer)!r} has no end-of-text to put between rows; looked for {', '.join(_ends)}")
+    if parquet and not end:
+        raise ValueError(
+            f"the tokenizer {str(tokenizer)!r} has no end-of-text to put between rows; looked for {', '.join(_ends)}"
+        )
     kind = np.uint16 if vocab <= 2**16 else np.uint32
     encode = lambda t: np.array(tok.encode(t, add_special_tokens=False).ids, kind)
     return _joined((_rows if parquet else _lines)(path), encode, np.array(end if parquet else [], kind)), vocab
@@ -165,47 +210,80 @@ def read_image(
     Image = need('PIL.Image', 'train', 'pillow')
     try:
         with Image.open(path) as im:
-            if im.mode[0] in 'IF': raise ValueError(f'its mode is {im.mode}, of more than 8 bits a channel')
+            if im.mode[0] in 'IF':
+                raise ValueError(f'its mode is {im.mode}, of more than 8 bits a channel')
             return (im.convert('RGBA') if im.mode == 'P' else im).convert('RGB')
-    except Exception as e: raise ValueError(f'cannot read the image {str(path)!r}: {e}') from e
+    except Exception as e:
+        raise ValueError(f'cannot read the image {str(path)!r}: {e}') from e
 
 def _square(w, h, rng):
     "Box to cut out: the middle, or with rng a random place"
     side, x, y = min(w, h), .5, .5
-    if rng: side, x, y = side*rng.uniform(.7, 1), rng.random(), rng.random()
+    if rng:
+        side, x, y = side*rng.uniform(.7, 1), rng.random(), rng.random()
     left, top = x*(w - side), y*(h - side)
     return left, top, min(left + side, w), min(top + side, h)
 
 class Images(_Data):
     "Images with classes, cut to a square and normalised"
     kind = 'images'
+
     def __init__(self,
         name:str, items:list, classes:list, # For messages; pairs (what read takes, class number); names of the classes
         size:int, seed:int=0, # Side of the square in pixels; seed of the augmentation
         augment:bool=True,    # Random crop and flip?
         read=read_image       # From an item to an RGB image of Pillow
     ):
-        self.name, self.items, self.classes, self.size, self.seed, self.augment, self.read, self.n = name, items, classes, size, seed, augment, read, len(items)
+        self.name, self.items, self.classes, self.size, self.seed, self.augment, self.read, self.n = (
+            name,
+            items,
+            classes,
+            size,
+            seed,
+            augment,
+            read,
+            len(items),
+        )
 
-    def sample(self, i, epoch=0):
+    def sample(self,
+        i,       # Number of the sample, from 0
+        epoch=0  # Changes the random crop and flip
+    ):
         "A float32 tensor (3, size, size) and the number of the class"
         item, label = self.items[self._at(i)]
         rng = _rng(_crop, self.seed, epoch, i) if self.augment else None
         im = self.read(item)
-        pixels = np.asarray(im.resize((self.size, self.size), 2, _square(*im.size, rng)), np.float32) / 255     # 2: bilinear
-        if rng and rng.random() < .5: pixels = pixels[:, ::-1]
+        # 2: bilinear
+        pixels = np.asarray(im.resize((self.size, self.size), 2, _square(*im.size, rng)), np.float32) / 255
+        if rng and rng.random() < .5:
+            pixels = pixels[:, ::-1]
         return torch.from_numpy(np.ascontiguousarray(((pixels - _mean) / _std).transpose(2, 0, 1))), label
 
-    def describe(self): return f'{self.name}: {self.n:,} images of {self.size} × {self.size} in {len(self.classes):,} classes'
+    def describe(self):
+        "Name, samples, their size and the number of classes, for people"
+        return f'{self.name}: {self.n:,} images of {self.size} × {self.size} in {len(self.classes):,} classes'
 
 def _image_folder(folder):
     "Pairs (path, class number), and the names of the classes"
-    def fail(e): raise e                        # os.walk would pass over what it may not read
-    image = lambda p: p.suffix.lower() in _suffixes and p.is_file() and not any(part[0] == '.' for part in p.relative_to(folder).parts)
-    files = lambda c: sorted(p for top, _, names in os.walk(folder/c, onerror=fail) for n in names if image(p := Path(top)/n))
+
+    def fail(e):
+        raise e                        # os.walk would pass over what it may not read
+    image = lambda p: (
+        p.suffix.lower() in _suffixes
+        and p.is_file()
+        and not any(part[0] == '.' for part in p.relative_to(folder).parts)
+    )
+    files = lambda c: sorted(
+        p for top, _, names in os.walk(folder / c, onerror=fail) for n in names if image(p := Path(top) / n)
+    )
     found = {c: files(c) for c in sorted(os.listdir(folder)) if c[0] != '.' and (folder/c).is_dir()}
-    if not any(found.values()): raise ValueError(f'no images in subfolders of {str(folder)!r}: expected one subfolder a class, with files such as {", ".join(_suffixes[:3])}')
-    if empty := [c for c, f in found.items() if not f]: raise ValueError(f'no images in the class folder {empty[0]!r} of {str(folder)!r}')
+    if not any(found.values()):
+        raise ValueError(
+            f'no images in subfolders of {str(folder)!r}: expected one subfolder a class, '
+            f'with files such as {", ".join(_suffixes[:3])}'
+        )
+    if empty := [c for c, f in found.items() if not f]:
+        raise ValueError(f'no images in the class folder {empty[0]!r} of {str(folder)!r}')
     return [(f, i) for i, files in enumerate(found.values()) for f in files], list(found)
 
 # %% ../../nbs/training/01_data.ipynb #cd02cb94
@@ -215,7 +293,12 @@ def _synthetic_tokens(seq, seed, n=4096):
     jump = np.where(rng.random(n*seq + 1) < .05, rng.integers(0, 256, n*seq + 1), 3)
     return (jump.cumsum() % 256).astype(np.uint8)
 
-_patterns = dict(checks=lambda u, v: np.sin(u)*np.sin(v), horizontal=lambda u, v: np.sin(v), rings=lambda u, v: np.sin(np.hypot(u, v)), vertical=lambda u, v: np.sin(u))
+_patterns = dict(
+    checks=lambda u, v: np.sin(u) * np.sin(v),
+    horizontal=lambda u, v: np.sin(v),
+    rings=lambda u, v: np.sin(np.hypot(u, v)),
+    vertical=lambda u, v: np.sin(u),
+)
 
 def _synthetic_image(item, size, seed):
     "Image number `item`; its class is the number modulo 4"
@@ -232,20 +315,29 @@ def _regular(path, what='data'):
     "A path that can be read from start to end"
     path = Path(path)
     if not path.exists():
-        near = nearest(path.name, _synthetic + [p.name for p in (path.parent.iterdir() if path.parent.is_dir() else ())])
-        raise FileNotFoundError(f'no {what} at {str(path)!r}' + (f": did you mean {' or '.join(map(repr, near))}?" if near else ''))
-    if not path.is_file(): raise ValueError(f'the {what} at {str(path)!r} is {"a folder" if path.is_dir() else "a pipe, a socket or a device"}: expected a file')
-    if not path.stat().st_size: raise ValueError(f'the {what} at {str(path)!r} is empty')
+        near = nearest(
+            path.name, _synthetic + [p.name for p in (path.parent.iterdir() if path.parent.is_dir() else ())]
+        )
+        raise FileNotFoundError(
+            f'no {what} at {str(path)!r}' + (f": did you mean {' or '.join(map(repr, near))}?" if near else '')
+        )
+    if not path.is_file():
+        kind = 'a folder' if path.is_dir() else 'a pipe, a socket or a device'
+        raise ValueError(f'the {what} at {str(path)!r} is {kind}: expected a file')
+    if not path.stat().st_size:
+        raise ValueError(f'the {what} at {str(path)!r} is empty')
     return path
 
 def _split(n, holdout, name):
     "Samples for training and for evaluation"
     held = max(1, round(n*holdout)) if holdout else 0
-    if n <= held: raise ValueError(f'{name} has {n} samples, too few to hold out {holdout}: use holdout=0 or more data')
+    if n <= held:
+        raise ValueError(f'{name} has {n} samples, too few to hold out {holdout}: use holdout=0 or more data')
     return n - held, held
 
 def _open_tokens(name, tokens, vocab, seq, holdout):
-    if len(tokens) <= seq: raise ValueError(f'{name} has {len(tokens)} tokens, fewer than a sample of seq + 1 = {seq + 1}')
+    if len(tokens) <= seq:
+        raise ValueError(f'{name} has {len(tokens)} tokens, fewer than a sample of seq + 1 = {seq + 1}')
     a, b = _split((len(tokens) - 1) // seq, holdout, name)
     return Tokens(name, tokens, seq, vocab, 0, a), Tokens(name, tokens, seq, vocab, a, b)
 
@@ -256,41 +348,65 @@ def _open_images(name, items, classes, size, holdout, seed, read=read_image):
     return part(order[:a], True), part(order[a:], False)
 
 def open_data(
-    source,            # synthetic, synthetic:tokens, synthetic:images, or the path of a text file, a Parquet file or a folder of images
+    source,            # synthetic, synthetic:tokens, synthetic:images, or a path: text, Parquet or a folder of images
     seq:int=64, size:int=32, # Tokens of a sample; side of square images in pixels
     holdout:float=.1,  # Part to evaluate on, from 0 to below 1; never rounded down to nothing
     tokenizer=None,    # Path of a tokenizer.json; default: bytes
     seed:int=0         # Of augmentation, of the images held out and of synthetic data
 ) -> tuple:            # Data sets to train and to evaluate on, Tokens or Images; raises FileNotFoundError or ValueError
     "Open what a run reads"
-    positive('seq', seq); positive('size', size); _natural('seed', seed, 2**32)
-    if isinstance(holdout, bool) or not 0 <= holdout < 1: raise ValueError(f'holdout must be from 0 to below 1, not {holdout!r}')
+    positive('seq', seq)
+    positive('size', size)
+    _natural('seed', seed, 2**32)
+    if isinstance(holdout, bool) or not 0 <= holdout < 1:
+        raise ValueError(f'holdout must be from 0 to below 1, not {holdout!r}')
     text, path = os.fspath(source), Path(source)
-    if not text: raise ValueError('source is empty: expected a path, or one of ' + ', '.join(_synthetic))
+    if not text:
+        raise ValueError('source is empty: expected a path, or one of ' + ', '.join(_synthetic))
     made = text.partition(':')[0] == 'synthetic' and one_of('synthetic data', text, _synthetic)
-    if tokenizer is not None and (made or path.is_dir()): raise ValueError(f'a tokenizer is for text files and Parquet, not for {text!r}')
-    if made == 'synthetic:images': return _open_images(made, [(i, i % 4) for i in range(1024)], list(_patterns), size, holdout, seed, partial(_synthetic_image, size=size, seed=seed))
-    if made: return _open_tokens(made, _synthetic_tokens(seq, seed), 256, seq, holdout)
-    if path.is_dir(): return _open_images(repr(path.name), *_image_folder(path), size, holdout, seed)
+    if tokenizer is not None and (made or path.is_dir()):
+        raise ValueError(f'a tokenizer is for text files and Parquet, not for {text!r}')
+    if made == 'synthetic:images':
+        return _open_images(
+            made,
+            [(i, i % 4) for i in range(1024)],
+            list(_patterns),
+            size,
+            holdout,
+            seed,
+            partial(_synthetic_image, size=size, seed=seed),
+        )
+    if made:
+        return _open_tokens(made, _synthetic_tokens(seq, seed), 256, seq, holdout)
+    if path.is_dir():
+        return _open_images(repr(path.name), *_image_folder(path), size, holdout, seed)
     return _open_tokens(repr(path.name), *_tokens(_regular(path), tokenizer), seq, holdout)
 
 # %% ../../nbs/training/01_data.ipynb #08c0369c
 def _stacked(samples):
     "A micro-batch: inputs, and targets"
-    x, y = zip(*samples)
+    x, y = zip(*samples, strict=True)
     return torch.stack(x), torch.stack(y) if isinstance(y[0], torch.Tensor) else torch.tensor(y)
 
 class Feed:
     "What one replica reads: iterable over steps, each a list of micro-batches (x, y)"
+
     def __init__(self,
-        data, global_batch:int,        # From open_data; samples of a step over all ranks, a multiple of ranks·micro_batch
+        data,                          # From open_data
+        global_batch:int,              # Samples of a step over all ranks, a multiple of ranks·micro_batch
         micro_batch:int,               # Samples that a replica runs through at once
         rank:int=0, ranks:int=1,       # This replica, of so many
         start:int=0, stop:int=None,    # First step, and one past the last (default: without end)
         seed:int=0, workers:int=0      # Seed of the order; processes that read ahead (0: this one reads)
     ):
-        self.data, self.start, self.stop, self.workers = data, _natural('start', start), stop, _natural('workers', workers)
-        if stop is not None and _natural('stop', stop) < start: raise ValueError(f'stop={stop} is before start={start}')
+        self.data, self.start, self.stop, self.workers = (
+            data,
+            _natural('start', start),
+            stop,
+            _natural('workers', workers),
+        )
+        if stop is not None and _natural('stop', stop) < start:
+            raise ValueError(f'stop={stop} is before start={start}')
         self.share, self.per_epoch = _share(global_batch, ranks, micro_batch) // micro_batch, len(data) // global_batch
         self.at = lambda step: rank_indices(len(data), step, global_batch, rank, ranks, micro_batch, seed)
         self.at(start)                                                   # whatever cannot be divided is refused here
@@ -298,9 +414,21 @@ class Feed:
     def __iter__(self):
         steps = range(self.start, self.stop) if self.stop is not None else itertools.count(self.start)
         keys = (k for s in steps for k in self.at(s))
-        if self.workers: batches = iter(DataLoader(self.data, batch_sampler=keys, num_workers=self.workers, collate_fn=_stacked, timeout=600, generator=torch.Generator()))
-        else: batches = (_stacked([self.data[k] for k in b]) for b in keys)
-        while step := list(itertools.islice(batches, self.share)): yield step
+        if self.workers:
+            batches = iter(
+                DataLoader(
+                    self.data,
+                    batch_sampler=keys,
+                    num_workers=self.workers,
+                    collate_fn=_stacked,
+                    timeout=600,
+                    generator=torch.Generator(),
+                )
+            )
+        else:
+            batches = (_stacked([self.data[k] for k in b]) for b in keys)
+        while step := list(itertools.islice(batches, self.share)):
+            yield step
 
 # %% ../../nbs/training/01_data.ipynb #60b808d7
 def eval_batches(
@@ -308,9 +436,11 @@ def eval_batches(
     micro_batch:int, # Samples at once
     rank:int=0, ranks:int=1, # This replica, of so many
     limit:int=None   # Samples at most, over all ranks; default: all
-) -> list:           # Triples (x, y, weight), equally many on every rank; weight is float32 (micro_batch,), 0 for padding
+) -> list:           # Triples (x, y, weight), as many on every rank; weight is float32 (micro_batch,), 0 for padding
     "Every sample exactly once over all ranks"
-    positive('micro_batch', micro_batch); positive('ranks', ranks); _natural('rank', rank, ranks)
+    positive('micro_batch', micro_batch)
+    positive('ranks', ranks)
+    _natural('rank', rank, ranks)
     n = len(data) if limit is None else min(len(data), _natural('limit', limit))
     starts = range(rank*micro_batch, -(-n // (ranks*micro_batch))*ranks*micro_batch, ranks*micro_batch)
     batch = lambda a: _stacked([data.sample(min(i, n - 1)) for i in range(a, a + micro_batch)])

@@ -15,20 +15,28 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from .data import Feed, eval_batches, open_data
 from .checkpoint import CheckpointError, Checkpointer, export_weights
-from ..core import *
+from ..core import Record, fix_torchvision, nearest, one_of, positive, write_atomic
 from ..models.gpt import GPT, gpt_config, gpts
 from ..parallel.layout import check_runnable, parse_layout
 from ..parallel.model import Parallel, clip_gradients
 from ..models.build import build, locate
 
 # %% ../../nbs/training/03_trainer.ipynb #a1fd6b31
-lr_schedules = {'constant': lambda t: 1., 'linear': lambda t: 1 - t, 'cosine': lambda t: .5*(1 + math.cos(math.pi*t))}     # of the progress after warm-up, 0 to 1
-_trainable = {'adam': torch.optim.AdamW, 'adamw': torch.optim.AdamW, 'sgd': torch.optim.SGD, 'momentum': torch.optim.SGD}    # a layout's optimizer -> torch's
+# of the progress after warm-up, 0 to 1
+lr_schedules = {'constant': lambda t: 1., 'linear': lambda t: 1 - t, 'cosine': lambda t: .5*(1 + math.cos(math.pi*t))}
+# a layout's optimizer -> torch's
+_trainable = {
+    'adam': torch.optim.AdamW,
+    'adamw': torch.optim.AdamW,
+    'sgd': torch.optim.SGD,
+    'momentum': torch.optim.SGD,
+}
 
 @dataclass(frozen=True)
 class TrainConfig(Record):
     "A training run: model, layout, data, and how long"
-    model:str='gpt-tiny'       # One of gpts, an architecture of timm, a model type of transformers or the path of a config.json
+    # One of gpts, an architecture of timm, a model type of transformers or the path of a config.json
+    model:str='gpt-tiny'
     layout:str='dp1'           # Text of a Layout; what it leaves open is filled in by complete
     data:str='synthetic'       # A text file, a .parquet, a folder of images, synthetic or synthetic:images
     steps:int=50               # Steps in all
@@ -52,77 +60,114 @@ class TrainConfig(Record):
     device:str=''              # cpu or cuda; empty: cuda where there is one
 
     def __post_init__(self):
-        for f in ('steps', 'global_batch', 'keep'): positive(f, getattr(self, f))
+        for f in ('steps', 'global_batch', 'keep'):
+            positive(f, getattr(self, f))
         for f in ('seq', 'image_size', 'warmup', 'seed', 'eval_every', 'save_every', 'workers'):
-            if not isinstance(v := getattr(self, f), int) or isinstance(v, bool) or v < 0: raise ValueError(f'{f} must be 0 or a positive whole number, not {v!r}')
-        positive('lr', self.lr, integer=False); one_of('lr_schedule', self.lr_schedule, lr_schedules)
+            if not isinstance(v := getattr(self, f), int) or isinstance(v, bool) or v < 0:
+                raise ValueError(f'{f} must be 0 or a positive whole number, not {v!r}')
+        positive('lr', self.lr, integer=False)
+        one_of('lr_schedule', self.lr_schedule, lr_schedules)
         for f in ('clip', 'weight_decay'):
-            if not 0 <= getattr(self, f) < float('inf'): raise ValueError(f'{f} must be 0 or positive and finite, not {getattr(self, f)!r}')
-        if self.device: one_of('device', self.device, ['cpu', 'cuda'])
-        if (self.save_every or self.resume) and not self.folder: raise ValueError('checkpoints need a folder')
+            if not 0 <= getattr(self, f) < float('inf'):
+                raise ValueError(f'{f} must be 0 or positive and finite, not {getattr(self, f)!r}')
+        if self.device:
+            one_of('device', self.device, ['cpu', 'cuda'])
+        if (self.save_every or self.resume) and not self.folder:
+            raise ValueError('checkpoints need a folder')
 
 def lr_at(
     c:TrainConfig, # The run
     step:int       # From 0
 ) -> float:        # Learning rate
     "Learning rate of a step: a function of the step, so that there is nothing to remember"
-    if step < c.warmup: return c.lr*(step + 1)/c.warmup
+    if step < c.warmup:
+        return c.lr*(step + 1)/c.warmup
     return c.lr*lr_schedules[c.lr_schedule]((step - c.warmup)/max(c.steps - c.warmup, 1))
 
 # %% ../../nbs/training/03_trainer.ipynb #f25b2538
 def _kind(name):
     "What a model is trained on, and where it comes from: (tokens or images, gpt, timm or transformers)"
-    if name in gpts: return 'tokens', 'gpt'
-    try: where, there = locate(name)
-    except ValueError as e: one_of('model', name, [*gpts]) if nearest(name, gpts) else None; raise e
-    if where == 'timm': return 'images', 'timm'
+    if name in gpts:
+        return 'tokens', 'gpt'
+    try:
+        where, there = locate(name)
+    except ValueError as e:
+        one_of('model', name, [*gpts]) if nearest(name, gpts) else None
+        raise e
+    if where == 'timm':
+        return 'images', 'timm'
     from fsdl_tools.models.build import find_class, load_config
     config = load_config(name)
     for task, kind in (('causal-lm', 'tokens'), ('image-classification', 'images')):
-        with contextlib.suppress(ValueError): return find_class(config, task) and kind, 'transformers'
+        with contextlib.suppress(ValueError):
+            return find_class(config, task) and kind, 'transformers'
     raise ValueError(f'{name} can be trained neither on tokens (causal-lm) nor on images (image-classification)')
 
 def _layout(c, config, device):
     "The layout with micro-batch and precision filled in where its text leaves them open"
     l = parse_layout(c.layout)
-    if 'precision' not in c.layout: l = l.replace(precision='fp32' if device == 'cpu' else 'bf16')
+    if 'precision' not in c.layout:
+        l = l.replace(precision='fp32' if device == 'cpu' else 'bf16')
     if 'micro_batch' not in c.layout:
         share = c.global_batch // l.dp if c.global_batch % l.dp == 0 else 1
-        l = l.replace(micro_batch=next((share // n for n in (2*l.pp, l.pp) if l.pp > 1 and share % n == 0), share if l.pp == 1 else 1))
+        l = l.replace(
+            micro_batch=next(
+                (share // n for n in (2 * l.pp, l.pp) if l.pp > 1 and share % n == 0), share if l.pp == 1 else 1
+            )
+        )
     return l
 
 def check_config(
     c:TrainConfig, # As the user gave it
     world:int=None # Ranks there are; None: as many as the layout needs
-) -> tuple:        # (config with nothing left open, layout, data to train on, data to evaluate on, shape of the GPT or None)
+) -> tuple:        # (config with nothing left open, layout, data to train on, to evaluate on, shape of the GPT or None)
     "Check a run before a process starts; raises ValueError or FileNotFoundError saying what is wrong"
     (kind, source), device = _kind(c.model), c.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    if device == 'cuda' and not torch.cuda.is_available(): raise ValueError('device cuda: there is none here')
-    c = c.replace(device=device, seq=_seq(c, source) if kind == 'tokens' else 0, image_size=_size(c, source) if kind == 'images' else 0)
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('device cuda: there is none here')
+    c = c.replace(
+        device=device,
+        seq=_seq(c, source) if kind == 'tokens' else 0,
+        image_size=_size(c, source) if kind == 'images' else 0,
+    )
     one_of('optimizer that can be run', parse_layout(c.layout).optimizer, _trainable)
-    data, held = open_data(c.data, seq=c.seq or 64, size=c.image_size or 32, holdout=c.holdout, tokenizer=c.tokenizer or None, seed=c.seed)
-    if data.kind != kind: raise ValueError(f'{c.model} is trained on {kind}, and {c.data!r} holds {data.kind}')
-    shape = gpt_config(c.model, vocab=_round_up(data.vocab, gpts[c.model].vocab), ctx=max(c.seq, gpts[c.model].ctx)) if source == 'gpt' else None
+    data, held = open_data(
+        c.data, seq=c.seq or 64, size=c.image_size or 32, holdout=c.holdout, tokenizer=c.tokenizer or None, seed=c.seed
+    )
+    if data.kind != kind:
+        raise ValueError(f'{c.model} is trained on {kind}, and {c.data!r} holds {data.kind}')
+    shape = (
+        gpt_config(c.model, vocab=_round_up(data.vocab, gpts[c.model].vocab), ctx=max(c.seq, gpts[c.model].ctx))
+        if source == 'gpt'
+        else None
+    )
     l = check_runnable(_layout(c, shape, device), shape, c.global_batch, c.seq or None, world)
-    if len(data) < c.global_batch: raise ValueError(f'{data.describe()}: fewer samples than a global batch of {c.global_batch}')
-    if c.folder: _check_folder(c, len(data), l.optimizer)
+    if len(data) < c.global_batch:
+        raise ValueError(f'{data.describe()}: fewer samples than a global batch of {c.global_batch}')
+    if c.folder:
+        _check_folder(c, len(data), l.optimizer)
     return c.replace(layout=str(l)), l, data, held, shape
 
-def _round_up(vocab, least): return least if vocab <= least else -(-vocab // 128)*128
+def _round_up(vocab, least):
+    return least if vocab <= least else -(-vocab // 128)*128
 
 def _seq(c, source):
     "Tokens of a sample"
-    if source == 'gpt': return c.seq or gpts[c.model].ctx
+    if source == 'gpt':
+        return c.seq or gpts[c.model].ctx
     from fsdl_tools.models.build import load_config
     longest = getattr(load_config(c.model).get_text_config(), 'max_position_embeddings', None) or 1 << 20
-    if c.seq > longest: raise ValueError(f'{c.model} takes at most {longest} tokens, not {c.seq}')
+    if c.seq > longest:
+        raise ValueError(f'{c.model} takes at most {longest} tokens, not {c.seq}')
     return c.seq or min(64, longest)
 
 def _size(c, source):
     "Side of an image"
-    if c.image_size: return c.image_size
+    if c.image_size:
+        return c.image_size
     if source == 'timm':
-        fix_torchvision(); import timm
+        fix_torchvision()
+        import timm
         return timm.get_pretrained_cfg(c.model).input_size[-1]
     from fsdl_tools.models.build import load_config
     return getattr(load_config(c.model), 'image_size', 224)
@@ -133,10 +178,13 @@ def lock_folder(
     "Tell other processes that this one trains in the folder"
     path = Path(folder)/'.lock'
     path.parent.mkdir(parents=True, exist_ok=True)
-    try: held = FileLock(path, thread_local=False, is_singleton=True).acquire(timeout=0)
+    try:
+        held = FileLock(path, thread_local=False, is_singleton=True).acquire(timeout=0)
     except Timeout:
         who = path.read_text(encoding='utf-8').strip()
-        raise BlockingIOError(f'process {who} is training in {str(folder)!r}: wait for it, or use another folder') from None
+        raise BlockingIOError(
+            f'process {who} is training in {str(folder)!r}: wait for it, or use another folder'
+        ) from None
     path.write_text(str(os.getpid()), encoding='utf-8')
     return held
 
@@ -145,16 +193,33 @@ _essential = 'model data seq image_size tokenizer holdout global_batch seed'.spl
 def _check_folder(c, samples, optimizer):
     "Refuse to mix two runs in one folder"
     f = Path(c.folder)/'run.json'
-    if not f.exists(): return
-    if c.steps < (reached := max((int(p.name[5:]) for p in Path(c.folder).glob('checkpoints/step-*') if p.name[5:].isdecimal()), default=0)) and c.resume:
-        raise ValueError(f'the run in {c.folder!r} has reached step {reached}: it cannot be resumed with steps={c.steps}')
-    if not c.resume: raise FileExistsError(f'{c.folder!r} holds a run already: resume goes on with it, another folder keeps it')
+    if not f.exists():
+        return
+    if (
+        c.steps
+        < (
+            reached := max(
+                (int(p.name[5:]) for p in Path(c.folder).glob('checkpoints/step-*') if p.name[5:].isdecimal()),
+                default=0,
+            )
+        )
+        and c.resume
+    ):
+        raise ValueError(
+            f'the run in {c.folder!r} has reached step {reached}: it cannot be resumed with steps={c.steps}'
+        )
+    if not c.resume:
+        raise FileExistsError(f'{c.folder!r} holds a run already: resume goes on with it, another folder keeps it')
     try:
         d = json.loads(f.read_text(encoding='utf-8'))
         before = d['config'] | dict(samples=d['samples'], optimizer=parse_layout(d['config']['layout']).optimizer)
-    except (ValueError, LookupError, TypeError) as e: raise ValueError(f'{str(f)!r} is not the record of a run: {type(e).__name__}: {e}') from None
+    except (ValueError, LookupError, TypeError) as e:
+        raise ValueError(f'{str(f)!r} is not the record of a run: {type(e).__name__}: {e}') from None
     for k, now in [(k, getattr(c, k)) for k in _essential] + [('samples', samples), ('optimizer', optimizer)]:
-        if before.get(k) != now: raise ValueError(f'the run in {c.folder!r} has {k}={before.get(k)!r}, not {now!r}: it cannot be resumed with another')
+        if before.get(k) != now:
+            raise ValueError(
+                f'the run in {c.folder!r} has {k}={before.get(k)!r}, not {now!r}: it cannot be resumed with another'
+            )
 
 # %% ../../nbs/training/03_trainer.ipynb #57b71222
 def training_tensors(
@@ -162,27 +227,38 @@ def training_tensors(
     opt           # An optimizer over its parameters; its states are made if there are none yet
 ) -> dict:        # Name -> Tensor or DTensor: model.… and optimizer.….exp_avg and so on; only what this rank has
     "Everything that changes in training"
-    if not opt.state: _make_states(opt)
+    if not opt.state:
+        _make_states(opt)
     plain = lambda n: n.removeprefix('module.')                             # DDP's prefix
     model = {f'model.{plain(n)}': t for m in run.stages for n, t in m.state_dict().items()}
     params = {plain(n): p for m in run.stages for n, p in m.named_parameters()}
-    return model | {f'optimizer.{n}.{k}': v for n, p in params.items() for k, v in opt.state.get(p, {}).items() if torch.is_tensor(v)}
+    return model | {
+        f'optimizer.{n}.{k}': v
+        for n, p in params.items()
+        for k, v in opt.state.get(p, {}).items()
+        if torch.is_tensor(v)
+    }
 
 def _make_states(opt):
     "A step of length zero: the optimizer allocates its states, and nothing else changes"
     rates = [g['lr'] for g in opt.param_groups]
     for g in opt.param_groups:
         g['lr'] = 0. if not torch.is_tensor(g['lr']) else torch.zeros_like(g['lr'])
-        for p in g['params']: p.grad = torch.zeros_like(p) if p.requires_grad else None
-    opt.step(); opt.zero_grad()
-    for g, lr in zip(opt.param_groups, rates): g['lr'] = lr
+        for p in g['params']:
+            p.grad = torch.zeros_like(p) if p.requires_grad else None
+    opt.step()
+    opt.zero_grad()
+    for g, lr in zip(opt.param_groups, rates, strict=True):
+        g['lr'] = lr
 
 # %% ../../nbs/training/03_trainer.ipynb #b35d4323
 def _reseed(seed, step, replica):
     "Random state as a function of where the run is"
     import random, numpy as np
     mixed = int(np.random.SeedSequence([seed, step, replica]).generate_state(1, np.uint64)[0]) >> 1
-    torch.manual_seed(mixed); random.seed(mixed); np.random.seed(mixed % 2**32)
+    torch.manual_seed(mixed)
+    random.seed(mixed)
+    np.random.seed(mixed % 2**32)
 
 def _measure_peak(
     device:str='cpu',    # cpu or cuda
@@ -192,9 +268,12 @@ def _measure_peak(
     "What MFU refers to"
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if 'bf16' in precision else torch.float32)
     sync, best = torch.cuda.synchronize if device == 'cuda' else (lambda: None), float('inf')
-    if dist.is_initialized(): dist.barrier()
+    if dist.is_initialized():
+        dist.barrier()
     for _ in range(4):
-        t = time.perf_counter(); a @ a; sync()
+        t = time.perf_counter()
+        a @ a
+        sync()
         best = min(best, time.perf_counter() - t)
     return 2*n**3/best
 
@@ -203,10 +282,29 @@ def sample_flops(
     shape=None     # Of the GPT
 ) -> float:        # Operations of forward and backward for one sample
     "Model FLOPs, recomputation not counted"
-    if shape: return 6*(shape.layers*(4*shape.hidden**2 + 2*shape.hidden*shape.width) + shape.vocab*shape.hidden)*c.seq + 12*shape.layers*shape.hidden*c.seq**2
+    if shape:
+        return (
+            6
+            * (shape.layers * (4 * shape.hidden**2 + 2 * shape.hidden * shape.width) + shape.vocab * shape.hidden)
+            * c.seq
+            + 12 * shape.layers * shape.hidden * c.seq**2
+        )
     from fsdl_tools.models.profile import profile
     kind, source = _kind(c.model)
-    return 3*profile(c.model, seq=c.seq or 1, **(dict(task='causal-lm') if kind == 'tokens' else {} if source == 'transformers' else dict(input_size=c.image_size))).flops
+    return (
+        3
+        * profile(
+            c.model,
+            seq=c.seq or 1,
+            **(
+                dict(task='causal-lm')
+                if kind == 'tokens'
+                else {}
+                if source == 'transformers'
+                else dict(input_size=c.image_size)
+            ),
+        ).flops
+    )
 
 def _make_model(
     c:TrainConfig, # A complete one
@@ -214,18 +312,23 @@ def _make_model(
     shape=None     # Of the GPT
 ):                 # A module with random weights, the same on every rank
     "Build the model of a run"
-    if shape: return GPT(shape, c.seed)
+    if shape:
+        return GPT(shape, c.seed)
     kind, source = _kind(c.model)
     torch.manual_seed(c.seed)
-    if source == 'timm': return build(c.model, input_size=c.image_size, num_classes=len(data.classes))
-    if kind == 'images': return build(c.model, 'image-classification', input_size=c.image_size, num_labels=len(data.classes))
+    if source == 'timm':
+        return build(c.model, input_size=c.image_size, num_classes=len(data.classes))
+    if kind == 'images':
+        return build(c.model, 'image-classification', input_size=c.image_size, num_labels=len(data.classes))
     m = build(c.model, 'causal-lm', use_cache=False)
-    if data.vocab > m.config.get_text_config().vocab_size: raise ValueError(f'{c.model} knows {m.config.get_text_config().vocab_size} tokens, the data has {data.vocab}')
+    if data.vocab > m.config.get_text_config().vocab_size:
+        raise ValueError(f'{c.model} knows {m.config.get_text_config().vocab_size} tokens, the data has {data.vocab}')
     return m
 
 # %% ../../nbs/training/03_trainer.ipynb #9288e022
 class Trainer:
     "One rank of a run"
+
     def __init__(self,
         config:TrainConfig, # The run
         report=None         # Called with every row of metrics, on rank 0
@@ -234,109 +337,178 @@ class Trainer:
         self.rank, self.report, self.stop = dist.get_rank() if world > 1 else 0, report or (lambda row: None), False
         self.c, self.layout, self.data, self.held, shape = check_config(config, world)
         c, l = self.c, self.layout
-        if l.precision == 'tf32': torch.backends.cuda.matmul.allow_tf32 = True
+        if l.precision == 'tf32':
+            torch.backends.cuda.matmul.allow_tf32 = True
         self.run = Parallel(_make_model(c, self.data, shape), l, c.global_batch // (l.dp*l.micro_batch), c.device)
         kw = dict(weight_decay=c.weight_decay) | (dict(momentum=.9) if l.optimizer == 'momentum' else {})
         self.opt = _trainable[l.optimizer](self.run.parameters(), lr=c.lr, **kw)
         self.per_step, self.peak = sample_flops(c, shape)*c.global_batch, _measure_peak(c.device, l.precision)*world
-        self.step, self.rows, self.folder, self.behind, self.told = 0, [], Path(c.folder) if c.folder else None, False, 0
+        self.step, self.rows, self.folder, self.behind, self.told = (
+            0,
+            [],
+            Path(c.folder) if c.folder else None,
+            False,
+            0,
+        )
         self.lock = lock_folder(c.folder) if c.folder and self.rank == 0 else contextlib.nullcontext()
         self.saver = Checkpointer(self.folder/'checkpoints', c.keep) if c.folder else None
-        if c.folder: self._open_folder()
+        if c.folder:
+            self._open_folder()
 
     def _open_folder(self):
         "Go on from the newest good checkpoint, or start a record of the run"
-        if (step := self.saver.latest()) is not None: self.step, _ = self.saver.load(training_tensors(self.run, self.opt), step)
+        if (step := self.saver.latest()) is not None:
+            self.step, _ = self.saver.load(training_tensors(self.run, self.opt), step)
         f = self.folder/'metrics.jsonl'
-        if self.rank: return
+        if self.rank:
+            return
         for line in f.read_text(encoding='utf-8', errors='replace').splitlines() if f.exists() else []:
-            with contextlib.suppress(json.JSONDecodeError): self.rows += [r for r in [json.loads(line)] if r['step'] <= self.step]     # the last one may be cut short
+            with contextlib.suppress(json.JSONDecodeError):
+                # the last one may be cut short
+                self.rows += [r for r in [json.loads(line)] if r['step'] <= self.step]
         write_atomic(f, ''.join(json.dumps(r) + '\n' for r in self.rows))
         versions = dict(python=platform.python_version(), torch=torch.__version__)
-        write_atomic(self.folder/'run.json', json.dumps(dict(config=self.c.to_dict(), samples=len(self.data), versions=versions, world=self.layout.world), indent=1))
+        write_atomic(
+            self.folder / 'run.json',
+            json.dumps(
+                dict(config=self.c.to_dict(), samples=len(self.data), versions=versions, world=self.layout.world),
+                indent=1,
+            ),
+        )
 
     def _note(self, row):
         "Keep a row of metrics, in the file as well"
         self.rows.append(row)
-        if self.rank: return
-        try: self._record()
-        except OSError as e: self.behind = True; warnings.warn(f'step {self.step} is not on record yet: {e}')
+        if self.rank:
+            return
+        try:
+            self._record()
+        except OSError as e:
+            self.behind = True
+            warnings.warn(f'step {self.step} is not on record yet: {e}', stacklevel=2)
         self.report(row)
 
     def _record(self):
         "Add the newest row to the file; after a failure, all rows"
-        if not self.folder: return
+        if not self.folder:
+            return
         f = self.folder/'metrics.jsonl'
-        if self.behind: write_atomic(f, ''.join(json.dumps(r) + '\n' for r in self.rows))
+        if self.behind:
+            write_atomic(f, ''.join(json.dumps(r) + '\n' for r in self.rows))
         else:
-            with open(f, 'a') as out: out.write(json.dumps(self.rows[-1]) + '\n')
+            with open(f, 'a') as out:
+                out.write(json.dumps(self.rows[-1]) + '\n')
         self.behind = False
 
     def _hear(self):
         "Say which saves have failed since this was last asked"
         told, self.told = self.told, len(self.saver.failed) if self.saver else 0
-        for _, why in self.saver.failed[told:] if self.saver and self.rank == 0 else []: warnings.warn(f'{why}; the run goes on with the checkpoints it has')
+        for _, why in self.saver.failed[told:] if self.saver and self.rank == 0 else []:
+            warnings.warn(f'{why}; the run goes on with the checkpoints it has', stacklevel=2)
 
-    def one_step(self, batches):
+    def one_step(self,
+        batches  # This replica's micro-batches, pairs (inputs, targets)
+    ):
         "Forward, backward, clip, update; (loss, norm of the gradients)"
-        for g in self.opt.param_groups: g['lr'] = lr_at(self.c, self.step)
+        for g in self.opt.param_groups:
+            g['lr'] = lr_at(self.c, self.step)
         _reseed(self.c.seed, self.step, self.run.at['dp'])
         self.opt.zero_grad()
         loss = self.run.step(batches)
-        loss, norm = loss.item(), clip_gradients(self.run.parameters(), self.c.clip or float('inf'), self.run.mesh).item()
-        if not math.isfinite(loss + norm): raise FloatingPointError(f'step {self.step + 1}: the loss is {loss}, the norm of the gradients {norm}, at a learning rate of {lr_at(self.c, self.step):g}; checkpoints of earlier steps stay')
-        self.opt.step(); self.step += 1
+        loss, norm = (
+            loss.item(),
+            clip_gradients(self.run.parameters(), self.c.clip or float('inf'), self.run.mesh).item(),
+        )
+        if not math.isfinite(loss + norm):
+            raise FloatingPointError(
+                f'step {self.step + 1}: the loss is {loss}, the norm of the gradients {norm}, '
+                f'at a learning rate of {lr_at(self.c, self.step):g}; checkpoints of earlier steps stay'
+            )
+        self.opt.step()
+        self.step += 1
         return loss, norm
 
     def evaluate(self):
         "Mean loss over the data held out; None where there are none"
-        if not len(self.held): return None
+        if not len(self.held):
+            return None
         parts = eval_batches(self.held, self.layout.micro_batch, self.run.at['dp'], self.layout.dp)
         masked = [(x, torch.where(w.view(-1, *[1]*(y.dim() - 1)) > 0, y, -100)) for x, y, w in parts]
         return self.run.evaluate(masked)[0]
 
-    def save(self, wait=False):
+    def save(self,
+        wait=False  # Until it is on the disk?
+    ):
         "A checkpoint of this step, in the background"
-        self.saver.save(self.step, training_tensors(self.run, self.opt), dict(config=self.c.to_dict(), step=self.step), wait=wait)
+        self.saver.save(
+            self.step, training_tensors(self.run, self.opt), dict(config=self.c.to_dict(), step=self.step), wait=wait
+        )
 
     def train(self) -> list: # Rows of metrics, a dict a step
         "All steps that are left; then evaluate, save, and write the weights"
-        with self.lock: return self._train()
+        with self.lock:
+            return self._train()
 
     def _train(self):
         c, l = self.c, self.layout
-        feed = Feed(self.data, c.global_batch, l.micro_batch, self.run.at['dp'], l.dp, self.step, c.steps, c.seed, c.workers) if self.step < c.steps else []
+        feed = (
+            Feed(
+                self.data, c.global_batch, l.micro_batch, self.run.at['dp'], l.dp, self.step, c.steps, c.seed, c.workers
+            )
+            if self.step < c.steps
+            else []
+        )
         then = time.perf_counter()
         for batches in feed:
             lr = lr_at(c, self.step)
             loss, norm = self.one_step(batches)
             ends, now = self.step == c.steps or self._stopped(), time.perf_counter()
-            row = dict(step=self.step, loss=loss, norm=norm, lr=lr, seconds=now - then, samples_per_s=c.global_batch/(now - then), mfu=self.per_step/(now - then)/self.peak)
-            if self.step == c.steps or c.eval_every and self.step % c.eval_every == 0: row['eval_loss'] = self.evaluate()
-            self._note(row); self._hear()
-            if c.save_every and self.step % c.save_every == 0 and not ends: self.save()
-            if ends: break
+            row = dict(
+                step=self.step,
+                loss=loss,
+                norm=norm,
+                lr=lr,
+                seconds=now - then,
+                samples_per_s=c.global_batch / (now - then),
+                mfu=self.per_step / (now - then) / self.peak,
+            )
+            if self.step == c.steps or c.eval_every and self.step % c.eval_every == 0:
+                row['eval_loss'] = self.evaluate()
+            self._note(row)
+            self._hear()
+            if c.save_every and self.step % c.save_every == 0 and not ends:
+                self.save()
+            if ends:
+                break
             then = time.perf_counter()
-        if self.saver: self._close()
+        if self.saver:
+            self._close()
         return self.rows
 
     def _stopped(self):
         "Has anybody been asked to stop? Every rank hears of it in the same step"
-        if not self.saver or not dist.is_initialized(): return self.stop
-        flag = torch.tensor(float(self.stop)); dist.all_reduce(flag, group=self._flags())
+        if not self.saver or not dist.is_initialized():
+            return self.stop
+        flag = torch.tensor(float(self.stop))
+        dist.all_reduce(flag, group=self._flags())
         return flag.item() > 0
 
     def _flags(self):
-        if not hasattr(self, '_group'): self._group = dist.new_group(backend='gloo')
+        if not hasattr(self, '_group'):
+            self._group = dist.new_group(backend='gloo')
         return self._group
 
     def _close(self):
         "The last checkpoint must be on the disk before anybody says that the run is done"
-        with contextlib.suppress(CheckpointError): self.saver.wait()               # kept in saver.failed; the one below decides
+        with contextlib.suppress(CheckpointError):
+            self.saver.wait()               # kept in saver.failed; the one below decides
         self._hear()
-        if self.rank == 0 and self.behind: self._record()
-        if self.saver.latest() != self.step: self.save(wait=True)
-        if self.rank == 0 and self.step == self.c.steps: export_weights(self.saver._path(self.step), self.folder/'model.safetensors')
+        if self.rank == 0 and self.behind:
+            self._record()
+        if self.saver.latest() != self.step:
+            self.save(wait=True)
+        if self.rank == 0 and self.step == self.c.steps:
+            export_weights(self.saver._path(self.step), self.folder/'model.safetensors')
 
 # %% ../../nbs/training/03_trainer.ipynb #291418cd
 def fit(

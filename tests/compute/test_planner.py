@@ -6,7 +6,7 @@ from fsdl_tools.core import GiB
 from fsdl_tools.compute.gpus import Cluster
 from fsdl_tools.parallel.layout import Layout, axes, check_layout, coordinates, groups, parse_layout
 from fsdl_tools.compute.validation import batch_outputs, plan_batch, predict_rows, read_runs
-from fsdl_tools.compute.step_memory import memory, parameters, sharded, state_bytes
+from fsdl_tools.compute.step_memory import memory, parameters, sharded, bytes_per_parameter
 from fsdl_tools.compute.step_time import step_time
 from fsdl_tools.compute.planner import Estimate, estimate, known, model_columns
 from fsdl_tools.compute.search import best_plan, cheapest, clusters, _compare, enumerate_layouts, explain, search
@@ -64,7 +64,7 @@ def test_parts_add_up_and_kinds_are_ordered(l, framework):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 4096), st.integers(0, 3), st.sampled_from(['bf16', 'fp16', 'fp32']))
 def test_zero_divides_and_never_adds(d, stage, precision):
-    sizes = state_bytes('pytorch', precision)
+    sizes = bytes_per_parameter('pytorch', precision)
     now, before = sum(map(float, sharded(sizes, stage, d))), sum(map(float, sharded(sizes, max(stage - 1, 0), d)))
     assert sum(sizes)/d - 1e-9 <= now <= before + 1e-9
 
