@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SageMaker', 'Anyscale', 'Determined', 'SkyPilot']
 
-# %% ../../nbs/operations/09_clouds.ipynb #e3324c0a
-import json, re, tempfile
+# %% ../../nbs/operations/09_clouds.ipynb #be6bdceb
+import importlib.util, json, re, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import GiB, need, one_of
@@ -99,7 +99,7 @@ class _ByCommand(Target):
             caption=type(self).__name__,
         )
 
-# %% ../../nbs/operations/09_clouds.ipynb #a6a192a0
+# %% ../../nbs/operations/09_clouds.ipynb #6ae1f7d4
 _hosts = (
     'import json,os,sys;c=json.load(open("/opt/ml/input/config/resourceconfig.json"));h=sorted(c["hosts"]);'
     'os.environ.update(PET_NNODES=str(len(h)),PET_NODE_RANK=str(h.index(c["current_host"])),PET_MASTER_ADDR=h[0]);os.execvp(sys.argv[1],sys.argv[1:])'
@@ -130,6 +130,15 @@ def _aws_carries(text):
 
 def _aws_env(text):
     return len(text) <= 512 and carries(text)
+
+
+def _aws(service, target):
+    "boto3's client of a service"
+    try:
+        boto3 = importlib.import_module('boto3')
+    except ImportError:
+        raise TargetError('AWS is reached through boto3: pip install boto3') from None
+    return boto3.client(service, region_name=target.region, endpoint_url=target.endpoint or None)
 
 
 @dataclass(frozen=True)
@@ -241,12 +250,7 @@ class SageMaker(Target):
 
     def client(self):
         "boto3's client"
-        need('boto3', 'boto3')
-        import boto3
-        from botocore.config import Config
-
-        how = Config(connect_timeout=self.patience, read_timeout=self.patience, retries=dict(max_attempts=0))
-        return boto3.client('sagemaker', region_name=self.region, endpoint_url=self.endpoint or None, config=how)
+        return _aws('sagemaker', self)
 
     def submit(
         self,
@@ -276,12 +280,7 @@ class SageMaker(Target):
         handle: Handle,  # A submitted job
     ) -> str:  # Text
         "From CloudWatch, of all machines"
-        import boto3
-
-        logs, group = (
-            boto3.client('logs', region_name=self.region, endpoint_url=self.endpoint or None),
-            '/aws/sagemaker/TrainingJobs',
-        )
+        logs, group = _aws('logs', self), '/aws/sagemaker/TrainingJobs'
         streams = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix=handle.id + '/')['logStreams']
         events = [
             e
@@ -301,8 +300,6 @@ class SageMaker(Target):
 
     def doctor(self):
         "Is the client here?"
-        import importlib.util
-
         has = importlib.util.find_spec('boto3') is not None
         return Table(
             [
