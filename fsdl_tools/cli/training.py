@@ -64,7 +64,7 @@ def _train_command(
     Examples: `fsdl train --model gpt-tiny --layout dp2,tp2,pp2 --data book.txt --steps 50`,
     `fsdl train --model resnet18 --layout dp2,zero=3 --data photos/ -o runs/1 --save-every 100`
     """
-    from fsdl_tools.training.elastic import train, work
+    from fsdl_tools.training.elastic import Stopped, train, work
     from fsdl_tools.training.checkpoint import CheckpointError
     from fsdl_tools.training.trainer import TrainConfig
     given = {k: v for k, v in locals().items() if k in TrainConfig.__dataclass_fields__}
@@ -73,6 +73,8 @@ def _train_command(
         return work(config)
     try:
         rows = train(config, restarts)
+    except Stopped as e:
+        raise typer.Exit(e.code) from None
     except (CheckpointError, RuntimeError) as e:
         raise OSError(str(e)) from None
     few = (

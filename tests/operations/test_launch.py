@@ -1,0 +1,275 @@
+"""One job rendered for every target: read back, checked, and byte for byte at the process"""
+import ast, json, os, signal, statistics, subprocess, sys, time
+from pathlib import Path
+import psutil
+import pytest
+from hypothesis import given, settings, strategies as st
+from fsdl_tools.core import GiB
+from fsdl_tools.operations import launch
+from fsdl_tools.operations.clouds import Anyscale, Determined, SageMaker, SkyPilot
+from fsdl_tools.operations.kubeflow import PyTorchJob, TrainJob, convert
+from fsdl_tools.operations.containers import Container, check_containerfile, containerfile
+from fsdl_tools.operations.kubernetes import Kubernetes, expand, from_yaml
+from fsdl_tools.operations.launch import Handle, Job, Limits, Secret, Status, TargetError, places, seal, target, unseal
+from fsdl_tools.operations.local import Local
+from fsdl_tools.operations.ray_jobs import Ray, RayTrain
+from fsdl_tools.operations.slurm import Slurm, clock, read_clock
+from .hostile import corpus, expected, hard, probe, received, text, variables
+
+targets = [Local(), Slurm(), Container(), Kubernetes(), PyTorchJob(), TrainJob(), Ray(), SageMaker(), Anyscale(), Determined(), SkyPilot()]
+by_name = pytest.mark.parametrize('t', targets, ids=lambda t: type(t).__name__)
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    "Jobs on record are those of the test"
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path/'state'))
+    return tmp_path/'state'
+
+
+def suited(t, job):
+    "The job with an image where containers run, and without a folder where there is none"
+    return job if isinstance(t, (Local, Slurm, Ray)) else job.replace(image='ghcr.io/me/fsdl:1')
+
+
+# ---- read back ----
+
+@by_name
+def test_what_is_rendered_is_read_back(t):
+    job = Job('full', ('python', 'a.py', '--x', 'no'), env={'A': '1e3', 'B': ''}, secrets=[Secret('TOKEN', 'file', '/run/token')], nodes=3, processes=4, gpus=4, gpu='H100-SXM',
+              gpu_memory=70*GiB, cpus=2, memory=8*GiB, time=7200, retries=2, on_preempt='stop', grace=45, layout='dp12,zero=1')
+    for j in (suited(t, job), suited(t, Job('small', ('true',)))): assert t.parse(t.render(j, 'token')) == j
+
+
+@by_name
+@settings(max_examples=60)
+@given(args=st.lists(text, min_size=9, max_size=9), values=st.lists(text, max_size=4))
+def test_any_text_is_read_back(t, args, values):
+    job = suited(t, Job('odd', ('python', *args), env=variables(values), nodes=2))
+    assert t.parse(t.render(job)) == job
+
+
+# ---- byte for byte at the process ----
+
+def words_of(t, job):
+    "(words, environment) as the target would hand them to the process, by its own reading of the text"
+    shown = t.render(job)
+    if isinstance(t, Local):
+        d = json.loads(shown)
+        return d['argv'], d['env']
+    if isinstance(t, (Container, Kubernetes, PyTorchJob)):
+        d = from_yaml(shown)[-1]['spec']
+        pod = d['pytorchReplicaSpecs']['Master']['template']['spec'] if 'pytorchReplicaSpecs' in d else d.get('template', d).get('spec', d)
+        return kubelet(t, pod['containers'][0]['command'], pod['containers'][0]['env'])
+    if isinstance(t, TrainJob):
+        d = from_yaml(shown)[0]['spec']['trainer']
+        return kubelet(t, d['command'], d['env'])
+    if isinstance(t, SageMaker):
+        d = json.loads(shown)
+        return [*d['AlgorithmSpecification']['ContainerEntrypoint'], *d['AlgorithmSpecification']['ContainerArguments']], d.get('Environment', {})
+    if isinstance(t, Determined):
+        d = from_yaml(shown)[0]
+        return d['entrypoint'], dict(v.split('=', 1) for v in d['environment']['environment_variables'])
+    if isinstance(t, SkyPilot):
+        d = from_yaml(shown)[0]
+        return ['bash', '-c', d['run']], d['envs'] | dict(SKYPILOT_NUM_NODES='1', SKYPILOT_NODE_RANK='0', SKYPILOT_NODE_IPS='127.0.0.1')
+    raise AssertionError(t)
+
+
+def kubelet(t, words, env):
+    "What Kubernetes makes of a container, or podman, which expands nothing"
+    known = {}
+    for e in env: known[e['name']] = e['value'] if isinstance(t, Container) else expand(e['value'], known)
+    return (words if isinstance(t, Container) else [expand(w, known) for w in words]), known
+
+
+runnable = [type(t)(python=sys.executable) for t in targets if not isinstance(t, (Slurm, Ray, Anyscale))]
+
+
+@pytest.mark.parametrize('t', runnable, ids=lambda t: type(t).__name__)
+def test_520_strings_arrive_byte_for_byte(t, tmp_path):
+    strings = corpus()
+    size = 60 if isinstance(t, SageMaker) else len(strings)
+    for k in range(0, len(strings), size):
+        part, out = strings[k:k + size], tmp_path/f'got-{k}-'
+        job = suited(t, Job('probe', (sys.executable, '-c', probe, str(out), *part), env=variables(part)))
+        assert t.check(job) == []
+        words, env = words_of(t, job)
+        subprocess.run(words, env=dict(PATH=os.environ['PATH'], LC_ALL='C') | env, check=True, timeout=60)
+        assert received(out) == expected(part)
+
+
+@by_name
+def test_100_kB_or_a_refusal(t):
+    job = suited(t, Job('long', ('echo', 'x'*100_000)))
+    assert t.check(job) == [] or 'SageMaker takes' in t.check(job)[0]
+    sealed = suited(t, Job('long', ('echo', '$'*100_000)))
+    assert t.check(sealed) == [] or any(w in t.check(sealed)[0] for w in ('SageMaker takes', 'a shell takes'))
+
+
+def test_what_no_process_can_be_given_is_refused():
+    for bad, why in (('a\0b', 'NUL'), ('\ud800', 'surrogate'), ('x'*131_072, '128 KiB')):
+        with pytest.raises(ValueError, match=why): Job('a', ('echo', bad))
+        with pytest.raises(ValueError, match=why): Job('a', ('echo',), env={'A': bad})
+    for name in ('', '1A', 'A-B', 'A=B', 'RANK'):
+        with pytest.raises(ValueError): Job('a', ('echo',), env={name: ''})
+    for kw in (dict(nodes=0), dict(cpus=1.5), dict(memory=-1), dict(on_preempt='later'), dict(time=True), dict(name='a\nb')):
+        with pytest.raises((ValueError, TypeError)): Job(**dict(name='a', command=('true',)) | kw)
+
+
+@settings(max_examples=100)
+@given(st.lists(text, min_size=1, max_size=5), st.dictionaries(st.sampled_from(['A', 'B']), text))
+def test_the_envelope_is_opened_by_nothing_but_python(args, env):
+    words = seal(['prog', *args], env)
+    assert all(len(w) <= 256 for w in words) and all(w.isascii() and '$' not in w and '\n' not in w for w in words)
+    assert unseal(words) == dict(argv=['prog', *args], env=env, files={})
+    assert unseal(('python', '-c', 'print()', 'x')) is None
+
+
+# ---- secrets ----
+
+canary = 'canary-7f3a91'
+
+
+@by_name
+def test_no_text_holds_a_secret(t, monkeypatch, tmp_path):
+    monkeypatch.setenv('CANARY', canary)
+    (tmp_path/'secret').write_text(canary)
+    kind = dict(kind='kubernetes', ref='tokens/canary') if isinstance(t, (Kubernetes, PyTorchJob, TrainJob)) else dict(kind='file', ref=str(tmp_path/'secret'))
+    found = [Secret('MINE', **kind)] + ([Secret('CANARY')] if isinstance(t, (Local, Slurm)) else [])
+    job = suited(t, Job('secret', ('env',), secrets=found))
+    assert t.check(job) == [] and t.parse(t.render(job)) == job
+    for shown in (t.render(job), job.to_json(), repr(job), job._repr_html_()): assert canary not in shown
+
+
+@by_name
+def test_a_secret_the_target_cannot_fetch_is_refused(t):
+    odd = dict(Local='kubernetes', Slurm='kubernetes').get(type(t).__name__, 'env')
+    said = t.check(suited(t, Job('a', ('true',), secrets=[Secret('A', odd, 'a/b' if odd == 'kubernetes' else 'A')])))
+    assert len(said) >= 1 and any('a/b' in s or 'A' in s for s in said)
+
+
+def test_a_secret_reaches_the_process_and_nothing_else(monkeypatch, tmp_path, state):
+    monkeypatch.setenv('SOURCE', canary)
+    (tmp_path/'file').write_text(canary + '\n')
+    code = 'import os, time; time.sleep(1); print(os.environ["A"] == os.environ["B"], len(os.environ["A"]))'
+    h = Local().submit(Job('a', (sys.executable, '-c', code), secrets=[Secret('A', 'env', 'SOURCE'), Secret('B', 'file', str(tmp_path/'file'))], time=30))
+    while Local().status(h).state == 'queued': time.sleep(.05)
+    assert not any(canary in ' '.join(p.info['cmdline'] or []) for p in psutil.process_iter(['cmdline']))
+    assert Local().wait(h, 30).state == 'succeeded' and Local().logs(h) == f'True {len(canary)}\n'
+    assert not any(canary in f.read_text() for f in state.rglob('*') if f.is_file())
+
+
+# ---- wrong texts ----
+
+wrong = [
+    (Slurm(), '--nodes=2', '--nodse=2', 'did you mean'), (Slurm(), '--nodes=2', '--nodes=two', 'whole number'), (Slurm(), '--time=01:00:00', '--time=soon', 'cannot read the time'),
+    (Slurm(), '#SBATCH --nodes=2', '#SBATCH --nodes=2\n#SBATCH --nodes=3', 'given twice'), (Slurm(), 'fsdl_command=(', 'words=(', 'not rendered here'), (Slurm(), '=job', '=a;b', 'letters'),
+    (Kubernetes(), 'backoffLimit', 'backofLimit', 'did you mean'), (Kubernetes(), 'cpu: "1"', 'cpu: "1 core"', 'no quantity'), (Kubernetes(), '"no"', 'no', 'quote it'), (Kubernetes(), 'name: job', 'name: Job_1', 'lower-case'),
+    (Kubernetes(), 'restartPolicy: Never', 'restartPolicy: Nevr', 'did you mean'), (Kubernetes(), 'Indexed', 'Indexd', 'did you mean'), (Kubernetes(), 'parallelism: 2', 'parallelism: 1', 'differ'),
+    (Kubernetes(), 'kind: Job', 'kind: Jobs', 'must hold one Job'), (Kubernetes(), 'action: Ignore', 'action: Ignor', 'did you mean'), (Kubernetes(), 'completions: 2', 'completions: 2\n  completions: 2', 'stands twice'),
+    (Kubernetes(), 'image: "ghcr.io/me/fsdl:1"', 'image: "GHCR.io/Me/fsdl:1"', 'not a name such as'), (Kubernetes(), '- python\n', '- 3\n', 'not text'),
+    (PyTorchJob(), 'Running', 'Runing', 'did you mean'), (PyTorchJob(), 'Master', 'Mister', 'did you mean'), (PyTorchJob(), 'nprocPerNode: "1"', 'nprocPerNode: auto', 'number'),
+    (TrainJob(), 'numNodes', 'numNode', 'did you mean'), (TrainJob(), 'runtimeRef', 'runtimeref', 'did you mean'), (Container(), 'kind: Pod', 'kind: Pods', 'must hold one Pod'),
+    (Ray(), 'entrypoint', 'entrypiont', 'did you mean'), (Ray(), 'env_vars', 'env_var', 'did you mean'), (SageMaker(), 'RoleArn', 'RoleARN', 'did you mean'), (SageMaker(), '"job"', '"job_1"', 'letters, digits and dashes'),
+    (Anyscale(), 'max_retries', 'max_retrys', 'did you mean'), (Determined(), 'searcher', 'seacher', 'did you mean'), (Determined(), 'single', 'singel', 'did you mean'),
+    (SkyPilot(), 'num_nodes', 'num_node', 'did you mean'), (SkyPilot(), 'exec python3', 'python3', 'not the line'), (Local(), '"folder"', '"foldre"', 'did you mean')]
+
+
+@pytest.mark.parametrize('t,old,new,why', wrong, ids=[f'{type(t).__name__}-{new[:24]}' for t, _, new, _ in wrong])
+def test_a_wrong_text_is_told_apart(t, old, new, why):
+    shown = t.render(suited(t, Job('job', ('python', 'a.py'), env={'A': 'no'}, nodes=2)))
+    assert t.check(shown) == [] and old in shown
+    assert any(why in p for p in t.check(shown.replace(old, new))), t.check(shown.replace(old, new))
+
+
+def test_what_the_place_does_not_have():
+    job = Job('big', ('true',), nodes=4, processes=8, gpus=8, gpu_memory=96*GiB, cpus=8, memory=2000*GiB, time=3*86400)
+    said = Slurm(limits=Limits(nodes=2, gpus=4, gpu='A100-SXM-80GB', cpus=32, memory=1000*GiB, time=86400)).check(job)
+    assert len(said) == 6 and '96.00 GiB a GPU, the target has 80.00 GiB' in said[2]
+    with pytest.raises(ValueError, match='96.00 GiB a GPU, the largest on offer has 80'): job.replace(gpu='A100-SXM-80GB').price()
+
+
+def test_images():
+    assert check_containerfile(containerfile(Job('a', ('true',)))) == []
+    for bad in ('RUN ["a"]', 'FROM a\nRUN a', 'FROM a\nRUN []', 'FROM A B', 'FROM a\nEXPSE 1', 'FROM a\nWORKDIR b', ''): assert check_containerfile(bad)
+
+
+def test_the_clock_of_slurm():
+    for s in (1, 59, 60, 3599, 86399, 86400, 200_000): assert read_clock(clock(s)) == s
+    for bad in ('', 'a', '1:2:3:4', '-1'):
+        with pytest.raises(ValueError): read_clock(bad)
+
+
+@by_name
+def test_render_and_check_take_less_than_50_ms(t):
+    job, took = suited(t, Job('a', ('python', 'a.py', *'abcdef'), env={'A': '$'}, nodes=2)), []
+    t.check(job)
+    for _ in range(7):
+        then = time.process_time()
+        t.render(job), t.check(job)
+        took.append(time.process_time() - then)
+    assert statistics.median(took) < .05
+
+
+def test_no_shell_is_asked():
+    for f in Path(launch.__file__).parent.glob('*.py'):
+        for n in ast.walk(ast.parse(f.read_text())):
+            if isinstance(n, ast.Call):
+                assert not any(k.arg == 'shell' for k in n.keywords), f
+                assert ast.unparse(n.func) not in ('os.system', 'os.popen', 'subprocess.getoutput'), f
+
+
+def test_every_place_has_a_target():
+    for name in places: assert target(name).render(Job('a', ('true',), image='a:1'))
+    assert RayTrain().check(Job('a', ('true',)))[0].startswith('Ray Train calls a function')
+
+
+# ---- this machine ----
+
+def until(true, timeout=30):
+    end = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < end, 'it did not happen in time'
+        time.sleep(.05)
+
+
+def test_a_killed_supervisor_is_lost(state):
+    h = Local().submit(Job('a', ('sleep', '30'), time=60))
+    until(lambda: Local().status(h).state == 'running')
+    pid = int((state/'fsdl_tools'/'jobs'/h.id/'pid').read_text())
+    children = psutil.Process(pid).children()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: Local().status(h).state == 'lost')
+    for c in children: c.kill()
+
+
+def test_retries_and_grace(tmp_path):
+    h = Local().submit(Job('a', ('sh', '-c', f'echo x >> {tmp_path}/n; exit 3'), retries=2, time=30))
+    assert Local().wait(h, 30) == Status('failed', 'exit 3') and (tmp_path/'n').read_text().count('x') == 3
+    code = 'import signal, sys, time; signal.signal(15, lambda *_: (print("saved", flush=True), sys.exit(143))); print("up", flush=True); time.sleep(60)'
+    h = Local().submit(Job('b', (sys.executable, '-c', code), time=60))
+    until(lambda: 'up' in Local().logs(h))
+    Local().cancel(h)
+    assert Local().wait(h, 30) == Status('cancelled', 'exit 143') and 'saved' in Local().logs(h)
+    Local().cancel(h)                                               # once more, when it is over
+
+
+def test_follow_and_faults(tmp_path, monkeypatch):
+    h = Local().submit(Job('a', (sys.executable, '-u', '-c', 'import time\nfor i in range(3): print(i); time.sleep(.3)'), time=30))
+    assert ''.join(Local().follow(h, .1)) == '0\n1\n2\n'
+    with pytest.raises(TimeoutError): Local().wait(Local().submit(Job('b', ('sleep', '3'), time=30)), .2)
+    with pytest.raises(ValueError, match='letters'): Local().submit(Job('a', ('true',)), '../x')
+    monkeypatch.setenv('XDG_STATE_HOME', '/dev/full')
+    with pytest.raises(OSError): Local().submit(Job('a', ('true',)))
+
+
+@pytest.mark.parametrize('t', [Slurm(patience=2), Kubernetes(patience=2), PyTorchJob(patience=2), Ray(address='http://127.0.0.1:9', patience=2), Container(program='no-such-engine'), Anyscale(), SkyPilot(), Determined()],
+                         ids=lambda t: type(t).__name__)
+def test_a_target_that_is_not_there_says_so_at_once(t, monkeypatch):
+    monkeypatch.setenv('SLURM_CONF', '/nowhere')
+    monkeypatch.setenv('KUBECONFIG', '/nowhere')
+    then = time.monotonic()
+    with pytest.raises((TargetError, TimeoutError)): t.submit(suited(t, Job('a', ('true',))))
+    assert time.monotonic() - then < 5
+    assert len(t.doctor()) >= 1

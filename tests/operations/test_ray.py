@@ -1,0 +1,90 @@
+"""Jobs on a Ray cluster of two nodes, in a side environment: strings, a stop, our trainer under Ray Train"""
+import json, os, shutil, subprocess, time
+from pathlib import Path
+import pytest
+from fsdl_tools.environments import build_env, built
+from fsdl_tools.operations.launch import Job, Secret, TargetError
+from fsdl_tools.operations.ray_jobs import Ray, RayTrain
+from fsdl_tools.operations.slurm_cluster import free_ports
+from .conftest import scratch
+from .hostile import corpus, expected, probe, received, variables
+from .test_training_everywhere import straight, training, weights  # noqa: F401 - a fixture
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+here = str(Path(__file__).parent.parent.parent)
+
+two_nodes = '''
+import sys
+from ray.cluster_utils import Cluster
+c = Cluster(initialize_head=True, head_node_args=dict(num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=int(sys.argv[1])))
+c.add_node(num_cpus=2)
+print("up", flush=True)
+sys.stdin.read()
+c.shutdown()
+'''
+
+
+@pytest.fixture(scope='module')
+def ray(tmp_path_factory):
+    "(python of the environment, a target) with a cluster of two nodes behind it. Ray listens on every address of the machine, whatever one asks for"
+    python = str(built('ray') or build_env('ray'))
+    top = Path('/tmp')/f'fsdl-ray-{os.getpid()}'                    # Ray's sockets need a short path
+    top.mkdir()
+    scratch.append(str(top))
+    port = free_ports(1)[0]
+    env = dict(os.environ, RAY_TMPDIR=str(top), RAY_USAGE_STATS_ENABLED='0', RAY_raylet_start_wait_time_s='180', PYTHONPATH=here)
+    p = subprocess.Popen([python, '-c', two_nodes, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True, start_new_session=True)
+    try:
+        said = []
+        for line in p.stdout:
+            said.append(line)
+            if line == 'up\n': break
+        assert said[-1:] == ['up\n'], ''.join(said)[-2000:]
+        options = dict(python=python, address=f'http://127.0.0.1:{port}', patience=60.)
+        answers(Ray(**options))
+        yield python, options
+    finally:
+        with open(os.devnull, 'w'): p.stdin.close()
+        try: p.wait(40)
+        except subprocess.TimeoutExpired: pass
+        from .conftest import leftovers
+        for q in leftovers(str(top)): q.kill()
+        shutil.rmtree(top, ignore_errors=True)
+
+
+def answers(t, timeout=150):
+    "Wait for the job server, which comes up after the nodes"
+    end = time.monotonic() + timeout
+    while True:
+        try: return t.ask('version')
+        except TargetError:
+            if time.monotonic() > end: raise
+            time.sleep(1)
+
+
+def test_strings_a_stop_and_a_secret(ray, tmp_path):
+    python, options = ray
+    t, strings, out = Ray(**options), corpus(), tmp_path/'got-'
+    (tmp_path/'secret').write_text('canary-5d20')
+    job = Job('probe', (python, '-c', probe, str(out), *strings), env=variables(strings) | dict(PYTHONPATH=here), nodes=2, secrets=[Secret('SECRET', 'file', str(tmp_path/'secret'))], time=120)
+    h = t.submit(job, 'probe-1')
+    assert t.submit(job, 'probe-1') == h
+    assert t.wait(h, 200).state == 'succeeded', t.logs(h)
+    for rank in (0, 1): assert received(out, rank) == expected(strings)
+    assert 'canary-5d20' not in t.logs(h) + json.dumps(t.ask(f'jobs/{h.id}'))
+    h = t.submit(Job('sleeps', ('sleep', '100'), env=dict(PYTHONPATH=here), time=120))
+    end = time.monotonic() + 60
+    while t.status(h).state == 'queued' and time.monotonic() < end: time.sleep(.2)
+    t.cancel(h)
+    assert t.wait(h, 60).state == 'cancelled'
+    h = t.submit(Job('fails', ('sh', '-c', 'exit 3'), env=dict(PYTHONPATH=here), time=120))
+    assert t.wait(h, 120).state == 'failed'
+
+
+@pytest.mark.parametrize('kind', [Ray, RayTrain])
+def test_our_trainer(kind, ray, straight, tmp_path):  # noqa: F811
+    python, options = ray
+    t, job = kind(**options), training(tmp_path/'run', nodes=2, processes=1)
+    h = t.submit(job.replace(command=(python, *job.command[1:])))
+    assert t.wait(h, 400).state == 'succeeded', t.logs(h)
+    assert weights(tmp_path/'run') == straight

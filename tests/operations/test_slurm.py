@@ -1,0 +1,211 @@
+"""Jobs on a real SLURM of two nodes: arguments, answers that get lost, and everything that takes a node away"""
+import os, shutil, sys, time
+from pathlib import Path
+import pytest
+from fsdl_tools.operations.launch import Job, Secret, TargetError
+from fsdl_tools.operations.slurm import Slurm, limits_of
+from fsdl_tools.operations.slurm_cluster import SlurmCluster, nodes, slurm_missing
+from .conftest import debian, scratch
+from .hostile import corpus, expected, probe, received, variables
+
+pytestmark = pytest.mark.timeout(280)
+
+counter = '''
+import os, signal, sys, time
+from pathlib import Path
+rank, folder, steps = int(os.environ['RANK']), Path(sys.argv[1]), int(sys.argv[2])
+f, asked = folder/f'step-{rank}', []
+step = int(f.read_text()) if f.exists() else 0
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+print(f'rank {rank} of {os.environ["WORLD_SIZE"]} starts at {step}', flush=True)
+while step < steps:
+    time.sleep(.25)
+    step += 1
+    f.with_suffix('.new').write_text(str(step))
+    f.with_suffix('.new').rename(f)
+    if asked: sys.exit(143)
+print(f'rank {rank} done', flush=True)
+'''
+
+
+@pytest.fixture(scope='module')
+def installed():
+    debian('slurm-wlm munge', ['munged', 'slurmctld', 'slurmd', 'sbatch'])
+    if why := slurm_missing(): pytest.skip(why)
+
+
+def cluster_of(**kw):
+    "A running cluster, which this process's SLURM commands reach"
+    before = {k: os.environ.get(k) for k in ('SLURM_CONF', 'PATH')}
+    with SlurmCluster(**kw) as c:
+        scratch.append(str(c.root))
+        os.environ.update(SLURM_CONF=c.env['SLURM_CONF'], PATH=c.env['PATH'])
+        (c.root/'work').mkdir()
+        try: yield c
+        finally:
+            for k, v in before.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
+
+
+@pytest.fixture(scope='module')
+def cluster(installed): yield from cluster_of()
+
+
+def target(c, **kw): return Slurm(python=sys.executable, output=str(c.root/'work'/'slurm-%j.out'), **kw)
+def counting(c, steps=24, **kw): return Job('counter', (sys.executable, '-c', counter, str(c.root/'work'), str(steps)), **dict(nodes=2, time=600, grace=10) | kw)
+def fresh(c): [f.unlink() for f in (c.root/'work').glob('step-*')]
+
+
+def test_a_job_on_two_nodes_with_520_strings(cluster, monkeypatch):
+    monkeypatch.setenv('CANARY', 'canary-93bd1')
+    out, strings, s = cluster.root/'work'/'got-', corpus(), target(cluster)
+    job = Job('probe', (sys.executable, '-c', probe, str(out), *strings), env=variables(strings), secrets=[Secret('CANARY')], nodes=2, time=60, grace=5)
+    h = s.submit(job, 'a1b2c3')
+    assert s.submit(job, 'a1b2c3') == h                                   # the token is looked for before a second try
+    assert 'canary-93bd1' not in cluster.call('scontrol', 'show', 'job', h.id) + cluster.call('scontrol', 'write', 'batch_script', h.id, '-')
+    assert s.wait(h, 60).state == 'succeeded', s.logs(h)
+    for rank in (0, 1): assert received(out, rank) == expected(strings)
+    assert 'canary-93bd1' not in s.logs(h)
+
+
+def test_cancelled_in_each_state_and_followed(cluster):
+    fresh(cluster)
+    s = target(cluster)
+    first = s.submit(counting(cluster, 400, cpus=2))
+    cluster.until(lambda: s.status(first).state == 'running')
+    second = s.submit(Job('waits', ('true',), nodes=2, time=60, grace=5, cpus=2))
+    third = target(cluster, array='0-2').submit(Job('array', ('sleep', '30'), time=60, grace=5))
+    s.cancel(second)
+    assert s.wait(second, 20).state == 'cancelled'
+    s.cancel(first)
+    assert s.wait(first, 30).state == 'cancelled'                         # and it is not requeued
+    s.cancel(first)
+    assert len(s.facts(third)) in (1, 2, 3)
+    s.cancel(third)
+    assert s.wait(third, 30).state == 'cancelled'
+    with pytest.raises(TargetError): s.status(first.replace(id='4711'))
+    fourth = s.submit(Job('talks', ('echo', 'a word'), time=60, grace=5))
+    assert 'a word' in ''.join(s.follow(fourth, .2))
+
+
+def test_failures_are_retried_and_then_said(cluster):
+    s = target(cluster)
+    h = s.submit(Job('fails', ('sh', '-c', 'echo again; exit 7'), retries=1, time=60, grace=5))
+    done = s.wait(h, 30)
+    assert done.state == 'failed' and 'exit 7:0' in done.detail and s.logs(h).count('again\n') == 2
+
+
+def test_doctor_and_limits(cluster):
+    said = repr(target(cluster).doctor())
+    assert 'REQUEUE' in said and 'a preempted job comes back' in said and '5 s (cred_expire)' in said
+    lim = limits_of(target(cluster, partition='debug'))
+    assert (lim.nodes, lim.cpus, lim.time) == (2, 2, 3600)
+    assert len(target(cluster, limits=lim).check(counting(cluster, nodes=3, time=7200))) == 2
+
+
+def test_an_answer_that_is_lost_queues_nothing_twice(cluster, tmp_path, monkeypatch):
+    real = shutil.which('sbatch')
+    for name, body in (('deaf', 'sleep 30'), ('mute', f'{real} "$@" >/dev/null; sleep 30')):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'sbatch').write_text(f'#!/bin/bash\n{body}\n')
+        (tmp_path/name/'sbatch').chmod(0o755)
+    s, path, job = target(cluster, patience=2.), os.environ['PATH'], Job('once', ('true',), time=60, grace=5)
+    monkeypatch.setenv('PATH', f"{tmp_path/'deaf'}:{path}")
+    with pytest.raises(TargetError, match='no job with the token'): s.submit(job, 'deaf1')
+    monkeypatch.setenv('PATH', f"{tmp_path/'mute'}:{path}")
+    h = s.submit(job, 'mute1')
+    assert s.submit(job, 'mute1') == h
+    assert cluster.call('squeue', '-h', '--states=all', '-o', '%k').split().count('fsdl-mute1') == 1
+    assert s.wait(h, 30).state == 'succeeded'
+
+
+# ---- what takes a node away ----
+
+def preempted(c):
+    "A job of two nodes that an urgent one pushes out: (its last status, its log)"
+    fresh(c)
+    s, urgent = target(c), Slurm(partition='urgent', output=str(c.root/'work'/'urgent.out'))
+    h = s.submit(counting(c, 32))
+    c.until(lambda: (c.root/'work'/'step-1').exists())
+    urgent.submit(Job('urgent', ('sleep', '2'), nodes=2, cpus=2, time=60, grace=5))
+    c.until(lambda: s.status(h).state == 'queued', 40)
+    return s.wait(h, 70), s.logs(h)
+
+
+def went_on(done, log):
+    "Done after a restart that did not begin again"
+    starts = [int(line.split()[-1]) for line in log.splitlines() if 'starts at' in line]
+    assert done.state == 'succeeded' and 'restarts' in done.detail, (done, log)
+    assert starts.count(0) == 2 and len(starts) >= 4 and all(n for n in starts[2:]), log
+    assert log.count('done') >= 2
+
+
+def test_preempted_with_requeue(cluster): went_on(*preempted(cluster))
+
+
+@pytest.mark.slow
+def test_preempted_with_cancel(installed):
+    for c in cluster_of(preempt='cancel'):
+        assert 'a preempted job comes back' in repr(target(c).doctor())
+        went_on(*preempted(c))
+
+
+def test_without_grace_doctor_says_it(installed):
+    for c in cluster_of(preempt='cancel', grace=0): assert 'without grace no script can help' in repr(target(c).doctor())
+
+
+@pytest.mark.slow
+def test_the_naive_script_is_lost_with_143(cluster):
+    fresh(cluster)
+    (cluster.root/'counter.py').write_text(counter)
+    head = f'#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --requeue\n#SBATCH --output={cluster.root}/work/naive.out\nexport RANK=0 WORLD_SIZE=1\n'
+    naive = f'{head}srun {sys.executable} {cluster.root}/counter.py {cluster.root}/work 60\n'
+    (cluster.root/'naive.sh').write_text(naive)
+    number = cluster.call('sbatch', '--parsable', str(cluster.root/'naive.sh')).strip()
+    cluster.until(lambda: (cluster.root/'work'/'step-0').exists())
+    Slurm(partition='urgent', output=str(cluster.root/'work'/'urgent.out')).submit(Job('urgent', ('sleep', '2'), nodes=2, cpus=2, time=60, grace=5))
+    state = lambda: dict(w.split('=', 1) for w in cluster.call('scontrol', '-o', 'show', 'job', number).split() if '=' in w)
+    cluster.until(lambda: state()['JobState'] not in ('RUNNING', 'COMPLETING'), 40)
+    assert state()['JobState'] == 'FAILED' and state()['ExitCode'] == '143:0' and state()['Restarts'] == '0'
+
+
+@pytest.mark.slow
+def test_a_node_is_killed_and_comes_back(cluster):
+    fresh(cluster)
+    s = target(cluster)
+    h = s.submit(counting(cluster, 32))
+    cluster.until(lambda: (cluster.root/'work'/'step-1').exists())
+    assert len(cluster.kill_node(nodes[1])) >= 3                          # the daemon, the step's keeper, a rank
+    cluster.until(lambda: s.status(h).state == 'queued', 60)
+    cluster.start_node(nodes[1])
+    went_on(s.wait(h, 60), s.logs(h))
+
+
+@pytest.mark.slow
+def test_a_node_that_never_returns_is_lost(cluster):
+    fresh(cluster)
+    s = target(cluster)
+    h = s.submit(counting(cluster, 400, on_preempt='stop'))
+    cluster.until(lambda: (cluster.root/'work'/'step-1').exists())
+    cluster.kill_node(nodes[1])
+    assert s.wait(h, 60).state == 'lost'
+    cluster.start_node(nodes[1])
+    cluster.until(lambda: cluster.call('sinfo', '-h', '-N', '-p', 'debug', '-o', '%t').split() == ['idle', 'idle'], 40)
+
+
+@pytest.mark.slow
+def test_the_time_limit(cluster):
+    fresh(cluster)
+    s = target(cluster)
+    h = s.submit(counting(cluster, 140, time=60, grace=25))
+    went_on(s.wait(h, 150), s.logs(h))
+
+
+def test_a_controller_that_is_down_is_said_at_once(cluster):
+    s = target(cluster)
+    os.kill(int((cluster.root/'run'/'slurmctld.pid').read_text()), 9)
+    for call in (lambda: s.submit(Job('a', ('true',), time=60, grace=5)), lambda: s.find('x')):
+        then = time.monotonic()
+        with pytest.raises(TargetError): call()
+        assert time.monotonic() - then < 5
+    assert len(s.doctor()) == 1
+
