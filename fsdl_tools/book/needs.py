@@ -352,7 +352,7 @@ def missing_imports(
 # %% ../../nbs/book/03_needs.ipynb #716826d4
 def extras_needed(
     root,  # Top of the project
-    notebook: str,  # For example frameworks/02_runners.ipynb
+    notebook: str,  # For example frameworks/06_runners.ipynb
     given=('dev',),  # Extras that are installed anyway: `./course` installs dev
 ) -> list:  # Extras
     "The extras that a notebook's cells need beyond what every reader has"

@@ -249,10 +249,10 @@ def test_quick_takes_what_was_changed(root, monkeypatch):
     seen = []
     monkeypatch.setattr(stages, 'check_sources', lambda root: 'fine')
     monkeypatch.setattr(stages, 'check_notebooks', lambda root, names: seen.extend(names) or 'fine')
-    monkeypatch.setattr(stages, 'changed', lambda root: ['nbs/models/01_zoo.ipynb', 'README.md', 'tests/test_cli.py'])
+    monkeypatch.setattr(stages, 'changed', lambda root: ['nbs/models/02_zoo.ipynb', 'README.md', 'tests/test_cli.py'])
     found = _run_quick(root)
-    assert seen == ['models/01_zoo.ipynb'] and {'tests/test_cli.py', 'tests/models/test_zoo.py'} <= set(found)
-    assert 'tests/parallel/test_tensor.py' not in concerned(root, ['nbs/models/01_zoo.ipynb'])
+    assert seen == ['models/02_zoo.ipynb'] and {'tests/test_cli.py', 'tests/models/test_zoo.py'} <= set(found)
+    assert 'tests/parallel/test_tensor.py' not in concerned(root, ['nbs/models/02_zoo.ipynb'])
 
 
 def test_help_needs_no_environment(root, tmp_path):
