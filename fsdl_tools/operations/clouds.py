@@ -9,7 +9,7 @@ __all__ = ['SageMaker', 'Anyscale', 'Determined', 'SkyPilot']
 import importlib.util, json, re, tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import GiB, need, one_of
+from ..core import GiB, one_of
 from ..table import Table
 from fsdl_tools.operations.launch import (
     Handle,

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from fsdl_tools.core import GiB
 from fsdl_tools.operations import launch
 from fsdl_tools.operations.clouds import Anyscale, Determined, SageMaker, SkyPilot
-from fsdl_tools.operations.kubeflow import PyTorchJob, TrainJob, convert
+from fsdl_tools.operations.kubeflow import PyTorchJob, TrainJob, upgrade_job
 from fsdl_tools.operations.containers import Container, check_containerfile, containerfile
 from fsdl_tools.operations.kubernetes import Kubernetes, expand, from_yaml
 from fsdl_tools.operations.launch import Handle, Job, Limits, Secret, Status, TargetError, places, seal, target, unseal
