@@ -15,8 +15,8 @@ import textwrap
 from fastcore.docments import DocmentText, docments
 from ..core import need
 
-# %% ../../nbs/book/10_entries.ipynb #63f5d689
-_columns = 88 # what fits beside the two tables of contents
+# %% ../../nbs/book/10_entries.ipynb #c3e07674
+_columns = 100 # what fits beside the two tables of contents
 
 
 def _wrapped(code, words):
@@ -24,8 +24,8 @@ def _wrapped(code, words):
     if not words:
         return ''
     taken = ' ' * min(len(code) + 8, _columns // 2)
-    lines = textwrap.wrap(' '.join(words.split()), _columns - 6, initial_indent=taken, break_on_hyphens=False)
-    return '\n'.join([lines[0].strip(), *lines[1:]])
+    lines = textwrap.wrap(' '.join(words.split()), _columns - 8, initial_indent=taken, break_on_hyphens=False)
+    return '\n'.join([lines[0].strip(), *(f'  {line}' for line in lines[1:])])
 
 
 class _Signature(DocmentText):

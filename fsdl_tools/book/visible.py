@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['visible_code', 'ShowCode']
 
-# %% ../../nbs/book/11_visible.ipynb #c1bcb732
+# %% ../../nbs/book/11_visible.ipynb #b30589a6
 import ast
 import json
 import re
 import symtable
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import need
@@ -104,34 +105,37 @@ def _decide(cells):
                 cells[j].kind = 'helper' if cells[j].kind == 'hidden' else cells[j].kind
     return cells
 
-# %% ../../nbs/book/11_visible.ipynb #098df879
+# %% ../../nbs/book/11_visible.ipynb #dffc3580
 _shown = ('visible', 'helper', 'set-up')
 
 
+def _imported(cells):
+    "Pairs of an import statement and one of the names it gives, in order"
+    nodes = [node for cell in cells if cell.kind == 'imports' for node in cell.tree.body]
+    return [(node, alias) for node in nodes for alias in node.names]
+
+
 def _import_lines(cells, used):
-    "The import statements that give a used name, without repeats; those with a star give who knows what"
-    lines = []
-    for cell in cells:
-        for node in cell.tree.body if cell.kind == 'imports' else []:
-            names = {alias.asname or alias.name.split('.')[0] for alias in node.names}
-            text = ast.get_source_segment(cell.code, node)
-            if (names & used or '*' in names) and text not in lines:
-                lines.append(text)
-    return lines
+    "Import statements for the used names, one for each module; those with a star give who knows what"
+    plain, sources = [], {}
+    for node, alias in _imported(cells):
+        if alias.name != '*' and (alias.asname or alias.name.split('.')[0]) not in used:
+            continue
+        if isinstance(node, ast.Import):
+            plain.append(f'import {ast.unparse(alias)}')
+        else:
+            sources.setdefault('.' * node.level + (node.module or ''), []).append(ast.unparse(alias))
+    return [*dict.fromkeys(plain), *(_from(module, dict.fromkeys(names)) for module, names in sources.items())]
 
 
-def _own_import(module, names):
-    "One statement that imports from the page's own module"
-    line = f'from {module} import {", ".join(sorted(names))}'
+def _from(module, names):
+    "One statement that imports names from a module, in lines of a hundred columns"
+    names = ['*'] if '*' in names else list(names)
+    line = f'from {module} import {", ".join(names)}'
     if len(line) <= 100:
-        return [line]
-    rows, row = [], '   '
-    for name in sorted(names):
-        if len(row) + len(name) > 95:
-            rows.append(row)
-            row = '   '
-        row += f' {name},'
-    return ['\n'.join([f'from {module} import (', *rows, row, ')'])]
+        return line
+    rows = textwrap.wrap(', '.join(names) + ',', 96, initial_indent='    ', subsequent_indent='    ')
+    return '\n'.join([f'from {module} import (', *rows, ')'])
 
 
 def _set_up(cells, module):
@@ -139,7 +143,7 @@ def _set_up(cells, module):
     used = set().union(*(cell.needs for cell in cells if cell.kind in _shown))
     own = used & set().union(*(cell.binds for cell in cells if cell.kind == 'library'))
     lines = _import_lines(cells, used)
-    lines += _own_import(module, own) if own else []
+    lines += [_from(module, sorted(own))] if own else []
     lines += [cell.code.strip() for cell in cells if cell.kind == 'set-up']
     return '\n'.join(lines)
 
@@ -170,7 +174,7 @@ def visible_code(
     shown = [cell.code for cell in cells if cell.kind in ('visible', 'helper') and not _left_out(cell.flags)]
     return '\n\n'.join(part for part in (set_up, *shown) if part) + '\n'
 
-# %% ../../nbs/book/11_visible.ipynb #f91279a2
+# %% ../../nbs/book/11_visible.ipynb #10c90518
 def _fold(code, summary, show=False):
     "Source that a reader can unfold, or fold, in either renderer"
     flags, code = cell_options(code)
@@ -225,7 +229,8 @@ class ShowCode:
             return []
         entries = {name for doc in docs for name in re.findall(r'show_doc\((\w+)', doc.source)}
         anchors = ''.join(f'<a id="{name.lower()}"></a>' for name in sorted(of.binds - entries))
-        cell.source = _fold(cell.source, 'Source', 'exports' in of.flags)
+        summary = 'Source' if docs else 'Source: ' + textwrap.shorten(', '.join(sorted(of.binds)), 60, placeholder=' …')
+        cell.source = _fold(cell.source, summary, 'exports' in of.flags)
         cell.outputs = []
         return [need('execnb.nbio', 'dev').mk_cell(anchors, 'markdown'), cell] if anchors else [cell]
 
