@@ -19,7 +19,7 @@ OVERFLOW = """() => {
   const wide = getComputedStyle;
   const scrolls = e => e && e !== document.body && (['auto', 'scroll', 'hidden'].includes(wide(e).overflowX) || scrolls(e.parentElement));
   const column = document.querySelector('article, main.content').getBoundingClientRect().right;
-  const limit = innerWidth > 1200 ? Math.min(innerWidth, column) : innerWidth;
+  const limit = innerWidth > 1200 ? Math.min(innerWidth, column + 8) : innerWidth;      // the padding of inline code may hang over
   const out = [...document.querySelectorAll('main.content *, article *')].filter(e =>
     e.getBoundingClientRect().right > limit + 1 && wide(e).position !== 'fixed' && !scrolls(e.parentElement) && !['auto', 'scroll'].includes(wide(e).overflowX));
   const page = document.scrollingElement.scrollWidth > innerWidth + 1 ? ['the page itself'] : [];
