@@ -194,6 +194,36 @@ def _is_doc(cell):
     return bool(getattr(cell, 'has_sd', False))
 
 
+def _entries_once(cells):
+    "Leave each anchor of an entry to the first that has it (a class and a function may differ by a capital alone)"
+    seen = set()
+
+    def once(found):
+        first = found[1] not in seen
+        seen.add(found[1])
+        return found[0] if first else ' {.api}'
+
+    outputs = [out.get('data', {}) for cell in cells for out in getattr(cell, 'outputs', [])]
+    for data in outputs:
+        lines = data.get('text/markdown')
+        if lines is None:
+            continue
+        lines = [lines] if isinstance(lines, str) else lines
+        data['text/markdown'] = [re.sub(r' \{#(\S+) \.api\}', once, line) for line in lines]
+    return seen
+
+
+def _headings_apart(cells, anchors):
+    "Give a heading of the prose another anchor where it is called like an entry"
+    def apart(found):
+        slug = re.sub(r'\W+', '-', found[2].lower()).strip('-')
+        return f'{found[0]} {{#about-{slug}}}' if slug in anchors else found[0]
+
+    for cell in cells:
+        if cell.cell_type == 'markdown':
+            cell.source = re.sub(r'^(##+ )([^\n{]+)$', apart, cell.source, flags=re.M)
+
+
 class ShowCode:
     "A processor of nbdev that shows the code of a page; named by the key procs of settings.ini"
 
@@ -264,3 +294,4 @@ class ShowCode:
                 docs.insert(0, left.pop(0))
             cells += self._laid_out(cell, docs)
         self.nb.cells = self._insert_set_up(cells)
+        _headings_apart(self.nb.cells, _entries_once(self.nb.cells))
