@@ -231,6 +231,7 @@ def own_page(
         return found[1] + up + page + (f'#{known[0]}' if known else '')
 
     text = _foreign.sub('', text)
+    text = re.sub(r'<title>(.+?) – \1</title>', r'<title>\1</title>', text)  # the first page is called like the site
     if 'rel="icon"' not in text:  # or the browser asks for a favicon.ico that is not there
         text = text.replace('</head>', '<link rel="icon" href="data:,">\n</head>', 1)
     return re.sub(rf'(<a [^>]*href="){base}([^"#]*)(?:#([^"]*))?', relative, text)

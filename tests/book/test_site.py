@@ -18,10 +18,22 @@ from fsdl_tools.book.site import (
 OVERFLOW = """() => {
   const wide = getComputedStyle;
   const scrolls = e => e && e !== document.body && (['auto', 'scroll', 'hidden'].includes(wide(e).overflowX) || scrolls(e.parentElement));
-  const out = [...document.querySelectorAll('main *, article *')].filter(e =>
-    e.getBoundingClientRect().right > innerWidth + 1 && wide(e).position !== 'fixed' && !scrolls(e.parentElement) && !['auto', 'scroll'].includes(wide(e).overflowX));
+  const column = document.querySelector('article, main.content').getBoundingClientRect().right;
+  const limit = innerWidth > 1200 ? Math.min(innerWidth, column + 8) : innerWidth;      // the padding of inline code may hang over
+  const out = [...document.querySelectorAll('main.content *, article *')].filter(e =>
+    e.getBoundingClientRect().right > limit + 1 && wide(e).position !== 'fixed' && !scrolls(e.parentElement) && !['auto', 'scroll'].includes(wide(e).overflowX));
   const page = document.scrollingElement.scrollWidth > innerWidth + 1 ? ['the page itself'] : [];
   return [...page, ...out.map(e => e.tagName + '.' + e.className)].slice(0, 5);
+}"""
+
+CODE = """() => {
+  const blocks = [...document.querySelectorAll('article pre, main.content pre')];
+  const inner = e => [e, ...e.querySelectorAll('*')];
+  const wider = e => inner(e).some(x => x.scrollWidth > x.clientWidth + 1 && x.clientWidth);
+  const scrolls = e => inner(e).some(x => x.scrollWidth > x.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(x).overflowX));
+  for (const d of document.querySelectorAll('details')) d.open = true;
+  const long = blocks.filter(wider);
+  return {blocks: blocks.length, wider: long.length, cut: long.filter(e => !scrolls(e)).map(e => e.textContent.slice(0, 60))};
 }"""
 
 NEXT = """to => {
@@ -77,20 +89,43 @@ def diagram_pages(root):
 def test_every_page_opens_and_leads_to_the_next(reader, site, root):
     page, seen = reader
     toc, diagrams, problems = pages(root), diagram_pages(root), []
+    page.set_viewport_size(dict(width=1440, height=900))
     for i, p in enumerate(toc):
         seen.bad.clear()
         seen.loaded.clear()
-        page.set_viewport_size(dict(width=1440, height=900))
+        first, second = (1440, 390) if i % 2 == 0 else (390, 1440)      # both widths without loading a page twice, and one change of width a page
         page.goto(f'{site.url}/{p.name}.html', wait_until='load')
-        problems += [(p.name, 1440, x) for x in page.evaluate(OVERFLOW)]
-        page.set_viewport_size(dict(width=390, height=900))
-        problems += [(p.name, 390, x) for x in page.evaluate(OVERFLOW)]
+        problems += [(p.name, first, x) for x in page.evaluate(OVERFLOW)]
+        page.set_viewport_size(dict(width=second, height=900))
+        problems += [(p.name, second, x) for x in page.evaluate(OVERFLOW)]
         problems += [(p.name, x) for x in seen.bad]
         problems += [(p.name, 'outside', u) for u in seen.loaded if not u.startswith((site.url, 'data:', 'blob:'))]
         if any('mermaid.min.js' in u for u in seen.loaded) != (p.name in diagrams): problems.append((p.name, 'mermaid'))
         if not page.locator('h1:visible').first.inner_text().strip(): problems.append((p.name, 'no title'))
         if i + 1 < len(toc) and not page.evaluate(NEXT, f'{site.url}/{toc[i + 1].name}.html'): problems.append((p.name, 'no way to the next page'))
     assert not problems, problems
+
+
+def test_code_that_is_wider_than_its_column_scrolls_inside_its_block(reader, site, root):
+    page, _ = reader
+    page.set_viewport_size(dict(width=1440, height=900))
+    for name in ('parallel/tensor', 'compute/planner', 'memory/measure', 'models/zoo', 'training/trainer'):
+        page.goto(f'{site.url}/{name}.html', wait_until='load')
+        found = page.evaluate(CODE)
+        assert found['blocks'] > 20 and not found['cut'], (name, found)
+        assert page.evaluate(OVERFLOW) == [], name      # with every fold open
+
+
+def test_a_page_shows_its_set_up_its_sources_and_the_fields_of_its_records(reader, site):
+    page, _ = reader
+    page.goto(f'{site.url}/compute/planner.html')
+    folds = [text.strip() for text in page.locator('article summary, main.content summary').all_inner_texts()]
+    assert folds[0] == 'Set-up for this page' and folds.count('Set-up for this page') == 1 and folds.count('Source') > 3
+    assert not page.locator('details[open]:has-text("def estimate")').count()
+    assert page.locator('[id="estimate.cost"]').count() == 1
+    rows = page.locator('tr:has(td code:text-is("allocated"))').first.inner_text()
+    assert 'Bytes of tensors at the peak' in rows
+    assert 'Call self as a function' not in page.locator('body').inner_text()
 
 
 def test_the_first_page_leads_to_every_page(reader, site, root):
