@@ -163,6 +163,7 @@ def read_mlruns(
     return [_mlrun(p) for p in runs]
 
 def _is_run(p):
+    "Is this a run's folder?"
     return (p / 'meta.yaml').is_file() and ((p / 'metrics').is_dir() or (p / 'params').is_dir())
 
 def _inside(folder):
@@ -196,12 +197,15 @@ def _mlrun(p):
     return found.run()
 
 def _short_text(file):
+    "At most a million bytes of a file as text"
     return file.read_bytes()[:1_000_000].decode('utf-8', 'replace')
 
 def _mlrun_param(found, name, file):
+    "A parameter is a file"
     found.params[name] = _short_text(file)
 
 def _mlrun_tag(found, name, file):
+    "A tag is a file"
     _mlflow_tag(found, name, _short_text(file))
 
 def _mlrun_metric(found, name, file):
@@ -812,11 +816,11 @@ def read(
         runs = [r for r in runs if r.id.startswith(run) or r.name == run] or _no_such(run, runs)
     if len(runs) == 1:
         return runs[0]
-    raise ValueError(
-        f'{source} holds {len(runs)} runs: name one of {", ".join(r.id + (f" ({r.name})" if r.name else "") for r in runs[:8])}'
-    )
+    some = ', '.join(r.id + (f' ({r.name})' if r.name else '') for r in runs[:8])
+    raise ValueError(f'{source} holds {len(runs)} runs: name one of {some}')
 
 def _no_such(name, runs):
+    "Raise, with the nearest name"
     raise ValueError(
         f'no run {name!r}: '
         + (

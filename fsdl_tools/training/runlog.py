@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['schema', 'masked', 'number_text', 'text_number', 'Series', 'Artifact', 'Run', 'is_secret_name', 'mask_text', 'mask',
-           'mask_command', 'environment', 'RunLog', 'file_hash', 'NoLog', 'new_id', 'start_run', 'events', 'alive',
-           'read_log', 'reporter', 'lightning_logger', 'accelerate_tracker', 'hf_callback']
+           'mask_command', 'environment', 'RunLog', 'file_hash', 'NoLog', 'start_run', 'events', 'alive', 'read_log',
+           'reporter', 'lightning_logger', 'accelerate_tracker', 'hf_callback']
 
 # %% ../../nbs/training/05_runlog.ipynb #fa8643f6
 import atexit, contextlib, hashlib, importlib.metadata, json, math, os, platform, re, secrets
@@ -58,14 +58,20 @@ class Series(Record):
         self.values.append(value)
         self.times.append(seconds)
 
-    def last(self):
+    def last(self):  # None where there is no point
+        "The last value"
         return self.values[-1] if self.values else None
 
-    def to_dict(self):
+    def to_dict(self) -> dict:  # steps, values, times
+        "Columns as JSON can hold them"
         return dict(steps=list(self.steps), values=[number_text(v) for v in self.values], times=list(self.times))
 
     @classmethod
-    def from_dict(cls, d):
+    def from_dict(
+        cls,
+        d: dict,  # What to_dict made
+    ):  # A Series
+        "The columns that `to_dict` made"
         return cls(list(d['steps']), [text_number(v) for v in d['values']], list(d['times']))
 
 # %% ../../nbs/training/05_runlog.ipynb #a3306f11
@@ -98,7 +104,8 @@ class Run(Record):
     environment: dict = field(default_factory=dict)  # Commit, packages, command, GPU, SLURM
     warnings: list = field(default_factory=list)  # What could not be read, and where
 
-    def points(self):
+    def points(self) -> int:  # Of all metrics together
+        "How many numbers were logged"
         return sum(len(s) for s in self.metrics.values())
 
     def to_dict(self):
@@ -108,7 +115,10 @@ class Run(Record):
         return plain | dict(metrics=series, artifacts=[a.to_dict() for a in self.artifacts])
 
     @classmethod
-    def from_dict(cls, d):
+    def from_dict(
+        cls,
+        d: dict,  # What to_dict made
+    ):  # A Run
         "The record that `to_dict` made"
         series = {k: Series.from_dict(s) for k, s in d.get('metrics', {}).items()}
         files = [Artifact.from_dict(a) for a in d.get('artifacts', [])]
@@ -569,15 +579,19 @@ def __exit__(self: RunLog, kind, error, trace):
     self.finish('failed' if kind else 'finished')
 
 # %% ../../nbs/training/05_runlog.ipynb #44544929
+def _nothing(*args, **kwargs):
+    "Do nothing, with whatever it is called"
+
 class NoLog:
     "What ranks other than 0 get: the same methods, and nothing happens"
 
     id, folder, dropped, trouble, params = '', None, 0, '', {}
 
-    def _nothing(self, *args, **kwargs):
-        "Do nothing"
-
-    log = log_params = tag = artifact = figure = flush = finish = _nothing
+    def __getattr__(self, name):
+        "A method of RunLog that does nothing; raises AttributeError where RunLog has none"
+        if name.startswith('_') or not callable(getattr(RunLog, name, None)):
+            raise AttributeError(f'a run log has no method {name!r}')
+        return _nothing
 
     def __enter__(self):
         return self
@@ -585,7 +599,7 @@ class NoLog:
     def __exit__(self, *error):
         return None
 
-def new_id() -> str:  # For example 20261126-041530-3fa9c1
+def _new_id() -> str:  # For example 20261126-041530-3fa9c1
     "A name for a run that sorts by time"
     return f'{time.strftime("%Y%m%d-%H%M%S")}-{secrets.token_hex(3)}'
 
@@ -602,7 +616,7 @@ def start_run(
     rank = int(os.environ.get('RANK') or 0) if rank is None else rank
     if rank:
         return NoLog()
-    id, given = new_id(), os.environ.get('FSDL_RUN_FOLDER')
+    id, given = _new_id(), os.environ.get('FSDL_RUN_FOLDER')
     own = Path(given) if given else Path(folder) / id
     own.mkdir(parents=True, exist_ok=bool(given))
     header = dict(

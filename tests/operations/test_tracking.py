@@ -16,7 +16,7 @@ import pytest
 from fsdl_tools.environments import built, run_in
 from fsdl_tools.operations import tracking
 from fsdl_tools.operations.tracking import feed, follow, sinks
-from fsdl_tools.operations.tracking_compare import compare, compare_html, convert, differences, serve, write_log
+from fsdl_tools.operations.tracking_compare import compare, compare_html, convert, run_differences, serve, write_log
 from fsdl_tools.operations.tracking_read import read, read_all
 from fsdl_tools.training.runlog import Run, Series, read_log, start_run
 
@@ -51,7 +51,7 @@ def test_a_follower_killed_at_any_moment_loses_and_doubles_nothing(tmp_path, to)
         p.stdout.close()
     done = feed(log.folder, to)
     assert open(done['where'], 'rb').read() == whole and done['events'] == 1501
-    assert not differences(read(log.folder), read(done['where']))
+    assert not run_differences(read(log.folder), read(done['where']))
 
 
 def test_a_follower_of_a_live_run_ends_with_it(tmp_path):
