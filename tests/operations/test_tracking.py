@@ -15,7 +15,8 @@ import pytest
 
 from fsdl_tools.environments import built, run_in
 from fsdl_tools.operations import tracking
-from fsdl_tools.operations.tracking import feed, follow, sinks
+from fsdl_tools.operations.sinks import sinks
+from fsdl_tools.operations.tracking import feed, follow
 from fsdl_tools.operations.tracking_compare import compare, compare_html, convert, run_differences, serve, write_log
 from fsdl_tools.operations.tracking_read import read, read_all
 from fsdl_tools.training.runlog import Run, Series, read_log, start_run

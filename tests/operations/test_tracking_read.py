@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from fsdl_tools.operations.tracking import masked_crc, event_record, scalar_event
-from fsdl_tools.operations.tracking_files import pieces, read_tensorboard, read_wandb
-from fsdl_tools.operations.tracking_read import open_sqlite, read, read_all, recognise
+from fsdl_tools.operations.sinks import masked_crc, event_record, scalar_event
+from fsdl_tools.operations.tracking_files import read_tensorboard
+from fsdl_tools.operations.wandb_files import pieces, read_wandb
+from fsdl_tools.operations.tracking_read import read, read_all, recognise
+from fsdl_tools.operations.tracking_stores import open_sqlite
 
 loss, acc = [1/(i + 1) for i in range(50)], [i/7 for i in range(50)]
 
