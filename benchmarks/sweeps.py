@@ -13,7 +13,7 @@ import time
 
 from fsdl_tools.core import data_path, write_atomic
 from fsdl_tools.environments import built, run_in
-from fsdl_tools.operations import sweeps
+from fsdl_tools.operations import sweep_engines
 from fsdl_tools.operations.sweep_space import parse_sweep
 
 
@@ -47,8 +47,8 @@ def search(space, f, method, seed, trials):
     "Best value after so many trials"
     history = []
     for n in range(trials):
-        if method == 'random': params, units = sweeps._random(space, n, seed), {}
-        else: params, units = sweeps._optuna(space, history, n, seed*1000, method)
+        if method == 'random': params, units = sweep_engines._random(space, n, seed), {}
+        else: params, units = sweep_engines._optuna(space, history, n, seed*1000, method)
         history.append(dict(params=params, state='finished', value=f(params), note=json.dumps(units)))
     return min(r['value'] for r in history)
 
@@ -101,7 +101,7 @@ def main():
         for method in a.methods.split(','):
             if method == 'wandb' and not built('wandb_sweeps'): continue
             t0 = time.process_time()
-            if method == 'wandb': found[method] = run_in('wandb_sweeps', wandb_code, dict(source=inspect.getsource(f), name=f.__name__, seeds=a.seeds, trials=a.trials, config=sweeps._as_wandb(space)), timeout=1800)
+            if method == 'wandb': found[method] = run_in('wandb_sweeps', wandb_code, dict(source=inspect.getsource(f), name=f.__name__, seeds=a.seeds, trials=a.trials, config=sweep_engines._as_wandb(space)), timeout=1800)
             else: found[method] = [search(space, f, method, seed, a.trials) for seed in range(a.seeds)]
             mean, low, high = interval(found[method])
             rows.append(dict(problem=name, method=method, mean=mean, low=low, high=high, verdict='' if method == 'random' else verdict(found[method], found['random']), seconds=time.process_time() - t0))

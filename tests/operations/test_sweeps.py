@@ -13,7 +13,8 @@ from hypothesis import given, strategies as st
 
 from fsdl_tools.environments import built
 from fsdl_tools.operations.sweep_space import Parameter, Space, command_of, distributions, parse_sweep, read_sweep
-from fsdl_tools.operations.sweeps import Budget, bands, best, books, importance, nest, should_stop, suggest, sweep
+from fsdl_tools.operations.sweep_engines import bands, should_stop, suggest
+from fsdl_tools.operations.sweeps import Budget, best, books, importance, nest, sweep
 
 toy = '''
 import time, os, sys

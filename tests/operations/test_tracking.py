@@ -15,8 +15,9 @@ import pytest
 
 from fsdl_tools.environments import built, run_in
 from fsdl_tools.operations import tracking
-from fsdl_tools.operations.tracking import feed, follow, sinks
-from fsdl_tools.operations.tracking_compare import compare, compare_html, convert, differences, serve, write_log
+from fsdl_tools.operations.sinks import JsonLines, _flat, sinks
+from fsdl_tools.operations.tracking import feed, follow
+from fsdl_tools.operations.tracking_compare import compare, compare_html, convert, run_differences, serve, write_log
 from fsdl_tools.operations.tracking_read import read, read_all
 from fsdl_tools.training.runlog import Run, Series, read_log, start_run
 
@@ -51,7 +52,7 @@ def test_a_follower_killed_at_any_moment_loses_and_doubles_nothing(tmp_path, to)
         p.stdout.close()
     done = feed(log.folder, to)
     assert open(done['where'], 'rb').read() == whole and done['events'] == 1501
-    assert not differences(read(log.folder), read(done['where']))
+    assert not run_differences(read(log.folder), read(done['where']))
 
 
 def test_a_follower_of_a_live_run_ends_with_it(tmp_path):
@@ -110,7 +111,7 @@ def test_mistakes_are_found_before_anything_starts(tmp_path, monkeypatch):
 def test_a_log_cannot_name_files_outside_the_run(tmp_path):
     secret = tmp_path/'secret'
     secret.write_text('x')
-    sink = tracking.JsonLines(tmp_path/'out', dict(id='a'), {}, dict(run=str(tmp_path)))
+    sink = JsonLines(tmp_path/'out', dict(id='a'), {}, dict(run=str(tmp_path)))
     for bad in ('../secret', str(secret), '', 'a'*64): assert sink.kept(dict(sha256=bad, path='../secret')) is None
     assert sink.lost
 
@@ -147,7 +148,7 @@ def test_ten_thousand_scalars_through_every_client(through_all, to):
     for name, s in whole.metrics.items():
         assert back.metrics[name].steps == s.steps and bits(back.metrics[name].values) == bits(s.values)
         if to != 'comet': assert max(abs(a - b) for a, b in zip(back.metrics[name].times, s.times)) < .0011
-    assert str(tracking._flat(back.params)['lr']) == '0.1' and back.id == whole.id
+    assert str(_flat(back.params)['lr']) == '0.1' and back.id == whole.id
 
 
 @clients

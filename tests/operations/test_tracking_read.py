@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from fsdl_tools.operations.tracking import masked_crc, record, scalar_event
-from fsdl_tools.operations.tracking_files import pieces, read_tensorboard, read_wandb
-from fsdl_tools.operations.tracking_read import open_sqlite, read, read_all, recognise
+from fsdl_tools.operations.sinks import masked_crc, event_record, scalar_event
+from fsdl_tools.operations.tracking_files import read_tensorboard
+from fsdl_tools.operations.wandb_files import pieces, read_wandb
+from fsdl_tools.operations.tracking_read import read, read_all, recognise
+from fsdl_tools.operations.tracking_stores import open_sqlite
 
 loss, acc = [1/(i + 1) for i in range(50)], [i/7 for i in range(50)]
 
@@ -169,7 +171,7 @@ def test_a_cut_file_gives_its_prefix_and_says_where(files, tmp_path, kind):
 
 def test_lengths_are_not_believed(tmp_path):
     path = tmp_path/'events'
-    good = record(scalar_event(1., 1, [('loss', .5)]))
+    good = event_record(scalar_event(1., 1, [('loss', .5)]))
     for length in (2**63, 2**31, 2**40 + 5):
         head = struct.pack('<Q', length)
         path.write_bytes(good + head + struct.pack('<I', masked_crc(head)) + b'x'*100)
@@ -265,7 +267,7 @@ def test_decimal_steps_of_neptune(tmp_path):
 
 
 def test_a_million_points_of_tensorboard_in_five_seconds(tmp_path):
-    one = [bytearray(record(scalar_event(1e9 + i, 1_000_000 + i, [('loss', i/3), ('accuracy', i/7)]))) for i in range(5000)]
+    one = [bytearray(event_record(scalar_event(1e9 + i, 1_000_000 + i, [('loss', i/3), ('accuracy', i/7)]))) for i in range(5000)]
     (tmp_path/'big').write_bytes(b''.join(one)*100)
     took = []
     for _ in range(2):
@@ -280,7 +282,7 @@ def test_vectorised_reading_equals_one_by_one(tmp_path, monkeypatch):
     "Records of many layouts, in a random order, with steps of all lengths"
     r = random.Random(0)
     rows = [(r.choice(['a', 'b', 'long name', 'ü']), r.choice([0, 1, 127, 128, 2**20, 2**40, 2**62]), r.random()*10**r.randrange(-5, 5)) for _ in range(3000)]
-    (tmp_path/'events').write_bytes(b''.join(record(scalar_event(i, s, [(k, v)] + ([('z', -v)] if i % 3 else []))) for i, (k, s, v) in enumerate(rows)))
+    (tmp_path/'events').write_bytes(b''.join(event_record(scalar_event(i, s, [(k, v)] + ([('z', -v)] if i % 3 else []))) for i, (k, s, v) in enumerate(rows)))
     run = read_tensorboard(tmp_path/'events')
     for name in {k for k, _, _ in rows}:
         assert list(zip(run.metrics[name].steps, run.metrics[name].values)) == [(s, v) for k, s, v in rows if k == name]

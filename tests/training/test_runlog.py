@@ -11,8 +11,9 @@ import time
 
 import pytest
 
-from fsdl_tools.training.runlog import (
-    Run, Series, alive, events, hf_callback, is_secret_name, lightning_logger, mask, mask_command, mask_text, read_log, start_run)
+from fsdl_tools.training.adapters import hf_callback, lightning_logger
+from fsdl_tools.training.provenance import is_secret_name, mask, mask_command, mask_text
+from fsdl_tools.training.runlog import Run, alive, events, read_log, start_run
 
 canary = 'hf_' + 'CanaryCanaryCanary'
 
@@ -265,7 +266,7 @@ def test_hugging_face_trainer(tmp_path):
 
 def test_accelerate(tmp_path):
     from accelerate import Accelerator
-    from fsdl_tools.training.runlog import accelerate_tracker
+    from fsdl_tools.training.adapters import accelerate_tracker
     log = start_run(tmp_path, packages=False)
     a = Accelerator(cpu=True, log_with=[accelerate_tracker(log)])
     a.init_trackers('p', dict(lr=.1))
