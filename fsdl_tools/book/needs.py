@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import Record, write_atomic
-from .site import notebooks, project_root, settings
+from .site import notebooks, settings
 
 # %% ../../nbs/book/03_needs.ipynb #69382541
 _absent = {'ImportError', 'ModuleNotFoundError', 'Exception', 'BaseException'}
@@ -191,7 +191,7 @@ def run_imports(
     root,  # Top of the project
     notebook: str,  # For example training/01_data.ipynb
 ) -> set:  # Top packages
-    "What a notebook imports from outside when it is run, or its functions may; what is called by a name in a table is not seen"
+    "What a notebook imports from outside when it is run, or its functions may (not what a table of names calls)"
     lib, cache, seen, found = settings(root)['lib_path'], {}, set(), docs_imports(root, notebook)
     todo = deque()
 
