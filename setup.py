@@ -13,7 +13,7 @@ readme = here/'README.md'
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
-    author=cfg['author'], author_email=cfg['author_email'] or None, url=cfg['git_url'] if cfg['user'] else None, license='Apache-2.0',
+    author=cfg['author'], author_email=cfg.get('author_email') or None, url=cfg['git_url'] if cfg.get('user') else None, license='Apache-2.0',
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '', long_description_content_type='text/markdown',
     packages=find_packages(include=['fsdl_tools', 'fsdl_tools.*']), package_data={'fsdl_tools': ['data/**', 'py.typed']}, zip_safe=False,
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(), extras_require=extras,

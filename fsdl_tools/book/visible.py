@@ -79,6 +79,8 @@ def _first_kind(cell):
         return 'imports' if cell.imports else 'library'
     if 'hide' in cell.flags or cell.flags.get('include') == 'false':
         return 'imports' if cell.imports else 'hidden'
+    if cell.flags.get('code-summary', '').strip('"') == 'Set-up for this page':
+        return 'imports' if cell.imports else 'set-up'
     return 'visible'
 
 
