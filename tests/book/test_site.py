@@ -36,6 +36,14 @@ CODE = """() => {
   return {blocks: blocks.length, wider: long.length, cut: long.filter(e => !scrolls(e)).map(e => e.textContent.slice(0, 60))};
 }"""
 
+def comes_true(page, script, arg, seconds=5):
+    "Does a script answer yes in a while? What slides into place takes a moment"
+    from playwright.sync_api import TimeoutError
+    try: page.wait_for_function(script, arg=arg, timeout=1000 * seconds)
+    except TimeoutError: return False
+    return True
+
+
 NEXT = """to => {
   scrollTo({top: document.scrollingElement.scrollHeight, behavior: 'instant'});
   return [...document.querySelectorAll('a')].some(a => {
@@ -102,7 +110,7 @@ def test_every_page_opens_and_leads_to_the_next(reader, site, root):
         problems += [(p.name, 'outside', u) for u in seen.loaded if not u.startswith((site.url, 'data:', 'blob:'))]
         if any('mermaid.min.js' in u for u in seen.loaded) != (p.name in diagrams): problems.append((p.name, 'mermaid'))
         if not page.locator('h1:visible').first.inner_text().strip(): problems.append((p.name, 'no title'))
-        if i + 1 < len(toc) and not page.evaluate(NEXT, f'{site.url}/{toc[i + 1].name}.html'): problems.append((p.name, 'no way to the next page'))
+        if i + 1 < len(toc) and not comes_true(page, NEXT, f'{site.url}/{toc[i + 1].name}.html'): problems.append((p.name, 'no way to the next page'))
     assert not problems, problems
 
 
