@@ -390,16 +390,18 @@ def update_site(
     renderer: str = '',  # quarto, zensical, or empty for quarto where it is on PATH
     out=None,  # Folder for the site; default: _docs in root
 ) -> Path:  # Folder of the site
-    "README, CONTRIBUTING and the site, made again where they are out of date"
+    "README, CONTRIBUTING and the site, made again where they are out of date; a second builder waits for the first"
     root = Path(root)
     for name, notebook in (('README.md', 'index.ipynb'), ('CONTRIBUTING.md', 'contributing.ipynb')):
         text = readme(root, notebook)
         if not (root / name).exists() or (root / name).read_text(encoding='utf-8') != text:
             write_atomic(root / name, text)
     out = Path(out or root / settings(root)['doc_path'])
-    mark = out / '.fingerprint'
-    if not mark.exists() or mark.read_text() != _fingerprint(root, renderer):
-        build_site(root, out, renderer)
+    mark, cache = out / '.fingerprint', root / '.cache'
+    cache.mkdir(exist_ok=True)
+    with need('filelock').FileLock(cache / 'site.lock'):
+        if not mark.exists() or mark.read_text() != _fingerprint(root, renderer):
+            build_site(root, out, renderer)
     return out
 
 
