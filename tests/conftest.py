@@ -9,6 +9,7 @@ import random
 import re
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,9 @@ settings.load_profile('course')
 ROOT = Path(__file__).parent.parent
 STARTED = time.monotonic()
 QUICK_SECONDS = 90      # tests of --quick, by what they took last time
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)     # a run in the background of a shell: what tests start must hear Ctrl-C
 
 
 def pytest_addoption(parser):

@@ -111,8 +111,8 @@ def test_a_notebook_that_is_killed_fails_alone(small):
 
 
 def test_ranks_are_forked_in_a_notebook_that_is_forked(small):
-    cells = ['import torch\nimport torch.distributed as dist\nfrom fsdl_tools.parallel.collectives import launch',
-             'def work():\n    m = torch.nn.Linear(4, 4)\n    m(torch.ones(2, 4)).sum().backward()\n    t = torch.ones(1); dist.all_reduce(t); return t.item()', 'assert launch(work, 2) == [2., 2.]']
+    cells = ['import torch\nimport torch.distributed as dist\nfrom fsdl_tools.parallel.ranks import on_ranks',
+             'def work():\n    m = torch.nn.Linear(4, 4)\n    m(torch.ones(2, 4)).sum().backward()\n    t = torch.ones(1); dist.all_reduce(t); return t.item()', 'assert on_ranks(work, 2) == [2., 2.]']
     done = run(small, a=cells, b=cells, c=cells)
     assert [r['ok'] for r in done.values()] == [True] * 3, done
 
@@ -220,10 +220,10 @@ def test_a_stage_in_the_background_that_fails_ends_the_run(root, monkeypatch):
     def fails(root, uncached): raise CheckFailed('the newcomer', ['no module'], 'add it')
     seen = []
     monkeypatch.setattr(stages, '_state', dict(stages=[], notebooks=[]))
-    for name in ('check_sources', '_sides_apart'): monkeypatch.setattr(stages, name, lambda root: 'fine')
+    for name in ('_check_sources', '_sides_apart'): monkeypatch.setattr(stages, name, lambda root: 'fine')
     monkeypatch.setattr(stages, 'newcomer', fails)
-    monkeypatch.setattr(stages, 'check_site', lambda root: time.sleep(.5) or 'fine')
-    monkeypatch.setattr(stages, 'check_notebooks', lambda *a, **kw: seen.append(a) or 'fine')
+    monkeypatch.setattr(stages, '_check_site', lambda root: time.sleep(.5) or 'fine')
+    monkeypatch.setattr(stages, '_check_notebooks', lambda *a, **kw: seen.append(a) or 'fine')
     with pytest.raises(CheckFailed, match='the newcomer'): stages.run_stages(root)
     assert seen == [], 'the notebooks were not waited for'
 
@@ -231,15 +231,15 @@ def test_a_stage_in_the_background_that_fails_ends_the_run(root, monkeypatch):
 def test_a_build_in_the_background_ends_with_the_run(root, monkeypatch, tmp_path):
     monkeypatch.setattr(stages, '_state', dict(stages=[], notebooks=[]))
     real = stages._started
-    code = "import subprocess\nfrom fsdl_tools.book import stages\nfrom fsdl_tools.environments import _call\nstages.side_environments = lambda root: _call(['sleep', '4247'], 'log', 500)\nstages._sides()"
+    code = "import subprocess\nfrom fsdl_tools.book import stages\nfrom fsdl_tools.environments import _call\nstages._side_environments = lambda root: _call(['sleep', '4247'], 'log', 500)\nstages._sides()"
     monkeypatch.setattr(stages, '_started', lambda command, folder, out, env: real([sys.executable, '-c', code], tmp_path, out, env | dict(PYTHONPATH=str(root))))
-    monkeypatch.setattr(stages, 'check_sources', lambda root: 'fine')
+    monkeypatch.setattr(stages, '_check_sources', lambda root: 'fine')
     monkeypatch.setattr(stages, 'newcomer', lambda root, uncached: 'fine')
     def fails(root):
         end = time.monotonic() + 60
         while not sleepers(4247) and time.monotonic() < end: time.sleep(.1)
         raise CheckFailed('the site', [], 'look')
-    monkeypatch.setattr(stages, 'check_site', fails)
+    monkeypatch.setattr(stages, '_check_site', fails)
     with pytest.raises(CheckFailed, match='the site'): stages.run_stages(root)
     assert not sleepers(4247)
 
@@ -247,8 +247,8 @@ def test_a_build_in_the_background_ends_with_the_run(root, monkeypatch, tmp_path
 def test_quick_takes_what_was_changed(root, monkeypatch):
     monkeypatch.setattr(stages, '_state', dict(stages=[], notebooks=[]))
     seen = []
-    monkeypatch.setattr(stages, 'check_sources', lambda root: 'fine')
-    monkeypatch.setattr(stages, 'check_notebooks', lambda root, names: seen.extend(names) or 'fine')
+    monkeypatch.setattr(stages, '_check_sources', lambda root: 'fine')
+    monkeypatch.setattr(stages, '_check_notebooks', lambda root, names: seen.extend(names) or 'fine')
     monkeypatch.setattr(stages, 'changed', lambda root: ['nbs/models/02_zoo.ipynb', 'README.md', 'tests/test_cli.py'])
     found = _run_quick(root)
     assert seen == ['models/02_zoo.ipynb'] and {'tests/test_cli.py', 'tests/models/test_zoo.py'} <= set(found)

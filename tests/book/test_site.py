@@ -236,8 +236,8 @@ def test_the_address_stands_in_one_place(copy, user):
     for line in ('git clone https://github.com/ada/fsdl_tools', 'pip install git+https://github.com/ada/fsdl_tools', 'https://github.com/ada/fsdl_tools/issues',
                  'https://ada.github.io/fsdl_tools/models/zoo.html'): assert (line in shown) == bool(user), line
     assert 'content-visible' not in shown and '{{<' not in shown and 'In your copy of this repository' in shown
-    if not user: assert 'github.com' not in shown and '(nbs/models/01_zoo.ipynb)' in shown
-    docs = '---\n\n[source](https://github.com/ada/x.py#L1){target="_blank"}\n\n### f\n\n```python\ndef f()\n```\n'
+    if not user: assert 'github.com' not in shown and '(nbs/models/02_zoo.ipynb)' in shown
+    docs = '---\n\n[source](https://github.com/ada/x.py#L1){target="_blank"}\n\n### f {#f .api}\n\n```python\ndef f()\n```\n'
     cell = dict(cell_type='code', source='show_doc(f)', outputs=[dict(output_type='display_data', data={'text/markdown': docs})])
     page = page_markdown(dict(cells=[dict(cell_type='raw', source='---\ntitle: t\n---'), cell]), None, cfg, {}, 'a/b')
     assert ('source-link' in page) == bool(user) and '### `f`' in page
@@ -258,7 +258,7 @@ def test_a_bad_option_is_found(copy, change, found):
     change(next(c for c in nb['cells'] if c['cell_type'] == 'code'))
     path.write_text(json.dumps(nb))
     problems = option_problems(copy)
-    assert len(problems) == 1 and found in problems[0] and '05_stable' in problems[0]
+    assert len(problems) == 1 and found in problems[0] and '09_stable' in problems[0]
 
 
 def test_repeated_ids_are_found(copy):
