@@ -192,7 +192,7 @@ def test_the_mesh_is_the_grid_that_is_drawn(text):
 def nothing_starts(monkeypatch):
     "Whoever starts a process fails"
     def started(*a, **kw): raise AssertionError('a process was started')
-    for where, name in ((elastic.subprocess, 'Popen'), (elastic, 'fit'), (ranks, '_run')): monkeypatch.setattr(where, name, started)
+    for where, name in ((elastic.subprocess, 'Popen'), (elastic, 'Trainer'), (ranks, '_run')): monkeypatch.setattr(where, name, started)
 
 
 def broken(seed):

@@ -127,13 +127,13 @@ def test_no_target_is_ignored(value):
     with pytest.raises(RankError, match=f'target {value} is not in a vocabulary of 16'): on_ranks(_bad_target, 2, value)
 
 
-def _owned():
+def owners():
     n = torch.arange(12)
     local, mine = _owned(n, 6, None)
     return mine.sum().item(), local[mine].tolist()
 
 
-def test_every_token_has_one_owner(): assert on_ranks(_owned, 2) == [(6, list(range(6)))] * 2
+def test_every_token_has_one_owner(): assert on_ranks(owners, 2) == [(6, list(range(6)))] * 2
 
 
 def _biases():
