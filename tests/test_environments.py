@@ -99,7 +99,7 @@ def test_two_processes_build_once(cache):
 
 def test_unknown_names_and_missing_programs(cache):
     with pytest.raises(ValueError, match="did you mean 'horovod'"): build_env('horovd')
-    with pytest.raises(FileNotFoundError, match="build\\('horovod'\\)"): run_in('horovod', 'math:sqrt', 2)
+    with pytest.raises(FileNotFoundError, match="build_env\\('horovod'\\)"): run_in('horovod', 'math:sqrt', 2)
     with pytest.raises(BuildError, match='the program no-such-program'): build_env(SideEnv('x', programs='no-such-program'))
 
 
