@@ -91,6 +91,7 @@ def _redirect(rank, call):
     for fd in (1, 2):
         os.dup2(log.fileno(), fd)
     sys.stdout = sys.stderr = open(f'{call.folder}/{rank}.out', 'w', buffering=1)
+    faulthandler.disable()  # or a handler another library has put in its place would stay (Lightning does so)
     faulthandler.enable(file=log)  # a crash in C++ leaves its stack in the log
     faulthandler.register(signal.SIGUSR1, file=open(f'{call.folder}/{rank}.stack', 'w'), all_threads=True)
 
