@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 from ..core import write_atomic
-from .markdown import addressed, published, write_pages
+from .markdown import addressed, published, single_links, write_pages
 
 # %% ../../nbs/book/01_rendering.ipynb #02384ce9
 def _navigation(toc):
@@ -171,7 +171,8 @@ def zensical(
 # %% ../../nbs/book/01_rendering.ipynb #80474a71
 def _for_quarto(lines, cfg):
     "Markdown for Quarto: diagrams are cells of its own kind, and no link leads to a source that is not published"
-    text = addressed(''.join(lines), cfg).replace('```mermaid\n', '```{mermaid}\n')
+    text = single_links(addressed(''.join(lines), cfg), cfg['doc_host'] + cfg['doc_baseurl'])
+    text = text.replace('```mermaid\n', '```{mermaid}\n')
     if not published(cfg):
         text = re.sub(r'\[source\]\([^)]*\)\{[^}]*\}\s*', '', text)
     return text.splitlines(True)  # a single string would lose its line breaks in Quarto
@@ -236,7 +237,7 @@ def own_page(
 
     text = _foreign.sub('', text)
     text = re.sub(r'<title>(.+?) – \1</title>', r'<title>\1</title>', text)  # the first page is called like the site
-    if 'rel="icon"' not in text:  # or the browser asks for a favicon.ico that is not there
+    if not re.search(r'<link[^>]*rel="icon"', text):  # or the browser asks for a favicon.ico that is not there
         text = text.replace('</head>', '<link rel="icon" href="data:,">\n</head>', 1)
     return re.sub(rf'(<a [^>]*href="){base}([^"#]*)(?:#([^"]*))?', relative, text)
 

@@ -1,4 +1,5 @@
 """The site as a reader meets it, in a real browser, by either renderer; and the commands as a newcomer types them."""
+import html
 import json
 import re
 import shutil
@@ -6,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +31,8 @@ OVERFLOW = """() => {
 CODE = """() => {
   const blocks = [...document.querySelectorAll('article pre, main.content pre')];
   const inner = e => [e, ...e.querySelectorAll('*')];
-  const wider = e => inner(e).some(x => x.scrollWidth > x.clientWidth + 1 && x.clientWidth);
+  const hides = x => getComputedStyle(x).overflowX !== 'visible';        // what an element lets hang over, the block around it shows or scrolls
+  const wider = e => inner(e).some(x => x.scrollWidth > x.clientWidth + 1 && x.clientWidth && (x === e || hides(x)));
   const scrolls = e => inner(e).some(x => x.scrollWidth > x.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(x).overflowX));
   for (const d of document.querySelectorAll('details')) d.open = true;
   const long = blocks.filter(wider);
@@ -190,6 +193,11 @@ def test_an_old_address_leads_to_the_new_page(reader, site):
         page.wait_for_url(f'{site.url}/{_moved("page")[old]}.html')
     missing = [old for old in _moved('page') if not (site.folder/f'{old}.html').exists()]
     assert not missing
+
+
+def test_no_link_shows_its_brackets(site, root):
+    base = html.escape('](' + settings(root)['doc_host'])
+    assert not [p for p in Path(site.folder).rglob('*.html') if base in re.sub(r'<[^>]*>', '', p.read_text(encoding='utf-8'))]
 
 
 def test_no_dead_links(site): assert dead_links(site.folder) == []
