@@ -84,7 +84,7 @@ from fsdl_tools.core import fix_torchvision
 fix_torchvision()
 from nbdev.doclinks import _build_modidx
 from nbdev.serve import proc_nbs
-_build_modidx()
+_build_modidx(skip_exists=True)  # anew, nbdev deletes it first, and whoever clones the project meanwhile misses it
 proc_nbs(n_workers=0)
 """  # one process: torch and its friends are imported once
 
