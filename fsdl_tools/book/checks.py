@@ -132,7 +132,7 @@ def mixed_imports(
 
 # %% ../../nbs/book/06_checks.ipynb #018d69e3
 _parts = ('core', 'table', 'environments', 'claims', 'models', 'frameworks', 'onnx', 'memory', 'parallel', 'testing',
-         'training', 'compute', 'operations', 'book', 'cli', 'app')
+         'training', 'compute', 'operations', 'book', 'app', 'cli')
 
 def out_of_order(
     root='.' # Top of the project
