@@ -13,7 +13,8 @@ from pathlib import Path
 from ..core import human_seconds, one_of, positive, write_atomic
 from .names import repeated_names, undocumented, unused_names
 from .needs import unknown_imports, unnamed_extras, wrong_extras
-from .site import notebooks, option_problems, pages, readme, settings
+from .contents import notebooks, pages, settings
+from .site import option_problems, readme
 
 # %% ../../nbs/book/06_checks.ipynb #d27f4346
 def module_of(

@@ -9,6 +9,7 @@ __all__ = ['visible_code', 'ShowCode']
 import ast
 import json
 import re
+import subprocess
 import symtable
 import textwrap
 from dataclasses import dataclass
@@ -176,6 +177,42 @@ def visible_code(
     shown = [cell.code for cell in cells if cell.kind in ('visible', 'helper') and not _left_out(cell.flags)]
     return '\n\n'.join(part for part in (set_up, *shown) if part) + '\n'
 
+# %% ../../nbs/book/11_visible.ipynb #75cfa2ed
+_drawing = {'plt', 'ax', 'axes', 'axs', 'fig', 'figure'}
+_columns = 100
+
+
+def _speaks_of(node, names):
+    "Does a piece of code use one of these names?"
+    return any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(node))
+
+
+def _draws(tree, outputs):
+    "Does a cell with these outputs do little but draw?"
+    kinds = {kind for out in outputs for kind in out.get('data', {})}
+    if not any(kind.startswith('image/') for kind in kinds):
+        return False
+    drawing = [node for node in tree.body if _speaks_of(node, _drawing)]
+    return 2 * len(drawing) >= len(tree.body) > 1
+
+
+def _tabulates(tree):
+    "Is a cell one expression of several lines that makes a table?"
+    last = tree.body[-1] if len(tree.body) == 1 else None
+    call = last.value if isinstance(last, ast.Expr) else None
+    made = isinstance(call, ast.Call) and getattr(call.func, 'id', '') == 'Table'
+    return made and last.end_lineno - last.lineno >= 3
+
+
+def _narrow(code):
+    "Code set anew where a line is too wide for the page; as it is where it is no plain Python"
+    if all(len(line) <= _columns for line in code.split('\n')):
+        return code
+    style = ['--isolated', '--line-length', str(_columns), '--config', 'format.quote-style="preserve"']
+    command = [need('ruff', 'dev').find_ruff_bin(), 'format', *style, '-']
+    done = subprocess.run(command, input=code, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip('\n') if done.returncode == 0 else code
+
 # %% ../../nbs/book/11_visible.ipynb #10c90518
 def _fold(code, summary, show=False):
     "Source that a reader can unfold, or fold, in either renderer"
@@ -266,6 +303,17 @@ class ShowCode:
         cell.outputs = []
         return [need('execnb.nbio', 'dev').mk_cell(anchors, 'markdown'), cell] if anchors else [cell]
 
+    def _for_reader(self, cell, of):
+        "Break the lines of a visible cell where the page ends, and fold it where it only draws or tabulates"
+        flags, code = cell_options(cell.source)
+        cell.source = cell.source.replace(code, _narrow(code)) if code else cell.source
+        if {'code-fold', 'echo', 'include'} & set(flags):
+            return
+        if _draws(of.tree, cell.outputs):
+            cell.source = _fold(cell.source, 'Code of the figure')
+        elif _tabulates(of.tree):
+            cell.source = _fold(cell.source, 'Code of the table')
+
     def _laid_out(self, cell, docs):
         "One cell as the page has it, after its signatures"
         of = getattr(cell, 'page_', None)
@@ -273,6 +321,8 @@ class ShowCode:
             return [cell]
         if of.kind == 'helper':
             cell.source, cell.outputs = _fold(cell.source, 'Helper'), []
+        if of.kind == 'visible':
+            self._for_reader(cell, of)
         if of.kind in ('visible', 'helper'):
             cell.outputs = [out for out in cell.outputs if out.get('name') != 'stderr']
             return [cell]
