@@ -10,6 +10,7 @@ import datetime
 import html
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from .contents import page_title, pages, published
@@ -68,12 +69,15 @@ def takeaway(
     return json.dumps(nb, ensure_ascii=False, indent=1)
 
 # %% ../../nbs/book/01_finish.ipynb #a86fce9d
+_script = 'reading.js'
 _tools = re.compile(r'<div class="page-tools"[^>]*>\s*</div>')
 
 
-def _ways(page, cfg):
+def _ways(page, cfg, book):
     "Text, address and attributes of each thing that a reader can do"
     up = '../' * page.name.count('/')
+    if book and page.name == 'index':
+        yield 'The whole book as EPUB', book, ' download'
     yield 'Download this notebook', f'{up}notebooks/{page.source}', ' download'
     if published(cfg):
         repo, there = cfg['git_url'], f'{cfg["user"]}/{cfg["repo"]}'
@@ -85,9 +89,10 @@ def _ways(page, cfg):
 def page_tools(
     page,  # A page of the table of contents
     cfg: dict,  # Settings
+    book: str = '',  # Name of the file that holds the whole book, if there is one
 ) -> str:  # HTML
     "The line below the title: download, and where the repository is public Colab, edit and report"
-    links = [f'<a href="{html.escape(to)}"{more}>{text}</a>' for text, to, more in _ways(page, cfg)]
+    links = [f'<a href="{html.escape(to)}"{more}>{text}</a>' for text, to, more in _ways(page, cfg, book)]
     return f'<div class="page-tools">{" ".join(links)}</div>'
 
 # %% ../../nbs/book/01_finish.ipynb #e2ec3d3a
@@ -117,7 +122,9 @@ const alike = (a, b) => {{
 }};
 const last = text => text.split('/').pop();
 const score = ([at]) => Math.max(alike(asked, at), alike(last(asked), last(at)));
-const near = pages.map(p => [score(p), p]).filter(([s]) => s > .4).sort((a, b) => b[0] - a[0]).slice(0, 5);
+const best = pages.map(p => [score(p), p]).filter(([s]) => s > .4).sort((a, b) => b[0] - a[0]);
+const first = (to, i) => best.findIndex(([, other]) => other[1] === to) === i;
+const near = best.filter(([, p], i) => first(p[1], i)).slice(0, 5);
 document.getElementById('where').textContent = location.pathname;
 for (const a of document.querySelectorAll('[data-to]')) a.href = base + a.dataset.to;
 for (const [, [, to, title]] of near) {{
@@ -157,15 +164,18 @@ def finish_site(
     cfg: dict,  # Settings
 ):
     "Notebooks to take away, links below each title, a page for lost readers; RuntimeError where links have no place"
-    toc = pages(root)
+    toc, book = pages(root), Path(site) / f'{cfg["lib_name"]}.epub'
+    book = book.name if book.exists() else ''
     for page in toc:
         notebook = (Path(root) / 'nbs' / page.source).read_text(encoding='utf-8')
         copy = Path(site) / 'notebooks' / page.source
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(takeaway(notebook, cfg), encoding='utf-8')
         file = Path(site) / f'{page.name}.html'
-        text, count = _tools.subn(lambda _, page=page: page_tools(page, cfg), file.read_text(encoding='utf-8'), count=1)
+        text, count = _tools.subn(lambda _, page=page: page_tools(page, cfg, book), file.read_text(encoding='utf-8'), count=1)
         if not count:
             raise RuntimeError(f'{file}: no place for the links below the title')
-        file.write_text(text, encoding='utf-8')
+        script = f'<script src="{"../" * page.name.count("/")}{_script}"></script>'
+        file.write_text(text.replace('</body>', f'{script}\n</body>', 1), encoding='utf-8')
+    shutil.copy(Path(root) / 'nbs' / _script, site)
     (Path(site) / '404.html').write_text(lost_page(root, cfg, toc), encoding='utf-8')

@@ -6,7 +6,7 @@
 __all__ = ['library_modules', 'public_names', 'names_used', 'unused_names', 'repeated_names', 'undocumented', 'name_index']
 
 # %% ../../nbs/book/05_names.ipynb #39ba553a
-import ast, json, re
+import ast, json, re, textwrap
 from collections import defaultdict
 from pathlib import Path
 from .contents import notebooks, pages, settings
@@ -265,7 +265,15 @@ _bar = re.compile(r'[*_\\`\[\]~^$|<>]')
 def _plain(text):
     "The first paragraph of a docstring, with what Markdown would take as markup written as references"
     first = ' '.join((text or '').strip().split('\n\n')[0].split())
-    return _bar.sub(lambda found: f'&#{ord(found[0])};', first)
+    parts = re.split(r'(`[^`|]+`)', first)
+    return ''.join(p if i % 2 else _bar.sub(lambda found: f'&#{ord(found[0])};', p) for i, p in enumerate(parts))
+
+def _meaning(node):
+    "The words of a function or class; of anything else, the code that it is made by"
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        return _plain(ast.get_docstring(node))
+    made = textwrap.shorten(ast.unparse(node.value), 60, placeholder=' …') if node else ''
+    return f'<code>{_plain(made.replace("`", "′"))}</code>' if made else ''
 
 def _kind(node):
     "What a definition is, in a word"
@@ -295,8 +303,7 @@ def _index_rows(root):
             continue
         for name in public_names(tree):
             node = defined.get(name)
-            words = ast.get_docstring(node) if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else ''
-            rows.append((name, _kind(node), _plain(words), page))
+            rows.append((name, _kind(node), _meaning(node), page))
     return sorted(rows, key=lambda row: (row[0].lower(), row[0]))
 
 def name_index(

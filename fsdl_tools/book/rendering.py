@@ -14,7 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 from ..core import write_atomic
-from .contents import published
+from .contents import pages, published
+from .epub import write_epub
 from .finish import imprint
 from .markdown import addressed, single_links, write_pages
 
@@ -258,7 +259,7 @@ def quarto(
     out,  # Folder for the site; what is there is replaced
     cfg: dict,  # Settings
 ):
-    "Build with Quarto; its warnings count as errors"
+    "Build with Quarto, and the EPUB with its Pandoc; warnings of Quarto count as errors"
     import yaml
 
     proc = process(root)
@@ -275,4 +276,5 @@ def quarto(
     anchors = {name: set(re.findall(r'\bid="([^"]+)"', text)) for name, text in texts.items()}
     for name, text in texts.items():
         (made / name).write_text(own_page(text, name, cfg, anchors), encoding='utf-8')
+    write_epub(proc, pages(root), cfg, made / f'{cfg["lib_name"]}.epub')
     _replace(made, out)

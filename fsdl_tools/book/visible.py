@@ -233,6 +233,34 @@ def _is_doc(cell):
     return bool(getattr(cell, 'has_sd', False))
 
 
+def _tab_levels(cells):
+    "For each cell the level of the headings that are tabs where it stands; 0 outside tabs"
+    open_divs, level = [], 0
+    for cell in cells:
+        lines = cell.source.split('\n') if cell.cell_type == 'markdown' else []
+        for line in lines:
+            heading = re.match(r'(#+) ', line)
+            if re.match(r':{3,} *\{', line):
+                open_divs.append('.panel-tabset' in line)
+            elif re.fullmatch(r':{3,} *', line):
+                level = 0 if open_divs.pop() else level
+            elif heading and True in open_divs:
+                level = level or len(heading[1])
+        yield level
+
+
+def _entries_below_tabs(cells):
+    "Push the headings of entries that stand in a tab below its own, or each would be a tab"
+    for cell, level in zip(cells, list(_tab_levels(cells)), strict=True):
+        if not level or not _is_doc(cell):
+            continue
+        deeper = '#' * max(0, level - 2)
+        for data in (out.get('data', {}) for out in cell.outputs):
+            lines = data.get('text/markdown', [])
+            lines = lines.splitlines(True) if isinstance(lines, str) else lines
+            data['text/markdown'] = [re.sub(r'^(?=#+ .*\.api\})', deeper, line, flags=re.M) for line in lines]
+
+
 def _entries_once(cells):
     "Leave each anchor of an entry to the first that has it (a class and a function may differ by a capital alone)"
     seen = set()
@@ -346,4 +374,5 @@ class ShowCode:
                 docs.insert(0, left.pop(0))
             cells += self._laid_out(cell, docs)
         self.nb.cells = self._insert_set_up(cells)
+        _entries_below_tabs(self.nb.cells)
         _headings_apart(self.nb.cells, _entries_once(self.nb.cells))

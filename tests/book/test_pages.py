@@ -4,6 +4,7 @@ import html
 import importlib
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -153,25 +154,39 @@ def test_figures_are_dark_in_the_dark(browser, site):
 
 
 READ = ('index', 'parallel/zero', 'compute/planner', 'memory/measure', 'onnx/verify', 'training/checkpoint', 'operations/launch', 'models/zoo', 'glossary', 'parallel/index')
-AXE = """() => axe.run(document, {resultTypes: ['violations']}).then(found => found.violations
+AXE = """rules => axe.run(document, {resultTypes: ['violations'], ...rules}).then(found => found.violations
   .filter(v => ['serious', 'critical'].includes(v.impact)).map(v => [v.id, v.nodes.length, ...v.nodes.slice(0, 3).map(n => n.target.join(' ') + ' | ' + n.html.slice(0, 160))]))"""
+COLOURS = dict(runOnly=dict(type='rule', values=['color-contrast', 'link-in-text-block']))
 
 
-@pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_axe_finds_nothing_serious(browser, site, root, scheme):
+@pytest.mark.sweep(6)
+@pytest.mark.parametrize('name', READ)
+def test_axe_finds_nothing_serious(browser, site, root, name):
     script = npm_file('axe-core@4', 'axe.min.js', Path(root)/'.cache')
     if not script: pytest.skip('axe-core cannot be had: no npm, or it does not answer')
-    page, wrong = browser.new_page(color_scheme=scheme, viewport=dict(width=1440, height=900)), []
-    for name in READ:
+    wrong = []
+    for scheme, rules in (('light', {}), ('dark', COLOURS)):
+        page = browser.new_page(color_scheme=scheme, viewport=dict(width=1440, height=900))
         page.goto(f'{site.url}/{name}.html')
         page.add_script_tag(path=script)
-        wrong += [(name, *row) for row in page.evaluate(AXE)]
-    page.close()
+        wrong += [(scheme, *row) for row in page.evaluate(AXE, rules)]
+        page.close()
     assert not wrong, wrong
+
+
+def test_the_book_is_also_one_file(site, root):
+    if site.by != 'quarto': pytest.skip('the EPUB is made with the Pandoc that Quarto brings')
+    with zipfile.ZipFile(site.folder/'fsdl_tools.epub') as book:
+        text = '\n'.join(book.read(name).decode() for name in book.namelist() if name.endswith('.xhtml'))
+        pictures = {Path(name).name for name in book.namelist() if name.endswith(('.png', '.svg'))}
+    missing = [p.name for p in pages(root) if plain(page_title(root, p)) not in plain(html.unescape(re.sub(r'<[^>]*>', '', text)))]
+    assert not missing and not re.search(r'href="[^"#]*\.ipynb', text)
+    used = set(re.findall(r'src="[^"]*?([^/"]+\.(?:png|svg))"', text))
+    assert used and used <= pictures
 
 
 def test_readme_has_the_table_of_chapters(root):
     text = (root/'README.md').read_text(encoding='utf-8')
     for page in pages(root):
         if page.number and not page.number[0].isalpha(): assert page_head(root, page.source)[1].replace('|', r'\|') in text, page.name
-    assert chapter_table(root).count('\n') == text.count('\n| ') + 1
+    assert chapter_table(root).count('\n| ') == text.count('\n| ') - 1
