@@ -163,7 +163,7 @@ def finish_site(
     site,  # Folder of a site that a renderer has just made
     cfg: dict,  # Settings
 ):
-    "Notebooks to take away, links below each title, a page for lost readers; RuntimeError where links have no place"
+    "Notebooks to take away, links below titles, a page for lost readers; RuntimeError where links have no place"
     toc, book = pages(root), Path(site) / f'{cfg["lib_name"]}.epub'
     book = book.name if book.exists() else ''
     for page in toc:
@@ -172,7 +172,8 @@ def finish_site(
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(takeaway(notebook, cfg), encoding='utf-8')
         file = Path(site) / f'{page.name}.html'
-        text, count = _tools.subn(lambda _, page=page: page_tools(page, cfg, book), file.read_text(encoding='utf-8'), count=1)
+        links = page_tools(page, cfg, book)
+        text, count = _tools.subn(lambda _, links=links: links, file.read_text(encoding='utf-8'), count=1)
         if not count:
             raise RuntimeError(f'{file}: no place for the links below the title')
         script = f'<script src="{"../" * page.name.count("/")}{_script}"></script>'
