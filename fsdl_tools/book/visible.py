@@ -214,12 +214,17 @@ def _narrow(code):
     return done.stdout.strip('\n') if done.returncode == 0 else code
 
 # %% ../../nbs/book/11_visible.ipynb #10c90518
+def _yaml(value):
+    "The value of an option as YAML: a word as it is, a text in quotes"
+    return value if re.fullmatch(r'[\w-]+', value) else json.dumps(value, ensure_ascii=False)
+
+
 def _fold(code, summary, show=False):
     "Source that a reader can unfold, or fold, in either renderer"
     flags, code = cell_options(code)
     flags = {'code-fold': 'show' if show else 'true', 'code-summary': summary} | flags
     flags.pop('echo', None)
-    head = [f'#| {name}: {json.dumps(value) if name == "code-summary" else value}' for name, value in flags.items()]
+    head = [f'#| {name}: {_yaml(value)}' for name, value in flags.items()]
     return '\n'.join([*head, code])
 
 
@@ -227,6 +232,13 @@ def _spoken_of(cells):
     "Names in back-ticks in the prose of a notebook"
     prose = '\n'.join(cell.source for cell in cells if cell.cell_type == 'markdown')
     return set(re.findall(r'`(\w+)(?:\(\))?`', prose))
+
+
+def _promised(cells):
+    "Names in back-ticks that the page says one will be able to import"
+    prose = '\n'.join(cell.source for cell in cells if cell.cell_type == 'markdown')
+    said = re.findall(r'You will be able to import\*\*(.*?)(?:\n\n|\*\*|\Z)', prose, re.S)
+    return set(re.findall(r'`(\w+)', ' '.join(said)))
 
 
 def _is_doc(cell):
@@ -301,7 +313,7 @@ class ShowCode:
         self.nb = nb
         code = [cell for cell in nb.cells if cell.cell_type == 'code']
         decided = _decide([_Cell(*self._split(cell)) for cell in code])
-        self.spoken = _spoken_of(nb.cells)
+        self.spoken, self.promised = _spoken_of(nb.cells), _promised(nb.cells)
         module = next((c.directives_['default_exp'][0] for c in code if 'default_exp' in c.directives_), '')
         self.set_up = _set_up(decided, f'fsdl_tools.{module}')
         for cell, of in zip(code, decided, strict=True):
@@ -327,7 +339,7 @@ class ShowCode:
         entries = {name for doc in docs for name in re.findall(r'show_doc\((\w+)', doc.source)}
         anchors = ''.join(f'<a id="{name.lower()}"></a>' for name in sorted(of.binds - entries))
         summary = 'Source' if docs else 'Source: ' + textwrap.shorten(', '.join(sorted(of.binds)), 60, placeholder=' …')
-        cell.source = _fold(cell.source, summary, 'exports' in of.flags)
+        cell.source = _fold(cell.source, summary, 'exports' in of.flags or bool(of.binds & self.promised))
         cell.outputs = []
         return [need('execnb.nbio', 'dev').mk_cell(anchors, 'markdown'), cell] if anchors else [cell]
 

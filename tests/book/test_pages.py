@@ -127,7 +127,7 @@ def test_no_page_shows_what_only_a_machine_should_see(site, root):
         markup = body(site, page)
         prose = text_of(CODE.sub('', markup)) if page.name != 'book/markdown' else ''
         seen = {'an escaped dollar': prose, 'a shortcode': prose, 'a place that was not filled': prose}
-        outputs = text_of(markup)
+        outputs = text_of(re.sub(r'<details\b.*?</details>', '', markup, flags=re.S))
         wrong += [(page.name, what) for what, pattern in bad.items() if re.search(pattern, seen.get(what, outputs)) and not page.name.startswith('book/')]
         title = text_of(re.search(r'<title>.*?</title>', markup, re.S)[0])
         if re.fullmatch(r'\s*(.+?) [-–] \1\s*', title): wrong.append((page.name, title))
