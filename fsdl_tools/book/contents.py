@@ -209,7 +209,7 @@ def with_chapters(
     source: str,  # Its notebook
 ) -> str:  # Markdown with the table where the comment stood, and numbers in its links
     "A page with its table of chapters and with the numbers of the chapters that it links by an at sign"
-    mark, start = '<!-- chapters -->', posixpath.dirname(source)
+    start = posixpath.dirname(source)
 
     def numbered(found):
         target = posixpath.normpath(posixpath.join(start, found[1]))
