@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['settings', 'published', 'project_root', 'notebooks', 'page_head', 'Page', 'page_name', 'pages', 'page_title',
-           'chapter_table', 'with_chapters', 'similar_titles']
+           'chapter_table', 'filled', 'with_chapters', 'similar_titles']
 
 # %% ../../nbs/book/00_contents.ipynb #14c288bd
 import functools
@@ -203,6 +203,16 @@ def chapter_table(
     return _table(rows)
 
 
+def filled(
+    text: str,  # Markdown
+    what: str,  # The word in the comment, for example chapters
+    make,  # A function that makes what shall stand there
+) -> str:  # Markdown
+    "A text with something made where a comment stands alone on its line"
+    mark = re.compile(rf'^<!-- {what} -->$', re.M)
+    return mark.sub(lambda _, made=make(): made, text) if mark.search(text) else text
+
+
 def with_chapters(
     text: str,  # Markdown of a page
     root,  # Top of the project
@@ -220,7 +230,7 @@ def with_chapters(
     if '[@](' in text:
         numbers = {page.source: page.number for page in pages(root)}
         text = re.sub(r'\[@\]\(([\w./-]+\.ipynb)\)', numbered, text)
-    return text.replace(mark, chapter_table(root, source)) if mark in text else text
+    return filled(text, 'chapters', lambda: chapter_table(root, source))
 
 # %% ../../nbs/book/00_contents.ipynb #2111a14b
 _small = set('a an the of and to in is from by on for what how this that every'.split())

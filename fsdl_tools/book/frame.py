@@ -7,14 +7,14 @@ __all__ = ['Frame']
 
 # %% ../../nbs/book/12_frame.ipynb #92fdf9ab
 from pathlib import Path
-from .contents import page_title, pages, project_root, with_chapters
+from .contents import filled, page_title, pages, project_root, with_chapters
 from .glossary import glossary_text, link_terms
 from .names import name_index
 from ..core import need
 
 # %% ../../nbs/book/12_frame.ipynb #e276c88d
 _place = '<div class="page-tools"></div>'
-_makers = {'<!-- glossary -->': glossary_text, '<!-- names -->': name_index}
+_makers = dict(glossary=glossary_text, names=name_index)
 _without_links = {'glossary.ipynb', 'names.ipynb'}
 
 
@@ -43,9 +43,8 @@ class Frame:
     def _tables(self, cell):
         "What the comments of a text cell ask for"
         cell.source = with_chapters(cell.source, self.root, self.source)
-        for mark, make in _makers.items():
-            if mark in cell.source:
-                cell.source = cell.source.replace(mark, make(self.root))
+        for what, make in _makers.items():
+            cell.source = filled(cell.source, what, lambda make=make: make(self.root))
 
     def begin(self):
         "Number, tables and links; nbdev calls it after all other processors"
