@@ -210,7 +210,10 @@ def filled(
 ) -> str:  # Markdown
     "A text with something made where a comment stands alone on its line"
     mark = re.compile(rf'^<!-- {what} -->$', re.M)
-    return mark.sub(lambda _, made=make(): made, text) if mark.search(text) else text
+    if not mark.search(text):
+        return text
+    made = make()
+    return mark.sub(lambda _: made, text)
 
 
 def with_chapters(
