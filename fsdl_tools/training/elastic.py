@@ -264,10 +264,13 @@ def _agent():
     "torchrun, until the pipe to whoever has started it is closed; an orphan also removes the scratch folder"
     os.environ['FSDL_AGENT'] = str(os.getpid())
     threading.Thread(target=_hang_up, daemon=True).start()
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.run import main
 
     try:
         main()
+    except SignalException as e:
+        sys.exit(128 + e.sigval)  # its stack would say where torchrun was waiting
     finally:
         _tidy()
 
