@@ -1,9 +1,9 @@
-"""A training on a real SLURM of two nodes, one of which is killed: the loss against the clock, and what the queue says meanwhile.
+"""A training on a real SLURM of two nodes, one of which is killed: loss against the clock, and what the queue says.
 
     python benchmarks/survival.py [--steps 48] [--kill 16]
 
-The result is fsdl_tools/data/results/survival.json. It needs root and Debian's slurm-wlm and munge. Steps are slowed down to a quarter of a
-second, so that a run of a tiny model lasts as long as a node needs to die and to come back.
+The result is fsdl_tools/data/results/survival.json. It needs root and slurm-wlm and munge of Debian. Steps are slowed
+down to a quarter of a second, so that a run of a tiny model lasts as long as a node needs to die and to come back.
 """
 import argparse
 import datetime
@@ -43,7 +43,7 @@ def rows_of(folder):
 
 
 def watch(slurm, handle, folder, events):
-    "Until the job is done: every step with the second it was first seen, every change of its state; events(steps) may break things"
+    "Until the job is done: each step and each state with the second it was first seen in; events may break things"
     began, steps, states = time.monotonic(), [], []
     while True:
         now, status = time.monotonic() - began, slurm.status(handle)
@@ -97,12 +97,18 @@ def main():
             if status.state != 'succeeded':
                 raise RuntimeError(f'{name}: {status}\n{s.logs(h)[-2000:]}')
             weights = (folder/'model.safetensors').read_bytes()
-            out[name] = dict(steps=steps, states=states, restarts=status.detail, losses=[r['loss'] for r in rows_of(folder)])
-            out[name]['weights'] = weights
+            losses = [r['loss'] for r in rows_of(folder)]
+            out[name] = dict(steps=steps, states=states, restarts=status.detail, losses=losses, weights=weights)
     equal = out['quiet'].pop('weights') == out['killed'].pop('weights')
-    note = dict(date=datetime.date.today().isoformat(), slurm=version, python=platform.python_version(), weights_equal=equal,
-                machine='two nodes of a SLURM on one machine of two cores, which did other work as well')
-    write_atomic(data_path('tables.csv').parent/'results'/'survival.json', json.dumps(dict(note=note, **out), indent=1) + '\n')
+    note = dict(
+        date=datetime.date.today().isoformat(),
+        slurm=version,
+        python=platform.python_version(),
+        weights_equal=equal,
+        machine='two nodes of a SLURM on one machine of two cores, which did other work as well',
+    )
+    result = json.dumps(dict(note=note, **out), indent=1) + '\n'
+    write_atomic(data_path('tables.csv').parent/'results'/'survival.json', result)
     print(note, [(x['seconds'], x['word']) for x in out['killed']['states']])
 
 

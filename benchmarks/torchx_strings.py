@@ -2,8 +2,9 @@
 
     python benchmarks/torchx_strings.py [--check]
 
-The script runs in bash, with a program in the place of srun that splits --export at commas, as SLURM's does, and says what it was given.
-The result is fsdl_tools/data/results/torchx_strings.json; --check compares instead of writing. It needs the side environment torchx.
+The script runs in bash, with a program in the place of srun that splits --export at commas, as SLURM's does, and says
+what it was given. The result is fsdl_tools/data/results/torchx_strings.json; --check compares instead of writing. It
+needs the side environment torchx.
 """
 import argparse
 import datetime
@@ -37,7 +38,8 @@ render = '''
 from torchx.specs import AppDef, Resource, Role
 from torchx.schedulers.slurm_scheduler import create_scheduler
 def main(text):
-    role = Role(name="probe", image="/tmp", entrypoint="echo", args=[text], env={"NOTE": text}, resource=Resource(cpu=1, gpu=0, memMB=100))
+    small = Resource(cpu=1, gpu=0, memMB=100)
+    role = Role(name="probe", image="/tmp", entrypoint="echo", args=[text], env={"NOTE": text}, resource=small)
     return create_scheduler("s").submit_dryrun(AppDef(name="probe", roles=[role]), {}).request.materialize()
 '''
 
@@ -81,7 +83,8 @@ def main():
     if check:
         sys.exit(0 if rows == read_results('torchx_strings')['rows'] else f'it is no longer so: {rows}')
     note = dict(date=datetime.date.today().isoformat(), torchx='0.7.0', python='.'.join(map(str, sys.version_info[:3])))
-    write_atomic(data_path('tables.csv').parent/'results'/'torchx_strings.json', json.dumps(dict(note=note, rows=rows), indent=1) + '\n')
+    result = json.dumps(dict(note=note, rows=rows), indent=1) + '\n'
+    write_atomic(data_path('tables.csv').parent/'results'/'torchx_strings.json', result)
     for r in rows:
         print(r)
 

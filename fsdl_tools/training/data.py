@@ -418,6 +418,15 @@ def _stacked(samples):
     x, y = zip(*samples, strict=True)
     return torch.stack(x), torch.stack(y) if isinstance(y[0], torch.Tensor) else torch.tensor(y)
 
+def _told(loader):
+    "Batches of a loader; an error of its workers is raised without their stack"
+    try:
+        yield from loader
+    except ValueError as e:
+        if 'Original Traceback' not in str(e):
+            raise
+        raise ValueError(str(e).strip().splitlines()[-1].removeprefix('ValueError: ')) from None
+
 class Feed:
     "What one replica reads: iterable over steps, each a list of micro-batches (x, y)"
 
@@ -445,7 +454,7 @@ class Feed:
         steps = range(self.start, self.stop) if self.stop is not None else itertools.count(self.start)
         keys = (k for s in steps for k in self.at(s))
         if self.workers:
-            batches = iter(
+            batches = _told(
                 DataLoader(
                     self.data,
                     batch_sampler=keys,

@@ -46,6 +46,11 @@ def test_the_first_cause_is_the_last_line(photos):
     assert not any('Traceback' in line for line in said), said
 
 
+def test_an_error_of_a_worker_that_reads_ahead_is_one_line(photos):
+    code, said = train('--model', 'test_resnet', '--image-size', '32', '--data', str(photos), '--global-batch', '20', '--steps', '3', '--holdout', '0', '--workers', '1')
+    assert code == 2 and "7.jpg'" in said[-1] and 'worker' not in said[-1] and not any('Traceback' in line for line in said), said
+
+
 def test_each_rank_of_a_scheduler_names_the_first_cause(photos, tmp_path):
     c = TrainConfig('test_resnet', image_size=32, data=str(photos), layout='dp2', global_batch=20, steps=3, holdout=0., folder=str(tmp_path/'run'))
     (tmp_path/'run').mkdir()
