@@ -123,6 +123,7 @@ def said_by(c):
     return [str(w.message) for w in heard if 'learning rate' in str(w.message)]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize('change', [dict(steps=8), dict(lr=.1), dict(lr_schedule='linear', steps=8), dict(clip=.5, steps=5), dict(weight_decay=.1, steps=5), dict(warmup=7, steps=8)], ids=str)
 def test_a_change_of_the_schedule_is_said_and_recorded(change, tmp_path):
     c = config(tmp_path, save_every=2)

@@ -88,6 +88,7 @@ def test_during_evaluation_and_saving(code, flag, kw, tmp_path):
     goes_on(c.replace(eval_every=0), 1)
 
 
+@pytest.mark.slow
 def test_in_the_last_evaluation_the_run_is_done(tmp_path):
     c = config(tmp_path, steps=3)
     p = begin(c, slow_eval)
