@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['KiB', 'MiB', 'GiB', 'TiB', 'palette', 'human_bytes', 'human_count', 'human_seconds', 'human_dollars', 'parse_bytes',
            'parse_count', 'parse_seconds', 'nearest', 'one_of', 'positive', 'need', 'Record', 'write_atomic',
-           'data_path', 'read_data', 'read_results', 'fix_torchvision', 'plot_style']
+           'data_path', 'read_data', 'read_results', 'scratch', 'fix_torchvision', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #7891d696
-import csv, dataclasses, difflib, importlib, importlib.resources, importlib.util
+import contextlib, csv, dataclasses, difflib, importlib, importlib.resources, importlib.util
 import json, math, os, re, secrets, sys, types, typing
 from pathlib import Path
 
@@ -320,6 +320,41 @@ def read_results(
 ) -> dict:   # What it measured, with date and versions
     "What a script in benchmarks wrote when it was last run"
     return json.loads(data_path(f'results/{name}.json').read_text(encoding='utf-8'))
+
+# %% ../nbs/00_core.ipynb #1618d127
+def _sweep_scratch(folder, prefix):
+    "Remove what processes that are dead have left under this prefix"
+    from filelock import FileLock, Timeout
+    import shutil, time
+    for p in Path(folder).iterdir():
+        owner = p/'.owner'
+        if not p.name.startswith(prefix) or p.is_symlink() or not owner.is_file():
+            continue
+        with contextlib.suppress(Timeout, OSError, NotImplementedError):     # its owner is alive, or nobody can say
+            if time.time() - owner.stat().st_mtime < 2:
+                continue                                # made this moment: its owner may not hold the lock yet
+            with FileLock(owner, timeout=0):
+                shutil.rmtree(p, ignore_errors=True)
+
+@contextlib.contextmanager
+def scratch(
+    prefix:str, # Of its name, so that the next call finds what this one had to leave
+    folder=None # Where it is made; default: the system's folder for temporary files
+):              # A Path; the folder is gone afterwards
+    "A folder to work in, removed at the end, or by the next call with this prefix after its owner was killed"
+    from filelock import FileLock
+    import shutil, tempfile
+    folder = Path(folder or tempfile.gettempdir())
+    _sweep_scratch(folder, prefix)
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+    lock = FileLock(made/'.owner', timeout=0)
+    try:
+        with contextlib.suppress(NotImplementedError):      # a disk without locks: then nobody sweeps here either
+            lock.acquire()
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        lock.release()
 
 # %% ../nbs/00_core.ipynb #ba9ecba9
 _ops = [

@@ -97,6 +97,26 @@ class BuildError(RuntimeError):
 def _tail(log, n=15):
     return '\n'.join(Path(log).read_text(errors='replace').splitlines()[-n:])
 
+_guard = 'import os, signal, sys; os.read(0, 1); os.killpg(int(sys.argv[1]), signal.SIGKILL)'
+
+@contextlib.contextmanager
+def _guarded(group):
+    "Whatever happens to this process, a process group ends with it: a second process waits for the end of a pipe"
+    # not a handler of signals, since there is one that cannot be handled
+    guard = subprocess.Popen(
+        [sys.executable, '-ISc', _guard, str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        guard.kill()
+        guard.wait()
+        guard.stdin.close()
+
 def _call(cmd, log, timeout, env=None, text='', what=''):
     "Run `cmd`, append its output to `log`; raises BuildError or TimeoutError"
     with open(log, 'a') as out:
@@ -104,7 +124,8 @@ def _call(cmd, log, timeout, env=None, text='', what=''):
             cmd, stdin=subprocess.PIPE, stdout=out, stderr=out, env=env, text=True, start_new_session=True
         )
         try:
-            p.communicate(text, timeout=timeout)
+            with _guarded(p.pid):
+                p.communicate(text, timeout=timeout)
         except subprocess.TimeoutExpired:
             raise TimeoutError(
                 f'{what or _short(cmd)} took longer than {timeout:g} s and was stopped\n{_tail(log)}'

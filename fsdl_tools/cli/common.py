@@ -47,6 +47,7 @@ _mistakes = (
     ImportError,
     OSError,
     TimeoutError,
+    FloatingPointError,
 )
 
 def _one_line(e):
