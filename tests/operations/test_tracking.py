@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import struct
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,7 @@ from fsdl_tools.operations.tracking_read import read, read_all
 from fsdl_tools.training.runlog import Run, Series, read_log, start_run
 
 clients = pytest.mark.skipif(not built('trackers'), reason="the side environment 'trackers' is not built")
+ROOT = Path(__file__).parent.parent.parent
 canary = 'hf_' + 'CanaryCanaryCanary'
 
 
@@ -214,6 +217,105 @@ def test_a_model_from_a_run_to_onnx(tmp_path):
     assert kept['fsdl.lineage.sha256'] == a.sha256 and kept['fsdl.lineage.fsdl.run'] == log.id
     path.write_bytes(b'another model')
     with pytest.raises(ValueError, match='no run|artifact'): register(log.folder, 'none', 'demo', uri=uri)
+
+
+@pytest.fixture(scope='module')
+def mlflow_server(tmp_path_factory):
+    "A real MLflow server on 127.0.0.1: (address, process, its folder)"
+    from fsdl_tools.operations.slurm_cluster import free_ports
+    top, port = tmp_path_factory.mktemp('server'), free_ports(1)[0]
+    words = ['server', '--host', '127.0.0.1', '--port', str(port), '--workers', '1', '--backend-store-uri', f'sqlite:///{top}/mlflow.db', '--artifacts-destination', str(top/'artifacts')]
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(MLFLOW_DISABLE_TELEMETRY='true')
+    with open(top/'out', 'wb') as out: p = subprocess.Popen([str(built('trackers')), '-m', 'mlflow', *words], env=env, stdout=out, stderr=out, cwd=top, start_new_session=True)
+    url, end = f'http://127.0.0.1:{port}', time.monotonic() + 240
+    try:
+        while True:
+            try: urllib.request.urlopen(url + '/health', timeout=5).read(); break
+            except OSError:
+                assert p.poll() is None and time.monotonic() < end, (top/'out').read_text()[-3000:]
+                time.sleep(.5)
+        yield url, p, top
+    finally:
+        os.killpg(p.pid, signal.SIGKILL)
+        p.wait()
+
+
+@clients
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_server_of_mlflow(mlflow_server, tmp_path):
+    "Written through the client, read through REST: the same bits; followed again, nothing is doubled; a server that stands still holds up nobody"
+    url, p, _ = mlflow_server
+    log = some_run(tmp_path, 5000, tags=dict(kind='test'))
+    options = dict(mlflow=dict(uri=url))
+    os.killpg(p.pid, signal.SIGSTOP)
+    row = follow(log.folder, ('mlflow',), options=options, timeout=20)[0]
+    os.killpg(p.pid, signal.SIGCONT)
+    assert row['status'] == 'stopped'
+    assert follow(log.folder, ('mlflow',), options=options, timeout=250)[0]['status'] == 'finished'
+    whole, back = read_log(log.folder), read(url, log.id)
+    for name, s in whole.metrics.items(): assert back.metrics[name].steps == s.steps and bits(back.metrics[name].values) == bits(s.values)
+    assert back.id == log.id and back.status == 'finished' and back.tags['kind'] == 'test' and str(_flat(back.params)['nested.depth']) == '3'
+    (log.folder/'sinks'/'mlflow.json').unlink()                       # as if the follower had been killed before it wrote its offset
+    assert follow(log.folder, ('mlflow',), options=options, timeout=250)[0]['status'] == 'finished'
+    assert sum(r.id == log.id for r in read_all(url)) == 1 and len(read(url, log.id).metrics['loss']) == 5000
+    odd = some_run(tmp_path/'odd', 0, finish=False)
+    odd.log(dict(n=float('nan'), i=float('inf')), 0)
+    odd.finish()
+    c = convert(odd.folder, 'mlflow', tmp_path/'converted', options=dict(uri=url))
+    assert any('infinite' in x for x in c.lost) and [d for d in c.differs if d.startswith('n:')] == []
+
+
+@clients
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_registry_of_a_server(mlflow_server, tmp_path):
+    "Two versions of a model; the alias moves; what is fetched is what was logged, and a file that was changed is refused"
+    from fsdl_tools.operations.tracking_compare import fetch, register
+    url, _, top = mlflow_server
+    made = []
+    for n in (1, 2):
+        (tmp_path/'model.bin').write_bytes(b'weights' * n)
+        with start_run(tmp_path/'runs', dict(n=n), packages=False) as log: log.artifact(tmp_path/'model.bin', kind='model')
+        assert str(register(log.folder, 'model.bin', 'served', uri=url)) == str(n)
+        made.append(log.id)
+    path, lineage = fetch('served', url, tmp_path/'here')
+    assert path.read_bytes() == b'weights'*2 and lineage['lineage.fsdl.run'] == made[1] and lineage['lineage.version'] == '2'
+    stored = [p for p in (top/'artifacts').rglob('model.bin') if p.read_bytes() == b'weights'*2]
+    stored[0].write_bytes(b'changed')
+    with pytest.raises(ValueError, match='SHA-256'): fetch('served', url, tmp_path/'again')
+
+
+def tabs(chapter, title):
+    "Name -> code of the tabs of a page's section"
+    cells = json.loads((ROOT/'nbs'/'operations'/chapter).read_text())['cells']
+    text = next(s for c in cells if c['cell_type'] == 'markdown' and title in (s := ''.join(c['source'])))
+    return {name.strip(): code for name, code in re.findall(r'^## ([^\n]+)\n.*?```python\n(.*?)```', text, re.M | re.S)}
+
+
+loop = 'def train(log):\n    for step in range(100): log(dict(loss=1/(step + 1), accuracy=step/100), step)\n'
+left = {'TensorBoard': 'runs', 'MLflow': 'mlflow.db', 'W&B': 'wandb', 'Comet': 'comet', 'trackio': 'trackio', 'SwanLab': 'swanlab', 'Neptune': '.neptune', 'Determined': None}
+
+
+@clients
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('tracker', left)
+def test_the_loops_in_the_tabs(tmp_path, tracker):
+    "The code that the page shows runs, and what it leaves is read back"
+    code = tabs('10_sinks.ipynb', 'group="loop"')[tracker]
+    python, more = str(built('trackers')), ''
+    if tracker == 'TensorBoard':        # it is part of torch, which the trackers' environment lacks
+        python, more = sys.executable, f'import sys; sys.path.append({str(next(built("trackers").parent.parent.glob("lib/python*/site-packages")))!r})\n'
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(HOME=str(tmp_path), TRACKIO_DIR=str(tmp_path/'trackio'), MLFLOW_DISABLE_TELEMETRY='true', WANDB_SILENT='true')
+    p = subprocess.run([python, '-c', more + loop + code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert p.returncode == 0, p.stderr[-3000:]
+    if tracker == 'Determined': return
+    r = read(tmp_path/left[tracker])
+    want = [1/(i + 1) for i in range(100)]
+    if tracker == 'TensorBoard': want = [struct.unpack('<f', struct.pack('<f', v))[0] for v in want]
+    name = next(k for k in r.metrics if k.endswith('loss'))
+    assert r.metrics[name].values == want and r.metrics[name].steps == list(range(100))
 
 
 def test_convert_says_what_is_lost(tmp_path):
