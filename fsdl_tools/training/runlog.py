@@ -187,6 +187,7 @@ class RunLog:
     "Where a training loop logs: `log` costs microseconds, a thread writes the file"
 
     limit = 64 * 1024  # Bytes in the buffer that wake the thread
+    calm = 1024 * 1024  # Bytes from which on the loop makes its lines itself: the thread does not keep up
     most = 4 * 1024 * 1024  # Bytes it keeps while the disk takes none
     interval = 0.25  # Seconds between two writes
 
@@ -226,7 +227,8 @@ class RunLog:
                 row = tuple(map(_as_logged, row))
                 break
         self._step = row[0] + 1
-        self._put((line, time.time(), row), line[1])
+        row = line, time.time(), row
+        self._put(row if self._size < self.calm else _as_text(row), line[1])
 
     def _template(self, names):
         "The line of these names, with holes for time, step and values; and its bytes, numbers of usual length filled in"
