@@ -138,11 +138,11 @@ _ray_kinds = dict(
     normal=lambda tune, p: tune.randn(p.low, p.high),
 )
 
-def _ray_has(space):
-    "Raise ValueError for a distribution that Ray Tune does not have"
-    unknown = [p.kind for p in space.parameters if p.kind not in _ray_kinds]
+def _ray_has(space, but=()):
+    "Raise ValueError for a distribution that Ray Tune does not have, or not for this search"
+    unknown = [p.kind for p in space.parameters if p.kind not in _ray_kinds or p.kind in but]
     if unknown:
-        raise ValueError(f'Ray Tune has no distribution {unknown[0]!r}')
+        raise ValueError(f'Ray Tune has no distribution {unknown[0]!r} for the method {space.method}')
 
 def _ray_axes(tune, space):
     "The space in Ray Tune's words; raises ValueError for a distribution that it does not have"

@@ -9,7 +9,7 @@ __all__ = ['open_points', 'WatchedTrial', 'tune_on_ray']
 import json, os, secrets, sys, tempfile, time
 from pathlib import Path
 from ..environments import run_in
-from .sweep_engines import _ray_axes
+from .sweep_engines import _ray_axes, _ray_has
 from .sweep_space import Space, read_sweep
 from fsdl_tools.operations.sweep_trials import (
     history_of, library_paths, lock_file, lock_trial, start_process, trial_folder
@@ -134,7 +134,8 @@ def _drive(call):
             scheduler=_asha(tune, space),
             **searched['config'],
         )
-        quiet = tune.RunConfig(storage_path=place + '/results', verbose=0)
+        kept = tune.CheckpointConfig(checkpoint_at_end=False)  # a trial's checkpoints are its own business
+        quiet = tune.RunConfig(storage_path=place + '/results', verbose=0, checkpoint_config=kept)
         trainable = tune.with_resources(Trial, dict(cpu=1))
         found = tune.Tuner(trainable, param_space=searched['space'], tune_config=how, run_config=quiet).fit()
     finally:
@@ -195,6 +196,8 @@ def tune_on_ray(
     total = min([n for n in (budget.trials, space.cap) if n], default=0)
     if not total and space.method != 'grid':
         raise ValueError('Ray Tune needs a number of trials: give a budget in trials, or run_cap in the file')
+    if space.method != 'grid':
+        _ray_has(space, ('normal',) if space.method == 'bayes' else ())
     _open_books(folder, space)
     finish = dict(function=function, workers=workers, seed=seed, retries=retries)
     _finish_old(space, folder, budget, finish)

@@ -274,7 +274,9 @@ def _whole_tree(pid):
 @pytest.mark.skipif(not built('ray'), reason="the side environment 'ray' is not built")
 def test_ray_tune_stops_early_and_asks_optuna(place):
     (place/'slow.py').write_text('import time\ndef train(params, log):\n    for step in range(8):\n        log.log(dict(loss=params["x"]), step)\n        log.flush()\n        time.sleep(.3)\n')
+    with pytest.raises(ValueError, match="no distribution 'normal'"): tune_on_ray(bayes(6), place/'s', 'slow:train')
     space = bayes(6).replace(early=dict(min_iter=2, eta=2))
+    space = space.replace(parameters=[p for p in space.parameters if p.kind != 'normal'])
     rows = list(tune_on_ray(space, place/'s', 'slow:train', timeout=500))
     assert len(rows) == 6 and {r['state'] for r in rows} <= {'finished', 'stopped'} and 'stopped' in {r['state'] for r in rows}
     assert all(0 <= r['x'] <= 1 and r['k'] in 'ab' for r in rows)
