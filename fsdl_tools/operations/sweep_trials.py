@@ -175,6 +175,15 @@ def _end_of(place):
     log = Path(place) / 'log.jsonl'
     return next((str(e['end']) for e, _ in events(log) if 'end' in e), '') if log.is_file() else ''
 
+def _logged_seconds(place):
+    "From the first line of a trial's log to the last; None where it has none"
+    log = Path(place) / 'log.jsonl'
+    if not log.is_file():
+        return None
+    times = [e.get('t', e.get('started')) for e, _ in events(log)]
+    times = [t for t in times if isinstance(t, (int, float))]
+    return times[-1] - times[0] if times else None
+
 def verdict(
     place,  # Folder of a trial that is over
     metric: str,  # Its result
@@ -184,7 +193,7 @@ def verdict(
     "How a trial ended: finished, stopped, failed, or waiting for another attempt"
     place = Path(place)
     done = json.loads((place / 'exit.json').read_text()) if (place / 'exit.json').is_file() else None
-    value, seconds = _result(place, metric), (done or {}).get('seconds')
+    value, seconds = _result(place, metric), done['seconds'] if done else _logged_seconds(place)
     if (place / 'stop').exists():
         return ('stopped', value, seconds, None)
     died = done is None and _end_of(place) != 'finished' or done is not None and done['code'] < 0
@@ -297,18 +306,11 @@ def _known_by_its_log(place, error):
     return True
 
 def _write_end(place, code, reason):
-    "How a job ended, and how long it ran by its own log"
-    end = dict(code=code, seconds=_seconds_of(place), reason=reason)
-    write_atomic(place / 'exit.json', json.dumps(end))
-
-def _seconds_of(place):
-    "From the first line of a trial's log to the last; since it was submitted where it has none"
-    log = place / 'log.jsonl'
-    if not log.is_file():
-        return time.time() - json.loads((place / 'job.json').read_text())['since']
-    times = [e.get('t', e.get('started')) for e, _ in events(log)]
-    times = [t for t in times if isinstance(t, (int, float))]
-    return times[-1] - times[0] if times else 0.0
+    "How a job ended, and how long it ran by its own log, or since it was submitted where it has none"
+    seconds = _logged_seconds(place)
+    if seconds is None:
+        seconds = time.time() - json.loads((place / 'job.json').read_text())['since']
+    write_atomic(place / 'exit.json', json.dumps(dict(code=code, seconds=seconds, reason=reason)))
 
 # %% ../../nbs/operations/19_sweep_trials.ipynb #e33c29e9
 def hourly_price(

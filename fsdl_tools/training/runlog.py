@@ -231,7 +231,7 @@ class RunLog:
         self._put(row if self._size < self.calm else _as_text(row), line[1])
 
     def _template(self, names):
-        "The line of these names, with holes for time, step and values; and its bytes, numbers of usual length filled in"
+        "The line of these names, with holes for time, step and values; and its usual length in bytes"
         pairs = ','.join(f'{_json(mask_text(str(n)))}:'.replace('%', '%%') + '%s' for n in names)
         text = '{"t":%r,"step":%s,"m":{' + pairs + '}}\n'
         line = text.encode('utf-8', 'backslashreplace').decode()

@@ -296,6 +296,7 @@ def test_hyperband_stops_the_hopeless(place):
     space = grid(6).replace(early=dict(min_iter=2, eta=2))
     rows = list(sweep(space, place/'s', 'slow:train', workers=2, poll=.02))
     assert rows[0]['state'] == 'finished' and 'stopped' in {r['state'] for r in rows} and best(place/'s')['value'] == 0.
+    assert all(r['seconds'] > 0 for r in books(place/'s'))      # who is stopped early has cost something, too
 
 
 def test_budgets(place):

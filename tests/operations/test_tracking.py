@@ -111,6 +111,12 @@ def test_mistakes_are_found_before_anything_starts(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match='fsdl env build trackers'): follow(log.folder, ('wandb',))
 
 
+def test_a_database_is_named_from_where_one_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tracking._absolute(dict(uri='sqlite:///here.db', experiment='e')) == dict(uri=f'sqlite:///{tmp_path}/here.db', experiment='e')
+    for same in (None, {}, dict(uri='http://127.0.0.1:5000'), dict(uri=f'sqlite:///{tmp_path}/a.db')): assert tracking._absolute(same) == same
+
+
 def test_a_log_cannot_name_files_outside_the_run(tmp_path):
     secret = tmp_path/'secret'
     secret.write_text('x')
@@ -198,16 +204,18 @@ def test_a_server_that_never_answers(tmp_path):
 
 @clients
 @pytest.mark.slow
-def test_a_model_from_a_run_to_onnx(tmp_path):
+def test_a_model_from_a_run_to_onnx(tmp_path, monkeypatch):
     import torch
     from safetensors.torch import load_file, save_file
     from fsdl_tools.onnx.export import export
     from fsdl_tools.onnx.graph import inspect_onnx
     from fsdl_tools.operations.tracking_compare import fetch, register
-    model, uri = torch.nn.Linear(4, 2), f'sqlite:///{tmp_path}/mlflow.db'
+    monkeypatch.chdir(tmp_path)                 # a database is named from where one stands, as the page does it
+    model, uri = torch.nn.Linear(4, 2), 'sqlite:///mlflow.db'
     save_file(model.state_dict(), tmp_path/'model.safetensors')
     with start_run(tmp_path/'runs', dict(width=4), packages=False) as log: a = log.artifact(tmp_path/'model.safetensors', kind='model')
     assert str(register(log.folder, 'model.safetensors', 'demo', uri=uri)) == '1'
+    assert (tmp_path/'mlflow.db').is_file() and list((tmp_path/'artifacts').rglob('model.safetensors'))
     path, lineage = fetch('demo', uri, tmp_path/'here')
     other = torch.nn.Linear(4, 2)
     other.load_state_dict(load_file(path))
