@@ -59,8 +59,9 @@ def _piece_problem(b, pos, room, crc, size, kind, inside):
 # %% ../../nbs/operations/13_wandb_files.ipynb #4b0904ac
 def _item(b, start, end):
     "A key with its JSON value: HistoryItem, ConfigItem, SummaryItem"
-    at = start + 2 + b[start + 1] if end - start > 4 else end
-    if b[start] == 0x0A and at + 3 <= end and b[at : at + 2] == b'\x82\x01' and at + 3 + b[at + 2] == end:
+    plain = end - start > 4 and b[start] == 0x0A and b[start + 1] < 0x80
+    at = start + 2 + b[start + 1] if plain else end
+    if at + 3 <= end and b[at : at + 2] == b'\x82\x01' and b[at + 2] < 0x80 and at + 3 + b[at + 2] == end:
         return _text(b, start + 2, at), b[at + 3 : end]  # one key and a short value, as in nearly every row
     names, raw = [], None
     for f, x, y, v in fields(b, start, end):

@@ -20,6 +20,7 @@ from fsdl_tools.operations.sweep_engines import bands, should_stop, suggest
 from fsdl_tools.operations.sweeps import Budget, best, books, importance, sweep
 from fsdl_tools.operations.sweep_ray import tune_on_ray
 from fsdl_tools.operations.sweep_trials import hourly_price, job_ended, nest, start_job, verdict
+from .test_slurm import cluster, installed  # noqa: F401 - fixtures
 
 toy = '''
 import time, os, sys
@@ -237,6 +238,26 @@ def test_dollars_of_jobs(jobs):
     done = sweep(grid(8, steps=2, pause=.3), jobs/'s', 'toy:train', workers=1, poll=.1, job=pattern, budget=Budget(dollars=price/3600*1.6, price=price))
     assert 1 <= len(done) < 8 and sum(r['seconds'] for r in books(jobs/'s'))/3600*price <= price/3600*1.6
     with pytest.raises(ValueError, match='no folder'): sweep(grid(2), jobs/'t', 'toy:train', job=pattern.replace(folder='/nowhere'))
+
+
+slurm_controller = controller.replace('import sys, json;', 'import os, sys, json; from fsdl_tools.operations.launch import Job; from fsdl_tools.operations.slurm import Slurm;').replace(
+    'poll=.02', 'poll=.5, job=Job("toy", ("python",), env=dict(COUNT=os.environ["COUNT"]), time=120), where=Slurm(python=sys.executable, output=sys.argv[4])')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_trials_on_slurm(place, cluster):  # noqa: F811
+    "Jobs of a real SLURM: the controller is killed while they wait and run, another goes on, each point once"
+    words = [sys.executable, '-c', slurm_controller, json.dumps(grid(5, steps=3, pause=.5).to_dict()), str(place/'s'), '2', str(cluster.root/'work'/'slurm-%j.out')]
+    p = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    stop = time.monotonic() + 120
+    while not list(place.glob('s/trials/*/job.json')) and time.monotonic() < stop: time.sleep(.1)
+    time.sleep(random.random()*3)
+    p.kill()
+    p.communicate()
+    end(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))
+    assert [(r['state'], r['attempt']) for r in books(place/'s')] == [('finished', 1)]*5
+    assert sorted(map(float, counted(place))) == [i/10 for i in range(5)]
 
 
 ray_driver = 'import sys, json; from fsdl_tools.operations.sweep_space import Space; from fsdl_tools.operations.sweep_ray import tune_on_ray; tune_on_ray(Space.from_dict(json.loads(sys.argv[1])), sys.argv[2], "toy:train", timeout=400)'
