@@ -21,7 +21,7 @@ def jobs():
     from fsdl_tools.core import fix_torchvision
     fix_torchvision()
     import timm
-    from fsdl_tools.models.build import _hf_classes, _hf_types, hf_tasks
+    from fsdl_tools.models.architectures import _hf_classes, _hf_types, hf_tasks
     tasks = ['causal-lm', 'masked-lm', 'image-classification']
     out = [('transformers', n, t) for t in tasks for n in _hf_classes(t)]
     out += [('timm', n, 'image-classification') for n in timm.list_models()]

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['KiB', 'MiB', 'GiB', 'TiB', 'palette', 'human_bytes', 'human_count', 'human_seconds', 'human_dollars', 'parse_bytes',
-           'parse_count', 'parse_seconds', 'nearest', 'one_of', 'positive', 'need', 'Record', 'write_atomic',
-           'data_path', 'read_data', 'read_results', 'fix_torchvision', 'plot_style']
+           'parse_count', 'parse_seconds', 'nearest', 'one_of', 'positive', 'printable', 'theirs', 'need', 'Record',
+           'write_atomic', 'data_path', 'read_data', 'read_results', 'fix_torchvision', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #7891d696
-import csv, dataclasses, difflib, importlib, importlib.resources, importlib.util
-import json, math, os, re, secrets, sys, types, typing
+import contextlib, csv, dataclasses, difflib, importlib, importlib.resources, importlib.util
+import json, math, os, re, secrets, shutil, stat, sys, time, types, typing, unicodedata
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #41f5b133
@@ -145,6 +145,27 @@ def positive(
         raise ValueError(f'{what} must be positive and finite, not {value!r}')
     return value
 
+def printable(
+    text # Anything; what is not text is written as text first
+) -> str: # The text, with escapes such as \x1b for what a terminal would obey rather than show
+    "Text from outside, such as a name in a file, as it can be shown to a person"
+    bad = lambda c: unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp') and c not in '\n\t\u200d'
+    return ''.join(repr(c)[1:-1] if bad(c) else c for c in str(text))
+
+@contextlib.contextmanager
+def theirs(
+    what:str # What is being done, for the message
+):
+    "What other people's code raises inside becomes a ValueError of one line; a missing package an ImportError"
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as e:
+        said = ' '.join(str(e).split())[:300]
+        kind = '' if said and isinstance(e, ValueError) else type(e).__name__
+        raise ValueError(': '.join(filter(None, [what, kind, said]))) from e
+
 # %% ../nbs/00_core.ipynb #46e17c5f
 def need(
     module:str,      # Module to import, for example jax or torch.onnx
@@ -269,23 +290,54 @@ class Record:
         return self._page().__rich__()
 
 # %% ../nbs/00_core.ipynb #d9331e60
-def write_atomic(
-    path,  # Where to
-    content # Text or bytes
-) -> Path: # The path; on any error the old file stays as it was
-    "Write `content` to `path` in one step"
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(path.parent)!r}')
+def _open_special(path, wait=5.):
+    "A file descriptor for what is no regular file: a device, or a FIFO that somebody reads; raises OSError"
+    end = time.monotonic() + wait
+    while True:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as e:
+            if not stat.S_ISFIFO(os.stat(path).st_mode) or time.monotonic() > end:
+                raise OSError(f'cannot write to {str(path)!r}: {e.strerror}') from None
+            time.sleep(.05)
+            continue
+        os.set_blocking(fd, True)
+        return fd
+
+def _is_special(path):
+    "Is this a device, a FIFO or somebody's open file, which must not be replaced?"
+    return path.exists() and (not path.is_file() or path.absolute().parts[1] in ('dev', 'proc'))
+
+def _replace_file(path, content):
+    "Write a regular file beside its place, and move it there with the rights of the old one"
     tmp = path.with_name(f'.{path.name[:200]}.{secrets.token_hex(4)}.tmp')
     try:
         with open(tmp, 'xb') as f:
-            f.write(content.encode() if isinstance(content, str) else content)
+            f.write(content)
             f.flush()
             os.fsync(f.fileno())
+        if path.exists():
+            shutil.copymode(path, tmp)
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
+
+def write_atomic(
+    path,  # Where to: a link is followed; a device or a FIFO is written into, as the shell does it
+    content # Text or bytes
+) -> Path: # The path; on any error the old file stays as it was
+    "Write `content` to `path` in one step"
+    path, content = Path(path), content.encode() if isinstance(content, str) else content
+    if path.is_dir():
+        raise IsADirectoryError(f'cannot write {str(path)!r}: it is a folder')
+    if _is_special(path):
+        with open(_open_special(path), 'wb') as f:
+            f.write(content)
+        return path
+    target = path.resolve() if path.is_symlink() else path
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(target.parent)!r}')
+    _replace_file(target, content)
     return path
 
 def data_path(
