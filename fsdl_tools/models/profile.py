@@ -6,7 +6,7 @@
 __all__ = ['metered', 'profile', 'largest', 'tree', 'memory_by_precision', 'compare_models', 'latency', 'front']
 
 # %% ../../nbs/models/04_profile.ipynb #e0d081cd
-import contextlib, copy, math, re, statistics, time
+import contextlib, copy, functools, math, re, statistics, time
 from ..core import human_bytes, human_count, one_of, positive, theirs
 from ..table import Table, pareto_front
 from .build import active_parameters, build, example_inputs, shape_of
@@ -46,6 +46,7 @@ _computes = re.compile(
 )
 _free = re.compile(r'upsample|convert|_backward$|conv_tbc_backward|unpack|_prepacked')
 
+@functools.lru_cache(maxsize=None)
 def _rule(packet):
     "The formula for the FLOPs of an operation, or None"
     from torch.utils.flop_counter import flop_registry
@@ -54,6 +55,7 @@ def _rule(packet):
         return flop_registry.get(packet)
     return lambda *args, out_val=None, **kwargs: own(*args, **kwargs)
 
+@functools.lru_cache(maxsize=None)
 def _has_no_formula(func):
     "Does this operation compute something that is not counted?"
     name = func._overloadpacket.__name__
@@ -65,6 +67,8 @@ def _tensors(x):
     "All tensors in a nest of tuples, lists, dicts and model outputs"
     import torch
     from torch.utils._pytree import tree_leaves
+    if isinstance(x, torch.Tensor):
+        return [x]
     return [t for t in tree_leaves(x) if isinstance(t, torch.Tensor)]
 
 _zero = lambda: dict(flops=0, activations=0, saved=0, traffic=0, calls=0, output=())
@@ -86,14 +90,16 @@ class _Tally:
         self.stack.pop()
     def op(self, func, args, kwargs, out):
         "Count one operation"
+        row = self.row
         if rule := _rule(func._overloadpacket):
-            self.row['flops'] += int(rule(*args, **kwargs, out_val=out))
-            self.row['activations'] += _tensors(out)[0].numel()
+            row['flops'] += int(rule(*args, **kwargs, out_val=out))
+            row['activations'] += _tensors(out)[0].numel()
         elif _has_no_formula(func):
             self.uncounted.add(func._overloadpacket.__name__)
         if not func.is_view:
-            self.row['traffic'] += sum(t.numel() * t.element_size() for t in _tensors((args, kwargs, out)))
-            self.read.update(t.untyped_storage()._cdata for t in _tensors((args, kwargs)))
+            ins = _tensors((args, kwargs))
+            row['traffic'] += sum(t.numel() * t.element_size() for t in ins + _tensors(out))
+            self.read.update(t.untyped_storage()._cdata for t in ins)
     def save(self, t):
         "Count a tensor that autograd keeps, unless its memory was counted before"
         s = t.untyped_storage()

@@ -6,7 +6,7 @@
 __all__ = ['UnknownValue', 'Values', 'Follower', 'constants', 'watching', 'remember', 'recall', 'bare_copy']
 
 # %% ../../nbs/models/02_values.ipynb #11374336
-import contextlib, copy, weakref
+import contextlib, copy, functools, weakref
 
 # %% ../../nbs/models/02_values.ipynb #b759c0e0
 class UnknownValue(RuntimeError):
@@ -20,8 +20,13 @@ def _without_data(t):
 def _tensors_in(x):
     "All tensors in a nest of tuples, lists and dicts"
     from torch import Tensor
-    from torch.utils._pytree import tree_leaves
-    return [t for t in tree_leaves(x) if isinstance(t, Tensor)]
+    if isinstance(x, Tensor):
+        return [x]
+    if isinstance(x, dict):
+        x = x.values()
+    elif not isinstance(x, (tuple, list)):
+        return []
+    return [t for part in x for t in _tensors_in(part)]
 
 class Values:
     "The numbers of tensors without data, as far as they follow from constants"
@@ -54,7 +59,7 @@ class Values:
         t # A tensor
     ) -> bool: # True for every tensor that has data
         "Are the numbers of `t` known?"
-        return t.untyped_storage()._cdata in self._twins or not _without_data(t)
+        return not _without_data(t) or t.untyped_storage()._cdata in self._twins
 
     def of(self,
         t # A tensor
@@ -95,6 +100,7 @@ _look_ups = dict(
     embedding=(0, None, 1), _embedding_bag=(0, None, 1), index_select=(0, 1, 2), gather=(0, 1, 2), scatter=(0, 1, 2),
     scatter_add=(0, 1, 2), index_add=(0, 1, 2), index_copy=(0, 1, 2), index_fill=(0, 1, 2),
 )
+_look_ups |= {name + '_': where for name, where in _look_ups.items()}      # in place
 
 def _in_range(name, index, rows, negative=False):
     "Raise IndexError unless all of `index` name one of `rows` rows"
@@ -118,15 +124,15 @@ def _is_mask(index):
 
 def _check_indices(values, name, args):
     "Indices that are known must lie within the table they are used on, whether its numbers are known or not"
-    name = name.rstrip('_')
     if name in _look_ups:
         _check_look_up(values, name, args)
-    elif name in ('index', 'index_put') and not any(map(_is_mask, args[1])):
+    elif name in ('index', 'index_put', 'index_put_') and not any(map(_is_mask, args[1])):
         for d, index in enumerate(args[1]):
             known = None if index is None else values.of(index)
             if known is not None:
                 _in_range(name, known, args[0].shape[d], negative=True)
 
+@functools.lru_cache(maxsize=None)
 def _tagged(func, *names):
     "Does PyTorch mark this operation with one of these tags?"
     import torch
@@ -264,12 +270,23 @@ def _tensor_function(make):
         return make(data, *args, device='cpu', **kw).to('meta')
     return made
 
+def _indexed(access):
+    "Indexing, or assignment to an index, where lists are made tensors first"
+    import torch
+    tensor = lambda i: torch.tensor(i, device='cpu').to('meta') if isinstance(i, list) else i
+    def indexed(self, index, *value):
+        if self.is_meta:
+            index = tuple(map(tensor, index)) if isinstance(index, tuple) else tensor(index)
+        return access(self, index, *value)
+    return indexed
+
 @contextlib.contextmanager
 def constants():
     "Numbers and lists that become tensors on meta pass through a tensor with data"
     import torch
     from torch.overrides import TorchFunctionMode
     swap = {f: _tensor_function(f) for f in (torch.tensor, torch.as_tensor)}
+    swap |= {f: _indexed(f) for f in (torch.Tensor.__getitem__, torch.Tensor.__setitem__)}
     class Constants(TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
             return swap.get(func, func)(*args, **(kwargs or {}))
