@@ -6,9 +6,10 @@
 __all__ = ['app', 'Json', 'show', 'fsdl']
 
 # %% ../../nbs/cli/01_common.ipynb #c927a5d8
-import os, subprocess, sys
+import os, re, subprocess, sys
 from typing import Annotated
 import typer
+from ..core import printable
 
 # %% ../../nbs/cli/01_common.ipynb #89f04edf
 app = typer.Typer(
@@ -30,7 +31,20 @@ def show(
     if as_json:
         return typer.echo(what.to_json())
     from rich.console import Console
-    Console(width=None if sys.stdout.isatty() else int(os.environ.get('COLUMNS', 140))).print(what)
+    console = Console(width=None if sys.stdout.isatty() else _width(os.environ.get('COLUMNS', '')))
+    console.print(printable(what) if isinstance(what, str) else what, markup=False, emoji=False, highlight=False)
+
+def _width(asked):
+    "Columns to print: what was asked for, if a table can be read in it, else 140"
+    return int(asked) if re.fullmatch(r'[1-9]\d{1,4}', asked) and int(asked) >= 20 else 140
+
+def say(
+    line,         # Anything
+    err=False,    # On the error stream?
+    **kw          # More arguments of typer.echo
+):
+    "Print text, also from outside, as text: nothing in it moves the cursor or changes a colour"
+    typer.echo(printable(line), err=err, **kw)
 
 @app.callback()
 def _group():
@@ -52,7 +66,7 @@ _mistakes = (
 def _one_line(e):
     "Print `e` as one line and return the exit code of a user's mistake"
     if text := ' '.join(str(e).split()):
-        typer.echo(f'fsdl: {text}', err=True)  # without a command the help has been shown, and there is nothing to add
+        say(f'fsdl: {text}', err=True)  # without a command the help has been shown, and there is nothing to add
     return 2
 
 # %% ../../nbs/cli/01_common.ipynb #40f7f5cc

@@ -104,9 +104,11 @@ _look_ups |= {name + '_': where for name, where in _look_ups.items()}      # in 
 
 def _in_range(name, index, rows, negative=False):
     "Raise IndexError unless all of `index` name one of `rows` rows"
+    from torch.utils._python_dispatch import _disable_current_modes
     if not index.numel():
         return
-    least, most = int(index.min()), int(index.max())
+    with _disable_current_modes():
+        least, most = int(index.min()), int(index.max())
     if most >= rows or least < (-rows if negative else 0):
         worst = most if most >= rows else least
         raise IndexError(f'{name} looks up row {worst:,} of a table of {rows:,} rows')
@@ -146,6 +148,12 @@ def _written(func, args, kwargs):
             out += _tensors_in(args[i] if i < len(args) else kwargs.get(a.name))
     return [t for t in out if _without_data(t)]
 
+def _chosen(mask):
+    "The places that a mask chooses, a tensor for each dimension"
+    from torch.utils._python_dispatch import _disable_current_modes
+    with _disable_current_modes():
+        return list(mask.nonzero().unbind(1))
+
 def _compute(func, known):
     "An operation on real numbers; None for what the CPU cannot compute"
     import torch
@@ -177,10 +185,9 @@ class Follower:
         _check_indices(self.values, name, args)
         if func.is_view and name != 'lift_fresh':
             return func(*args, **kwargs)                    # the same storage has the same twin
-        known = self._known(args, kwargs)
         if func._schema.is_mutable:
-            return self._in_place(func, args, kwargs, known)
-        return self._new(func, args, kwargs, known)
+            return self._in_place(func, args, kwargs)
+        return self._new(func, args, kwargs)
 
     def _known(self, args, kwargs):
         "The arguments with data in place of tensors without; None unless all are known"
@@ -190,11 +197,12 @@ class Follower:
             return None
         return tree_map_only(Tensor, self.values.of, (args, kwargs))
 
-    def _in_place(self, func, args, kwargs, known):
+    def _in_place(self, func, args, kwargs):
         "An operation that writes into its arguments"
         out = func(*args, **kwargs)
         if not (written := _written(func, args, kwargs)):
             return out
+        known = self._known(args, kwargs)
         random = _tagged(func, 'nondeterministic_seeded')
         moves = func._overloadpacket.__name__ in ('set_', 'resize_', 'resize_as_')
         if known is None or random or moves or _compute(func, known) is None:
@@ -202,22 +210,24 @@ class Follower:
                 self.values.forget(t)
         return out
 
-    def _new(self, func, args, kwargs, known):
+    def _new(self, func, args, kwargs):
         "An operation that returns something new"
         try:
             out = func(*args, **kwargs)
         except (RuntimeError, NotImplementedError) as e:
             if not _tagged(func, 'data_dependent_output', 'dynamic_output_shape'):
                 raise
-            return self._from_numbers(func, args, kwargs, known, e)
+            return self._from_numbers(func, args, kwargs, e)
         new = [t for t in _tensors_in(out) if _without_data(t)]
-        if new and known is not None and sum(t.numel() for t in new) <= self.values.most:
-            self._learn(func, known, out)
+        if new and sum(t.numel() for t in new) <= self.values.most:
+            self._learn(func, self._known(args, kwargs), out)
         return out
 
     def _learn(self, func, known, out):
         "Note what is known of new tensors"
         import torch
+        if known is None:
+            return
         if _tagged(func, 'nondeterministic_seeded'):
             if func._overloadpacket.__name__ == 'rand' and out.numel() == 1:
                 self.values.learn(out, torch.full(out.shape, .5, dtype=out.dtype, device='cpu'))
@@ -227,9 +237,9 @@ class Follower:
                 if _without_data(t):
                     self.values.learn(t, value)
 
-    def _from_numbers(self, func, args, kwargs, known, error):
+    def _from_numbers(self, func, args, kwargs, error):
         "What an operation returns whose result, or its shape, depends on numbers; raises UnknownValue"
-        name = func._overloadpacket.__name__
+        name, known = func._overloadpacket.__name__, self._known(args, kwargs)
         if name == 'index' and known is None and (plain := self._without_masks(args)):
             return func(*plain, **kwargs)
         result = None if known is None else _compute(func, known)
@@ -256,7 +266,7 @@ class Follower:
             value = self.values.of(index) if _is_mask(index) else None
             if _is_mask(index) and value is None:
                 return None
-            places += [index] if value is None else self._bare(list(value.nonzero().unbind(1)), index.device)
+            places += [index] if value is None else self._bare(_chosen(value), index.device)
         return args[0], places
 
 # %% ../../nbs/models/02_values.ipynb #952e53f2
