@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KiB', 'MiB', 'GiB', 'TiB', 'palette', 'human_bytes', 'human_count', 'human_seconds', 'human_dollars', 'parse_bytes',
            'parse_count', 'parse_seconds', 'nearest', 'one_of', 'positive', 'printable', 'theirs', 'need', 'Record',
-           'write_atomic', 'data_path', 'read_data', 'read_results', 'fix_torchvision', 'plot_style']
+           'write_atomic', 'read_limited', 'data_path', 'read_data', 'read_results', 'fix_torchvision', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #7891d696
 import contextlib, csv, dataclasses, difflib, importlib, importlib.resources, importlib.util
@@ -64,12 +64,15 @@ def human_dollars(
     return f"{'-' if x < 0 else ''}${abs(x):,.{2 if round(abs(x), 2) < 100 else 0}f}"
 
 # %% ../nbs/00_core.ipynb #39a79d80
+# Thousands may be parted, by commas or underscores: 1,000 is a thousand, 1,5 and 1_0 are not read
+_digits = r'(?:(?:\d{1,3}(?:[_,]\d{3})+|\d+)(?:\.\d*)?|\.\d+)'
+
 def _parse(text, units, what, example):
     "Number times unit; `units` maps lower-case names to factors"
     if isinstance(text, (int, float)) and not isinstance(text, bool):
         v, f = float(text), 1
     else:
-        m = re.fullmatch(r'\s*([+-]?[\d_,]*\.?\d+(?:e[+-]?\d+)?)\s*([^\d\s]*)\s*', str(text).lower())
+        m = re.fullmatch(rf'\s*([+-]?{_digits}(?:e[+-]?\d+)?)\s*([^\d\s]*)\s*', str(text).lower(), re.ASCII)
         f = units.get(m[2]) if m else None
         if f is None:
             raise ValueError(f'cannot read {text!r} as {what}: expected a number and a unit, for example {example}')
@@ -271,11 +274,13 @@ class Record:
         src # A path to a JSON file, or JSON text that starts with a brace
     ):      # A record of this class; raises FileNotFoundError, ValueError or TypeError
         "The record that `to_json` made"
-        text = src if isinstance(src, str) and src.lstrip().startswith('{') else Path(src).read_text(encoding='utf-8')
+        given = isinstance(src, str) and src.lstrip().startswith('{')
         try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as e:
+            text = src if given else read_limited(src).decode('utf-8')
+            fields = json.loads(text)
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
             raise ValueError(f'not the JSON of a {cls.__name__}: {e}') from None
+        return cls.from_dict(fields)
 
     def _page(self):
         "Fields and values as a `Table`, which the next chapter defines: loaded when a record is first shown"
@@ -339,6 +344,44 @@ def write_atomic(
         raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(target.parent)!r}')
     _replace_file(target, content)
     return path
+
+def _pieces(path, wait):
+    "What can be read from a device or a FIFO, as it comes; ends when nothing comes for `wait` seconds"
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(fd, 'rb', buffering=0) as f:
+        end = time.monotonic() + wait
+        came = False
+        while time.monotonic() < end:
+            piece = f.read(2**20)
+            if piece:
+                came, end = True, time.monotonic() + wait
+                yield piece
+            elif came and piece is not None:
+                return                          # who wrote has closed
+            else:
+                time.sleep(.02)
+    if not came or piece is None:
+        raise ValueError(f'{str(path)!r} gave nothing for {wait:g} seconds')
+
+def read_limited(
+    path,          # A file, a FIFO such as the shell's <(…), or a device
+    most:int=2**26,# Bytes at most
+    wait:float=5.  # Seconds at most without a byte, where it is no regular file
+) -> bytes:        # Raises FileNotFoundError, IsADirectoryError, or ValueError for what does not end
+    "All of a file that somebody named, unless it has no end"
+    path = Path(path)
+    if path.is_file():
+        if path.stat().st_size > most:
+            raise ValueError(f'{str(path)!r} is too large: {path.stat().st_size:,} bytes, {most:,} are read at most')
+        return path.read_bytes()
+    if path.is_dir() or not path.exists():
+        return path.read_bytes()                # raises what it should
+    raw = bytearray()
+    for piece in _pieces(path, wait):
+        raw += piece
+        if len(raw) > most:
+            raise ValueError(f'{str(path)!r} has not ended after {most:,} bytes')
+    return bytes(raw)
 
 def data_path(
     name:str # File name, for example gpus.csv or results/zoo.json

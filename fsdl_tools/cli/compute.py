@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/cli/04_compute.ipynb #675d570e
 from typing import Annotated, List, Optional
 import typer
-from .common import Json, app, show
+from .common import Json, app, say, show
 from ..core import human_bytes, human_count, human_dollars, parse_bytes, parse_count, parse_seconds
 from ..table import Table
 
@@ -129,7 +129,7 @@ def _predict_table(batch, out, as_json):
     done = plan_batch(batch, out)
     if out and not as_json:
         wrong = sum(bool(r['error']) for r in done)
-        return typer.echo(f'{len(done):,} rows, {wrong:,} with a reason in the column error: {out}')
+        return say(f'{len(done):,} rows, {wrong:,} with a reason in the column error: {out}')
     return show(Table(done, columns=batch_outputs), as_json)
 
 def _show_plan(found, e, rows):
@@ -139,7 +139,7 @@ def _show_plan(found, e, rows):
     show(e)
     if found is not None:
         from fsdl_tools.compute.search import explain
-        typer.echo(explain(found))
+        say(explain(found))
 
 # %% ../../nbs/cli/04_compute.ipynb #930f2812
 @app.command('gpus')

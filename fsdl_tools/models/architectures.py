@@ -70,7 +70,7 @@ def tasks_of(
     able = [t for t in hf_tasks if config.model_type in _hf_classes(t)]
     if not able:
         raise ValueError(f'{config.model_type} is part of other models: transformers has no class that builds it alone')
-    first = []
+    first = ['masked-lm']
     if _is_encoder_decoder(config):
         first = ['seq2seq-lm', 'speech-seq2seq']
     elif 'vision_config' in getattr(config, 'sub_configs', {}):

@@ -139,14 +139,14 @@ def shrink(
             c.depths = [1] * len(c.depths)
             continue     # a vision model in stages
         for k, v in _few.items():
-            with contextlib.suppress(
-                NotImplementedError
-            ):  # some compute one of these from others, and refuse to set it
+            # some compute one of these from others, and refuse to set it
+            with contextlib.suppress(NotImplementedError, AttributeError):
                 if isinstance(getattr(c, k, None), int):
                     setattr(c, k, min(v, getattr(c, k)))
         for k in ['layer_types', 'mlp_layer_types', 'layers_block_type']:
             if isinstance(getattr(c, k, None), list):
-                setattr(c, k, getattr(c, k)[:2])
+                with contextlib.suppress(AttributeError):
+                    setattr(c, k, getattr(c, k)[:2])
     return config
 
 def _build_hf(

@@ -44,7 +44,7 @@ _computes = re.compile(
     r'linalg|fft|rnn|lstm|gru|[mk]m(_|$)|mv(_|$)|dot|bilinear|cdist|pdist|grid_sampler|deform|cholesky|triangular'
     r'|_solve|(^|_)lu_|(^|_)qr|svd|eig|inverse|matrix_exp|kron|conv|attention|det$|ormqr|householder|ctc_loss'
 )
-_free = re.compile(r'upsample|convert|_backward$|conv_tbc_backward|unpack|_prepacked')
+_free = re.compile(r'norm|upsample|convert|_backward$|conv_tbc_backward|unpack|_prepacked')
 
 @functools.lru_cache(maxsize=None)
 def _rule(packet):
@@ -257,9 +257,10 @@ def _run(model, inputs, fused, name, device='meta', values=None):
     try:
         with exact, torch.device(device), _unvalidated(), metered(model, inputs, fused, values) as tally:
             _call(model, inputs)
-    except UnknownValue as e:
-        raise ValueError(f'{what}: its forward pass depends on the values of tensors (real=True computes them)') from e
-    except Exception:                  # whatever the code of a model raises
+    except Exception as e:             # whatever the code of a model raises
+        if isinstance(e, UnknownValue) or device == 'meta' and re.search('no data|on meta tensors', str(e)):
+            said = 'its forward pass depends on the values of tensors (real=True computes them)'
+            raise ValueError(f'{what}: {said}') from e
         with theirs(what):
             raise
     return tally

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from ..core import write_atomic
+from ..core import printable, write_atomic
 from .trainer import TrainConfig, Trainer, check_config, lock_folder
 
 # %% ../../nbs/training/04_elastic.ipynb #c6db2f23
@@ -33,14 +33,14 @@ def _progress(
             and console.print(f'step {r["step"]}/{c.steps}  {text(r)}', highlight=False, soft_wrap=True)
         )
     bar = Progress(
-        TextColumn(c.model),
+        TextColumn('{task.description}', markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn('{task.fields[said]}'),
         console=console,
     )
-    task = bar.add_task('', total=c.steps, said='')
+    task = bar.add_task(printable(c.model), total=c.steps, said='')
     bar.start()
 
     def show(r):
@@ -105,7 +105,6 @@ class Asked:
     def __exit__(self, *_):
         for s, handler in self.before.items():
             signal.signal(s, handler)
-
 
 # %% ../../nbs/training/04_elastic.ipynb #200d071c
 def rank_threads(

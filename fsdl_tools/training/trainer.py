@@ -199,7 +199,11 @@ def _check_folder(c, samples, optimizer):
         c.steps
         < (
             reached := max(
-                (int(p.name[5:]) for p in Path(c.folder).glob('checkpoints/step-*') if p.name[5:].isdecimal()),
+                (
+                    int(p.name[5:])
+                    for p in Path(c.folder).glob('checkpoints/step-*')
+                    if p.name[5:].isdecimal() and not p.is_symlink()
+                ),
                 default=0,
             )
         )
@@ -351,6 +355,8 @@ class Trainer:
             0,
         )
         self.lock = lock_folder(c.folder) if c.folder and self.rank == 0 else contextlib.nullcontext()
+        if c.folder and self.rank == 0:
+            _check_folder(self.c, len(self.data), self.layout.optimizer)    # another may have trained in it meanwhile
         self.saver = Checkpointer(self.folder/'checkpoints', c.keep) if c.folder else None
         if c.folder:
             self._open_folder()
