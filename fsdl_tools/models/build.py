@@ -215,28 +215,36 @@ def build(
 # %% ../../nbs/models/03_build.ipynb #bc25591d
 def _rows(table):
     "Positions that an embedding table has room for: some reserve its first rows"
-    reserved = getattr(table, 'offset', 0)
-    if not reserved and table.padding_idx is not None and type(table).__name__ == 'Embedding':
-        reserved = table.padding_idx + 1
-    return table.num_embeddings - reserved
+    reserved, padding = getattr(table, 'offset', 0), getattr(table, 'padding_idx', None)
+    if not reserved and padding is not None and type(table).__name__ in ('Embedding', 'QuantEmbedding'):
+        reserved = padding + 1
+    return table.weight.shape[0] - reserved
 
 def _position_tables(model):
     "Tables of positions of text: name -> how many tokens they are made for"
-    import torch
     other = re.compile(r'vision|visual|image|audio|pixel|patch|rel|encoder\.embed_positions|box|spatial|segment')
     both = re.compile(r'vision|visual|image|audio|pixel|patch|rel|box|spatial|segment')
     leave = other if getattr(model, 'main_input_name', '') == 'input_features' else both
     tables = {}
     for name, m in model.named_modules():
         end = '.'.join(name.split('.')[-2:])
-        if isinstance(m, torch.nn.Embedding) and re.search(r'pos|wpe', end) and not leave.search(name):
+        table = type(m).__name__.endswith('Embedding') and getattr(getattr(m, 'weight', None), 'ndim', 0) == 2
+        if table and re.search(r'pos|wpe', end) and not leave.search(name):
             tables[name] = _rows(m)
     return tables
+
+def _reads_text(model):
+    "Does a model take a sequence whose length we choose?"
+    return model.main_input_name not in _images or 'input_ids' in inspect.signature(model.forward).parameters
+
+_images = ('pixel_values', 'pixel_values_videos', 'input_values')
 
 def longest_text(
     model # A module that build made
 ):        # Tokens; None where nothing in the model ends (rotary, ALiBi, relative positions, no positions)
     "The longest text that a model can read: as long as its table of positions"
+    if not _reads_text(model):
+        return None
     if tables := _position_tables(model):
         return min(tables.values())
     text = model.config.get_text_config(decoder=True)
@@ -262,12 +270,10 @@ def _image_shape(config, batch, video=False):
     frames = [getattr(config, 'num_frames', 16)] if video else []
     return (batch, *frames, getattr(c, 'num_channels', 3), h, w)
 
-_images = ('pixel_values', 'pixel_values_videos', 'input_values')
-
 def _hf_inputs(model, batch, seq):
     "Name -> (shape, type) for a model of transformers"
     config, names = model.config, inspect.signature(model.forward).parameters
-    seq = _text_length(model, seq) if model.main_input_name not in _images else seq or 512
+    seq = _text_length(model, seq)
     bins = getattr(config, 'num_mel_bins', None) or getattr(config, 'input_feat_per_channel', None) or 80
     mel = (
         (batch, bins, 2 * getattr(config, 'max_source_positions', 1500))

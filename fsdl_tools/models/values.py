@@ -234,7 +234,7 @@ class Follower:
         elif 'empty' not in func._overloadpacket.__name__:
             real = _tensors_in(_compute(func, known))
             for t, value in zip(_tensors_in(out), real, strict=False):
-                if _without_data(t):
+                if _without_data(t) and t.shape == value.shape:
                     self.values.learn(t, value)
 
     def _from_numbers(self, func, args, kwargs, error):
