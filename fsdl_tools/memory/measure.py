@@ -16,7 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
-from ..core import MiB, Record, human_bytes, one_of, plot_style, positive
+from ..core import MiB, Record, human_bytes, one_of, plot_style, positive, theirs
 from ..models.values import Values, recall, remember
 from ..table import Table
 from .tracker import MemoryTrace, Tracker, categories, tensors
@@ -52,14 +52,11 @@ def call(
     model, # A torch.nn.Module
     inputs # A dict of named tensors, a tuple of tensors, or one tensor
 ):         # What the model returns
-    "`model` of `inputs`"
-    return (
-        model(**inputs)
-        if isinstance(inputs, dict)
-        else model(*inputs)
-        if isinstance(inputs, (list, tuple))
-        else model(inputs)
-    )
+    "`model` of `inputs`; raises ValueError for what its code raises"
+    with theirs(f'{type(model).__name__} does not run on these inputs'):
+        if isinstance(inputs, dict):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, (list, tuple)) else model(inputs)
 
 def logits_of(
     out # What a model returned: a tensor, or a record or tuple which holds one

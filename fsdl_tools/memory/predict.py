@@ -14,7 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from ..core import human_bytes, one_of, positive
+from ..core import human_bytes, one_of, positive, theirs
 from .measure import Breakdown, autocast, blocks_of, call, cross_entropy, in_modules, logits_of
 from .measure import mode_of, optimizers, prepare
 from .tracker import run_op, tensors
@@ -358,7 +358,7 @@ def load(
         return model, _with_samples(inputs, batch)
     if seq is None and hasattr(model, 'config'):
         seq = min(1024, longest_text(model) or 1024)
-    with watching(recall(model)):
+    with theirs(f'no inputs for {type(model).__name__}'), watching(recall(model)):
         return model, example_inputs(model, batch, seq)
 
 def _with_samples(inputs, samples):

@@ -222,8 +222,8 @@ def _rows(table):
 
 def _position_tables(model):
     "Tables of positions of text: name -> how many tokens they are made for"
-    other = re.compile(r'vision|visual|image|audio|pixel|patch|rel|encoder\.embed_positions|box|spatial|segment')
-    both = re.compile(r'vision|visual|image|audio|pixel|patch|rel|box|spatial|segment')
+    other = re.compile(r'vision|visual|image|audio|pixel|patch|(?:^|[._])rel|encoder\.embed_positions|box|spatial|segment')
+    both = re.compile(r'vision|visual|image|audio|pixel|patch|(?:^|[._])rel|box|spatial|segment')
     leave = other if getattr(model, 'main_input_name', '') == 'input_features' else both
     tables = {}
     for name, m in model.named_modules():

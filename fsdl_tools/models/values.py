@@ -9,7 +9,7 @@ __all__ = ['UnknownValue', 'Values', 'Follower', 'constants', 'watching', 'remem
 import contextlib, copy, functools, weakref
 
 # %% ../../nbs/models/02_values.ipynb #b759c0e0
-class UnknownValue(RuntimeError):
+class UnknownValue(ValueError):
     "A number was read that nobody knows: it depends on weights or inputs that have no data"
 
 def _without_data(t):

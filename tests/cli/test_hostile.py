@@ -311,3 +311,99 @@ def test_adapters_from_the_command_line(command):
     words = ('memory', 'config.json', '--batch', '2', '--seq', '16', '--json')
     full, lora, qlora = (json.loads(command(*words, *more)[1]) for more in ((), ('--lora', '4'), ('--lora', '4', '--bits', '4')))
     assert lora['optimizer'] < full['optimizer'] / 4 and lora['parameters'] > full['parameters'] > qlora['parameters'] and qlora['buffers'] > lora['buffers']
+
+
+# Places that two share
+
+def test_two_runs_in_one_folder(tmp_path):
+    "Started together again and again: at most one of them trains in it, the other says so"
+    code = 'from fsdl_tools.cli.main import main; main()'
+    words = ['train', '--steps', '2', '--seq', '8', '--global-batch', '2', '--folder', str(tmp_path/'run')]
+    both = [subprocess.Popen([sys.executable, '-c', code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1')) for _ in range(2)]
+    done = [(p.returncode, err) for p in both for out, err in [p.communicate(timeout=200)]]
+    assert sorted(c for c, _ in done) == [0, 2], done
+    assert any('holds a run already' in err or 'is training in' in err for _, err in done)
+
+
+def test_a_run_that_came_between_is_seen(tmp_path, monkeypatch):
+    from fsdl_tools.training import trainer
+    from fsdl_tools.training.trainer import TrainConfig, Trainer
+    c = TrainConfig(steps=1, seq=8, global_batch=2, folder=str(tmp_path/'run'))
+    real = trainer.lock_folder
+    def late(folder):
+        "Another process trains to its end just before this one has the folder"
+        monkeypatch.setattr(trainer, 'lock_folder', real)
+        Trainer(c).train()
+        return real(folder)
+    monkeypatch.setattr(trainer, 'lock_folder', late)
+    with pytest.raises(FileExistsError, match='holds a run already'): Trainer(c)
+
+
+def test_a_step_that_is_a_link_is_good_for_nobody(tmp_path):
+    from fsdl_tools.training.checkpoint import checkpoints
+    from fsdl_tools.training.trainer import TrainConfig, Trainer
+    folder = tmp_path/'run'
+    Trainer(TrainConfig(steps=1, seq=8, global_batch=2, folder=str(folder))).train()
+    step = next((folder/'checkpoints').glob('step-*'))
+    name = step.name[:-1] + '9'
+    (folder/'checkpoints'/name).symlink_to(step)
+    rows = checkpoints(folder/'checkpoints').rows
+    assert [r['good'] for r in rows] == [True, False] and rows[1]['problem'] == 'a link, not a folder'
+    t = Trainer(TrainConfig(steps=2, seq=8, global_batch=2, folder=str(folder), resume=True))
+    assert t.step == 1
+
+
+@pytest.fixture
+def site(tmp_path):
+    "The address of a site that is served"
+    from fsdl_tools.book.site import serve_site
+    (tmp_path/'index.html').write_text('<p>here</p>')
+    server = serve_site(tmp_path, 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    start = time.monotonic()
+    server.server_close()
+    assert time.monotonic() - start < 5, 'a client keeps the server from ending'
+
+
+def ask(server, line, wait=5.):
+    with socket.create_connection(server.server_address[:2], timeout=wait) as s:
+        s.sendall(line)
+        return s.recv(200)
+
+
+@pytest.mark.parametrize('path', ['/%00', '/x%00.html', '/' + 'a' * 5000, '/../../etc/passwd', '/%2e%2e/%2e%2e/etc/passwd', '/%ff', '//etc/passwd', '/\x1b[31m'])
+def test_odd_paths_are_not_found(site, path, capfd):
+    assert ask(site, f'GET {path} HTTP/1.0\r\n\r\n'.encode('latin-1')).split()[1] in (b'404', b'400', b'414')
+    assert b'200' in ask(site, b'GET / HTTP/1.0\r\n\r\n')
+    assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_slow_clients_hold_nobody_up(site, capfd):
+    slow = [socket.create_connection(site.server_address[:2], timeout=5) for _ in range(20)]
+    for s in slow: s.sendall(b'GET / HT')
+    start = time.monotonic()
+    assert b'200' in ask(site, b'GET / HTTP/1.0\r\n\r\n') and time.monotonic() - start < 3
+    for s in slow[:10]: s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\x01\0\0\0\0\0\0\0')
+    for s in slow[:10]: s.close()
+    time.sleep(.3)
+    assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_pip_settings_send_nothing_elsewhere(tmp_path, monkeypatch):
+    from fsdl_tools.environments import SideEnv, build_env
+    wheel = tmp_path/'tiny_thing-1.0-py3-none-any.whl'
+    import zipfile
+    with zipfile.ZipFile(wheel, 'w') as z:
+        z.writestr('tiny_thing.py', 'here = __file__')
+        z.writestr('tiny_thing-1.0.dist-info/METADATA', 'Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0\n')
+        z.writestr('tiny_thing-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+        z.writestr('tiny_thing-1.0.dist-info/RECORD', 'tiny_thing.py,,\ntiny_thing-1.0.dist-info/METADATA,,\ntiny_thing-1.0.dist-info/WHEEL,,\ntiny_thing-1.0.dist-info/RECORD,,\n')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    for k, v in dict(PIP_TARGET=tmp_path/'target', PIP_PREFIX=tmp_path/'prefix', PIP_USER='1', PIP_DRY_RUN='1', PIP_ROOT=tmp_path/'root', PYTHONUSERBASE=tmp_path/'base').items(): monkeypatch.setenv(k, str(v))
+    (tmp_path/'pip.conf').write_text(f"[install]\ntarget = {tmp_path/'other'}\nuser = true\n[global]\ndry-run = true\n")
+    monkeypatch.setenv('PIP_CONFIG_FILE', str(tmp_path/'pip.conf'))
+    env = SideEnv('tiny', steps=f'--no-deps --no-index {wheel}', check='import tiny_thing, sys; assert tiny_thing.here.startswith(sys.prefix)')
+    python = build_env(env, timeout=200)
+    assert python.exists() and not [p for p in ('target', 'prefix', 'root', 'base', 'other') if (tmp_path/p).exists()]
