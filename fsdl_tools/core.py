@@ -297,13 +297,16 @@ class Record:
 # %% ../nbs/00_core.ipynb #d9331e60
 def _open_special(path, wait=5.):
     "A file descriptor for what is no regular file: a device, or a FIFO that somebody reads; raises OSError"
-    end = time.monotonic() + wait
+    end, own = time.monotonic() + wait, re.fullmatch(r'/(?:dev|proc/self)/fd/(\d+)', str(path))
+    streams = {'/dev/stdout': 1, '/dev/stderr': 2}
+    if own or str(path) in streams:
+        return os.dup(int(own[1]) if own else streams[str(path)])     # goes on where that stream is
     while True:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         except OSError as e:
             if not stat.S_ISFIFO(os.stat(path).st_mode) or time.monotonic() > end:
-                raise OSError(f'cannot write to {str(path)!r}: {e.strerror}') from None
+                raise OSError(e.errno, f'cannot write to {str(path)!r}: {e.strerror}') from None
             time.sleep(.05)
             continue
         os.set_blocking(fd, True)

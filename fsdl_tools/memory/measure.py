@@ -130,7 +130,7 @@ def _bare_inputs(inputs, source, model):
             return t
         new = torch.empty(t.shape, dtype=t.dtype)
         if (value := source.of(t)) is not None:
-            values.learn(new, value.detach())
+            values.learn(new, value)
         return new
     with mode_of(model):
         return tree_map_only(torch.Tensor, bare, inputs)

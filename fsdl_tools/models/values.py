@@ -92,7 +92,7 @@ class Values:
             small = t.numel() <= 1024 or not t.is_floating_point()
             value = source.of(original) if small and _without_data(t) else None
             if value is not None:
-                self.learn(t, value.detach())
+                self.learn(t, value)
 
 # %% ../../nbs/models/02_values.ipynb #47706a01
 # Operations that look something up: where they take the table, its dimension (None: the first), and the indices
