@@ -213,6 +213,34 @@ def build(
     return model
 
 # %% ../../nbs/models/03_build.ipynb #bc25591d
+def _first(config, *names, default=0):
+    "The first of these fields that is a number and not zero"
+    for n in names:
+        try:
+            v = getattr(config, n, None)
+        except RuntimeError as e:
+            if 'PerLayer' not in type(e).__name__:
+                raise        # differs from layer to layer: there is no single value
+            continue
+        if isinstance(v, (int, bool)) and v:
+            return v
+    return default
+
+def _positions(model, config):
+    "How the model knows where a token stands"
+    kinds = ' '.join(type(m).__name__ for m in model.modules()).lower()
+    if 'rotary' in kinds or 'rope' in kinds:
+        return 'rotary'
+    if getattr(config, 'alibi', False) or config.model_type in ('bloom', 'mpt'):
+        return 'alibi'
+    if getattr(config, 'relative_attention_num_buckets', 0):
+        return 'relative'
+    return (
+        'learned'
+        if any(re.search(r'pos|wpe', n) for n, m in model.named_modules() if type(m).__name__.endswith('Embedding'))
+        else 'none'
+    )
+
 def _rows(table):
     "Positions that an embedding table has room for: some reserve its first rows"
     reserved, padding = getattr(table, 'offset', 0), getattr(table, 'padding_idx', None)
@@ -356,19 +384,6 @@ def example_inputs(
     return _with_pictures(model, made, batch, device) if hasattr(model, 'config') else made
 
 # %% ../../nbs/models/03_build.ipynb #db5ec30b
-def _first(config, *names, default=0):
-    "The first of these fields that is a number and not zero"
-    for n in names:
-        try:
-            v = getattr(config, n, None)
-        except RuntimeError as e:
-            if 'PerLayer' not in type(e).__name__:
-                raise        # differs from layer to layer: there is no single value
-            continue
-        if isinstance(v, (int, bool)) and v:
-            return v
-    return default
-
 def _biases(model):
     "Which of the matrices of queries-keys-values, attention output and MLP have biases"
     has = lambda pattern: any(
@@ -386,21 +401,6 @@ def _biases(model):
             r'(mlp|ffn|feed_forward|block|layers\.\d+)\.(\w+\.)*'
             r'(c_fc|fc1|fc2|up_proj|down_proj|dense_h_to_4h|gate_up_proj|fc_in|lin1)$|intermediate\.dense$'
         ),
-    )
-
-def _positions(model, config):
-    "How the model knows where a token stands"
-    kinds = ' '.join(type(m).__name__ for m in model.modules()).lower()
-    if 'rotary' in kinds or 'rope' in kinds:
-        return 'rotary'
-    if getattr(config, 'alibi', False) or config.model_type in ('bloom', 'mpt'):
-        return 'alibi'
-    if getattr(config, 'relative_attention_num_buckets', 0):
-        return 'relative'
-    return (
-        'learned'
-        if any(re.search(r'pos|wpe', n) for n, m in model.named_modules() if type(m).__name__.endswith('Embedding'))
-        else 'none'
     )
 
 _ratios = ('num_experts_per_tok', 'num_experts_per_token', 'moe_k', 'moe_topk', 'moe_top_k', 'top_k_experts', 'top_k')
