@@ -248,11 +248,13 @@ def _rows(table):
         reserved = padding + 1
     return table.weight.shape[0] - reserved
 
+_not_text_tables = re.compile(r'vision|visual|image|audio|pixel|patch|(?:^|[._])rel|box|spatial|segment')
+
 def _position_tables(model):
     "Tables of positions of text: name -> how many tokens they are made for"
-    other = re.compile(r'vision|visual|image|audio|pixel|patch|(?:^|[._])rel|encoder\.embed_positions|box|spatial|segment')
-    both = re.compile(r'vision|visual|image|audio|pixel|patch|(?:^|[._])rel|box|spatial|segment')
-    leave = other if getattr(model, 'main_input_name', '') == 'input_features' else both
+    leave = _not_text_tables
+    if getattr(model, 'main_input_name', '') == 'input_features':        # the encoder reads sound
+        leave = re.compile(leave.pattern + r'|encoder\.embed_positions')
     tables = {}
     for name, m in model.named_modules():
         end = '.'.join(name.split('.')[-2:])
