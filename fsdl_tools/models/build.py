@@ -261,6 +261,10 @@ def _position_tables(model):
         table = type(m).__name__.endswith('Embedding') and getattr(getattr(m, 'weight', None), 'ndim', 0) == 2
         if table and re.search(r'pos|wpe', end) and not leave.search(name):
             tables[name] = _rows(m)
+    if tables:                # constants as long as the longest text, of which a part is taken
+        for name, b in model.named_buffers():
+            if re.search(r'(position|token_type)_ids$', name) and not leave.search(name):
+                tables[name] = b.shape[-1]
     return tables
 
 def _reads_text(model):
