@@ -20,7 +20,7 @@ from .measure import mode_of, optimizers, prepare
 from .tracker import run_op, tensors
 from ..models.spec import ModelSpec
 from ..models.build import build, example_inputs, longest_text
-from ..models.values import Follower, recall, watching
+from ..models.values import Follower, recall
 
 # %% ../../nbs/memory/03_predict.ipynb #d7d5d9a2
 _words = str.split
@@ -358,7 +358,7 @@ def load(
         return model, _with_samples(inputs, batch)
     if seq is None and hasattr(model, 'config'):
         seq = min(1024, longest_text(model) or 1024)
-    with theirs(f'no inputs for {type(model).__name__}'), watching(recall(model)):
+    with theirs(f'no inputs for {type(model).__name__}'):
         return model, example_inputs(model, batch, seq)
 
 def _with_samples(inputs, samples):

@@ -201,7 +201,7 @@ def build(
     if where == 'timm' and task not in (None, 'image-classification'):
         raise ValueError(f'{name} is an image model of timm: it has no task {task!r}')
     values = Values()
-    with torch.device(device), watching(values) if device == 'meta' else contextlib.nullcontext():
+    with torch.device(device), watching(values) if str(device) == 'meta' else contextlib.nullcontext():
         if where == 'timm':
             model = _build_timm(there, input_size, pretrained, **kw)
         else:
@@ -383,11 +383,12 @@ def example_inputs(
         wanted = _hf_inputs(model, batch, seq)
     else:
         raise ValueError(f'{type(model).__name__} comes from no zoo: give an example input')
-    made = {
-        k: torch.rand(s, device=device) if t == 'float32' else torch.zeros(s, dtype=torch.int64, device=device)
-        for k, (s, t) in wanted.items()
-    }
-    return _with_pictures(model, made, batch, device) if hasattr(model, 'config') else made
+    with watching(recall(model)) if str(device) == 'meta' else contextlib.nullcontext():
+        made = {
+            k: torch.rand(s, device=device) if t == 'float32' else torch.zeros(s, dtype=torch.int64, device=device)
+            for k, (s, t) in wanted.items()
+        }
+        return _with_pictures(model, made, batch, device) if hasattr(model, 'config') else made
 
 # %% ../../nbs/models/03_build.ipynb #db5ec30b
 def _biases(model):

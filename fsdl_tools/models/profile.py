@@ -11,7 +11,7 @@ from ..core import human_bytes, human_count, one_of, positive, theirs
 from ..table import Table, pareto_front
 from .build import active_parameters, build, example_inputs, shape_of
 from .spec import Input, Layer, ModelSpec, human_flop
-from .values import Follower, UnknownValue, Values, bare_copy, constants, recall, watching
+from .values import Follower, UnknownValue, Values, bare_copy, constants, recall
 
 # %% ../../nbs/models/04_profile.ipynb #5b554dbb
 def _rows_by_columns(matrix, *args, **kwargs):
@@ -334,7 +334,7 @@ def profile(
         model, device = _ready(model, real, kw)
         values = recall(model) if device == 'meta' else Values()
         if inputs is None:
-            with theirs(f'no inputs for {name}'), watching(values) if device == 'meta' else contextlib.nullcontext():
+            with theirs(f'no inputs for {name}'):
                 inputs = example_inputs(model, batch, seq, device)
         else:
             inputs = _moved(_as_arguments(inputs), device, values)
