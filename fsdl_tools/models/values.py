@@ -34,9 +34,10 @@ class Values:
         most:int=2**20,  # Elements of a tensor that is still followed
         budget:int=2**26 # Elements that are followed in all
     ):
+        from torch.utils.weak import WeakIdKeyDictionary
         self.most = most
         self.left = budget
-        self._twins = {}
+        self._twins = WeakIdKeyDictionary()      # storage without data -> with data; gone when the first is gone
 
     def learn(self,
         t,    # A tensor without data
@@ -48,18 +49,16 @@ class Values:
         if t.numel() > min(self.most, self.left):
             return
         self.left -= t.numel()
-        storage = t.untyped_storage()
         with _disable_current_modes(), torch.no_grad():
             real = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device='cpu')
             real.copy_(value)
-        # holding the storage keeps its address from being used again
-        self._twins[storage._cdata] = storage, real.untyped_storage()
+        self._twins[t.untyped_storage()] = real.untyped_storage()
 
     def knows(self,
         t # A tensor
     ) -> bool: # True for every tensor that has data
         "Are the numbers of `t` known?"
-        return not _without_data(t) or t.untyped_storage()._cdata in self._twins
+        return not _without_data(t) or t.untyped_storage() in self._twins
 
     def of(self,
         t # A tensor
@@ -69,17 +68,17 @@ class Values:
         from torch.utils._python_dispatch import _disable_current_modes
         if not _without_data(t):
             return t
-        found = self._twins.get(t.untyped_storage()._cdata)
+        found = self._twins.get(t.untyped_storage())
         if found is None:
             return None
         with _disable_current_modes(), torch.no_grad():
-            return torch.empty(0, dtype=t.dtype, device='cpu').set_(found[1], t.storage_offset(), t.shape, t.stride())
+            return torch.empty(0, dtype=t.dtype, device='cpu').set_(found, t.storage_offset(), t.shape, t.stride())
 
     def forget(self,
         t # A tensor
     ):
         "Nothing is known any more of `t`, nor of what shares its storage"
-        self._twins.pop(t.untyped_storage()._cdata, None)
+        self._twins.pop(t.untyped_storage(), None)
 
     def learn_model(self,
         bare, # A copy of a module, without data

@@ -256,3 +256,14 @@ def test_adapters_are_predicted_as_they_are_measured():
         assert p.gradients == 4 * (4 * (20 + 64) + 4 * (64 + 10))
         if bits == 4: assert p.buffers == four_bit_bytes(20 * 64) + four_bit_bytes(64 * 10)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_what_is_known_of_a_tensor_does_not_keep_it_alive():
+    class Busy(nn.Module):
+        def __init__(self): super().__init__(); self.f = nn.Linear(16, 16)
+        def forward(self, x):
+            for i in range(20): torch.arange(1000) + i          # constants that die at once
+            return self.f(x)
+    x = (torch.randn(2, 16),)
+    a, b = summary(measure(Busy(), x)), summary(measure(Busy(), x, real=True))
+    assert a == b and a.peak < 30_000
