@@ -373,15 +373,22 @@ def _with_samples(inputs, samples):
     return tree_map_only(torch.Tensor, resized, inputs)
 
 # Tensors of a parameter's size and type that are alive at once during its update, besides what is kept
-_transients = dict(sgd=0, momentum=0, adam=2, adamw=2, adafactor=2)
+_transients = dict(sgd=0, momentum=0, adam=2, adamw=2, adafactor=1)
+
+def _update_8bit(p):
+    "Temporary bytes of AdamW8bit's update: tensors in fp32 whatever the parameter's type, and its gradient in fp32"
+    alive = 6 if p.numel() >= 4096 else 5         # a small one is not unpacked
+    return 4 * p.numel() * (alive + (p.element_size() < 4))
 
 def _step_extra(params, optimizer, kernels):
     "Temporary bytes of the optimizer's step: the loop works on one tensor at a time, the GPU's foreach on all"
     sizes = [p.numel() * p.element_size() for p in params]
-    if optimizer == 'adamw8bit':         # six tensors in fp32 whatever the parameter's type, and its gradient in fp32
-        return max(p.numel() * (24 if p.element_size() == 4 else 28) for p in params)
-    if optimizer == 'mixed':
-        return 2 * sum(sizes) + (2 * sum(sizes) if kernels == 'cuda' else 4 * max(sizes))
+    if optimizer == 'adamw8bit':
+        return max(map(_update_8bit, params))
+    if optimizer == 'mixed':                      # gradients in fp32, and the update of the masters
+        gradients = sum(4 * p.numel() for p in params if p.element_size() < 4)
+        masters = [4 * p.numel() for p in params]
+        return gradients + (sum(masters) if kernels == 'cuda' else 2 * max(masters))
     return sum(sizes) if kernels == 'cuda' and optimizer in ('adam', 'adamw') else _transients[optimizer] * max(sizes)
 
 def breakdown(

@@ -194,9 +194,10 @@ def test_micro_batches_are_cut_from_what_is_given():
 
 @pytest.mark.parametrize('optimizer', optimizers)
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
-@pytest.mark.parametrize('kind', ['mlp', 'transformer', 'wide'])
+@pytest.mark.parametrize('kind', ['transformer', 'wide', 'small'])
 def test_the_peak_is_the_one_that_is_measured(kind, optimizer, precision):
-    model, x = (nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 64)), (torch.randn(2, 64),)) if kind == 'wide' else tiny(kind)
+    width = dict(wide=1024, small=50).get(kind)
+    model, x = (nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 64)), (torch.randn(2, 64),)) if width else tiny(kind)
     p, m = breakdown(model, inputs=x, kernels='cpu', optimizer=optimizer, precision=precision), summary(measure(model, x, optimizer=optimizer, precision=precision))
     assert abs(p.peak / m.peak - 1) < .04, (p.peak, m.peak, p.peak_phase, m.peak_phase)
 
