@@ -231,6 +231,8 @@ def dead_links(
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     "Serves files without a line for each, and without a cache that shows yesterday's page"
 
+    timeout = 10  # seconds a client may take for its request, or be silent between two
+
     def log_message(self, *args):
         pass
 
@@ -250,6 +252,22 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         if self.command != 'HEAD':
             self.wfile.write(body)
 
+    def send_head(self):
+        try:
+            return super().send_head()
+        except (ValueError, OSError):  # a path that no file can have: a zero byte, a name too long
+            return self.send_error(http.HTTPStatus.NOT_FOUND, 'File not found')
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    "A thread a client, which does not outlive the server, and no traceback for a client that went away"
+
+    daemon_threads, block_on_close = True, False
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
 
 def serve_site(
     site,  # Folder of a built site
@@ -263,7 +281,7 @@ def serve_site(
         raise ValueError(f'a port is a number from 0 to 65535, not {port}')
     handler = functools.partial(_Quiet, directory=str(site))
     try:
-        return http.server.ThreadingHTTPServer((host, port), handler)
+        return _Server((host, port), handler)
     except OSError as e:
         cure = 'choose another one with --port, or 0 for any free one'
         raise OSError(f'port {port} of {host} is taken ({e.strerror}): {cure}') from None

@@ -8,7 +8,7 @@ __all__ = ['run', 'main']
 # %% ../../nbs/cli/06_main.ipynb #55a1793c
 import signal, sys
 import typer
-from .common import _mistakes, _one_line, app
+from .common import _mistakes, _one_line, app, plain_terminal
 from . import models, onnx, compute, launching, tracking, training, apps  # noqa: F401 - each adds its commands to the application
 
 # %% ../../nbs/cli/06_main.ipynb #5f75d627
@@ -23,6 +23,7 @@ def run(
     args:list=None # Words after fsdl; default: those of this process
 ) -> int:          # Exit code: 0, or 2 after a user's mistake
     "Run the command line; a user's mistake is one line on the error stream"
+    plain_terminal()
     try:
         return app(args, prog_name='fsdl', standalone_mode=False) or 0
     except typer.Exit as e:

@@ -9,7 +9,7 @@ __all__ = []
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .common import Json, app, show
+from .common import Json, app, say, show
 from ..core import parse_seconds
 from ..table import Table
 
@@ -56,7 +56,7 @@ def _runs_show(
     show(Table([dict(parameter=k, value=str(v)) for k, v in r.params.items()], caption='Parameters'))
     show(r.summary())
     for w in r.warnings:
-        typer.echo(f'warning: {w}', err=True)
+        say(f'warning: {w}', err=True)
 
 @_runs_app.command('compare')
 def _runs_compare(
@@ -91,7 +91,7 @@ def _runs_convert(
     if as_json:
         return show(c, True)
     show(c.table())
-    typer.echo(c.where)
+    say(c.where)
 
 @_runs_app.command('follow')
 def _runs_follow(
@@ -209,4 +209,4 @@ def _sweep_command(
     b = best(place)
     spread = f'{b["low"]:.6g} to {b["high"]:.6g}'
     top = f'trial {b["trial"]}, {b["metric"]} {b["value"]:.6g}'
-    typer.echo(f'best: {top}; the best of {b["trials"]} spreads from {spread}')
+    say(f'best: {top}; the best of {b["trials"]} spreads from {spread}')

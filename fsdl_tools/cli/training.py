@@ -76,7 +76,7 @@ def _train_command(
         rows = train(config, restarts)
     except Stopped as e:
         raise typer.Exit(e.code) from None
-    except (CheckpointError, RuntimeError) as e:
+    except (CheckpointError, RuntimeError, MemoryError) as e:
         raise OSError(str(e)) from None
     few = (
         rows

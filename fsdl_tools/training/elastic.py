@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from ..core import scratch, write_atomic
+from ..core import printable, scratch, write_atomic
 from .checkpoint import _Lost
 from .trainer import TrainConfig, Trainer, check_config, lock_folder
 
@@ -63,8 +63,8 @@ class _Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         if not self.bar:
-            said = TextColumn('{task.fields[said]}')
-            parts = [TextColumn(self.c.model), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), said]
+            said = TextColumn('{task.fields[said]}', markup=False)
+            parts = [TextColumn(printable(self.c.model), markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), said]
             self.bar = Progress(*parts, console=self.console)
             self.task = self.bar.add_task('', total=self.c.steps, said='')
             self.bar.start()
@@ -131,7 +131,6 @@ class Asked:
     def __exit__(self, *_):
         for s, handler in self.before.items():
             signal.signal(s, handler)
-
 
 # %% ../../nbs/training/04_elastic.ipynb #200d071c
 def rank_threads(

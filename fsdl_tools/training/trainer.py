@@ -212,7 +212,8 @@ def _check_folder(c, data, held, optimizer):
     "Refuse to mix two runs in one folder"
     if not (Path(c.folder)/'run.json').exists():
         return
-    steps = [int(p.name[5:]) for p in Path(c.folder).glob('checkpoints/step-*') if p.name[5:].isdecimal()]
+    found = [p for p in Path(c.folder).glob('checkpoints/step-*') if not p.is_symlink()]
+    steps = [int(p.name[5:]) for p in found if p.name[5:].isdecimal()]
     if c.resume and c.steps < max(steps, default=0):
         raise ValueError(
             f'the run in {c.folder!r} has reached step {max(steps)}: it cannot be resumed with steps={c.steps}'
@@ -403,6 +404,8 @@ class Trainer:
             0,
         )
         self.lock = lock_folder(c.folder) if c.folder and self.rank == 0 else contextlib.nullcontext()
+        if c.folder and self.rank == 0:
+            _check_folder(self.c, len(self.data), self.layout.optimizer)    # another may have trained in it meanwhile
         self.saver = Checkpointer(self.folder/'checkpoints', c.keep) if c.folder else None
         if c.folder:
             self._open_folder()
