@@ -115,6 +115,13 @@ def _add(p, g):
     p.grad = g if p.grad is None else p.grad.add_(g)
 
 # %% ../../nbs/parallel/07_pipeline.ipynb #525be789
+def _parts(targets):
+    "Part of each micro-batch in the mean over all: as many as it has of the targets that count, those other than -100"
+    if targets[0] is None:
+        return None                             # another rank has them
+    counts = [int((t != -100).sum()) if t.dtype == torch.int64 else t.numel() for t in targets]
+    return [c / max(sum(counts), 1) for c in counts]
+
 class Pipeline:
     "Carries out a timetable, over point-to-point messages"
 
@@ -148,6 +155,7 @@ class Pipeline:
             self._cut('targets', targets, self.t.stages - 1),
             [],
         )
+        self.parts = _parts(self.targets)
         self.spans, self.here, self.posted, self.sent = [], {}, {}, {}
         ops = self.t.ops[self.rank]
         self.coming = [n for n in map(self.source, ops) if n and n.stage not in self.stages]
@@ -155,7 +163,7 @@ class Pipeline:
             self._do(op)
         for work, _ in self.sent.values():
             work.wait()
-        return sum(self.losses).item() / self.t.micro_batches if self.losses else None
+        return sum(self.losses).item() if self.losses else None
 
     def _cut(self, what, batch, stage):
         "The micro-batches of a batch"
@@ -195,7 +203,7 @@ def _take(self:Pipeline, op):
     if op.kind == 'W':
         return None
     if n is None:
-        return self.inputs[op.micro] if op.kind == 'F' else torch.tensor(1 / self.t.micro_batches)
+        return self.inputs[op.micro] if op.kind == 'F' else torch.tensor(self.parts[op.micro])
     if n.stage in self.stages:
         return self.here.pop(n)
     self._expect()
@@ -217,7 +225,8 @@ def _give(self:Pipeline, op, out):
     if op.kind == 'B' and (sent := self.sent.pop(Op('F', op.stage, op.micro), None)):
         sent[0].wait()        # it has arrived: its gradient is here
     if op.kind == 'F' and to == self.t.stages:
-        self.losses.append(out)
+        part = self.parts[op.micro]
+        self.losses.append(out * part if part else torch.zeros(()))        # the mean over no target is not a number
     elif op.kind == 'W' or to < 0:
         return
     elif to in self.stages:

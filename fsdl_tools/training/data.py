@@ -140,8 +140,14 @@ def _rows(path):
     except (OSError, UnicodeDecodeError, need('pyarrow', 'train').ArrowException) as e:
         raise ValueError(f'cannot read {str(path)!r} as Parquet: {e}') from e
 
+def _holds_text(kind):
+    "Is this type of Arrow one of texts, as they are, as views, or as numbers in a dictionary?"
+    pa = need('pyarrow', 'train')
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return str(kind) in ('string', 'large_string', 'string_view')
+
 def _text_column(path, schema):
-    strings = [f.name for f in schema if str(f.type) in ('string', 'large_string')]
+    strings = [f.name for f in schema if _holds_text(f.type)]
     if 'text' in strings or len(strings) == 1:
         return 'text' if 'text' in strings else strings[0]
     names, near = (
@@ -152,14 +158,51 @@ def _text_column(path, schema):
         f"{str(path)!r} has no column 'text' of strings, nor just one column of strings; its columns are {names}{near}"
     )
 
-def _lines(path):
-    "Texts of about a MiB that end at line ends"
+_packed = {
+    b'\x1f\x8b': 'compressed with gzip: gunzip',
+    b'BZh': 'compressed with bzip2: bunzip2',
+    b'\xfd7zXZ\x00': 'compressed with xz: unxz',
+    b'\x28\xb5\x2f\xfd': 'compressed with Zstandard: unzstd',
+    b'PK\x03\x04': 'a zip archive: unzip',
+    b'PAR1': 'Parquet: rename it to .parquet, not',
+    b'\xff\xfe': 'text in UTF-16: iconv -f UTF-16 -t UTF-8',
+    b'\xfe\xff': 'text in UTF-16: iconv -f UTF-16 -t UTF-8',
+}
+
+def _plain(path):
+    "`path`, unless its first bytes say that it holds something else than text"
+    with open(path, 'rb') as f:
+        head = f.read(8)
+    for magic, what in _packed.items():
+        if head.startswith(magic):
+            raise ValueError(f'{str(path)!r} is {what} it first')
+    return path
+
+def _as_text(path, piece=2**20):
+    "The text of a file in pieces of so many characters"
     try:
-        with open(path, encoding='utf-8', newline='') as f:
-            while lines := f.readlines(2**20):
-                yield [''.join(lines)]
+        with open(path, encoding='utf-8-sig', newline='') as f:
+            while text := f.read(piece):
+                yield text
     except UnicodeDecodeError as e:
-        raise ValueError(f'{str(path)!r} is not UTF-8 text: {e}') from e
+        raise ValueError(
+            f'{str(path)!r} is not UTF-8 text: {e}; if it is Latin-1 or Windows text, '
+            'iconv -f WINDOWS-1252 -t UTF-8 converts it'
+        ) from e
+
+def _encoded(pieces, tok, context=4096):
+    "Arrays of tokens of a text that comes in pieces: together those of the whole text"
+    before, here = '', next(pieces, '')
+    while here:
+        after = next(pieces, '')
+        text = before + here + after[:context]
+        enc = tok.encode(text, add_special_tokens=False)
+        starts = np.array([a for a, _ in enc.offsets], np.int64)
+        mine = (starts >= len(before)) | (not before)
+        if after:
+            mine &= starts < len(before) + len(here)
+        yield np.array(enc.ids, np.int64)[mine]
+        before, here = (before + here)[-context:], after
 
 def _joined(groups, encode, between):
     "One array of all texts, with `between` between two"
@@ -187,7 +230,7 @@ def _tokens(path, tokenizer):
     "All tokens of a file, and the size of the vocabulary"
     parquet = path.suffix.lower() == '.parquet'
     if tokenizer is None and not parquet:
-        return np.memmap(path, np.uint8, 'r'), 256
+        return np.memmap(_plain(path), np.uint8, 'r'), 256
     if tokenizer is None:
         return _joined(_rows(path), lambda t: np.frombuffer(t.encode(), np.uint8), np.zeros(1, np.uint8)), 256
     tok, vocab, end = _tokenizer(tokenizer)
@@ -197,7 +240,10 @@ def _tokens(path, tokenizer):
         )
     kind = np.uint16 if vocab <= 2**16 else np.uint32
     encode = lambda t: np.array(tok.encode(t, add_special_tokens=False).ids, kind)
-    return _joined((_rows if parquet else _lines)(path), encode, np.array(end if parquet else [], kind)), vocab
+    if parquet:
+        return _joined(_rows(path), encode, np.array(end, kind)), vocab
+    parts = [part.astype(kind) for part in _encoded(_as_text(_plain(path)), tok)]
+    return np.concatenate(parts) if parts else np.zeros(0, kind), vocab
 
 # %% ../../nbs/training/01_data.ipynb #5e36f9ed
 _suffixes = ['.jpg', '.jpeg', '.png', '.bmp', '.gif', '.ppm', '.tif', '.tiff', '.webp']
@@ -206,12 +252,13 @@ _mean, _std = np.float32([.485, .456, .406]), np.float32([.229, .224, .225])    
 def read_image(
     path # Of an image file
 ):       # An RGB image of Pillow; transparency is dropped
-    "Decode an image; raises ValueError naming the file"
-    Image = need('PIL.Image', 'train', 'pillow')
+    "Decode an image, the way up that its EXIF data say; raises ValueError naming the file"
+    Image, ImageOps = need('PIL.Image', 'train', 'pillow'), need('PIL.ImageOps', 'train', 'pillow')
     try:
         with Image.open(path) as im:
             if im.mode[0] in 'IF':
                 raise ValueError(f'its mode is {im.mode}, of more than 8 bits a channel')
+            im = ImageOps.exif_transpose(im)
             return (im.convert('RGBA') if im.mode == 'P' else im).convert('RGB')
     except Exception as e:
         raise ValueError(f'cannot read the image {str(path)!r}: {e}') from e
@@ -263,20 +310,31 @@ class Images(_Data):
         "Name, samples, their size and the number of classes, for people"
         return f'{self.name}: {self.n:,} images of {self.size} × {self.size} in {len(self.classes):,} classes'
 
-def _image_folder(folder):
-    "Pairs (path, class number), and the names of the classes"
+def _walk(folder):
+    "Files below a folder; links to folders are followed, each folder is visited once"
 
     def fail(e):
         raise e                        # os.walk would pass over what it may not read
-    image = lambda p: (
-        p.suffix.lower() in _suffixes
-        and p.is_file()
-        and not any(part[0] == '.' for part in p.relative_to(folder).parts)
-    )
-    files = lambda c: sorted(
-        p for top, _, names in os.walk(folder / c, onerror=fail) for n in names if image(p := Path(top) / n)
-    )
-    found = {c: files(c) for c in sorted(os.listdir(folder)) if c[0] != '.' and (folder/c).is_dir()}
+    seen = set()
+    for top, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        where = os.path.realpath(top)
+        if where in seen:
+            folders.clear()
+            continue
+        seen.add(where)
+        yield from (Path(top) / n for n in names)
+
+def _subfolders(folder):
+    "Names of the folders in a folder, hidden ones left out"
+    return [c for c in sorted(os.listdir(folder)) if c[0] != '.' and (folder / c).is_dir()]
+
+def _is_image(path, folder):
+    hidden = any(part[0] == '.' for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in _suffixes and path.is_file() and not hidden
+
+def _image_folder(folder):
+    "Pairs (path, class number), and the names of the classes"
+    found = {c: sorted(p for p in _walk(folder / c) if _is_image(p, folder)) for c in _subfolders(folder)}
     if not any(found.values()):
         raise ValueError(
             f'no images in subfolders of {str(folder)!r}: expected one subfolder a class, '
@@ -285,6 +343,24 @@ def _image_folder(folder):
     if empty := [c for c, f in found.items() if not f]:
         raise ValueError(f'no images in the class folder {empty[0]!r} of {str(folder)!r}')
     return [(f, i) for i, files in enumerate(found.values()) for f in files], list(found)
+
+_train_names, _held_names = ['train', 'training'], ['val', 'valid', 'validation', 'dev', 'eval', 'test', 'testing']
+
+def _splits(folder):
+    "(folder to train on, folder to evaluate on or None) where the subfolders are splits, not classes; else None"
+    names = {c.lower(): c for c in _subfolders(folder)}
+    first = next((names[n] for n in _train_names if n in names), None)
+    if not first or set(names) - {*_train_names, *_held_names} or not _subfolders(folder / first):
+        return None
+    held = next((names[n] for n in _held_names if n in names), None)
+    return folder / first, held and folder / held
+
+def _held_items(folder, classes):
+    "The same of a folder to evaluate on, with the class numbers of the one to train on"
+    items, names = _image_folder(folder)
+    for n in names:
+        one_of(f'class in {str(folder)!r}', n, classes)
+    return [(f, classes.index(names[i])) for f, i in items]
 
 # %% ../../nbs/training/01_data.ipynb #cd02cb94
 def _synthetic_tokens(seq, seed, n=4096):
@@ -347,10 +423,18 @@ def _open_images(name, items, classes, size, holdout, seed, read=read_image):
     part = lambda which, augment: Images(name, [items[i] for i in sorted(which)], classes, size, seed, augment, read)
     return part(order[:a], True), part(order[a:], False)
 
+def _open_splits(folder, splits, size, holdout, seed):
+    "Images of a folder whose subfolders are splits"
+    items, classes = _image_folder(splits[0])
+    if not splits[1]:
+        return _open_images(repr(folder.name), items, classes, size, holdout, seed)
+    part = lambda items, augment: Images(repr(folder.name), items, classes, size, seed, augment)
+    return part(items, True), part(_held_items(splits[1], classes), False)
+
 def open_data(
     source,            # synthetic, synthetic:tokens, synthetic:images, or a path: text, Parquet or a folder of images
     seq:int=64, size:int=32, # Tokens of a sample; side of square images in pixels
-    holdout:float=.1,  # Part to evaluate on, from 0 to below 1; never rounded down to nothing
+    holdout:float=.1,  # Part to evaluate on, from 0 to below 1; a folder val beside train takes its place
     tokenizer=None,    # Path of a tokenizer.json; default: bytes
     seed:int=0         # Of augmentation, of the images held out and of synthetic data
 ) -> tuple:            # Data sets to train and to evaluate on, Tokens or Images; raises FileNotFoundError or ValueError
@@ -378,6 +462,8 @@ def open_data(
         )
     if made:
         return _open_tokens(made, _synthetic_tokens(seq, seed), 256, seq, holdout)
+    if path.is_dir() and (splits := _splits(path)):
+        return _open_splits(path, splits, size, holdout, seed)
     if path.is_dir():
         return _open_images(repr(path.name), *_image_folder(path), size, holdout, seed)
     return _open_tokens(repr(path.name), *_tokens(_regular(path), tokenizer), seq, holdout)
