@@ -6,7 +6,7 @@
 __all__ = ['make_mesh', 'stage_bounds', 'Loss', 'Parallel', 'clip_gradients', 'ten_steps']
 
 # %% ../../nbs/parallel/12_model.ipynb #54930541
-import contextlib, functools, warnings
+import contextlib, functools
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -27,7 +27,8 @@ from .ddp import named, sync_batchnorm
 from ..models.gpt import GPT, GPTBlock, GPTConfig, gpt_config, keep_layers
 from .layout import check_runnable, coordinates, parse_layout
 from .schedules import balance
-from .zero import watch_routes, whole_blocks
+from .tensor import check_gpt
+from .zero import shard_blocks, watch_routes
 from .dtensor import parallelize
 
 # %% ../../nbs/parallel/12_model.ipynb #caa3d572
@@ -99,26 +100,33 @@ def _autocast(model, device):
 
 def _shard(model, l, mesh):
     "ZeRO by fully_shard: stage 3 also forgets gathered weights after the forward pass"
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy
     where = mesh['replicate', 'shard'] if l.dp > (l.shard or l.dp) else mesh['shard']
-    # of a DTensor's part; nothing here changes it in place
-    warnings.filterwarnings('ignore', 'FSDP2-wrapped module .* returned a view')
     half = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if l.precision == 'bf16' else MixedPrecisionPolicy()
     kw = dict(mesh=where, reshard_after_forward=l.zero == 3, mp_policy=half)
-    for m in whole_blocks(model):
-        fully_shard(m, **kw)
-    fully_shard(model, **kw)
+    shard_blocks(model, **kw)
     if not isinstance(model, GPT):
         watch_routes(model)                    # a GPT uses all that it has
     return model
 
 # %% ../../nbs/parallel/12_model.ipynb #b2dfce9f
+def _logits(out):
+    "What a model puts out, as scores: a tensor (batch, …, classes), or the part of the output that is one"
+    if isinstance(out, dict) and 'logits' in out:
+        out = out['logits']
+    out = getattr(out, 'logits', out)
+    out = out[0] if isinstance(out, (tuple, list)) and out else out
+    if not torch.is_tensor(out) or out.dim() < 2:
+        what = f'a tensor of shape {tuple(out.shape)}' if torch.is_tensor(out) else f'a {type(out).__name__}'
+        raise TypeError(f'the model returned {what}: expected scores (batch, …, classes), alone or as .logits')
+    return out
+
 class Loss:
     "Cross-entropy, added up and multiplied by scale; targets of -100 do not count"
     scale = 1.
 
     def __call__(self, out, y):
-        out = getattr(out, 'logits', out)
+        out = _logits(out)
         return F.cross_entropy(out.flatten(0, -2).float(), y.flatten(), reduction='sum') * self.scale
 
 _schedules = {
@@ -151,6 +159,7 @@ class Parallel:
         l = self.layout
         if l.pp == 1:
             return model
+        check_gpt(model, 'cut into stages')
         # a rank with several stages needs several modules
         part = GPT(model.config) if l.vp > 1 else model
         if l.vp > 1:

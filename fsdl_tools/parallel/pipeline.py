@@ -47,6 +47,8 @@ class ModuleStage:
         )
         with hooks, Later(todo) if self.split else contextlib.nullcontext():
             y = self.module(x)
+            if target is None and not torch.is_tensor(y):
+                raise TypeError(f'{type(self.module).__name__} returned a {type(y).__name__}: a stage hands on one tensor')
             if target is not None:
                 y = self.loss(y, target)
         self.kept[i], self.later[i] = (x, y), todo
@@ -59,7 +61,8 @@ class ModuleStage:
     ):
         "Gradient of the input of micro-batch i; None where the input is tokens"
         x, y = self.kept.pop(i)
-        y.backward(grad)
+        if y.requires_grad:
+            y.backward(grad)
         self._count(i, [t for item in self.later[i] for t in item[:2]])
         return x.grad
 
@@ -105,8 +108,13 @@ class Later(TorchFunctionMode):
         self.todo = todo
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        linear = lambda input, weight, bias=None: _Linear.apply(self.todo, input, weight, bias)
-        return (linear if func is F.linear else func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        return _late_linear(self.todo, *args, **kwargs) if func is F.linear else func(*args, **kwargs)
+
+def _late_linear(todo, input, weight, bias=None):
+    "F.linear whose weights come later; what is no parameter itself, but computed from one, cannot wait"
+    leaves = weight.is_leaf and (bias is None or bias.is_leaf)
+    return _Linear.apply(todo, input, weight, bias) if leaves else F.linear(input, weight, bias)
 
 def _add(p, g):
     "Accumulate a gradient as autograd does"
@@ -115,6 +123,15 @@ def _add(p, g):
     p.grad = g if p.grad is None else p.grad.add_(g)
 
 # %% ../../nbs/parallel/07_pipeline.ipynb #525be789
+def _check_stage(stage):
+    "Refuse what a cut into micro-batches would change"
+    for name, m in getattr(stage, 'module', torch.nn.Module()).named_modules():
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training:
+            raise ValueError(
+                f'{name} is a batch-norm: it would see a micro-batch at a time, which is another model; '
+                'use one micro-batch, another norm, or .eval() for statistics that stand still'
+            )
+
 def _parts(targets):
     "Part of each micro-batch in the mean over all: as many as it has of the targets that count, those other than -100"
     if targets[0] is None:
@@ -139,6 +156,9 @@ class Pipeline:
             raise ValueError(f'a timetable for {t.ranks} ranks, a group of {len(self.peers)}')
         if sorted(stages) != (own := list(range(self.rank, t.stages, t.ranks))):
             raise ValueError(f'rank {self.rank} has stages {sorted(stages)}, the timetable gives it {own}')
+        if t.micro_batches > 1:
+            for s in stages.values():
+                _check_stage(s)
         simulate(t)                                     # raises ValueError where it would hang
         for s in stages.values():
             s.split = t.split

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['all_gather', 'reduce_scatter', 'patience', 'zeros', 'zero_memory', 'Unit', 'units_of', 'Zero1', 'Zero2', 'Zero3',
-           'storage_bytes', 'accounted', 'whole_blocks', 'watch_routes', 'fsdp', 'ddp', 'zero_redundancy',
-           'fsdp_accounted']
+           'storage_bytes', 'accounted', 'whole_blocks', 'watch_routes', 'shard_blocks', 'fsdp', 'ddp',
+           'zero_redundancy', 'fsdp_accounted']
 
 # %% ../../nbs/parallel/04_zero.ipynb #31252dd0
 import contextlib
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from fastcore.basics import patch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from .collectives import CommCounter
 from ..core import one_of, positive
 from .ddp import broadcast_all, check_module, named, sync_batchnorm, used_anywhere
@@ -535,8 +535,8 @@ def _load(self:Zero1, module, state, prefix, metadata, *_):
 @patch
 def _copied(self:Zero1, module, state, prefix, metadata):
     "Put copies into a state dict"
-    for name, p in module._parameters.items():
-        if p in self.unit_of and prefix + name in state:
+    for name in (*module._parameters, *module._buffers):
+        if prefix + name in state:
             state[prefix + name] = state[prefix + name].clone()
     self._close()
 
@@ -687,6 +687,22 @@ def watch_routes(
     "Let a step in which the ranks use different parts of a model be an error that names them"
     _Routes(module, blocks)
 
+def _no_views(module, args, out):
+    "Copies instead of views: a view that is changed in place would lose the hook by which it is gathered again"
+    return tree_map(lambda t: t.clone() if torch.is_tensor(t) and t._is_view() and t.requires_grad else t, out)
+
+def shard_blocks(
+    module,     # Changed in place
+    **kw        # Arguments of fully_shard
+) -> list:      # The blocks
+    "`fully_shard` on every block that `units_of` finds, and on the root"
+    from torch.distributed.fsdp import fully_shard
+    blocks = whole_blocks(module)
+    for m in [*blocks, module]:
+        m.register_forward_hook(_no_views)
+        fully_shard(m, **kw)
+    return blocks
+
 def fsdp(
     module,     # The same architecture on every rank
     device='cpu', # cpu or cuda
@@ -694,17 +710,13 @@ def fsdp(
 ):              # The module, sharded in place, with rank 0's weights
     "PyTorch's `fully_shard` on every block that `units_of` finds, and on the root"
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy
     check_module(module)
     broadcast_all([*module.parameters(), *module.buffers()])
     kw = dict(mesh=init_device_mesh(device, (dist.get_world_size(),))) | (
         dict(offload_policy=CPUOffloadPolicy(pin_memory=device == 'cuda')) if offload else {}
     )
-    blocks = whole_blocks(module)
-    for m in blocks:
-        fully_shard(m, **kw)
-    fully_shard(module, **kw)
-    watch_routes(module, blocks)
+    watch_routes(module, shard_blocks(module, **kw))
     return module
 
 def ddp(
