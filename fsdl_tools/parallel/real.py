@@ -28,10 +28,10 @@ def _zoo(kind, task='causal-lm', **fields):
     return build(kind, task, **few | fields).train()
 
 def _images(size):
-    "Batches of images with ten classes"
+    "Batches of images with ten classes; in double precision, since batch-norm over few samples makes rounding large"
     def batch(seed, n):
         g = torch.Generator().manual_seed(seed)
-        return (torch.randn(n, 3, size, size, generator=g),), torch.randint(0, 10, (n,), generator=g)
+        return (torch.randn(n, 3, size, size, generator=g).double(),), torch.randint(0, 10, (n,), generator=g)
     return batch
 
 def _tokens(seed, n, vocab=97, seq=12):
@@ -42,7 +42,7 @@ def _tokens(seed, n, vocab=97, seq=12):
 def _score(out, y):
     "Cross-entropy of whatever holds the scores"
     out = getattr(out, 'logits', out[0] if isinstance(out, tuple) else out)
-    return F.cross_entropy(out.flatten(0, -2).float(), y.flatten())
+    return F.cross_entropy(out.flatten(0, -2), y.flatten())
 
 def _hidden(out, y):
     "A loss of the hidden states of a model without head"
@@ -51,7 +51,7 @@ def _hidden(out, y):
 def _timm(name, **kw):
     fix_torchvision()
     import timm
-    return timm.create_model(name, num_classes=10, **kw).train()
+    return timm.create_model(name, num_classes=10, **kw).double().train()
 
 class _Tagger(nn.Module):
     "An LSTM that returns scores and its states"

@@ -502,7 +502,7 @@ class Own(_Data):
 def _open_own(name, holdout, seed, **offers):
     "Data sets that a function has made: one, which is split, or two"
     made = call_factory(name, seed=seed, holdout=holdout, **offers)
-    pair = made if isinstance(made, (tuple, list)) and len(made) == 2 else (made, None)
+    pair = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     for part in pair:
         if part is not None and not (hasattr(part, '__len__') and hasattr(part, '__getitem__')):
             raise ValueError(
