@@ -162,6 +162,7 @@ class Pipeline:
         simulate(t)                                     # raises ValueError where it would hang
         for s in stages.values():
             s.split = t.split
+        self.shape, self.dtype = torch.Size(shape), dtype
         self.buffer = lambda: torch.empty(shape, dtype=dtype, device=device)
         self.spans, self.most = [], 0
 
@@ -252,6 +253,9 @@ def _give(self:Pipeline, op, out):
     elif to in self.stages:
         self.here[op] = out
     else:
+        if (out.shape, out.dtype) != (self.shape, self.dtype):
+            what = f'{tuple(out.shape)} of {out.dtype}, the pipeline was told {tuple(self.shape)} of {self.dtype}'
+            raise ValueError(f'stage {op.stage} hands on {what}')
         self.sent[op] = dist.isend(out.contiguous(), self.peers[to % self.t.ranks], self.group, self._tag(op)), out
 
 @patch

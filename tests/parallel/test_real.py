@@ -36,7 +36,7 @@ def test_right_or_refused_by_name(name, strategy):
     assert (name, strategy) not in REFUSED
     for r in found:
         assert max(r['loss'], r['gradient'], r['state']) < 1e-5, (name, strategy, r)
-        if strategy in ('ZeRO-3', 'FSDP'): assert r['whole'] < .95, r
+        if strategy in ('ZeRO-3', 'FSDP') and 'frozen' not in name: assert r['whole'] < .9, r
 
 
 @pytest.mark.parametrize('name', ['lstm (tuple)', 'routed (experts apart)'])
