@@ -411,10 +411,10 @@ def train_accumulating(
 def _weighted_loss(
     model, # Any of the tiny models, wrapped or not
     batch  # This rank's samples: any number of them, also none
-):         # A loss whose average over the ranks is the mean over all targets
+):         # A loss whose average over the ranks is the mean over all targets but those of -100
     "Cross-entropy that is exact for shares of any size"
     out, y = model(batch[0]).flatten(0, -2), batch[1].flatten()
-    total = torch.tensor(float(y.numel()))
+    total = (y != -100).sum().float()
     dist.all_reduce(total)
     return F.cross_entropy(out, y, reduction='sum') * dist.get_world_size() / total
 

@@ -48,7 +48,8 @@ class ModuleStage:
         with hooks, Later(todo) if self.split else contextlib.nullcontext():
             y = self.module(x)
             if target is None and not torch.is_tensor(y):
-                raise TypeError(f'{type(self.module).__name__} returned a {type(y).__name__}: a stage hands on one tensor')
+                what = f'{type(self.module).__name__} returned a {type(y).__name__}'
+                raise TypeError(f'{what}: a stage hands on one tensor')
             if target is not None:
                 y = self.loss(y, target)
         self.kept[i], self.later[i] = (x, y), todo

@@ -6,7 +6,8 @@
 __all__ = ['RankError', 'RankTimeout', 'free_port', 'on_ranks']
 
 # %% ../../nbs/parallel/01_ranks.ipynb #0463ce9c
-import contextlib, faulthandler, inspect, os, pickle, re, signal, socket, sys, tempfile, threading, time, traceback, warnings
+import contextlib, faulthandler, inspect, os, pickle, re, signal, socket, sys, tempfile, threading, time, traceback
+import warnings
 import multiprocessing as mp
 from dataclasses import dataclass
 from datetime import timedelta

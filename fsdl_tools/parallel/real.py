@@ -303,8 +303,8 @@ def train_real(
             o.step()
             o.zero_grad()
     far['state'] = _apart(_whole_state(model, net), alone.state_dict())
-    own = sum(p.nbytes for p in model.mine.parameters()) if strategy == 'pipeline' else total
-    whole = {'ZeRO-3': most, 'FSDP': getattr(watch, 'most', 0)}.get(strategy, own)
+    mine = [p.nbytes for p in model.mine.parameters() if p.requires_grad] if strategy == 'pipeline' else [total]
+    whole = {'ZeRO-3': most, 'FSDP': getattr(watch, 'most', 0)}.get(strategy, sum(mine))
     return far | dict(whole=whole / total)
 
 def _one_step(model, loss_of, inputs, y):

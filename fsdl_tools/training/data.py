@@ -425,7 +425,8 @@ def load_factory(
     except ModuleNotFoundError as e:
         if e.name and module != e.name and not module.startswith(e.name + '.'):
             raise                                # the module is there, something that it imports is not
-        raise ValueError(f'there is no module {e.name!r} for {name!r}: looked in {here!r} and in what is installed') from None
+        where = f'looked in {here!r} and in what is installed'
+        raise ValueError(f'there is no module {e.name!r} for {name!r}: {where}') from None
     except AttributeError:
         near = nearest(rest, vars(sys.modules[module]), 1)
         raise ValueError(f'{module} has no {rest!r}' + (f': did you mean {near[0]!r}?' if near else '')) from None
@@ -554,21 +555,26 @@ def _open_images(name, items, classes, size, holdout, seed, read=read_image):
     part = lambda which, augment: Images(name, [items[i] for i in sorted(which)], classes, size, seed, augment, read)
     return part(order[:a], True), part(order[a:], False)
 
-def _open_splits(folder, splits, size, holdout, seed):
-    "Images of a folder whose subfolders are splits"
-    items, classes = _image_folder(splits[0])
-    if not splits[1]:
+def _open_folder(folder, size, holdout, seed):
+    "Images of a folder whose subfolders are classes, or splits with classes in them"
+    first, held = _splits(folder) or (folder, None)
+    items, classes = _image_folder(first)
+    if not held:
         return _open_images(repr(folder.name), items, classes, size, holdout, seed)
     part = lambda items, augment: Images(repr(folder.name), items, classes, size, seed, augment)
-    return part(items, True), part(_held_items(splits[1], classes), False)
+    return part(items, True), part(_held_items(held, classes), False)
+
+def _made_images(name, size, holdout, seed):
+    items, read = [(i, i % 4) for i in range(1024)], partial(_synthetic_image, size=size, seed=seed)
+    return _open_images(name, items, list(_patterns), size, holdout, seed, read)
 
 def open_data(
-    source,            # synthetic[:tokens or :images], a path (text, Parquet, folder of images) or package.module:function
+    source,            # synthetic, synthetic:images, text, Parquet, a folder of images, or package.module:function
     seq:int=64, size:int=32, # Tokens of a sample; side of square images in pixels
     holdout:float=.1,  # Part to evaluate on, from 0 to below 1; a folder val beside train takes its place
     tokenizer=None,    # Path of a tokenizer.json; default: bytes
     seed:int=0         # Of augmentation, of the images held out and of synthetic data
-) -> tuple:            # Data sets to train and to evaluate on: Tokens, Images or Own; raises FileNotFoundError or ValueError
+) -> tuple:            # To train and to evaluate on: Tokens, Images or Own; raises FileNotFoundError or ValueError
     "Open what a run reads"
     positive('seq', seq)
     positive('size', size)
@@ -584,21 +590,11 @@ def open_data(
     if tokenizer is not None and (made or path.is_dir()):
         raise ValueError(f'a tokenizer is for text files and Parquet, not for {text!r}')
     if made == 'synthetic:images':
-        return _open_images(
-            made,
-            [(i, i % 4) for i in range(1024)],
-            list(_patterns),
-            size,
-            holdout,
-            seed,
-            partial(_synthetic_image, size=size, seed=seed),
-        )
+        return _made_images(made, size, holdout, seed)
     if made:
         return _open_tokens(made, _synthetic_tokens(seq, seed), 256, seq, holdout)
-    if path.is_dir() and (splits := _splits(path)):
-        return _open_splits(path, splits, size, holdout, seed)
     if path.is_dir():
-        return _open_images(repr(path.name), *_image_folder(path), size, holdout, seed)
+        return _open_folder(path, size, holdout, seed)
     return _open_tokens(repr(path.name), *_tokens(_regular(path), tokenizer), seq, holdout)
 
 # %% ../../nbs/training/01_data.ipynb #08c0369c

@@ -62,9 +62,7 @@ class TrainConfig(Record):
     device:str=''              # cpu or cuda; empty: cuda where there is one
 
     def __post_init__(self):
-        for f in ('model', 'data'):
-            if callable(made := getattr(self, f)):
-                object.__setattr__(self, f, factory_name(made))
+        _name_factories(self)
         for f in ('steps', 'global_batch', 'keep'):
             positive(f, getattr(self, f))
         for f in ('seq', 'image_size', 'warmup', 'seed', 'eval_every', 'save_every', 'workers'):
@@ -79,6 +77,12 @@ class TrainConfig(Record):
             one_of('device', self.device, ['cpu', 'cuda'])
         if (self.save_every or self.resume) and not self.folder:
             raise ValueError('checkpoints need a folder')
+
+def _name_factories(config):
+    "Functions that were handed over become their names"
+    for f in ('model', 'data'):
+        if callable(made := getattr(config, f)):
+            object.__setattr__(config, f, factory_name(made))
 
 def lr_at(
     c:TrainConfig, # The run
@@ -145,7 +149,7 @@ def check_config(
         raise ValueError(f'{c.model} is trained on {kind}, and {c.data!r} holds {data.kind}')
     needs = {'tokens': 'vocab', 'images': 'classes'}.get(kind)
     if needs and getattr(data, needs) is None:
-        raise ValueError(f'{c.model} asks how many outputs it shall have: give the data set of {c.data!r} a field {needs}')
+        raise ValueError(f'{c.model} must know how many outputs to have: give {c.data!r} a field {needs}')
     shape = (
         gpt_config(c.model, vocab=_round_up(data.vocab, gpts[c.model].vocab), ctx=max(c.seq, gpts[c.model].ctx))
         if source == 'gpt'
