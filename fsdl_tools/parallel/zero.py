@@ -439,7 +439,7 @@ class Zero3(Zero2):
         raise RuntimeError(
             f'rank {dist.get_rank()} {what} {named(u.names.values())}, another rank '
             f'{"sends" if other % 2 else "gathers"} {named(v.names.values())}{lacking}: every rank must use the same '
-            'parts in the same order; put parts that are chosen by a router into one block, which is gathered as a whole'
+            'parts in the same order; put parts that a router chooses from into one block, which is gathered as a whole'
         )
 
     def _pack(self, t):
@@ -459,14 +459,16 @@ class Zero3(Zero2):
     def forward(self, *args, **kwargs):
         "Run the module; the root stays whole until the end of the backward pass"
         self.log.clear()
-        root = [u for m, u in self.parts if m is None]
+        root, kept = [u for m, u in self.parts if m is None], []
         try:
             with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
                 for u in root:
                     self._fetch(u)
-                return super().forward(*args, **kwargs)
+                out = super().forward(*args, **kwargs)
+            kept = root if torch.is_grad_enabled() else []
+            return out
         finally:
-            self._put_away(root if torch.is_grad_enabled() else [])
+            self._put_away(kept)
 
     def _put_away(self, but=()):
         "Forget all units, these excepted"
@@ -654,7 +656,7 @@ class _Routes:
             a, b = (self.names[j] for j in both)
             raise RuntimeError(
                 f'one rank gathers {b}, another {a}: every rank must use the same parts in the same order; '
-                'put parts that are chosen by a router into one block, which is gathered as a whole'
+                'put parts that a router chooses from into one block, which is gathered as a whole'
             )
 
     def _watch(self, module, args, out):
