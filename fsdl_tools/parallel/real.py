@@ -19,7 +19,7 @@ from .ddp import DataParallel, sync_batchnorm
 from .pipeline import ModuleStage, Pipeline
 from .schedules import balance, timetable
 from .tensor import tensor_parallel
-from .zero import Zero1, Zero2, Zero3, all_gather, fsdp
+from .zero import Zero1, Zero2, Zero3, all_gather, fsdp, whole_state
 
 # %% ../../nbs/parallel/13_real.ipynb #07167c38
 def _zoo(kind, task='causal-lm', **fields):
@@ -227,13 +227,13 @@ def _apart(got, wanted):
     apart = lambda g, w: ((g - w).norm() / max(w.norm(), floor)).item()
     return max(apart(got[n].double(), w.double()) for n, w in wanted.items())
 
-def _whole_state(model, net):
-    "State dict with DTensors made whole"
-    if isinstance(model, PipelineModel):
-        own = set(model.mine.parameters())
-        mine = {n for n, p in net.named_parameters(remove_duplicate=False) if p in own}
-        return net.state_dict() | _from_all({n: t for n, t in net.state_dict().items() if n in mine})
-    return {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in net.state_dict().items()}
+def _state_everywhere(model, net):
+    "What each rank sees of the state"
+    if not isinstance(model, PipelineModel):
+        return whole_state(model)
+    own = set(model.mine.parameters())
+    mine = {n for n, p in net.named_parameters(remove_duplicate=False) if p in own}
+    return net.state_dict() | _from_all({n: t for n, t in net.state_dict().items() if n in mine})
 
 class _Whole(TorchDispatchMode):
     "Most bytes of whole parameters at a time in a model that fully_shard has cut"
@@ -303,7 +303,7 @@ def train_real(
         for o in opts:
             o.step()
             o.zero_grad()
-    far['state'] = _apart(_whole_state(model, net), alone.state_dict())
+    far['state'] = _apart(_state_everywhere(model, net), alone.state_dict())
     mine = [p.nbytes for p in model.mine.parameters() if p.requires_grad] if strategy == 'pipeline' else [total]
     whole = {'ZeRO-3': most, 'FSDP': getattr(watch, 'most', 0)}.get(strategy, sum(mine))
     return far | dict(whole=whole / total)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['all_gather', 'reduce_scatter', 'patience', 'zeros', 'zero_memory', 'Unit', 'units_of', 'Zero1', 'Zero2', 'Zero3',
-           'storage_bytes', 'accounted', 'whole_blocks', 'watch_routes', 'shard_blocks', 'fsdp', 'ddp',
+           'storage_bytes', 'accounted', 'whole_blocks', 'watch_routes', 'shard_blocks', 'fsdp', 'whole_state', 'ddp',
            'zero_redundancy', 'fsdp_accounted']
 
 # %% ../../nbs/parallel/04_zero.ipynb #31252dd0
@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from fastcore.basics import patch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 from .collectives import CommCounter
 from ..core import one_of, positive
-from .ddp import broadcast_all, check_module, named, sync_batchnorm, used_anywhere
+from .ddp import DataParallel, broadcast_all, check_module, named, sync_batchnorm, used_anywhere
 from ..models.tiny import adamw, share, tiny_batch, tiny_loss, tiny_model
 
 # %% ../../nbs/parallel/04_zero.ipynb #530a55ab
@@ -720,6 +721,14 @@ def fsdp(
     )
     watch_routes(module, shard_blocks(module, **kw))
     return module
+
+def whole_state(
+    model # Zero1 to Zero3, a DataParallel, a DDP, or a module sharded by fully_shard; all ranks call together
+) -> dict: # Name in the module -> plain tensor
+    "The state dict, whole on every rank"
+    wrapped = isinstance(model, (Zero1, DataParallel, nn.parallel.DistributedDataParallel))
+    state = (model.module if wrapped else model).state_dict()
+    return {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in state.items()}
 
 def ddp(
     module # The same architecture on every rank
