@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
-from .data import Feed, call_factory, eval_batches, factory_name, is_factory, open_data
+from .data import Feed, call_factory, eval_batches, factory_name, is_factory, load_factory, open_data
 from .checkpoint import CheckpointError, Checkpointer, export_weights
 from ..core import Record, fix_torchvision, nearest, one_of, positive, write_atomic
 from ..models.gpt import GPT, gpt_config, gpts
@@ -99,7 +99,7 @@ def _kind(name):
     if name in gpts:
         return 'tokens', 'gpt'
     if is_factory(name):
-        return None, 'own'
+        return load_factory(name) and None, 'own'
     try:
         where, there = locate(name)
     except ValueError as e:
@@ -156,6 +156,9 @@ def check_config(
         else None
     )
     l = check_runnable(_layout(c, shape, device), shape, c.global_batch, c.seq or None, world)
+    for name in (c.model, c.data):
+        if l.world > 1 and name.startswith('__main__:') and not dist.is_initialized():
+            raise ValueError(f'{name} cannot be imported by the ranks of {l}: move the function into a module')
     if len(data) < c.global_batch:
         raise ValueError(f'{data.describe()}: fewer samples than a global batch of {c.global_batch}')
     if c.folder:
