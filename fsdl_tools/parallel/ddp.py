@@ -81,15 +81,23 @@ def _moments(x):
     apart = x - _along_channels(mean, x)
     return mean, _Sum.apply((apart * apart).sum(dims)) / n, n
 
+def _track(kept, new, momentum):
+    "Move a running statistic, whatever its type"
+    if kept is not None:
+        kept.copy_(kept.to(new.dtype).lerp(new.detach(), momentum))
+
 def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=.1, eps=1e-5):
     "F.batch_norm over the samples of all ranks, with statistics in fp32 where x has fewer digits"
-    if not training:
+    kinds = {t.dtype for t in (x, running_mean, running_var, weight, bias) if t is not None}
+    if not training and len(kinds) == 1:
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    mean, var, n = _moments(wide)
-    if running_mean is not None:
-        for kept, new in ((running_mean, mean), (running_var, var * n / (n - 1))):
-            kept.copy_(kept.to(new.dtype).lerp(new.detach(), momentum))
+    if training:
+        mean, var, n = _moments(wide)
+        _track(running_mean, mean, momentum)
+        _track(running_var, var * n / (n - 1), momentum)
+    else:
+        mean, var = running_mean.to(wide.dtype), running_var.to(wide.dtype)
     out = (wide - _along_channels(mean, x)) * _along_channels(torch.rsqrt(var + eps), x)
     out = out if weight is None else out * _along_channels(weight, x)
     out = out if bias is None else out + _along_channels(bias, x)

@@ -368,3 +368,10 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
         exif[0x0112] = n
         (upright.transpose(turn) if turn is not None else upright).save(tmp_path/f'{n}.png', exif=exif)
         assert np.array_equal(read_image(tmp_path/f'{n}.png'), upright), n
+
+
+@pytest.mark.parametrize('layout', ['dp2,precision=bf16', 'dp2,precision=amp_bf16', 'dp2,zero=2,precision=bf16', 'dp2,zero=3,precision=amp_bf16'])
+def test_batch_norm_in_low_precision_over_ranks(mine, layout):
+    c = run(model='brought_here:normed', steps=4)
+    low, full = on_ranks(fit, 2, c.replace(layout=layout), timeout=100)[0], fit(c)
+    assert apart(losses(low), losses(full)) < .05 and low[-1]['loss'] < low[0]['loss']
