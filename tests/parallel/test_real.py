@@ -5,24 +5,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from hypothesis import given, settings, strategies as st
-from fsdl_tools.parallel.ddp import DataParallel, SyncBatchNorm, check_module, sync_batchnorm
+from fsdl_tools.core import read_results
+from fsdl_tools.environments import run_in
+from fsdl_tools.parallel.ddp import DataParallel, SyncBatchNorm, sync_batchnorm
 from fsdl_tools.parallel.pipeline import ModuleStage, Pipeline
 from fsdl_tools.parallel.ranks import RankError, on_ranks
-from fsdl_tools.parallel.real import pipeline_parts, real_module, real_modules, real_strategies, train_real
+from fsdl_tools.parallel.real import asks_unused, pipeline_parts, real_module, real_modules, real_strategies, train_real
 from fsdl_tools.parallel.schedules import timetable
-from fsdl_tools.parallel.tensor import tensor_parallel
-from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, fsdp, units_of, whole_blocks, zeros
+from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, fsdp, units_of, whole_blocks, whole_state, zeros
 from fsdl_tools.models.tiny import share, tiny_batch, tiny_loss, tiny_model
 
 # What cannot be cut, and what says so
 REFUSED = {(name, 'tensor'): 'cannot be cut by matrix' for name in real_modules}
 REFUSED |= {(name, 'pipeline'): 'is not cut into stages' for name in real_modules if not name.startswith('vit')}
-ASKS = ('bert', 'routed')                       # parameters without a gradient, somewhere
-
-
-def options(name, strategy):
-    asks = name.startswith(ASKS) and strategy in ('DDP', 'ZeRO-1', 'ZeRO-2', 'ZeRO-3')
-    return dict(find_unused_parameters=True) if asks else {}
+def options(name, strategy): return dict(find_unused_parameters=True) if asks_unused(name, strategy) else {}
 
 
 @pytest.mark.sweep(6)
@@ -37,6 +33,23 @@ def test_right_or_refused_by_name(name, strategy):
     for r in found:
         assert max(r['loss'], r['gradient'], r['state']) < 1e-5, (name, strategy, r)
         if strategy in ('ZeRO-3', 'FSDP') and 'frozen' not in name: assert r['whole'] < .9, r
+
+
+def test_what_the_page_shows_covers_everything():
+    rows = read_results('real_modules')['rows']
+    assert {(r['module'], r['strategy']) for r in rows} == {(m, s) for m in real_modules for s in real_strategies}
+    assert {(r['module'], r['strategy']) for r in rows if 'refused' in r} == set(REFUSED)
+    assert all(max(r['loss'], r['gradient'], r['state']) < 1e-5 for r in rows if 'refused' not in r)
+    assert all(max(r['apart'].values()) < 1e-6 for r in read_results('megatron')['rows'])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_megatrons_layers(side):
+    side('megatron')
+    for r in run_in('megatron', 'fsdl_tools.parallel.megatron:run_megatron', dict(ranks=[2, 4]), timeout=300)['rows']:
+        assert max(r['apart'].values()) < 1e-6, r
+        assert r['ours']['bytes'] == r['theirs']['bytes'] + r['sequence'] * 2 * (r['ranks'] - 1) / r['ranks'] * 32 * 4
 
 
 @pytest.mark.parametrize('name', ['lstm (tuple)', 'routed (experts apart)'])
@@ -443,3 +456,12 @@ def test_evaluation_frees_everything_and_sees_what_is_new():
     tiny_loss(ref, tiny_batch('gpt')).backward(); opt.step()
     want = tiny_loss(ref, tiny_batch('gpt', 16, 9)).item()
     for loss, *whole in on_ranks(work, 2): assert abs(loss - want) < 1e-5 and whole == [0, 0]
+
+
+def test_one_function_makes_any_state_whole():
+    def work(wrap):
+        net = some_net()
+        m = wrap(net)
+        got, want = whole_state(m), some_net().state_dict()
+        return got.keys() == want.keys() and all(type(got[k]) is torch.Tensor and torch.equal(got[k], v) for k, v in want.items())
+    for wrap in (DataParallel, nn.parallel.DistributedDataParallel, Zero1, Zero2, Zero3, fsdp): assert on_ranks(work, 2, wrap) == [True, True], wrap
