@@ -21,7 +21,7 @@ from .collectives import CommCounter, wire_bytes
 from ..core import one_of
 from ..models.gpt import GPT, keep_layers
 from .zero import storage_bytes
-from .tensor import check_divisible, check_length, modes, tensor_parallel
+from .tensor import check_divisible, check_gpt, check_length, modes, tensor_parallel
 
 # %% ../../nbs/parallel/10_dtensor.ipynb #92fd9106
 class Whole(SequenceParallel):
@@ -81,6 +81,7 @@ def parallelize(
     "Tensor parallelism by `parallelize_module`: every parameter becomes a DTensor and keeps its name"
     if mesh.ndim != 1:
         raise ValueError(f"tensor parallelism needs a mesh of one dimension, not {mesh.ndim}: pass mesh['tp']")
+    check_gpt(model, 'cut by matrix')
     check_divisible(model.config, mesh.size(), model.emb is not None or model.head is not None)
     if sequence_parallel and model.emb is not None:
         model.register_forward_pre_hook(lambda m, args: check_length(args[0].shape[1], mesh.size()))

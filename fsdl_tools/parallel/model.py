@@ -6,8 +6,7 @@
 __all__ = ['make_mesh', 'stage_bounds', 'Loss', 'Parallel', 'clip_gradients', 'ten_steps']
 
 # %% ../../nbs/parallel/12_model.ipynb #54930541
-import contextlib, functools, warnings
-from collections import Counter
+import contextlib, functools
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -24,11 +23,12 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from fastcore.basics import patch
 from ..models.tiny import rule_batch
-from .ddp import sync_batchnorm
+from .ddp import named, sync_batchnorm
 from ..models.gpt import GPT, GPTBlock, GPTConfig, gpt_config, keep_layers
 from .layout import check_runnable, coordinates, parse_layout
 from .schedules import balance
-from .zero import units_of
+from .tensor import check_gpt
+from .zero import shard_blocks, watch_routes
 from .dtensor import parallelize
 
 # %% ../../nbs/parallel/12_model.ipynb #caa3d572
@@ -60,6 +60,7 @@ def _recompute(model, how):
     blocks = [m for m in model.modules() if isinstance(m, GPTBlock)]
     if how == 'none':
         return
+    _change_buffers_once(model)
     if not blocks:
         return _recompute_zoo(model, how)
     for m in {'full': blocks, 'every-other-layer': blocks[::2], 'selective': [b.attn for b in blocks]}[how]:
@@ -75,34 +76,58 @@ def _recompute_zoo(model, how):
     model.train()
     switch()
 
+def _change_buffers_once(model):
+    "A forward pass inside a backward pass repeats an earlier one: what batch-norm counted then it must not count again"
+    for m in model.modules():
+        if m._buffers:
+            kept = []
+            m.register_forward_pre_hook(lambda m, _, kept=kept: _lend(m, kept))
+            m.register_forward_hook(lambda m, *_, kept=kept: _take_back(m, kept), always_call=True)
+
+def _lend(m, kept):
+    "In a repeated forward pass, let a module work on copies of its buffers"
+    if torch._C._current_graph_task_id() != -1:
+        kept.append(dict(m._buffers))
+        m._buffers.update({n: b.clone() for n, b in m._buffers.items() if b is not None})
+
+def _take_back(m, kept):
+    if kept:
+        m._buffers.update(kept.pop())
+
 def _autocast(model, device):
     "Compute in bfloat16 where that is safe, keep weights in fp32"
     model.forward = torch.autocast(device, torch.bfloat16)(model.forward)
 
 def _shard(model, l, mesh):
     "ZeRO by fully_shard: stage 3 also forgets gathered weights after the forward pass"
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy
     where = mesh['replicate', 'shard'] if l.dp > (l.shard or l.dp) else mesh['shard']
-    # of a DTensor's part; nothing here changes it in place
-    warnings.filterwarnings('ignore', 'FSDP2-wrapped module .* returned a view')
     half = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if l.precision == 'bf16' else MixedPrecisionPolicy()
     kw = dict(mesh=where, reshard_after_forward=l.zero == 3, mp_policy=half)
-    owners = [p for m in model.modules() for p in m.parameters(recurse=False)]
-    # as GPT-2's embedding and head: they stay with the root
-    tied = {id(p) for p, n in Counter(owners).items() if n > 1}
-    for m, _ in units_of(model):
-        if m is not None and not any(id(p) in tied for p in m.parameters()):
-            fully_shard(m, **kw)
-    return fully_shard(model, **kw)
+    shard_blocks(model, **kw)
+    if not isinstance(model, GPT):
+        watch_routes(model)                    # a GPT uses all that it has
+    return model
 
 # %% ../../nbs/parallel/12_model.ipynb #b2dfce9f
+def _logits(out):
+    "What a model puts out, as scores: a tensor (batch, …, classes), or the part of the output that is one"
+    if isinstance(out, dict) and 'logits' in out:
+        out = out['logits']
+    out = getattr(out, 'logits', out)
+    out = out[0] if isinstance(out, (tuple, list)) and out else out
+    if not torch.is_tensor(out) or out.dim() < 2:
+        what = f'a tensor of shape {tuple(out.shape)}' if torch.is_tensor(out) else f'a {type(out).__name__}'
+        raise TypeError(f'the model returned {what}: expected scores (batch, …, classes), alone or as .logits')
+    return out
+
 class Loss:
-    "Mean cross-entropy; the sum while evaluating, so that unequal parts can be added. Targets of -100 do not count"
-    total = False
+    "Cross-entropy, added up and multiplied by scale; targets of -100 do not count"
+    scale = 1.
 
     def __call__(self, out, y):
-        out = getattr(out, 'logits', out)
-        return F.cross_entropy(out.flatten(0, -2).float(), y.flatten(), reduction='sum' if self.total else 'mean')
+        out = _logits(out)
+        return F.cross_entropy(out.flatten(0, -2).float(), y.flatten(), reduction='sum') * self.scale
 
 _schedules = {
     '1f1b': Schedule1F1B,
@@ -134,6 +159,7 @@ class Parallel:
         l = self.layout
         if l.pp == 1:
             return model
+        check_gpt(model, 'cut into stages')
         # a rank with several stages needs several modules
         part = GPT(model.config) if l.vp > 1 else model
         if l.vp > 1:
@@ -230,9 +256,29 @@ def step(self:Parallel,
     if len(batches) != self.n:
         raise ValueError(f'a step has {self.n} micro-batches here, not {len(batches)}')
     batches = [tuple(t.to(self.device) for t in b) for b in batches]
+    self.loss.scale = self.n * self.layout.dp / max(self._count(batches), 1)
     loss = self._run_pipeline(batches) if self.schedule else self._run(batches)
+    self._check_used()
     self._average()
     return self._add_up(loss) / self.layout.dp
+
+@patch
+def _count(self:Parallel, batches):
+    "Targets that count, over all replicas: each has the same part in the mean, whatever micro-batch it is in"
+    count = sum((y != -100).sum() for _, y in batches)
+    return self._add_up(count.double()).item()
+
+@patch
+def _check_used(self:Parallel):
+    "DDP leaves out whole buckets when a parameter has no gradient"
+    m = self.stages[0]
+    if not isinstance(m, nn.parallel.DistributedDataParallel):
+        return
+    if missing := [n for n, p in m.module.named_parameters() if p.requires_grad and p.grad is None]:
+        raise RuntimeError(
+            f'rank {dist.get_rank()}: no gradient for {named(missing)}; dp needs every parameter in every step: '
+            'zero=2 and 3 allow what no rank uses'
+        )
 
 @patch
 def _average(self:Parallel):
@@ -292,17 +338,16 @@ def evaluate(self:Parallel,
 ) -> tuple: # (mean loss, number of targets) over all replicas
     "Forward only"
     batches = [tuple(t.to(self.device) for t in b) for b in batches]
-    self.loss.total, run = True, self._evaluate_pipeline if self.schedule else self._evaluate_plain
+    self.loss.scale, run = 1., self._evaluate_pipeline if self.schedule else self._evaluate_plain
     for m in self.stages:
         m.eval()
     try:
         with torch.no_grad():
             total = run(batches)
     finally:
-        self.loss.total = False
         for m in self.stages:
             m.train()
-    count = torch.tensor(float(sum((y >= 0).sum() for _, y in batches)))
+    count = torch.tensor(float(sum((y != -100).sum() for _, y in batches)))
     total, count = self._add_up(torch.stack([total.cpu().double(), count.double()])).tolist()
     return total / max(count, 1), round(count)
 

@@ -47,6 +47,9 @@ class ModuleStage:
         )
         with hooks, Later(todo) if self.split else contextlib.nullcontext():
             y = self.module(x)
+            if target is None and not torch.is_tensor(y):
+                what = f'{type(self.module).__name__} returned a {type(y).__name__}'
+                raise TypeError(f'{what}: a stage hands on one tensor')
             if target is not None:
                 y = self.loss(y, target)
         self.kept[i], self.later[i] = (x, y), todo
@@ -59,7 +62,8 @@ class ModuleStage:
     ):
         "Gradient of the input of micro-batch i; None where the input is tokens"
         x, y = self.kept.pop(i)
-        y.backward(grad)
+        if y.requires_grad:
+            y.backward(grad)
         self._count(i, [t for item in self.later[i] for t in item[:2]])
         return x.grad
 
@@ -105,8 +109,13 @@ class Later(TorchFunctionMode):
         self.todo = todo
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        linear = lambda input, weight, bias=None: _Linear.apply(self.todo, input, weight, bias)
-        return (linear if func is F.linear else func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        return _late_linear(self.todo, *args, **kwargs) if func is F.linear else func(*args, **kwargs)
+
+def _late_linear(todo, input, weight, bias=None):
+    "F.linear whose weights come later; what is no parameter itself, but computed from one, cannot wait"
+    leaves = weight.is_leaf and (bias is None or bias.is_leaf)
+    return _Linear.apply(todo, input, weight, bias) if leaves else F.linear(input, weight, bias)
 
 def _add(p, g):
     "Accumulate a gradient as autograd does"
@@ -115,6 +124,22 @@ def _add(p, g):
     p.grad = g if p.grad is None else p.grad.add_(g)
 
 # %% ../../nbs/parallel/07_pipeline.ipynb #525be789
+def _check_stage(stage):
+    "Refuse what a cut into micro-batches would change"
+    for name, m in getattr(stage, 'module', torch.nn.Module()).named_modules():
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training:
+            raise ValueError(
+                f'{name} is a batch-norm: it would see a micro-batch at a time, which is another model; '
+                'use one micro-batch, another norm, or .eval() for statistics that stand still'
+            )
+
+def _parts(targets):
+    "Part of each micro-batch in the mean over all: as many as it has of the targets that count, those other than -100"
+    if targets[0] is None:
+        return None                             # another rank has them
+    counts = [int((t != -100).sum()) if t.dtype == torch.int64 else t.numel() for t in targets]
+    return [c / max(sum(counts), 1) for c in counts]
+
 class Pipeline:
     "Carries out a timetable, over point-to-point messages"
 
@@ -132,9 +157,13 @@ class Pipeline:
             raise ValueError(f'a timetable for {t.ranks} ranks, a group of {len(self.peers)}')
         if sorted(stages) != (own := list(range(self.rank, t.stages, t.ranks))):
             raise ValueError(f'rank {self.rank} has stages {sorted(stages)}, the timetable gives it {own}')
+        if t.micro_batches > 1:
+            for s in stages.values():
+                _check_stage(s)
         simulate(t)                                     # raises ValueError where it would hang
         for s in stages.values():
             s.split = t.split
+        self.shape, self.dtype = torch.Size(shape), dtype
         self.buffer = lambda: torch.empty(shape, dtype=dtype, device=device)
         self.spans, self.most = [], 0
 
@@ -148,6 +177,7 @@ class Pipeline:
             self._cut('targets', targets, self.t.stages - 1),
             [],
         )
+        self.parts = _parts(self.targets)
         self.spans, self.here, self.posted, self.sent = [], {}, {}, {}
         ops = self.t.ops[self.rank]
         self.coming = [n for n in map(self.source, ops) if n and n.stage not in self.stages]
@@ -155,7 +185,7 @@ class Pipeline:
             self._do(op)
         for work, _ in self.sent.values():
             work.wait()
-        return sum(self.losses).item() / self.t.micro_batches if self.losses else None
+        return sum(self.losses).item() if self.losses else None
 
     def _cut(self, what, batch, stage):
         "The micro-batches of a batch"
@@ -195,7 +225,7 @@ def _take(self:Pipeline, op):
     if op.kind == 'W':
         return None
     if n is None:
-        return self.inputs[op.micro] if op.kind == 'F' else torch.tensor(1 / self.t.micro_batches)
+        return self.inputs[op.micro] if op.kind == 'F' else torch.tensor(self.parts[op.micro])
     if n.stage in self.stages:
         return self.here.pop(n)
     self._expect()
@@ -217,12 +247,16 @@ def _give(self:Pipeline, op, out):
     if op.kind == 'B' and (sent := self.sent.pop(Op('F', op.stage, op.micro), None)):
         sent[0].wait()        # it has arrived: its gradient is here
     if op.kind == 'F' and to == self.t.stages:
-        self.losses.append(out)
+        part = self.parts[op.micro]
+        self.losses.append(out * part if part else torch.zeros(()))        # the mean over no target is not a number
     elif op.kind == 'W' or to < 0:
         return
     elif to in self.stages:
         self.here[op] = out
     else:
+        if (out.shape, out.dtype) != (self.shape, self.dtype):
+            what = f'{tuple(out.shape)} of {out.dtype}, the pipeline was told {tuple(self.shape)} of {self.dtype}'
+            raise ValueError(f'stage {op.stage} hands on {what}')
         self.sent[op] = dist.isend(out.contiguous(), self.peers[to % self.t.ranks], self.group, self._tag(op)), out
 
 @patch

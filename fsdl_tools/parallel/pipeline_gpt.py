@@ -101,6 +101,8 @@ def torch_pipeline(
 
     def step(x, y):
         losses = []
+        if last and len({int((t != -100).sum()) for t in y.chunk(micro_batches)}) > 1:
+            raise ValueError("targets of -100: torch's schedules give each micro-batch the same weight")
         schedule.step(*([x] if 0 in modules else []), target=y if last else None, losses=losses if last else None)
         return sum(losses).item() / len(losses) if last else None
     return step

@@ -6,7 +6,8 @@
 __all__ = ['RankError', 'RankTimeout', 'free_port', 'on_ranks']
 
 # %% ../../nbs/parallel/01_ranks.ipynb #0463ce9c
-import contextlib, faulthandler, os, pickle, re, signal, socket, sys, tempfile, threading, time, traceback, warnings
+import contextlib, faulthandler, inspect, os, pickle, re, signal, socket, sys, tempfile, threading, time, traceback
+import warnings
 import multiprocessing as mp
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +15,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from ..core import one_of, positive
+from ..core import nearest, one_of, positive
 
 # %% ../../nbs/parallel/01_ranks.ipynb #04b6f82e
 class RankError(RuntimeError):
@@ -34,6 +35,7 @@ class _Call:
 
     fn: object  # The function; it runs on every rank
     args: tuple  # Its arguments, the same on every rank
+    kw: dict  # Those given by name
     world_size: int  # Number of ranks
     device: str  # cpu or cuda
     backend: str  # gloo, nccl or another name that torch.distributed knows
@@ -115,7 +117,7 @@ def _outcome(rank, call):
     "Run the function; what came out, pickled"
     try:
         _join(rank, call)
-        return pickle.dumps(('result', call.fn(*call.args)))
+        return pickle.dumps(('result', call.fn(*call.args, **call.kw)))
     except BaseException as e:
         name = f'called sys.exit({e.code!r})' if isinstance(e, SystemExit) else f'raised {type(e).__name__}: {e}'
         return pickle.dumps(('error', name, traceback.format_exc()))
@@ -264,6 +266,20 @@ def _check(world_size, timeout, device, backend):
     if backend == 'nccl' and world_size > (have := torch.cuda.device_count()):
         raise ValueError(f'rank {have} has no GPU: NCCL needs one a rank, {world_size} asked for, {have} found')
 
+def _check_call(fn, args, kw):
+    "Refuse arguments that the function does not take, before anything is started"
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return                               # some functions written in C do not say
+    try:
+        signature.bind(*args, **kw)
+    except TypeError as e:
+        options = [n for n, p in inspect.signature(on_ranks).parameters.items() if p.kind == p.KEYWORD_ONLY]
+        near = [o for k in kw for o in nearest(k, options, 1)]
+        hint = f'; did you mean the option {near[0]!r} of on_ranks?' if near else ''
+        raise TypeError(f'{getattr(fn, "__name__", fn)}: {e}{hint}') from None
+
 def _warm():
     "Import now what torch imports at the first step, so that not every rank has to"
     p = torch.zeros(1, requires_grad=True)
@@ -280,7 +296,7 @@ def _importable(fn):
         raise ValueError(f'ranks that are spawned import their function: {fn.__qualname__} {where}')
 
 def on_ranks(
-    fn,  # Called as fn(*args) on every rank; returns something that can be pickled
+    fn,  # Called as fn(*args, **kw) on every rank; returns something that can be pickled
     world_size: int,  # Number of ranks
     *args,  # Arguments, the same on every rank
     timeout: float = 60,  # Seconds until the ranks are stopped
@@ -290,16 +306,19 @@ def on_ranks(
     init: bool = True,  # Join the process group; False leaves that to fn (all variables of torchrun are set)
     start: str = None,  # fork or spawn; default: fork, but spawn where CUDA is in use (fn must then come from a module)
     env: dict = None,  # Further environment variables for the ranks
+    **kw,  # Further arguments by name, the same on every rank
 ) -> list:  # What fn returned, by rank; raises RankError or RankTimeout naming the rank
     "Run `fn` on `world_size` processes that can talk to each other"
     backend = backend or ('nccl' if device == 'cuda' else 'gloo')
     _check(world_size, timeout, device, backend)
+    _check_call(fn, args, kw)
     start = start or ('spawn' if device == 'cuda' or torch.cuda.is_initialized() or os.name == 'nt' else 'fork')
     _warm() if start == 'fork' else _importable(fn)
     with tempfile.TemporaryDirectory(prefix='fsdl-ranks-', ignore_cleanup_errors=True) as folder:
         call = _Call(
             fn,
             args,
+            kw,
             world_size,
             device,
             backend,

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['modes', 'total', 'Copy', 'Reduce', 'gather', 'Gather', 'Scatter', 'Regathered', 'ColumnParallel', 'RowParallel',
            'ParallelMLP', 'ParallelAttention', 'ParallelNorm', 'check_length', 'VocabParallelEmbedding',
-           'ParallelPositions', 'vocab_parallel_loss', 'check_divisible', 'tensor_parallel', 'whole_gradient']
+           'ParallelPositions', 'vocab_parallel_loss', 'check_divisible', 'check_gpt', 'tensor_parallel',
+           'whole_gradient']
 
 # %% ../../nbs/parallel/09_tensor.ipynb #78e4ecdd
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import Function
 from ..core import one_of
-from ..models.gpt import Attention, MLP
+from ..models.gpt import GPT, Attention, MLP
 from .zero import all_gather, reduce_scatter
 
 # %% ../../nbs/parallel/09_tensor.ipynb #248dede4
@@ -365,6 +366,17 @@ def check_divisible(
         if size % tp:
             raise ValueError(f'{name} {size} cannot be divided by tp={tp} ({why}): the remainder is {size % tp}')
 
+def check_gpt(
+    model,  # Any module
+    how:str # What is to be done with it
+):          # Raises TypeError naming the class
+    "Is this a GPT of this library, or a stage of one? Of others nobody has said which matrices belong together"
+    if not isinstance(model, GPT):
+        raise TypeError(
+            f'{type(model).__name__} cannot be {how} here: only GPTs of this library can. For another model write the '
+            'plan of its layers for torch.distributed.tensor.parallel.parallelize_module, or split it by batch'
+        )
+
 def tensor_parallel(
     model,         # A GPT or a stage of one, with the same weights on every rank; changed in place
     mode='tensor', # tensor; sequence: activations between matrices are cut along time; regather: and gathered twice
@@ -372,6 +384,7 @@ def tensor_parallel(
 ):                 # The model; it returns (batch, time, vocab/tp) logits; raises ValueError for what cannot be divided
     "Give each rank of `group` its slice of a GPT"
     one_of('mode', mode, modes)
+    check_gpt(model, 'cut by matrix')
     check_divisible(model.config, dist.get_world_size(group), model.emb is not None or model.head is not None)
     for b in model.layers.values():
         b.attn, b.mlp, b.norm1, b.norm2 = (

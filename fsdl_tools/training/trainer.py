@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
-from .data import Feed, eval_batches, open_data
+from .data import Feed, call_factory, eval_batches, factory_name, is_factory, load_factory, open_data
 from .checkpoint import CheckpointError, Checkpointer, export_weights
 from ..core import Record, fix_torchvision, nearest, one_of, positive, write_atomic
 from ..models.gpt import GPT, gpt_config, gpts
@@ -35,10 +35,12 @@ _trainable = {
 @dataclass(frozen=True)
 class TrainConfig(Record):
     "A training run: model, layout, data, and how long"
-    # One of gpts, an architecture of timm, a model type of transformers or the path of a config.json
+    # One of gpts, an architecture of timm, a model type of transformers, the path of a config.json, or a function
+    # that makes a model, by its name package.module:function; it may ask for config and data
     model:str='gpt-tiny'
     layout:str='dp1'           # Text of a Layout; what it leaves open is filled in by complete
-    data:str='synthetic'       # A text file, a .parquet, a folder of images, synthetic or synthetic:images
+    # A text file, a .parquet, a folder of images, synthetic, synthetic:images or package.module:function
+    data:str='synthetic'
     steps:int=50               # Steps in all
     global_batch:int=16        # Samples of a step, over all ranks
     seq:int=0                  # Tokens of a sample; 0: 64, or fewer where the model takes no more
@@ -61,6 +63,7 @@ class TrainConfig(Record):
     device:str=''              # cpu or cuda; empty: cuda where there is one
 
     def __post_init__(self):
+        _name_factories(self)
         for f in ('steps', 'global_batch', 'keep'):
             positive(f, getattr(self, f))
         for f in ('seq', 'image_size', 'warmup', 'seed', 'eval_every', 'eval_samples', 'save_every', 'workers'):
@@ -76,6 +79,12 @@ class TrainConfig(Record):
         if (self.save_every or self.resume) and not self.folder:
             raise ValueError('checkpoints need a folder')
 
+def _name_factories(config):
+    "Functions that were handed over become their names"
+    for f in ('model', 'data'):
+        if callable(made := getattr(config, f)):
+            object.__setattr__(config, f, factory_name(made))
+
 def lr_at(
     c:TrainConfig, # The run
     step:int       # From 0
@@ -87,9 +96,11 @@ def lr_at(
 
 # %% ../../nbs/training/03_trainer.ipynb #f25b2538
 def _kind(name):
-    "What a model is trained on, and where it comes from: (tokens or images, gpt, timm or transformers)"
+    "What a model is trained on, and where it comes from: (tokens, images or None, gpt, timm, transformers or own)"
     if name in gpts:
         return 'tokens', 'gpt'
+    if is_factory(name):
+        return load_factory(name) and None, 'own'
     try:
         where, there = locate(name)
     except ValueError as e:
@@ -128,21 +139,27 @@ def check_config(
         raise ValueError('device cuda: there is none here')
     c = c.replace(
         device=device,
-        seq=_seq(c, source) if kind == 'tokens' else 0,
-        image_size=_size(c, source) if kind == 'images' else 0,
+        seq=_seq(c, source) if kind == 'tokens' else 0 if kind else c.seq,
+        image_size=_size(c, source) if kind == 'images' else 0 if kind else c.image_size,
     )
     one_of('optimizer that can be run', parse_layout(c.layout).optimizer, _trainable)
     data, held = open_data(
         c.data, seq=c.seq or 64, size=c.image_size or 32, holdout=c.holdout, tokenizer=c.tokenizer or None, seed=c.seed
     )
-    if data.kind != kind:
+    if kind and data.kind != kind:
         raise ValueError(f'{c.model} is trained on {kind}, and {c.data!r} holds {data.kind}')
+    needs = {'tokens': 'vocab', 'images': 'classes'}.get(kind)
+    if needs and getattr(data, needs) is None:
+        raise ValueError(f'{c.model} must know how many outputs to have: give {c.data!r} a field {needs}')
     shape = (
         gpt_config(c.model, vocab=_round_up(data.vocab, gpts[c.model].vocab), ctx=max(c.seq, gpts[c.model].ctx))
         if source == 'gpt'
         else None
     )
     l = check_runnable(_layout(c, shape, device), shape, c.global_batch, c.seq or None, world)
+    for name in (c.model, c.data):
+        if l.world > 1 and name.startswith('__main__:') and not dist.is_initialized():
+            raise ValueError(f'{name} cannot be imported by the ranks of {l}: move the function into a module')
     if len(data) < c.global_batch:
         raise ValueError(f'{data.describe()}: fewer samples than a global batch of {c.global_batch}')
     if c.folder:
@@ -314,11 +331,27 @@ def _measure_peak(
         best = min(best, time.perf_counter() - t)
     return 2*n**3/best
 
+def _counted_flops(model, x):
+    "Operations of a forward pass on one sample, as torch counts them; the model stays as it is"
+    from torch.utils.flop_counter import FlopCounterMode
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(x.unsqueeze(0))
+    finally:
+        for m, training in modes.items():
+            m.training = training
+    return counter.get_total_flops()
+
 def sample_flops(
     c:TrainConfig, # A complete one
-    shape=None     # Of the GPT
+    shape=None,    # Of the GPT
+    model=None, x=None # Somebody's own module, and an input for it
 ) -> float:        # Operations of forward and backward for one sample
     "Model FLOPs, recomputation not counted"
+    if is_factory(c.model):
+        return 3 * _counted_flops(model, x)
     if shape:
         return (
             6
@@ -353,6 +386,8 @@ def _make_model(
         return GPT(shape, c.seed)
     kind, source = _kind(c.model)
     torch.manual_seed(c.seed)
+    if source == 'own':
+        return _own_model(c, data)
     if source == 'timm':
         return build(c.model, input_size=c.image_size, num_classes=len(data.classes))
     if kind == 'images':
@@ -360,6 +395,13 @@ def _make_model(
     m = build(c.model, 'causal-lm', use_cache=False)
     if data.vocab > m.config.get_text_config().vocab_size:
         raise ValueError(f'{c.model} knows {m.config.get_text_config().vocab_size} tokens, the data has {data.vocab}')
+    return m
+
+def _own_model(c, data):
+    "The module that somebody's function makes"
+    m = call_factory(c.model, config=c, data=data)
+    if not isinstance(m, torch.nn.Module):
+        raise TypeError(f'{c.model} returned a {type(m).__name__}, not a torch.nn.Module')
     return m
 
 # %% ../../nbs/training/03_trainer.ipynb #9288e022
@@ -392,10 +434,12 @@ class Trainer:
         c, l = self.c, self.layout
         if l.precision == 'tf32':
             torch.backends.cuda.matmul.allow_tf32 = True
-        self.run = Parallel(_make_model(c, self.data, shape), l, c.global_batch // (l.dp*l.micro_batch), c.device)
+        model = _make_model(c, self.data, shape)
+        flops = sample_flops(c, shape, model, self.data.sample(0)[0])
+        self.run = Parallel(model, l, c.global_batch // (l.dp*l.micro_batch), c.device)
         kw = dict(weight_decay=c.weight_decay) | (dict(momentum=.9) if l.optimizer == 'momentum' else {})
         self.opt = _trainable[l.optimizer](self.run.parameters(), lr=c.lr, **kw)
-        self.per_step, self.peak = sample_flops(c, shape)*c.global_batch, _measure_peak(c.device, l.precision)*world
+        self.per_step, self.peak = flops*c.global_batch, _measure_peak(c.device, l.precision)*world
         self.step, self.rows, self.folder, self.behind, self.told = (
             0,
             [],
