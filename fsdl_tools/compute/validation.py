@@ -15,7 +15,8 @@ from ..table import Table
 from .gpus import Cluster, find
 from ..parallel.layout import layout_precisions, recomputations, schedules
 from .step_memory import memory
-from .step_time import columns, framework_of, step_time
+from .columns import columns, framework_of
+from .step_time import step_time
 from .planner import estimate
 
 # %% ../../nbs/compute/06_validation.ipynb #c06bbd1a
