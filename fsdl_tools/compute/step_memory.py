@@ -278,6 +278,7 @@ def memory(
         first=first,
         last=last,
         **dict(zip(('allocated', 'reserved', 'device'), kinds(shown), strict=True)),
+        usable=np.broadcast_to(k['usable'], np.shape(margin)),
         margin=margin,
         starts=starts,
         fits=(margin >= 0) & starts,

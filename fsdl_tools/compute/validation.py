@@ -7,17 +7,18 @@ __all__ = ['batch_outputs', 'answers', 'check_row', 'predict_rows', 'read_runs',
            'trace_gpt', 'trace_fsdp', 'apart']
 
 # %% ../../nbs/compute/06_validation.ipynb #1d9c9d4e
-import csv, io, math
+import csv, io, math, re
 from pathlib import Path
 import numpy as np
-from ..core import data_path, fix_torchvision, GiB, need, one_of, write_atomic
+from ..core import data_path, fix_torchvision, GiB, nearest, need, one_of, write_atomic
 from ..table import Table
 from .gpus import Cluster, find
 from ..parallel.layout import layout_precisions, recomputations, schedules
 from .step_memory import memory
-from .columns import columns, framework_of
+from .columns import columns, complete_columns, framework_of
 from .step_time import step_time
-from .planner import estimate
+from .planner import estimate, known
+from .uncertainty import family_of, interval, probability_to_fit
 
 # %% ../../nbs/compute/06_validation.ipynb #c06bbd1a
 def answers() -> list: # Rows with predicted, published and ratio
@@ -167,10 +168,27 @@ def _known(kind, e):
 
 # %% ../../nbs/compute/06_validation.ipynb #ce596331
 _sizes_needed = 'layers hidden heads ffn vocab seq gpus tp pp dp global_batch'.split()
-_optional = 'kv_heads gpus_per_node vp cp micro_batch zero grad_bytes shard nic_bandwidth'.split()
-_flags = 'gated_mlp tied flash compile seq_parallel'.split()
+_sizes_more = 'head_dim v_dim q_rank kv_rank rope_dim experts topk expert_ffn shared_ffn moe_layers dense_ffn'.split()
+_optional = 'kv_heads gpus_per_node vp cp ep micro_batch zero grad_bytes shard lora_rank weight_bits document'.split()
+_shares = ['nic_bandwidth', 'full_attention', 'software']      # Numbers that need not be whole
+_flags = 'gated_mlp tied flash compile seq_parallel frozen'.split()
 _words = dict(recompute=recomputations, precision=layout_precisions, schedule=schedules)
-batch_outputs = 'row allocated_gib reserved_gib device_gib step_time_s fits error'.split()
+_names = 'framework gpu cluster kernel recipe optimizer model task date'.split()
+_described = (
+    'row run set study family model_family kind note source release settings_stated gpu_as_published tok_s_gpu finished '
+    'step_time_s step_seconds peak_mem_gib peak_gib mem_kind peak_kind low high'
+).split() # What a table may tell besides: answers and remarks, which no prediction looks at
+batch_outputs = (
+    'row allocated_gib reserved_gib device_gib step_time_s low high fits fits_probability assumed error'
+).split()
+_may_be_zero = ('zero', 'shard', 'experts', 'shared_ffn', 'q_rank', 'kv_rank', 'rope_dim', 'lora_rank', 'moe_layers')
+
+def unknown_columns(
+    names # Columns of a table
+) -> dict: # Column that no prediction looks at and no remark explains -> known ones that are spelt alike
+    "Columns that would be ignored without a word"
+    known = [*_sizes_needed, *_sizes_more, *_optional, *_shares, *_flags, *_words, *_names]
+    return {k: nearest(k, known) for k in names if k and k not in known and k not in _described}
 
 def _size(r, k, zero_ok=False):
     "A number of a row; raises ValueError naming field, value and rule"
@@ -180,7 +198,7 @@ def _size(r, k, zero_ok=False):
         raise ValueError(f'{k} must be a number, not {r.get(k)!r}') from None
     if not math.isfinite(x) or x < 0 or (x == 0 and not zero_ok):
         raise ValueError(f'{k} must be {"0 or more" if zero_ok else "positive"} and finite, not {r.get(k)!r}')
-    if x != int(x) and k != 'nic_bandwidth':
+    if x != int(x) and k not in _shares:
         raise ValueError(f'{k} must be a whole number, not {r.get(k)!r}')
     return x
 
@@ -188,20 +206,52 @@ def check_row(
     r # A row of a table of runs
 ):    # Its values, converted; raises ValueError naming field, value and rule
     "A row that the planner understands"
-    r = {k: v for k, v in r.items() if k and v is not None and str(v).strip()}
+    r = {k: v for k, v in r.items() if k and v is not None and str(v).strip() not in ('', 'n/a')}
     out = {k: _size(r, k) for k in _sizes_needed}
-    out |= {k: _size(r, k, k in ('zero', 'shard')) for k in _optional if k in r}
+    out |= {k: _size(r, k, k in _may_be_zero) for k in (*_sizes_more, *_optional, *_shares) if k in r}
     yes = ('True', '1', '1.0')
     out |= {k: one_of(k, str(r[k]).strip().capitalize(), [*yes, 'False', '0', '0.0']) in yes for k in _flags if k in r}
     out |= {k: one_of(k, r[k], ok) for k, ok in _words.items() if k in r}
-    out |= dict(framework=r.get('framework', 'pytorch'), gpu=r.get('gpu', 'H100-SXM-80GB')) | (
-        {'cluster': r['cluster']} if 'cluster' in r else {}
-    )
+    out |= dict(framework=r.get('framework', 'pytorch'), gpu=r.get('gpu', 'H100-SXM-80GB'))
+    out |= {k: r[k] for k in ('cluster', 'kernel', 'recipe', 'optimizer') if k in r}
+    _from_names(out, r)
     find(out['gpu'])
     if framework_of(out['framework']) == 'torchtitan':
         out.setdefault('recompute', 'selective')
     _consistent(out)
     return out
+
+def _from_names(out, r):
+    "Add what the name of the model, the task and the date say, where the table has no columns for it"
+    sizes = known().get(str(r.get('model')), {})
+    if sizes and (sizes['layers'], sizes['hidden']) == (out['layers'], out['hidden']):
+        out |= {k: float(v) for k, v in sizes.items() if k in (*_sizes_more, 'full_attention') and k not in out}
+    if r.get('task') == 'lora':
+        out.setdefault('lora_rank', _usual_rank)
+    if r.get('task') in ('lora', 'sft'):
+        out.setdefault('document', min(_usual_document, out['seq']))
+    year = re.fullmatch(r'(20\d\d)(?:-(\d\d))?(?:-\d\d)?', str(r.get('date', '')).strip())
+    if year:
+        out.setdefault('software', int(year[1]) + (int(year[2] or 7) - .5)/12)
+    if not out.get('experts'):
+        out.pop('ep', None)
+
+_usual_rank, _usual_document = 16, 512
+
+def _assumed(r, c, i):
+    "In words, what a prediction of row `i` takes for granted because the table does not say it"
+    said = []
+    if r.get('task') == 'lora' and not r.get('lora_rank'):
+        said.append(f'lora_rank {_usual_rank}')
+    if r.get('task') in ('lora', 'sft') and not r.get('document'):
+        said.append(f'document {c["document"][i]:g} of {c["seq"][i]:g} tokens')
+    if not r.get('grad_bytes') and c['grad_bytes'][i] == 2:
+        said.append('gradients of 2 bytes')
+    if find(str(c['gpu'][i])) != find(r.get('gpu') or 'H100-SXM-80GB'):
+        said.append(f'{c["gpu"][i]}: nodes of {c["gpus_per_node"][i]:g}')
+    if r.get('date') in (None, '') and not r.get('software'):
+        said.append('newest software')
+    return '; '.join(said)
 
 def _consistent(r):
     "Rules between the fields of a row"
@@ -211,7 +261,7 @@ def _consistent(r):
     if r.get('zero', 0) > 3:
         raise ValueError(f"zero must be a ZeRO stage from 0 to 3, not {r['zero']:g}")
     for a, x, b_, y in (
-        ('hidden', r['hidden'], 'heads', r['heads']),
+        ('hidden', r['hidden'], 'heads', 1 if 'head_dim' in r else r['heads']),
         ('heads', r['heads'], 'tp', r['tp']),
         ('heads', r['heads'], 'kv_heads', kv),
     ):
@@ -225,7 +275,7 @@ def predict_rows(
     rows # Dicts with the columns of a table of runs
 ) -> list: # Dicts with the columns in outputs
     "A prediction, or a reason, for every row"
-    out, good, where = [], [], []
+    rows, out, good, where = list(rows), [], [], []
     for i, r in enumerate(rows):
         o = dict.fromkeys(batch_outputs, '') | dict(row=r.get('row') or str(i), fits=0)
         try:
@@ -236,17 +286,35 @@ def predict_rows(
         out.append(o)
     if not good:
         return out
-    c = columns(good)
-    m, t = memory(c), step_time(c)['total']
+    c = complete_columns(columns(good))
+    m, t = memory(c, ready=True), step_time(c, ready=True)['total']
     for j, i in enumerate(where):
-        out[i] |= {f'{k}_gib': round(float(m[k][j]) / GiB, 4) for k in ('allocated', 'reserved', 'device')} | dict(
-            step_time_s=float(f'{t[j]:.6g}'), fits=int(m['fits'][j])
-        )
+        out[i] |= _answer(m, t, j) | _how_sure(good[j], float(t[j]), float(m['device'][j]), float(m['usable'][j]))
+        out[i]['assumed'] = _assumed(rows[i], c, j)
         if not m['starts'][j]:
             out[i]['error'] = (
                 'cannot start: a stage would be without layers, or there are too few micro-batches for the pipeline'
             )
     return out
+
+def _answer(m, t, j):
+    "The figures of row `j`"
+    sizes = {f'{k}_gib': round(float(m[k][j]) / GiB, 4) for k in ('allocated', 'reserved', 'device')}
+    return sizes | dict(step_time_s=float(f'{t[j]:.6g}'), fits=int(m['fits'][j]))
+
+def strategy_of(
+    r # Columns of a run, or sizes and a layout together
+) -> str: # dense, moe or lora
+    "Which kind of training a run is"
+    return 'lora' if r.get('lora_rank') else 'moe' if r.get('experts') else 'dense'
+
+def _how_sure(r, seconds, device, usable):
+    "The 80 % interval of the step time, and the probability that the run fits"
+    family = family_of(r['gpu'], r.get('precision', 'bf16'), r['framework'], strategy_of(r))
+    by = interval('time', family)
+    sure = probability_to_fit(device, usable, r['framework'])
+    low, high = (float(f'{seconds*f:.6g}') for f in (by.low, by.high))
+    return dict(low=low, high=high, fits_probability=round(float(sure), 4))
 
 def read_runs(
     path # A CSV file in UTF-8
