@@ -48,6 +48,7 @@ def derive(c:dict, k:dict): # Complete columns and their constants; both are ext
     age = np.clip(k['newest_software'] - c['software'], 0, 3)      # Years of tuning that the software lacks
     eff = k['matmul_efficiency'] * k['clock'] * k['product_share'] * np.exp(-k['tuning'] * age)
     k['launch_experts'] = k['launch_experts'] * np.exp(k['tuning_experts'] * age)
+    k['alltoall_age'] = np.exp(k['tuning_alltoall'] * age)
     narrow = k['fp8_relative'] * k['recipe_share']
     k['rate'], k['head_rate'] = k['peak'] * eff * np.where(k['narrow'] > 0, narrow, 1), k['half'] * eff
     k['memory'], k['ring'] = k['hbm'] * k['memory_efficiency'], k['link'] * k['link_efficiency']
@@ -92,7 +93,8 @@ def _expert_matmul(c, k):
     gates = np.where(c['gated_mlp'] > 0, 2, 1)
     local = experts / c['ep']
     rows = c['tokens'] / c['tp'] * c['topk'] / local               # Tokens of one expert, when they spread evenly
-    rate = k['rate'] * k['grouped_share']
+    ragged = (h % 128 > 0) | (f % 128 > 0)                         # Tiles of 128 overhang in every group
+    rate = k['rate'] * k['grouped_share'] * np.where(ragged, k['ragged_share'], 1)
     up, down = _linear(rows, gates * f, h, rate, *k['shape']), _linear(rows, h, f, rate, *k['shape'])
     n = c['shared_ffn'] / c['tp']
     shared = [
@@ -167,10 +169,11 @@ def _expert_comm(c, k):
         return 0.0
     local, nodes = _spans(c['ep'], 1, c['gpus_per_node'])
     sent = c['act'] / c['tp'] * c['topk']
-    inside = sent * (local - 1) / c['ep'] / k['ring']
+    inside = sent * (local - 1) / c['ep'] / (k['ring'] * k['alltoall_inside'])
     across = sent * (c['ep'] - local) / c['ep'] / (k['nic'] * k['alltoall_share'])
     one = np.where(nodes > 1, _smooth_max(inside, across), inside) + k['alltoall_latency'] * nodes
-    return 2 * one * c['moe_share'] * k['alltoall_exposed'] * (c['ep'] > 1)
+    seen = np.where(c['vp'] > 1, k['alltoall_exposed'], 1.0)      # Virtual stages hide it behind another micro-batch
+    return 2 * one * c['moe_share'] * seen * k['alltoall_age'] * (c['ep'] > 1)
 
 def _tensor_comm(c, k):
     "Forward (and equally backward) seconds of tensor-parallel messages of a layer: two all-reduces (arXiv 1909.08053)"
