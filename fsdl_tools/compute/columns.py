@@ -238,6 +238,7 @@ def complete_columns(
     )
     _check(c)
     _widths(c)
+    c['layer_params'], c['expert_params'] = layer_parameters(c), expert_parameters(c)
     return c
 
 @functools.cache

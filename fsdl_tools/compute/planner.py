@@ -16,8 +16,9 @@ from ..table import Table
 from .gpus import find, peak
 from ..parallel.layout import Layout, check_layout, parse_layout
 from .step_memory import memory, parameters, prepare_columns, sharded, bytes_per_parameter
-from .columns import complete_columns, framework_of, layer_parameters, refused, _named_formats
+from .columns import complete_columns, framework_of, kernel_of, refused, _named_formats
 from .step_time import causes, step_time
+from .uncertainty import family_of, interval, nearest_runs, probability_to_fit
 
 # %% ../../nbs/compute/04_planner.ipynb #a4e8c6cd
 @functools.cache
@@ -179,6 +180,19 @@ class Estimate(Record):
     mfu:float            # Share of the dense peak that the model's operations reach
     hfu:float            # The same with recomputed operations
     price:float|None=None   # Dollars per hour of the cluster
+    step_low:float|None=None  # Of ten such runs one takes fewer seconds a step; None where no published run is alike
+    step_high:float|None=None # And one takes more
+    fits_probability:float|None=None # How sure fits is, from errors of predicted memory
+    family:tuple=()         # Generation, bits, strategy and framework of the runs that these errors come from
+    assumed:tuple=()        # What was taken for granted because nobody said it
+
+    def nearest(self,
+        n:int=3 # How many
+    ) -> Table: # With their measured figures and a distance; above 3 is far
+        "The published runs most like this one"
+        if not self.family:
+            raise ValueError(f'no published run is like {self.model}: only transformers of one stack were compared')
+        return nearest_runs(self.family, self.gpu, self.parameters, self.gpus, self.seq, n)
 
     @property
     def dollars(self) -> float: # None for a cluster without a price
@@ -196,8 +210,21 @@ class Estimate(Record):
     ) -> float:      # Dollars; raises ValueError for a cluster without a price
         "Dollars that training on so many tokens costs"
         if self.price is None:
-            raise ValueError('the cluster has no price: Cluster(..., price=dollars per hour)')
+            raise ValueError('the cluster has no price: Cluster(..., gpu_hour=dollars per GPU and hour)')
         return self.days(tokens)*24*self.price
+
+    def _said_of_memory(self, gib):
+        "Whether it fits, and how sure that is"
+        sure = '' if self.fits_probability is None else f' ({self.fits_probability:.0%} likely to fit)'
+        return (f'yes, {gib(self.margin)} to spare' if self.fits else f'no: {self.why}') + sure
+
+    def _said_of_errors(self):
+        "The interval of the step time and where it comes from"
+        if self.step_low is None:
+            return []
+        by = interval('time', tuple(self.family))
+        text = f'{human_seconds(self.step_low)} to {human_seconds(self.step_high)}'
+        return [('8 of 10 runs', f'{text}: errors of {by.runs} unseen runs in {by.cells} cells ({by.family})')]
 
     def _page(self):
         gib = lambda n: f'{n/GiB:.1f} GiB'
@@ -211,8 +238,9 @@ class Estimate(Record):
             ('memory, first stage', big(self.first, gib)),
             *([('memory, last stage', big(self.last, gib))] if self.layout.pp > 1 else []),
             ('allocated / reserved / device', f'{gib(self.allocated)} / {gib(self.reserved)} / {gib(self.device)}'),
-            ('fits', f'yes, {gib(self.margin)} to spare' if self.fits else f'no: {self.why}'),
+            ('fits', self._said_of_memory(gib)),
             ('step', f'{human_seconds(self.step_time)} ({big(self.seconds, human_seconds)})'),
+            *self._said_of_errors(),
             (
                 'throughput',
                 f'{self.tokens_per_second:,.0f} {"tokens" if self.seq > 1 else "images"}/s, '
@@ -220,7 +248,10 @@ class Estimate(Record):
             ),
         ]
         if self.price is not None:
-            rows.append(('price', f'{human_dollars(self.price)}/h, {human_dollars(self.dollars)} a step'))
+            one = human_dollars(self.price/self.gpus)
+            whole = f'{one} a GPU and hour × {self.gpus:,} = {human_dollars(self.price)}/h'
+            rows.append(('price', f'{whole}, {human_dollars(self.dollars)} a step'))
+        rows += [('assumed', '; '.join(self.assumed))] if self.assumed else []
         return Table(
             [dict(what=a, value=b) for a, b in rows],
             caption=f'{self.model}, {self.global_batch} a step' + (f' of {self.seq} tokens' if self.seq > 1 else ''),
@@ -280,7 +311,7 @@ def _model_flops(c):
     # 6 for each parameter of a matrix and token, 12·L·h·s for attention (arXiv 2205.05198 eq. 7)
     mats = np.where(c['gated_mlp'] > 0, 3, 2)
     met = mats*c['hidden']*c['topk']*c['expert_ffn']*c['moe_share']            # Of its experts a token meets topk
-    block = layer_parameters(c) + met
+    block = c['layer_params'] + met
     tokens = c['global_batch']*c['seq']
     score = 12*c['layers']*c['score_width']*c['seq']*c['full_attention']
     body = 6*c['layers']*block + score
@@ -313,10 +344,12 @@ def estimate(
     name, sizes, spec = model_columns(model)
     layout = parse_layout(layout)
     positive('global_batch', global_batch)
+    if layout.ep > 1 and not (sizes or {}).get('experts'):
+        raise ValueError(f'ep={layout.ep} needs experts, and {name} has none')
     if why := refused(cluster.gpu, layout.precision):
         raise ValueError(why)
     if sizes is None:
-        return _estimate_images(spec, layout, cluster, global_batch)
+        return _estimate_profiled(spec, layout, cluster, global_batch, seq)
     seq = positive('seq', seq or min(sizes['max_seq'] or 2048, 8192))
     check_layout(
         layout,
@@ -324,7 +357,7 @@ def estimate(
         global_batch,
         sizes['layers'],
         sizes['heads'],
-        sizes['ffn'],
+        None if sizes.get('experts') else sizes['ffn'],
         seq,
         sizes['kv_heads'],
         uneven,
@@ -348,10 +381,11 @@ def record_of(
     t:dict    # What step_time says of them, seconds
 ) -> Estimate:
     "An Estimate from columns of one row"
-    num, whole = (lambda x: float(np.ravel(x)[0])), (lambda x: int(round(float(np.ravel(x)[0]))))
+    num = lambda x: float(np.asarray(x).item())
+    whole = lambda x: int(round(num(x)))
     total = num(t['total'])
     flops, hard = (num(x)/total/cluster.gpus/_peak(cluster.gpu, layout.precision) for x in _model_flops(c))
-    fits = bool(np.ravel(m['fits'])[0])
+    fits = bool(num(m['fits']))
     usable, margin = cluster.gpu.usable, whole(m['margin'])
     why = (
         ''
@@ -360,30 +394,53 @@ def record_of(
         if margin < 0
         else _no_start(c, m)
     )
+    gpu = str(np.ravel(c['gpu'])[0])
+    strategy = 'lora' if layout.lora_rank else 'moe' if num(c['experts']) else 'dense'
+    family = family_of(gpu, layout.precision, layout.framework, strategy)
+    by = interval('time', family)
     return Estimate(
-        name,
-        layout,
-        cluster.gpu.name,
-        cluster.gpus,
-        whole(c['global_batch']),
-        whole(c['seq']),
-        whole(parameters(c)),
-        {k: whole(v) for k, v in m['first'].items()},
-        {k: whole(v) for k, v in m['last'].items()},
-        whole(m['allocated']),
-        whole(m['reserved']),
-        whole(m['device']),
-        usable,
-        margin,
-        fits,
-        why,
-        {k: num(t[k]) for k in causes},
-        total,
-        num(c['global_batch']) * num(c['seq']) / total,
-        flops,
-        hard,
-        cluster.price,
+        model=name,
+        layout=layout,
+        gpu=cluster.gpu.name,
+        gpus=cluster.gpus,
+        global_batch=whole(c['global_batch']),
+        seq=whole(c['seq']),
+        parameters=whole(parameters(c)),
+        first={k: whole(v) for k, v in m['first'].items()},
+        last={k: whole(v) for k, v in m['last'].items()},
+        allocated=whole(m['allocated']),
+        reserved=whole(m['reserved']),
+        device=whole(m['device']),
+        usable=usable,
+        margin=margin,
+        fits=fits,
+        why=why,
+        seconds={k: num(t[k]) for k in causes},
+        step_time=total,
+        tokens_per_second=num(c['global_batch']) * num(c['seq']) / total,
+        mfu=flops,
+        hfu=hard,
+        price=cluster.price,
+        step_low=total * by.low,
+        step_high=total * by.high,
+        fits_probability=float(probability_to_fit(num(m['device']), usable, layout.framework)),
+        family=family,
+        assumed=_assumptions(cluster, layout, c, gpu),
     )
+
+def _assumptions(cluster, layout, c, gpu):
+    "In words, what an estimate takes for granted because neither layout nor cluster says it"
+    first = lambda k: np.ravel(c[k])[0]
+    said = ['attention kernel ' + kernel_of(layout.framework, gpu, layout.kernel)] if layout.flash else []
+    said = said if said and said[0].split()[2:] else []
+    if not layout.grad_bytes:
+        said.append(f'gradients of {first("grad_bytes"):g} bytes')
+    domain = cluster.gpu.nvlink_domain or 8
+    if cluster.gpus > domain and cluster.gpus_per_node > domain:
+        said.append(f'{cluster.gpus_per_node} GPUs share NVLink, although {cluster.gpu.name} come in domains of {domain}')
+    if cluster.gpus > cluster.gpus_per_node:
+        said.append(f'{cluster.nic_bandwidth/1e9:.4g} GB/s between nodes for each GPU')
+    return tuple(said)
 
 def _no_start(c, m):
     "Why a run cannot start although it would fit"
@@ -394,8 +451,17 @@ def _no_start(c, m):
     return "nanotron's placement leaves a stage without layers"
 
 # %% ../../nbs/compute/04_planner.ipynb #fbb61b85
-def _estimate_images(spec, l, cluster, batch):
+def _tokens_of(spec, seq):
+    "Tokens of a sample of a profiled model: the length of its ids, 1 for images"
+    ids = [i for i in spec.inputs if 'int' in i.dtype and len(i.shape) == 2]
+    tokens = ids[0].shape[1] if ids else 1
+    if seq and ids and seq != tokens:
+        raise ValueError(f'{spec.name} was profiled at {tokens} tokens, not {seq}: profile it at the length you train on')
+    return tokens
+
+def _estimate_profiled(spec, l, cluster, batch, seq=None):
     "A model that is known by its profile: data parallelism and ZeRO only"
+    tokens = _tokens_of(spec, seq)
     if l.tp*l.pp*l.cp > 1:
         raise ValueError(
             f'{spec.name} is not a transformer of one stack: it can be split over data only, '
@@ -445,7 +511,7 @@ def _estimate_images(spec, l, cluster, batch):
         cluster.gpu.name,
         cluster.gpus,
         batch,
-        1,
+        tokens,
         spec.params,
         whole,
         whole,
@@ -460,7 +526,7 @@ def _estimate_images(spec, l, cluster, batch):
         else f'{human_bytes(-margin)} more than the {human_bytes(cluster.gpu.usable)} of a {cluster.gpu.name}',
         s,
         t,
-        batch / t,
+        batch * tokens / t,
         flops / t / rate,
         flops * again / t / rate,
         cluster.price,
@@ -474,7 +540,13 @@ def _image_seconds(spec, l, cluster, batch, one, half):
     s['elementwise'] = 3*spec.traffic*half*n/(.8*cluster.gpu.bandwidth)
     s['recompute'] = (s['matmul'] + s['elementwise'])/3*(l.recompute != 'none')
     s['launch'] = 3*8e-6*sum(x.calls for x in spec.layers)*batch/l.dp/l.micro_batch
-    link = (cluster.bandwidth(cluster.gpus) or 16e9)*.7
+    link = (cluster.bandwidth(cluster.gpus) or math.nan)*.7
+    if math.isnan(link) and l.dp > 1:
+        raise ValueError(
+            f'gpus.csv has no rate of the link between several {cluster.gpu.name}: '
+            f"give it, for example find('{cluster.gpu.name}').replace(link_bandwidth=16e9) for PCIe 3"
+        )
+    link = 1. if math.isnan(link) else link
     s['data_comm'] = max(2*2*spec.params*(l.dp - 1)/l.dp/link - .6*s['matmul'], 0.)
     s['optimizer'] = 28*spec.params/(.8*cluster.gpu.bandwidth)
     return s

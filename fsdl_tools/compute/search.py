@@ -382,7 +382,7 @@ def clusters(
     missing = [g for g in names if g not in prices]
     if missing:
         raise ValueError(f'no price for {", ".join(missing)}: give prices={{name: dollars per GPU-hour}}')
-    return [Cluster(g, n, price=prices[g] * n) for g in names for n in counts]
+    return [Cluster(g, n, gpu_hour=prices[g]) for g in names for n in counts]
 
 def cheapest(
     model,  # As for estimate

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 from ..core import GiB, one_of, read_data
 from .gpus import find
-from .columns import _each, adapter_parameters, complete_columns, expert_parameters, framework_of, layer_parameters
+from .columns import _each, adapter_parameters, complete_columns, framework_of
 
 # %% ../../nbs/compute/03_step_memory.ipynb #a475e834
 def _layer_params(c):
@@ -18,7 +18,7 @@ def _layer_params(c):
     h, f = c['hidden'], c['plain_ffn'] * c['plain_share']
     gated = c['gated_mlp'] > 0
     small = np.where(gated, 2*h, (2 + 2*c['kv'])*h + f + 5*h)
-    return layer_parameters(c) + small + c.get('layer_extra', 0)
+    return c['layer_params'] + small + c.get('layer_extra', 0)
 
 def parameters(
     c:dict # Columns by name, as prepare_columns makes them
@@ -26,7 +26,7 @@ def parameters(
     "Parameters of every model in the table"
     h, gated = c['hidden'], c['gated_mlp'] > 0
     ends = c['vocab']*h*np.where(c['tied'] > 0, 1, 2) + np.where(gated, h, 2*h) + c.get('positions', 0)*c['seq']*h
-    return c['layers']*(_layer_params(c) + expert_parameters(c)) + ends
+    return c['layers']*(_layer_params(c) + c['expert_params']) + ends
 
 # %% ../../nbs/compute/03_step_memory.ipynb #5c945553
 def place(
@@ -194,7 +194,7 @@ def _communication(c, k, p, m):
     each = np.minimum(np.where(m > 1, k['bucket_bytes'], k['bucket_bytes_once']), k['sizes'][1])
     bucket = np.where((c['dp'] * c['cp'] > 1) & (c['zero'] < 3), each * p, 0)
     cast = np.where(k['amp'] & (c['zero'] < 3), 2*p, 0)                 # 16-bit copies that autocast caches
-    layer = _layer_params(c)/c['tp'] + expert_parameters(c)/c['ep']
+    layer = _layer_params(c)/c['tp'] + c['expert_params']/c['ep']
     unit = 4*(layer + c['vocab']*c['hidden']/c['tp'])                     # two layers and the two ends, 16 bits
     return np.where(c['zero'] >= 3, np.where(c['pp'] > 1, 6*p, unit), bucket + cast)
 
@@ -202,7 +202,7 @@ def _add_experts(c, k, n, o):
     "Add the states of the experts of a stage with `n` layers: split over ep, sharded over the ranks that hold copies"
     if not (c['experts'] > 0).any():
         return
-    own = n*expert_parameters(c)/c['ep']*(c['frozen'] <= 0)
+    own = n*c['expert_params']/c['ep']*(c['frozen'] <= 0)
     copies = np.maximum(c['dp']*c['cp']*c['tp']/c['ep'], 1)
     sizes = sharded(k['sizes'], c['zero'], copies, c['offload'])
     for name, bytes_ in zip(_categories, sizes, strict=False):
@@ -214,7 +214,7 @@ def _add_frozen(c, k, n, p, d, o):
         return
     size = np.where(c['weight_bits'] < 16, c['weight_bits']/8*1.03, 2.)
     parts = np.where(c['zero'] >= 3, d, 1)
-    whole = p + n*expert_parameters(c)/c['ep']
+    whole = p + n*c['expert_params']/c['ep']
     o['weights'] = o['weights'] + np.where(c['frozen'] > 0, size*whole/parts, 0.)
 
 def _stage(c, k, n, first:bool, flight, m):

@@ -8,8 +8,7 @@ __all__ = ['causes', 'waves', 'derive', 'collective', 'layer', 'ends', 'step_tim
 # %% ../../nbs/compute/02_step_time.ipynb #c982d51c
 import numpy as np
 from .columns import _each, _schedules
-from .columns import adapter_parameters, complete_columns, expert_parameters, layer_parameters
-from .columns import resolve, time_constants
+from .columns import adapter_parameters, complete_columns, resolve, time_constants
 from .gpus import find
 
 # %% ../../nbs/compute/02_step_time.ipynb #a2318d66
@@ -44,7 +43,6 @@ def derive(c:dict, k:dict): # Complete columns and their constants; both are ext
     c['act'] = c['tokens'] * c['hidden'] * k['width']                     # Bytes of one (tokens, hidden) activation
     c['m'] = np.maximum(c['global_batch'] / (c['dp'] * c['micro_batch']), 1)
     c['nodes'] = np.maximum(c['gpus'] / c['gpus_per_node'], 1)
-    c['layer_params'] = layer_parameters(c)
     age = np.clip(k['newest_software'] - c['software'], 0, 3)      # Years of tuning that the software lacks
     eff = k['matmul_efficiency'] * k['clock'] * k['product_share'] * np.exp(-k['tuning'] * age)
     k['launch_experts'] = k['launch_experts'] * np.exp(k['tuning_experts'] * age)
@@ -277,7 +275,7 @@ def _stage_params(c, first):
 
 def _stage_experts(c, first):
     "Parameters of the experts of the first stage on one rank, and the ranks that hold copies of them"
-    own = first * expert_parameters(c) / c['ep'] * (1 - c['frozen'])
+    own = first * c['expert_params'] / c['ep'] * (1 - c['frozen'])
     return own, np.maximum(c['dp'] * c['cp'] * c['tp'] / c['ep'], 1)
 
 def _gradient_comm(c, k, params, busy, first):
@@ -299,7 +297,7 @@ def _sharded_comm(c, k, params, busy):
     "Exposed seconds of ZeRO-3, FSDP and HSDP: two gathers and a scatter of every layer, for every micro-batch"
     ranks = c['dp'] * c['cp']
     shard = np.where(c['shard'] > 0, np.minimum(c['shard'], ranks), ranks)
-    size = k['width'] * (c['layer_params'] / c['tp'] + expert_parameters(c) / c['ep'])
+    size = k['width'] * (c['layer_params'] / c['tp'] + c['expert_params'] / c['ep'])
     passes = np.where(c['frozen'] > 0, 2, 3)
     unit = passes * collective(size, *_spans(shard, c['tp'], c['gpus_per_node']), k) * c['layers'] / c['pp']
     copies = collective(c['grad_bytes']*params/shard, *_spans(ranks/shard, c['tp']*shard, c['gpus_per_node']), k)

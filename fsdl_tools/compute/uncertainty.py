@@ -110,6 +110,7 @@ def probability_to_fit(
 # %% ../../nbs/compute/03_uncertainty.ipynb #80867372
 def nearest_runs(
     family:tuple,     # As from family_of
+    gpu:str,          # Name of the GPU
     parameters:float, # Of the model
     gpus:int,         # How many
     seq:int,          # Tokens of a sequence
@@ -121,6 +122,7 @@ def nearest_runs(
     far = np.zeros(len(rows))
     for k, v, cost in zip(_fields, family, (1., .5, 2., 1.), strict=True):
         far += cost * np.array([r[k] != v for r in rows])
+    far += .3 * np.array([r['gpu'] != gpu for r in rows])
     for k, v, cost in (('parameters', parameters, .5), ('gpus', gpus, .2), ('seq', seq, .3)):
         far += cost * np.abs(np.log2(np.array([r[k] for r in rows], float) / v))
     shown, cells = [], set()
