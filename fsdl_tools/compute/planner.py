@@ -338,7 +338,8 @@ def estimate(
     global_batch:int, # Sequences (or images) of a step
     seq:int=None,     # Tokens of a sequence; default: the model's longest, at most 8,192
     uneven:bool=False,# May pipeline stages have different numbers of layers?
-    network:str=''    # A cluster whose network was measured, such as jean-zay; default: the Cluster's bandwidth
+    network:str='',   # A cluster whose network was measured, such as jean-zay; default: the Cluster's bandwidth
+    calibration=None  # A Calibration of the cluster: its constants instead of everybody's
 ) -> Estimate:        # Raises ValueError for a layout that the model or the cluster does not allow
     "Memory, time and price of one layout"
     name, sizes, spec = model_columns(model)
@@ -370,7 +371,15 @@ def estimate(
         'seq': seq,
     }
     c = prepare_columns({k: np.asarray(v) for k, v in c.items()})
-    return record_of(name, layout, cluster, c, memory(c, ready=True), step_time(c, ready=True))
+    table = calibration and calibration.table()
+    e = record_of(name, layout, cluster, c, memory(c, ready=True), step_time(c, table, ready=True))
+    return _named_calibration(e, calibration)
+
+def _named_calibration(e, calibration):
+    "The estimate, saying whose constants it used"
+    if not calibration:
+        return e
+    return e.replace(assumed=(*e.assumed, f'constants of {calibration.name}, from {calibration.runs} runs'))
 
 def record_of(
     name:str, # Of the model

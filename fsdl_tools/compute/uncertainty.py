@@ -89,6 +89,26 @@ def interval(
     return Interval(math.exp(low), math.exp(high), name, int(mine.sum()), cells)
 
 # %% ../../nbs/compute/03_uncertainty.ipynb #e4a81ee9
+_most_alike = .05  # Layouts further apart are ordered whatever the errors: nobody wants a tenth for simplicity
+
+@functools.cache
+def told_apart(
+    family:tuple # As from family_of
+) -> float:      # Relative difference of two step times
+    "Below which difference past predictions did not tell which of two runs of one model and machine is faster"
+    rows, ratio, cell = _errors('time')
+    for f in _wider(family):
+        mine = _members(rows, f)
+        pairs = [abs(a - b) for c in set(cell[mine]) for a, b in _changes(rows, ratio, mine & (cell == c))]
+        if len(pairs) >= 12 or f == (None,) * 4:
+            return min(math.expm1(float(np.median(pairs))), _most_alike)
+
+def _changes(rows, ratio, mine):
+    "Errors of runs of one cell, pair by pair, whose layouts differ in more than the number of replicas"
+    at = np.flatnonzero(mine)
+    shape = [','.join(k for k in rows[i]['layout'].split(',') if not k.startswith('dp')) for i in at]
+    return [(ratio[i], ratio[j]) for i, j, a, b in zip(at[:-1], at[1:], shape[:-1], shape[1:], strict=True) if a != b]
+
 @functools.cache
 def _spread(framework):
     "Standard deviation of the logarithm of measured over predicted memory"
