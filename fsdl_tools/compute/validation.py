@@ -272,7 +272,8 @@ def _consistent(r):
 
 # %% ../../nbs/compute/06_validation.ipynb #fb45ed46
 def predict_rows(
-    rows # Dicts with the columns of a table of runs
+    rows,            # Dicts with the columns of a table of runs
+    calibration=None # A Calibration of the cluster they ran on
 ) -> list: # Dicts with the columns in outputs
     "A prediction, or a reason, for every row"
     rows, out, good, where = list(rows), [], [], []
@@ -287,7 +288,7 @@ def predict_rows(
     if not good:
         return out
     c = complete_columns(columns(good))
-    m, t = memory(c, ready=True), step_time(c, ready=True)['total']
+    m, t = memory(c, ready=True), step_time(c, calibration and calibration.table(), ready=True)['total']
     for j, i in enumerate(where):
         out[i] |= _answer(m, t, j) | _how_sure(good[j], float(t[j]), float(m['device'][j]), float(m['usable'][j]))
         out[i]['assumed'] = _assumed(rows[i], c, j)
@@ -336,11 +337,12 @@ def read_runs(
         raise ValueError(f'{path} is not a CSV table: {e}') from None
 
 def plan_batch(
-    path,    # A CSV with the columns of a table of runs
-    out=None # Where to write the predictions; default: nowhere
-) -> list:   # The predictions
+    path,            # A CSV with the columns of a table of runs
+    out=None,        # Where to write the predictions; default: nowhere
+    calibration=None # A Calibration of the cluster they ran on
+) -> list:           # The predictions
     "Predict every run of a table"
-    rows = predict_rows(read_runs(path))
+    rows = predict_rows(read_runs(path), calibration)
     if out is not None:
         text = io.StringIO()
         w = csv.DictWriter(text, batch_outputs, lineterminator='\n')
