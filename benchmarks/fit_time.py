@@ -79,7 +79,7 @@ def table_of(const, keys=(), x=(), start=False):
 
 
 def select(c, rows):
-    return {k: v[rows] for k, v in c.items()}
+    return {k: v[rows] if np.ndim(v) else v for k, v in c.items()}
 
 
 def weights(study, cell, new):

@@ -76,9 +76,9 @@ def _fit(c, seconds, rounds=6, step=1e-3):
             return x
     return x
 
-def _others(c, i):
-    "All rows but one"
-    return {k: np.delete(v, i, axis=0) for k, v in c.items()}
+def _rows(c, which):
+    "Some rows of columns, of which those that are equal everywhere may be single numbers"
+    return {k: v[which] if np.ndim(v) else v for k, v in c.items()}
 
 def _error(predicted, seconds):
     return np.abs(np.log(predicted / seconds))
@@ -102,10 +102,10 @@ def calibrate(
 
 def _unseen(c, seconds, i):
     "Error of run `i` when the other runs calibrate"
-    x = _fit(_others(c, i), np.delete(seconds, i), 3)
+    others = np.arange(len(seconds)) != i
+    x = _fit(_rows(c, others), seconds[others], 3)
     table = Calibration('', 0, dict(zip(_levers, np.exp(x), strict=True))).table()
-    one = {k: v[i : i + 1] for k, v in c.items()}
-    return float(_error(step_time(one, table, ready=True)['total'], seconds[i : i + 1])[0])
+    return float(_error(step_time(_rows(c, ~others), table, ready=True)['total'], seconds[~others])[0])
 
 def _trust(before, after):
     "How much of the correction to keep: none unless unseen runs are better foretold on average, all if by a quarter"

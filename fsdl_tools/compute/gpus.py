@@ -133,7 +133,7 @@ def _nearest(name):
     alike = [g.name for k, g in known.items() if len(digits) > 1 and re.sub(r'[^0-9]', '', k).startswith(digits)]
     near = list(dict.fromkeys([*same, *(nearest(key, known) and [known[k].name for k in nearest(key, known)]), *alike]))
     if near:
-        return f'did you mean {" or ".join(near[:4])}?'
+        return f'did you mean {" or ".join(map(repr, near[:4]))}?'
     return f'expected one of {len(_all()[0])} names such as A100 SXM 80GB, H100 SXM, B200 SXM or MI300X (fsdl gpus)'
 
 # %% ../../nbs/compute/01_gpus.ipynb #1e83ef6f
@@ -191,7 +191,7 @@ fabrics = {
 def _node_size(gpu, gpus):
     "GPUs of a node: the domain of the link, or the part of it that divides the cluster; eight where nobody wrote it down"
     domain = gpu.nvlink_domain if gpu.nvlink_domain and gpu.nvlink_domain > 8 else 8
-    if gpus <= domain or gpus % domain == 0:
+    if domain == 8 or gpus <= domain or gpus % domain == 0:
         return domain
     return math.gcd(gpus, 1 << (domain.bit_length() - 1))
 

@@ -16,7 +16,7 @@ from ..table import Table
 from .gpus import find, peak
 from ..parallel.layout import Layout, check_layout, parse_layout
 from .step_memory import memory, parameters, prepare_columns, sharded, bytes_per_parameter
-from .columns import complete_columns, framework_of, kernel_of, refused, _named_formats
+from .columns import framework_of, kernel_of, refused, _named_formats
 from .step_time import causes, step_time
 from .uncertainty import family_of, interval, nearest_runs, probability_to_fit
 
@@ -48,11 +48,8 @@ def _from_shape(s, params=None, more=None):
 def _with_extra(d, params):
     "Sizes with the parameters that their formula does not see, spread over the layers"
     if params:
-        c = complete_columns({k: np.asarray(v) for k, v in {**_one_gpu, **d, 'seq': d['max_seq'] or 1}.items()})
-        d['layer_extra'] = (params - float(parameters(c)))/d['layers']
+        d['layer_extra'] = (params - float(parameters(d | dict(seq=d['max_seq'] or 1))))/d['layers']
     return d
-
-_one_gpu = dict(gpus=1, tp=1, pp=1, dp=1, global_batch=1)
 
 def _mixture(config):
     "Sizes of a configuration that a TransformerShape has no field for: shared experts, dense layers, low-rank attention"

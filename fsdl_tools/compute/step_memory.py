@@ -20,10 +20,14 @@ def _layer_params(c):
     small = np.where(gated, 2*h, (2 + 2*c['kv'])*h + f + 5*h)
     return c['layer_params'] + small + c.get('layer_extra', 0)
 
+_one_gpu = dict(seq=1, gpus=1, tp=1, pp=1, dp=1, global_batch=1)
+
 def parameters(
-    c:dict # Columns by name, as prepare_columns makes them
+    c:dict # Columns by name; those of the model are enough
 ):         # Parameters of the model; plain GPT models with learned positions need positions=1
     "Parameters of every model in the table"
+    if 'layer_params' not in c:
+        c = complete_columns({**_one_gpu, **c})
     h, gated = c['hidden'], c['gated_mlp'] > 0
     ends = c['vocab']*h*np.where(c['tied'] > 0, 1, 2) + np.where(gated, h, 2*h) + c.get('positions', 0)*c['seq']*h
     return c['layers']*(_layer_params(c) + c['expert_params']) + ends
