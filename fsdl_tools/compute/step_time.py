@@ -47,6 +47,7 @@ def derive(c:dict, k:dict): # Complete columns and their constants; both are ext
     eff = k['matmul_efficiency'] * k['clock'] * k['product_share'] * np.exp(-k['tuning'] * age)
     k['launch_experts'] = k['launch_experts'] * np.exp(k['tuning_experts'] * age)
     k['alltoall_age'] = np.exp(k['tuning_alltoall'] * age)
+    k['group_seconds'] = k['group_seconds'] * np.exp(k['tuning_experts'] * age)
     narrow = k['fp8_relative'] * k['recipe_share']
     k['rate'], k['head_rate'] = k['peak'] * eff * np.where(k['narrow'] > 0, narrow, 1), k['half'] * eff
     k['memory'], k['ring'] = k['hbm'] * k['memory_efficiency'], k['link'] * k['link_efficiency']
@@ -215,7 +216,8 @@ def layer(c, k) -> dict: # Cause -> seconds; total
         recompute=again * (mm[0] + at[0] + ew[0] + tp + ep) + core * at[0],
     )
     busy = sum(o.values())
-    o['launch'] = _smooth_max(busy, _host_time(c, k, again)) - busy
+    groups = c['moe_share'] * c['experts'] / c['ep'] * k['group_seconds']     # Each local expert's products start alone
+    o['launch'] = _smooth_max(busy, _host_time(c, k, again)) - busy + groups
     return o | dict(total=busy + o['launch'])
 
 def ends(c, k) -> dict: # Cause -> seconds; total
