@@ -10,7 +10,7 @@ __all__ = ['model_sizes', 'known', 'model_columns', 'Estimate', 'layout_columns'
 import functools, math
 from dataclasses import dataclass
 import numpy as np
-from ..core import GiB, human_bytes, human_count, human_dollars, human_seconds, nearest
+from ..core import fix_torchvision, GiB, human_bytes, human_count, human_dollars, human_seconds, nearest
 from ..core import need, one_of, palette, positive, read_data, Record
 from ..table import Table
 from .gpus import find, peak
@@ -90,6 +90,7 @@ def _from_config(config):
     "Columns of a transformers configuration, its model built on the meta device and counted"
     import torch
     from fsdl_tools.models.build import find_class, shape_of
+    fix_torchvision()
     with torch.device('meta'):
         m = find_class(config)(config)
     s = shape_of(m)

@@ -323,8 +323,11 @@ causes = ('matmul attention elementwise recompute tensor_comm context_comm exper
           'bubble pipeline_comm data_comm optimizer framework').split()
 
 def _need_links(c, k):
-    "Raises ValueError where GPUs talk over a link whose rate nobody wrote down"
-    unknown = np.isnan(k['link']) & (c['gpus'] > 1)
+    "Raises ValueError where GPUs talk over a link whose rate nobody wrote down; one GPU talks to nobody"
+    missing = np.isnan(k['link'])
+    unknown = missing & (c['gpus'] > 1)
+    if missing.any():
+        k['link'] = np.where(missing, 1.0, k['link'])
     if unknown.any():
         name = find(str(np.broadcast_to(c['gpu'], np.shape(unknown))[unknown].ravel()[0])).name
         raise ValueError(
@@ -340,8 +343,8 @@ def step_time(
     "Predicted time of a training step, by cause"
     c = dict(c) if ready else complete_columns(c)
     k = resolve(c, table or time_constants())
-    derive(c, k)
     _need_links(c, k)
+    derive(c, k)
     lay, end = layer(c, k), ends(c, k)
     o, busy, first = _slot(c, k, lay, end)
     params = _stage_params(c, first)

@@ -81,14 +81,14 @@ def test_matmul_refuses(bad):
 
 @given(names, st.integers(1, 64), st.sampled_from([1, 2, 4, 8]))
 def test_cluster_counts(name, nodes, per):
-    c = Cluster(name, nodes * per, per, price=1.)
+    c = Cluster(name, nodes * per, per, gpu_hour=1/(nodes * per))
     assert c.nodes == nodes and c.memory == nodes * per * find(name).usable and Cluster.from_json(c.to_json()) == c
     assert math.isclose(c.cost(7200), 2.)
 
 
 @pytest.mark.parametrize('kw,msg', [(dict(gpus=0), 'gpus'), (dict(gpus=-8), 'gpus'), (dict(gpus=12), 'multiple of gpus_per_node'), (dict(gpus=8, gpus_per_node=0), 'gpus_per_node'),
-    (dict(gpus=8, interconnect='infinband-3200'), "did you mean 'infiniband-3200'"), (dict(gpus=16, interconnect='nvlink-only'), 'nic_bandwidth'), (dict(gpus=8, price=float('nan')), 'price'),
-    (dict(gpus=8, price=-1.), 'price')])
+    (dict(gpus=8, interconnect='infinband-3200'), "did you mean 'infiniband-3200'"), (dict(gpus=16, interconnect='nvlink-only'), 'nic_bandwidth'), (dict(gpus=8, gpu_hour=float('nan')), 'gpu_hour'),
+    (dict(gpus=8, gpu_hour=-1.), 'gpu_hour')])
 def test_cluster_refuses(kw, msg):
     with pytest.raises(ValueError, match=msg): Cluster('H100', **kw)
 
