@@ -136,11 +136,7 @@ def _plan_command(
         e.to_json(save)
     if as_json:
         return show(e, True)
-    _show_plan(found, e, rows)
-    if tokens:
-        n = parse_count(tokens)
-        dollars = f' and {human_dollars(e.cost(n))}' if price else ''
-        typer.echo(f'{human_count(n)} tokens take {e.days(n):,.1f} days{dollars}.')
+    _show_plan(found, e, rows, tokens)
 
 def _read_calibration(path):
     "Constants of a cluster from a file"
@@ -158,7 +154,7 @@ def _calibrate(runs, save, as_json):
         found.to_json(save)
     show(found, as_json)
     if not as_json:
-        typer.echo(f'{found.runs} runs: unseen ones were off by {found.before:.1%}, with these factors by {found.after:.1%}.')
+        typer.echo(f'{found.runs} runs were off by {found.before:.1%}; calibrated by the others, by {found.after:.1%}.')
 
 def _predict_table(batch, out, as_json, calibration=None):
     "Predict every row of a table of configurations"
@@ -172,8 +168,8 @@ def _predict_table(batch, out, as_json, calibration=None):
         return typer.echo(f'{len(done):,} rows, {wrong:,} with a reason in the column error: {out}')
     return show(Table(done, columns=batch_outputs), as_json)
 
-def _show_plan(found, e, rows):
-    "The best layouts of a search, the estimate, and why the winner wins"
+def _show_plan(found, e, rows, tokens=''):
+    "The best layouts of a search, the estimate, what is near, why the winner wins, and what tokens take"
     if found is not None:
         show(found.table(rows))
     show(e)
@@ -182,6 +178,10 @@ def _show_plan(found, e, rows):
     if found is not None:
         from fsdl_tools.compute.search import explain
         typer.echo(explain(found))
+    if tokens:
+        n = parse_count(tokens)
+        dollars = '' if e.price is None else f' and {human_dollars(e.cost(n))}'
+        typer.echo(f'{human_count(n)} tokens take {e.days(n):,.1f} days{dollars}.')
 
 # %% ../../nbs/cli/04_compute.ipynb #930f2812
 @app.command('gpus')

@@ -30,7 +30,7 @@ class Gpu(Record):
     tdp:float|None = None        # Board power, W
     link:str = ''                # What joins it to its neighbours in a node
     link_bandwidth:float|None = None # Bytes per second in each direction
-    nvlink_domain:int|None = None # GPUs that this link joins directly: 8 on most boards, 72 in a rack of GB200, 2 over a bridge
+    nvlink_domain:int|None = None # GPUs that this link joins: 8 on most boards, 72 in a rack, 2 over a bridge
     form:str = ''                # Card, module or cloud
     memory_type:str = ''         # HBM3, GDDR6X and so on
     driver_memory:int|None = None # Bytes the driver reports, where that was read
@@ -189,7 +189,7 @@ fabrics = {
 }  # Gbit/s of a node
 
 def _node_size(gpu, gpus):
-    "GPUs of a node: the domain of the link, or the part of it that divides the cluster; eight where nobody wrote it down"
+    "GPUs of a node: the domain of the link, or a part of it that divides the cluster; eight where nobody knows"
     domain = gpu.nvlink_domain if gpu.nvlink_domain and gpu.nvlink_domain > 8 else 8
     if domain == 8 or gpus <= domain or gpus % domain == 0:
         return domain
@@ -256,7 +256,7 @@ class Cluster(Record):
     ) -> float:       # Dollars; raises ValueError for a cluster without a price
         "What `seconds` on this cluster cost"
         if self.price is None:
-            raise ValueError('this cluster has no price: try cluster.replace(gpu_hour=4.10), in dollars per GPU and hour')
+            raise ValueError('this cluster has no price: try cluster.replace(gpu_hour=4.1), dollars per GPU and hour')
         return positive('seconds', seconds, integer=False) / 3600 * self.price
 
 # %% ../../nbs/compute/01_gpus.ipynb #284c5ac5

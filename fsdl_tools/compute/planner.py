@@ -52,7 +52,7 @@ def _with_extra(d, params):
     return d
 
 def _mixture(config):
-    "Sizes of a configuration that a TransformerShape has no field for: shared experts, dense layers, low-rank attention"
+    "Sizes of a configuration that a TransformerShape has no field for: shared experts, dense layers, ranks"
     c = config.get_text_config()
     get = lambda *names: next((v for n in names if (v := getattr(c, n, None))), 0)
     d = {}
@@ -444,7 +444,7 @@ def _assumptions(cluster, layout, c, gpu):
         said.append(f'gradients of {first("grad_bytes"):g} bytes')
     domain = cluster.gpu.nvlink_domain or 8
     if cluster.gpus > domain and cluster.gpus_per_node > domain:
-        said.append(f'{cluster.gpus_per_node} GPUs share NVLink, although {cluster.gpu.name} come in domains of {domain}')
+        said.append(f'{cluster.gpus_per_node} GPUs share NVLink, but {cluster.gpu.name} come in domains of {domain}')
     if cluster.gpus > cluster.gpus_per_node:
         said.append(f'{cluster.nic_bandwidth/1e9:.4g} GB/s between nodes for each GPU')
     return tuple(said)
@@ -463,7 +463,7 @@ def _tokens_of(spec, seq):
     ids = [i for i in spec.inputs if 'int' in i.dtype and len(i.shape) == 2]
     tokens = ids[0].shape[1] if ids else 1
     if seq and ids and seq != tokens:
-        raise ValueError(f'{spec.name} was profiled at {tokens} tokens, not {seq}: profile it at the length you train on')
+        raise ValueError(f'{spec.name} was profiled at {tokens} tokens, not {seq}: profile it at your length')
     return tokens
 
 def _estimate_profiled(spec, l, cluster, batch, seq=None):

@@ -63,7 +63,7 @@ def _islands(c, k):
 
 # %% ../../nbs/compute/02_step_time.ipynb #be97b272
 def _block_linears(c):
-    "(outputs, inputs) of the dense linear layers of a block on one tensor-parallel rank, and the share of layers with it"
+    "(outputs, inputs) of the dense linear layers of a block on one tensor-parallel rank, and share of layers"
     h, t = c['hidden'], c['tp']
     gates = np.where(c['gated_mlp'] > 0, 2, 1)
     return [
@@ -350,10 +350,10 @@ def step_time(
     params = _stage_params(c, first)
     o = {q: c['m'] * v for q, v in o.items()}
     o['bubble'], o['pipeline_comm'] = _bubble(c, k, lay, end, busy), _pipeline_comm(c, k)
-    o['data_comm'] = np.where(c['zero'] >= 3, _sharded_comm(c, k, params, busy), _gradient_comm(c, k, params, busy, first)) * (
-        c['dp'] * c['cp'] > 1
-    )
-    o['optimizer'], o['framework'] = _optimizer(c, k, params, first), k['step_seconds'] + k['step_per_node'] * c['nodes']
+    whole, sharded = _gradient_comm(c, k, params, busy, first), _sharded_comm(c, k, params, busy)
+    o['data_comm'] = np.where(c['zero'] >= 3, sharded, whole) * (c['dp'] * c['cp'] > 1)
+    o['optimizer'] = _optimizer(c, k, params, first)
+    o['framework'] = k['step_seconds'] + k['step_per_node'] * c['nodes']
     shape = np.broadcast_shapes(*(np.shape(v) for v in c.values()))
     o = {q: o[q] if np.shape(o[q]) == shape else np.broadcast_to(o[q], shape) for q in causes}
     return o | dict(total=sum(o.values()))

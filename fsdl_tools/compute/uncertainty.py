@@ -72,19 +72,24 @@ def _quantile(x, weight, q):
     place = (np.cumsum(weight) - weight / 2) / weight.sum()
     return float(np.interp(q, place, x[order]))
 
+def _enough(rows, cell, family):
+    "The smallest family around one that has four cells and twelve runs: how much wider, its name, its rows"
+    for level, f in enumerate(_wider(family)):
+        mine = _members(rows, f)
+        if len(set(cell[mine])) >= 4 and mine.sum() >= 12:
+            return level, f, mine
+    return level, f, mine
+
 @functools.cache
 def interval(
     what:str,       # time or memory
     family:tuple,   # As from family_of
     share:float=.8  # Of runs that it shall hold
 ) -> Interval:      # Of the smallest family around it that has enough runs
-    "The interval that held `share` of the runs of a family when they were predicted unseen (split conformal, arXiv 2107.07511)"
+    "The interval that held `share` of a family's runs, predicted unseen (split conformal, arXiv 2107.07511)"
     rows, ratio, cell = _errors(what)
-    for level, f in enumerate(_wider(family)):
-        mine = _members(rows, f)
-        cells = len(set(cell[mine]))
-        if cells >= 4 and mine.sum() >= 12 or f == (None,) * 4:
-            break
+    level, f, mine = _enough(rows, cell, family)
+    cells = len(set(cell[mine]))
     weight, own = _weights(mine, cell), _members(rows, family)
     if level and own.any():                                          # Too few of its own, but they count for half
         weight = weight + _weights(own, cell)
@@ -136,7 +141,7 @@ def probability_to_fit(
 ):                # Between 0 and 1
     "How sure it is that a run fits: the share of a bell curve, as wide as past errors, that lies below the limit"
     x = np.log(np.asarray(usable, float) / np.asarray(device, float)) / _spread(framework_of(framework))
-    return 1 / (1 + np.exp(-1.702 * np.clip(x, -30, 30)))              # The logistic curve nearest to the bell's integral
+    return 1 / (1 + np.exp(-1.702 * np.clip(x, -30, 30)))           # The logistic curve nearest to the bell's
 
 # %% ../../nbs/compute/03_uncertainty.ipynb #80867372
 def nearest_runs(

@@ -175,8 +175,8 @@ _flags = 'gated_mlp tied flash compile seq_parallel frozen'.split()
 _words = dict(recompute=recomputations, precision=layout_precisions, schedule=schedules)
 _names = 'framework gpu cluster kernel recipe optimizer model task date'.split()
 _described = (
-    'row run set study family model_family kind note source release settings_stated gpu_as_published tok_s_gpu finished '
-    'step_time_s step_seconds peak_mem_gib peak_gib mem_kind peak_kind low high'
+    'row run set study family model_family kind note source release settings_stated gpu_as_published tok_s_gpu '
+    'finished step_time_s step_seconds peak_mem_gib peak_gib mem_kind peak_kind low high'
 ).split() # What a table may tell besides: answers and remarks, which no prediction looks at
 batch_outputs = (
     'row allocated_gib reserved_gib device_gib step_time_s low high fits fits_probability assumed error'
