@@ -2,6 +2,9 @@
 import csv
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 import numpy as np
 import pytest
 from fsdl_tools.compute.calibrate import Calibration, calibrate
@@ -330,3 +333,15 @@ def test_what_a_table_leaves_open_is_said():
     assert json.loads(json.dumps(predict_rows([lora])[0]))['low'] > 0
     assert best_plan('gpt2', Cluster('A100', 8), 64, 1024, lora_rank=8)[1].layout.lora_rank == 8
     assert plan_batch
+
+
+# One GPU's truth
+
+def test_the_script_for_one_gpu_predicts_before_it_measures(tmp_path):
+    script = Path(__file__).parents[2]/'benchmarks'/'gpu_truth.py'
+    done = subprocess.run([sys.executable, str(script), '--device', 'cpu', '--out', str(tmp_path/'truth.json')], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-500:]
+    before, after = (json.loads((tmp_path/n).read_text()) for n in ('truth.json.predicted', 'truth.json'))
+    assert [r['predicted_seconds'] for r in before['rows']] == [r['predicted_seconds'] for r in after['rows']]
+    assert not any('measured_seconds' in r for r in before['rows']) and before['gpu'] == 'H100 SXM' and after['versions']['torch']
+    assert {r['what'] for r in after['rows'] if r.get('measured_seconds')} == {'product', 'attention forward', 'attention backward', 'update'}
