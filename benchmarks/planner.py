@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from fsdl_tools.core import GiB, data_path, write_atomic
 from fsdl_tools.compute.gpus import find
-from fsdl_tools.compute.step_time import columns, complete_columns, time_constants, derive, resolve, step_time
+from fsdl_tools.compute.columns import columns, complete_columns, resolve, time_constants
+from fsdl_tools.compute.step_time import derive, step_time
 import fit_time
 
 HERE = Path(__file__).parent
@@ -80,7 +81,7 @@ def time_part(path, peers):
     rows = fit_time.read_runs(path)
     c, seconds, study = columns(rows), np.array([float(r['step_seconds']) for r in rows]), np.array([r['study'] for r in rows], object)
     full = complete_columns(c); k = resolve(full, time_constants()); derive(full, k)
-    held = fit_time.cross_validate(c, seconds, study, fit_time.cells(rows), fit_time.read_constants())
+    held = fit_time.cross_validate(complete_columns(c), seconds, study, fit_time.cells(rows), fit_time.read_constants())
     guess, v, eff = best_of(environment(peers, 'llm-analysis'), rows, full, seconds, study)
     by = {'fsdl_tools, held-out cells': held, 'fsdl_tools, fitted on all': step_time(c)['total'], f'llm-analysis {v}': guess, 'rule of thumb 6N': rule_of_thumb(full, k, seconds, study)}
     return dict(runs=len(rows), llm_analysis_efficiency=eff, estimators={n: errors(p, seconds, study) for n, p in by.items()})
