@@ -29,9 +29,9 @@ STIFF_NEW = dict(
 )
 LIMIT = dict(
     data_overlap=1.6, tensor_exposed=1, fsdp_exposed=1, hop_bytes=1, bubble_share=1, alltoall_exposed=1,
-    **{'fp8_relative/pytorch/fp8': .9},  # The best product measured in fp8 on an H100 reaches 0.71 of the peak
+    **{'fp8_relative/pytorch/fp8': .9, 'product_share/pytorch/Ampere': 1.1, 'product_share/pytorch/Hopper': 1.27},
     attention_share=1.1, recipe_share=1, grouped_share=1, product_share=1.55, fp8_relative=1.2, matmul_efficiency=.8,
-)  # And 1 for everything called an efficiency
+)  # And 1 for everything called an efficiency; products stay below the best ever measured (0.87 A100, 0.80 H100)
 HEAVY_TAILS = {'nanotron-ultrascale'}  # Identical runs there differ up to thirtyfold: such rows must not pull
 BOTH = 'megatron-core-h100'  # Its six runs are of the second group's framework
 WEIGHT_OF_BOTH = 5
