@@ -17,7 +17,7 @@ def test_row_is_sane(g):
     assert 2014 <= g.year <= 2026 and 8 * GiB <= g.memory <= 300 * GiB and g.devices in (1, 2)
     assert 2e11 < g.bandwidth < 1e13 and (g.tdp is None or 60 <= g.tdp <= 1500)
     assert g.link_bandwidth is None or 1e10 <= g.link_bandwidth <= 1e12
-    assert g.tflops and all(1 < v < 6000 for v in g.tflops.values())
+    assert g.tflops and all(1 < v < (16000 if p == 'fp4' else 6000) for p, v in g.tflops.items())
     assert .9 * g.memory < g.usable <= 1.02 * g.memory
 
 
@@ -99,7 +99,7 @@ def test_cluster_without_price():
 
 def test_peaks():
     assert peak('H100') == 989e12 and peak('H100', measured=True) == 794.5e12 and round(efficiency('A100'), 3) == .869
-    for args, msg in ((('V100', 'bf16'), 'there is fp32, fp16'), (('H100', 'fp4'), 'precision'), (('L4', 'bf16', True), 'measured')):
+    for args, msg in ((('V100', 'bf16'), 'there is fp32, fp16'), (('H100', 'fp4'), 'there is fp32'), (('H100', 'fp2'), 'precision'), (('L4', 'bf16', True), 'measured')):
         with pytest.raises(ValueError, match=msg): peak(*args)
 
 
