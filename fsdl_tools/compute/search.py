@@ -40,7 +40,7 @@ def _powers(most, least=1):
     "Powers of two from least to most"
     return [2**i for i in range(int(least).bit_length() - 1, max(int(most), 1).bit_length()) if least <= 2**i <= most]
 
-def usual_values(
+def _usual_values(
     sizes: dict,  # Columns of the model
     cluster,  # A Cluster
     seq: int,  # Tokens of a sequence
@@ -74,7 +74,7 @@ def enumerate_layouts(
     **values,  # Values to try instead of the usual ones: tp, pp, cp, ep, vp, zero, shard, micro_batch, recompute
 ) -> dict:  # Column -> array
     "Every layout that the model, the batch and the cluster allow"
-    v = usual_values(sizes, cluster, seq, uneven) | {k: x for k, x in values.items() if x is not None}
+    v = _usual_values(sizes, cluster, seq, uneven) | {k: x for k, x in values.items() if x is not None}
     # Ranks first: of their many combinations few divide the cluster and the batch
     ranks = _product({k: v[k] for k in ('tp', 'pp', 'cp', 'micro_batch')})
     ranks['dp'] = cluster.gpus / (ranks['tp'] * ranks['pp'] * ranks['cp'])
@@ -279,7 +279,7 @@ def search(
     strategy = 'lora' if lora_rank else 'moe' if sizes.get('experts') else 'dense'
     alike = told_apart(family_of(cluster.gpu, precision, framework, strategy))
     order = ok[_ranked(_take(cols, ok), t['total'], m['device'][ok], alike)]
-    untried = _left_out(usual_values(sizes, cluster, seq, uneven) | values, cluster, fixed)
+    untried = _left_out(_usual_values(sizes, cluster, seq, uneven) | values, cluster, fixed)
     return Search(name, cluster, cols, m, t, order, base, fixed, alike, untried, calibration)
 
 def _ranked(c, seconds, device, alike):
