@@ -146,10 +146,10 @@ def _read_calibration(path):
 def _calibrate(runs, save, as_json):
     "Fit constants to measured runs"
     from pathlib import Path
-    from fsdl_tools.compute.calibrate import calibrate_file
+    from fsdl_tools.compute.calibrate import fit_cluster_file
     if not runs:
         raise ValueError('name a table of measured runs: fsdl plan calibrate runs.csv --save mine.json')
-    found = calibrate_file(runs, Path(runs).stem)
+    found = fit_cluster_file(runs, Path(runs).stem)
     if save:
         found.to_json(save)
     show(found, as_json)

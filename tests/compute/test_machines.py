@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import pytest
-from fsdl_tools.compute.calibrate import Calibration, calibrate
+from fsdl_tools.compute.calibrate import Calibration, fit_cluster
 from fsdl_tools.compute.columns import complete_columns, kernel_of, kernels, refused
 from fsdl_tools.compute.gpus import Cluster, find, gpus
 from fsdl_tools.compute.planner import estimate, known, model_columns
@@ -286,12 +286,12 @@ def test_an_estimate_says_how_sure_it_is_and_what_was_measured_nearby():
 def test_three_runs_correct_a_cluster_and_contradictions_do_not(tmp_path, capsys):
     bloom = [r for r in read_data('published_runs.csv', text=('date',)) if r['study'] == 'bloom-prequel' and r['step_seconds']]
     slow = [r | dict(step_seconds=1.25*r['step_seconds']) for r in bloom[:5]]
-    mine = calibrate(slow[:3], 'slow')
+    mine = fit_cluster(slow[:3], 'slow')
     ratio = lambda rows, k=None: np.median([float(p['step_time_s'])/r['step_seconds'] for r, p in zip(rows, predict_rows(rows, k), strict=True)])
     assert abs(ratio(slow[3:], mine) - 1) < abs(ratio(slow[3:]) - 1)/2
-    torn = calibrate([r | dict(step_seconds=f*r['step_seconds']) for r, f in zip(bloom[:4], (1.3, .75, 1.3, .75), strict=True)])
+    torn = fit_cluster([r | dict(step_seconds=f*r['step_seconds']) for r, f in zip(bloom[:4], (1.3, .75, 1.3, .75), strict=True)])
     assert all(abs(math.log(f)) < .08 for f in torn.factors.values())
-    with pytest.raises(ValueError, match='3 runs'): calibrate(bloom[:2])
+    with pytest.raises(ValueError, match='3 runs'): fit_cluster(bloom[:2])
     with open(tmp_path/'runs.csv', 'w', newline='') as f:
         w = csv.DictWriter(f, slow[0])
         w.writeheader()
