@@ -168,6 +168,12 @@ def _predict_table(batch, out, as_json, calibration=None):
         return typer.echo(f'{len(done):,} rows, {wrong:,} with a reason in the column error: {out}')
     return show(Table(done, columns=batch_outputs), as_json)
 
+def _between(e, tokens):
+    "The interval of a cost, where there is one"
+    if e.step_low is None:
+        return ''
+    return f' ({" to ".join(map(human_dollars, e.cost_between(tokens)))} in 8 of 10 runs)'
+
 def _show_plan(found, e, rows, tokens=''):
     "The best layouts of a search, the estimate, what is near, why the winner wins, and what tokens take"
     if found is not None:
@@ -180,7 +186,7 @@ def _show_plan(found, e, rows, tokens=''):
         typer.echo(explain(found))
     if tokens:
         n = parse_count(tokens)
-        dollars = '' if e.price is None else f' and {human_dollars(e.cost(n))}'
+        dollars = '' if e.price is None else f' and {human_dollars(e.cost(n))}{_between(e, n)}'
         typer.echo(f'{human_count(n)} tokens take {e.days(n):,.1f} days{dollars}.')
 
 # %% ../../nbs/cli/04_compute.ipynb #930f2812

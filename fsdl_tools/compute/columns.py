@@ -30,6 +30,7 @@ _frameworks = {
     'composer': 'mosaic-h100',
     'torchtitan': 'meta',
     'pytorch': 'generic',
+    'jax': 'generic',
 }  # Framework -> the cluster its published runs used
 _alias = {
     'llm-foundry': 'composer',
@@ -38,6 +39,9 @@ _alias = {
     'accelerate': 'pytorch',
     'transformers': 'pytorch',
     'timm': 'pytorch',
+    'maxtext': 'jax',
+    'paxml': 'jax',
+    'nemo': 'megatron-core',
 }
 
 @functools.cache

@@ -42,8 +42,17 @@ def _from_shape(s, params=None, more=None):
     d = {k: getattr(s, k) for k in _shape if k != 'positions'} | dict(positions=float(s.positions == 'learned'))
     d['head_dim'] = s.head_dim
     if s.experts:
-        d |= dict(experts=s.experts, topk=s.experts_per_token, expert_ffn=s.ffn, ffn=s.ffn*s.experts_per_token)
+        d |= _experts(s)
+    if getattr(s, 'kv_rank', 0):
+        d |= dict(kv_rank=s.kv_rank, q_rank=s.q_rank, rope_dim=s.rope_dim, v_dim=s.value_dim)
     return _with_extra(d | (more or {}), params)
+
+def _experts(s):
+    "Sizes of the mixture of a TransformerShape; shapes of older files have neither shared experts nor dense layers"
+    shared = getattr(s, 'shared_ffn', 0)
+    mixed = sum(map(s.has_experts, range(s.layers))) if hasattr(s, 'has_experts') else s.layers
+    d = dict(experts=s.experts, topk=s.experts_per_token, expert_ffn=s.ffn, moe_layers=mixed, shared_ffn=shared)
+    return d | dict(ffn=s.ffn*s.experts_per_token + shared, dense_ffn=getattr(s, 'dense_ffn', 0) or s.ffn)
 
 def _with_extra(d, params):
     "Sizes with the parameters that their formula does not see, spread over the layers"
@@ -52,7 +61,7 @@ def _with_extra(d, params):
     return d
 
 def _mixture(config):
-    "Sizes of a configuration that a TransformerShape has no field for: shared experts, dense layers, ranks"
+    "Sizes of a mixture, of low-rank attention and of windows, as a configuration names them"
     c = config.get_text_config()
     get = lambda *names: next((v for n in names if (v := getattr(c, n, None))), 0)
     d = {}
@@ -180,6 +189,8 @@ class Estimate(Record):
     price:float|None=None   # Dollars per hour of the cluster
     step_low:float|None=None  # Of ten such runs one takes fewer seconds a step; None where no published run is alike
     step_high:float|None=None # And one takes more
+    device_low:int|None=None  # Of ten such runs one shows fewer bytes in nvidia-smi
+    device_high:int|None=None # And one shows more
     fits_probability:float|None=None # How sure fits is, from errors of predicted memory
     family:tuple=()         # Generation, bits, strategy and framework of the runs that these errors come from
     assumed:tuple=()        # What was taken for granted because nobody said it
@@ -222,7 +233,17 @@ class Estimate(Record):
             return []
         by = interval('time', tuple(self.family))
         text = f'{human_seconds(self.step_low)} to {human_seconds(self.step_high)}'
-        return [('8 of 10 runs', f'{text}: errors of {by.runs} unseen runs in {by.cells} cells ({by.family})')]
+        sizes = f'{self.device_low/GiB:.1f} to {self.device_high/GiB:.1f} GiB'
+        why = f'errors of {by.runs} unseen runs in {by.cells} cells ({by.family})'
+        return [('8 of 10 runs', f'{text}, {sizes} of device memory: {why}')]
+
+    def cost_between(self,
+        tokens:float # To train on
+    ) -> tuple:      # Dollars: of ten such runs one costs less than the first, one more than the second
+        "The interval of cost, from that of the step time; raises ValueError for a cluster without a price"
+        if self.step_low is None:
+            raise ValueError(f'no published run is like {self.model}: only transformers of one stack were compared')
+        return tuple(self.cost(tokens)*s/self.step_time for s in (self.step_low, self.step_high))
 
     def _page(self):
         gib = lambda n: f'{n/GiB:.1f} GiB'
@@ -404,7 +425,7 @@ def record_of(
     gpu = str(np.ravel(c['gpu'])[0])
     strategy = 'lora' if layout.lora_rank else 'moe' if num(c['experts']) else 'dense'
     family = family_of(gpu, layout.precision, layout.framework, strategy)
-    by = interval('time', family)
+    by, size = interval('time', family), interval('memory', family)
     return Estimate(
         model=name,
         layout=layout,
@@ -430,6 +451,8 @@ def record_of(
         price=cluster.price,
         step_low=total * by.low,
         step_high=total * by.high,
+        device_low=round(num(m['device']) * size.low),
+        device_high=round(num(m['device']) * size.high),
         fits_probability=float(probability_to_fit(num(m['device']), usable, layout.framework)),
         family=family,
         assumed=_assumptions(cluster, layout, c, gpu),
