@@ -16,20 +16,19 @@ here = Path(__file__).parent
 work = here.parent/'.cache'/'zoo'
 warnings.filterwarnings('ignore')
 
+def task_of(name):
+    "The task that a family of transformers is for, by the rule of tasks_of; empty when no class builds it alone"
+    from fsdl_tools.models.architectures import load_config, tasks_of
+    try: return tasks_of(load_config(name))[0]
+    except (ValueError, ImportError, AttributeError): return ''
+
 def jobs():
-    "Every (library, name, task) to profile: three tasks of transformers, all of timm, then whatever else transformers can build"
+    "Every (library, name, task) to profile: of a family of transformers the task it is for, and all of timm"
     from fsdl_tools.core import fix_torchvision
     fix_torchvision()
     import timm
-    from fsdl_tools.models.build import _hf_classes, _hf_types, hf_tasks
-    tasks = ['causal-lm', 'masked-lm', 'image-classification']
-    out = [('transformers', n, t) for t in tasks for n in _hf_classes(t)]
-    out += [('timm', n, 'image-classification') for n in timm.list_models()]
-    seen = {n for l, n, _ in out if l == 'transformers'}
-    rest = [t for t in hf_tasks if t not in tasks]
-    for n in _hf_types():
-        if n not in seen: out.append(('transformers', n, next((t for t in rest if n in _hf_classes(t)), '')))
-    return out
+    from fsdl_tools.models.architectures import _hf_types
+    return [('transformers', n, task_of(n)) for n in _hf_types()] + [('timm', n, 'image-classification') for n in timm.list_models()]
 
 def norms_counter():
     "A dispatch mode that counts what fvcore would add for normalisations: 2 per element of a batch norm with stored statistics, 5 of another norm"
@@ -51,7 +50,7 @@ def one(library, name, task):
     from fsdl_tools.models.build import build
     kw = {} if library == 'timm' else dict(task=task)
     slow = any(s in name for s in ('mamba', 'rwkv', 'xlstm', 'recurrent', 'jamba', 'bailing', 'deepseek_v4', 'kimi'))     # loops over the sequence, token by token
-    tries = [{}] if library == 'timm' else [dict(seq=64 if slow else 512), dict(seq=64, tiny=True), dict(seq=64, tiny=True, real=True)]
+    tries = [{}] if library == 'timm' else [dict(seq=64 if slow else None), dict(seq=64, tiny=True), dict(seq=64, tiny=True, real=True)]
     row, errors = dict(library=library, name=name, task=task, date=str(datetime.date.today())), []
     if not task: return row | dict(error='part of other models: no class builds it alone')
     for extra in tries:

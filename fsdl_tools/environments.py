@@ -7,7 +7,8 @@ __all__ = ['SideEnv', 'side_env', 'side_envs', 'cache_folder', 'env_folder', 'bu
            'build_env', 'run_in']
 
 # %% ../nbs/02_environments.ipynb #16dbe729
-import contextlib, datetime, hashlib, importlib.metadata, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile
+import ast, contextlib, datetime, hashlib, importlib.metadata, json
+import os, re, shlex, shutil, signal, subprocess, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from filelock import FileLock, Timeout
@@ -97,6 +98,26 @@ class BuildError(RuntimeError):
 def _tail(log, n=15):
     return '\n'.join(Path(log).read_text(errors='replace').splitlines()[-n:])
 
+_guard = 'import os, signal, sys; os.read(0, 1); os.killpg(int(sys.argv[1]), signal.SIGKILL)'
+
+@contextlib.contextmanager
+def _guarded(group):
+    "Whatever happens to this process, a process group ends with it: a second process waits for the end of a pipe"
+    # not a handler of signals, since there is one that cannot be handled
+    guard = subprocess.Popen(
+        [sys.executable, '-ISc', _guard, str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        guard.kill()
+        guard.wait()
+        guard.stdin.close()
+
 def _call(cmd, log, timeout, env=None, text='', what=''):
     "Run `cmd`, append its output to `log`; raises BuildError or TimeoutError"
     with open(log, 'a') as out:
@@ -104,7 +125,8 @@ def _call(cmd, log, timeout, env=None, text='', what=''):
             cmd, stdin=subprocess.PIPE, stdout=out, stderr=out, env=env, text=True, start_new_session=True
         )
         try:
-            p.communicate(text, timeout=timeout)
+            with _guarded(p.pid):
+                p.communicate(text, timeout=timeout)
         except subprocess.TimeoutExpired:
             raise TimeoutError(
                 f'{what or _short(cmd)} took longer than {timeout:g} s and was stopped\n{_tail(log)}'
@@ -165,9 +187,29 @@ def _make_venv(folder, env, log):
 def _packages():
     return [p for p in sys.path if p.endswith('-packages') and Path(p).is_dir()]
 
+# Settings of pip that send packages elsewhere, or leave some out
+_elsewhere = (
+    'TARGET PREFIX ROOT USER DRY_RUN NO_DEPS ONLY_DEPS REPORT PYTHON REQUIRE_VIRTUALENV EDITABLE UPGRADE'.split()
+)
+
+def _pip_settings():
+    "The settings of pip of this machine as variables, without those that send packages elsewhere"
+    lines = subprocess.run(
+        [sys.executable, '-m', 'pip', 'config', 'list'], capture_output=True, text=True, timeout=60
+    ).stdout.splitlines()
+    found = {}
+    for line in lines:
+        where, _, value = line.partition('=')
+        section, _, name = where.rpartition('.')
+        if section in ('global', 'install', ':env:') and value:
+            found[name.upper().replace('-', '_')] = str(ast.literal_eval(value))
+    kept = {f'PIP_{k}': v for k, v in found.items() if k not in (*_elsewhere, 'CONFIG_FILE')}
+    return kept | dict(PIP_CONFIG_FILE=os.devnull)
+
 def _variables(env, **more):
-    "Environment variables for the side environment's Python"
-    drop = {'PYTHONHOME', 'VIRTUAL_ENV', *([] if env.layered else ['PYTHONPATH'])}
+    "Environment variables for the side environment's Python; pip obeys no setting that sends packages elsewhere"
+    drop = {'PYTHONHOME', 'PYTHONUSERBASE', 'VIRTUAL_ENV', *([] if env.layered else ['PYTHONPATH'])}
+    drop |= {f'PIP_{k}' for k in _elsewhere}
     return {k: v for k, v in os.environ.items() if k not in drop} | more
 
 # %% ../nbs/02_environments.ipynb #f1e5c37d
@@ -210,7 +252,7 @@ def _build(e, folder, timeout):
             [python, '-m', 'pip', 'install', '--disable-pip-version-check', *limits, *shlex.split(step)],
             log,
             timeout,
-            _variables(e, **path, **extra),
+            _variables(e, **_pip_settings(), **path, **extra),
         )
     if e.check:
         _call([python, '-c', e.check], log, timeout, _variables(e, **path))

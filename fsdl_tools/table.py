@@ -8,7 +8,7 @@ __all__ = ['Table', 'table_html', 'table_markdown', 'pareto_front']
 # %% ../nbs/01_table.ipynb #c2bb4d8f
 import csv, dataclasses, html, io, json, math, re
 from fastcore.basics import patch
-from .core import one_of, write_atomic
+from .core import one_of, printable, write_atomic
 
 # %% ../nbs/01_table.ipynb #b8bf5997
 def _record(r):
@@ -140,12 +140,13 @@ def _table_rich(
     from rich.table import Table as Rich
     from rich.text import Text
 
+    text = lambda s: Text(printable(s))         # rich would read strings as markup
     plain = dict(header_style='bold', title_justify='left', caption_justify='left', box=box.SIMPLE_HEAD, pad_edge=False)
-    out = Rich(title=t.caption or None, caption=t.notes or None, **plain)
+    out = Rich(title=text(t.caption) if t.caption else None, caption=text(t.notes) if t.notes else None, **plain)
     for i, c in enumerate(t.columns):
-        out.add_column(Text(c), justify='right' if t._right(c) else 'left', overflow='fold', no_wrap=i == 0)
+        out.add_column(text(c), justify='right' if t._right(c) else 'left', overflow='fold', no_wrap=i == 0)
     for r in t._grid():
-        out.add_row(*map(Text, r))
+        out.add_row(*map(text, r))
     return out
 
 # %% ../nbs/01_table.ipynb #70193092
@@ -164,7 +165,7 @@ def __rich__(self: Table):
 @patch
 def __repr__(self: Table):
     caption = [self.caption] if self.caption else []
-    return '\n'.join(caption + ['  '.join(r) for r in [self.columns, *self._grid()]])
+    return printable('\n'.join(caption + ['  '.join(r) for r in [self.columns, *self._grid()]]))
 
 @patch
 def to_json(

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
-from fsdl_tools.book.checks import _record_seconds, recorded_seconds
+from fsdl_tools.book.checks import _record_seconds, check_cache, recorded_seconds
+from fsdl_tools.core import write_atomic
 
 settings.register_profile('course', deadline=None, max_examples=60, suppress_health_check=list(HealthCheck), database=None)
 settings.load_profile('course')
@@ -168,12 +169,25 @@ def seconds_of_tests(reporter):
     return total
 
 
+def systems_of_the_lecture(reporter, write):
+    "What this run says about every system that the lecture names, kept for results/systems.json"
+    from fsdl_tools.book.claims_page import record_of_systems
+    outcomes = {f'nbs/{name}': 'passed' for name in recorded_seconds().get('notebooks', {})}
+    for what in ('skipped', 'passed', 'failed', 'error'):
+        outcomes |= {re.sub(r'@[^]@]*$', '', r.nodeid): 'failed' if what == 'error' else what for r in reporter.stats.get(what, []) if hasattr(r, 'nodeid')}
+    found = record_of_systems(outcomes)
+    write_atomic(check_cache()/'systems.json', json.dumps(found, indent=1))
+    others = [f"{r['system']} ({r['status']}: {', '.join(r['because'])})" for r in found['rows'] if r['status'] != 'works']
+    write(f"systems of the lecture: {len(found['rows']) - len(others)} of {len(found['rows'])} work{': not ' if others else ''}{'; '.join(others)}")
+
+
 def pytest_terminal_summary(terminalreporter, config):
     took, write = seconds_of_tests(terminalreporter), terminalreporter.write_line
     passed = {r.nodeid for r in terminalreporter.stats.get('passed', [])}
     _record_seconds('tests', {re.sub(r'@[^]@]*$', '', name): s for name, s in took.items() if name in passed})
     for line in dict.fromkeys(config.left_out): write(f'left out: {line} (seed {config.option.seed})')
     if 'FSDL_CHECK' not in os.environ: return
+    systems_of_the_lecture(terminalreporter, write)
     state = json.loads(os.environ['FSDL_CHECK'])
     write('\nslowest notebooks')
     for name, s in state['notebooks']: write(f'{s:8.1f} s  {name}')

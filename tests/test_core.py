@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Optional
 import pytest
 from hypothesis import given, strategies as st
-from fsdl_tools.core import GiB, Record, fix_torchvision, human_bytes, human_count, human_dollars, human_seconds, need, one_of, parse_bytes, parse_count, parse_seconds, read_data, write_atomic
+from fsdl_tools.core import GiB, Record, fix_torchvision, human_bytes, human_count, human_dollars, human_seconds, need, one_of, parse_bytes, parse_count, parse_seconds, read_data, scratch, write_atomic
 from fsdl_tools.table import Table, table_html, table_markdown
 
 numbers = st.floats(min_value=0, max_value=1e20, allow_nan=False)
@@ -113,3 +113,23 @@ def test_every_data_row_has_source_and_date(root):
 def test_timm_and_torchvision_import_beside_this_torch():
     code = 'from fsdl_tools.core import fix_torchvision; print(fix_torchvision()); import torchvision, timm; print(timm.__version__)'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).returncode == 0
+
+
+# ---- folders to work in ----
+
+def test_a_scratch_folder_goes_with_its_owner_however_that_ends(tmp_path):
+    code = 'import os, sys, time; from fsdl_tools.core import scratch; s = scratch(".a-", sys.argv[1]); s.__enter__(); print("up", flush=True); time.sleep(60)'
+    start = lambda: subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    killed, alive = start(), start()
+    for p in (killed, alive): assert p.stdout.readline() == 'up\n'
+    (tmp_path/'.a-mine').mkdir()                                # by somebody else: no owner is written down
+    (tmp_path/'.a-file').write_text('mine')
+    killed.kill(); killed.wait()
+    time.sleep(2.1)
+    with scratch('.a-', tmp_path) as made:
+        (made/'x').write_text('y')
+        assert len(list(tmp_path.iterdir())) == 4 and made.exists()     # the living one, ours, and what is not ours
+    assert not made.exists()
+    alive.kill(); alive.wait()
+    with pytest.raises(RuntimeError), scratch('.a-', tmp_path) as made: raise RuntimeError
+    assert sorted(p.name for p in tmp_path.iterdir() if p != made)[-2:] == ['.a-file', '.a-mine'] and not made.exists()

@@ -115,3 +115,17 @@ def test_horovod_is_built_and_trains_like_one_process(side):
         out = run_in('horovod', scope['horovod_code'], dict(ranks=ranks, steps=20), timeout=300)
         ref = scope['horovod_reference'](20)
         assert max(abs(a - b) / b for a, b in zip(out['losses'], ref, strict=True)) < 1e-6
+
+
+@pytest.mark.parametrize('how', [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
+def test_a_step_ends_with_the_process_that_runs_it(how, tmp_path):
+    "Also its children: the sleep is a child of the shell that is the step"
+    code = 'import sys; from fsdl_tools.environments import _call; _call(["sh", "-c", "sleep 97531 & echo $! > pid; wait"], "log", 100)'
+    p = subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 30
+    while not (tmp_path/'pid').exists() or not (tmp_path/'pid').read_text(): assert time.monotonic() < end; time.sleep(.02)
+    time.sleep(.3)                                  # the guard is a process that starts as well
+    p.send_signal(how)
+    assert p.wait(30) != 0
+    pid = Path('/proc')/(tmp_path/'pid').read_text().strip()/'stat'
+    while pid.exists() and pid.read_text().split()[2] != 'Z': assert time.monotonic() < end; time.sleep(.02)

@@ -13,7 +13,8 @@ from pathlib import Path
 from ..core import human_seconds, one_of, positive, write_atomic
 from .names import repeated_names, undocumented, unused_names
 from .needs import unknown_imports, unnamed_extras, wrong_extras
-from .site import notebooks, option_problems, pages, readme, settings
+from .contents import notebooks, pages, settings, similar_titles
+from .site import option_problems, readme
 
 # %% ../../nbs/book/06_checks.ipynb #d27f4346
 def module_of(
@@ -132,7 +133,7 @@ def mixed_imports(
 
 # %% ../../nbs/book/06_checks.ipynb #018d69e3
 _parts = ('core', 'table', 'environments', 'claims', 'models', 'frameworks', 'onnx', 'memory', 'parallel', 'testing',
-         'training', 'compute', 'operations', 'book', 'cli', 'app')
+         'training', 'compute', 'operations', 'book', 'app', 'cli')
 
 def out_of_order(
     root='.' # Top of the project
@@ -228,6 +229,7 @@ _source_checks = [
     ('cell options that Quarto cannot read', option_problems, 'quote the text; give each option once'),
     ('notebooks missing from _quarto.yml, or listed there and missing', _not_in_contents,
      'edit the sidebar in _quarto.yml'),
+    ('titles that a reader cannot tell apart', similar_titles, 'rename one of the two'),
     ('README.md is out of step with nbs/index.ipynb', _differs('index.ipynb', 'README.md'),
      './course --build, then commit'),
     ('CONTRIBUTING.md is out of step with nbs/contributing.ipynb', _differs('contributing.ipynb', 'CONTRIBUTING.md'),

@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import Record, write_atomic
-from .site import notebooks, settings
+from .contents import notebooks, settings
 
 # %% ../../nbs/book/03_needs.ipynb #69382541
 _absent = {'ImportError', 'ModuleNotFoundError', 'Exception', 'BaseException'}

@@ -12,9 +12,10 @@ import subprocess, sys, tempfile, time
 from pathlib import Path
 from ..core import human_seconds, read_data
 from .checks import check_cache, module_of
-from .site import project_root
+from .contents import project_root
 from .checks import recorded_seconds, run_in_kernel, run_notebooks, source_problems
-from .site import build_site, dead_links, notebooks, settings
+from .contents import notebooks, settings
+from .site import build_site, dead_links
 from ..environments import build_env, built, missing_programs, side_env
 
 # %% ../../nbs/book/07_stages.ipynb #63aa1f0e

@@ -9,6 +9,7 @@ __all__ = ['visible_code', 'ShowCode']
 import ast
 import json
 import re
+import subprocess
 import symtable
 import textwrap
 from dataclasses import dataclass
@@ -176,13 +177,54 @@ def visible_code(
     shown = [cell.code for cell in cells if cell.kind in ('visible', 'helper') and not _left_out(cell.flags)]
     return '\n\n'.join(part for part in (set_up, *shown) if part) + '\n'
 
+# %% ../../nbs/book/11_visible.ipynb #75cfa2ed
+_drawing = {'plt', 'ax', 'axes', 'axs', 'fig', 'figure'}
+_columns = 100
+
+
+def _speaks_of(node, names):
+    "Does a piece of code use one of these names?"
+    return any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(node))
+
+
+def _draws(tree, outputs):
+    "Does a cell with these outputs do little but draw?"
+    kinds = {kind for out in outputs for kind in out.get('data', {})}
+    if not any(kind.startswith('image/') for kind in kinds):
+        return False
+    drawing = [node for node in tree.body if _speaks_of(node, _drawing)]
+    return 2 * len(drawing) >= len(tree.body) > 1
+
+
+def _tabulates(tree):
+    "Is a cell one expression of several lines that makes a table?"
+    last = tree.body[-1] if len(tree.body) == 1 else None
+    call = last.value if isinstance(last, ast.Expr) else None
+    made = isinstance(call, ast.Call) and getattr(call.func, 'id', '') == 'Table'
+    return made and last.end_lineno - last.lineno >= 3
+
+
+def _narrow(code):
+    "Code set anew where a line is too wide for the page; as it is where it is no plain Python"
+    if all(len(line) <= _columns for line in code.split('\n')):
+        return code
+    style = ['--isolated', '--line-length', str(_columns), '--config', 'format.quote-style="preserve"']
+    command = [need('ruff', 'dev').find_ruff_bin(), 'format', *style, '-']
+    done = subprocess.run(command, input=code, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip('\n') if done.returncode == 0 else code
+
 # %% ../../nbs/book/11_visible.ipynb #10c90518
+def _yaml(value):
+    "The value of an option as YAML: a word as it is, a text in quotes"
+    return value if re.fullmatch(r'[\w-]+', value) else json.dumps(value, ensure_ascii=False)
+
+
 def _fold(code, summary, show=False):
     "Source that a reader can unfold, or fold, in either renderer"
     flags, code = cell_options(code)
     flags = {'code-fold': 'show' if show else 'true', 'code-summary': summary} | flags
     flags.pop('echo', None)
-    head = [f'#| {name}: {json.dumps(value) if name == "code-summary" else value}' for name, value in flags.items()]
+    head = [f'#| {name}: {_yaml(value)}' for name, value in flags.items()]
     return '\n'.join([*head, code])
 
 
@@ -192,8 +234,43 @@ def _spoken_of(cells):
     return set(re.findall(r'`(\w+)(?:\(\))?`', prose))
 
 
+def _promised(cells):
+    "Names in back-ticks that the page says one will be able to import"
+    prose = '\n'.join(cell.source for cell in cells if cell.cell_type == 'markdown')
+    said = re.findall(r'You will be able to import\*\*(.*?)(?:\n\n|\*\*|\Z)', prose, re.S)
+    return set(re.findall(r'`(\w+)', ' '.join(said)))
+
+
 def _is_doc(cell):
     return bool(getattr(cell, 'has_sd', False))
+
+
+def _tab_levels(cells):
+    "For each cell the level of the headings that are tabs where it stands; 0 outside tabs"
+    open_divs, level = [], 0
+    for cell in cells:
+        lines = cell.source.split('\n') if cell.cell_type == 'markdown' else []
+        for line in lines:
+            heading = re.match(r'(#+) ', line)
+            if re.match(r':{3,} *\{', line):
+                open_divs.append('.panel-tabset' in line)
+            elif re.fullmatch(r':{3,} *', line):
+                level = 0 if open_divs.pop() else level
+            elif heading and True in open_divs:
+                level = level or len(heading[1])
+        yield level
+
+
+def _entries_below_tabs(cells):
+    "Push the headings of entries that stand in a tab below its own, or each would be a tab"
+    for cell, level in zip(cells, list(_tab_levels(cells)), strict=True):
+        if not level or not _is_doc(cell):
+            continue
+        deeper = '#' * max(0, level - 2)
+        for data in (out.get('data', {}) for out in cell.outputs):
+            lines = data.get('text/markdown', [])
+            lines = lines.splitlines(True) if isinstance(lines, str) else lines
+            data['text/markdown'] = [re.sub(r'^(?=#+ .*\.api\})', deeper, line, flags=re.M) for line in lines]
 
 
 def _entries_once(cells):
@@ -236,7 +313,7 @@ class ShowCode:
         self.nb = nb
         code = [cell for cell in nb.cells if cell.cell_type == 'code']
         decided = _decide([_Cell(*self._split(cell)) for cell in code])
-        self.spoken = _spoken_of(nb.cells)
+        self.spoken, self.promised = _spoken_of(nb.cells), _promised(nb.cells)
         module = next((c.directives_['default_exp'][0] for c in code if 'default_exp' in c.directives_), '')
         self.set_up = _set_up(decided, f'fsdl_tools.{module}')
         for cell, of in zip(code, decided, strict=True):
@@ -262,9 +339,20 @@ class ShowCode:
         entries = {name for doc in docs for name in re.findall(r'show_doc\((\w+)', doc.source)}
         anchors = ''.join(f'<a id="{name.lower()}"></a>' for name in sorted(of.binds - entries))
         summary = 'Source' if docs else 'Source: ' + textwrap.shorten(', '.join(sorted(of.binds)), 60, placeholder=' …')
-        cell.source = _fold(cell.source, summary, 'exports' in of.flags)
+        cell.source = _fold(cell.source, summary, 'exports' in of.flags or bool(of.binds & self.promised))
         cell.outputs = []
         return [need('execnb.nbio', 'dev').mk_cell(anchors, 'markdown'), cell] if anchors else [cell]
+
+    def _for_reader(self, cell, of):
+        "Break the lines of a visible cell where the page ends, and fold it where it only draws or tabulates"
+        flags, code = cell_options(cell.source)
+        cell.source = cell.source.replace(code, _narrow(code)) if code else cell.source
+        if {'code-fold', 'echo', 'include'} & set(flags):
+            return
+        if _draws(of.tree, cell.outputs):
+            cell.source = _fold(cell.source, 'Code of the figure')
+        elif _tabulates(of.tree):
+            cell.source = _fold(cell.source, 'Code of the table')
 
     def _laid_out(self, cell, docs):
         "One cell as the page has it, after its signatures"
@@ -273,6 +361,8 @@ class ShowCode:
             return [cell]
         if of.kind == 'helper':
             cell.source, cell.outputs = _fold(cell.source, 'Helper'), []
+        if of.kind == 'visible':
+            self._for_reader(cell, of)
         if of.kind in ('visible', 'helper'):
             cell.outputs = [out for out in cell.outputs if out.get('name') != 'stderr']
             return [cell]
@@ -296,4 +386,5 @@ class ShowCode:
                 docs.insert(0, left.pop(0))
             cells += self._laid_out(cell, docs)
         self.nb.cells = self._insert_set_up(cells)
+        _entries_below_tabs(self.nb.cells)
         _headings_apart(self.nb.cells, _entries_once(self.nb.cells))

@@ -8,11 +8,21 @@ __all__ = []
 # %% ../../nbs/cli/04_compute.ipynb #675d570e
 from typing import Annotated, List, Optional
 import typer
-from .common import Json, app, show
+from .common import Json, app, say, show
 from ..core import human_bytes, human_count, human_dollars, parse_bytes, parse_count, parse_seconds
 from ..table import Table
 
 # %% ../../nbs/cli/04_compute.ipynb #b1f2372f
+def _with_adapters(model, rank, bits):
+    "The model itself, or with adapters where a rank is given"
+    if rank is None:
+        if bits != 16:
+            raise ValueError('--bits is for weights that are frozen: give --lora a rank as well')
+        return model
+    from fsdl_tools.memory.adapters import add_adapters
+    from fsdl_tools.models.build import build
+    return add_adapters(build(model, device='meta'), rank, bits)
+
 @app.command('memory')
 def _memory(
     model: Annotated[
@@ -29,6 +39,10 @@ def _memory(
     recompute: Annotated[bool, typer.Option('--recompute', help='Recompute the activations of every block.')] = False,
     accumulation: Annotated[int, typer.Option(help='Micro-batches the batch is cut into.')] = 1,
     kernels: Annotated[str, typer.Option(help='Whose kernels to assume: cuda or cpu.')] = 'cuda',
+    lora: Annotated[
+        Optional[int], typer.Option(min=1, help='Train adapters of this rank beside frozen weights (LoRA).')
+    ] = None,
+    bits: Annotated[int, typer.Option(help='With --lora: frozen weights in 16 bits, or in 4 (QLoRA).')] = 16,
     fit: Annotated[
         Optional[str], typer.Option(help='Say the largest batch that fits into so much memory, for example 24GiB.')
     ] = None,
@@ -40,11 +54,13 @@ def _memory(
     """What a training step keeps in GPU memory, by category.
 
     Examples: `fsdl memory gpt2 --batch 8 --seq 1024 --precision bf16 --optimizer adamw`,
-    `fsdl memory resnet50 --batch 256 --fit 24GiB`
+    `fsdl memory resnet50 --batch 256 --fit 24GiB`,
+    `fsdl memory llama --batch 1 --precision bf16 --lora 16 --bits 4`
     """
     from fsdl_tools.memory import measure as mem
     from fsdl_tools.memory import predict
     kw = dict(precision=precision, optimizer=optimizer, accumulation=accumulation)
+    name, model = model, _with_adapters(model, lora, bits)
     if measured:
         if fit:
             raise ValueError('--fit searches among predictions: leave --measure away')
@@ -55,7 +71,7 @@ def _memory(
         return show(predict.breakdown(model, batch, **kw), as_json)
     most = predict.largest_batch(model, parse_bytes(fit), **kw)
     show(
-        Table([dict(model=model, memory=parse_bytes(fit), largest_batch=most)], formats=dict(memory=human_bytes)),
+        Table([dict(model=name, memory=parse_bytes(fit), largest_batch=most)], formats=dict(memory=human_bytes)),
         as_json,
     )
 
@@ -165,7 +181,7 @@ def _predict_table(batch, out, as_json, calibration=None):
         typer.echo(f'no prediction looks at the column {name!r}{alike}', err=True)
     if out and not as_json:
         wrong = sum(bool(r['error']) for r in done)
-        return typer.echo(f'{len(done):,} rows, {wrong:,} with a reason in the column error: {out}')
+        return say(f'{len(done):,} rows, {wrong:,} with a reason in the column error: {out}')
     return show(Table(done, columns=batch_outputs), as_json)
 
 def _between(e, tokens):
@@ -183,7 +199,7 @@ def _show_plan(found, e, rows, tokens=''):
         show(e.nearest())
     if found is not None:
         from fsdl_tools.compute.search import explain
-        typer.echo(explain(found))
+        say(explain(found))
     if tokens:
         n = parse_count(tokens)
         dollars = '' if e.price is None else f' and {human_dollars(e.cost(n))}{_between(e, n)}'

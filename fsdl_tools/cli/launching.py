@@ -6,11 +6,11 @@
 __all__ = ['job_in']
 
 # %% ../../nbs/cli/05_launching.ipynb #bf387615
-import dataclasses, json
+import dataclasses, json, sys
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .common import Json, app, show
+from .common import Json, app, say, show
 
 # %% ../../nbs/cli/05_launching.ipynb #085da614
 _asked = ('status', 'logs', 'cancel', 'doctor')
@@ -90,7 +90,7 @@ def _ask(what, text, name, pairs, follow, as_json):
         if what == 'cancel':
             return place.cancel(handle)
         for part in place.follow(handle) if follow else [place.logs(handle)]:
-            typer.echo(part, nl=False)
+            (say if sys.stdout.isatty() else typer.echo)(part, nl=False)    # a file gets what the job wrote
     except TargetError as e:
         raise OSError(str(e)) from None
 
@@ -138,6 +138,6 @@ def _launch_command(
     if not submit:
         return typer.echo(place.render(job, token), nl=False)
     try:
-        typer.echo(str(place.submit(job, token)))
+        say(place.submit(job, token))
     except TargetError as e:
         raise OSError(str(e)) from None

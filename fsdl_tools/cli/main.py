@@ -6,10 +6,10 @@
 __all__ = ['run', 'main']
 
 # %% ../../nbs/cli/06_main.ipynb #55a1793c
-import sys
+import signal, sys
 import typer
-from .common import _mistakes, _one_line, app
-from . import models, onnx, compute, launching, tracking, training# noqa: F401 - each adds its commands to the application
+from .common import _mistakes, _one_line, app, plain_terminal
+from . import models, onnx, compute, launching, tracking, training, apps  # noqa: F401 - each adds its commands to the application
 
 # %% ../../nbs/cli/06_main.ipynb #5f75d627
 @app.command('version')
@@ -23,6 +23,7 @@ def run(
     args:list=None # Words after fsdl; default: those of this process
 ) -> int:          # Exit code: 0, or 2 after a user's mistake
     "Run the command line; a user's mistake is one line on the error stream"
+    plain_terminal()
     try:
         return app(args, prog_name='fsdl', standalone_mode=False) or 0
     except typer.Exit as e:
@@ -39,6 +40,13 @@ def run(
             return _one_line(e.format_message())   # a usage error found by the parser
         raise
 
+def _leave(number, frame):
+    "A signal that would end this process ends it as an error does: what was begun is tidied up"
+    raise SystemExit(128 + number)
+
 def main():
     "The program fsdl: run the words of this process and exit with their code"
+    for s in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(s) is signal.SIG_DFL:       # nohup lets SIGHUP be ignored
+            signal.signal(s, _leave)
     sys.exit(run())

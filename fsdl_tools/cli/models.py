@@ -35,7 +35,7 @@ def _zoo_search(
     max_params: Annotated[Optional[str], typer.Option(help='For example 30M.')] = None,
     max_flops: Annotated[Optional[str], typer.Option(help='Of one forward pass, for example 4G.')] = None,
     sort: Annotated[str, typer.Option(help='name, params, flops, activations or saved.')] = 'name',
-    limit: Annotated[int, typer.Option(help='Rows at most.')] = 30,
+    limit: Annotated[int, typer.Option(min=1, help='Rows at most.')] = 30,
     as_json: Json = False,
 ):
     """Search two thousand architectures, offline.
@@ -66,7 +66,9 @@ def _zoo_tags(
 def _profile_command(
     models: Annotated[List[str], typer.Argument(help='Architectures, or paths to config.json.', autocompletion=_names)],
     batch: Annotated[int, typer.Option(min=1, help='Samples.')] = 1,
-    seq: Annotated[int, typer.Option(min=1, help='Tokens of a text.')] = 512,
+    seq: Annotated[
+        Optional[int], typer.Option(min=1, help='Tokens of a text. Default: 512, or the longest the model takes.')
+    ] = None,
     input_size: Annotated[
         Optional[str], typer.Option(help="Size of the images of a timm model, for example 224 or 3x224x224.")
     ] = None,

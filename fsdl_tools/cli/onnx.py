@@ -121,9 +121,9 @@ def _bench_files(
     against: Annotated[
         Optional[str], typer.Option(help='Name of the model for eager torch; default: the one named in the first file.')
     ] = None,
-    batch: Annotated[List[int], typer.Option(help='Batch size. May be repeated.')] = (1, 8),
-    threads: Annotated[List[int], typer.Option(help='Threads. May be repeated.')] = (1,),
-    rounds: Annotated[int, typer.Option(help='Interleaved rounds.')] = 15,
+    batch: Annotated[List[int], typer.Option(min=1, help='Batch size. May be repeated.')] = (1, 8),
+    threads: Annotated[List[int], typer.Option(min=1, help='Threads. May be repeated.')] = (1,),
+    rounds: Annotated[int, typer.Option(min=1, help='Interleaved rounds.')] = 15,
     compiled: Annotated[bool, typer.Option('--compile', help='Time torch.compile as well.')] = False,
     as_json: Json = False,
 ):

@@ -9,7 +9,7 @@ __all__ = []
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
-from .common import Json, app, show
+from .common import Json, app, say, show
 from ..core import parse_seconds
 from ..table import Table
 
@@ -56,7 +56,7 @@ def _runs_show(
     show(Table([dict(parameter=k, value=str(v)) for k, v in r.params.items()], caption='Parameters'))
     show(r.summary())
     for w in r.warnings:
-        typer.echo(f'warning: {w}', err=True)
+        say(f'warning: {w}', err=True)
 
 @_runs_app.command('compare')
 def _runs_compare(
@@ -91,7 +91,7 @@ def _runs_convert(
     if as_json:
         return show(c, True)
     show(c.table())
-    typer.echo(c.where)
+    say(c.where)
 
 @_runs_app.command('follow')
 def _runs_follow(
@@ -135,6 +135,33 @@ def _runs_serve(
         server.shutdown()
 
 # %% ../../nbs/cli/05_tracking.ipynb #b72f82fd
+def _jobs(path, on, options):
+    "Pattern and target of trials that are jobs"
+    from fsdl_tools.cli.launching import _options, job_in
+    from fsdl_tools.operations.launch import target
+
+    return dict(job=job_in(path), where=target(on, **_options(on, options))) if path else {}
+
+def _budget(text, price, job):
+    "A budget; an hour of a job costs what the cheapest offer asks"
+    from fsdl_tools.operations.sweep_trials import hourly_price
+    from fsdl_tools.operations.sweeps import Budget
+
+    if job and not price and ('$' in text or 'usd' in text.lower() or 'dollar' in text.lower()):
+        price = hourly_price(job)
+    return Budget.parse(text, price) if text else None
+
+def _run_sweep(space, place, engine, how, jobs):
+    "By our controller, or by Ray Tune"
+    from fsdl_tools.operations.sweep_ray import tune_on_ray
+    from fsdl_tools.operations.sweeps import sweep
+
+    if engine != 'ray-tune':
+        return sweep(space, place, engine=engine, **how, **jobs)
+    if jobs:
+        raise ValueError('Ray Tune places trials itself: leave --job out')
+    return tune_on_ray(space, place, **how)
+
 @app.command('sweep')
 def _sweep_command(
     file: Annotated[str, typer.Argument(help="A sweep file in W&B's syntax.")],
@@ -146,10 +173,17 @@ def _sweep_command(
     budget: Annotated[
         str, typer.Option(help='50 (trials), 2h (of all trials together) or 20usd; default: run_cap of the file.')
     ] = '',
-    price: Annotated[float, typer.Option(help='Dollars for an hour of one trial.')] = 0.0,
+    price: Annotated[
+        float, typer.Option(help="Dollars for an hour of one trial; with --job, default: the cheapest offer's.")
+    ] = 0.0,
     function: Annotated[str, typer.Option(help="Instead of the file's program: module:function.")] = '',
-    engine: Annotated[str, typer.Option(help='optuna, optuna-gp, wandb, ray.')] = 'optuna',
+    engine: Annotated[str, typer.Option(help='optuna, optuna-gp, wandb, ray, ray-tune.')] = 'optuna',
     seed: Annotated[int, typer.Option(help='Of everything random.')] = 0,
+    job: Annotated[str, typer.Option(help='A JSON file of a Job: trials are jobs like it.')] = '',
+    on: Annotated[str, typer.Option(help='Where jobs run: local, slurm, ray …')] = 'local',
+    options: Annotated[
+        Optional[List[str]], typer.Option('--with', help="KEY=VALUE of the target's record; may be repeated.")
+    ] = None,
     as_json: Json = False,
 ):
     """Search for parameters; nothing that was tried is lost, and nothing is tried twice.
@@ -157,7 +191,7 @@ def _sweep_command(
     Example: `fsdl sweep sweep.yaml --workers 2 --budget 20usd --price 2.49`
     """
     from fsdl_tools.operations.sweep_space import read_sweep
-    from fsdl_tools.operations.sweeps import Budget, best, sweep
+    from fsdl_tools.operations.sweeps import best
 
     space, place = read_sweep(file), Path(folder or Path(file).with_suffix(''))
     if (place / 'sweep.db').exists() and not resume:
@@ -166,11 +200,13 @@ def _sweep_command(
         )
     if resume and not (place / 'sweep.db').exists():
         raise FileNotFoundError(f'{str(place)!r} holds no sweep to resume')
-    done = sweep(space, place, function, workers, Budget.parse(budget, price) if budget else None, seed, engine)
+    jobs = _jobs(job, on, options)
+    limit = _budget(budget, price, jobs.get('job'))
+    done = _run_sweep(space, place, engine, dict(function=function, workers=workers, budget=limit, seed=seed), jobs)
     show(done, as_json)
     if as_json:
         return
     b = best(place)
     spread = f'{b["low"]:.6g} to {b["high"]:.6g}'
     top = f'trial {b["trial"]}, {b["metric"]} {b["value"]:.6g}'
-    typer.echo(f'best: {top}; the best of {b["trials"]} spreads from {spread}')
+    say(f'best: {top}; the best of {b["trials"]} spreads from {spread}')

@@ -45,6 +45,7 @@ def _train_command(
     weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
     seed: Annotated[int, typer.Option(help='Of weights, order and augmentation.')] = 0,
     holdout: Annotated[float, typer.Option(help='Part of the data to evaluate on.')] = 0.1,
+    eval_samples: Annotated[int, typer.Option(help='Samples of an evaluation at most; 0: all of that part.')] = 1024,
     eval_every: Annotated[int, typer.Option(help='Steps between evaluations; 0: only at the end.')] = 0,
     save_every: Annotated[int, typer.Option(help='Steps between checkpoints; 0: only at the end.')] = 0,
     keep: Annotated[int, typer.Option(help='Checkpoints that stay.')] = 2,
@@ -75,7 +76,7 @@ def _train_command(
         rows = train(config, restarts)
     except Stopped as e:
         raise typer.Exit(e.code) from None
-    except (CheckpointError, RuntimeError) as e:
+    except (CheckpointError, RuntimeError, MemoryError) as e:
         raise OSError(str(e)) from None
     few = (
         rows

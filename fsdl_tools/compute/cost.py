@@ -8,11 +8,11 @@ __all__ = ['tiers', 'Offer', 'read_prices', 'prices', 'price_age', 'Experiment',
            'transformer_seconds']
 
 # %% ../../nbs/compute/07_cost.ipynb #c4d52b0b
-import csv, datetime, functools, math, re, statistics
+import csv, datetime, functools, io, math, re, statistics
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import data_path, human_dollars, need, one_of, palette, positive, Record
+from ..core import data_path, human_dollars, need, one_of, palette, positive, read_limited, Record
 from ..table import Table, pareto_front
 from .gpus import Cluster, benchmarks, find, suites, throughput
 
@@ -74,10 +74,11 @@ def _row(r):
     r = {k: v.strip() for k, v in r.items()}
     if not re.fullmatch(r'\d{1,6}', r['gpus']):
         raise ValueError(f"gpus must be a positive whole number, not {r['gpus']!r}")
-    try:
-        usd = float(r['usd_per_hour'])
-    except ValueError:
-        raise ValueError(f"usd_per_hour must be a number, not {r['usd_per_hour']!r}") from None
+    if not re.fullmatch(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', r['usd_per_hour'], re.I | re.ASCII):
+        raise ValueError(f"usd_per_hour must be a number, not {r['usd_per_hour']!r}")
+    usd = float(r['usd_per_hour'])
+    if usd > 1e6:
+        raise ValueError(f'usd_per_hour is at most 1,000,000, not {r["usd_per_hour"]}')
     return Offer(**{k: v for k, v in r.items() if v or k in _needed} | dict(gpus=int(r['gpus']), usd_per_hour=usd))
 
 def _check_header(names, path):
@@ -94,16 +95,15 @@ def read_prices(
     "Offers of a price list of your own"
     path, offers, wrong = Path(path), [], []
     try:
-        with open(path, newline='', encoding='utf-8-sig') as f:
-            rows = csv.DictReader(f)
-            _check_header(rows.fieldnames or [], path)
-            for r in rows:
-                try:
-                    offers.append(_row(r))
-                except ValueError as e:
-                    wrong.append(f'line {rows.line_num}: {str(e)[:300]}')
-                if len(wrong) == 5:
-                    break
+        rows = csv.DictReader(io.StringIO(read_limited(path).decode('utf-8-sig'), newline=''))
+        _check_header(rows.fieldnames or [], path)
+        for r in rows:
+            try:
+                offers.append(_row(r))
+            except ValueError as e:
+                wrong.append(f'line {rows.line_num}: {str(e)[:300]}')
+            if len(wrong) == 5:
+                break
     except UnicodeDecodeError as e:
         raise ValueError(f'{path.name} is not a text file in UTF-8: byte {e.start}') from None
     except csv.Error as e:

@@ -98,10 +98,10 @@ def _dense_layers(c):
 def _from_config(config):
     "Columns of a transformers configuration, its model built on the meta device and counted"
     import torch
-    from fsdl_tools.models.build import find_class, shape_of
+    from fsdl_tools.models.build import from_config, shape_of
     fix_torchvision()
     with torch.device('meta'):
-        m = find_class(config)(config)
+        m = from_config(config)
     s = shape_of(m)
     if s is None:
         raise ValueError(f'{config.model_type} is not a transformer of one stack: it has no layers, hidden or heads')
@@ -134,7 +134,7 @@ def _named(name):
         return name, dict(known()[name]), None
     near = nearest(name, known())
     try:
-        from fsdl_tools.models.build import load_config, locate
+        from fsdl_tools.models.architectures import load_config, locate
         where, there = locate(name)
     except ValueError:
         raise ValueError(

@@ -10,7 +10,7 @@ __all__ = ['batch_outputs', 'answers', 'unknown_columns', 'check_row', 'predict_
 import csv, io, math, re
 from pathlib import Path
 import numpy as np
-from ..core import data_path, fix_torchvision, GiB, nearest, need, one_of, write_atomic
+from ..core import data_path, fix_torchvision, GiB, nearest, need, one_of, read_limited, write_atomic
 from ..table import Table
 from .gpus import Cluster, find
 from ..parallel.layout import layout_precisions, recomputations, schedules
@@ -190,12 +190,20 @@ def unknown_columns(
     known = [*_sizes_needed, *_sizes_more, *_optional, *_shares, *_flags, *_words, *_names]
     return {k: nearest(k, known) for k in names if k and k not in known and k not in _described}
 
+_decimal = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', re.I | re.ASCII)
+_largest = 1e15          # beyond it products of sizes are no numbers any more
+
 def _size(r, k, zero_ok=False):
     "A number of a row; raises ValueError naming field, value and rule"
+    given = r.get(k)
+    if isinstance(given, str) and not _decimal.fullmatch(given.strip()):
+        raise ValueError(f'{k} must be a number, not {given!r}')
     try:
-        x = float(r.get(k))
-    except (TypeError, ValueError):
-        raise ValueError(f'{k} must be a number, not {r.get(k)!r}') from None
+        x = float(given)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f'{k} must be a number, not {given!r}') from None
+    if math.isfinite(x) and x > _largest:
+        raise ValueError(f'{k} must be at most {_largest:.0e}, not {given!r}')
     if not math.isfinite(x) or x < 0 or (x == 0 and not zero_ok):
         raise ValueError(f'{k} must be {"0 or more" if zero_ok else "positive"} and finite, not {r.get(k)!r}')
     if x != int(x) and k not in _shares:
@@ -206,6 +214,8 @@ def check_row(
     r # A row of a table of runs
 ):    # Its values, converted; raises ValueError naming field, value and rule
     "A row that the planner understands"
+    if r.get(None):
+        raise ValueError(f'has {len(r[None])} more values than there are columns')
     r = {k: v for k, v in r.items() if k and v is not None and str(v).strip() not in ('', 'n/a')}
     out = {k: _size(r, k) for k in _sizes_needed}
     out |= {k: _size(r, k, k in _may_be_zero) for k in (*_sizes_more, *_optional, *_shares) if k in r}
@@ -322,14 +332,17 @@ def read_runs(
 ) -> list: # Dicts
     "The rows of a table of runs; raises ValueError for a file that is no such table"
     try:
-        text = Path(path).read_text(encoding='utf-8-sig')
+        text = read_limited(path).decode('utf-8-sig')
     except UnicodeDecodeError as e:
         raise ValueError(f'{path} is not text in UTF-8: {e.reason} at byte {e.start}') from None
     if '\0' in text:
         raise ValueError(f'{path} is not a CSV table: it contains zero bytes')
     try:
         reader = csv.DictReader(io.StringIO(text))
-        missing = [k for k in _sizes_needed if k not in (reader.fieldnames or [])]
+        names = reader.fieldnames or []
+        if doubled := sorted({str(k) for k in names if names.count(k) > 1}):
+            raise ValueError(f"{path} has the columns {', '.join(doubled)} twice")
+        missing = [k for k in _sizes_needed if k not in names]
         if missing:
             raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
         return list(reader)

@@ -16,7 +16,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
-from ..core import MiB, Record, human_bytes, one_of, plot_style, positive
+from ..core import MiB, Record, human_bytes, one_of, plot_style, positive, theirs
+from ..models.values import Values, recall, remember
 from ..table import Table
 from .tracker import MemoryTrace, Tracker, categories, tensors
 
@@ -51,14 +52,11 @@ def call(
     model, # A torch.nn.Module
     inputs # A dict of named tensors, a tuple of tensors, or one tensor
 ):         # What the model returns
-    "`model` of `inputs`"
-    return (
-        model(**inputs)
-        if isinstance(inputs, dict)
-        else model(*inputs)
-        if isinstance(inputs, (list, tuple))
-        else model(inputs)
-    )
+    "`model` of `inputs`; raises ValueError for what its code raises"
+    with theirs(f'{type(model).__name__} does not run on these inputs'):
+        if isinstance(inputs, dict):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, (list, tuple)) else model(inputs)
 
 def logits_of(
     out # What a model returned: a tensor, or a record or tuple which holds one
@@ -88,7 +86,11 @@ def fake(
             t.shape, t.stride(), dtype=dtype if dtype and t.is_floating_point() else t.dtype
         )
         memo = {id(p): nn.Parameter(empty(p), requires_grad=p.requires_grad) for p in model.parameters()}
-        return copy.deepcopy(model, memo | {id(b): empty(b) for b in model.buffers()})
+        bare = copy.deepcopy(model, memo | {id(b): empty(b) for b in model.buffers()})
+    values = Values()
+    values.learn_model(bare, model)
+    remember(bare, values)
+    return bare
 
 def mode_of(
     model # A torch.nn.Module
@@ -102,24 +104,36 @@ def prepare(
     model,          # A torch.nn.Module
     inputs,         # Tensors, in a dict or a tuple
     precision:str,  # fp32; amp: parameters in fp32, autocast to bf16; bf16: everything in bf16
-    real=False      # Work on the model itself instead of on a fake copy
-):                  # (model, inputs) in training mode
-    "Put `model` in the state in which it would be trained"
+    real=False      # A copy with data instead of one without
+):                  # (model, inputs) in training mode; what was given stays as it was
+    "A copy of `model` in the state in which it would be trained"
     one_of('precision', precision, _precisions)
     low = torch.bfloat16 if precision == 'bf16' else None
     if real:
+        model = copy.deepcopy(model)
         model = model.bfloat16() if low else model
+        inputs = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), inputs)
     else:
-        model = fake(model, low)
-        with mode_of(model):
-            inputs = tree_map_only(
-                torch.Tensor, lambda t: t if isinstance(t, FakeTensor) else torch.empty(t.shape, dtype=t.dtype), inputs
-            )
+        source, model = recall(model), fake(model, low)
+        inputs = _bare_inputs(inputs, source, model)
     with mode_of(model):
         inputs = tree_map_only(torch.Tensor, lambda t: t.bfloat16() if low and t.is_floating_point() else t, inputs)
     if getattr(getattr(model, 'config', None), 'use_cache', False):
         model.config.use_cache = False     # training has no use for keys and values of the past
     return model.train(), inputs
+
+def _bare_inputs(inputs, source, model):
+    "Inputs without data for a fake model, which knows their numbers where `source` or the inputs do"
+    values = recall(model)
+    def bare(t):
+        if isinstance(t, FakeTensor):
+            return t
+        new = torch.empty(t.shape, dtype=t.dtype)
+        if (value := source.of(t)) is not None:
+            values.learn(new, value)
+        return new
+    with mode_of(model):
+        return tree_map_only(torch.Tensor, bare, inputs)
 
 @contextlib.contextmanager
 def _recomputing(
@@ -172,17 +186,18 @@ def measure(
     recompute=(),       # Names of modules to recompute, for example those that blocks_of finds
     accumulation=1,     # Micro-batches the batch is cut into
     loss=cross_entropy, # Function from logits to a scalar
-    real=False          # Really train the model for two steps, instead of a copy without data
-):                      # A Trace of the second step
+    real=False          # Really train a copy of the model for two steps, instead of one without data
+):                      # A Trace of the second step; raises UnknownValue for a model that looks at numbers
     "Run one training step of `model` and record every byte"
     positive('accumulation', accumulation)
     model, inputs = prepare(model, inputs, precision, real)
     cut = lambda i: tree_map_only(torch.Tensor, lambda t: t.chunk(accumulation)[i], inputs)
-    tr, phases = Tracker(), []
+    tr, phases = Tracker(recall(model), known_step=isinstance(optimizer, str)), []
     def mark(phase):
         tr.phase = phase
         phases.append((tr.tick(), phase))
-    with mode_of(model), _recomputing(model, recompute), tr, in_modules(model, tr.where):
+    alone = torch.random.fork_rng(devices=[], enabled=real)
+    with alone, mode_of(model), _recomputing(model, recompute), tr, in_modules(model, tr.where):
         opt = _optimizer_of(optimizer)(model.parameters())
         for kind, ts in dict(parameters=model.parameters(), buffers=model.buffers(), batch=tensors(inputs)).items():
             for t in ts:

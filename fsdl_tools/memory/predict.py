@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from ..core import human_bytes, one_of, positive
+from torch.utils._pytree import tree_map_only
+from ..core import human_bytes, one_of, positive, theirs
 from .measure import Breakdown, autocast, blocks_of, call, cross_entropy, in_modules, logits_of
 from .measure import mode_of, optimizers, prepare
 from .tracker import run_op, tensors
 from ..models.spec import ModelSpec
-from ..models.build import build, example_inputs
+from ..models.build import build, example_inputs, longest_text
+from ..models.values import Follower, recall
 
 # %% ../../nbs/memory/03_predict.ipynb #d7d5d9a2
 _words = str.split
@@ -110,8 +112,9 @@ class _Op:
 
 class Recorder(TorchDispatchMode):
     "Writes down every operation and what it keeps"
-    def __init__(self, kernels='cuda'):
+    def __init__(self, kernels='cuda', values=None):
         super().__init__()
+        self.follower = Follower(values)         # what is known of tensors without data
         self.kernels = one_of('kernels', kernels, ['cuda', 'cpu'])
         self.ops = []
         self.sizes = {}
@@ -139,7 +142,7 @@ class Recorder(TorchDispatchMode):
         self.entered.setdefault(name, tuple(map(self.key, tensors([args, kwargs]))))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = run_op(func, args, kwargs)
+        out = run_op(func, args, kwargs, self.follower)
         if func.namespace != 'prim':
             self.note(func._overloadpacket.__name__, [*args, *(kwargs or {}).values()], tensors(out))
         return out
@@ -200,7 +203,7 @@ def record(
     loss=cross_entropy  # From logits to a scalar
 ):                      # (Recorder, storage of the logits)
     "Write down one forward pass and its loss"
-    rec = Recorder(kernels)
+    rec = Recorder(kernels, recall(model))
     with (
         mode_of(model),
         rec,
@@ -342,7 +345,7 @@ def load(
     model,       # Name in the zoo, a ModelSpec, or a torch.nn.Module
     batch:int,   # Samples
     seq:int=None,# Tokens, for models of text; default: 1024, or the longest the model takes
-    inputs=None  # The inputs, where they are known
+    inputs=None  # Inputs to take instead, for as many samples as `batch` says
 ):               # (module, inputs); what is built lives on the meta device; raises ValueError when seq is too long
     "(module, inputs) from a name, a ModelSpec or a module"
     if isinstance(model, ModelSpec):
@@ -352,26 +355,47 @@ def load(
     if isinstance(model, str):
         model = build(model, device='meta')
     if inputs is not None:
-        return model, inputs
-    inputs = example_inputs(model, batch, seq or 1024)
-    if seq and 'input_ids' in inputs and (longest := inputs['input_ids'].shape[1]) < seq:
-        raise ValueError(f'{type(model).__name__} takes at most {longest:,} tokens, not {seq:,}')
-    return model, inputs
+        return model, _with_samples(inputs, batch)
+    if seq is None and hasattr(model, 'config'):
+        seq = min(1024, longest_text(model) or 1024)
+    with theirs(f'no inputs for {type(model).__name__}'):
+        return model, example_inputs(model, batch, seq)
 
-_transients = dict(sgd=0, momentum=0, adam=2, adamw=2, adafactor=2, adamw8bit=8, mixed=2)
+def _with_samples(inputs, samples):
+    "The same inputs for another number of samples, without a byte more"
+    old = next((t.shape[0] for t in tensors(inputs) if t.dim()), 0)
+    if not old:
+        raise ValueError('the inputs have no samples that could be more or fewer')
+    def resized(t):
+        if not t.dim() or t.shape[0] != old or samples == old:
+            return t
+        return t[:samples] if samples < old else t[:1].expand(samples, *t.shape[1:])
+    return tree_map_only(torch.Tensor, resized, inputs)
+
+# Tensors of a parameter's size and type that are alive at once during its update, besides what is kept
+_transients = dict(sgd=0, momentum=0, adam=2, adamw=2, adafactor=1)
+
+def _update_8bit(p):
+    "Temporary bytes of AdamW8bit's update: tensors in fp32 whatever the parameter's type, and its gradient in fp32"
+    alive = 6 if p.numel() >= 4096 else 5         # a small one is not unpacked
+    return 4 * p.numel() * (alive + (p.element_size() < 4))
 
 def _step_extra(params, optimizer, kernels):
     "Temporary bytes of the optimizer's step: the loop works on one tensor at a time, the GPU's foreach on all"
     sizes = [p.numel() * p.element_size() for p in params]
-    if optimizer == 'mixed':
-        return 2 * sum(sizes) + (2 * sum(sizes) if kernels == 'cuda' else 4 * max(sizes))
+    if optimizer == 'adamw8bit':
+        return max(map(_update_8bit, params))
+    if optimizer == 'mixed':                      # gradients in fp32, and the update of the masters
+        gradients = sum(4 * p.numel() for p in params if p.element_size() < 4)
+        masters = [4 * p.numel() for p in params]
+        return gradients + (sum(masters) if kernels == 'cuda' else 2 * max(masters))
     return sum(sizes) if kernels == 'cuda' and optimizer in ('adam', 'adamw') else _transients[optimizer] * max(sizes)
 
 def breakdown(
     model,             # Name in the zoo, a ModelSpec, or any torch.nn.Module
-    batch:int=8,       # Samples of a step
+    batch:int=None,    # Samples of a step; default: those of the inputs, or 8
     seq:int=None,      # Tokens, for models of text; default: 1024, or the longest the model takes
-    inputs=None,       # Instead of batch and seq: the inputs themselves
+    inputs=None,       # Instead of seq: one batch, of which the shapes are taken
     precision='fp32',  # fp32, amp or bf16
     optimizer='adamw', # Name in optimizers
     recompute=False,   # True: recompute every repeated block; or names of modules
@@ -381,6 +405,8 @@ def breakdown(
 ) -> Breakdown:        # Predicted; raises ValueError for an unknown name or a batch that cannot be cut
     "What a training step will keep in memory"
     one_of('optimizer', optimizer, optimizers)
+    if batch is None:
+        batch = 8 if inputs is None else next((t.shape[0] for t in tensors(inputs) if t.dim()), 1)
     if positive('batch', batch) % positive('accumulation', accumulation):
         raise ValueError(f'batch {batch} cannot be cut into {accumulation} micro-batches')
     model, inputs = load(model, batch // accumulation, seq, inputs)

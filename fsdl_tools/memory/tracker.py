@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 from ..core import MiB, one_of
+from ..models.values import Follower, UnknownValue
 
 # %% ../../nbs/memory/01_tracker.ipynb #9aa30cc6
 @dataclass(eq=False)
@@ -33,9 +33,11 @@ class _Block:
 
 class Tracker(TorchDispatchMode):
     "Records every storage that operations make while it is active"
-    def __init__(self):
+    def __init__(self, values=None, known_step=False):
         super().__init__()
         self.blocks, self.clock, self.phase, self.where, self._live = [], 0, 'setup', [''], WeakIdKeyDictionary()
+        self.follower = Follower(values)    # what is known of tensors without data
+        self.known_step = known_step        # is the optimizer one whose memory depends on no number?
 
     def tick(self):
         "Move the clock on by one allocation or free, and return it"
@@ -67,7 +69,7 @@ class Tracker(TorchDispatchMode):
         b.died = self.tick()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = run_op(func, args, kwargs)
+        out = run_op(func, args, kwargs, self.follower, self.known_step and self.phase == 'step')
         if func.namespace == 'prim':
             return out
         name = func._overloadpacket.__name__
@@ -78,14 +80,19 @@ class Tracker(TorchDispatchMode):
         return out
 
 def run_op(
-    func,  # An ATen operation, an OpOverload
-    args,  # What it is called with
-    kwargs # Its named arguments, or None
-):         # What the operation returns
-    "Run one operation; a number that is read from a tensor without data is 1 (or True)"
-    if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor): 
+    func,      # An ATen operation, an OpOverload
+    args,      # What it is called with
+    kwargs,    # Its named arguments, or None
+    follower,  # A Follower, which knows the numbers of some tensors without data
+    any_number=False # Is a number that nobody knows 1? Right where memory depends on none, as in Adafactor's step
+):             # What the operation returns; raises UnknownValue for a number that is read and not known
+    "Run one operation, on tensors with data or without"
+    try:
+        return follower.run(func, args, kwargs)
+    except UnknownValue:
+        if not any_number or func is not torch.ops.aten._local_scalar_dense.default:
+            raise
         return True if args[0].dtype == torch.bool else 1. if args[0].is_floating_point() else 1
-    return func(*args, **(kwargs or {}))
 
 def tensors(
     x      # Any nest of lists, dicts and records

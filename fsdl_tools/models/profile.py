@@ -6,22 +6,69 @@
 __all__ = ['metered', 'profile', 'largest', 'tree', 'memory_by_precision', 'compare_models', 'latency', 'front']
 
 # %% ../../nbs/models/04_profile.ipynb #e0d081cd
-import contextlib, copy, math, statistics, time
-from ..core import human_bytes, human_count, one_of, positive
+import contextlib, copy, functools, math, re, statistics, time
+from ..core import human_bytes, human_count, one_of, positive, theirs
 from ..table import Table, pareto_front
-from .build import build, example_inputs, shape_of
+from .build import active_parameters, build, example_inputs, shape_of
 from .spec import Input, Layer, ModelSpec, human_flop
+from .values import Follower, UnknownValue, Values, bare_copy, constants, recall
 
 # %% ../../nbs/models/04_profile.ipynb #5b554dbb
+def _rows_by_columns(matrix, *args, **kwargs):
+    "FLOPs of a matrix times a vector"
+    return 2 * matrix.numel()
+
+def _trilinear(a, weight, b, *args, **kwargs):
+    "FLOPs of nn.Bilinear: for each row and output, a matrix times a vector, times a vector"
+    outputs, left, right = weight.shape
+    return a.numel() // a.shape[-1] * outputs * (2 * left * right + 2 * left)
+
+def _cells(x, w_ih, w_hh, *args, **kwargs):
+    "FLOPs of a recurrent layer that the CPU computes in one kernel"
+    return 2 * x.numel() // x.shape[-1] * (w_ih.numel() + w_hh.numel())
+
+# Operations that PyTorch's own counter does not know; a multiply-add is two
+_more_rules = dict(
+    mv=_rows_by_columns,
+    addmv=lambda c, matrix, *args, **kwargs: 2 * matrix.numel(),
+    dot=_rows_by_columns,
+    vdot=_rows_by_columns,
+    addbmm=lambda c, a, b, *args, **kwargs: 2 * a.numel() * b.shape[-1],
+    _trilinear=_trilinear,
+    _cdist_forward=lambda a, b, *args, **kwargs: 2 * a.numel() * b.shape[-2],
+    _pdist_forward=lambda a, *args, **kwargs: a.numel() * (a.shape[0] - 1),
+    mkldnn_rnn_layer=_cells,
+)
+# What computes more than its elements, by the way such operations are called
+_computes = re.compile(
+    r'linalg|fft|rnn|lstm|gru|[mk]m(_|$)|mv(_|$)|dot|bilinear|cdist|pdist|grid_sampler|deform|cholesky|triangular'
+    r'|_solve|(^|_)lu_|(^|_)qr|svd|eig|inverse|matrix_exp|kron|conv|attention|det$|ormqr|householder|ctc_loss'
+)
+_free = re.compile(r'norm|upsample|convert|_backward$|conv_tbc_backward|unpack|_prepacked')
+
+@functools.lru_cache(maxsize=None)
 def _rule(packet):
     "The formula for the FLOPs of an operation, or None"
     from torch.utils.flop_counter import flop_registry
-    return flop_registry.get(packet)
+    own = _more_rules.get(packet.__name__)
+    if own is None:
+        return flop_registry.get(packet)
+    return lambda *args, out_val=None, **kwargs: own(*args, **kwargs)
+
+@functools.lru_cache(maxsize=None)
+def _has_no_formula(func):
+    "Does this operation compute something that is not counted?"
+    name = func._overloadpacket.__name__
+    if func.namespace not in ('aten', 'prim', 'prims'):
+        return True                     # somebody's own kernel
+    return not func.is_view and bool(_computes.search(name)) and not _free.search(name)
 
 def _tensors(x):
     "All tensors in a nest of tuples, lists, dicts and model outputs"
     import torch
     from torch.utils._pytree import tree_leaves
+    if isinstance(x, torch.Tensor):
+        return [x]
     return [t for t in tree_leaves(x) if isinstance(t, torch.Tensor)]
 
 _zero = lambda: dict(flops=0, activations=0, saved=0, traffic=0, calls=0, output=())
@@ -29,7 +76,7 @@ _zero = lambda: dict(flops=0, activations=0, saved=0, traffic=0, calls=0, output
 class _Tally:
     "What each module has done so far"
     def __init__(self, model, inputs):
-        self.rows, self.stack, self.kept = {}, [''], []
+        self.rows, self.stack, self.kept, self.uncounted, self.read = {}, [''], [], set(), set()
         self.seen = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers(), *_tensors(inputs)]}
     @property
     def row(self):
@@ -43,11 +90,16 @@ class _Tally:
         self.stack.pop()
     def op(self, func, args, kwargs, out):
         "Count one operation"
+        row = self.row
         if rule := _rule(func._overloadpacket):
-            self.row['flops'] += int(rule(*args, **kwargs, out_val=out))
-            self.row['activations'] += _tensors(out)[0].numel()
+            row['flops'] += int(rule(*args, **kwargs, out_val=out))
+            row['activations'] += _tensors(out)[0].numel()
+        elif _has_no_formula(func):
+            self.uncounted.add(func._overloadpacket.__name__)
         if not func.is_view:
-            self.row['traffic'] += sum(t.numel() * t.element_size() for t in _tensors((args, kwargs, out)))
+            ins = _tensors((args, kwargs))
+            row['traffic'] += sum(t.numel() * t.element_size() for t in ins + _tensors(out))
+            self.read.update(t.untyped_storage()._cdata for t in ins)
     def save(self, t):
         "Count a tensor that autograd keeps, unless its memory was counted before"
         s = t.untyped_storage()
@@ -58,19 +110,14 @@ class _Tally:
         return t
 
 # %% ../../nbs/models/04_profile.ipynb #22f9a7e2
-def _meter(tally):
-    "A dispatch mode that shows every operation to `tally`"
-    from torch import bool as Bool, ops
+def _meter(tally, values):
+    "A dispatch mode that shows every operation to `tally`, and follows what is known"
     from torch.utils._python_dispatch import TorchDispatchMode
+    follower = Follower(values)
     class Meter(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            kwargs, packet = kwargs or {}, func._overloadpacket
-            if packet is ops.aten._local_scalar_dense and args[0].is_meta and args[0].dtype is Bool:
-                return getattr(args[0], '_all', False)
-            out = func(*args, **kwargs)
-            if packet is ops.aten.all:
-                out._all = True
-            tally.op(func, args, kwargs, out)
+            out = follower.run(func, args, kwargs)
+            tally.op(func, args, kwargs or {}, out)
             return out
     return Meter()
 
@@ -121,39 +168,49 @@ def _stand_in(fused):
 def metered(
     model,     # A torch module; nothing in it is changed
     inputs,    # What it will be called with
-    fused=True # Attention by a fused kernel?
+    fused=True,# Attention by a fused kernel?
+    values=None# What is known of tensors without data; default: what is remembered of the model
 ):             # Yields a Tally
     "Count whatever `model` does inside the context"
     import torch
     tally, hooks = _Tally(model, inputs), []
+    meter = _meter(tally, recall(model) if values is None else values)
     for name, m in model.named_modules():
         hooks.append(m.register_forward_pre_hook(lambda m, a, name=name: tally.enter(name)))
         hooks.append(m.register_forward_hook(lambda m, a, out: tally.leave(out)))
     try:
-        with torch.autograd.graph.saved_tensors_hooks(tally.save, lambda t: t), _stand_in(fused), _meter(tally):
+        saving = torch.autograd.graph.saved_tensors_hooks(tally.save, lambda t: t)
+        with saving, _stand_in(fused), constants(), meter:
             yield tally
     finally:
         for h in hooks:
             h.remove()
 
 # %% ../../nbs/models/04_profile.ipynb #7beba063
-def _on_meta(model):
-    "A copy of `model` without its weights"
-    import torch
-    memo = {id(p): torch.nn.Parameter(torch.empty_like(p, device='meta'), p.requires_grad) for p in model.parameters()}
-    memo |= {id(b): torch.empty_like(b, device='meta') for b in model.buffers()}
-    return copy.deepcopy(model, memo).to('meta')        # to: what else the module keeps as tensors
+def _is_shape(x):
+    "Is this a shape rather than tensors?"
+    return isinstance(x, (tuple, list)) and bool(x) and all(isinstance(i, int) for i in x)
 
-def _to_meta(x):
-    "Example inputs on meta: tensors, shapes, or lists and dicts of them"
+def _as_arguments(inputs):
+    "One tensor or shape as a list of one; what is several stays so"
+    import torch
+    if isinstance(inputs, dict):
+        return dict(inputs)
+    return [inputs] if isinstance(inputs, torch.Tensor) or _is_shape(inputs) else list(inputs)
+
+def _moved(x, device, values):
+    "Example inputs on a device: tensors, shapes, or lists and dicts of them; `values` notes their numbers on meta"
     import torch
     if isinstance(x, torch.Tensor):
-        return x.to('meta')
+        there = x.detach().to(device, copy=True)
+        if there.is_meta and not x.is_meta:
+            values.learn(there, x.detach())
+        return there
     if isinstance(x, dict):
-        return {k: _to_meta(v) for k, v in x.items()}
-    if isinstance(x, (tuple, list)) and x and all(isinstance(i, int) for i in x):
-        return torch.empty(*x, device='meta')
-    return type(x)(_to_meta(i) for i in x) if isinstance(x, (tuple, list)) else x
+        return {k: _moved(v, device, values) for k, v in x.items()}
+    if _is_shape(x):
+        return torch.rand(*x, device=device)
+    return type(x)(_moved(i, device, values) for i in x) if isinstance(x, (tuple, list)) else x
 
 _precisions = dict(fp32='float32', bf16='bfloat16', fp16='float16')
 
@@ -161,15 +218,11 @@ def _cast(model, inputs, precision):
     "Model and inputs with floating-point numbers of `precision`"
     import torch
     dtype = getattr(torch, _precisions[one_of('precision', precision, _precisions)])
-    cast = lambda t: t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
-    return (
-        (model, inputs)
-        if precision == 'fp32'
-        else (
-            model.to(dtype),
-            {k: cast(v) for k, v in inputs.items()} if isinstance(inputs, dict) else [cast(v) for v in inputs],
-        )
-    )
+    if precision == 'fp32':
+        return model, inputs
+    from torch.utils._pytree import tree_map_only
+    cast = lambda t: t.to(dtype) if t.is_floating_point() else t
+    return model.to(dtype), tree_map_only(torch.Tensor, cast, inputs)
 
 # %% ../../nbs/models/04_profile.ipynb #9591d3d1
 def _call(model, inputs):
@@ -193,25 +246,23 @@ def _unvalidated():
     finally:
         Distribution.set_default_validate_args(old)
 
-def _run(model, inputs, fused, name, device='meta'):
+def _run(model, inputs, fused, name, device='meta', values=None):
     "The tally of one forward pass; what meta cannot do becomes one line"
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    exact = (
-        contextlib.nullcontext() if device == 'meta' else sdpa_kernel(SDPBackend.MATH)
-    )  # the fused kernel of the CPU has no formula
+    # the fused kernel of the CPU has no formula
+    exact = contextlib.nullcontext() if device == 'meta' else sdpa_kernel(SDPBackend.MATH)
+    shapes = ', '.join('×'.join(map(str, t.shape)) for t in _tensors(inputs))
+    what = f'{name} cannot be profiled with an input of {shapes}'
     try:
-        with exact, torch.device(device), _unvalidated(), metered(model, inputs, fused) as tally:
+        with exact, torch.device(device), _unvalidated(), metered(model, inputs, fused, values) as tally:
             _call(model, inputs)
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, NotImplementedError) as e:
-        values = any(s in str(e) for s in ('no data', 'meta tensors', 'meta tensor', 'data-dependent', 'torch.nonzero'))
-        why = (
-            'its forward pass depends on the values of tensors (real=True computes them)'
-            if values
-            else f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no message'}"
-        )
-        shapes = ', '.join('×'.join(map(str, t.shape)) for t in _tensors(inputs))
-        raise ValueError(f'{name} cannot be profiled with an input of {shapes}: {why}') from e
+    except Exception as e:             # whatever the code of a model raises
+        if isinstance(e, UnknownValue) or device == 'meta' and re.search('no data|on meta tensors', str(e)):
+            said = 'its forward pass depends on the values of tensors (real=True computes them)'
+            raise ValueError(f'{what}: {said}') from e
+        with theirs(what):
+            raise
     return tally
 
 def _layers(model, tally):
@@ -232,13 +283,14 @@ def _kind(model):
     config, name = getattr(model, 'config', None), type(model).__name__
     if config is None or not hasattr(model, 'main_input_name'):
         return 'other'
-    if config.is_encoder_decoder:
+    if getattr(config, 'is_encoder_decoder', False):
         return 'encoder-decoder'
     if model.main_input_name == 'pixel_values':
         return 'vision'
     if model.main_input_name != 'input_ids':
         return 'other'
-    return 'decoder' if any(s in name for s in ('CausalLM', 'LMHead', 'Decoder')) else 'encoder'
+    decodes = any(s in name for s in ('CausalLM', 'LMHead', 'Decoder', 'ConditionalGeneration'))
+    return 'decoder' if decodes or getattr(config, 'is_decoder', False) else 'encoder'
 
 def _origin(model):
     "Where a model comes from: source, family, library with version, licence, transformer shape"
@@ -265,35 +317,48 @@ def profile(
     model,               # Name in a zoo, path to a config.json, or a torch module
     inputs=None,         # Of a module: a tensor, a shape such as (1, 3, 224, 224), a list or a dict of these
     batch:int=1,         # Of a zoo's model: samples
-    seq:int=512,         # Of a zoo's model: tokens, unless its longest sequence is shorter
+    seq:int=None,        # Of a zoo's model: tokens; default: 512, or the longest it takes
     precision:str='fp32',# fp32, bf16 or fp16: of weights and activations
     fused:bool=True,     # Attention by a fused kernel, which keeps no matrix of probabilities?
     train:bool=False,    # In training mode: dropout keeps its masks
     real:bool=False,     # Compute, on random weights and with plain attention: for models that look at values
     **kw                 # More arguments of build: task, input_size …
 ) -> ModelSpec:          # Raises ValueError for a name, size or model that does not work
-    "What a model costs, by layer, without weights and without computing"
+    "What a model costs, by layer, without weights and without computing; what is given stays as it is"
     import torch
-    name = model if isinstance(model, str) else type(model).__name__
-    device = 'cpu' if real else 'meta'
-    if isinstance(model, str):
-        model = build(model, device=device, **kw)
-    elif kw:
+    if kw and not isinstance(model, str):
         raise ValueError(f"{', '.join(kw)}: only for a model that is given by name")
-    elif not real:
-        model = _on_meta(model)
-    if inputs is None:
-        inputs = example_inputs(model, batch, seq, device)
-    elif not real:
-        inputs = _to_meta(
-            inputs
-            if isinstance(inputs, dict)
-            else [inputs]
-            if isinstance(inputs, torch.Tensor) or all(isinstance(i, int) for i in inputs)
-            else list(inputs)
-        )
-    model, inputs = _cast(model.train(train), inputs, precision)
-    return _spec(model, inputs, _run(model, inputs, fused, name, device), name, precision)
+    one_of('precision', precision, _precisions)
+    name = model if isinstance(model, str) else type(model).__name__
+    with torch.random.fork_rng(devices=[], enabled=real):
+        model, device = _ready(model, real, kw)
+        values = recall(model) if device == 'meta' else Values()
+        if inputs is None:
+            with theirs(f'no inputs for {name}'):
+                inputs = example_inputs(model, batch, seq, device)
+        else:
+            inputs = _moved(_as_arguments(inputs), device, values)
+        model, inputs = _cast(model.train(train), inputs, precision)
+        return _spec(model, inputs, _run(model, inputs, fused, name, device, values), name, precision)
+
+def _ready(model, real, kw):
+    "The module to run, which is ours to change, and its device"
+    if isinstance(model, str):
+        device = 'cpu' if real else 'meta'
+        return build(model, device=device, **kw), device
+    if not real:
+        return bare_copy(model), 'meta'
+    first = next((t for t in (*model.parameters(), *model.buffers())), None)
+    return copy.deepcopy(model), 'cpu' if first is None else str(first.device)
+
+def _unused(model, tally):
+    "The outermost modules that have parameters, none of which an operation has read"
+    idle = []
+    for name, m in model.named_modules():
+        asleep = not any(p.untyped_storage()._cdata in tally.read for p in m.parameters())
+        if name and asleep and any(True for _ in m.parameters()) and not any(name.startswith(n + '.') for n in idle):
+            idle.append(name)
+    return tuple(idle)
 
 def _spec(model, inputs, tally, name, precision):
     "The `ModelSpec` of a tally"
@@ -320,6 +385,9 @@ def _spec(model, inputs, tally, name, precision):
         precision=precision,
         inputs=ins,
         layers=layers,
+        active=active_parameters(model),
+        uncounted=tuple(sorted(tally.uncounted)),
+        unused=_unused(model, tally),
         **total,
         **_origin(model),
     )
@@ -327,6 +395,7 @@ def _spec(model, inputs, tally, name, precision):
 # %% ../../nbs/models/04_profile.ipynb #7ae12d71
 _formats = dict(
     params=human_count,
+    active=human_count,
     embedding=human_count,
     flops=human_flop,
     activations=human_count,
@@ -413,6 +482,7 @@ def compare_models(
             kind=s.kind,
             input='×'.join(map(str, s.inputs[0].shape)) if s.inputs else '',
             params=s.params,
+            **({} if all(t.active == t.params for t in specs) else dict(active=s.active)),
             flops=s.flops,
             activations=s.activations,
             saved=s.saved,
@@ -421,11 +491,31 @@ def compare_models(
         )
         for s in specs
     ]
-    return Table(
-        rows, formats=_formats, notes='saved: kept for the backward pass; intensity: FLOPs per byte read or written'
-    )
+    notes = ['saved: kept for the backward pass; intensity: FLOPs per byte read or written', *map(_left_out, specs)]
+    return Table(rows, formats=_formats, notes='; '.join(filter(None, notes)))
+
+def _left_out(spec):
+    "What a count leaves out, in words; empty when nothing is"
+    said = []
+    if spec.uncounted:
+        said.append(f"no formula for {', '.join(spec.uncounted)}")
+    if spec.unused:
+        more = f' and {len(spec.unused) - 3} more' if len(spec.unused) > 3 else ''
+        said.append(f"{', '.join(spec.unused[:3])}{more} did not run on these inputs")
+    return f"{spec.name}: {', '.join(said)}" if said else ''
 
 # %% ../../nbs/models/04_profile.ipynb #3d40c7c2
+@contextlib.contextmanager
+def _evaluating(model):
+    "A module in evaluation mode, and afterwards as it was"
+    before = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for m, training in before.items():
+            m.training = training
+
 def latency(
     models:dict,   # Name -> (module, inputs as a dict)
     runs:int=5     # Rounds; in each round every model runs once, so that a busy machine slows all alike
@@ -433,7 +523,9 @@ def latency(
     "Measured forward time of several models, interleaved"
     import torch
     times = {k: [] for k in models}
-    with torch.inference_mode():
+    with torch.inference_mode(), contextlib.ExitStack() as modes:
+        for m, _ in models.values():
+            modes.enter_context(_evaluating(m))
         for m, x in models.values():
             m(**x)         # the first run allocates
         for _ in range(positive('runs', runs)):

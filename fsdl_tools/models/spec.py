@@ -61,22 +61,40 @@ class TransformerShape(Record):
     experts:int=0              # Experts of a mixture; 0 means a dense MLP
     experts_per_token:int=0    # Experts a token visits
     decoder_layers:int=0       # Of an encoder-decoder: blocks of its decoder; layers are then the encoder's
+    dense_layers:int=0         # Of a mixture: first blocks whose MLP is dense all the same
+    expert_every:int=1         # Of a mixture: every so many blocks have experts (the second, fourth … for 2)
+    dense_ffn:int=0            # Of a mixture: width of a dense MLP; 0 means ffn
+    shared_ffn:int=0           # Of a mixture: width of the experts that every token visits
+    value_dim:int=0            # Width of a head's values; 0 means head_dim
+    q_rank:int=0               # Rank to which queries are compressed; 0 means not at all (arXiv 2405.04434)
+    kv_rank:int=0              # Rank to which keys and values are compressed; 0 means not at all
+    rope_dim:int=0             # With kv_rank: part of head_dim that carries positions, one key for all heads
+
+    def _fill(self, **values):
+        "Give fields that are 0 what 0 stands for"
+        for k, v in values.items():
+            if not getattr(self, k):
+                object.__setattr__(self, k, v)
 
     def __post_init__(self):
-        for f in 'layers hidden heads'.split():
+        for f in 'layers hidden heads expert_every'.split():
             positive(f, getattr(self, f))
         one_of('norm', self.norm, ['layernorm', 'rmsnorm'])
         one_of('positions', self.positions, ['learned', 'rotary', 'alibi', 'relative', 'none'])
         if not self.head_dim and self.hidden % self.heads:
             raise ValueError(f'hidden {self.hidden} is not a multiple of heads {self.heads}: give head_dim')
-        fill = dict(ffn=4 * self.hidden, kv_heads=self.heads, head_dim=self.hidden // self.heads)
-        for k, v in fill.items():
-            if not getattr(self, k):
-                object.__setattr__(self, k, v)
+        self._fill(ffn=4 * self.hidden, kv_heads=self.heads, head_dim=self.hidden // self.heads)
+        self._fill(dense_ffn=self.ffn, value_dim=self.head_dim)
         if self.heads % self.kv_heads:
             raise ValueError(f'heads {self.heads} is not a multiple of kv_heads {self.kv_heads}')
         if self.experts and not 0 < self.experts_per_token <= self.experts:
             raise ValueError(f'experts_per_token must be 1 to {self.experts}, not {self.experts_per_token}')
+
+    def has_experts(self,
+        i:int # A block, from 0
+    ) -> bool:
+        "Is the MLP of block `i` a mixture?"
+        return bool(self.experts) and i >= self.dense_layers and (i + 1) % self.expert_every == 0
 
 # %% ../../nbs/models/01_spec.ipynb #14a72697
 @dataclass(frozen=True)
@@ -101,6 +119,9 @@ class ModelSpec(Record):
     layers:tuple[Layer, ...]=()  # Every module that has parameters or does work
     shape:Optional[TransformerShape]=None # Of a transformer
     licence:Optional[str]=None # Of the default weights, where the zoo states it
+    active:int=0               # Parameters that one token meets; of a mixture only the experts it visits; 0 means all
+    uncounted:tuple[str, ...]=()  # Operations that ran and compute something, but have no formula for their FLOPs
+    unused:tuple[str, ...]=()  # Modules that have parameters and did not run on these inputs
 
     def __post_init__(self):
         one_of('kind of model', self.kind, _kinds)
@@ -108,38 +129,73 @@ class ModelSpec(Record):
         for f in ['params', 'trainable', 'flops']:
             if getattr(self, f) < 0:
                 raise ValueError(f'{f} cannot be negative: {getattr(self, f)}')
+        if not 0 <= self.active <= self.params:
+            raise ValueError(f'active parameters must be 0 to {self.params:,}, not {self.active:,}')
+        if not self.active:
+            object.__setattr__(self, 'active', self.params)
 
     @property
     def macs(self):
         "Multiply-accumulates of the forward pass: half the floating-point operations"
         return self.flops // 2
-    @property
-    def active(self):
-        "Parameters that a token meets: all of them, but for a mixture only those of the experts it visits"
-        s = self.shape
-        if not s or not s.experts:
-            return self.params
-        return self.params - s.layers * (s.experts - s.experts_per_token) * (3 if s.gated_mlp else 2) * s.hidden * s.ffn
 
 # %% ../../nbs/models/01_spec.ipynb #f6649f97
+def _linear(name, seq, inner, outer, bias=False, copies=1, active=1):
+    "A matrix of `inner` × `outer`, of which there are `copies`; a token meets `active` of them"
+    params = copies * outer * (inner + bias)
+    return Layer(name, 'Linear', params, active * 2 * seq * inner * outer, (1, seq, outer), active * seq * outer)
+
+def _norm(s, name, seq):
+    "A norm over the residual stream"
+    return Layer(name, 'Norm', s.hidden * (2 if s.norm == 'layernorm' else 1), 0, (1, seq, s.hidden))
+
+def _projections(s, seq, name):
+    "Queries, keys and values of one block; with kv_rank they pass through fewer dimensions (arXiv 2405.04434)"
+    q = s.heads * s.head_dim
+    if not s.kv_rank:
+        return [_linear(name + 'qkv', seq, s.hidden, q + s.kv_heads * (s.head_dim + s.value_dim), s.qkv_bias)]
+    into = [_linear(name + 'q', seq, s.hidden, q)]
+    if s.q_rank:
+        down, up = _linear(name + 'q_down', seq, s.hidden, s.q_rank), _linear(name + 'q_up', seq, s.q_rank, q)
+        into = [down, Layer(name + 'q_norm', 'Norm', s.q_rank, 0, (1, seq, s.q_rank)), up]
+    keys_and_values = s.heads * (s.head_dim - s.rope_dim + s.value_dim)
+    return into + [
+        _linear(name + 'kv_down', seq, s.hidden, s.kv_rank + s.rope_dim),
+        Layer(name + 'kv_norm', 'Norm', s.kv_rank, 0, (1, seq, s.kv_rank)),
+        _linear(name + 'kv_up', seq, s.kv_rank, keys_and_values),
+    ]
+
+def _attention(s, seq, name):
+    "Attention of one block: projections, the two products without parameters, and the way out"
+    out = s.heads * s.value_dim
+    products = 2 * seq * seq * s.heads * (s.head_dim + s.value_dim)
+    core = Layer(name + 'core', 'Attention', 0, products, (1, seq, out), seq * out)
+    return [*_projections(s, seq, name), core, _linear(name + 'out', seq, out, s.hidden, s.out_bias)]
+
+def _mlp(s, seq, name, width, copies=1, active=1):
+    "The matrices of one MLP, or of all experts of a mixture"
+    gate = [_linear(name + 'gate', seq, s.hidden, width, s.mlp_bias, copies, active)] if s.gated_mlp else []
+    up = _linear(name + 'up', seq, s.hidden, width, s.mlp_bias, copies, active)
+    return [*gate, up, _linear(name + 'down', seq, width, s.hidden, s.mlp_bias, copies, active)]
+
+def _feed_forward(s, seq, i, name):
+    "The second half of block `i`: a dense MLP, or a router, its experts and those that every token visits"
+    if not s.has_experts(i):
+        return _mlp(s, seq, name, s.dense_ffn if s.experts else s.ffn)
+    shared = _mlp(s, seq, name + 'shared.', s.shared_ffn) if s.shared_ffn else []
+    experts = _mlp(s, seq, name, s.ffn, s.experts, s.experts_per_token)
+    return [_linear(name + 'router', seq, s.hidden, s.experts), *experts, *shared]
+
 def _block(s, seq, i):
     "Layers of block `i` of a decoder or encoder of shape `s` over `seq` tokens"
-    q, kv, h, b = s.heads * s.head_dim, s.kv_heads * s.head_dim, s.hidden, 2 * seq
-    norm, n = (2 if s.norm == 'layernorm' else 1) * h, f'blocks.{i}.'
-    lin = lambda name, i, o, bias, copies=1, active=1: Layer(
-        n + name, 'Linear', copies * (i * o + bias * o), active * b * i * o, (1, seq, o), active * seq * o
-    )
-    attn = [Layer(n + 'norm1', 'Norm', norm, 0, (1, seq, h)), lin('attn.qkv', h, q + 2*kv, s.qkv_bias),
-            Layer(n + 'attn.core', 'Attention', 0, 2 * b*seq*q, (1, seq, q), seq*q), lin('attn.out', q, h, s.out_bias)]
-    e, a = max(s.experts, 1), max(s.experts_per_token, 1)
-    mlp = [lin('mlp.router', h, s.experts, False)] if s.experts else []
-    mlp += [lin('mlp.gate', h, s.ffn, s.mlp_bias, e, a)] if s.gated_mlp else []
-    return attn + [
-        Layer(n + 'norm2', 'Norm', norm, 0, (1, seq, h)),
-        *mlp,
-        lin('mlp.up', h, s.ffn, s.mlp_bias, e, a),
-        lin('mlp.down', s.ffn, h, s.mlp_bias, e, a),
-    ]
+    name = f'blocks.{i}.'
+    attention, mlp = _attention(s, seq, name + 'attn.'), _feed_forward(s, seq, i, name + 'mlp.')
+    return [_norm(s, name + 'norm1', seq), *attention, _norm(s, name + 'norm2', seq), *mlp]
+
+def _idle(s):
+    "Parameters of experts that a token does not visit"
+    one = sum(l.params for l in _mlp(s, 1, '', s.ffn))
+    return sum(map(s.has_experts, range(s.layers))) * (s.experts - s.experts_per_token) * one
 
 def from_shape(
     shape:TransformerShape, # The numbers
@@ -160,17 +216,8 @@ def from_shape(
         layers.append(Layer('positions', 'Embedding', s.max_seq * s.hidden, 0, out))
     for i in range(s.layers):
         layers += _block(s, seq, i)
-    layers.append(Layer('norm', 'Norm', s.hidden * (2 if s.norm == 'layernorm' else 1), 0, out))
-    layers.append(
-        Layer(
-            'head',
-            'Linear',
-            0 if s.tied else s.vocab * s.hidden,
-            2 * seq * s.vocab * s.hidden,
-            (1, seq, s.vocab),
-            seq * s.vocab,
-        )
-    )
+    layers.append(_norm(s, 'norm', seq))
+    layers.append(_linear('head', seq, s.hidden, s.vocab, copies=0 if s.tied else 1))
     total = lambda f: sum(getattr(l, f) for l in layers)
     emb = sum(l.params for l in layers if l.kind == 'Embedding')
     return ModelSpec(
@@ -186,4 +233,5 @@ def from_shape(
         inputs=(Input('input_ids', (1, seq), 'int64'),),
         layers=tuple(layers),
         shape=s,
+        active=total('params') - _idle(s),
     )

@@ -6,10 +6,10 @@
 __all__ = ['trace_graph', 'limits', 'staging', 'install', 'ExportReport', 'export']
 
 # %% ../../nbs/onnx/04_export.ipynb #7617655a
-import contextlib, copy, io, json, os, secrets, shutil, tempfile, time, warnings
+import contextlib, copy, io, json, os, secrets, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import Record, need
+from ..core import Record, need, scratch
 from .cures import Source, _Flat, _cures, _source, attempts, named_outputs, randomise
 from .graph import _cause, _external, _sizes, random_inputs, inspect_onnx
 from .verify import graph_fingerprint, torch_runner, verify_runner
@@ -72,27 +72,26 @@ def limits(
 @contextlib.contextmanager
 def staging(
     path # Where the result will be
-):       # A folder beside it, on the same disk; it is gone afterwards
+):       # A folder beside it, on the same disk; it is gone afterwards, and at the next call after a kill
     "A place to work in, so that `path` appears complete or not at all"
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(path.parent)!r}')
     if path.is_dir():
         raise IsADirectoryError(f'{str(path)!r} is a folder')
-    try:
-        tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name[:100]}.', dir=path.parent))
-    except OSError as e:
-        raise type(e)(
-            e.errno, f'cannot write into the folder of {path.name!r} ({e.strerror})', str(path.parent)
-        ) from None
-    try:
-        yield tmp
-    except OSError as e:
-        raise (
-            e if e.filename or not e.errno else type(e)(e.errno, f'{e.strerror}, nothing was written', str(path))
-        ) from None
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            tmp = stack.enter_context(scratch(f'.{path.name[:100]}.', path.parent))
+        except OSError as e:
+            raise type(e)(
+                e.errno, f'cannot write into the folder of {path.name!r} ({e.strerror})', str(path.parent)
+            ) from None
+        try:
+            yield tmp
+        except OSError as e:
+            raise (
+                e if e.filename or not e.errno else type(e)(e.errno, f'{e.strerror}, nothing was written', str(path))
+            ) from None
 
 def install(
     made, # A file in a staging folder, perhaps with external data beside it

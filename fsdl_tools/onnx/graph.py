@@ -7,8 +7,9 @@ __all__ = ['graph_svg', 'OnnxFile', 'read_onnx', 'inspect_onnx', 'session', 'inf
            'specs_of_file', 'compare_outputs', 'web_modules', 'web_runner']
 
 # %% ../../nbs/onnx/01_graph.ipynb #4b30c1d4
-import base64, json, re, subprocess
+import base64, json, re, subprocess, threading
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -225,6 +226,22 @@ _ort_types = {
     'tensor(int8)': 'int8',
 }
 
+def _run(sess, feed):
+    "Run a session beside this thread, which alone hears Ctrl-C: a loop in a file need not have an end"
+    options, answer = need('onnxruntime', 'onnx').RunOptions(), Future()
+    def work():
+        try:
+            answer.set_result(sess.run(None, feed, options))
+        except Exception as e:
+            answer.set_exception(e)
+    beside = threading.Thread(target=work, daemon=True)
+    beside.start()
+    try:
+        return answer.result()
+    finally:
+        options.terminate = True        # of no effect on a run that is over
+        beside.join()
+
 def infer(
     sess, # onnxruntime.InferenceSession
     feed  # Input name -> numpy array
@@ -242,7 +259,7 @@ def infer(
         if str(x.dtype) != _ort_types.get(i.type, str(x.dtype)):
             raise ValueError(f'input {k!r} must be {_ort_types[i.type]}, not {x.dtype}')
     try:
-        values = sess.run(None, {k: np.asarray(v) for k, v in feed.items()})
+        values = _run(sess, {k: np.asarray(v) for k, v in feed.items()})
         return dict(zip([o.name for o in sess.get_outputs()], values, strict=True))
     except Exception as e:
         raise ValueError(f'onnxruntime failed: {_cause(e)}') from None

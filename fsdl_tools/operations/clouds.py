@@ -500,6 +500,13 @@ exec python3 -c 'import json,os;c=json.loads(os.environ["FSDL_COMMAND"]);os.exec
 _sky_kept = 'gpu gpu_memory processes time layout grace on_preempt cpus memory gpus'.split()
 
 
+def _sky_gpu(name):
+    "SkyPilot's name of a GPU: sizes only where there are two, and the smaller one has none"
+    base = re.split(r'[- ](?:SXM|PCIe|NVL|\d+GB)', name)[0].replace(' Ada', '-Ada').replace(' ', '')
+    large = {'A100': '80GB', 'V100': '32GB'}.get(base)
+    return f'{base}-{large}' if large and name.endswith(large) else base
+
+
 @dataclass(frozen=True)
 class SkyPilot(_ByCommand):
     "SkyPilot's managed jobs, by its own program"
@@ -525,7 +532,7 @@ class SkyPilot(_ByCommand):
 
     def _asked(self, job):
         "Resources"
-        gpu = re.sub('-(SXM|PCIe).*', '', job.gpu)
+        gpu = _sky_gpu(job.gpu)
         out = dict(accelerators={gpu: job.gpus}) if job.gpus and gpu else {}
         out |= dict(cpus=f'{job.cpus * job.processes}+') | (
             dict(memory=f'{-(-job.memory // GiB)}+') if job.memory else {}

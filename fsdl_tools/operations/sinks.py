@@ -283,11 +283,20 @@ class _MLflow(Sink):
         self.client = MlflowClient(self.uri)
         experiment = self.options.get('experiment') or self.head.get('project') or 'fsdl'
         found = self.client.get_experiment_by_name(experiment)
-        place = None if '://' in (self.options.get('uri') or '') else str(self.folder.resolve() / 'artifacts')
         self.experiment = (
-            found.experiment_id if found else self.client.create_experiment(experiment, artifact_location=place)
+            found.experiment_id
+            if found
+            else self.client.create_experiment(experiment, artifact_location=self._files())
         )
         self.run_id = self._find() or self._create()
+
+    def _files(self):
+        "Where files go: a server decides itself, otherwise beside the database"
+        if re.match('https?://', self.uri):
+            return None
+        database = self.uri.startswith('sqlite:///')
+        place = Path(self.uri.removeprefix('sqlite:///')).parent if database else self.folder
+        return str(place.resolve() / 'artifacts')
 
     def _find(self):
         "The run that an earlier follower made"

@@ -128,35 +128,43 @@ def _wandb(space, history, number, seed):
         raise StopIteration
     return got, {}
 
-_ray_code = """
-def main(call):
-    import random, numpy
+_ray_kinds = dict(
+    categorical=lambda tune, p: tune.choice(p.values),
+    constant=lambda tune, p: p.values[0],
+    int_uniform=lambda tune, p: tune.randint(int(p.low), int(p.high) + 1),
+    uniform=lambda tune, p: tune.uniform(p.low, p.high),
+    q_uniform=lambda tune, p: tune.quniform(p.low, p.high, p.q),
+    log_uniform_values=lambda tune, p: tune.loguniform(p.low, p.high),
+    normal=lambda tune, p: tune.randn(p.low, p.high),
+)
+
+def _ray_has(space, but=()):
+    "Raise ValueError for a distribution that Ray Tune does not have, or not for this search"
+    unknown = [p.kind for p in space.parameters if p.kind not in _ray_kinds or p.kind in but]
+    if unknown:
+        raise ValueError(f'Ray Tune has no distribution {unknown[0]!r} for the method {space.method}')
+
+def _ray_axes(tune, space):
+    "The space in Ray Tune's words; raises ValueError for a distribution that it does not have"
+    _ray_has(space)
+    return {p.name: _ray_kinds[p.kind](tune, p) for p in space.parameters}
+
+def _ray_point(call):
+    "In Ray's environment: one point"
+    import numpy
     from ray import tune
     from ray.tune.search.variant_generator import generate_variants
-    kinds = dict(
-        categorical=lambda p: tune.choice(p["values"]),
-        constant=lambda p: p["values"][0],
-        int_uniform=lambda p: tune.randint(int(p["low"]), int(p["high"]) + 1),
-        uniform=lambda p: tune.uniform(p["low"], p["high"]),
-        q_uniform=lambda p: tune.quniform(p["low"], p["high"], p["q"]),
-        log_uniform_values=lambda p: tune.loguniform(p["low"], p["high"]),
-        normal=lambda p: tune.randn(p["low"], p["high"]))
-    unknown = [p["kind"] for p in call["parameters"] if p["kind"] not in kinds]
-    if unknown: return dict(error=unknown[0])
-    space = {p["name"]: kinds[p["kind"]](p) for p in call["parameters"]}
-    state = numpy.random.RandomState(call["seed"])
-    random.seed(call["seed"])
-    return next(config for _, config in generate_variants(space, random_state=state))
-"""
+
+    random.seed(call['seed'])
+    state = numpy.random.RandomState(call['seed'])
+    axes = _ray_axes(tune, Space.from_dict(call['space']))
+    return next(config for _, config in generate_variants(axes, random_state=state))
 
 def _ray(space, history, number, seed):
     "Draw from Ray Tune's search space, in its side environment"
-    got = run_in(
-        'ray_tune', _ray_code, dict(parameters=[p.to_dict() for p in space.parameters], seed=seed * 1000 + number)
-    )
-    if 'error' in got and len(got) == 1:
-        raise ValueError(f'Ray Tune has no distribution {got["error"]!r}')
-    return got, {}
+    _ray_has(space)
+    call = dict(space=space.to_dict(), seed=seed * 1000 + number)
+    return run_in('ray', 'fsdl_tools.operations.sweep_engines:_ray_point', call), {}
 
 engines = {'optuna': _optuna, 'optuna-gp': lambda *a: _optuna(*a, sampler='gp'), 'wandb': _wandb, 'ray': _ray}
 

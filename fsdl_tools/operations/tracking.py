@@ -140,6 +140,13 @@ print()
 print(json.dumps(result))
 '''
 
+def _absolute(options):
+    "A database is named from where we stand; the follower stands elsewhere"
+    uri = (options or {}).get('uri') or ''
+    if not uri.startswith('sqlite:///'):
+        return options
+    return options | dict(uri=f'sqlite:///{Path(uri.removeprefix("sqlite:///")).resolve()}')
+
 def _spawn(run, to, options, live, folder):
     "Start the follower of one sink"
     quiet = dict(
@@ -162,7 +169,7 @@ def _spawn(run, to, options, live, folder):
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    p.stdin.write(json.dumps(dict(run=str(Path(run).resolve()), to=to, options=options, live=live)))
+    p.stdin.write(json.dumps(dict(run=str(Path(run).resolve()), to=to, options=_absolute(options), live=live)))
     p.stdin.close()
     return p
 

@@ -9,6 +9,7 @@ __all__ = ['Damaged', 'Found', 'as_float', 'loads', 'fields', 'read_tensorboard'
 # %% ../../nbs/operations/12_tracking_files.ipynb #6c63854e
 import csv, io, json, math, re, struct
 from pathlib import Path
+from ..core import read_limited
 from ..training.runlog import Run, Series
 
 # %% ../../nbs/operations/12_tracking_files.ipynb #04147630
@@ -519,7 +520,7 @@ def read_csv(
     found = Found(path, 'csv')
     found.about['id'] = path.parent.name
     found.params |= yaml_values(path.parent / 'hparams.yaml', found.warn)
-    text = path.read_bytes().decode('utf-8', 'replace').replace('\0', '\ufffd')
+    text = read_limited(path, 2**30).decode('utf-8', 'replace').replace('\0', '\ufffd')
     old = csv.field_size_limit(10_000_000)
     try:
         _csv_rows(found, csv.DictReader(io.StringIO(text)))

@@ -124,7 +124,7 @@ def _export_file(table, path, runs, said):
         if c in names
     ]
     for batch in table.iter_batches(16_384, columns=columns):
-        rows = {c: batch.column(c).to_pylist() for c in columns}
+        rows = {c: _plain_column(batch.column(c), c) for c in columns}
         blank = [None] * len(batch)
         for row in zip(
             *(
@@ -144,6 +144,27 @@ def _export_file(table, path, runs, said):
             ), strict=False
         ):
             _export_row(runs, said, path, *row)
+
+def _plain_column(column, name):
+    "A column as Python has it: times in seconds, steps as floats where that loses nothing"
+    import pyarrow as pa
+
+    if name == 'timestamp' and pa.types.is_timestamp(column.type):
+        micro = column.cast(pa.timestamp('us', column.type.tz), safe=False).cast(pa.int64())
+        return [None if t is None else t / 1e6 for t in micro.to_pylist()]
+    return _exact_steps(column) if name == 'step' and pa.types.is_decimal(column.type) else column.to_pylist()
+
+def _exact_steps(column):
+    "Decimal steps as floats, or as they are where one of them would change"
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        near = column.cast(pa.float64())
+        exact = pc.all(pc.equal(near.cast(column.type), column)).as_py()
+    except pa.ArrowInvalid:  # too large for the way back
+        exact = False
+    return near.to_pylist() if exact else column.to_pylist()
 
 def _export_row(runs, said, path, project, run, name, kind, step, when, *values):
     "One value of one attribute"
@@ -170,14 +191,16 @@ def _decimal_step(step, found):
         return 0
     if step == int(step):
         return int(step)
+    if isinstance(step, float):
+        return step
     if Decimal(repr(float(step))) != step.normalize():
         found.warn(f'step {step} became {float(step)!r}')
     return float(step)
 
 def _seconds(when):
     "Seconds since 1970 of a time; without a zone it is UTC"
-    if when is None:
-        return 0.0
+    if when is None or isinstance(when, float):
+        return when or 0.0
     return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
 
 # %% ../../nbs/operations/15_tracking_read.ipynb #951c9f90

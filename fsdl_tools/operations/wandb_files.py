@@ -59,6 +59,10 @@ def _piece_problem(b, pos, room, crc, size, kind, inside):
 # %% ../../nbs/operations/13_wandb_files.ipynb #4b0904ac
 def _item(b, start, end):
     "A key with its JSON value: HistoryItem, ConfigItem, SummaryItem"
+    plain = end - start > 4 and b[start] == 0x0A and b[start + 1] < 0x80
+    at = start + 2 + b[start + 1] if plain else end
+    if at + 3 <= end and b[at : at + 2] == b'\x82\x01' and b[at + 2] < 0x80 and at + 3 + b[at + 2] == end:
+        return _text(b, start + 2, at), b[at + 3 : end]  # one key and a short value, as in nearly every row
     names, raw = [], None
     for f, x, y, v in fields(b, start, end):
         if v is not None:
@@ -147,17 +151,21 @@ def read_wandb(
 
 def _wandb_record(r, found, rows, axes):
     "One record"
-    kinds = {
-        2: lambda x, y: rows.append(_row(r, x, y)),
-        3: lambda x, y: _wandb_summary(found, _updates(r, x, y)),
-        5: lambda x, y: found.params.update(_updates(r, x, y)),
-        12: lambda x, y: _wandb_metric(r, x, y, axes),
-        17: lambda x, y: _wandb_run(r, x, y, found),
-        18: lambda x, y: _wandb_exit(r, x, y, found),
-    }
     for f, x, y, v in fields(r):
-        if v is None and f in kinds:
-            kinds[f](x, y)
+        if v is not None:
+            continue
+        if f == 2:
+            rows.append(_row(r, x, y))
+        elif f in _kinds:
+            _kinds[f](r, x, y, found, axes)
+
+_kinds = {
+    3: lambda r, x, y, found, axes: _wandb_summary(found, _updates(r, x, y)),
+    5: lambda r, x, y, found, axes: found.params.update(_updates(r, x, y)),
+    12: lambda r, x, y, found, axes: _wandb_metric(r, x, y, axes),
+    17: lambda r, x, y, found, axes: _wandb_run(r, x, y, found),
+    18: lambda r, x, y, found, axes: _wandb_exit(r, x, y, found),
+}
 
 def _wandb_exit(r, start, end, found):
     "How the run ended"

@@ -424,6 +424,9 @@ def checkpoints(
     "All checkpoints of a run, read and verified"
 
     def row(step, p):
+        if p.is_symlink() or not p.is_dir():            # what resuming passes over
+            problem = 'a link, not a folder' if p.is_symlink() else 'not a folder'
+            return dict(step=step, files=0, bytes=0, good=False, problem=problem)
         bad, sizes = verify_checkpoint(p), [f.lstat().st_size for f in p.rglob('*') if f.is_file()]
         return dict(step=step, files=len(sizes), bytes=sum(sizes), good=not bad, problem='; '.join(bad))
     found = sorted((int(m[1]), p) for p in Path(folder).iterdir() if (m := _step.fullmatch(p.name)))

@@ -6,7 +6,7 @@
 __all__ = ['epoch_order', 'step_indices', 'rank_indices', 'Tokens', 'read_image', 'Images', 'open_data', 'Feed', 'eval_batches']
 
 # %% ../../nbs/training/01_data.ipynb #ed946827
-import itertools, math, os
+import hashlib, itertools, math, os
 from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np
@@ -80,6 +80,14 @@ def rank_indices(
     return [mine[i:i + micro_batch] for i in range(0, share, micro_batch)]
 
 # %% ../../nbs/training/01_data.ipynb #26ec265d
+_whole, _block = 2**26, 2**16        # bytes that are read entirely; of more, blocks of this size
+
+def _blocks(n):
+    "Where to read n bytes: all of them, or as many blocks as make 64 MiB, evenly over the whole"
+    if n <= _whole:
+        return [(0, n)]
+    return [(round(a), round(a) + _block) for a in np.linspace(0, n - _block, _whole//_block)]
+
 class _Data:
     "What the two kinds of data share"
 
@@ -118,6 +126,15 @@ class Tokens(_Data):
     def describe(self):
         "Name, samples, their length and the size of the vocabulary, for people"
         return f'{self.name}: {self.n:,} samples of {self.seq} tokens, {self.vocab:,} different ones'
+
+    def content(self):
+        "A digest of the tokens, wherever they lie: of all up to 64 MiB, else of their number and 1,024 blocks"
+        row = np.asarray(self.tokens).reshape(-1)
+        raw = row.view(np.uint8)
+        digest = hashlib.sha256(f'{row.dtype} {len(row)}'.encode())
+        for a, b in _blocks(len(raw)):
+            digest.update(raw[a:b])
+        return digest.hexdigest()
 
     def __getstate__(self):
         "To a worker that is not forked a file travels as its name"
@@ -259,6 +276,19 @@ class Images(_Data):
             pixels = pixels[:, ::-1]
         return torch.from_numpy(np.ascontiguousarray(((pixels - _mean) / _std).transpose(2, 0, 1))), label
 
+    def content(self):
+        "A digest of the images, wherever they lie: name, class and size of each, the first 64 KiB of 1,024 of them"
+        digest = hashlib.sha256(repr(self.classes).encode())
+        looked_at = {round(i) for i in np.linspace(0, self.n - 1, min(self.n, 1024))}
+        for i, (item, label) in enumerate(self.items):
+            file = item if isinstance(item, Path) else None
+            said = (file.name, file.stat().st_size) if file else item
+            digest.update(repr((label, said)).encode())
+            if file and i in looked_at:
+                with open(file, 'rb') as f:
+                    digest.update(f.read(_block))
+        return digest.hexdigest()
+
     def describe(self):
         "Name, samples, their size and the number of classes, for people"
         return f'{self.name}: {self.n:,} images of {self.size} × {self.size} in {len(self.classes):,} classes'
@@ -289,6 +319,8 @@ def _image_folder(folder):
 # %% ../../nbs/training/01_data.ipynb #cd02cb94
 def _synthetic_tokens(seq, seed, n=4096):
     "Tokens for n windows: each is the one before plus 3 modulo 256, but one in 20 is random"
+    if n*seq > 2**27:
+        raise ValueError(f'synthetic text has at most {2**27 // n:,} tokens a sample, not {seq:,}: it is made in memory')
     rng = _rng(_made, seed)
     jump = np.where(rng.random(n*seq + 1) < .05, rng.integers(0, 256, n*seq + 1), 3)
     return (jump.cumsum() % 256).astype(np.uint8)
@@ -388,6 +420,15 @@ def _stacked(samples):
     x, y = zip(*samples, strict=True)
     return torch.stack(x), torch.stack(y) if isinstance(y[0], torch.Tensor) else torch.tensor(y)
 
+def _told(loader):
+    "Batches of a loader; an error of its workers is raised without their stack"
+    try:
+        yield from loader
+    except ValueError as e:
+        if 'Original Traceback' not in str(e):
+            raise
+        raise ValueError(str(e).strip().splitlines()[-1].removeprefix('ValueError: ')) from None
+
 class Feed:
     "What one replica reads: iterable over steps, each a list of micro-batches (x, y)"
 
@@ -415,7 +456,7 @@ class Feed:
         steps = range(self.start, self.stop) if self.stop is not None else itertools.count(self.start)
         keys = (k for s in steps for k in self.at(s))
         if self.workers:
-            batches = iter(
+            batches = _told(
                 DataLoader(
                     self.data,
                     batch_sampler=keys,

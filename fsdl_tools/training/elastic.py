@@ -6,49 +6,74 @@
 __all__ = ['stop_signals', 'Stopped', 'Asked', 'rank_threads', 'work', 'train', 'kill_one']
 
 # %% ../../nbs/training/04_elastic.ipynb #9a45af05
-import contextlib, json, os, signal, subprocess, sys, tempfile, threading, time
+import contextlib, json, os, shutil, signal, subprocess, sys, threading, time, traceback
 from datetime import timedelta
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from ..core import write_atomic
+from ..core import printable, scratch, write_atomic
+from .checkpoint import _Lost
 from .trainer import TrainConfig, Trainer, check_config, lock_folder
 
 # %% ../../nbs/training/04_elastic.ipynb #c6db2f23
-def _progress(
-    c,  # The run, a TrainConfig
-):  # Called with every row of metrics
-    "A function that shows rows: a bar in a terminal, a line now and then elsewhere"
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+class _Progress:
+    "Shows how far a run is: a bar in a terminal, a line now and then elsewhere"
 
-    console, every = Console(stderr=True), max(c.steps // 10, 1)
-    text = lambda r: (
-        f'loss {r["loss"]:.4f}  {r["samples_per_s"]:,.1f} samples/s  MFU {r["mfu"]:.1%}'
-        + (f'  held out {r["eval_loss"]:.4f}' if r.get('eval_loss') is not None else '')
-    )
-    if not console.is_terminal:
-        return lambda r: (
-            r['step'] % every == 0
-            and console.print(f'step {r["step"]}/{c.steps}  {text(r)}', highlight=False, soft_wrap=True)
-        )
-    bar = Progress(
-        TextColumn(c.model),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn('{task.fields[said]}'),
-        console=console,
-    )
-    task = bar.add_task('', total=c.steps, said='')
-    bar.start()
+    def __init__(
+        self,
+        c,  # The run, a TrainConfig
+        patience=5.0,  # Seconds between two lines of an evaluation
+    ):
+        from rich.console import Console
 
-    def show(r):
-        bar.update(task, completed=r['step'], said=text(r))
-        if r['step'] == c.steps:
-            bar.stop()
+        self.c, self.patience, self.console = c, patience, Console(stderr=True)
+        self.every, self.said, self.bar = max(c.steps // 10, 1), time.monotonic(), None
 
-    return show
+    def row(
+        self,
+        r,  # A row of metrics
+    ):
+        "A step is done"
+        text = f'loss {r["loss"]:.4f}  {r["samples_per_s"]:,.1f} samples/s  MFU {r["mfu"]:.1%}'
+        if r.get('eval_loss') is not None:
+            text += f'  held out {r["eval_loss"]:.4f}'
+        if self.console.is_terminal:
+            self._move(text, r['step'])
+        elif r['step'] % self.every == 0 or r['step'] == self.c.steps:
+            self._line(f'step {r["step"]}/{self.c.steps}  {text}')
+
+    def evaluating(
+        self,
+        done,  # Samples
+        of,  # Samples
+    ):
+        "A part of an evaluation is done"
+        text = f'evaluating: {done:,} of {of:,} samples'
+        if self.console.is_terminal:
+            self._move(text)
+        elif done < of and time.monotonic() - self.said > self.patience:
+            self._line(text)
+
+    def _line(self, text):
+        self.said = time.monotonic()
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _move(self, text, step=None):
+        "The bar, which starts with the first thing there is to show: only one rank has any"
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if not self.bar:
+            said = TextColumn('{task.fields[said]}', markup=False)
+            parts = [TextColumn(printable(self.c.model), markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), said]
+            self.bar = Progress(*parts, console=self.console)
+            self.task = self.bar.add_task('', total=self.c.steps, said='')
+            self.bar.start()
+        self.bar.update(self.task, said=text, **({} if step is None else dict(completed=step)))
+
+    def close(self):
+        "However the run ends, the terminal gets its cursor back"
+        if self.bar:
+            self.bar.stop()
 
 # %% ../../nbs/training/04_elastic.ipynb #c890a88f
 stop_signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -63,9 +88,10 @@ class Asked:
         self.signal, self.before, self.trainer = 0, {}, None
 
     def listen(self):
-        "Hear the stop signals from now on, where Python allows it: in the main thread"
+        "Hear the stop signals from now on, where Python allows it: in the main thread; what nohup ignores stays so"
         if threading.current_thread() is threading.main_thread():
-            self.before = {s: signal.signal(s, self.hear) for s in stop_signals}
+            heard = [s for s in stop_signals if signal.getsignal(s) is not signal.SIG_IGN]
+            self.before = {s: signal.signal(s, self.hear) for s in heard}
         return self
 
     def hear(
@@ -106,7 +132,6 @@ class Asked:
         for s, handler in self.before.items():
             signal.signal(s, handler)
 
-
 # %% ../../nbs/training/04_elastic.ipynb #200d071c
 def rank_threads(
     world_here: int = None,  # Ranks on this machine; default: as LOCAL_WORLD_SIZE says
@@ -121,12 +146,26 @@ def rank_threads(
 def work(
     config: TrainConfig,  # The run
     stop_file=None,  # Whoever has started the ranks writes the number of a signal here to stop them
+    errors=None,  # Folder in which the ranks write down why they failed; default: the run's own
 ):  # Does not return
     "The life of a rank, whoever has started it: join the others, fit, leave"
-    again = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     asked = Asked().listen()
     parent = int(os.environ.get('FSDL_AGENT') or os.getppid())
     threading.Thread(target=_follow, args=(parent, asked, stop_file), daemon=True).start()
+    errors = Path(errors or config.folder) if errors or config.folder else None
+    try:
+        _forget(errors)
+        code = _life(config, asked)
+    except Exception as e:
+        code = _fail(e, errors)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # tearing the group down can deadlock while a DDP model is alive
+    os._exit(code)
+
+def _life(config, asked):
+    "Join, fit, and wait for the others; the exit code"
+    again = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     cuda = (config.device or ('cuda' if torch.cuda.is_available() else 'cpu')) == 'cuda'
     if cuda:
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
@@ -134,15 +173,57 @@ def work(
         torch.set_num_threads(rank_threads())
     if 'RANK' in os.environ:
         _join('nccl' if cuda else 'gloo')
-    t = Trainer(config.replace(resume=config.resume or again and bool(config.folder)), _progress(config))
-    asked.watch(t)
-    t.train()
+    with contextlib.closing(_Progress(config)) as shown:
+        resume = config.resume or again and bool(config.folder)
+        t = Trainer(config.replace(resume=resume), shown.row, shown.evaluating)
+        asked.watch(t)
+        t.train()
     if dist.is_initialized():
         dist.barrier()  # nobody leaves while another saves: srun and Kubernetes end the rest when one has left
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # tearing the group down can deadlock while a DDP model is alive
-    os._exit(0 if 'FSDL_AGENT' in os.environ else asked.code(t))
+    return 0 if 'FSDL_AGENT' in os.environ else asked.code(t)
+
+_useless = (ValueError, FloatingPointError, BlockingIOError)  # another attempt would end like this one
+
+def _is_lost(e):
+    "Is this the error of a rank whose partner has gone?"
+    from_below = isinstance(e, RuntimeError) and ('gloo' in str(e) or 'NCCL' in str(e))
+    return isinstance(e, (_Lost, dist.DistError)) or from_below
+
+def _forget(errors):
+    "What an earlier attempt has left here is no cause of anything now"
+    if errors and os.environ.get('RANK', '0') == '0':
+        for name in ('error.txt', 'lost.txt'):
+            (errors / name).unlink(missing_ok=True)
+
+def _fail(e, errors):
+    "Write an error down and say it last, in one line where a person can mend it; the exit code"
+    rank, lost = os.environ.get('RANK', '0'), _is_lost(e)
+    name = 'lost.txt' if lost else 'error.txt'
+    said = f'{type(e).__name__}: {" ".join(str(e).split())}'
+    if errors and errors.is_dir() and not (errors / name).exists():
+        write_atomic(errors / name, f'rank {rank}: {said}' if 'RANK' in os.environ else said)
+    if lost:
+        said = _cause_of_others(errors) or f'another rank is lost: {said}'
+    elif not isinstance(e, (*_useless, OSError)):
+        traceback.print_exception(e)
+    print(f'rank {rank} ends: {said}', file=sys.stderr)
+    if isinstance(e, _useless) and 'FSDL_AGENT' in os.environ:
+        os.kill(os.getppid(), signal.SIGTERM)
+    return 1
+
+def _cause_of_others(errors, patience=2.0):
+    "What the rank has written that was lost; nothing when it was killed"
+    end = time.monotonic() + patience
+    while errors and time.monotonic() < end:
+        if (errors / 'error.txt').exists():
+            return (errors / 'error.txt').read_text(encoding='utf-8')
+        time.sleep(0.05)
+    return ''
+
+def _cause(errors):
+    "The first error of a rank; of one that lost another only when nobody has said more"
+    found = [f for f in (errors / 'error.txt', errors / 'lost.txt') if f.exists()]
+    return f': {found[0].read_text(encoding="utf-8")}' if found else ''
 
 def _join(backend, minutes=30):
     "Become a member of torchrun's group, each attempt under a name of its own"
@@ -171,27 +252,39 @@ def _main():
     given = sys.argv[1]
     folder = None if given.lstrip().startswith('{') else Path(given).parent
     try:
-        work(TrainConfig.from_json(given), folder and folder / 'stop')
-    except Exception as e:
-        if folder:
-            write_atomic(folder / 'error.txt', f'{type(e).__name__}: {e}')
-        if 'FSDL_AGENT' in os.environ and isinstance(e, (ValueError, FloatingPointError, BlockingIOError)):
-            os.kill(os.getppid(), signal.SIGTERM)  # another attempt would end like this one
-        raise
+        config = TrainConfig.from_json(given)
+    except (ValueError, TypeError) as e:
+        sys.exit(_fail(e, folder))
+    work(config, folder and folder / 'stop', folder)
+
+_orphaned = threading.Event()
 
 def _agent():
-    "torchrun, until the pipe to whoever has started it is closed"
+    "torchrun, until the pipe to whoever has started it is closed; an orphan also removes the scratch folder"
     os.environ['FSDL_AGENT'] = str(os.getpid())
     threading.Thread(target=_hang_up, daemon=True).start()
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.run import main
 
-    main()
+    try:
+        main()
+    except SignalException as e:
+        sys.exit(128 + e.sigval)  # its stack would say where torchrun was waiting
+    finally:
+        _tidy()
+
+def _tidy():
+    "What the process that started this one can no longer do"
+    if _orphaned.is_set():
+        shutil.rmtree(os.environ['FSDL_SCRATCH'], ignore_errors=True)
 
 def _hang_up(patience=60):
     "Leave as if asked to, then by force"
     os.read(0, 1)
+    _orphaned.set()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(patience)
+    _tidy()
     os._exit(1)
 
 def train(
@@ -207,16 +300,16 @@ def train(
     if c.folder:
         with lock_folder(c.folder):
             pass  # refused here, not in a rank
-    with tempfile.TemporaryDirectory(prefix='fsdl-train-') as tmp:
+    with scratch('fsdl-train-') as tmp:
         c = config if config.folder else config.replace(folder=f'{tmp}/run')
-        c.to_json(f'{tmp}/config.json')
+        c.to_json(tmp/'config.json')
         with Asked() as asked:
             code = _run_agent(_command(l.world, restarts, tmp), c, log, asked, timeout, tmp)
         f = Path(c.folder) / 'metrics.jsonl'
         rows = [json.loads(r) for r in f.read_text().splitlines()] if f.exists() else []
         if asked.signal and len(rows) < c.steps:
             asked.leave()
-        why = f': {error.read_text()}' if (error := Path(tmp) / 'error.txt').exists() else ''
+        why = _cause(tmp)
         kept = f'; {c.folder!r} keeps what was saved' if config.folder else ''
         if code:
             raise RuntimeError(f'the run ended with exit code {code}{why}{kept}')
@@ -225,9 +318,10 @@ def train(
 def _alone(config):
     "A run of one rank, in this process"
     with Asked() as asked:
-        t = Trainer(config, _progress(config))
-        asked.watch(t)
-        rows = t.train()
+        with contextlib.closing(_Progress(config)) as shown:
+            t = Trainer(config, shown.row, shown.evaluating)
+            asked.watch(t)
+            rows = t.train()
     if asked.signal and t.step < t.c.steps:
         asked.leave()
     return rows
@@ -250,7 +344,7 @@ def _command(world, restarts, tmp):
 def _run_agent(cmd, config, log, asked, timeout, tmp):
     "Start torchrun, wait for it, hand on what this process is asked; its exit code"
     world = int(next(w for w in cmd if w.startswith('--nproc-per-node=')).partition('=')[2])
-    env = dict(FSDL_RUN=str(Path(config.folder).absolute()))
+    env = dict(FSDL_RUN=str(Path(config.folder).absolute()), FSDL_SCRATCH=str(tmp))
     env |= {} if 'OMP_NUM_THREADS' in os.environ else dict(OMP_NUM_THREADS=str(rank_threads(world)))
     env |= dict(GLOO_SOCKET_IFNAME='lo') if sys.platform.startswith('linux') else {}
     with open(log, 'ab') if log else contextlib.nullcontext() as out:

@@ -155,10 +155,15 @@ def _as_number(v):
         return int(v)
     return float(v)
 
+def _as_logged(v):
+    "A number that can be written later; raises ValueError"
+    v = _as_number(v)
+    if type(v) is int and v.bit_length() > 10_000:
+        raise ValueError(f'a whole number of {v.bit_length():,} bits is no metric')
+    return v
+
 def _field(v):
     "JSON of one number"
-    if type(v) is not float:
-        v = _as_number(v)
     return repr(v) if v - v == 0 else f'"{number_text(v)}"'
 
 _json = json.JSONEncoder(ensure_ascii=False, default=str, allow_nan=False).encode
@@ -182,6 +187,7 @@ class RunLog:
     "Where a training loop logs: `log` costs microseconds, a thread writes the file"
 
     limit = 64 * 1024  # Bytes in the buffer that wake the thread
+    calm = 1024 * 1024  # Bytes from which on the loop makes its lines itself: the thread does not keep up
     most = 4 * 1024 * 1024  # Bytes it keeps while the disk takes none
     interval = 0.25  # Seconds between two writes
 
@@ -197,7 +203,8 @@ class RunLog:
         self._lines, self._size, self._rest = [], 0, b''
         self._templates, self._step, self._open = {}, 0, True
         self._lock, self._writing, self._wake = threading.Lock(), threading.Lock(), threading.Event()
-        self._put(_line(schema=schema, started=time.time(), **header))
+        first = _line(schema=schema, started=time.time(), **header)
+        self._put(first, len(first))
         self.flush()
         work = (weakref.ref(self), self._wake)
         self._thread = threading.Thread(target=_write_often, args=work, name='fsdl-runlog', daemon=True)
@@ -213,22 +220,26 @@ class RunLog:
         "Log numbers at a step"
         if step is None:
             step = self._step
-        line = self._templates.get(key := tuple(values))
-        if line is None:
-            line = self._template(key)
-        line = line % (time.time(), _field(step), *map(_field, values.values()))
-        self._step = step + 1
-        self._put(line)
+        line = self._templates.get(key := tuple(values)) or self._template(key)
+        row = (step, *values.values())
+        for v in row:
+            if type(v) is not float and (type(v) is not int or v.bit_length() > 10_000):
+                row = tuple(map(_as_logged, row))
+                break
+        self._step = row[0] + 1
+        row = line, time.time(), row
+        self._put(row if self._size < self.calm else _as_text(row), line[1])
 
     def _template(self, names):
-        "The line of these names, with holes for time, step and values"
+        "The line of these names, with holes for time, step and values; and its usual length in bytes"
         pairs = ','.join(f'{_json(mask_text(str(n)))}:'.replace('%', '%%') + '%s' for n in names)
         text = '{"t":%r,"step":%s,"m":{' + pairs + '}}\n'
-        self._templates[names] = text.encode('utf-8', 'backslashreplace').decode()
+        line = text.encode('utf-8', 'backslashreplace').decode()
+        self._templates[names] = line, len(line.encode()) + 24 + 16 * len(names)
         return self._templates[names]
 
-    def _put(self, line):
-        "Append a line to the buffer"
+    def _put(self, line, size):
+        "Append a line to the buffer: text, or what a line is made of"
         with self._lock:
             if not self._open:
                 raise ValueError(f'the run {self.id} has ended: nothing more can be logged')
@@ -236,7 +247,7 @@ class RunLog:
                 self.dropped += 1
                 return
             self._lines.append(line)
-            self._size += len(line)
+            self._size += size
             if self._size > self.limit and not self._wake.is_set():
                 self._wake.set()
 
@@ -259,6 +270,13 @@ def _write_often(ref, wake):
         log.flush()
         del log
 
+def _as_text(line):
+    "A line of the buffer as text"
+    if type(line) is str:
+        return line
+    (template, _), seconds, row = line
+    return template % (seconds, *map(_field, row))
+
 def _write_all(log, data):
     "Write bytes; what is left over comes back, with the error that stopped it"
     while data:
@@ -274,10 +292,11 @@ def flush(self: RunLog):
     with self._writing:
         with self._lock:
             lines, self._lines = self._lines, []
-        data = self._rest + ''.join(lines).encode('utf-8', 'backslashreplace')
+            before = self._size
+        data = self._rest + ''.join(map(_as_text, lines)).encode('utf-8', 'backslashreplace')
         self._rest, error = _write_all(self, data)
         with self._lock:
-            self._size = len(self._rest) + sum(map(len, self._lines))
+            self._size += len(self._rest) - before
     if error and not self.trouble:
         self.trouble = f'{type(error).__name__}: {error.strerror}'
         what = f'the log of run {self.id} cannot be written ({self.trouble})'
@@ -286,7 +305,8 @@ def flush(self: RunLog):
 @patch
 def _event(self: RunLog, **event):
     "Log something that is no metric"
-    self._put(_line(t=time.time(), **event))
+    line = _line(t=time.time(), **event)
+    self._put(line, len(line))
 
 _open_logs = weakref.WeakSet()
 

@@ -7,7 +7,7 @@ __all__ = ['lr_schedules', 'TrainConfig', 'lr_at', 'check_config', 'lock_folder'
            'fit']
 
 # %% ../../nbs/training/03_trainer.ipynb #f51fbc80
-import contextlib, json, math, os, platform, time, warnings
+import contextlib, hashlib, json, math, os, platform, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -45,6 +45,7 @@ class TrainConfig(Record):
     image_size:int=0           # Side of images; 0: what the model was made for
     tokenizer:str=''           # Path of a tokenizer.json; empty: bytes
     holdout:float=.1           # Part of the data to evaluate on
+    eval_samples:int=1024      # Samples of an evaluation at most, evenly over that part; 0: all
     lr:float=1e-3              # Highest learning rate
     lr_schedule:str='cosine'   # One of lr_schedules
     warmup:int=0               # Steps until it is reached
@@ -62,7 +63,7 @@ class TrainConfig(Record):
     def __post_init__(self):
         for f in ('steps', 'global_batch', 'keep'):
             positive(f, getattr(self, f))
-        for f in ('seq', 'image_size', 'warmup', 'seed', 'eval_every', 'save_every', 'workers'):
+        for f in ('seq', 'image_size', 'warmup', 'seed', 'eval_every', 'eval_samples', 'save_every', 'workers'):
             if not isinstance(v := getattr(self, f), int) or isinstance(v, bool) or v < 0:
                 raise ValueError(f'{f} must be 0 or a positive whole number, not {v!r}')
         positive('lr', self.lr, integer=False)
@@ -145,7 +146,7 @@ def check_config(
     if len(data) < c.global_batch:
         raise ValueError(f'{data.describe()}: fewer samples than a global batch of {c.global_batch}')
     if c.folder:
-        _check_folder(c, len(data), l.optimizer)
+        _check_folder(c, data, held, l.optimizer)
     return c.replace(layout=str(l)), l, data, held, shape
 
 def _round_up(vocab, least):
@@ -188,38 +189,74 @@ def lock_folder(
     path.write_text(str(os.getpid()), encoding='utf-8')
     return held
 
-_essential = 'model data seq image_size tokenizer holdout global_batch seed'.split()
+_essential = 'model seq image_size holdout global_batch seed'.split()
+_schedule = 'lr lr_schedule warmup clip weight_decay'.split()
 
-def _check_folder(c, samples, optimizer):
-    "Refuse to mix two runs in one folder"
-    f = Path(c.folder)/'run.json'
+def _content(data, held):
+    "A digest of all that a run reads, wherever it lies"
+    return hashlib.sha256((data.content() + held.content()).encode()).hexdigest()
+
+def _run_of(folder):
+    "What run.json says of the run in a folder, config and samples at least; None where there is no run"
+    f = Path(folder)/'run.json'
     if not f.exists():
+        return None
+    try:
+        d = json.loads(f.read_text(encoding='utf-8'))
+        parse_layout(d['config']['layout'])
+        return d | dict(config=dict(d['config']), samples=d['samples'])
+    except (ValueError, LookupError, TypeError) as e:
+        raise ValueError(f'{str(f)!r} is not the record of a run: {type(e).__name__}: {e}') from None
+
+def _check_folder(c, data, held, optimizer):
+    "Refuse to mix two runs in one folder"
+    if not (Path(c.folder)/'run.json').exists():
         return
-    if (
-        c.steps
-        < (
-            reached := max(
-                (int(p.name[5:]) for p in Path(c.folder).glob('checkpoints/step-*') if p.name[5:].isdecimal()),
-                default=0,
-            )
-        )
-        and c.resume
-    ):
+    found = [p for p in Path(c.folder).glob('checkpoints/step-*') if not p.is_symlink()]
+    steps = [int(p.name[5:]) for p in found if p.name[5:].isdecimal()]
+    if c.resume and c.steps < max(steps, default=0):
         raise ValueError(
-            f'the run in {c.folder!r} has reached step {reached}: it cannot be resumed with steps={c.steps}'
+            f'the run in {c.folder!r} has reached step {max(steps)}: it cannot be resumed with steps={c.steps}'
         )
     if not c.resume:
         raise FileExistsError(f'{c.folder!r} holds a run already: resume goes on with it, another folder keeps it')
-    try:
-        d = json.loads(f.read_text(encoding='utf-8'))
-        before = d['config'] | dict(samples=d['samples'], optimizer=parse_layout(d['config']['layout']).optimizer)
-    except (ValueError, LookupError, TypeError) as e:
-        raise ValueError(f'{str(f)!r} is not the record of a run: {type(e).__name__}: {e}') from None
-    for k, now in [(k, getattr(c, k)) for k in _essential] + [('samples', samples), ('optimizer', optimizer)]:
-        if before.get(k) != now:
+    old = _run_of(c.folder)
+    before = old['config'] | dict(
+        samples=old['samples'], optimizer=parse_layout(old['config']['layout']).optimizer
+    )
+    now = {k: getattr(c, k) for k in _essential} | dict(samples=len(data), optimizer=optimizer)
+    if 'content' not in old:        # of a version that knew data by its name alone
+        now |= dict(data=c.data, tokenizer=c.tokenizer)
+    for k, v in now.items():
+        if before.get(k) != v:
             raise ValueError(
-                f'the run in {c.folder!r} has {k}={before.get(k)!r}, not {now!r}: it cannot be resumed with another'
+                f'the run in {c.folder!r} has {k}={before.get(k)!r}, not {v!r}: it cannot be resumed with another'
             )
+    content = _content(data, held)
+    if old.get('content', content) != content:
+        raise ValueError(
+            f'the run in {c.folder!r} was trained on {before.get("data")!r}, and {c.data!r} holds as many samples '
+            'with another content: it cannot be resumed with another'
+        )
+
+def _changes(
+    before:dict, # The configuration until now
+    c:TrainConfig, # A complete one, from now on
+    step:int       # Steps that are done
+) -> dict:         # Field -> [before, now], and learning_rate; empty when nothing changes
+    "What a run that goes on does differently from here on"
+    old = TrainConfig.from_dict(before)
+    out = {k: [getattr(old, k), getattr(c, k)] for k in ('steps', *_schedule) if getattr(old, k) != getattr(c, k)}
+    rates = [lr_at(old, max(step - 1, 0)), lr_at(c, step)]
+    if not out or list(out) == ['steps'] and rates[1] == lr_at(old, step):
+        return {}                   # further, at the same rate
+    return out | dict(learning_rate=rates)
+
+def _say_changes(changes, step):
+    "One sentence for what changes"
+    rates = changes['learning_rate']
+    fields = ', '.join(f'{k}={now!r} instead of {old!r}' for k, (old, now) in changes.items() if k != 'learning_rate')
+    return f'from step {step + 1} on {fields}: the learning rate was {rates[0]:.3g}, it goes on at {rates[1]:.3g}'
 
 # %% ../../nbs/training/03_trainer.ipynb #57b71222
 def training_tensors(
@@ -326,15 +363,31 @@ def _make_model(
     return m
 
 # %% ../../nbs/training/03_trainer.ipynb #9288e022
+_piece = 256        # samples that are evaluated before progress is reported
+
+class _Some:
+    "Some samples of a data set"
+
+    def __init__(self, data, at):
+        self.data, self.at = data, at
+
+    def __len__(self):
+        return len(self.at)
+
+    def sample(self, i, epoch=0):
+        return self.data.sample(self.at[i], epoch)
+
 class Trainer:
     "One rank of a run"
 
     def __init__(self,
         config:TrainConfig, # The run
-        report=None         # Called with every row of metrics, on rank 0
+        report=None,        # Called with every row of metrics, on rank 0
+        evaluating=None     # Called with (samples done, samples in all) during an evaluation, on rank 0
     ):
         world = dist.get_world_size() if dist.is_initialized() else 1
         self.rank, self.report, self.stop = dist.get_rank() if world > 1 else 0, report or (lambda row: None), False
+        self.evaluating = evaluating if evaluating and not self.rank else lambda done, of: None
         self.c, self.layout, self.data, self.held, shape = check_config(config, world)
         c, l = self.c, self.layout
         if l.precision == 'tf32':
@@ -351,6 +404,8 @@ class Trainer:
             0,
         )
         self.lock = lock_folder(c.folder) if c.folder and self.rank == 0 else contextlib.nullcontext()
+        if c.folder and self.rank == 0:
+            _check_folder(self.c, len(self.data), self.layout.optimizer)    # another may have trained in it meanwhile
         self.saver = Checkpointer(self.folder/'checkpoints', c.keep) if c.folder else None
         if c.folder:
             self._open_folder()
@@ -359,22 +414,36 @@ class Trainer:
         "Go on from the newest good checkpoint, or start a record of the run"
         if (step := self.saver.latest()) is not None:
             self.step, _ = self.saver.load(training_tensors(self.run, self.opt), step)
-        f = self.folder/'metrics.jsonl'
         if self.rank:
             return
+        self._open_metrics()
+        self._open_record()
+
+    def _open_metrics(self):
+        "The rows up to this step"
+        f = self.folder/'metrics.jsonl'
         for line in f.read_text(encoding='utf-8', errors='replace').splitlines() if f.exists() else []:
             with contextlib.suppress(json.JSONDecodeError):
                 # the last one may be cut short
                 self.rows += [r for r in [json.loads(line)] if r['step'] <= self.step]
         write_atomic(f, ''.join(json.dumps(r) + '\n' for r in self.rows))
-        versions = dict(python=platform.python_version(), torch=torch.__version__)
-        write_atomic(
-            self.folder / 'run.json',
-            json.dumps(
-                dict(config=self.c.to_dict(), samples=len(self.data), versions=versions, world=self.layout.world),
-                indent=1,
-            ),
+
+    def _open_record(self):
+        "run.json: what decides the result, and what has been changed on the way"
+        before = _run_of(self.folder)
+        changed = before.get('changed', []) if before else []
+        if before and self.step and (now := _changes(before['config'], self.c, self.step)):
+            warnings.warn(_say_changes(now, self.step), stacklevel=2)
+            changed = [*changed, dict(step=self.step, **now)]
+        d = dict(
+            config=self.c.to_dict(),
+            samples=len(self.data),
+            content=_content(self.data, self.held),
+            versions=dict(python=platform.python_version(), torch=torch.__version__),
+            world=self.layout.world,
+            changed=changed,
         )
+        write_atomic(self.folder/'run.json', json.dumps(d, indent=1))
 
     def _note(self, row):
         "Keep a row of metrics, in the file as well"
@@ -429,12 +498,24 @@ class Trainer:
         return loss, norm
 
     def evaluate(self):
-        "Mean loss over the data held out; None where there are none"
-        if not len(self.held):
+        "Mean loss over the data held out, or eval_samples of them; None where there are none"
+        n = min(len(self.held), self.c.eval_samples or len(self.held))
+        if not n:
             return None
-        parts = eval_batches(self.held, self.layout.micro_batch, self.run.at['dp'], self.layout.dp)
-        masked = [(x, torch.where(w.view(-1, *[1]*(y.dim() - 1)) > 0, y, -100)) for x, y, w in parts]
-        return self.run.evaluate(masked)[0]
+        at_once = self.layout.micro_batch*self.layout.dp
+        piece = max(_piece//at_once, 1)*at_once
+        total = targets = 0
+        for a in range(0, n, piece):
+            loss, count = self.run.evaluate(self._held_out(a, min(a + piece, n), n))
+            total, targets = total + loss*count, targets + count
+            self.evaluating(min(a + piece, n), n)
+        return total/max(targets, 1)
+
+    def _held_out(self, start, stop, n):
+        "This replica's micro-batches of samples start to stop, of n that are spread evenly over the data held out"
+        some = _Some(self.held, [i*len(self.held)//n for i in range(start, stop)])
+        parts = eval_batches(some, self.layout.micro_batch, self.run.at['dp'], self.layout.dp)
+        return [(x, torch.where(w.view(-1, *[1]*(y.dim() - 1)) > 0, y, -100)) for x, y, w in parts]
 
     def save(self,
         wait=False  # Until it is on the disk?

@@ -3,7 +3,8 @@ import importlib.util
 import re
 
 from fsdl_tools.book.data import _data_files, table_facts
-from fsdl_tools.book.site import _moved, notebooks, pages
+from fsdl_tools.book.contents import notebooks, pages
+from fsdl_tools.book.site import _moved
 from fsdl_tools.core import read_data
 
 REGISTRIES = re.compile(r'https?://[\w.-]*(pypi\.(org|python\.org)|pythonhosted\.org|npmjs\.(com|org)|anaconda\.org|conda\.io|crates\.io|hub\.docker\.com|rubygems\.org)', re.I)

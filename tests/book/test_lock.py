@@ -2,7 +2,7 @@
 import os, re, shutil, subprocess
 import pytest
 from fsdl_tools.book.needs import lock_problems, make_lock, plain_name, requirements, _uv_environment, _uv_program, wrong_extras
-from fsdl_tools.book.site import settings
+from fsdl_tools.book.contents import settings
 
 PYTHONS = ('3.11.2', '3.11', '3.12', '3.13', '3.14')
 PLATFORMS = ('x86_64-manylinux_2_28', 'aarch64-apple-darwin')

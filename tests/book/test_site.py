@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from fsdl_tools.book.contents import notebooks, pages, settings
+from fsdl_tools.book.finish import lost_page, page_tools, takeaway
 from fsdl_tools.book.markdown import divs, formulas, page_markdown
 from fsdl_tools.book.rendering import quarto_settings, zensical_config
-from fsdl_tools.book.site import (
-    build_site, dead_links, _fingerprint, _moved, notebooks, option_problems, pages, readme, _renderers, serve_site, settings, update_site)
+from fsdl_tools.book.site import build_site, dead_links, _fingerprint, _moved, option_problems, readme, serve_site, update_site
 
 OVERFLOW = """() => {
   const wide = getComputedStyle;
@@ -64,31 +65,6 @@ BRIGHTNESS = """() => {
 }"""
 
 
-@pytest.fixture(scope='module', params=['zensical', 'quarto'])
-def site(request, root):
-    "The built site: by what, its folder, and its address on a free port"
-    if request.param not in _renderers():
-        pytest.skip(f'{request.param} is not on the PATH')
-    out = root/'_docs' if request.param == _renderers()[0] else root/'.cache'/f'site-{request.param}'
-    update_site(root, request.param, out)
-    server = serve_site(out, 0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield SimpleNamespace(by=request.param, folder=out, url=f'http://127.0.0.1:{server.server_address[1]}')
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope='module')
-def reader(browser, site):
-    "One page of the browser, and a list of everything that went wrong or came from elsewhere since it was last emptied"
-    page, seen = browser.new_page(viewport=dict(width=1440, height=900)), SimpleNamespace(bad=[], loaded=[])
-    page.on('console', lambda m: seen.bad.append(m.text) if m.type == 'error' else None)
-    page.on('pageerror', lambda e: seen.bad.append(str(e)))
-    page.on('request', lambda r: seen.loaded.append(r.url))
-    yield page, seen
-    page.close()
-
-
 def diagram_pages(root):
     "The pages whose notebook draws a diagram, in its prose or by an output"
     def texts(cell):
@@ -132,7 +108,8 @@ def test_a_page_shows_its_set_up_its_sources_and_the_fields_of_its_records(reade
     page.goto(f'{site.url}/compute/planner.html')
     folds = [text.strip() for text in page.locator('article summary, main.content summary').all_inner_texts()]
     assert folds[0] == 'Set-up for this page' and folds.count('Set-up for this page') == 1 and folds.count('Source') > 3
-    assert not page.locator('details[open]:has-text("def estimate")').count()
+    assert page.locator('details[open]:has-text("def estimate(")').count() == 1      # what the page promises is open, the rest is not
+    assert page.locator('details:has-text("def known(")').count() == 1 and not page.locator('details[open]:has-text("def known(")').count()
     assert page.locator('[id="estimate.cost"]').count() == 1
     rows = page.locator('tr:has(td code:text-is("allocated"))').first.inner_text()
     assert 'Bytes of tensors at the peak' in rows
@@ -250,6 +227,13 @@ def test_the_address_stands_in_one_place(copy, user):
     page = page_markdown(dict(cells=[dict(cell_type='raw', source='---\ntitle: t\n---'), cell]), None, cfg, {}, 'a/b')
     assert ('source-link' in page) == bool(user) and '### `f`' in page
     assert bool(zensical_config(cfg, [])['extra']['social']) == bool(user)
+    tools = page_tools(pages(copy)[2], cfg)
+    for line in ('colab.research.google.com/github/ada/fsdl_tools/blob/notebooks/models/01_spec.ipynb', 'https://github.com/ada/fsdl_tools/edit/main/nbs/models/01_spec.ipynb',
+                 'https://github.com/ada/fsdl_tools/issues/new'): assert (line in tools) == bool(user), line
+    assert 'notebooks/models/01_spec.ipynb" download' in tools and ('http' in tools) == bool(user)
+    first = json.loads(takeaway((copy/'nbs/onnx/05_decoder.ipynb').read_text(), cfg))['cells'][0]
+    assert (first['cell_type'] == 'code' and 'git+https://github.com/ada/fsdl_tools' in first['source']) == bool(user) and 'github.com//' not in first['source']
+    assert ('href="/fsdl_tools/index.html"' in lost_page(copy, cfg, pages(copy))) == bool(user) and 'http' not in lost_page(copy, cfg, pages(copy))
     assert ('repo-url' in quarto_settings(cfg)['website'], 'site-url' in quarto_settings(cfg)['website']) == (bool(user), bool(user))
 
 
@@ -321,8 +305,8 @@ def test_an_escaped_dollar_is_a_dollar(): assert formulas(r'from \$1,750 to \$25
 
 def test_a_broken_notebook_names_itself(tmp_path, root):
     for part in ('settings.ini', '_quarto.yml', 'nbs', 'fsdl_tools'): (shutil.copytree if (root/part).is_dir() else shutil.copy)(root/part, tmp_path/part)
-    for name in set(notebooks(root)) - {'cli/06_main.ipynb', 'index.ipynb', 'contributing.ipynb', '00_core.ipynb'}: (tmp_path/'nbs'/name).unlink()
-    (tmp_path/'_quarto.yml').write_text('website: {sidebar: {contents: [index.ipynb, 00_core.ipynb, cli/06_main.ipynb]}}')
+    for name in set(notebooks(root)) - {'cli/06_main.ipynb', 'contributing.ipynb', '00_core.ipynb'}: (tmp_path/'nbs'/name).unlink()
+    (tmp_path/'_quarto.yml').write_text('website: {sidebar: {contents: [contributing.ipynb, 00_core.ipynb, cli/06_main.ipynb]}}')
     p = tmp_path/'nbs/cli/06_main.ipynb'
     nb = json.loads(p.read_text())
     nb['cells'].append(dict(cell_type='markdown', id='zz', metadata={}, source='::: {.callout-note}\nnever closed'))

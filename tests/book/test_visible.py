@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fsdl_tools.book.site import notebooks
+from fsdl_tools.book.contents import notebooks
 from fsdl_tools.book.visible import visible_code
 
 ROOT = Path(__file__).parents[2]

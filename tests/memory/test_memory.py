@@ -165,3 +165,106 @@ def test_recorded_results_are_within_the_bar():
     for r in result['rows']:
         for c in ('parameters', 'gradients', 'optimizer', 'buffers'): assert r['predicted'][c] == r['measured'][c]
         assert abs(r['predicted']['activations'] / r['measured']['activations'] - 1) < .03
+
+
+# What is given, what is predicted, and what looks at numbers
+
+@pytest.mark.parametrize('kind', ['mlp', 'cnn', 'transformer'])
+@pytest.mark.parametrize('samples', [1, 3, 16])
+def test_the_batch_that_is_asked_for_is_the_one_that_is_counted(kind, samples):
+    model, x = tiny(kind)
+    more = tuple(t[:1].repeat(samples, *[1] * (t.dim() - 1)) for t in x)
+    assert breakdown(model, samples, inputs=x) == breakdown(model, inputs=more) == breakdown(model, samples, inputs=more)
+    assert breakdown(model, inputs=x) == breakdown(model, len(x[0]), inputs=x)
+
+
+def test_the_largest_batch_of_ones_own_model_is_found():
+    model, x = tiny('cnn')
+    peaks = [breakdown(model, n, inputs=x).peak for n in (100, 101)]
+    assert largest_batch(model, peaks[0], inputs=x) == 100 and peaks[1] > peaks[0]
+    b = breakdown(model, 1024, inputs=x)
+    assert b.batch == 1024 * 3 * 32 * 32 * 4 and b.activations > 100 * breakdown(model, 8, inputs=x).activations
+
+
+def test_micro_batches_are_cut_from_what_is_given():
+    model, x = tiny('mlp')
+    p, m = breakdown(model, inputs=x, accumulation=4, kernels='cpu'), summary(measure(model, x, accumulation=4))
+    assert (p.batch, p.activations, p.logits) == (m.batch, m.activations, m.logits)
+
+
+@pytest.mark.parametrize('optimizer', optimizers)
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize('kind', ['transformer', 'wide', 'small'])
+def test_the_peak_is_the_one_that_is_measured(kind, optimizer, precision):
+    width = dict(wide=1024, small=50).get(kind)
+    model, x = (nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 64)), (torch.randn(2, 64),)) if width else tiny(kind)
+    p, m = breakdown(model, inputs=x, kernels='cpu', optimizer=optimizer, precision=precision), summary(measure(model, x, optimizer=optimizer, precision=precision))
+    assert abs(p.peak / m.peak - 1) < .04, (p.peak, m.peak, p.peak_phase, m.peak_phase)
+
+
+def test_measuring_for_real_leaves_all_as_it_was():
+    model, x = tiny('cnn')
+    model.eval()
+    before, state, given = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state(), x[0].clone()
+    for precision in ('fp32', 'bf16', 'amp'): measure(model, x, real=True, precision=precision)
+    assert not model.training and all(torch.equal(v, before[k]) and v.dtype == before[k].dtype for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(x[0], given) and all(p.grad is None for p in model.parameters())
+
+
+class Early(nn.Module):
+    "Leaves early when an activation is small"
+    def __init__(self, limit):
+        super().__init__()
+        self.small, self.big, self.limit = nn.Linear(64, 64), nn.Sequential(*[nn.Linear(64, 64) for _ in range(10)]), limit
+    def forward(self, x):
+        y = self.small(x)
+        return self.big(y) if y.abs().max() < self.limit else y
+
+
+@pytest.mark.parametrize('limit, layers', [(1e9, 11), (0., 1)])
+def test_a_branch_is_not_made_up(limit, layers):
+    x = (torch.randn(4, 64),)
+    for f in (measure, lambda m, x: breakdown(m, inputs=x)):
+        with pytest.raises(ValueError, match='depends on values which are not known'): f(Early(limit), x)
+    trained = [b for b in measure(Early(limit), x, real=True).blocks if b.kind == 'gradients']
+    assert sum(b.bytes for b in trained) >= layers * 64 * 65 * 4
+
+
+def test_a_branch_on_a_mask_is_known():
+    class Masked(nn.Module):
+        def __init__(self): super().__init__(); self.f = nn.Linear(64, 64)
+        def forward(self, x, mask): return self.f(x) if (mask == 1).all() else self.f(self.f(x))
+    x = torch.randn(4, 64)
+    for mask in (torch.ones(4), torch.tensor([1., 1, 0, 1])):
+        p, m, r = breakdown(Masked(), inputs=(x, mask), kernels='cpu'), summary(measure(Masked(), (x, mask))), summary(measure(Masked(), (x, mask), real=True))
+        assert p.activations == m.activations == r.activations
+
+
+@pytest.mark.parametrize('name', ['bart', 'whisper', 'wav2vec2'])
+def test_layers_that_are_dropped_now_and_then_are_counted(name):
+    m = build(name, device='meta', tiny=True)
+    b = breakdown(m, 1, seq=32)
+    assert b.activations > 0 and b.gradients > .9 * b.parameters
+
+
+def test_adapters_are_predicted_as_they_are_measured():
+    from fsdl_tools.memory.adapters import add_adapters, four_bit_bytes
+    model, x = tiny('mlp')
+    for bits in (16, 4):
+        m = add_adapters(model, rank=4, bits=bits, names=['0', '2'])
+        p, r = breakdown(m, inputs=x, kernels='cpu'), summary(measure(m, x))
+        for c in ('parameters', 'gradients', 'optimizer', 'buffers', 'batch', 'logits'): assert getattr(p, c) == getattr(r, c), c
+        assert p.gradients == 4 * (4 * (20 + 64) + 4 * (64 + 10))
+        if bits == 4: assert p.buffers == four_bit_bytes(20 * 64) + four_bit_bytes(64 * 10)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_what_is_known_of_a_tensor_does_not_keep_it_alive():
+    class Busy(nn.Module):
+        def __init__(self): super().__init__(); self.f = nn.Linear(16, 16)
+        def forward(self, x):
+            for i in range(20): torch.arange(1000) + i          # constants that die at once
+            return self.f(x)
+    x = (torch.randn(2, 16),)
+    a, b = summary(measure(Busy(), x)), summary(measure(Busy(), x, real=True))
+    assert a == b and a.peak < 30_000

@@ -233,6 +233,22 @@ def test_computing_for_real_counts_the_same():
 
 
 def test_a_model_that_looks_at_values_is_told_how():
+    import torch
     from fsdl_tools.models.profile import profile
-    with pytest.raises(ValueError, match='real=True'): profile('reformer', task='masked-lm', seq=64, tiny=True)
-    assert profile('reformer', task='masked-lm', seq=64, tiny=True, real=True).flops > 1e8
+    class Early(torch.nn.Module):
+        def __init__(self, limit):
+            super().__init__()
+            self.small, self.big, self.limit = torch.nn.Linear(64, 64), torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(10)]), limit
+        def forward(self, x):
+            y = self.small(x)
+            return self.big(y) if y.abs().max() < self.limit else y
+    x = torch.ones(4, 64)
+    for limit, layers in ((1e9, 11), (0., 1)):
+        with pytest.raises(ValueError, match='depends on the values.*real=True'): profile(Early(limit), x)
+        assert profile(Early(limit), x, real=True).flops == layers * 2 * 4 * 64 * 64
+
+
+def test_reformer_needs_no_values():
+    from fsdl_tools.models.profile import profile
+    meta, real = (profile('reformer', task='masked-lm', seq=64, tiny=True, real=r, fused=False) for r in (False, True))
+    assert meta.flops == real.flops > 1e8 and meta.params == real.params

@@ -1,5 +1,5 @@
 """What a cell of the ONNX chapters cannot hold: a full disk, another runtime, hostile and broken files by the hundred, the command line, external data, interrupted writes"""
-import json, os, random, shutil, subprocess, sys
+import json, os, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, onnx, pytest
 
@@ -255,3 +255,35 @@ def test_command_line_mistakes(tmp_path, args):
     last = [l for l in r.stderr.splitlines() if not l.startswith('  ')]
     assert r.returncode == 2 and 'Traceback' not in r.stderr and last and last[-1].startswith('fsdl: '), r.stderr
     assert [p.name for p in tmp_path.iterdir()] == ['text.onnx']
+
+
+# ---- asked to stop ----
+
+slow_export = 'import sys, time; from fsdl_tools.onnx import export; export._source = lambda *a: (print("up", flush=True), time.sleep(60)); export.export("x", sys.argv[1])'
+
+@pytest.mark.parametrize('how,code', [(signal.SIGTERM, 143), (signal.SIGKILL, -9), *(pytest.param(h, c, marks=pytest.mark.slow) for h, c in ((signal.SIGHUP, 129), (signal.SIGINT, 130)))])
+def test_an_export_that_is_ended_leaves_no_folder(how, code, tmp_path):
+    started = slow_export.replace('export.export("x", sys.argv[1])', 'from fsdl_tools.cli.main import main; from fsdl_tools.cli import onnx as c; sys.argv = ["fsdl", "export", "resnet10t", sys.argv[1]]; from fsdl_tools.onnx import cures; cures.open_model = lambda *a, **k: None; main()')
+    p = subprocess.Popen([sys.executable, '-c', started, str(tmp_path/'a.onnx')], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while (line := p.stdout.readline()) != 'up\n': assert line, 'it ended'
+    assert len(list(tmp_path.iterdir())) == 1
+    p.send_signal(how)
+    assert p.wait(30) == code
+    if how == signal.SIGKILL:
+        time.sleep(2.1)
+        with staging(tmp_path/'a.onnx'): pass               # the next one sweeps
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_endless_loop_in_a_file_is_ended_by_ctrl_c(tmp_path):
+    from onnx import parser
+    m = parser.parse_model('<ir_version: 10, opset_import: ["": 20]> g (float[1] x) => (float[1] y) <bool go = {1}, float[1] one = {1}> '
+                           '{ y = Loop(, go, x) <body = b (int64 i, bool on, float[1] v) => (bool more, float[1] w) { more = Identity(on) w = Add(v, one) }> }')
+    onnx.save(m, tmp_path/'endless.onnx')
+    code = ('import sys, numpy as np; from fsdl_tools.onnx.graph import infer, session; s = session(sys.argv[1]); print("up", flush=True)\n'
+            'try: infer(s, {"x": np.ones(1, "float32")})\nexcept KeyboardInterrupt: print("heard", flush=True)')
+    p = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'endless.onnx')], stdout=subprocess.PIPE, text=True)
+    assert p.stdout.readline() == 'up\n'
+    time.sleep(.5)
+    p.send_signal(signal.SIGINT)
+    assert p.communicate(timeout=20)[0] == 'heard\n' and p.returncode == 0

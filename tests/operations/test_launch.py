@@ -212,6 +212,19 @@ def test_render_and_check_take_less_than_50_ms(t):
     assert statistics.median(took) < .05
 
 
+@pytest.mark.parametrize('on', ['local', 'slurm', 'k8s', 'sagemaker', 'ray'])
+def test_the_command_prints_a_text_within_a_second(on, tmp_path):
+    "Of the processor's time, which others on this machine do not change"
+    suited(target(on), Job('a', ('python', 'a.py', '$5'), env={'A': 'no'}, nodes=2)).to_json(tmp_path/'job.json')
+    code = 'import sys; from fsdl_tools.cli.main import main; main()'
+    p = subprocess.Popen([sys.executable, '-c', code, 'launch', str(tmp_path/'job.json'), '--on', on, '--dry-run'], stdout=subprocess.PIPE, text=True)
+    text = p.stdout.read()
+    _, status, used = os.wait4(p.pid, 0)
+    p.returncode = os.waitstatus_to_exitcode(status)
+    assert p.returncode == 0 and target(on).parse(text).command == ('python', 'a.py', '$5')
+    assert used.ru_utime + used.ru_stime < 1
+
+
 def test_no_shell_is_asked():
     for f in Path(launch.__file__).parent.glob('*.py'):
         for n in ast.walk(ast.parse(f.read_text())):

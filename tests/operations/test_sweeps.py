@@ -12,9 +12,15 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fsdl_tools.environments import built
+from fsdl_tools.operations import sweep_trials
+from fsdl_tools.operations.launch import Job, Status, TargetError, target
+from fsdl_tools.operations.local import Local
 from fsdl_tools.operations.sweep_space import Parameter, Space, command_of, distributions, parse_sweep, read_sweep
 from fsdl_tools.operations.sweep_engines import bands, should_stop, suggest
-from fsdl_tools.operations.sweeps import Budget, best, books, importance, nest, sweep
+from fsdl_tools.operations.sweeps import Budget, best, books, importance, sweep
+from fsdl_tools.operations.sweep_ray import tune_on_ray
+from fsdl_tools.operations.sweep_trials import hourly_price, job_ended, nest, start_job, verdict
+from .test_slurm import cluster, installed  # noqa: F401 - fixtures
 
 toy = '''
 import time, os, sys
@@ -153,7 +159,153 @@ def test_another_engine_goes_on(place):
     with pytest.raises(ValueError, match='other parameters'): sweep(grid(3), place/'s', 'toy:train')
 
 
-@pytest.mark.skipif(not built('ray_tune'), reason="the side environment 'ray_tune' is not built")
+job_controller = controller.replace('import sys, json;', 'import sys, json; from fsdl_tools.operations.launch import Job;').replace('poll=.02', 'poll=.1, job=Job("toy", ("python",), time=120)')
+
+
+@pytest.fixture
+def jobs(place, monkeypatch):
+    "Local jobs are on record in the test's own folder"
+    monkeypatch.setenv('XDG_STATE_HOME', str(place/'state'))
+    return place
+
+
+def test_trials_that_are_jobs(jobs):
+    "Their controller is killed between and during submissions: each point of the grid once, each job on record once"
+    space = grid(4, steps=3, pause=.2)
+    for _ in range(2):
+        p = subprocess.Popen([sys.executable, '-c', job_controller, json.dumps(space.to_dict()), str(jobs/'s'), '2'], stderr=subprocess.PIPE, text=True)
+        time.sleep(1 + random.random()*2)
+        p.kill()
+        p.communicate()
+    done = sweep(space, jobs/'s', 'toy:train', poll=.1, job=Job('toy', ('python',), time=120))
+    assert [(r['state'], r['attempt']) for r in done] == [('finished', 1)]*4
+    assert sorted(map(float, counted(jobs))) == [0., .1, .2, .3]
+    assert len(list((jobs/'state'/'fsdl_tools'/'jobs').iterdir())) == 4
+    assert all(0 < r['seconds'] < 30 for r in books(jobs/'s'))
+
+
+def test_a_job_whose_answer_was_lost(jobs, monkeypatch):
+    "The controller hears nothing of what it submitted: the next look finds the job by its token"
+    real, lost = Local.submit, []
+    def submit(self, job, token=''):
+        h = real(self, job, token)
+        if not lost:
+            lost.append(token)
+            raise TargetError('the answer was lost')
+        assert token == lost[0]
+        return h
+    monkeypatch.setattr(Local, 'submit', submit)
+    trial = start_job(Job('toy', ('python',), time=60), target('local'), Space([]), jobs/'s', 'toy:train', 0, 1, dict(x=.5))
+    assert json.loads((trial.place/'job.json').read_text())['id'] == ''
+    end = time.monotonic() + 60
+    while not job_ended(trial.place) and time.monotonic() < end: time.sleep(.1)
+    assert verdict(trial.place, 'loss', 1, 2)[0] == 'finished' and len(counted(jobs)) == 1
+
+
+@pytest.mark.parametrize(('said', 'state', 'reason'), [
+    (Status('failed', 'exit 3', 'no'), 'failed', 'failed no'), (Status('timeout', 'exit -15'), 'failed', 'timeout'),
+    (Status('preempted', 'PREEMPTED'), 'waiting', None), (Status('lost'), 'waiting', None), (Status('running'), None, None)])
+def test_what_a_scheduler_says(jobs, monkeypatch, said, state, reason):
+    monkeypatch.setattr(Local, 'submit', lambda self, job, token='': type('H', (), dict(id='7'))())
+    monkeypatch.setattr(Local, 'status', lambda self, handle: said)
+    monkeypatch.setattr(Local, 'logs', lambda self, handle: '')
+    trial = start_job(Job('toy', ('python',)), target('local'), Space([]), jobs/'s', 'toy:train', 0, 1, dict(x=.5))
+    assert job_ended(trial.place) == (state is not None)
+    if state: assert (verdict(trial.place, 'loss', 1, 2)[0], verdict(trial.place, 'loss', 1, 2)[3]) == (state, reason)
+
+
+def test_a_scheduler_that_knows_nothing(jobs, monkeypatch):
+    "It has forgotten the job: while the log is young the trial counts as running, an end in the log counts, silence is a loss"
+    def forgotten(self, handle): raise TargetError('Invalid job id specified')
+    monkeypatch.setattr(Local, 'submit', lambda self, job, token='': type('H', (), dict(id='7'))())
+    monkeypatch.setattr(Local, 'status', forgotten)
+    places = [start_job(Job('toy', ('python',)), target('local'), Space([]), jobs/'s', 'toy:train', n, 1, {}).place for n in range(3)]
+    head = '{"schema": "fsdl-run/1", "id": "a", "started": 5.0}\n{"t": 7.0, "step": 0, "m": {"loss": 0.5}}\n'
+    for p in places: (p/'log.jsonl').write_text(head)
+    with pytest.warns(RuntimeWarning, match='counts as running'): assert not job_ended(places[0])
+    (places[1]/'log.jsonl').write_text(head + '{"t": 9.0, "end": "finished", "dropped": 0}\n')
+    assert job_ended(places[1]) and verdict(places[1], 'loss', 1, 2) == ('finished', .5, 4., None)
+    old = time.time() - sweep_trials._silent - 5
+    os.utime(places[2]/'log.jsonl', (old, old))
+    assert job_ended(places[2]) and verdict(places[2], 'loss', 1, 2)[0] == 'waiting' and verdict(places[2], 'loss', 3, 2)[3].startswith('lost')
+
+
+def test_dollars_of_jobs(jobs):
+    "The price of the pattern's GPUs bounds the sweep; a job that cannot run is refused before anything starts"
+    pattern = Job('toy', ('python',), gpus=1, gpu='A100', time=60)
+    price = hourly_price(pattern)
+    assert .3 < price < 10 and hourly_price(pattern.replace(gpus=2)) >= price
+    done = sweep(grid(8, steps=2, pause=.3), jobs/'s', 'toy:train', workers=1, poll=.1, job=pattern, budget=Budget(dollars=price/3600*1.6, price=price))
+    assert 1 <= len(done) < 8 and sum(r['seconds'] for r in books(jobs/'s'))/3600*price <= price/3600*1.6
+    with pytest.raises(ValueError, match='no folder'): sweep(grid(2), jobs/'t', 'toy:train', job=pattern.replace(folder='/nowhere'))
+
+
+slurm_controller = controller.replace('import sys, json;', 'import os, sys, json; from fsdl_tools.operations.launch import Job; from fsdl_tools.operations.slurm import Slurm;').replace(
+    'poll=.02', 'poll=.5, job=Job("toy", ("python",), env=dict(COUNT=os.environ["COUNT"]), time=120), where=Slurm(python=sys.executable, output=sys.argv[4])')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_trials_on_slurm(place, cluster):  # noqa: F811
+    "Jobs of a real SLURM: the controller is killed while they wait and run, another goes on, each point once"
+    words = [sys.executable, '-c', slurm_controller, json.dumps(grid(5, steps=3, pause=.5).to_dict()), str(place/'s'), '2', str(cluster.root/'work'/'slurm-%j.out')]
+    p = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    stop = time.monotonic() + 120
+    while not list(place.glob('s/trials/*/job.json')) and time.monotonic() < stop: time.sleep(.1)
+    time.sleep(random.random()*3)
+    p.kill()
+    p.communicate()
+    end(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))
+    assert [(r['state'], r['attempt']) for r in books(place/'s')] == [('finished', 1)]*5
+    assert sorted(map(float, counted(place))) == [i/10 for i in range(5)]
+
+
+ray_driver = 'import sys, json; from fsdl_tools.operations.sweep_space import Space; from fsdl_tools.operations.sweep_ray import tune_on_ray; tune_on_ray(Space.from_dict(json.loads(sys.argv[1])), sys.argv[2], "toy:train", timeout=400)'
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not built('ray'), reason="the side environment 'ray' is not built")
+def test_under_ray_tune_and_back(place):
+    "A grid begun by us goes on under Ray Tune, which is killed with its trials running, and is ended by us"
+    space = grid(9, steps=8, pause=.5)
+    sweep(space, place/'s', 'toy:train', budget=Budget(trials=2), poll=.02)
+    p = subprocess.Popen([sys.executable, '-c', ray_driver, json.dumps(space.to_dict()), str(place/'s')], start_new_session=True)
+    end = time.monotonic() + 300
+    while len(books(place/'s')) < 4 and time.monotonic() < end and p.poll() is None: time.sleep(.2)
+    assert len(books(place/'s')) >= 4
+    for pid in _whole_tree(p.pid): os.kill(pid, signal.SIGKILL)
+    p.wait()
+    sweep(space, place/'s', 'toy:train', poll=.02, budget=Budget(trials=7))
+    tune_on_ray(space, place/'s', 'toy:train', timeout=400)
+    rows = books(place/'s')
+    assert {r['state'] for r in rows} == {'finished'} and {r['engine'] for r in rows} == {'grid', 'ray-tune'}
+    assert sorted(map(float, counted(place))) == [i/10 for i in range(9)]
+
+
+def _whole_tree(pid):
+    "A process and all it started, without the keepers and trials"
+    import psutil
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return [q.pid for q in family if not 'FSDL_RUN_FOLDER' in q.environ()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not built('ray'), reason="the side environment 'ray' is not built")
+def test_ray_tune_stops_early_and_asks_optuna(place):
+    (place/'slow.py').write_text('import time\ndef train(params, log):\n    for step in range(8):\n        log.log(dict(loss=params["x"]), step)\n        log.flush()\n        time.sleep(.3)\n')
+    with pytest.raises(ValueError, match="no distribution 'normal'"): tune_on_ray(bayes(6), place/'s', 'slow:train')
+    space = bayes(6).replace(early=dict(min_iter=2, eta=2))
+    space = space.replace(parameters=[p for p in space.parameters if p.kind != 'normal'])
+    rows = list(tune_on_ray(space, place/'s', 'slow:train', timeout=500))
+    assert len(rows) == 6 and {r['state'] for r in rows} <= {'finished', 'stopped'} and 'stopped' in {r['state'] for r in rows}
+    assert all(0 <= r['x'] <= 1 and r['k'] in 'ab' for r in rows)
+    more = sweep(space.replace(cap=8, early={}), place/'s', 'slow:train', poll=.02)
+    assert len(more) == 8 and [r['engine'] for r in more][-1] == 'optuna'
+
+
+@pytest.mark.skipif(not built('ray'), reason="the side environment 'ray' is not built")
 def test_rays_search_space():
     space = bayes(4).replace(method='random')
     a, b = (suggest(space, [], n, engine='ray')[0] for n in (0, 1))
@@ -165,6 +317,7 @@ def test_hyperband_stops_the_hopeless(place):
     space = grid(6).replace(early=dict(min_iter=2, eta=2))
     rows = list(sweep(space, place/'s', 'slow:train', workers=2, poll=.02))
     assert rows[0]['state'] == 'finished' and 'stopped' in {r['state'] for r in rows} and best(place/'s')['value'] == 0.
+    assert all(r['seconds'] > 0 for r in books(place/'s'))      # who is stopped early has cost something, too
 
 
 def test_budgets(place):

@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import struct
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,7 @@ from fsdl_tools.operations.tracking_read import read, read_all
 from fsdl_tools.training.runlog import Run, Series, read_log, start_run
 
 clients = pytest.mark.skipif(not built('trackers'), reason="the side environment 'trackers' is not built")
+ROOT = Path(__file__).parent.parent.parent
 canary = 'hf_' + 'CanaryCanaryCanary'
 
 
@@ -108,6 +111,12 @@ def test_mistakes_are_found_before_anything_starts(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match='fsdl env build trackers'): follow(log.folder, ('wandb',))
 
 
+def test_a_database_is_named_from_where_one_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tracking._absolute(dict(uri='sqlite:///here.db', experiment='e')) == dict(uri=f'sqlite:///{tmp_path}/here.db', experiment='e')
+    for same in (None, {}, dict(uri='http://127.0.0.1:5000'), dict(uri=f'sqlite:///{tmp_path}/a.db')): assert tracking._absolute(same) == same
+
+
 def test_a_log_cannot_name_files_outside_the_run(tmp_path):
     secret = tmp_path/'secret'
     secret.write_text('x')
@@ -187,24 +196,82 @@ def test_a_client_killed_and_started_again(tmp_path, to):
 @clients
 @pytest.mark.slow
 def test_a_server_that_never_answers(tmp_path):
+    "The follower hangs and is stopped; the training, which logs all the while, notices nothing"
+    import statistics
+    medians = []
     with socket.create_server(('127.0.0.1', 0)) as s:
-        log = some_run(tmp_path, 100)
-        row = follow(log.folder, ('mlflow',), options=dict(mlflow=dict(uri=f'http://127.0.0.1:{s.getsockname()[1]}')), timeout=20)[0]
-    assert row['status'] == 'stopped' and 'did not end' in row['error']
+        log, rows = some_run(tmp_path, 100, finish=False), []
+        options = dict(mlflow=dict(uri=f'http://127.0.0.1:{s.getsockname()[1]}'))
+        thread = threading.Thread(target=lambda: rows.extend(follow(log.folder, ('mlflow',), options=options, timeout=20)))
+        thread.start()
+        while thread.is_alive():
+            took = []
+            for step in range(2000):
+                t0 = time.perf_counter()
+                log.log(dict(loss=.5, accuracy=.25), step)
+                took.append(time.perf_counter() - t0)
+            medians.append(statistics.median(took))
+            time.sleep(.2)
+        log.finish()
+    assert rows[0]['status'] == 'stopped' and 'did not end' in rows[0]['error']
+    assert len(medians) > 20 and statistics.median(medians) < 5e-6 and log.dropped == 0
+
+
+odd_names = ['ключ', 'a/b c', 'quote"\'', 'x'*300, 'step', 'a.b', 'percent%s', 'tab\tline\nbreak', '日本語', '_private', 'A', 'a']
+odd_values = [float('nan'), float('inf'), float('-inf'), 5e-324, 1.7976931348623157e308, -0., 2.**60, 1/3]
+
+
+@pytest.mark.parametrize('to', [pytest.param(s, marks=() if s in ('jsonl', 'tensorboard') else (clients, pytest.mark.slow)) for s in sinks if s != 'determined'])
+def test_odd_numbers_and_names_survive_or_are_named(tmp_path, to):
+    metrics = {name: Series(list(range(len(odd_values))), list(odd_values), [float(1000 + i) for i in range(len(odd_values))]) for name in odd_names}
+    r = Run('odd', source='x', params={'größe': 1, 'lr': .1, 'deep': {'a.b': 'c'}}, metrics=metrics)
+    c = convert(r, to, tmp_path/to, timeout=200)
+    back, said = read_all(c.where)[0], ' '.join(c.differs + c.lost)
+    for name, s in metrics.items():
+        same = name in back.metrics and bits(back.metrics[name].values) == bits(s.values) and back.metrics[name].steps == s.steps
+        assert same or name[:50] in said or repr(name[:50])[1:-1] in said, (name, c.differs, c.lost)
+    plain = [n for n in ('A', 'a', 'a.b') if not any(d.startswith(f'{n}: missing') for d in c.differs)]
+    assert len(plain) == 3, c.differs
 
 
 @clients
 @pytest.mark.slow
-def test_a_model_from_a_run_to_onnx(tmp_path):
+@pytest.mark.timeout(400)
+def test_a_canary_reaches_no_file_of_any_client(tmp_path, monkeypatch):
+    "Keys in the environment and in the command, parameters, names, an error: what the clients write holds none, unpacked archives included"
+    import zipfile
+    monkeypatch.setenv('MY_SERVICE_PASSWORD', 'plain-canary-words')
+    monkeypatch.setenv('HF_TOKEN', canary)
+    monkeypatch.setattr(sys, 'argv', ['train.py', '--api-key', canary])
+    with pytest.raises(RuntimeError), start_run(tmp_path/'runs', dict(key=canary, w='plain-canary-words'), name=canary, packages=False, tags=dict(t=canary)) as log:
+        log.log({'x': 1., f'y {canary}': 2.}, 0)
+        raise RuntimeError(f'no access with {canary}')
+    done = follow(log.folder, tuple(sinks), timeout=280)
+    assert {r['status'] for r in done} == {'failed'} and not any(r['error'] for r in done), list(done)
+    found = []
+    for p in tmp_path.rglob('*'):
+        if not p.is_file(): continue
+        parts = [p.read_bytes()]
+        if zipfile.is_zipfile(p):
+            with zipfile.ZipFile(p) as z: parts += [z.read(n) for n in z.namelist()]
+        if any(b'Canary' in d or b'plain-canary' in d for d in parts): found.append(str(p.relative_to(tmp_path)))
+    assert found == []
+
+
+@clients
+@pytest.mark.slow
+def test_a_model_from_a_run_to_onnx(tmp_path, monkeypatch):
     import torch
     from safetensors.torch import load_file, save_file
     from fsdl_tools.onnx.export import export
     from fsdl_tools.onnx.graph import inspect_onnx
     from fsdl_tools.operations.tracking_compare import fetch, register
-    model, uri = torch.nn.Linear(4, 2), f'sqlite:///{tmp_path}/mlflow.db'
+    monkeypatch.chdir(tmp_path)                 # a database is named from where one stands, as the page does it
+    model, uri = torch.nn.Linear(4, 2), 'sqlite:///mlflow.db'
     save_file(model.state_dict(), tmp_path/'model.safetensors')
     with start_run(tmp_path/'runs', dict(width=4), packages=False) as log: a = log.artifact(tmp_path/'model.safetensors', kind='model')
     assert str(register(log.folder, 'model.safetensors', 'demo', uri=uri)) == '1'
+    assert (tmp_path/'mlflow.db').is_file() and list((tmp_path/'artifacts').rglob('model.safetensors'))
     path, lineage = fetch('demo', uri, tmp_path/'here')
     other = torch.nn.Linear(4, 2)
     other.load_state_dict(load_file(path))
@@ -214,6 +281,109 @@ def test_a_model_from_a_run_to_onnx(tmp_path):
     assert kept['fsdl.lineage.sha256'] == a.sha256 and kept['fsdl.lineage.fsdl.run'] == log.id
     path.write_bytes(b'another model')
     with pytest.raises(ValueError, match='no run|artifact'): register(log.folder, 'none', 'demo', uri=uri)
+
+
+@pytest.fixture(scope='module')
+def mlflow_server(tmp_path_factory):
+    "A real MLflow server on 127.0.0.1: (address, process, its folder)"
+    from fsdl_tools.operations.slurm_cluster import free_ports
+    top, port = tmp_path_factory.mktemp('server'), free_ports(1)[0]
+    words = ['server', '--host', '127.0.0.1', '--port', str(port), '--workers', '1', '--backend-store-uri', f'sqlite:///{top}/mlflow.db', '--artifacts-destination', str(top/'artifacts')]
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(MLFLOW_DISABLE_TELEMETRY='true')
+    with open(top/'out', 'wb') as out: p = subprocess.Popen([str(built('trackers')), '-m', 'mlflow', *words], env=env, stdout=out, stderr=out, cwd=top, start_new_session=True)
+    url, end = f'http://127.0.0.1:{port}', time.monotonic() + 240
+    try:
+        while True:
+            try: urllib.request.urlopen(url + '/health', timeout=5).read(); break
+            except OSError:
+                assert p.poll() is None and time.monotonic() < end, (top/'out').read_text()[-3000:]
+                time.sleep(.5)
+        yield url, p, top
+    finally:
+        os.killpg(p.pid, signal.SIGKILL)
+        p.wait()
+
+
+@clients
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_server_of_mlflow(mlflow_server, tmp_path):
+    "Written through the client, read through REST: the same bits; followed again, nothing is doubled; a server that stands still holds up nobody"
+    url, p, _ = mlflow_server
+    log = some_run(tmp_path, 5000, tags=dict(kind='test'))
+    options = dict(mlflow=dict(uri=url))
+    os.killpg(p.pid, signal.SIGSTOP)
+    row = follow(log.folder, ('mlflow',), options=options, timeout=20)[0]
+    os.killpg(p.pid, signal.SIGCONT)
+    assert row['status'] == 'stopped'
+    assert follow(log.folder, ('mlflow',), options=options, timeout=250)[0]['status'] == 'finished'
+    whole, back = read_log(log.folder), read(url, log.id)
+    for name, s in whole.metrics.items(): assert back.metrics[name].steps == s.steps and bits(back.metrics[name].values) == bits(s.values)
+    assert back.id == log.id and back.status == 'finished' and back.tags['kind'] == 'test' and str(_flat(back.params)['nested.depth']) == '3'
+    (log.folder/'sinks'/'mlflow.json').unlink()                       # as if the follower had been killed before it wrote its offset
+    assert follow(log.folder, ('mlflow',), options=options, timeout=250)[0]['status'] == 'finished'
+    assert sum(r.id == log.id for r in read_all(url)) == 1 and len(read(url, log.id).metrics['loss']) == 5000
+    odd = some_run(tmp_path/'odd', 0, finish=False)
+    odd.log(dict(n=float('nan'), i=float('inf')), 0)
+    odd.finish()
+    c = convert(odd.folder, 'mlflow', tmp_path/'converted', options=dict(uri=url))
+    assert any('infinite' in x for x in c.lost) and [d for d in c.differs if d.startswith('n:')] == []
+
+
+@clients
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_registry_of_a_server(mlflow_server, tmp_path):
+    "Two versions of a model; the alias moves; what is fetched is what was logged, and a file that was changed is refused"
+    from fsdl_tools.operations.tracking_compare import fetch, register
+    url, _, top = mlflow_server
+    made = []
+    for n in (1, 2):
+        (tmp_path/'model.bin').write_bytes(b'weights' * n)
+        with start_run(tmp_path/'runs', dict(n=n), packages=False) as log: log.artifact(tmp_path/'model.bin', kind='model')
+        assert str(register(log.folder, 'model.bin', 'served', uri=url)) == str(n)
+        made.append(log.id)
+    path, lineage = fetch('served', url, tmp_path/'here')
+    assert path.read_bytes() == b'weights'*2 and lineage['lineage.fsdl.run'] == made[1] and lineage['lineage.version'] == '2'
+    stored = [p for p in (top/'artifacts').rglob('model.bin') if p.read_bytes() == b'weights'*2]
+    stored[0].write_bytes(b'changed')
+    with pytest.raises(ValueError, match='SHA-256'): fetch('served', url, tmp_path/'again')
+
+
+def tabs(chapter, title):
+    "Name -> code of the tabs of a page's section"
+    cells = json.loads((ROOT/'nbs'/'operations'/chapter).read_text())['cells']
+    text = next(s for c in cells if c['cell_type'] == 'markdown' and title in (s := ''.join(c['source'])))
+    return {name.strip(): code for name, code in re.findall(r'^## ([^\n]+)\n.*?```python\n(.*?)```', text, re.M | re.S)}
+
+
+loop = 'def train(log):\n    for step in range(STEPS): log(dict(loss=1/(step + 1), accuracy=step/100), step)\n'
+left = {'TensorBoard': 'runs', 'MLflow': 'mlflow.db', 'W&B': 'wandb', 'Comet': 'comet', 'trackio': 'trackio', 'SwanLab': 'swanlab', 'Neptune': '.neptune', 'Determined': None}
+
+
+@clients
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('tracker', left)
+def test_the_loops_in_the_tabs(tmp_path, tracker):
+    "The code that the page shows runs, and ten thousand scalars that it leaves are read back (two hundred of MLflow, whose every call writes to a database)"
+    steps = 100 if tracker == 'MLflow' else 5000
+    code = tabs('10_sinks.ipynb', 'group="loop"')[tracker]
+    python, more = str(built('trackers')), ''
+    if tracker == 'TensorBoard':        # it is part of torch, which the trackers' environment lacks
+        python, more = sys.executable, f'import sys; sys.path.append({str(next(built("trackers").parent.parent.glob("lib/python*/site-packages")))!r})\n'
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(HOME=str(tmp_path), TRACKIO_DIR=str(tmp_path/'trackio'), MLFLOW_DISABLE_TELEMETRY='true', WANDB_SILENT='true')
+    p = subprocess.run([python, '-c', f'{more}STEPS = {steps}\n{loop}{code}'], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert p.returncode == 0, p.stderr[-3000:]
+    if tracker == 'Determined': return
+    r = read(tmp_path/left[tracker])
+    want = [1/(i + 1) for i in range(steps)]
+    if tracker == 'TensorBoard': want = [struct.unpack('<f', struct.pack('<f', v))[0] for v in want]
+    name = next(k for k in r.metrics if k.endswith('loss'))
+    assert bits(r.metrics[name].values) == bits(want) and r.metrics[name].steps == list(range(steps))
+    if tracker == 'TensorBoard': return
+    name = next(k for k in r.metrics if k.endswith('accuracy'))
+    assert bits(r.metrics[name].values) == bits([i/100 for i in range(steps)]) and r.metrics[name].steps == list(range(steps))
 
 
 def test_convert_says_what_is_lost(tmp_path):

@@ -70,6 +70,20 @@ def test_on_slurm_with_a_node_killed(straight, cluster):  # noqa: F811
     assert weights(folder) == straight
 
 
+slowly = 'import time; from fsdl_tools.training import trainer; step = trainer.Trainer.one_step; trainer.Trainer.one_step = lambda self, b: (time.sleep(.5), step(self, b))[1]; '
+
+
+def test_on_slurm_after_the_time_limit(straight, cluster):  # noqa: F811
+    "Half a second longer a step: a minute is not enough, and the script is warned 25 s before it is over"
+    s, folder = target(cluster), cluster.root/'limit'
+    job = on_two_nodes(folder).replace(time=60, grace=25)
+    job = job.replace(command=(*job.command[:2], slowly + job.command[2], *job.command[3:]))
+    h = s.submit(job)
+    done = s.wait(h, 300)
+    assert done.state == 'succeeded' and 'restarts' in done.detail, s.logs(h)
+    assert weights(folder) == straight
+
+
 def test_in_two_containers(straight, pod):  # noqa: F811
     t, work = pod
     h = t.submit(on_two_nodes(work/'run').replace(image='localhost/fsdl-test:1'))

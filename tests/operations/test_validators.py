@@ -1,5 +1,6 @@
 """What is rendered, before other people's validators and clients, in a side environment of their own"""
-import json
+import json, subprocess, sys
+from pathlib import Path
 import pytest
 from fsdl_tools.core import GiB
 from fsdl_tools.environments import build_env, built, run_in
@@ -103,3 +104,12 @@ def test_the_numbers_in_our_rules_are_those_of_the_services_model(env):
     assert limits == [100, 256, 100, 512, 63, 30]
     from fsdl_tools.operations.clouds import _aws_schema
     assert set(_aws_schema) <= set(names)
+
+
+def test_torchxs_strings_are_as_the_page_says(request):
+    "Its SLURM script in bash, with a program in the place of srun"
+    if not built('torchx'):
+        if not request.config.getoption('--slow'): pytest.skip('the side environment torchx is not built: fsdl env build torchx')
+        build_env('torchx')
+    r = subprocess.run([sys.executable, str(Path(__file__).parents[2]/'benchmarks'/'torchx_strings.py'), '--check'], capture_output=True, text=True, timeout=300)
+    assert r.returncode == 0, r.stderr[-1500:]

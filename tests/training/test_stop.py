@@ -8,8 +8,11 @@ from fsdl_tools.training.elastic import rank_threads
 from fsdl_tools.training.trainer import TrainConfig, fit
 
 pytestmark = pytest.mark.timeout(400)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN: signal.signal(signal.SIGHUP, signal.SIG_DFL)      # tests under nohup: what they start must hear it
 start = 'import sys; from fsdl_tools.training.elastic import *; from fsdl_tools.training.trainer import *; train(TrainConfig.from_json(sys.argv[1]))'
 slow_steps = 'import sys, time; from fsdl_tools.training import trainer; one = trainer.Trainer.one_step; trainer.Trainer.one_step = lambda self, b: (time.sleep(4), one(self, b))[1]; ' + start[11:]
+slow_eval = 'import sys, time; from fsdl_tools.training import trainer; from pathlib import Path; held = trainer.Trainer._held_out; trainer.Trainer._held_out = lambda self, *a: (Path(self.c.folder, "evaluates").touch(), time.sleep(1), held(self, *a))[2]; ' + start[11:]
+slow_save = 'import sys, time; from fsdl_tools.training import checkpoint; from pathlib import Path; enter = checkpoint._enter; checkpoint._enter = lambda p: (p.parent.parent.with_name("saves").touch(), time.sleep(1), enter(p))[2]; ' + start[11:]
 codes = dict(SIGTERM=143, SIGINT=130, SIGHUP=129, SIGUSR1=138)
 
 
@@ -26,7 +29,7 @@ def until(true, timeout=150):
         time.sleep(.03)
 
 
-def begin(c, code=start, prefix=()): return subprocess.Popen([*prefix, sys.executable, '-c', code, c.to_json()], stderr=subprocess.DEVNULL, start_new_session=True)
+def begin(c, code=start, prefix=()): return subprocess.Popen([*prefix, sys.executable, '-c', code, c.to_json()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 def goes_on(c, ranks):
     "What is left of the run has the losses of a run that nobody stopped"
     done = count(c)
@@ -59,13 +62,50 @@ def test_two_ranks_and_the_command_waits_for_them(how, group, tmp_path):
 
 
 @pytest.mark.slow
-def test_in_a_long_step(tmp_path):
-    c = config(tmp_path)
-    p = begin(c, slow_steps)
+@pytest.mark.parametrize('ranks', [1, 2])
+def test_in_a_long_step(ranks, tmp_path):
+    c = config(tmp_path, layout=f'dp{ranks}')
+    p = begin(c, slow_steps if ranks == 1 else in_ranks(slow_steps))
     until(lambda: count(c) >= 1)
     time.sleep(1)
     p.send_signal(signal.SIGTERM)
     assert p.wait(60) == 143 and saved(c) == [2] and count(c) == 2
+
+
+def in_ranks(code):
+    "The same change in the ranks, which torchrun starts with a line of their own"
+    change = code[:code.index('from fsdl_tools.training.elastic')]
+    return start.replace('train(', f'from fsdl_tools.training import elastic; real = elastic._command; elastic._command = lambda *a: [w.replace("from fsdl_tools.training.elastic import _main", {change!r} + "from fsdl_tools.training.elastic import _main") for w in real(*a)]; train(')
+
+
+@pytest.mark.parametrize('code,flag,kw', [(slow_eval, 'evaluates', dict(eval_every=3)), (slow_save, 'saves', dict(save_every=3))], ids=['evaluation', 'saving'])
+def test_during_evaluation_and_saving(code, flag, kw, tmp_path):
+    c = config(tmp_path, **kw)
+    p = begin(c, code)
+    until(lambda: (Path(c.folder)/flag).exists())
+    p.send_signal(signal.SIGTERM)
+    assert p.wait(60) == 143
+    goes_on(c.replace(eval_every=0), 1)
+
+
+@pytest.mark.slow
+def test_in_the_last_evaluation_the_run_is_done(tmp_path):
+    c = config(tmp_path, steps=3)
+    p = begin(c, slow_eval)
+    until(lambda: (Path(c.folder)/'evaluates').exists())
+    p.send_signal(signal.SIGTERM)
+    assert p.wait(60) == 0 and saved(c) == [3] and (Path(c.folder)/'model.safetensors').exists()
+
+
+def test_nohup_goes_on_when_the_terminal_is_closed(tmp_path):
+    c = config(tmp_path)
+    p = begin(c, prefix=['nohup'])
+    until(lambda: count(c) >= 3)
+    p.send_signal(signal.SIGHUP)
+    now = count(c)
+    until(lambda: count(c) > now + 5)
+    p.send_signal(signal.SIGTERM)
+    assert p.wait(60) == 143 and saved(c)[-1] == count(c)
 
 
 def test_as_process_1(tmp_path):

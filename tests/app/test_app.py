@@ -1,0 +1,189 @@
+"""The app: every number on the screen is the library's, addresses that mean harm are answered, and a real browser sees no outside request."""
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from types import SimpleNamespace
+from urllib.parse import urlencode
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from fsdl_tools.app.screen import script
+from fsdl_tools.app.pages import answer, look_at_onnx, views, read_state, report_html
+from fsdl_tools.parallel.ranks import free_port
+
+pytest.importorskip('streamlit')
+COMPUTED = ('train', 'plan', 'memory', 'cost', 'zoo')        # pages that answer without a file
+MODELS = dict(train=['gpt2-xl', 'llama-3.1-8b'], plan=['gpt2-xl', 'llama-3.1-8b'], memory=['resnet18', 'gpt2'], cost=['bert-large', 'resnet50', 'ssd'], zoo=[''])
+
+
+def good(control, name):
+    "Texts that a control accepts"
+    if control.name == 'model':
+        return st.sampled_from(MODELS[name])
+    if control.name in ('gpu', 'gpus') and control.kind == 'text':
+        return st.sampled_from(['A100-SXM-80GB', 'H100-SXM-80GB'])
+    if control.kind == 'number':
+        return st.sampled_from([str(n) for n in (1, 2, 4, 8, 16, 64) if control.low <= n <= control.high])
+    if control.kind == 'count':
+        return st.sampled_from(['', '1B', '30M', '2.5e9'])
+    if control.kind == 'time':
+        return st.sampled_from(['7d', '400d'])
+    if control.kind == 'choice':
+        return st.sampled_from([*control.choices, control.default])
+    if control.kind == 'switch':
+        return st.sampled_from(['0', '1'])
+    return st.just(control.default)
+
+
+@st.composite
+def states(draw, names=COMPUTED):
+    "A page and an address that it understands"
+    name = draw(st.sampled_from(names))
+    chosen = draw(st.lists(st.sampled_from(views[name].controls), max_size=3, unique_by=lambda c: c.name))
+    return name, {c.name: draw(good(c, name)) for c in chosen}
+
+
+def opened(name, address):
+    from streamlit.testing.v1 import AppTest
+
+    app = AppTest.from_string(script, default_timeout=120)
+    for key, text in dict(address, page=name).items():
+        app.query_params[key] = text
+    return app.run()
+
+
+def same_as_the_library(name, address):
+    app = opened(name, address)
+    assert not app.exception
+    blocks = answer(name, address)
+    assert [m.value for m in app.metric] == [b.content for b in blocks if b.kind == 'figure']
+    assert len(app.warning) == len([b for b in blocks if b.kind == 'note'])
+    tables = [b.content for b in blocks if b.kind == 'table']
+    for shown, table in zip(app.dataframe, tables, strict=True):
+        assert [list(map(str, row)) for row in shown.value.itertuples(index=False)] == table._grid()
+
+
+@settings(max_examples=12)
+@given(states())
+def test_the_screen_shows_what_the_library_says(state): same_as_the_library(*state)
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@given(states())
+def test_the_screen_shows_what_the_library_says_in_200_states(state): same_as_the_library(*state)
+
+
+@given(st.sampled_from(list(views)), st.dictionaries(st.text(max_size=12), st.text(max_size=250), max_size=4), st.data())
+def test_no_address_is_a_traceback(name, address, data):
+    for control in views[name].controls:
+        if control.name != 'model' and data.draw(st.booleans()):
+            address[control.name] = data.draw(st.one_of(st.text(max_size=40), st.sampled_from(['1e999', '-1', 'nan', '\x00', '9' * 400, '[red]', '${x}', '../../x'])))
+    values, wrong = read_state(views[name], address)
+    assert set(values) == {c.name for c in views[name].controls}
+    assert all('\n' not in text for text in wrong)
+
+
+@pytest.mark.parametrize('model', ['no-such-model', '../../etc/passwd', '[bold]x', 'x' * 300, '', 'hf-hub:timm/resnet50', 'gpt2\x1b[2J'])
+@pytest.mark.parametrize('name', ['train', 'plan', 'memory', 'cost'])
+def test_a_model_that_is_none_is_one_note(name, model):
+    blocks = answer(name, dict(model=model))
+    assert blocks
+    assert all(len(b.content) <= 700 and '\n' not in b.content for b in blocks if b.kind == 'note')
+
+
+def test_what_a_page_remembers_is_what_was_set():
+    app = opened('train', dict(tokens='52B'))
+    app.text_input(key='train.budget').set_value('9000').run()
+    app.radio(key='page').set_value('zoo').run()
+    app.radio(key='page').set_value('train').run()
+    assert (app.text_input(key='train.tokens').value, app.text_input(key='train.budget').value) == ('52B', '9000')
+    assert dict(app.query_params) == dict(page='train', tokens='52B', budget='9000')
+
+
+def test_a_file_that_would_eat_the_memory_ends_its_own_process(tmp_path):
+    bad = tmp_path/'bad.onnx'
+    for raw in (b'', b'\x00' * 100, b'\x08\x09\x12\x04test' + b'\xff' * 1000, b'{"a": 1}'):
+        bad.write_bytes(raw)
+        with pytest.raises(ValueError) as why: look_at_onnx(bad)
+        assert '\n' not in str(why.value) and len(str(why.value)) <= 400
+
+
+def test_a_file_that_takes_too_long_is_given_up(tmp_path):
+    (tmp_path/'x.onnx').write_bytes(b'')
+    with pytest.raises(ValueError, match='not done within'): look_at_onnx(tmp_path/'x.onnx', timeout=.05)
+
+
+def test_a_report_is_one_file_without_script_or_request(tmp_path):
+    blocks = answer('plan', {}) + answer('onnx', {})
+    text = report_html('<script>alert(1)</script>', blocks, tmp_path/'r.html').read_text()
+    assert '<script' not in text and not re.search(r'(?:src|href)=|https?://', text)
+    assert len(text.encode()) < 2e6
+
+
+# In a real browser
+
+@pytest.fixture(scope='module')
+def server():
+    "The app on a free port"
+    port = free_port()
+    process = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', f'from fsdl_tools.app.screen import serve_app; serve_app({port})'])
+    url = f'http://127.0.0.1:{port}'
+    for _ in range(300):
+        try: urllib.request.urlopen(f'{url}/_stcore/health', timeout=2).read()
+        except OSError: time.sleep(.2)
+        else: break
+    yield SimpleNamespace(url=url, port=port)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) is not None
+
+
+def at(page, server, name, **address):
+    page.goto(f'{server.url}/?{urlencode(dict(page=name, **address))}', wait_until='load')
+    page.wait_for_selector('[data-testid=stMetric], [data-testid=stAlert]', timeout=60_000)
+    page.wait_for_selector('[data-testid=stStatusWidget]', state='detached', timeout=60_000)
+
+
+@pytest.mark.parametrize('width, scheme', [(1440, 'light'), (390, 'dark')])
+def test_every_page_in_a_browser(browser, server, width, scheme):
+    page, asked, wrong = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme), [], []
+    page.on('request', lambda r: asked.append(r.url))
+    page.on('pageerror', lambda e: wrong.append(str(e)))
+    for name in views:
+        at(page, server, name)
+        assert page.locator('h1').first.inner_text() == views[name].question
+        figures = [b.content for b in answer(name) if b.kind == 'figure']
+        assert [x.inner_text() for x in page.locator('[data-testid=stMetricValue]').all()] == figures
+        wide = page.evaluate('document.scrollingElement.scrollWidth > innerWidth + 1')
+        assert not wide, name
+    assert not wrong
+    assert not [u for u in asked if not u.startswith((server.url, server.url.replace('http', 'ws'), 'data:', 'blob:'))]
+    page.close()
+
+
+def test_two_sessions_see_nothing_of_each_other(browser, server):
+    one, two = browser.new_page(), browser.new_page()
+    at(one, server, 'train', tokens='52B')
+    at(two, server, 'train')
+    assert one.get_by_role('textbox', name='Tokens').input_value() == '52B'
+    assert two.get_by_role('textbox', name='Tokens').input_value() == '26B'
+    one.close()
+    two.close()
+
+
+def test_quick_changes_lose_nothing(browser, server):
+    page = browser.new_page()
+    at(page, server, 'zoo')
+    box = page.get_by_role('textbox', name='Words')
+    for i in range(20):
+        box.fill('vit' if i % 2 else 'resnet')
+        box.press('Enter')
+        page.wait_for_timeout(30)
+    page.wait_for_function("location.search.includes('text=vit')", timeout=20_000)
+    figure = next(b.content for b in answer('zoo', dict(text='vit')) if b.kind == 'figure')
+    page.wait_for_function('want => document.querySelector("[data-testid=stMetricValue]").innerText === want', arg=figure, timeout=20_000)
+    page.close()
