@@ -1,6 +1,6 @@
 """Fit the constants of `fsdl_tools.compute.step_memory` on published runs, and cross-validate them over whole (model, GPU count) cells.
 
-usage: fit_memory.py [RUNS.csv] [--write] [--no-cv] [--out RESULTS.json]
+usage: fit_memory.py [RUNS.csv] [--write] [--no-cv] [--out RESULTS.json] [--errors FILE]
 
 RUNS.csv has the columns of fsdl_tools/data/published_runs.csv, which is the default; peak_mem_gib, mem_kind and set may take the
 place of peak_gib, peak_kind and study. --write stores the fitted values in fsdl_tools/data/planner_memory.csv.
@@ -11,7 +11,8 @@ import numpy as np
 from fsdl_tools.core import data_path, write_atomic
 from fsdl_tools.compute.validation import check_row
 from fsdl_tools.compute.step_memory import memory
-from fsdl_tools.compute.step_time import columns, framework_of
+from fsdl_tools.compute.columns import columns, complete_columns, framework_of
+import fit_time
 
 SCALE = .05 # Residuals (natural logarithm) beyond this count less
 FRAMEWORKS = ('nanotron', 'megatron-deepspeed', 'torchtitan')
@@ -95,8 +96,8 @@ def fits(pairs, const):
 
 
 def main(args):
-    path = next((a for i, a in enumerate(args) if not a.startswith('--') and (i == 0 or args[i-1] != '--out')), None)
-    const, pairs, found, results = read_constants(), read_runs(path), {}, {}
+    path = next((a for i, a in enumerate(args) if not a.startswith('--') and (i == 0 or args[i-1] not in ('--out', '--errors'))), None)
+    const, pairs, found, results, unseen = read_constants(), read_runs(path), {}, {}, []
     for f in FRAMEWORKS:
         mine = [(r, s) for r, s in pairs if r['peak'] and framework_of(s['framework']) == f]
         if not mine: continue
@@ -105,9 +106,15 @@ def main(args):
         table, values = fit(c, kind, peak, const, f)
         found |= values
         results[f] = dict(cells=len(set(cell)), shipped=summary(predict(c, kind, table_of(const)), peak), fitted=summary(predict(c, kind, table), peak))
-        if '--no-cv' not in args: results[f]['cross_validated'] = summary(cross_validate(c, kind, peak, cell, const, f), peak)
+        if '--no-cv' not in args:
+            held = cross_validate(c, kind, peak, cell, const, f)
+            results[f]['cross_validated'] = summary(held, peak)
+            named = [r | dict(run=r.get('run') or r.get('row')) for r, _ in mine]
+            unseen += fit_time.errors(named, [s for _, s in mine], complete_columns(c), cell, held * 2**30, peak * 2**30, 'memory')
         print(f, json.dumps(results[f]), {f'{n}': round(float(v), 3) for (n, _), v in values.items()}, flush=True)
     results['fits'] = fits(pairs, const)
+    if '--errors' in args:
+        fit_time.write_errors(args[args.index('--errors') + 1], unseen)
     print('fits', results['fits'])
     if '--write' in args:
         for r in const:

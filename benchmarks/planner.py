@@ -1,6 +1,6 @@
 """Compare the planner with public estimators on published runs, and write fsdl_tools/data/results/planner.json.
 
-usage: planner.py [RUNS.csv] [--peers FOLDER] [--out FILE] [--title TEXT]
+usage: planner.py [RUNS.csv] [--peers FOLDER] [--out FILE] [--title TEXT] [--fresh]
 
 The planner's figures are cross-validated: each run is predicted by constants that were fitted without its (model, GPU count) cell.
 Each peer runs in an environment of its own, FOLDER/<peer>, which is made when it is missing. RUNS.csv defaults to the project's own table.
@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 from fsdl_tools.core import GiB, data_path, write_atomic
 from fsdl_tools.compute.gpus import find
-from fsdl_tools.compute.step_time import columns, complete_columns, time_constants, derive, resolve, step_time
+from fsdl_tools.compute.columns import columns, complete_columns, resolve, time_constants
+from fsdl_tools.compute.step_time import derive, step_time
+from fsdl_tools.compute.validation import check_row
 import fit_time
 
 HERE = Path(__file__).parent
@@ -51,7 +53,7 @@ def ask(python, peer, question):
 
 def rule_of_thumb(c, k, seconds, study):
     "Six operations a parameter and token (eight with recomputation) at the share of the peak that fits each study best"
-    n = c['layers']*c['layer_params'] + c['vocab']*c['hidden']
+    n = c['layers']*(c['layer_params'] + c['expert_params']*c['topk']/np.maximum(c['experts'], 1)) + c['vocab']*c['hidden']
     work = (6 + 2*(c['recompute'] == 'full')) * n * c['global_batch'] * c['seq'] / c['gpus'] / k['peak']
     for s in set(study): work[study == s] *= np.median((seconds / work)[study == s])
     return work
@@ -80,10 +82,30 @@ def time_part(path, peers):
     rows = fit_time.read_runs(path)
     c, seconds, study = columns(rows), np.array([float(r['step_seconds']) for r in rows]), np.array([r['study'] for r in rows], object)
     full = complete_columns(c); k = resolve(full, time_constants()); derive(full, k)
-    held = fit_time.cross_validate(c, seconds, study, fit_time.cells(rows), fit_time.read_constants())
+    held = fit_time.cross_validate(complete_columns(c), seconds, study, fit_time.cells(rows), fit_time.read_constants())
     guess, v, eff = best_of(environment(peers, 'llm-analysis'), rows, full, seconds, study)
     by = {'fsdl_tools, held-out cells': held, 'fsdl_tools, fitted on all': step_time(c)['total'], f'llm-analysis {v}': guess, 'rule of thumb 6N': rule_of_thumb(full, k, seconds, study)}
     return dict(runs=len(rows), llm_analysis_efficiency=eff, estimators={n: errors(p, seconds, study) for n, p in by.items()})
+
+
+def group_of(r):
+    "Group of a run of 2023 to 2026"
+    if r['kind'] == 'moe' or r['task'] == 'lora': return 'experts' if r['kind'] == 'moe' else 'adapters'
+    if 'A100' in r['gpu']: return 'A100'
+    if r['gpu'].startswith(('H100', 'H200')): return 'H100, fp8' if r['precision'] == 'fp8' else 'H100, 16 bits'
+    return 'Blackwell' if r['gpu'].startswith(('B', 'G')) else 'other'
+
+
+def fresh_part(peers):
+    "Errors of step time on the runs of 2023 to 2026 by estimator and group; the planner's are of predictions without a run's cell"
+    with open(data_path('published_runs_2026.csv'), newline='', encoding='utf-8') as f: rows = [r for r in csv.DictReader(f) if r['step_seconds']]
+    with open(data_path('planner_errors.csv'), newline='', encoding='utf-8') as f: unseen = {r['run']: float(r['predicted']) for r in csv.DictReader(f) if r['what'] == 'time'}
+    full = complete_columns(columns([check_row(r) for r in rows])); k = resolve(full, time_constants()); derive(full, k)
+    seconds, group = np.array([float(r['step_seconds']) for r in rows]), np.array([group_of(r) for r in rows], object)
+    full = {n: np.broadcast_to(v, len(rows)) for n, v in full.items()}
+    guess, v, eff = best_of(environment(peers, 'llm-analysis'), rows, full, seconds, group)
+    by = {'fsdl_tools, held-out cells': np.array([unseen[r['run']] for r in rows]), 'fsdl_tools, fitted on all': step_time(full, ready=True)['total'], f'llm-analysis {v}': guess, 'rule of thumb 6N': rule_of_thumb(full, k, seconds, group)}
+    return dict(runs=len(rows), llm_analysis_efficiency=eff, estimators={n: errors(p, seconds, group) for n, p in by.items()})
 
 
 def memory_part(path, peers):
@@ -102,7 +124,12 @@ def memory_part(path, peers):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('runs', nargs='?'); p.add_argument('--peers', default=str(Path.home() / '.cache' / 'fsdl_tools' / 'peers')); p.add_argument('--title', help='what the table is, for the record'); p.add_argument('--out', default=str(HERE / 'results' / 'planner.json'))
+    p.add_argument('--fresh', action='store_true', help='only the runs of 2023 to 2026; writes planner_2026.json')
     a = p.parse_args()
+    if a.fresh:
+        found = dict(date=time.strftime('%Y-%m-%d'), method='relative error of step time by group; a peer with a free efficiency gets the best one for each group on these very runs', time=fresh_part(a.peers))
+        write_atomic(data_path('gpus.csv').parent/'results'/'planner_2026.json', json.dumps(found, indent=1) + '\n')
+        return [print(n, {g: f"{e['median']:.1%}" for g, e in by.items()}) for n, by in found['time']['estimators'].items()]
     result = dict(date=time.strftime('%Y-%m-%d'), python=platform.python_version(), numpy=version('numpy'), scipy=version('scipy'),
                   table=a.title or Path(a.runs or 'published_runs.csv').name, method='relative error; planner cross-validated over whole (study, model, GPU count) cells, 8 folds',
                   time=time_part(a.runs, a.peers), memory=memory_part(a.runs, a.peers))

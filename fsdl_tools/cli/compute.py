@@ -82,12 +82,17 @@ def _plan_command(
         Optional[str],
         typer.Argument(
             help='A model: gpt2-xl, llama-3.1-8b …, an architecture of timm or transformers, '
-            'or the path of a config.json.'
+            'or the path of a config.json. The word calibrate: fit a cluster to RUNS.'
         ),
+    ] = None,
+    runs: Annotated[
+        Optional[str], typer.Argument(help='After calibrate: a CSV of measured runs, step_time_s among its columns.')
     ] = None,
     gpu: Annotated[str, typer.Option(help='The GPU, for example A100-SXM-80GB.')] = 'H100-SXM-80GB',
     gpus: Annotated[int, typer.Option(help='How many.')] = 8,
-    gpus_per_node: Annotated[int, typer.Option(help='How many share a node.')] = 8,
+    gpus_per_node: Annotated[
+        Optional[int], typer.Option(help='How many share NVLink. Default: what joins GPUs of this kind.')
+    ] = None,
     global_batch: Annotated[int, typer.Option(help='Sequences (or images) of a step.')] = 512,
     seq: Annotated[
         Optional[int], typer.Option(help='Tokens of a sequence; default: the model’s longest, at most 8,192.')
@@ -100,6 +105,10 @@ def _plan_command(
     ] = 'pytorch',
     precision: Annotated[str, typer.Option(help='bf16, fp16, amp_bf16, fp8, fp32.')] = 'bf16',
     uneven: Annotated[bool, typer.Option(help='Allow stages with different numbers of layers.')] = False,
+    lora_rank: Annotated[int, typer.Option(help='Search: rank of adapters on frozen weights. 0: train all.')] = 0,
+    calibration: Annotated[
+        Optional[str], typer.Option(help='Constants of your cluster, a file that fsdl plan calibrate wrote.')
+    ] = None,
     price: Annotated[Optional[float], typer.Option(help='Dollars per GPU and hour.')] = None,
     tokens: Annotated[
         str, typer.Option(help='Also say how long and how much it takes to train on so many tokens, for example 300B.')
@@ -110,9 +119,17 @@ def _plan_command(
     out: Annotated[Optional[str], typer.Option(help='With --batch: write the predictions here.')] = None,
     as_json: Json = False,
 ):
-    "Memory, time and price of training a model, for one layout or the best of all."
+    """Memory, time and price of training a model, for one layout or the best of all.
+
+    Examples: `fsdl plan llama-3.1-8b --gpu H100 --gpus 64`, `fsdl plan calibrate runs.csv --save mine.json`
+    """
+    if model == 'calibrate':
+        return _calibrate(runs, save, as_json)
+    if runs:
+        raise ValueError(f'{runs!r} follows no calibrate: name one model')
+    mine = calibration and _read_calibration(calibration)
     if batch:
-        return _predict_table(batch, out, as_json)
+        return _predict_table(batch, out, as_json, mine)
     if out:
         raise ValueError('--out belongs to --batch: an estimate is written by --save')
     if not model:
@@ -121,41 +138,72 @@ def _plan_command(
     from fsdl_tools.compute.search import best_plan
     found, e = best_plan(
         model,
-        Cluster(gpu, gpus, gpus_per_node, price=price and price * gpus),
+        Cluster(gpu, gpus, gpus_per_node, gpu_hour=price),
         global_batch,
         seq,
         layout,
         framework,
         precision,
         uneven,
+        calibration=mine,
+        lora_rank=lora_rank,
     )
     if save:
         e.to_json(save)
     if as_json:
         return show(e, True)
-    _show_plan(found, e, rows)
-    if tokens:
-        n = parse_count(tokens)
-        dollars = f' and {human_dollars(e.cost(n))}' if price else ''
-        typer.echo(f'{human_count(n)} tokens take {e.days(n):,.1f} days{dollars}.')
+    _show_plan(found, e, rows, tokens)
 
-def _predict_table(batch, out, as_json):
+def _read_calibration(path):
+    "Constants of a cluster from a file"
+    from fsdl_tools.compute.calibrate import Calibration
+    return Calibration.from_json(path)
+
+def _calibrate(runs, save, as_json):
+    "Fit constants to measured runs"
+    from pathlib import Path
+    from fsdl_tools.compute.calibrate import fit_cluster_file
+    if not runs:
+        raise ValueError('name a table of measured runs: fsdl plan calibrate runs.csv --save mine.json')
+    found = fit_cluster_file(runs, Path(runs).stem)
+    if save:
+        found.to_json(save)
+    show(found, as_json)
+    if not as_json:
+        typer.echo(f'{found.runs} runs were off by {found.before:.1%}; calibrated by the others, by {found.after:.1%}.')
+
+def _predict_table(batch, out, as_json, calibration=None):
     "Predict every row of a table of configurations"
-    from fsdl_tools.compute.validation import batch_outputs, plan_batch
-    done = plan_batch(batch, out)
+    from fsdl_tools.compute.validation import batch_outputs, plan_batch, read_runs, unknown_columns
+    done = plan_batch(batch, out, calibration)
+    for name, near in unknown_columns((read_runs(batch) or [{}])[0]).items():
+        alike = f': did you mean {" or ".join(near)}?' if near else ''
+        typer.echo(f'no prediction looks at the column {name!r}{alike}', err=True)
     if out and not as_json:
         wrong = sum(bool(r['error']) for r in done)
         return say(f'{len(done):,} rows, {wrong:,} with a reason in the column error: {out}')
     return show(Table(done, columns=batch_outputs), as_json)
 
-def _show_plan(found, e, rows):
-    "The best layouts of a search, the estimate, and why the winner wins"
+def _between(e, tokens):
+    "The interval of a cost, where there is one"
+    if e.step_low is None:
+        return ''
+    return f' ({" to ".join(map(human_dollars, e.cost_between(tokens)))} in 8 of 10 runs)'
+
+def _show_plan(found, e, rows, tokens=''):
+    "The best layouts of a search, the estimate, what is near, why the winner wins, and what tokens take"
     if found is not None:
         show(found.table(rows))
     show(e)
+    if e.family:
+        show(e.nearest())
     if found is not None:
         from fsdl_tools.compute.search import explain
         say(explain(found))
+    if tokens:
+        n = parse_count(tokens)
+        dollars = '' if e.price is None else f' and {human_dollars(e.cost(n))}{_between(e, n)}'
+        typer.echo(f'{human_count(n)} tokens take {e.days(n):,.1f} days{dollars}.')
 
 # %% ../../nbs/cli/04_compute.ipynb #930f2812
 @app.command('gpus')

@@ -62,7 +62,7 @@ class Offer(Record):
         **kw         # More fields of Cluster, for example interconnect
     ) -> Cluster:    # Its price is that of all machines
         "A `Cluster` of so many of these machines"
-        return Cluster(self.gpu, nodes * self.gpus, gpus_per_node=self.gpus, price=nodes * self.usd_per_hour, **kw)
+        return Cluster(self.gpu, nodes * self.gpus, gpus_per_node=self.gpus, gpu_hour=self.per_gpu, **kw)
 
 # %% ../../nbs/compute/07_cost.ipynb #a87a19fa
 _columns, _needed = list(Offer.__dataclass_fields__), ['provider', 'gpu', 'gpus', 'usd_per_hour']

@@ -8,13 +8,13 @@ __all__ = ['fabrics', 'suites', 'Gpu', 'gpus', 'find', 'gpu_table', 'peak', 'Clu
            'images_per_second']
 
 # %% ../../nbs/compute/01_gpus.ipynb #83046dc6
-import functools, re, statistics
+import functools, math, re, statistics
 from dataclasses import dataclass, field
-from ..core import GiB, human_bytes, MiB, need, one_of, positive, read_data, Record
+from ..core import GiB, human_bytes, MiB, nearest, need, one_of, positive, read_data, Record
 from ..table import Table
 
 # %% ../../nbs/compute/01_gpus.ipynb #3bf05bbc
-_precisions = ['fp32', 'tf32', 'fp16', 'bf16', 'fp8']
+_precisions = ['fp32', 'tf32', 'fp16', 'bf16', 'fp8', 'fp4']
 
 @dataclass(frozen=True)
 class Gpu(Record):
@@ -30,6 +30,7 @@ class Gpu(Record):
     tdp:float|None = None        # Board power, W
     link:str = ''                # What joins it to its neighbours in a node
     link_bandwidth:float|None = None # Bytes per second in each direction
+    nvlink_domain:int|None = None # GPUs that this link joins: 8 on most boards, 72 in a rack, 2 over a bridge
     form:str = ''                # Card, module or cloud
     memory_type:str = ''         # HBM3, GDDR6X and so on
     driver_memory:int|None = None # Bytes the driver reports, where that was read
@@ -50,6 +51,14 @@ class Gpu(Record):
     def usable(self) -> int: # Bytes
         "Memory that a process can use: what the driver reports, or the label where nobody read that"
         return self.driver_memory or self.memory
+
+    def replace(self,
+        **kw # Field name -> new value
+    ):       # A Gpu; raises ValueError for a field that does not exist
+        "A copy with some fields changed; memory of one's own takes the place of what the driver reported"
+        if 'memory' in kw:
+            kw.setdefault('driver_memory', None)
+        return super().replace(**kw)
 
     @staticmethod
     def find(
@@ -79,6 +88,7 @@ def _gpu(r):
     return Gpu(**{k: r[k] or '' for k in texts}, year=r['year'], devices=r['devices'], tdp=r['tdp_w'],
                memory=scale('memory_gb', GiB), driver_memory=scale('driver_mib', MiB),
                bandwidth=scale('bandwidth_gbs', 1e9), link_bandwidth=scale('link_gbs', 1e9),
+               nvlink_domain=r['nvlink_domain'],
                tflops={p: r[p] for p in _precisions if r[p]},
                achievable={p: r[f'measured_{p}'] for p in ('bf16', 'fp8') if r[f'measured_{p}']})
 
@@ -103,10 +113,28 @@ def find(
     "The accelerator called `name`, by its own name or an alias of the table"
     if isinstance(name, Gpu):
         return name
+    if str(name).startswith('{'):
+        return _read(name)
     g = _all()[1].get(_key(name))
     if g is None:
-        one_of('GPU', name, [g.name for g in _all()[0]])
+        raise ValueError(f'unknown GPU {name!r}: {_nearest(name)}')
     return g
+
+@functools.lru_cache(256)
+def _read(text):
+    "The Gpu of a JSON text"
+    return Gpu.from_json(text)
+
+def _nearest(name):
+    "Which GPUs somebody who wrote `name` may mean: names that begin alike, or share most letters"
+    known, key = _all()[1], _key(name)
+    same = [g.name for k, g in known.items() if key and (k.startswith(key) or key.startswith(k))]
+    digits = re.sub(r'[^0-9]', '', key)
+    alike = [g.name for k, g in known.items() if len(digits) > 1 and re.sub(r'[^0-9]', '', k).startswith(digits)]
+    near = list(dict.fromkeys([*same, *(nearest(key, known) and [known[k].name for k in nearest(key, known)]), *alike]))
+    if near:
+        return f'did you mean {" or ".join(map(repr, near[:4]))}?'
+    return f'expected one of {len(_all()[0])} names such as A100 SXM 80GB, H100 SXM, B200 SXM or MI300X (fsdl gpus)'
 
 # %% ../../nbs/compute/01_gpus.ipynb #1e83ef6f
 def gpu_table(
@@ -160,19 +188,28 @@ fabrics = {
     'efa-3200': 3200,
 }  # Gbit/s of a node
 
+def _node_size(gpu, gpus):
+    "GPUs of a node: the domain of the link, or a part of it that divides the cluster; eight where nobody knows"
+    domain = gpu.nvlink_domain if gpu.nvlink_domain and gpu.nvlink_domain > 8 else 8
+    if domain == 8 or gpus <= domain or gpus % domain == 0:
+        return domain
+    return math.gcd(gpus, 1 << (domain.bit_length() - 1))
+
 @dataclass(frozen=True)
 class Cluster(Record):
     "Some number of equal GPUs, in nodes joined by a network"
     gpu:Gpu                      # Which GPU; a name is looked up
     gpus:int = 1                 # How many in all
-    gpus_per_node:int = 8        # How many share NVLink
+    gpus_per_node:int|None = None # How many share NVLink; default: what the GPU's domain joins
     interconnect:str = 'infiniband-3200' # One of fabrics: what joins the nodes, in Gbit/s of a node
     nic_bandwidth:float|None = None # Bytes per second of each GPU to another node; default: its share of the fabric
-    price:float|None = None      # Dollars per hour for all of it
+    gpu_hour:float|None = None   # Dollars per hour for one GPU
 
     def __post_init__(self):
         object.__setattr__(self, 'gpu', find(self.gpu))
         positive('gpus', self.gpus)
+        if self.gpus_per_node is None:
+            object.__setattr__(self, 'gpus_per_node', _node_size(self.gpu, self.gpus))
         positive('gpus_per_node', self.gpus_per_node)
         rate = fabrics[one_of('interconnect', self.interconnect, fabrics)]
         if self.gpus > self.gpus_per_node and self.gpus % self.gpus_per_node:
@@ -183,8 +220,13 @@ class Cluster(Record):
             object.__setattr__(self, 'nic_bandwidth', rate * 1e9 / 8 / self.gpus_per_node)
         if self.nodes > 1:
             positive('nic_bandwidth of several nodes', self.nic_bandwidth or 0, integer=False)
-        if self.price is not None:
-            positive('price', self.price, integer=False)
+        if self.gpu_hour is not None:
+            positive('gpu_hour', self.gpu_hour, integer=False)
+
+    @property
+    def price(self) -> float: # Dollars per hour; None for a cluster without a price
+        "What an hour of all its GPUs costs"
+        return None if self.gpu_hour is None else self.gpu_hour * self.gpus
 
     @property
     def nodes(self) -> int: # A node that is not full counts
@@ -214,7 +256,7 @@ class Cluster(Record):
     ) -> float:       # Dollars; raises ValueError for a cluster without a price
         "What `seconds` on this cluster cost"
         if self.price is None:
-            raise ValueError('this cluster has no price: try cluster.replace(price=32.77), in dollars per hour')
+            raise ValueError('this cluster has no price: try cluster.replace(gpu_hour=4.1), dollars per GPU and hour')
         return positive('seconds', seconds, integer=False) / 3600 * self.price
 
 # %% ../../nbs/compute/01_gpus.ipynb #284c5ac5

@@ -10,45 +10,102 @@ __all__ = ['known', 'model_columns', 'Estimate', 'layout_columns', 'cluster_colu
 import functools, math
 from dataclasses import dataclass
 import numpy as np
-from ..core import GiB, human_bytes, human_count, human_dollars, human_seconds, nearest
+from ..core import fix_torchvision, GiB, human_bytes, human_count, human_dollars, human_seconds, nearest
 from ..core import need, one_of, palette, positive, read_data, Record
 from ..table import Table
-from .gpus import peak
+from .gpus import find, peak
 from ..parallel.layout import Layout, check_layout, parse_layout
 from .step_memory import memory, parameters, prepare_columns, sharded, bytes_per_parameter
-from .step_time import causes, framework_of, step_time
+from .columns import framework_of, kernel_of, refused, _named_formats
+from .step_time import causes, step_time
+from .uncertainty import family_of, interval, nearest_runs, probability_to_fit
 
 # %% ../../nbs/compute/04_planner.ipynb #a4e8c6cd
 @functools.cache
 def known() -> dict: # Name -> columns
     "The models of planner_models.csv"
     return {
-        r['name']: {k: v for k, v in r.items() if k not in ('name', 'source', 'date')}
+        r['name']: {k: v for k, v in r.items() if k not in ('name', 'source', 'date') and v not in (None, '')}
         for r in read_data('planner_models.csv')
     }
 
 _shape = 'layers hidden heads kv_heads ffn gated_mlp vocab tied positions max_seq'.split()
+_model_sizes = [*_shape, 'layer_extra', *(
+    'head_dim v_dim q_rank kv_rank rope_dim full_attention '
+    'experts topk expert_ffn shared_ffn moe_layers dense_ffn'
+).split()] # What a dict of sizes may hold
 
-def _from_shape(s, params=None):
+def _from_shape(s, params=None, more=None):
     "Columns of a TransformerShape; parameters that the formula does not see are spread over the layers"
     if s.decoder_layers:
         raise ValueError('an encoder-decoder is not planned: its two stacks would need a layout each')
     d = {k: getattr(s, k) for k in _shape if k != 'positions'} | dict(positions=float(s.positions == 'learned'))
-    d['ffn'] *= max(s.experts_per_token, 1)
+    d['head_dim'] = s.head_dim
+    if s.experts:
+        d |= _experts(s)
+    if getattr(s, 'kv_rank', 0):
+        d |= dict(kv_rank=s.kv_rank, q_rank=s.q_rank, rope_dim=s.rope_dim, v_dim=s.value_dim)
+    return _with_extra(d | (more or {}), params)
+
+def _experts(s):
+    "Sizes of the mixture of a TransformerShape; shapes of older files have neither shared experts nor dense layers"
+    shared = getattr(s, 'shared_ffn', 0)
+    mixed = sum(map(s.has_experts, range(s.layers))) if hasattr(s, 'has_experts') else s.layers
+    d = dict(experts=s.experts, topk=s.experts_per_token, expert_ffn=s.ffn, moe_layers=mixed, shared_ffn=shared)
+    return d | dict(ffn=s.ffn*s.experts_per_token + shared, dense_ffn=getattr(s, 'dense_ffn', 0) or s.ffn)
+
+def _with_extra(d, params):
+    "Sizes with the parameters that their formula does not see, spread over the layers"
     if params:
-        d['layer_extra'] = (params - float(parameters({**d, 'seq': s.max_seq})))/s.layers
+        d['layer_extra'] = (params - float(parameters(d | dict(seq=d['max_seq'] or 1))))/d['layers']
     return d
+
+def _mixture(config):
+    "Sizes of a mixture, of low-rank attention and of windows, as a configuration names them"
+    c = config.get_text_config()
+    get = lambda *names: next((v for n in names if (v := getattr(c, n, None))), 0)
+    d = {}
+    experts, per = get('num_local_experts', 'num_experts', 'n_routed_experts'), get('num_experts_per_tok', 'moe_k') or 1
+    width = get('moe_intermediate_size', 'expert_ffn_hidden_size', 'intermediate_size')
+    if experts:
+        shared = get('shared_expert_intermediate_size') or get('n_shared_experts')*width
+        shared = width if c.model_type == 'llama4_text' else shared
+        dense = _dense_layers(c)
+        d |= dict(shared_ffn=shared, ffn=width*per + shared, moe_layers=c.num_hidden_layers - dense)
+        d |= dict(dense_ffn=get('intermediate_size_mlp', 'intermediate_size')) if dense else {}
+    if get('kv_lora_rank'):
+        d |= dict(
+            kv_rank=c.kv_lora_rank,
+            q_rank=get('q_lora_rank'),
+            rope_dim=c.qk_rope_head_dim,
+            head_dim=c.qk_nope_head_dim + c.qk_rope_head_dim,
+            v_dim=c.v_head_dim,
+        )
+    kinds = get('layer_types', 'layers_block_type') or []
+    far = [k for k in kinds if k in ('full_attention', 'attention')]
+    return d | (dict(full_attention=len(far)/len(kinds)) if far and len(far) < len(kinds) else {})
+
+def _dense_layers(c):
+    "Layers of a mixture that have an ordinary MLP"
+    layers = c.num_hidden_layers
+    if getattr(c, 'mlp_layer_types', None):
+        return sum(t == 'dense' for t in c.mlp_layer_types)
+    if getattr(c, 'moe_layers', None):
+        return layers - len(c.moe_layers)
+    step = getattr(c, 'expert_layer_period', None) or getattr(c, 'decoder_sparse_step', None) or 1
+    return getattr(c, 'first_k_dense_replace', None) or layers - layers//step
 
 def _from_config(config):
     "Columns of a transformers configuration, its model built on the meta device and counted"
     import torch
     from fsdl_tools.models.build import from_config, shape_of
+    fix_torchvision()
     with torch.device('meta'):
         m = from_config(config)
     s = shape_of(m)
     if s is None:
         raise ValueError(f'{config.model_type} is not a transformer of one stack: it has no layers, hidden or heads')
-    return _from_shape(s, sum(p.numel() for p in m.parameters()))
+    return _from_shape(s, sum(p.numel() for p in m.parameters()), _mixture(config))
 
 # %% ../../nbs/compute/04_planner.ipynb #ee802875
 def model_columns(
@@ -97,7 +154,7 @@ def _checked_shape(d):
     "A dict of sizes with its defaults; raises ValueError naming the field"
     d = {k: v for k, v in d.items() if k != 'name'}
     for k in d:
-        one_of('size of a model', k, _shape + ['layer_extra'])
+        one_of('size of a model', k, _model_sizes)
     for k in 'layers hidden heads vocab'.split():
         if k not in d:
             raise ValueError(f'the model lacks {k}')
@@ -130,6 +187,21 @@ class Estimate(Record):
     mfu:float            # Share of the dense peak that the model's operations reach
     hfu:float            # The same with recomputed operations
     price:float|None=None   # Dollars per hour of the cluster
+    step_low:float|None=None  # Of ten such runs one takes fewer seconds a step; None where no published run is alike
+    step_high:float|None=None # And one takes more
+    device_low:int|None=None  # Of ten such runs one shows fewer bytes in nvidia-smi
+    device_high:int|None=None # And one shows more
+    fits_probability:float|None=None # How sure fits is, from errors of predicted memory
+    family:tuple=()         # Generation, bits, strategy and framework of the runs that these errors come from
+    assumed:tuple=()        # What was taken for granted because nobody said it
+
+    def nearest(self,
+        n:int=3 # How many
+    ) -> Table: # With their measured figures and a distance; above 3 is far
+        "The published runs most like this one"
+        if not self.family:
+            raise ValueError(f'no published run is like {self.model}: only transformers of one stack were compared')
+        return nearest_runs(self.family, self.gpu, self.parameters, self.gpus, self.seq, n)
 
     @property
     def dollars(self) -> float: # None for a cluster without a price
@@ -147,8 +219,31 @@ class Estimate(Record):
     ) -> float:      # Dollars; raises ValueError for a cluster without a price
         "Dollars that training on so many tokens costs"
         if self.price is None:
-            raise ValueError('the cluster has no price: Cluster(..., price=dollars per hour)')
+            raise ValueError('the cluster has no price: Cluster(..., gpu_hour=dollars per GPU and hour)')
         return self.days(tokens)*24*self.price
+
+    def _said_of_memory(self, gib):
+        "Whether it fits, and how sure that is"
+        sure = '' if self.fits_probability is None else f' ({self.fits_probability:.0%} likely to fit)'
+        return (f'yes, {gib(self.margin)} to spare' if self.fits else f'no: {self.why}') + sure
+
+    def _said_of_errors(self):
+        "The interval of the step time and where it comes from"
+        if self.step_low is None:
+            return []
+        by = interval('time', tuple(self.family))
+        text = f'{human_seconds(self.step_low)} to {human_seconds(self.step_high)}'
+        sizes = f'{self.device_low/GiB:.1f} to {self.device_high/GiB:.1f} GiB'
+        why = f'errors of {by.runs} unseen runs in {by.cells} cells ({by.family})'
+        return [('8 of 10 runs', f'{text}, {sizes} of device memory: {why}')]
+
+    def cost_between(self,
+        tokens:float # To train on
+    ) -> tuple:      # Dollars: of ten such runs one costs less than the first, one more than the second
+        "The interval of cost, from that of the step time; raises ValueError for a cluster without a price"
+        if self.step_low is None:
+            raise ValueError(f'no published run is like {self.model}: only transformers of one stack were compared')
+        return tuple(self.cost(tokens)*s/self.step_time for s in (self.step_low, self.step_high))
 
     def _page(self):
         gib = lambda n: f'{n/GiB:.1f} GiB'
@@ -162,8 +257,9 @@ class Estimate(Record):
             ('memory, first stage', big(self.first, gib)),
             *([('memory, last stage', big(self.last, gib))] if self.layout.pp > 1 else []),
             ('allocated / reserved / device', f'{gib(self.allocated)} / {gib(self.reserved)} / {gib(self.device)}'),
-            ('fits', f'yes, {gib(self.margin)} to spare' if self.fits else f'no: {self.why}'),
+            ('fits', self._said_of_memory(gib)),
             ('step', f'{human_seconds(self.step_time)} ({big(self.seconds, human_seconds)})'),
+            *self._said_of_errors(),
             (
                 'throughput',
                 f'{self.tokens_per_second:,.0f} {"tokens" if self.seq > 1 else "images"}/s, '
@@ -171,14 +267,17 @@ class Estimate(Record):
             ),
         ]
         if self.price is not None:
-            rows.append(('price', f'{human_dollars(self.price)}/h, {human_dollars(self.dollars)} a step'))
+            one = human_dollars(self.price/self.gpus)
+            whole = f'{one} a GPU and hour × {self.gpus:,} = {human_dollars(self.price)}/h'
+            rows.append(('price', f'{whole}, {human_dollars(self.dollars)} a step'))
+        rows += [('assumed', '; '.join(self.assumed))] if self.assumed else []
         return Table(
             [dict(what=a, value=b) for a, b in rows],
             caption=f'{self.model}, {self.global_batch} a step' + (f' of {self.seq} tokens' if self.seq > 1 else ''),
         )
 
 # %% ../../nbs/compute/04_planner.ipynb #02acf090
-_text = ('precision', 'recompute', 'schedule', 'optimizer', 'framework')
+_text = ('precision', 'recompute', 'schedule', 'optimizer', 'framework', 'kernel', 'recipe')
 
 def layout_columns(
     layout # A Layout
@@ -198,17 +297,30 @@ def layout_columns(
             'flash',
             'compile',
             'seq_parallel',
+            'ep',
+            'lora_rank',
+            'weight_bits',
             *_text,
         )
     }
-    return d | dict(offload=float(layout.offload != 'none'))
+    given = {k: getattr(layout, k) for k in ('grad_bytes', 'document') if getattr(layout, k)}
+    return d | given | dict(offload=float(layout.offload != 'none'))
+
+def _own(gpu):
+    "Is this Gpu another than the table's of its name?"
+    try:
+        return find(gpu.name) != gpu
+    except ValueError:
+        return True
 
 def cluster_columns(
     cluster,       # A Cluster
     network:str='' # A row of planner_time.csv such as jean-zay, where that cluster's network was measured
 ) -> dict:         # Column -> value; bandwidths in bytes per second
     "Columns of a cluster; a measured network replaces the bandwidth of its cards"
-    d = dict(gpu=cluster.gpu.name, gpus=cluster.gpus, gpus_per_node=cluster.gpus_per_node)
+    g = cluster.gpu
+    own = g.to_json() if _own(g) else g.name        # A record of one's own travels whole
+    d = dict(gpu=own, gpus=cluster.gpus, gpus_per_node=cluster.gpus_per_node)
     return d | (
         dict(cluster=network) if network else dict(nic_bandwidth=cluster.nic_bandwidth) if cluster.nic_bandwidth else {}
     )
@@ -216,23 +328,24 @@ def cluster_columns(
 def _model_flops(c):
     "Operations of one step that the model needs, and the same with recomputation"
     # 6 for each parameter of a matrix and token, 12·L·h·s for attention (arXiv 2205.05198 eq. 7)
-    h, kv = c['hidden'], c['kv_heads']/c['heads']
-    block = (2 + 2*kv)*h**2 + np.where(c['gated_mlp'] > 0, 3, 2)*h*c['ffn']
-    tokens, score = c['global_batch']*c['seq'], 12*c['layers']*h*c['seq']
+    mats = np.where(c['gated_mlp'] > 0, 3, 2)
+    met = mats*c['hidden']*c['topk']*c['expert_ffn']*c['moe_share']            # Of its experts a token meets topk
+    block = c['layer_params'] + met
+    tokens = c['global_batch']*c['seq']
+    score = 12*c['layers']*c['score_width']*c['seq']*c['full_attention']
     body = 6*c['layers']*block + score
     again = np.where(
         c['recompute'] == 'full', body / 3, np.where((c['recompute'] == 'selective') & (c['flash'] <= 0), score / 3, 0)
     )
-    need_ = (body + 6*c['vocab']*h)*tokens
+    need_ = (body + 6*c['vocab']*c['hidden'])*tokens
+    need_ = need_*np.where(c['frozen'] > 0, 2/3, 1)                             # Frozen weights need no gradient
     return need_, need_ + again*tokens
 
 def _peak(gpu, precision):
     "Dense peak that MFU refers to: 16-bit, or 8-bit for fp8"
-    for p in dict(fp8=['fp8'], fp32=['fp32'], tf32=['tf32'], fp16=['fp16'], amp_fp16=['fp16']).get(precision, []) + [
-        'bf16',
-        'fp16',
-        'fp32',
-    ]:
+    first = dict(fp4=['fp4'], fp8=['fp8'], fp32=['fp32'], tf32=['tf32'], fp16=['fp16'], amp_fp16=['fp16'])
+    precision = _named_formats.get(precision, (precision,))[0]
+    for p in first.get(precision, []) + ['bf16', 'fp16', 'fp32']:
         if p in gpu.tflops:
             return peak(gpu, p)
 
@@ -244,19 +357,19 @@ def estimate(
     global_batch:int, # Sequences (or images) of a step
     seq:int=None,     # Tokens of a sequence; default: the model's longest, at most 8,192
     uneven:bool=False,# May pipeline stages have different numbers of layers?
-    network:str=''    # A cluster whose network was measured, such as jean-zay; default: the Cluster's bandwidth
+    network:str='',   # A cluster whose network was measured, such as jean-zay; default: the Cluster's bandwidth
+    calibration=None  # A Calibration of the cluster: its constants instead of everybody's
 ) -> Estimate:        # Raises ValueError for a layout that the model or the cluster does not allow
     "Memory, time and price of one layout"
     name, sizes, spec = model_columns(model)
     layout = parse_layout(layout)
     positive('global_batch', global_batch)
-    if layout.precision in ('fp8', 'fp4') and 'fp8' not in cluster.gpu.tflops:
-        raise ValueError(
-            f'{cluster.gpu.name} does not compute in {layout.precision}: '
-            f'expected one of {", ".join(cluster.gpu.tflops)}'
-        )
+    if layout.ep > 1 and not (sizes or {}).get('experts'):
+        raise ValueError(f'ep={layout.ep} needs experts, and {name} has none')
+    if why := refused(cluster.gpu, layout.precision):
+        raise ValueError(why)
     if sizes is None:
-        return _estimate_images(spec, layout, cluster, global_batch)
+        return _estimate_profiled(spec, layout, cluster, global_batch, seq)
     seq = positive('seq', seq or min(sizes['max_seq'] or 2048, 8192))
     check_layout(
         layout,
@@ -264,7 +377,7 @@ def estimate(
         global_batch,
         sizes['layers'],
         sizes['heads'],
-        sizes['ffn'],
+        None if sizes.get('experts') else sizes['ffn'],
         seq,
         sizes['kv_heads'],
         uneven,
@@ -277,7 +390,15 @@ def estimate(
         'seq': seq,
     }
     c = prepare_columns({k: np.asarray(v) for k, v in c.items()})
-    return record_of(name, layout, cluster, c, memory(c, ready=True), step_time(c, ready=True))
+    table = calibration and calibration.table()
+    e = record_of(name, layout, cluster, c, memory(c, ready=True), step_time(c, table, ready=True))
+    return _named_calibration(e, calibration)
+
+def _named_calibration(e, calibration):
+    "The estimate, saying whose constants it used"
+    if not calibration:
+        return e
+    return e.replace(assumed=(*e.assumed, f'constants of {calibration.name}, from {calibration.runs} runs'))
 
 def record_of(
     name:str, # Of the model
@@ -288,10 +409,11 @@ def record_of(
     t:dict    # What step_time says of them, seconds
 ) -> Estimate:
     "An Estimate from columns of one row"
-    num, whole = (lambda x: float(np.ravel(x)[0])), (lambda x: int(round(float(np.ravel(x)[0]))))
+    num = lambda x: float(np.asarray(x).item())
+    whole = lambda x: int(round(num(x)))
     total = num(t['total'])
     flops, hard = (num(x)/total/cluster.gpus/_peak(cluster.gpu, layout.precision) for x in _model_flops(c))
-    fits = bool(np.ravel(m['fits'])[0])
+    fits = bool(num(m['fits']))
     usable, margin = cluster.gpu.usable, whole(m['margin'])
     why = (
         ''
@@ -300,30 +422,55 @@ def record_of(
         if margin < 0
         else _no_start(c, m)
     )
+    gpu = str(np.ravel(c['gpu'])[0])
+    strategy = 'lora' if layout.lora_rank else 'moe' if num(c['experts']) else 'dense'
+    family = family_of(gpu, layout.precision, layout.framework, strategy)
+    by, size = interval('time', family), interval('memory', family)
     return Estimate(
-        name,
-        layout,
-        cluster.gpu.name,
-        cluster.gpus,
-        whole(c['global_batch']),
-        whole(c['seq']),
-        whole(parameters(c)),
-        {k: whole(v) for k, v in m['first'].items()},
-        {k: whole(v) for k, v in m['last'].items()},
-        whole(m['allocated']),
-        whole(m['reserved']),
-        whole(m['device']),
-        usable,
-        margin,
-        fits,
-        why,
-        {k: num(t[k]) for k in causes},
-        total,
-        num(c['global_batch']) * num(c['seq']) / total,
-        flops,
-        hard,
-        cluster.price,
+        model=name,
+        layout=layout,
+        gpu=cluster.gpu.name,
+        gpus=cluster.gpus,
+        global_batch=whole(c['global_batch']),
+        seq=whole(c['seq']),
+        parameters=whole(parameters(c)),
+        first={k: whole(v) for k, v in m['first'].items()},
+        last={k: whole(v) for k, v in m['last'].items()},
+        allocated=whole(m['allocated']),
+        reserved=whole(m['reserved']),
+        device=whole(m['device']),
+        usable=usable,
+        margin=margin,
+        fits=fits,
+        why=why,
+        seconds={k: num(t[k]) for k in causes},
+        step_time=total,
+        tokens_per_second=num(c['global_batch']) * num(c['seq']) / total,
+        mfu=flops,
+        hfu=hard,
+        price=cluster.price,
+        step_low=total * by.low,
+        step_high=total * by.high,
+        device_low=round(num(m['device']) * size.low),
+        device_high=round(num(m['device']) * size.high),
+        fits_probability=float(probability_to_fit(num(m['device']), usable, layout.framework)),
+        family=family,
+        assumed=_assumptions(cluster, layout, c, gpu),
     )
+
+def _assumptions(cluster, layout, c, gpu):
+    "In words, what an estimate takes for granted because neither layout nor cluster says it"
+    first = lambda k: np.ravel(c[k])[0]
+    said = ['attention kernel ' + kernel_of(layout.framework, gpu, layout.kernel)] if layout.flash else []
+    said = said if said and said[0].split()[2:] else []
+    if not layout.grad_bytes:
+        said.append(f'gradients of {first("grad_bytes"):g} bytes')
+    domain = cluster.gpu.nvlink_domain or 8
+    if cluster.gpus > domain and cluster.gpus_per_node > domain:
+        said.append(f'{cluster.gpus_per_node} GPUs share NVLink, but {cluster.gpu.name} come in domains of {domain}')
+    if cluster.gpus > cluster.gpus_per_node:
+        said.append(f'{cluster.nic_bandwidth/1e9:.4g} GB/s between nodes for each GPU')
+    return tuple(said)
 
 def _no_start(c, m):
     "Why a run cannot start although it would fit"
@@ -334,8 +481,17 @@ def _no_start(c, m):
     return "nanotron's placement leaves a stage without layers"
 
 # %% ../../nbs/compute/04_planner.ipynb #fbb61b85
-def _estimate_images(spec, l, cluster, batch):
+def _tokens_of(spec, seq):
+    "Tokens of a sample of a profiled model: the length of its ids, 1 for images"
+    ids = [i for i in spec.inputs if 'int' in i.dtype and len(i.shape) == 2]
+    tokens = ids[0].shape[1] if ids else 1
+    if seq and ids and seq != tokens:
+        raise ValueError(f'{spec.name} was profiled at {tokens} tokens, not {seq}: profile it at your length')
+    return tokens
+
+def _estimate_profiled(spec, l, cluster, batch, seq=None):
     "A model that is known by its profile: data parallelism and ZeRO only"
+    tokens = _tokens_of(spec, seq)
     if l.tp*l.pp*l.cp > 1:
         raise ValueError(
             f'{spec.name} is not a transformer of one stack: it can be split over data only, '
@@ -385,7 +541,7 @@ def _estimate_images(spec, l, cluster, batch):
         cluster.gpu.name,
         cluster.gpus,
         batch,
-        1,
+        tokens,
         spec.params,
         whole,
         whole,
@@ -400,7 +556,7 @@ def _estimate_images(spec, l, cluster, batch):
         else f'{human_bytes(-margin)} more than the {human_bytes(cluster.gpu.usable)} of a {cluster.gpu.name}',
         s,
         t,
-        batch / t,
+        batch * tokens / t,
         flops / t / rate,
         flops * again / t / rate,
         cluster.price,
@@ -414,7 +570,13 @@ def _image_seconds(spec, l, cluster, batch, one, half):
     s['elementwise'] = 3*spec.traffic*half*n/(.8*cluster.gpu.bandwidth)
     s['recompute'] = (s['matmul'] + s['elementwise'])/3*(l.recompute != 'none')
     s['launch'] = 3*8e-6*sum(x.calls for x in spec.layers)*batch/l.dp/l.micro_batch
-    link = (cluster.bandwidth(cluster.gpus) or 16e9)*.7
+    link = (cluster.bandwidth(cluster.gpus) or math.nan)*.7
+    if math.isnan(link) and l.dp > 1:
+        raise ValueError(
+            f'gpus.csv has no rate of the link between several {cluster.gpu.name}: '
+            f"give it, for example find('{cluster.gpu.name}').replace(link_bandwidth=16e9) for PCIe 3"
+        )
+    link = 1. if math.isnan(link) else link
     s['data_comm'] = max(2*2*spec.params*(l.dp - 1)/l.dp/link - .6*s['matmul'], 0.)
     s['optimizer'] = 28*spec.params/(.8*cluster.gpu.bandwidth)
     return s

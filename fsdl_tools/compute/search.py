@@ -23,58 +23,96 @@ from fsdl_tools.core import (
 )
 from ..table import Table
 from .gpus import Cluster, find
-from .planner import Estimate, cluster_columns, estimate, layout_columns, model_columns, record_of
-from .step_memory import memory
+from .planner import Estimate, cluster_columns, estimate, layout_columns, model_columns, record_of, _named_calibration
+from .step_memory import memory, prepare_columns
+from .columns import refused
 from .step_time import step_time
+from .uncertainty import family_of, told_apart
 from ..parallel.layout import Layout, parse_layout
 
 # %% ../../nbs/compute/05_search.ipynb #5a08345b
 def _divisors(n, most=None):
     return [i for i in range(1, int(min(n, most or n)) + 1) if n % i == 0]
 
-_grid = 'tp pp cp zero micro_batch recompute dp'.split()
+_grid = 'tp pp cp ep vp zero shard micro_batch recompute dp'.split()
+
+def _powers(most, least=1):
+    "Powers of two from least to most"
+    return [2**i for i in range(int(least).bit_length() - 1, max(int(most), 1).bit_length()) if least <= 2**i <= most]
+
+def _usual_values(
+    sizes: dict,  # Columns of the model
+    cluster,  # A Cluster
+    seq: int,  # Tokens of a sequence
+    uneven: bool = True,  # May stages have different numbers of layers?
+) -> dict:  # Name -> values
+    "Values that a search tries where nobody names others"
+    n, heads, kv, layers = cluster.gpus, int(sizes['heads']), int(sizes['kv_heads']), int(sizes['layers'])
+    node, experts = cluster.gpus_per_node, int(sizes.get('experts', 0))
+    split = lambda t: n % t == 0 and (kv % t == 0 or t % kv == 0) and (experts or sizes['ffn'] % t == 0)
+    whole = [p for p in _divisors(layers) if n % p == 0]
+    some = [p for p in _powers(min(layers // 2, 64)) if n % p == 0] if uneven else []
+    return dict(
+        tp=[t for t in _divisors(heads, min(node, 16)) if split(t)],
+        pp=sorted({*whole, *some}),
+        cp=[c for c in _powers(min(seq // 4096, 32)) if n % c == 0] or [1],
+        ep=[e for e in _powers(min(experts, n, 64)) if experts % e == 0] if experts else [1],
+        vp=[1, 2, 4, 5, 8, 10],
+        zero=[0, 1, 2, 3],
+        shard=[0, node] if n > node else [0],
+        micro_batch=_powers(128),
+        recompute=['none', 'selective', 'full'],
+    )
 
 def enumerate_layouts(
     sizes: dict,  # Columns of the model
     cluster,  # A Cluster
     global_batch: int,  # Sequences of a step
     seq: int,  # Tokens of a sequence
-    tp=None,  # Tensor-parallel degrees to try; default: divisors of heads and MLP inside a node
-    pp=None,  # Pipeline depths to try; default: all that divide layers and GPUs
-    cp=(1,),  # Context-parallel degrees to try
-    zero=(0, 1, 2, 3),  # ZeRO stages to try
-    micro_batch=None,  # Sequences of a micro-batch to try; default: powers of two up to 128
-    recompute=('none', 'selective', 'full'),  # Kinds of activation recomputation to try
-    most: int = 500_000,  # Refuse more layouts than this
+    uneven: bool = True,  # May stages have different numbers of layers?
+    most: int = 2_000_000,  # Refuse more combinations than this
+    **values,  # Values to try instead of the usual ones: tp, pp, cp, ep, vp, zero, shard, micro_batch, recompute
 ) -> dict:  # Column -> array
     "Every layout that the model, the batch and the cluster allow"
-    n, heads, kv = cluster.gpus, int(sizes['heads']), int(sizes['kv_heads'])
-    tp = tp or [
-        t
-        for t in _divisors(heads, cluster.gpus_per_node)
-        if n % t == 0 and (kv % t == 0 or t % kv == 0) and sizes['ffn'] % t == 0
-    ]
-    pp = pp or [p for p in _divisors(int(sizes['layers'])) if n % p == 0]
-    micro_batch = micro_batch or [2**i for i in range(8)]
-    if len(tp) * len(pp) * len(cp) * len(zero) * len(micro_batch) * len(recompute) > most:
-        raise ValueError(f'more than {most:,} layouts: give fewer values of tp, pp, cp, zero, micro_batch or recompute')
-    rec = np.array(recompute)
-    g = np.meshgrid(*(np.array(v, float) for v in (tp, pp, cp, zero, micro_batch)), np.arange(len(rec)), indexing='ij')
-    t, p, c, z, b, r = (x.ravel() for x in g)
-    d = n / (t * p * c)
-    m = global_batch / (d * b)
-    ok = (
-        (d == np.floor(d))
-        & (d >= 1)
-        & (m == np.floor(m))
-        & (seq % c == 0)
-        & ((z == 0) | (d * c > 1))
-        & (heads % t == 0)
-        & (sizes['layers'] % p == 0)
-    )
-    if cluster.gpus > 1:
-        ok &= (z == 0) | (z == 1) | (z == 3) | (p == 1)  # ZeRO-2 in a pipeline would reduce for every micro-batch
-    return dict(zip(_grid, (t[ok], p[ok], c[ok], z[ok], b[ok], rec[r[ok].astype(int)], d[ok]), strict=True))
+    v = _usual_values(sizes, cluster, seq, uneven) | {k: x for k, x in values.items() if x is not None}
+    # Ranks first: of their many combinations few divide the cluster and the batch
+    ranks = _product({k: v[k] for k in ('tp', 'pp', 'cp', 'micro_batch')})
+    ranks['dp'] = cluster.gpus / (ranks['tp'] * ranks['pp'] * ranks['cp'])
+    ranks = _kept(ranks, _divides(ranks, sizes, global_batch, seq, uneven))
+    rest = _product({k: v[k] for k in ('ep', 'vp', 'zero', 'shard')} | {'recompute': range(len(v['recompute']))})
+    a, b = len(ranks['tp']), len(rest['ep'])
+    if a * b > most:
+        raise ValueError(f'more than {most:,} layouts: give fewer values of {", ".join(_grid[:-1])}')
+    c = {k: np.repeat(x, b) for k, x in ranks.items()} | {k: np.tile(x, a) for k, x in rest.items()}
+    c = _kept(c, _belongs(c, sizes, global_batch, cluster))
+    c['recompute'] = np.array(v['recompute'])[c['recompute'].astype(int)]
+    return {k: c[k] for k in _grid}
+
+def _product(values):
+    "All combinations of the values, a column each"
+    grid = np.meshgrid(*(np.array(list(x), float) for x in values.values()), indexing='ij')
+    return {k: x.ravel() for k, x in zip(values, grid, strict=True)}
+
+def _kept(columns, which):
+    return {k: x[which] for k, x in columns.items()}
+
+def _divides(c, sizes, global_batch, seq, uneven):
+    "Do the ranks divide the cluster, the batch, the sequence, the heads and (where they must) the layers?"
+    m = global_batch / (c['dp'] * c['micro_batch'])
+    ok = (c['dp'] >= 1) & (c['dp'] == np.floor(c['dp'])) & (m >= 1) & (m == np.floor(m))
+    ok &= (seq % c['cp'] == 0) & (sizes['heads'] % c['tp'] == 0) & (c['pp'] <= sizes['layers'])
+    return ok & (True if uneven else sizes['layers'] % c['pp'] == 0)
+
+def _belongs(c, sizes, global_batch, cluster):
+    "Do the other choices go with the ranks? Virtual stages need a pipeline, shards ZeRO-3, experts ranks to sit on"
+    m, ranks = global_batch / (c['dp'] * c['micro_batch']), c['dp'] * c['cp']
+    stage = np.ceil(sizes['layers'] / c['pp'])
+    ok = (c['vp'] == 1) | (c['pp'] > 1) & (stage % c['vp'] == 0) & (m % c['pp'] == 0)
+    ok &= (c['ep'] == 1) | (ranks * c['tp'] % c['ep'] == 0)
+    ok &= (c['zero'] == 0) | (ranks > 1)
+    ok &= (c['zero'] != 2) | (c['pp'] == 1) | (cluster.gpus == 1)  # In a pipeline ZeRO-2 reduces for every micro-batch
+    shared = (c['zero'] == 3) & (c['shard'] < ranks) & (ranks % np.maximum(c['shard'], 1) == 0)
+    return ok & ((c['shard'] == 0) | shared)
 
 @dataclass(frozen=True, repr=False)
 class Search:
@@ -85,9 +123,12 @@ class Search:
     columns: dict  # Columns of every layout
     found: dict  # From memory
     seconds: dict  # From step_time, for the layouts that fit
-    order: np.ndarray  # Indices of the layouts that fit, fastest first
+    order: np.ndarray  # Indices of the layouts that fit: of the fastest, which count as equal, the simplest first
     base: dict  # Columns all layouts share
     fixed: dict  # Fields of Layout that all share
+    alike: float = 0.0  # Relative difference of step times below which two layouts count as equal
+    untried: tuple = ()  # What the search left out
+    calibration: object = None  # Whose constants were used
 
     def __len__(self):
         return len(self.order)
@@ -103,7 +144,7 @@ class Search:
 
     def layout(
         self,
-        i: int,  # 0 is the fastest
+        i: int,  # 0 is the best
     ) -> Layout:  # Raises IndexError beyond the last that fits
         "The layout at place `i` of the ranking"
         j = self.order[i]
@@ -113,11 +154,15 @@ class Search:
 
     def estimate(
         self,
-        i: int = 0,  # 0 is the fastest
+        i: int = 0,  # 0 is the best
     ) -> Estimate:  # Raises IndexError beyond the last that fits
         "The estimate at place `i` of the ranking"
-        c = {k: np.asarray(v) for k, v in {**self.base, **layout_columns(self.layout(i))}.items()}
-        return record_of(self.name, self.layout(i), self.cluster, c, memory(c), step_time(c))
+        own = layout_columns(self.layout(i))
+        c = prepare_columns({k: np.asarray(v) for k, v in {**self.base, **own}.items()})
+        table = self.calibration and self.calibration.table()
+        t = step_time(c, table, ready=True)
+        e = record_of(self.name, self.layout(i), self.cluster, c, memory(c, ready=True), t)
+        return _named_calibration(e, self.calibration)
 
     @property
     def best(self) -> Estimate:
@@ -147,7 +192,9 @@ class Search:
                 step=human_seconds, tokens='{:,.0f}'.format, mfu='{:.1%}'.format, device=human_bytes, spare=human_bytes
             ),
             caption=f'{self.name} on {self._where}: {len(self):,} of {self.tried:,} layouts fit',
-            notes='tokens: a second, on all GPUs. device: memory as nvidia-smi shows it.',
+            notes='tokens: a second, on all GPUs. device: memory as nvidia-smi shows it. '
+            f'Of layouts within {self.alike:.1%} of the fastest, which past errors do not tell apart, the simplest and '
+            f'emptiest come first. Not tried: {"; ".join(self.untried)}.',
         )
 
     def _repr_html_(self):
@@ -177,7 +224,10 @@ def search(
     seq_parallel=True,  # Norms and dropout split over the tensor-parallel ranks
     min_spare=0,  # Bytes to leave free
     network='',  # As for estimate
-    **values,  # Values to try: tp, pp, cp, zero, micro_batch, recompute; a number or a list
+    uneven=True,  # May pipeline stages have different numbers of layers?
+    calibration=None,  # As for estimate
+    lora_rank=0,  # Of low-rank adapters on frozen weights; 0: every weight is trained
+    **values,  # Values to try: tp, pp, cp, ep, vp, zero, shard, micro_batch, recompute; a number or a list
 ) -> Search:  # Layouts that fit, fastest first; raises ValueError when none does
     "Every layout of a model on a cluster, ranked by the time of a step"
     name, sizes, _ = model_columns(model)
@@ -197,8 +247,11 @@ def search(
         compile=compile,
         offload=offload,
         seq_parallel=seq_parallel,
+        lora_rank=lora_rank,
     )
-    cols = enumerate_layouts(sizes, cluster, global_batch, seq, **values)
+    if why := refused(cluster.gpu, precision):
+        raise ValueError(why)
+    cols = enumerate_layouts(sizes, cluster, global_batch, seq, uneven, **values)
     if not len(cols['tp']):
         raise ValueError(
             f'no layout of {name} divides {cluster.gpus} GPUs and a batch of {global_batch}: '
@@ -222,8 +275,28 @@ def search(
             + f', zero={l["zero"]:g}, recompute={l["recompute"]}, '
             + f'lacks {human_bytes(min_spare - float(m["margin"][i]))}'
         )
-    t = step_time({**base, **_take(cols, ok)})
-    return Search(name, cluster, cols, m, t, ok[np.argsort(t['total'], kind='stable')], base, fixed)
+    t = step_time({**base, **_take(cols, ok)}, calibration and calibration.table())
+    strategy = 'lora' if lora_rank else 'moe' if sizes.get('experts') else 'dense'
+    alike = told_apart(family_of(cluster.gpu, precision, framework, strategy))
+    order = ok[_ranked(_take(cols, ok), t['total'], m['device'][ok], alike)]
+    untried = _left_out(_usual_values(sizes, cluster, seq, uneven) | values, cluster, fixed)
+    return Search(name, cluster, cols, m, t, order, base, fixed, alike, untried, calibration)
+
+def _ranked(c, seconds, device, alike):
+    "Places of layouts: those that count as equal to the fastest by simplicity, then memory; the others by time"
+    plain = sum((c[k] > 1).astype(float) for k in ('tp', 'pp', 'cp', 'ep', 'vp'))
+    plain = plain + (c['zero'] > 0) + (c['shard'] > 0) + (c['recompute'] != 'none')
+    tie = seconds <= seconds.min() * (1 + alike)
+    key = np.where(tie, plain, np.inf), np.where(tie, device, 0), seconds
+    return np.lexsort(key[::-1])
+
+def _left_out(values, cluster, fixed):
+    "In words, what a search did not try"
+    out = [f'tp above {max(values["tp"])}', f'pp above {max(values["pp"])}', f'cp above {max(values["cp"])}']
+    out += [f'micro-batches above {max(values["micro_batch"])}', 'schedules but 1F1B and interleaving']
+    out += ['offload'] if fixed['offload'] == 'none' else []
+    out += [f'{k} other than {fixed[k]}' for k in ('precision', 'optimizer', 'framework')]
+    return tuple(out)
 
 # %% ../../nbs/compute/05_search.ipynb #d62edd07
 def plot_map(found, ax=None):
@@ -294,6 +367,7 @@ def explain(
         if len(found) > 1
         else f'{found.layout(0)} is the only layout that fits.'
     ]
+    out.append(f'Layouts within {found.alike:.1%} of the fastest count as equal: of those the simplest is first.')
     none = found.tried - len(found)
     if none:
         out.append(f'{none:,} of {found.tried:,} layouts do not fit.')
@@ -329,7 +403,8 @@ def best_plan(
     layout='',  # A Layout or its text; empty: the best one is looked for
     framework='pytorch',  # Of the layout, where its text does not say
     precision='bf16',  # The same
-    uneven: bool = False,  # May pipeline stages have different numbers of layers?
+    uneven: bool = False,  # May the stages of a given layout have different numbers of layers?
+    **more,  # For the search: lora_rank, optimizer, and values to try such as tp or cp
 ) -> tuple:  # A Search (None where there was none) and an Estimate; raises ValueError when nothing fits
     "The search (None where there was none) and the estimate of `layout`, or of the best one"
     if layout:
@@ -338,13 +413,14 @@ def best_plan(
             given = given.replace(framework=framework)
         if 'precision' not in str(layout):
             given = given.replace(precision=precision)
-        return None, estimate(model, given, cluster, global_batch, seq, uneven)
+        calibration = more.get('calibration')
+        return None, estimate(model, given, cluster, global_batch, seq, uneven, calibration=calibration)
     name, sizes, spec = model_columns(model)
     if sizes is not None:
-        found = search(model, cluster, global_batch, seq, framework=framework, precision=precision)
+        found = search(model, cluster, global_batch, seq, framework=framework, precision=precision, **more)
         return found, found.best
     tried = [
-        estimate(spec, l, cluster, global_batch)
+        estimate(spec, l, cluster, global_batch, seq)
         for l in _image_layouts(cluster.gpus, global_batch, framework, precision)
     ]
     fits = [e for e in tried if e.fits]
@@ -382,7 +458,7 @@ def clusters(
     missing = [g for g in names if g not in prices]
     if missing:
         raise ValueError(f'no price for {", ".join(missing)}: give prices={{name: dollars per GPU-hour}}')
-    return [Cluster(g, n, price=prices[g] * n) for g in names for n in counts]
+    return [Cluster(g, n, gpu_hour=prices[g]) for g in names for n in counts]
 
 def cheapest(
     model,  # As for estimate

@@ -10,22 +10,27 @@ import functools
 import numpy as np
 from ..core import GiB, one_of, read_data
 from .gpus import find
-from .step_time import _each, complete_columns, framework_of
+from .columns import _each, adapter_parameters, complete_columns, framework_of
 
 # %% ../../nbs/compute/03_step_memory.ipynb #a475e834
 def _layer_params(c):
-    "Parameters of one block"
-    h, f, kv = c['hidden'], c['ffn'], c['kv_heads'] / c['heads']
+    "Parameters of one block that every rank of a tensor-parallel group shares: matrices, norms and biases, no experts"
+    h, f = c['hidden'], c['plain_ffn'] * c['plain_share']
     gated = c['gated_mlp'] > 0
-    return (2 + 2*kv)*h**2 + np.where(gated, 3*h*f + 2*h, 2*h*f + (2 + 2*kv)*h + f + 5*h) + c.get('layer_extra', 0)
+    small = np.where(gated, 2*h, (2 + 2*c['kv'])*h + f + 5*h)
+    return c['layer_params'] + small + c.get('layer_extra', 0)
+
+_one_gpu = dict(seq=1, gpus=1, tp=1, pp=1, dp=1, global_batch=1)
 
 def parameters(
-    c:dict # Columns by name, as prepare_columns makes them
+    c:dict # Columns by name; those of the model are enough
 ):         # Parameters of the model; plain GPT models with learned positions need positions=1
     "Parameters of every model in the table"
+    if 'layer_params' not in c:
+        c = complete_columns({**_one_gpu, **c})
     h, gated = c['hidden'], c['gated_mlp'] > 0
     ends = c['vocab']*h*np.where(c['tied'] > 0, 1, 2) + np.where(gated, h, 2*h) + c.get('positions', 0)*c['seq']*h
-    return c['layers']*_layer_params(c) + ends
+    return c['layers']*(_layer_params(c) + c['expert_params']) + ends
 
 # %% ../../nbs/compute/03_step_memory.ipynb #5c945553
 def place(
@@ -56,6 +61,7 @@ optimizer_states = {
     'momentum': (4, True),
     'sgd': (0, True),
     'adafactor': (0, True),
+    'muon': (4, True),
 }  # Name -> (bytes of moments per parameter, keeps an fp32 copy of 16-bit weights)
 
 def bytes_per_parameter(
@@ -75,7 +81,7 @@ def bytes_per_parameter(
     if framework == 'megatron-deepspeed':
         return (2, 6, moments + half) if grad_bytes == 4 else (2, 2, moments + half*(2 if zero else 1))
     if framework.startswith('megatron'):
-        return (2, 2, moments + 2*half) if precision == 'fp16' else (2, 4, moments + half)
+        return (2, 2, moments + 2*half) if precision == 'fp16' else (2, grad_bytes or 4, moments + half)
     return 2, grad_bytes or 2, moments + half
 
 # %% ../../nbs/compute/03_step_memory.ipynb #46962635
@@ -107,12 +113,12 @@ def _resolve(c, table):
     names = list(table)
     value = lambda f: (
         [table[n].get(f, table[n]['any']) for n in names]
-        + [f == 'nanotron', f.startswith('megatron'), f == 'torchtitan']
+        + [f == 'nanotron', f.startswith('megatron'), f == 'torchtitan', f in ('megatron-deepspeed', 'megatron-lm')]
     )
     v, i = _each(lambda f: value(framework_of(f)), c['framework'])
     v = np.array(v, float)[i].T
-    k = dict(zip(names, v, strict=False))  # the last three are flags of frameworks
-    k |= {n: x > 0 for n, x in zip(('nanotron', 'megatron', 'titan'), v[len(names):], strict=True)}
+    k = dict(zip(names, v, strict=False))  # the last four are flags of frameworks
+    k |= {n: x > 0 for n, x in zip(('nanotron', 'megatron', 'titan', 'without_fixed'), v[len(names):], strict=True)}
     k |= _texts(c)
     k['usable'] = np.take(*_each(lambda g: find(g).usable, c['gpu']))
     k['blackwell'] = np.take(*_each(lambda g: find(g).arch == 'Blackwell', c['gpu']))
@@ -141,10 +147,12 @@ def _texts(c):
 # %% ../../nbs/compute/03_step_memory.ipynb #fc48a5f7
 def _kept_units(c, k):
     "Units of 2sbh a layer keeps for backward on one rank: (split, whole, one layer's full set)"
-    t, r, kv = c['tp'], c['ffn']/c['hidden'], c['kv_heads']/c['heads']
+    t, kv = c['tp'], c['kv']
+    r = (c['ffn']*c['moe_share'] + c['plain_ffn']*c['plain_share'])/c['hidden']
     gated, sp = c['gated_mlp'] > 0, c['seq_parallel'] > 0
     scores = np.where((c['flash'] > 0) | k['selective'], 0, 2.5*c['heads']*c['seq']/c['hidden']/c['cp'])
     block = np.where(gated, k['attention_units']*(.5 + .5*kv) + k['mlp_units']*r, k['plain_units'] + 2*r)
+    block = block + c['moe_share']*c['topk']*k['dispatch_units']
     whole = np.where(
         sp, 0, np.where(t > 1, np.where(gated, 4, 5), 0)
     )  # norms and residuals that tensor parallelism leaves whole
@@ -187,12 +195,31 @@ def _stage_params(c, k, n, first, last):
 
 def _communication(c, k, p, m):
     "Buckets of DDP, gathered units of FSDP, and the unsharded weights and gradients of FSDP in a pipeline"
-    bucket = np.where(
-        (c['dp'] * c['cp'] > 1) & (c['zero'] < 3), np.where(m > 1, k['bucket_bytes'], k['bucket_bytes_once']) * p, 0
-    )
+    each = np.minimum(np.where(m > 1, k['bucket_bytes'], k['bucket_bytes_once']), k['sizes'][1])
+    bucket = np.where((c['dp'] * c['cp'] > 1) & (c['zero'] < 3), each * p, 0)
     cast = np.where(k['amp'] & (c['zero'] < 3), 2*p, 0)                 # 16-bit copies that autocast caches
-    unit = 4*(_layer_params(c) + c['vocab']*c['hidden'])/c['tp']          # two layers and the two ends, 16 bits
+    layer = _layer_params(c)/c['tp'] + c['expert_params']/c['ep']
+    unit = 4*(layer + c['vocab']*c['hidden']/c['tp'])                     # two layers and the two ends, 16 bits
     return np.where(c['zero'] >= 3, np.where(c['pp'] > 1, 6*p, unit), bucket + cast)
+
+def _add_experts(c, k, n, o):
+    "Add the states of the experts of a stage with `n` layers: split over ep, sharded over the ranks that hold copies"
+    if not (c['experts'] > 0).any():
+        return
+    own = n*c['expert_params']/c['ep']*(c['frozen'] <= 0)
+    copies = np.maximum(c['dp']*c['cp']*c['tp']/c['ep'], 1)
+    sizes = sharded(k['sizes'], c['zero'], copies, c['offload'])
+    for name, bytes_ in zip(_categories, sizes, strict=False):
+        o[name] = o[name] + own*bytes_
+
+def _add_frozen(c, k, n, p, d, o):
+    "Add weights that are not trained: 16 bits, or weight_bits and the scales of blocks of 64 (arXiv 2305.14314)"
+    if not (c['frozen'] > 0).any():
+        return
+    size = np.where(c['weight_bits'] < 16, c['weight_bits']/8*1.03, 2.)
+    parts = np.where(c['zero'] >= 3, d, 1)
+    whole = p + n*c['expert_params']/c['ep']
+    o['weights'] = o['weights'] + np.where(c['frozen'] > 0, size*whole/parts, 0.)
 
 def _stage(c, k, n, first:bool, flight, m):
     "Bytes by category on a stage that has `n` layers and `flight` micro-batches in flight"
@@ -200,15 +227,18 @@ def _stage(c, k, n, first:bool, flight, m):
     last = one if first else True
     p = _stage_params(c, k, n, True if first else one, last)
     d = np.where(c['shard'] > 0, c['shard'], c['dp']*c['cp'])
-    o = dict(zip(_categories, (b*p for b in sharded(k['sizes'], c['zero'], d, c['offload'])), strict=False))
-    o['communication'] = _communication(c, k, p, m)
+    trained = np.where(c['frozen'] > 0, n*adapter_parameters(c)/c['tp'], p)
+    o = dict(zip(_categories, (b*trained for b in sharded(k['sizes'], c['zero'], d, c['offload'])), strict=False))
+    o['communication'] = _communication(c, k, trained, m)
+    _add_experts(c, k, n, o)
+    _add_frozen(c, k, n, p, d, o)
     unit = c['tokens']*c['hidden']*np.where(k['single'], 4, 2)
     split, whole, every = _kept_units(c, k)
     base = n*flight*unit*(split/c['tp'] + whole) + k['stage_units']*unit*flight
     logits = np.where(last, _logits(c, k), 0.)
     work = unit*np.where(c['tp'] > 1, k['work_split']/c['tp'] + k['work_whole'], k['work_single'])
     work = np.where(k['titan'] & ~k['full'], 0, work)
-    o['fixed'] = k['fixed_gib']*GiB*np.where(k['megatron'] | k['titan'], 0, 1)
+    o['fixed'] = k['fixed_gib']*GiB*np.where(k['without_fixed'] | k['titan'], 0, 1)
     held = sum(o.values())
     both = k['titan'] | (logits == 0)                                   # reserved memory of torchtitan holds both
     top = np.where(both, logits + work, np.maximum(logits, work))
@@ -228,11 +258,7 @@ def _logits(c, k):
 # %% ../../nbs/compute/03_step_memory.ipynb #c4f39f95
 def prepare_columns(c):
     "Complete columns, the memory model's own among them"
-    own = dict(
-        optimizer=np.asarray(c.get('optimizer', 'adam')),
-        **{k: np.asarray(c.get(k, 0.0), float) for k in ('positions', 'layer_extra')},
-    )
-    return complete_columns(c) | own
+    return complete_columns(c)
 
 def memory(
     c:dict,     # Columns by name: those of published_runs.csv, optimizer, positions
@@ -256,6 +282,7 @@ def memory(
         first=first,
         last=last,
         **dict(zip(('allocated', 'reserved', 'device'), kinds(shown), strict=True)),
+        usable=np.broadcast_to(k['usable'], np.shape(margin)),
         margin=margin,
         starts=starts,
         fits=(margin >= 0) & starts,

@@ -13,7 +13,7 @@ from ..core import Record, need, one_of, palette, positive
 
 # %% ../../nbs/parallel/11_layout.ipynb #b244c0c4
 recomputations = ['none', 'selective', 'every-other-layer', 'full']
-layout_precisions = ['fp32', 'tf32', 'fp16', 'bf16', 'amp_fp16', 'amp_bf16', 'fp8', 'fp4']
+layout_precisions = ['fp32', 'tf32', 'fp16', 'bf16', 'amp_fp16', 'amp_bf16', 'fp8', 'fp4', 'mxfp8', 'nvfp4']
 schedules = ['1f1b', 'gpipe', 'interleaved', 'zb1p']
 _offloads = ['none', 'optimizer']
 
@@ -37,10 +37,20 @@ class Layout(Record):
     flash:bool=True           # Fused attention?
     compile:bool=False        # Compiled?
     framework:str='pytorch'   # Whose constants to use, as framework_of names it
+    ep:int=1                  # Expert parallel: ranks among dp·cp·tp that share the experts of a layer
+    grad_bytes:int=0          # Of an accumulated gradient, 2 or 4; 0: as the framework does
+    lora_rank:int=0           # Of low-rank adapters on frozen weights; 0: every weight is trained
+    weight_bits:int=16        # Of frozen weights: 16, 8 or 4
+    document:int=0            # Tokens of a document among those packed into a sequence; 0: one fills it
+    kernel:str=''             # Of attention, as kernels() names it; empty: the framework's own
+    recipe:str=''             # Of 8-bit scales: delayed, current, mx or nv
 
     def __post_init__(self):
-        for f in 'dp tp pp cp vp micro_batch'.split():
+        for f in 'dp tp pp cp vp ep micro_batch'.split():
             positive(f, getattr(self, f))
+        for f, ok in (('grad_bytes', [0, 2, 4]), ('weight_bits', [16, 8, 4])):
+            if getattr(self, f) not in ok:
+                raise ValueError(f'{f} must be one of {ok}, not {getattr(self, f)!r}')
         if self.zero not in (0, 1, 2, 3):
             raise ValueError(f'zero must be a ZeRO stage from 0 to 3, not {self.zero!r}')
         if not isinstance(self.shard, int) or self.shard < 0:
@@ -56,6 +66,10 @@ class Layout(Record):
 
     def _rules(self):
         "What cannot be combined, whatever the model"
+        if (self.dp*self.cp*self.tp) % self.ep:
+            raise ValueError(f'ep={self.ep} must divide dp·cp·tp = {self.dp*self.cp*self.tp}')
+        if self.weight_bits < 16 and not self.lora_rank:
+            raise ValueError(f'weight_bits={self.weight_bits} needs frozen weights: give lora_rank')
         if self.vp > 1 and self.pp == 1:
             raise ValueError(f'vp={self.vp} needs a pipeline: pp must be more than 1')
         if self.schedule == 'interleaved' and self.vp == 1:
@@ -76,10 +90,11 @@ class Layout(Record):
         plain = {f.name: f.default for f in fields(self)}
         size = [
             f'{k}{getattr(self, k)}'
-            for k in 'dp tp pp cp vp'.split()
+            for k in 'dp tp pp cp ep vp'.split()
             if k in ('dp', 'tp', 'pp') or getattr(self, k) > 1
         ]
-        more = [f'{k}={v}' for k, v in self.to_dict().items() if k not in 'dp tp pp cp vp'.split() and v != plain[k]]
+        rest = {k: v for k, v in self.to_dict().items() if k not in 'dp tp pp cp ep vp'.split()}
+        more = [f'{k}={v}' for k, v in rest.items() if v != plain[k]]
         return ','.join(size + more)
 
 # %% ../../nbs/parallel/11_layout.ipynb #7f4c12dc
@@ -240,6 +255,9 @@ def check_runnable(
         )
     if l.cp > 1:
         raise ValueError(f'cp={l.cp} can be planned but not run here: cp must be 1')
+    for f, plain in (('ep', 1), ('lora_rank', 0)):
+        if getattr(l, f) != plain:
+            raise ValueError(f'{f}={getattr(l, f)} can be planned but not run here: it must be {plain}')
     if l.offload != 'none':
         raise ValueError(f'offload={l.offload} can be planned but not run here: it must be none')
     if not l.flash:

@@ -17,7 +17,7 @@ def test_row_is_sane(g):
     assert 2014 <= g.year <= 2026 and 8 * GiB <= g.memory <= 300 * GiB and g.devices in (1, 2)
     assert 2e11 < g.bandwidth < 1e13 and (g.tdp is None or 60 <= g.tdp <= 1500)
     assert g.link_bandwidth is None or 1e10 <= g.link_bandwidth <= 1e12
-    assert g.tflops and all(1 < v < 6000 for v in g.tflops.values())
+    assert g.tflops and all(1 < v < (16000 if p == 'fp4' else 6000) for p, v in g.tflops.items())
     assert .9 * g.memory < g.usable <= 1.02 * g.memory
 
 
@@ -81,14 +81,14 @@ def test_matmul_refuses(bad):
 
 @given(names, st.integers(1, 64), st.sampled_from([1, 2, 4, 8]))
 def test_cluster_counts(name, nodes, per):
-    c = Cluster(name, nodes * per, per, price=1.)
+    c = Cluster(name, nodes * per, per, gpu_hour=1/(nodes * per))
     assert c.nodes == nodes and c.memory == nodes * per * find(name).usable and Cluster.from_json(c.to_json()) == c
     assert math.isclose(c.cost(7200), 2.)
 
 
 @pytest.mark.parametrize('kw,msg', [(dict(gpus=0), 'gpus'), (dict(gpus=-8), 'gpus'), (dict(gpus=12), 'multiple of gpus_per_node'), (dict(gpus=8, gpus_per_node=0), 'gpus_per_node'),
-    (dict(gpus=8, interconnect='infinband-3200'), "did you mean 'infiniband-3200'"), (dict(gpus=16, interconnect='nvlink-only'), 'nic_bandwidth'), (dict(gpus=8, price=float('nan')), 'price'),
-    (dict(gpus=8, price=-1.), 'price')])
+    (dict(gpus=8, interconnect='infinband-3200'), "did you mean 'infiniband-3200'"), (dict(gpus=16, interconnect='nvlink-only'), 'nic_bandwidth'), (dict(gpus=8, gpu_hour=float('nan')), 'gpu_hour'),
+    (dict(gpus=8, gpu_hour=-1.), 'gpu_hour')])
 def test_cluster_refuses(kw, msg):
     with pytest.raises(ValueError, match=msg): Cluster('H100', **kw)
 
@@ -99,7 +99,7 @@ def test_cluster_without_price():
 
 def test_peaks():
     assert peak('H100') == 989e12 and peak('H100', measured=True) == 794.5e12 and round(efficiency('A100'), 3) == .869
-    for args, msg in ((('V100', 'bf16'), 'there is fp32, fp16'), (('H100', 'fp4'), 'precision'), (('L4', 'bf16', True), 'measured')):
+    for args, msg in ((('V100', 'bf16'), 'there is fp32, fp16'), (('H100', 'fp4'), 'there is fp32'), (('H100', 'fp2'), 'precision'), (('L4', 'bf16', True), 'measured')):
         with pytest.raises(ValueError, match=msg): peak(*args)
 
 

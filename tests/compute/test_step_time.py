@@ -5,7 +5,8 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 from fsdl_tools.core import read_data, read_results
 from fsdl_tools.compute.gpus import find
-from fsdl_tools.compute.step_time import (causes, collective, columns, complete_columns, time_constants, derive, framework_of, _frameworks, resolve, step_time, waves)
+from fsdl_tools.compute.columns import columns, complete_columns, framework_of, _frameworks, refused, resolve, time_constants
+from fsdl_tools.compute.step_time import causes, collective, derive, step_time, waves
 
 power = lambda lo, hi: st.integers(lo, hi).map(lambda n: 2**n)
 
@@ -17,10 +18,12 @@ def layouts(draw, names=tuple(_frameworks)):
     heads = tp * draw(st.integers(1, 4)) * 2
     hidden = heads * draw(st.sampled_from([64, 128]))
     zero = draw(st.sampled_from([0, 1, 2, 3] if pp == 1 else [0, 1]))
+    gpu = draw(st.sampled_from(['A100-SXM-80GB', 'H100-SXM-80GB', 'V100 PCIe', 'MI300X', 'RTX 4090']))
+    precision = draw(st.sampled_from([p for p in ('bf16', 'fp16', 'fp32', 'fp8') if not refused(gpu, p)]))
     micro, m = draw(power(0, 3)), draw(st.integers(1, 64))
     return dict(layers=pp * draw(st.integers(1, 12)), hidden=hidden, heads=heads, kv_heads=heads // draw(st.sampled_from([1, 2])), ffn=4 * hidden, gated_mlp=draw(st.booleans()),
-                vocab=draw(st.integers(1, 512)) * 512, tied=draw(st.booleans()), seq=draw(power(9, 14)), gpu=draw(st.sampled_from(['A100-SXM-80GB', 'H100-SXM-80GB', 'V100 PCIe', 'MI300X', 'RTX 4090'])),
-                gpus=tp*pp*cp*dp, tp=tp, pp=pp, cp=cp, dp=dp, zero=zero, micro_batch=micro, global_batch=micro*m*dp, precision=draw(st.sampled_from(['bf16', 'fp16', 'fp32', 'fp8'])),
+                vocab=draw(st.integers(1, 512)) * 512, tied=draw(st.booleans()), seq=draw(power(9, 14)), gpu=gpu,
+                gpus=tp*pp*cp*dp, tp=tp, pp=pp, cp=cp, dp=dp, zero=zero, micro_batch=micro, global_batch=micro*m*dp, precision=precision,
                 recompute=draw(st.sampled_from(['none', 'selective', 'full'])), flash=draw(st.booleans()), compile=draw(st.booleans()), framework=draw(st.sampled_from(names)),
                 offload=draw(st.integers(0, 1)))
 
@@ -68,14 +71,14 @@ def test_more_network_is_never_slower(c, rate, factor):
 
 @given(layouts(), st.sampled_from(['hbm', 'link', 'half', 'peak']), st.floats(1, 10))
 def test_better_hardware_is_never_slower(c, part, factor):
-    from fsdl_tools.compute import step_time as P
+    import fsdl_tools.compute.step_time as P
     def with_hardware(scale):
         full = complete_columns(c); k = resolve(full, time_constants()); k[part] = k[part] * scale; derive(full, k)
         lay, end = P.layer(full, k), P.ends(full, k)
         o, busy, first = P._slot(full, k, lay, end)
         params = P._stage_params(full, first)
-        comm = P._sharded_comm(full, k, params, busy) if c['zero'] == 3 else P._gradient_comm(full, k, params, busy)
-        return float(full['m']*busy + P._bubble(full, k, lay, end, busy) + P._pipeline_comm(full, k) + comm*(c['dp']*c['cp'] > 1) + P._optimizer(full, k, params))
+        comm = P._sharded_comm(full, k, params, busy) if c['zero'] == 3 else P._gradient_comm(full, k, params, busy, first)
+        return float(full['m']*busy + P._bubble(full, k, lay, end, busy) + P._pipeline_comm(full, k) + comm*(c['dp']*c['cp'] > 1) + P._optimizer(full, k, params, first))
     assert with_hardware(factor) <= with_hardware(1) * (1 + 1e-9)
 
 
@@ -168,7 +171,7 @@ def test_recorded_comparison_is_cross_validated_and_better_than_the_peers(root):
 
 def test_every_constant_has_meaning_and_origin():
     rows = read_data('planner_time.csv')
-    assert all(r['meaning'] and r['source'] and r['date'] and r['by'] in ('any', 'gpu', 'framework', 'cluster') for r in rows)
+    assert all(r['meaning'] and r['source'] and r['date'] and r['by'] in ('any', 'gpu', 'framework', 'cluster', 'stack', 'recipe', 'optimizer') for r in rows)
     assert all(any(q['applies_to'] == 'any' for q in rows if q['name'] == r['name']) for r in rows)
     assert not {r['applies_to'] for r in rows} & (set(GOALS) - set(_frameworks)), 'constants belong to hardware, frameworks and clusters, never to a study'
 
