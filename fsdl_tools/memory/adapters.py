@@ -91,6 +91,8 @@ class Frozen4bit(nn.Module):
 # %% ../../nbs/memory/04_adapters.ipynb #3b0ed2b1
 class LowRank(nn.Module):
     "A frozen linear layer with a trained correction of low rank beside it (arXiv 2106.09685)"
+    stands_for_a_layer = True        # not a block that could be recomputed
+
     def __init__(self, base, rank, alpha=None, like=None):
         super().__init__()
         self.base, self.scale = base, (alpha or 2 * rank) / rank
