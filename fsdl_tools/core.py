@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KiB', 'MiB', 'GiB', 'TiB', 'palette', 'human_bytes', 'human_count', 'human_seconds', 'human_dollars', 'parse_bytes',
-           'parse_count', 'parse_seconds', 'nearest', 'one_of', 'positive', 'printable', 'theirs', 'need', 'Record',
-           'write_atomic', 'read_limited', 'data_path', 'read_data', 'read_results', 'scratch', 'fix_torchvision',
-           'plot_style']
+           'parse_count', 'parse_seconds', 'nearest', 'one_of', 'positive', 'printable', 'theirs', 'need',
+           'read_limited', 'Record', 'write_atomic', 'data_path', 'read_data', 'read_results', 'scratch',
+           'fix_torchvision', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #7891d696
 import contextlib, csv, dataclasses, difflib, importlib, importlib.resources, importlib.util
@@ -187,6 +187,45 @@ def need(
             f"{what} is not installed: pip install 'fsdl_tools[{extra}]' (or pip install {what})", name=e.name
         ) from None
 
+# %% ../nbs/00_core.ipynb #7d20c5e1
+def _pieces(path, wait):
+    "What can be read from a device or a FIFO, as it comes; ends when nothing comes for `wait` seconds"
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(fd, 'rb', buffering=0) as f:
+        end = time.monotonic() + wait
+        came = False
+        while time.monotonic() < end:
+            piece = f.read(2**20)
+            if piece:
+                came, end = True, time.monotonic() + wait
+                yield piece
+            elif came and piece is not None:
+                return                          # who wrote has closed
+            else:
+                time.sleep(.02)
+    if not came or piece is None:
+        raise ValueError(f'{str(path)!r} gave nothing for {wait:g} seconds')
+
+def read_limited(
+    path,          # A file, a FIFO such as the shell's <(…), or a device
+    most:int=2**26,# Bytes at most
+    wait:float=5.  # Seconds at most without a byte, where it is no regular file
+) -> bytes:        # Raises FileNotFoundError, IsADirectoryError, or ValueError for what does not end
+    "All of a file that somebody named, unless it has no end"
+    path = Path(path)
+    if path.is_file():
+        if path.stat().st_size > most:
+            raise ValueError(f'{str(path)!r} is too large: {path.stat().st_size:,} bytes, {most:,} are read at most')
+        return path.read_bytes()
+    if path.is_dir() or not path.exists():
+        return path.read_bytes()                # raises what it should
+    raw = bytearray()
+    for piece in _pieces(path, wait):
+        raw += piece
+        if len(raw) > most:
+            raise ValueError(f'{str(path)!r} has not ended after {most:,} bytes')
+    return bytes(raw)
+
 # %% ../nbs/00_core.ipynb #80c48bfb
 def _fits(v, t):
     "Does value `v` fit annotation `t`? Unions, lists, tuples, dicts and numbers are understood, the rest by class"
@@ -348,44 +387,6 @@ def write_atomic(
         raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(target.parent)!r}')
     _replace_file(target, content)
     return path
-
-def _pieces(path, wait):
-    "What can be read from a device or a FIFO, as it comes; ends when nothing comes for `wait` seconds"
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(fd, 'rb', buffering=0) as f:
-        end = time.monotonic() + wait
-        came = False
-        while time.monotonic() < end:
-            piece = f.read(2**20)
-            if piece:
-                came, end = True, time.monotonic() + wait
-                yield piece
-            elif came and piece is not None:
-                return                          # who wrote has closed
-            else:
-                time.sleep(.02)
-    if not came or piece is None:
-        raise ValueError(f'{str(path)!r} gave nothing for {wait:g} seconds')
-
-def read_limited(
-    path,          # A file, a FIFO such as the shell's <(…), or a device
-    most:int=2**26,# Bytes at most
-    wait:float=5.  # Seconds at most without a byte, where it is no regular file
-) -> bytes:        # Raises FileNotFoundError, IsADirectoryError, or ValueError for what does not end
-    "All of a file that somebody named, unless it has no end"
-    path = Path(path)
-    if path.is_file():
-        if path.stat().st_size > most:
-            raise ValueError(f'{str(path)!r} is too large: {path.stat().st_size:,} bytes, {most:,} are read at most')
-        return path.read_bytes()
-    if path.is_dir() or not path.exists():
-        return path.read_bytes()                # raises what it should
-    raw = bytearray()
-    for piece in _pieces(path, wait):
-        raw += piece
-        if len(raw) > most:
-            raise ValueError(f'{str(path)!r} has not ended after {most:,} bytes')
-    return bytes(raw)
 
 def data_path(
     name:str # File name, for example gpus.csv or results/zoo.json

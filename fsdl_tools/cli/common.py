@@ -29,7 +29,7 @@ def show(
 ):
     "Print a result the way the user asked for it"
     if as_json:
-        return typer.echo(what.to_json())
+        return typer.echo(what.to_json(), file=sys.stdout)      # the stream of now: typer keeps the first it saw
     from rich.console import Console
     console = Console(width=None if sys.stdout.isatty() else _width(os.environ.get('COLUMNS', '')))
     console.print(printable(what) if isinstance(what, str) else what, markup=False, emoji=False, highlight=False)
@@ -52,7 +52,7 @@ def say(
     **kw          # More arguments of typer.echo
 ):
     "Print text, also from outside, as text: nothing in it moves the cursor or changes a colour"
-    typer.echo(printable(line), err=err, **kw)
+    typer.echo(printable(line), file=sys.stderr if err else sys.stdout, **kw)
 
 @app.callback()
 def _group():

@@ -66,10 +66,20 @@ class Frozen4bit(nn.Module):
         like # A tensor of the type wanted
     ):       # The weight, [out_features, in_features]
         "The weight that the four bits stand for"
-        n = self.out_features * self.in_features
-        steps = torch.stack([self.packed // 16, self.packed % 16], 1).flatten()[:n].to(like.dtype)
-        scale = self._scale().to(like.dtype).repeat_interleave(_block)[:n]
-        return ((steps / 7.5 - 1) * scale).view(self.out_features, self.in_features)
+        n, scale = self.out_features * self.in_features, self._scale().to(like.dtype)
+        w = torch.zeros(len(scale) * _block, dtype=like.dtype, device=self.packed.device)
+        pairs = w[:2 * len(self.packed)].view(-1, 2)
+        pairs[:, 0].copy_(self.packed // 16)
+        pairs[:, 1].copy_(self.packed % 16)
+        w.div_(7.5).sub_(1)
+        w.view(-1, _block).mul_(scale[:, None])
+        return w[:n].view(self.out_features, self.in_features)
+
+    def backward_bytes(self,
+        width # Bytes of a number in the backward pass
+    ):        # Bytes
+        "What the backward pass makes for itself: the weight once more"
+        return self.out_features * self.in_features * width
 
     def forward(self,
         x # [..., in_features]
@@ -81,6 +91,8 @@ class Frozen4bit(nn.Module):
 # %% ../../nbs/memory/04_adapters.ipynb #3b0ed2b1
 class LowRank(nn.Module):
     "A frozen linear layer with a trained correction of low rank beside it (arXiv 2106.09685)"
+    stands_for_a_layer = True        # not a block that could be recomputed
+
     def __init__(self, base, rank, alpha=None, like=None):
         super().__init__()
         self.base, self.scale = base, (alpha or 2 * rank) / rank

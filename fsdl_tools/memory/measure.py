@@ -421,7 +421,8 @@ def blocks_of(
     "The repeated blocks of a model: of the classes that hold most of its parameters, the one with the most instances"
     groups = {}
     for name, m in model.named_modules():
-        if next(m.children(), None) is not None and not isinstance(m, (nn.ModuleList, nn.Sequential)):
+        holds = next(m.children(), None) is not None and not getattr(m, 'stands_for_a_layer', False)
+        if holds and not isinstance(m, (nn.ModuleList, nn.Sequential)):
             groups.setdefault(type(m), []).append(name)
     size = {
         c: sum(p.numel() for n in names for p in model.get_submodule(n).parameters())

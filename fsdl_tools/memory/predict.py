@@ -154,7 +154,8 @@ class Recorder(TorchDispatchMode):
     ):
         "Write down one operation, and what its backward pass keeps"
         base = name[:-1] if name.endswith('_') and name[:-1] else name
-        kept = kept_by(base, args, outs)
+        follows = torch.is_grad_enabled()        # not in a block without gradients, nor inside somebody's own function
+        kept = kept_by(base, args, outs) if follows else []
         if kept is None:
             self.unknown.add(base)
             kept = tensors(args)
@@ -177,7 +178,7 @@ class Recorder(TorchDispatchMode):
                 self.where[-1],
                 self.phase,
                 tuple(map(self.key, ins)),
-                tuple(self.key(t) for t in ins if t.requires_grad),
+                tuple(self.key(t) for t in ins if t.requires_grad and follows),
                 outs,
                 tuple(kept),
             )
@@ -438,9 +439,10 @@ def _compose(rec, logits, model, inputs, names, optimizer, accumulation, kernels
     )
     grads, base = size(trained), sum(fixed.values())
     before = grads if accumulation > 1 else 0
+    again = [m.backward_bytes(trained[0].element_size()) for m in model.modules() if hasattr(m, 'backward_bytes')]
     moments = dict(
         forward=base + before + sim['forward'],
-        backward=base + before + sim['backward'],
+        backward=base + before + sim['backward'] + max(again, default=0),
         step=base + grads + _step_extra(trained, optimizer, kernels),
     )
     phase = max(moments, key=moments.get)

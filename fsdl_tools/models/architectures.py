@@ -174,7 +174,9 @@ def load_config(
     if where == 'timm':
         raise ValueError(f'{name} is an architecture of timm: it has no configuration of transformers')
     if where != 'file':
-        return transformers.CONFIG_MAPPING[one_of('model type of transformers', name, _hf_types())]()
+        one_of('model type of transformers', name, _hf_types())
+        with theirs(f'{name} has no default configuration'):
+            return transformers.CONFIG_MAPPING[name]()
     fields = _read_fields(name)
     kind = one_of(f'model_type in {name}', fields['model_type'], _hf_types())
     with theirs(f'{name} is not a configuration of {kind}'), offline():

@@ -100,7 +100,12 @@ def _fit(config, cls):
         config.is_decoder = True
     if config.model_type == 'dbrx' and not hasattr(config.attn_config, 'rope_theta'):
         config.attn_config.rope_theta, config.attn_config.clip_qkv = 5e5, 8
-    _fill(config.get_text_config())
+    text = config.get_text_config()
+    _fill(text)
+    for k in ('image_token_id', 'image_token_index'):        # the default of LLaVA and others is a row too far
+        rows = getattr(text, 'vocab_size', None)
+        if isinstance(rows, int) and isinstance(getattr(config, k, None), int) and getattr(config, k) >= rows > 0:
+            setattr(config, k, rows - 1)
     return config
 
 def _fill(
@@ -345,6 +350,8 @@ def _pictures(model, batch):
     names = inspect.signature(model.forward).parameters
     token = _first(model.config, 'image_token_id', 'image_token_index', default=None)
     if token is None or 'pixel_values' not in names or not hasattr(model, 'get_image_features'):
+        return None
+    if token >= model.get_input_embeddings().weight.shape[0]:
         return None
     bare = bare_copy(model)
     shape = _image_shape(model.config, batch)

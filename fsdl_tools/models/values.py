@@ -153,6 +153,13 @@ def _chosen(mask):
     with _disable_current_modes():
         return list(mask.nonzero().unbind(1))
 
+def _half(t):
+    "½ in the shape of `t`"
+    import torch
+    from torch.utils._python_dispatch import _disable_current_modes
+    with _disable_current_modes():
+        return torch.full(t.shape, .5, dtype=t.dtype, device='cpu')
+
 def _compute(func, known):
     "An operation on real numbers; None for what the CPU cannot compute"
     import torch
@@ -224,12 +231,11 @@ class Follower:
 
     def _learn(self, func, known, out):
         "Note what is known of new tensors"
-        import torch
         if known is None:
             return
         if _tagged(func, 'nondeterministic_seeded'):
             if func._overloadpacket.__name__ == 'rand' and out.numel() == 1:
-                self.values.learn(out, torch.full(out.shape, .5, dtype=out.dtype, device='cpu'))
+                self.values.learn(out, _half(out))
         elif 'empty' not in func._overloadpacket.__name__:
             real = _tensors_in(_compute(func, known))
             for t, value in zip(_tensors_in(out), real, strict=False):

@@ -268,3 +268,14 @@ def test_what_is_known_of_a_tensor_does_not_keep_it_alive():
     x = (torch.randn(2, 16),)
     a, b = summary(measure(Busy(), x)), summary(measure(Busy(), x, real=True))
     assert a == b and a.peak < 30_000
+
+
+def test_a_part_without_gradients_keeps_nothing():
+    class Frozen(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b = nn.Linear(64, 512), nn.Linear(512, 8)
+        def forward(self, x):
+            with torch.no_grad(): y = torch.relu(self.a(x)) * 2
+            return self.b(y)
+    x = (torch.randn(16, 64),)
+    p, m = breakdown(Frozen(), inputs=x, kernels='cpu'), summary(measure(Frozen(), x))
+    assert p.activations == m.activations == 16 * 512 * 4

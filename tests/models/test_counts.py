@@ -27,7 +27,7 @@ def written(tmp_path):
     return write
 
 
-@pytest.mark.sweep(8)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize('model', published['models'], ids=lambda m: m['name'])
 def test_published_counts(model, written):
     s = profile(written(**model['config']), seq=8)

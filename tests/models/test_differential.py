@@ -8,7 +8,7 @@ from fsdl_tools.models.profile import profile
 from fsdl_tools.models.zoo import index
 
 torch.set_num_threads(1)
-LARGEST = 150_000_000        # parameters that are made for real
+LARGEST, MOST = 150_000_000, 10**10        # parameters that are made for real, and operations that are computed (more of them with --slow)
 token_by_token = ('mamba', 'rwkv', 'xlstm', 'recurrent', 'jamba', 'bailing', 'deepseek_v4', 'kimi', 'qwen3_next', 'qwen3_5', 'olmo_hybrid')
 hugging = [r['name'] for r in index() if r['library'] == 'transformers' and r['params'] and not any(s in r['name'] for s in token_by_token)]
 smallest = {}                # of each family of timm the one with the fewest operations
@@ -19,10 +19,11 @@ for r in index():
 def shapes(spec): return {l.name: l.output for l in spec.layers if l.flops}
 
 
-def agree(make, **kw):
+def agree(make, slow, **kw):
     "The same operations in the same layers, with outputs of the same shapes, without data and with"
     bare = profile(make, fused=False, **kw)
     if bare.params > LARGEST: pytest.skip(f'{bare.params:,} parameters are too many to make')
+    if bare.flops > MOST * (100 if slow else 1): pytest.skip(f'{bare.flops:,} operations are too many to compute')
     real = profile(make, real=True, **kw)
     assert (bare.params, bare.flops, bare.active) == (real.params, real.flops, real.active)
     assert {l.name: l.flops for l in bare.layers if l.flops} == {l.name: l.flops for l in real.layers if l.flops}
@@ -31,12 +32,12 @@ def agree(make, **kw):
 
 @pytest.mark.sweep(4)
 @pytest.mark.parametrize('name', hugging)
-def test_transformers_without_data_and_with(name): agree(name, tiny=True, seq=8)
+def test_transformers_without_data_and_with(name, slow): agree(name, slow, tiny=True, seq=8)
 
 
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize('name', [r['name'] for r in smallest.values()])
-def test_timm_without_data_and_with(name): agree(name)
+def test_timm_without_data_and_with(name, slow): agree(name, slow)
 
 
 def longer(inputs, by):
