@@ -259,12 +259,19 @@ def test_command_line_mistakes(tmp_path, args):
 
 # ---- asked to stop ----
 
-slow_export = 'import sys, time; from fsdl_tools.onnx import export; export._source = lambda *a: (print("up", flush=True), time.sleep(60)); export.export("x", sys.argv[1])'
+slow_export = """
+import sys, time
+from fsdl_tools.cli.main import main
+from fsdl_tools.onnx import cures, export
+cures.open_model = lambda *a, **k: None
+export._source = lambda *a: (print("up", flush=True), time.sleep(60))
+sys.argv = ["fsdl", "export", "resnet10t", "-o", sys.argv[1]]
+main()
+"""
 
 @pytest.mark.parametrize('how,code', [(signal.SIGTERM, 143), (signal.SIGKILL, -9), *(pytest.param(h, c, marks=pytest.mark.slow) for h, c in ((signal.SIGHUP, 129), (signal.SIGINT, 130)))])
 def test_an_export_that_is_ended_leaves_no_folder(how, code, tmp_path):
-    started = slow_export.replace('export.export("x", sys.argv[1])', 'from fsdl_tools.cli.main import main; from fsdl_tools.cli import onnx as c; sys.argv = ["fsdl", "export", "resnet10t", sys.argv[1]]; from fsdl_tools.onnx import cures; cures.open_model = lambda *a, **k: None; main()')
-    p = subprocess.Popen([sys.executable, '-c', started, str(tmp_path/'a.onnx')], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    p = subprocess.Popen([sys.executable, '-c', slow_export, str(tmp_path/'a.onnx')], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     while (line := p.stdout.readline()) != 'up\n': assert line, 'it ended'
     assert len(list(tmp_path.iterdir())) == 1
     p.send_signal(how)
