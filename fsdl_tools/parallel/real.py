@@ -230,7 +230,7 @@ def _apart(got, wanted):
 def _state_everywhere(model, net):
     "What each rank sees of the state"
     if not isinstance(model, PipelineModel):
-        return whole_state(model)
+        return whole_state(net)
     own = set(model.mine.parameters())
     mine = {n for n, p in net.named_parameters(remove_duplicate=False) if p in own}
     return net.state_dict() | _from_all({n: t for n, t in net.state_dict().items() if n in mine})
