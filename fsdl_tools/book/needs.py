@@ -222,6 +222,7 @@ _distributions = {
     'PIL': 'pillow',
     'yaml': 'pyyaml',
     'haiku': 'dm-haiku',
+    'megatron': 'megatron-core',
     'google': 'protobuf',
     'dateutil': 'python-dateutil',
 }

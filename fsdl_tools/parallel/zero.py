@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['all_gather', 'reduce_scatter', 'patience', 'zeros', 'zero_memory', 'Unit', 'units_of', 'Zero1', 'Zero2', 'Zero3',
-           'storage_bytes', 'accounted', 'whole_blocks', 'watch_routes', 'shard_blocks', 'fsdp', 'whole_state', 'ddp',
+           'storage_bytes', 'accounted', 'watch_routes', 'shard_blocks', 'fsdp', 'whole_state', 'ddp',
            'zero_redundancy', 'fsdp_accounted']
 
 # %% ../../nbs/parallel/04_zero.ipynb #31252dd0
@@ -488,8 +488,10 @@ class Zero3(Zero2):
         for u in self.units:
             u.shard.detach().copy_(u.own(u.flat))
 
-    def need(self, p):
-        "Somebody uses this parameter"
+    def need(self,
+        p  # A parameter of the model
+    ):     # Raises RuntimeError where no forward or backward pass is under way
+        "Somebody uses this parameter: gather it"
         u = self.unit_of[p]
         if u.flat is None and not (self.running or self.opened or _in_backward()):
             self._away(p, 'is on this rank in part only')
@@ -627,7 +629,7 @@ def accounted(
     )
 
 # %% ../../nbs/parallel/04_zero.ipynb #f7fada18
-def whole_blocks(
+def _whole_blocks(
     module # A torch.nn.Module
 ) -> list: # Submodules
     "The parts that `fully_shard` can take one at a time: nothing outside uses their parameters, trained or not"
@@ -700,7 +702,7 @@ def shard_blocks(
 ) -> list:      # The blocks
     "`fully_shard` on every block that `units_of` finds, and on the root"
     from torch.distributed.fsdp import fully_shard
-    blocks = whole_blocks(module)
+    blocks = _whole_blocks(module)
     for m in [*blocks, module]:
         m.register_forward_hook(_no_views)
         fully_shard(m, **kw)

@@ -340,8 +340,15 @@ class Images(_Data):
         "Name, samples, their size and the number of classes, for people"
         return f'{self.name}: {self.n:,} images of {self.size} × {self.size} in {len(self.classes):,} classes'
 
-def _walk(folder):
-    "Files below a folder; links to folders are followed, each folder is visited once"
+def _leads_back(path, whole):
+    "Is this a link to a folder that the data are in, or that is among them?"
+    if not os.path.islink(path):
+        return False
+    target, home = os.path.realpath(path), os.path.realpath(whole)
+    return os.path.commonpath([target, home]) in (target, home)
+
+def _walk(folder, whole):
+    "Files below a folder; links to folders elsewhere are followed, each folder is visited once"
 
     def fail(e):
         raise e                        # os.walk would pass over what it may not read
@@ -352,6 +359,7 @@ def _walk(folder):
             folders.clear()
             continue
         seen.add(where)
+        folders[:] = [f for f in folders if not _leads_back(os.path.join(top, f), whole)]
         yield from (Path(top) / n for n in names)
 
 def _subfolders(folder):
@@ -364,7 +372,7 @@ def _is_image(path, folder):
 
 def _image_folder(folder):
     "Pairs (path, class number), and the names of the classes"
-    found = {c: sorted(p for p in _walk(folder / c) if _is_image(p, folder)) for c in _subfolders(folder)}
+    found = {c: sorted(p for p in _walk(folder / c, folder) if _is_image(p, folder)) for c in _subfolders(folder)}
     if not any(found.values()):
         raise ValueError(
             f'no images in subfolders of {str(folder)!r}: expected one subfolder a class, '

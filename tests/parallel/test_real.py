@@ -10,9 +10,9 @@ from fsdl_tools.environments import run_in
 from fsdl_tools.parallel.ddp import DataParallel, SyncBatchNorm, sync_batchnorm
 from fsdl_tools.parallel.pipeline import ModuleStage, Pipeline
 from fsdl_tools.parallel.ranks import RankError, on_ranks
-from fsdl_tools.parallel.real import asks_unused, pipeline_parts, real_module, real_modules, real_strategies, train_real
+from fsdl_tools.parallel.real import _pipeline_parts, asks_unused, real_module, real_modules, real_strategies, train_real
 from fsdl_tools.parallel.schedules import timetable
-from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, fsdp, units_of, whole_blocks, whole_state, zeros
+from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, fsdp, units_of, _whole_blocks, whole_state, zeros
 from fsdl_tools.models.tiny import share, tiny_batch, tiny_loss, tiny_model
 
 # What cannot be cut, and what says so
@@ -282,7 +282,7 @@ def test_units_have_every_trained_parameter_once_and_fit_their_module(seed):
     for m, params in units:
         assert m is None or set(params) <= set(m.parameters())
         assert not isinstance(m, (nn.ModuleList, nn.ModuleDict))
-    for m in whole_blocks(net):
+    for m in _whole_blocks(net):
         outside = {p for o in net.modules() if o not in set(m.modules()) for p in o._parameters.values()}
         assert not outside & set(m.parameters())
 
@@ -389,7 +389,7 @@ def test_stages_that_cannot_be_right_are_refused():
     def norm(): Pipeline(timetable('1f1b', 2, 4), {dist.get_rank(): ModuleStage(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))}, (1, 2))
     with pytest.raises(RankError, match='1 is a batch-norm'): on_ranks(norm, 2)
     with pytest.raises(TypeError, match='LSTM returned a tuple'): ModuleStage(nn.LSTM(2, 2)).forward(0, torch.zeros(1, 1, 2))
-    with pytest.raises(TypeError, match='LSTM is not cut into stages'): pipeline_parts(nn.LSTM(2, 2))
+    with pytest.raises(TypeError, match='LSTM is not cut into stages'): _pipeline_parts(nn.LSTM(2, 2))
 
 
 def test_zero_bubble_leaves_weights_that_are_computed_alone():
