@@ -278,6 +278,65 @@ def test_a_million_points_of_tensorboard_in_five_seconds(tmp_path):
     assert min(took) < 5
 
 
+half = 500_000
+
+
+def big_jsonl(path): path.write_text(''.join(f'{{"step": {i}, "loss": {i/3!r}, "acc": {i/7!r}}}\n' for i in range(half)))
+def big_csv(path): path.write_text('step,loss,acc\n' + ''.join(f'{i},{i/3!r},{i/7!r}\n' for i in range(half)))
+
+
+def big_mlflow(path):
+    with sqlite3.connect(path) as db:
+        db.executescript('create table runs(run_uuid, name, status, start_time, end_time, experiment_id); create table params("key", value, run_uuid); create table tags("key", value, run_uuid);'
+                         'create table metrics("key", value, timestamp, step, is_nan, run_uuid); insert into runs values (\'r\', \'d\', \'RUNNING\', 1000, null, 0)')
+        db.executemany('insert into metrics values (?, ?, ?, ?, 0, \'r\')', ((name, i/n, 1000 + i, i) for i in range(half) for name, n in (('loss', 3), ('acc', 7))))
+    db.close()
+
+
+def big_trackio(path):
+    with sqlite3.connect(path) as db:
+        db.executescript('create table configs(run_id, run_name, config); create table metrics(id integer primary key, run_id, timestamp, run_name, step, metrics)')
+        db.executemany("insert into metrics(run_id, timestamp, run_name, step, metrics) values ('r', '2026-01-01T00:00:00+00:00', 'n', ?, ?)", ((i, json.dumps(dict(loss=i/3, acc=i/7))) for i in range(half)))
+    db.close()
+
+
+def big_parquet(path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    text = {k: pa.array([v]*(2*half)) for k, v in dict(project_id='p', run_id='r', attribute_type='float_series').items()}
+    numbers = dict(step=pa.array([Decimal(i//2) for i in range(2*half)], pa.decimal128(18, 6)), timestamp=pa.array([5]*(2*half), pa.timestamp('ms', 'UTC')), float_value=pa.array([i//2/(7 if i % 2 else 3) for i in range(2*half)]))
+    pq.write_table(pa.table(text | numbers | dict(attribute_path=pa.array(['loss', 'acc']*half))), path)
+
+
+def big_wandb(path):
+    def item(name, text): return b'\n' + bytes([len(name) + len(text) + 5]) + b'\n' + bytes([len(name)]) + name + b'\x82\x01' + bytes([len(text)]) + text
+    out = bytearray(b':W&B\xe1\xbe\0')
+    for i in range(half):
+        row = item(b'loss', repr(i/3).encode()) + item(b'acc', repr(i/7).encode()) + item(b'_step', str(i).encode())
+        left, kind = b'\x12' + bytes([len(row)]) + row, 1
+        while left:
+            room = 32768 - len(out) % 32768
+            if room < 7: out += b'\0'*room
+            part, left = left[:(room if room >= 7 else 32768) - 7], left[(room if room >= 7 else 32768) - 7:]
+            kind = (2 if left else 1) if kind == 1 else (3 if left else 4)
+            out += struct.pack('<IHB', zlib.crc32(bytes([kind]) + part), len(part), kind) + part
+    path.write_bytes(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['jsonl', 'csv', 'mlflow', 'trackio', 'parquet', 'wandb'])
+def test_a_million_points_of_each_format_in_five_seconds(tmp_path, name):
+    path = tmp_path/f'metrics.{name}'
+    globals()[f'big_{name}'](path)
+    took = []
+    for _ in range(2):
+        t0 = time.process_time()
+        r = read(path)
+        took.append(time.process_time() - t0)
+    assert r.points() == 1_000_000 and not r.warnings and r.metrics['loss'].steps == list(range(half)) and r.metrics['acc'].values == [i/7 for i in range(half)]
+    assert min(took) < 5, took
+
+
 def test_vectorised_reading_equals_one_by_one(tmp_path, monkeypatch):
     "Records of many layouts, in a random order, with steps of all lengths"
     r = random.Random(0)
