@@ -252,15 +252,16 @@ class _Ways:
 
     def overflow(self, feed):
         "The largest 16-bit value that is no finite float16, in words; empty without one"
-        beyond = _overflows(self.stored, feed) if self.stored else {}
+        beyond = _overflows(self.stored, _widened(feed)) if self.stored else {}
         if not beyond:
             return ''
         name = max(beyond, key=beyond.get)
         return f'{name!r} reaches {beyond[name]:,.0f} where float16 ends at 65,504'
 
-def _narrow(v):
-    "Is this an array of 16-bit floating point numbers?"
-    return v.dtype.kind in 'fV' and v.dtype.itemsize == 2
+def _widened(feed):
+    "Inputs with 16-bit floating point numbers in 32 bits"
+    short = {k for k, v in feed.items() if v.dtype.kind in 'fV' and v.dtype.itemsize == 2}
+    return {k: v.astype('float32') if k in short else v for k, v in feed.items()}
 
 def _has_short(model):
     "Names of the 16-bit formats that occur in a model"
@@ -285,7 +286,5 @@ def _file_ways(path, threads=1):
         else:
             if kinds:
                 out.stored = stored if 'float16' in kinds else None
-                out.ways['stored'] = lambda feed: infer(
-                    wide, {k: v.astype('float32') if _narrow(v) else v for k, v in feed.items()}
-                )
+                out.ways['stored'] = lambda feed: infer(wide, _widened(feed))
         yield out
