@@ -396,6 +396,7 @@ def open_model(
         raise TypeError(f'expected a model, its name or a configuration, not {type(what).__name__}')
     make, describe = _builder(what, pretrained)
     name = str(what) if isinstance(what, (str, Path)) else what.model_type
+    name = _read_config(what).get('model_type') if name == str(what) and _config_path(what) else name
     if not pretrained:
         _say_size(name, _count_parameters(what, **kw), progress or (lambda s: None))
     torch.manual_seed(seed)

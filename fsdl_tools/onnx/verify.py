@@ -239,6 +239,8 @@ def _noted_sizes(note):
 
 def _origin(note, pretrained):
     "The model that a file says it came from: a configuration of transformers, or a name; never one from the network"
+    if '/' in note.get('source', '') or note.get('source', '').endswith(('.onnx', '.json')):
+        raise ValueError(f"the file says that it came from {note['source']!r}, and a file does not decide what is read")
     if pretrained:
         return note.get('source')
     if note.get('pretrained') == 'true':
@@ -279,7 +281,7 @@ def verify(
     f = read_onnx(path)
     note = {p.key.removeprefix('fsdl.'): p.value for p in f.metadata_props}
     sizes = _noted_sizes(note) if sizes is None else sizes
-    against = against or _origin(note, kw.get('pretrained'))
+    against = _origin(note, kw.get('pretrained')) if against is None else against
     how = dict(batches=batches, lengths=lengths, rtol=rtol, sizes=sizes)
     if against is None:
         raise ValueError(f'{str(path)!r} does not say which model it came from: name one')
