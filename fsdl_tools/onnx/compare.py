@@ -37,10 +37,14 @@ def _spread(b, floor):
     varied = spread[spread > floor * size]
     return spread, size, float(np.median(varied)) if varied.size else 0.
 
+def _constant(x, floor):
+    "Entries that are the same for every input, but for rounding"
+    return (x == x[:1]).all(0) | (x.max(0) - x.min(0) <= floor * np.abs(x).max(0))
+
 def _masked(a, b, kind, typical):
     "Entries that are the same huge number for every input, on both sides: a mask, whichever number it is written with"
-    limit, far = _limits.get(kind, 1e30), 1e3 * typical
-    constant = (a == a[:1]).all(0) & (b == b[:1]).all(0) & (np.sign(a[0]) == np.sign(b[0]))
+    limit, far, floor = _limits.get(kind, 1e30), 1e3 * typical, _floor(kind)
+    constant = _constant(a, floor) & _constant(b, floor) & (np.sign(a[0]) == np.sign(b[0]))
     huge = np.minimum(np.abs(a[0]), np.abs(b[0])) > far
     return constant & huge & (np.abs(a[0]) >= limit)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 torch = pytest.importorskip('torch')
 pytest.importorskip('onnxruntime')
 from torch import nn
-from fsdl_tools.onnx import export as export_module, optimise as optimise_module
+from fsdl_tools.onnx import optimise as optimise_module
 from fsdl_tools.onnx.compare import compare_outputs, declared_shapes, pair_outputs
 from fsdl_tools.onnx.cures import _flat, _hf_specs, _segments, named_outputs, open_model, tiny_config
 from fsdl_tools.onnx.export import export, install, staging
@@ -54,9 +54,9 @@ def test_a_padding_class_hides_nothing(tmp_path):
     v = verify_runner(p, torch_runner(other), specs_of_file(p))
     assert not v.ok and min(r['top1'] for r in v.rows) < .5
     assert quantise(p, tmp_path/'h.onnx', 'fp16').verified              # -1e9 is -65504 there
-    low = Padded(float(torch.finfo(torch.float32).min))
+    low = Padded(-1e8)
     low.a = m.a
-    assert verify(p, low).reason and verify(made(low, tmp_path/'l.onnx'), low).ok
+    assert 'relative difference' in verify(p, low).reason               # the same weights, another mask
 
 
 @given(st.integers(2, 40), st.integers(2, 30), st.floats(1e-3, 1e3), st.sampled_from([0, -1e4, -1e9, 1e9, -3e38, -np.inf]), st.integers(0, 10**6))
@@ -139,7 +139,7 @@ def test_no_output_is_lost_by_its_name():
     flat = _flat({'a': {'b': y}, 'a.b': h, 'x': y, 0: h}, taken={'x'})
     assert list(flat.values()) == [y, h, y, h] and len(flat) == 4 and 'x' not in flat
     from dataclasses import make_dataclass
-    assert list(_flat(make_dataclass('Out', ['p', 'q'])(y, [h, None]))) == ['p', 'q.output.0']
+    assert list(_flat(make_dataclass('Out', ['p', 'q'])(y, [h, None]))) == ['p', 'q.0']
     class Hidden:
         def __init__(self): self.t = y
     with pytest.raises(ValueError, match='Hidden'): _flat({'a': Hidden()})
@@ -289,16 +289,20 @@ def test_bert_has_segments():
 
 # Files from strangers
 
+def replaced(path):
+    "Another file is put in the place of `path`"
+    with staging(path) as tmp: install(external_file(tmp/'new.onnx'), path)
+
+
 def test_only_our_data_are_deleted(tmp_path):
     "A file that is replaced names other data as its own: they stay"
     for name in ('diary.txt', 'b.onnx.0123abcd.data', 'a.onnx.0123abcd.data'): (tmp_path/name).write_bytes(bytes(64))
     for name in ('diary.txt', 'b.onnx.0123abcd.data'):
-        hostile(tmp_path/'a.onnx', name)
-        net_file(tmp_path/'a.onnx')
+        replaced(hostile(tmp_path/'a.onnx', name))
         assert (tmp_path/name).is_file()
-    hostile(tmp_path/'a.onnx', 'a.onnx.0123abcd.data')                    # the name that export gives
-    net_file(tmp_path/'a.onnx')
-    assert not (tmp_path/'a.onnx.0123abcd.data').exists()
+    replaced(hostile(tmp_path/'a.onnx', 'a.onnx.0123abcd.data'))          # the name that export gives
+    assert not (tmp_path/'a.onnx.0123abcd.data').exists() and (tmp_path/'weights.bin').is_file()
+    assert infer(session(tmp_path/'a.onnx'), {'x': np.ones((2, 64), 'f4')})['y'].shape == (2, 64)
 
 
 @pytest.mark.timeout(300)
@@ -309,7 +313,7 @@ def test_devices_pipes_and_links_stay(tmp_path):
     assert stat.S_ISFIFO((tmp_path/'pipe').stat().st_mode) and stat.S_ISCHR(os.stat('/dev/null').st_mode)
     (tmp_path/'far').mkdir()
     (tmp_path/'link.onnx').symlink_to(tmp_path/'far'/'a.onnx')
-    net_file(tmp_path/'link.onnx', external=True)
+    replaced(tmp_path/'link.onnx')
     assert (tmp_path/'link.onnx').is_symlink() and inspect_onnx(tmp_path/'far'/'a.onnx').external
     assert quantise(tmp_path/'far'/'a.onnx', tmp_path/'link.onnx', 'fp16').verified and (tmp_path/'link.onnx').is_symlink()
     with pytest.raises(ValueError, match='a device or a pipe'): read_onnx(tmp_path/'pipe')
