@@ -248,7 +248,7 @@ def _overflows(path, feed):
     got = infer(_open(every, optimise=False), feed)
     finite = {n: np.where(np.isfinite(got[n]), np.abs(got[n]), 0) for n in wide}
     reach = {n.removesuffix('__wide'): float(x.max(initial=0)) for n, x in finite.items()}
-    return {n: r for n, r in reach.items() if r > np.finfo('float16').max}
+    return {n: r for n, r in reach.items() if r > float(np.finfo('float16').max)}
 
 # %% ../../nbs/onnx/03_compare.ipynb #c7a2a46d
 @dataclass

@@ -183,8 +183,8 @@ def verify_runner(
     rows=64         # Rows to try, fewer for large inputs
 ) -> Verification:
     "Compare a file with a reference on several batch sizes and lengths"
-    model = _typed(read_onnx(path))
-    kind = _format(model)
+    model = read_onnx(path)
+    kind = _format(_typed(model))
     trial = _Trial(model, kind, _tolerances[kind][0] if rtol is None else rtol, exact)
     grid, found, notes = _grid(specs, batches, lengths, sizes), [], []
     names = {i.name for i in _true_inputs(model)}
