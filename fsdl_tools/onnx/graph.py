@@ -169,6 +169,16 @@ def _true_inputs(model):
     given = {i.name for i in model.graph.initializer}
     return [i for i in model.graph.input if i.name not in given]
 
+def _garbled(message):
+    "Is there text in a message that is no UTF-8? Protobuf hands that on as bytes"
+    for f, v in message.ListFields():
+        values = [v] if isinstance(v, (str, bytes)) or hasattr(v, 'ListFields') else v
+        if f.type == f.TYPE_STRING and any(isinstance(x, bytes) for x in values):
+            return True
+        if f.type == f.TYPE_MESSAGE and any(map(_garbled, values)):
+            return True
+    return False
+
 def read_onnx(
     path # An .onnx file
 ):       # onnx.ModelProto without external data; raises FileNotFoundError or ValueError
@@ -186,6 +196,8 @@ def read_onnx(
         m = onnx.load(str(path), format='protobuf', load_external_data=False)
     except (DecodeError, UnicodeDecodeError) as e:
         raise ValueError(f'{str(path)!r} is not an ONNX model, or it is truncated ({e})') from None
+    if _garbled(m):
+        raise ValueError(f'{str(path)!r} is not an ONNX model, or it is damaged: there is text in it that is no text')
     if not m.ir_version or not m.opset_import or not (m.graph.node or m.graph.output):
         raise ValueError(f'{str(path)!r} is not an ONNX model: it has no graph')
     _external(m, path.parent)

@@ -1,6 +1,7 @@
 """What "verified" must mean: comparisons that cannot be spoiled, names, declared shapes, sizes, formats, large files, and files from strangers that decide nothing"""
 import json
 import os
+import random
 import stat
 import sys
 from pathlib import Path
@@ -392,15 +393,59 @@ def test_odd_files_end_in_one_sentence(tmp_path):
     assert all(v is True or isinstance(v, str) and 5 < len(v) < 800 for v in answers.values()), answers
 
 
+def mutated(data, rng):
+    "Bytes cut, changed, repeated or exchanged"
+    b = bytearray(data)
+    how = rng.randrange(5)
+    if how == 0: return bytes(b[:rng.randrange(len(b))])
+    for _ in range(rng.choice([1, 1, 2, 8])):
+        i, j = sorted((rng.randrange(len(b)), rng.randrange(len(b))))
+        if how == 1: b[i] = rng.randrange(256)
+        elif how == 2: b[i] ^= 1 << rng.randrange(8)
+        elif how == 3: b[i:i] = b[i:min(j, i + 20)]
+        else: b[i:min(j, i + 20)] = b''
+    return bytes(b)
+
+
+def fuzzed(folder, rng, n):
+    "Verify so many mutated files: how many were refused, how many verified"
+    torch.manual_seed(0)
+    net, seeds = nn.Sequential(nn.Linear(8, 4), nn.ReLU()), []
+    text = '<ir_version: 10, opset_import: ["": 20]> g (float[batch, 8] x) => (float[batch, 4] output) { h = Gemm<transB = 1>(x, W, b) output = Relu(h) }'
+    m = onnx.parser.parse_model(text)
+    m.graph.initializer.extend(onnx.numpy_helper.from_array(v.detach().numpy(), k) for k, v in zip('Wb', net[0].parameters()))
+    for k, v in dict(seed='0', inputs=json.dumps([InputSpec('x', ('batch', 8)).to_dict()]), sizes='{"batch": 2}').items(): m.metadata_props.add(key=f'fsdl.{k}', value=v)
+    whole, counts = m.SerializeToString(), dict(refused=0, verified=0, different=0)
+    for _ in range(n):
+        seeds.append(rng.randrange(10**9))
+        (folder/'m.onnx').write_bytes(mutated(whole, random.Random(seeds[-1])))
+        try: counts['verified' if verify(folder/'m.onnx', net).ok else 'different'] += 1
+        except (ValueError, OSError) as e:
+            counts['refused'] += 1
+            assert 5 < len(str(e)) < 1500, seeds[-1]
+        except BaseException as e: raise AssertionError(f'seed {seeds[-1]}: {type(e).__name__}: {e}') from e
+    assert [f.name for f in folder.iterdir()] == ['m.onnx']
+    return counts
+
+
+@pytest.mark.timeout(300)
+def test_mutated_files(tmp_path, rng):
+    counts = fuzzed(tmp_path, rng, 60)
+    assert counts['refused'] > 10 and sum(counts.values()) == 60, counts
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_thousands_of_mutated_files(tmp_path, rng): assert sum(fuzzed(tmp_path, rng, 2000).values()) == 2000
+
+
 @pytest.mark.timeout(300)
 def test_text_from_a_file_is_printed_as_text(tmp_path):
     p = told(tmp_path/'a.onnx', NOTES['weights'])
     r = fsdl('verify', p, cwd=tmp_path)
     assert r.returncode == 2 and 'Traceback' not in r.stderr and '\x1b' not in r.stdout + r.stderr and r.stderr.count('\n') == 1, r.stderr
     m = onnx.parser.parse_model('<ir_version: 10, opset_import: ["": 20]> g (float[batch, 2] x) => (float[batch, 2] y) { y = Relu(x) }')
-    for o in (m.graph.output[0], m.graph.node[0]):
-        if hasattr(o, 'name'): o.name = '[/red]\x1b[31m' if o is m.graph.output[0] else o.name
-    m.graph.node[0].output[0] = '[/red]\x1b[31m'
+    m.graph.output[0].name = m.graph.node[0].output[0] = '[/red]\x1b[31m'
     onnx.save(m, tmp_path/'b.onnx')
     r = fsdl('verify', 'b.onnx', '--against', 'b.onnx', cwd=tmp_path)
     assert r.returncode == 0 and 'Traceback' not in r.stderr and '[/red]' in r.stdout and '\x1b' not in r.stdout, r.stdout + r.stderr
