@@ -1,6 +1,6 @@
 """How many planted faults does `verify` find, and how many right files does it refuse?
 
-    python benchmarks/onnx_mutations.py run [--seconds 400]    # resumable: stops after so long, goes on where it stopped
+    python benchmarks/onnx_mutations.py run [--seconds 400] [--backwards]    # resumable: stops after so long, goes on where it stopped
     python benchmarks/onnx_mutations.py collect                # writes fsdl_tools/data/results/onnx_mutations.json
 
 Small networks of many kinds are exported. Then one thing at a time is changed in the file: a weight, an operator, an attribute, a constant, the names of outputs, a branch,
@@ -317,10 +317,10 @@ def scale_of(right, name):
 
 
 def matters(path, feeds, right, kind):
-    "Are the answers off by more than ten times the tolerance on one of the inputs?"
-    if kind == 'shape': return True
+    "Are the answers off by more than ten times the tolerance on one of the inputs? None where the file does not run: that is found by anybody"
     try: got = answers(path, feeds)
-    except ValueError: return True
+    except ValueError: return None
+    if kind == 'shape': return True
     for name in right[0]:
         b, scale = scale_of(right, name)
         if name not in got[0] or any(g[name].shape != b.shape[1:] for g in got): return True
@@ -381,7 +381,7 @@ def mutants(name, module, specs, path, feeds, right, tries=None):
             except onnx.checker.ValidationError: continue                                  # refused by anybody
             hit = matters(target, feeds, right, kind)
             ok, why = verified(target, module, specs) if hit else (None, '')
-            yield dict(network=name, kind=kind, what=words, matters=hit, refused=None if ok is None else not ok, why=why, allclose=not allclose(target, module, specs) if hit else None)
+            yield dict(network=name, kind=kind, number=k, what=words, matters=hit, refused=None if ok is None else not ok, why=why, allclose=not allclose(target, module, specs) if hit else None)
 
 
 # Right files
@@ -438,7 +438,7 @@ def rewriters():
         m = load(a)
         del m.graph.value_info[:], m.metadata_props[:]
         onnx.save(m, str(b))
-    def beside(a, b): onnx.save(load(a), str(b), save_as_external_data=True, location=f'{Path(b).name}.data', size_threshold=0)
+    def beside(a, b): onnx.save(load(a), str(b), save_as_external_data=True, location=f'{Path(b).name}.data', size_threshold=64)      # onnxruntime wants shapes and axes inside
     def constants(a, b):
         m = load(a)
         nodes = [onnx.helper.make_node('Constant', [], [t.name], value=t) for t in m.graph.initializer]
@@ -505,15 +505,19 @@ def of_network(name, module, specs, tries=None, only=None):
         if only != 'rights': yield from mutants(name, module, specs, path, feeds, right, tries)
 
 
-def run(seconds):
-    "Network after network; a network that was begun is done again"
+def done():
+    "Networks that are finished"
+    return {json.loads(l)['done'] for l in lines.read_text().splitlines() if '"done"' in l} if lines.exists() else set()
+
+
+def run(seconds, backwards=False):
+    "Network after network; a network that was begun is done again. A second process may come from the other end"
     import torch
     torch.set_num_threads(1)
     lines.parent.mkdir(exist_ok=True)
-    have = {json.loads(l)['done'] for l in lines.read_text().splitlines() if '"done"' in l} if lines.exists() else set()
-    t0 = time.time()
-    for name, (module, specs) in networks().items():
-        if name in have: continue
+    t0, todo = time.time(), list(networks().items())
+    for name, (module, specs) in todo[::-1] if backwards else todo:
+        if name in done(): continue
         if time.time() - t0 > seconds:
             print('to be continued')
             sys.exit(3)
@@ -528,6 +532,7 @@ def run(seconds):
 
 def summary(rows):
     "Counts of one kind"
+    rows = [r for r in rows if r['matters'] is not None]
     hit = [r for r in rows if r['matters']]
     found, close = sum(r['refused'] for r in hit), sum(r['allclose'] for r in hit)
     return dict(planted=len(rows), matter=len(hit), refused=found, allclose=close)
@@ -535,13 +540,14 @@ def summary(rows):
 
 def collect():
     import importlib.metadata as md
-    rows = [json.loads(l) for l in lines.read_text().splitlines()]
+    every = [json.loads(l) for l in lines.read_text().splitlines()]
+    rows = list({(r['network'], r.get('kind'), r.get('number'), r.get('by')): r for r in every if 'network' in r}.values())
     planted, right = [r for r in rows if 'kind' in r], [r for r in rows if r.get('verified') is not None]
     by_kind = {k: summary([r for r in planted if r['kind'] == k]) for k in kinds}
     share = lambda s: dict(planted=s['planted'], matter=s['matter'], refused=s['refused'] / s['matter'] if s['matter'] else 1., allclose=s['allclose'] / s['matter'] if s['matter'] else 1.)
     who = list(dict.fromkeys(r['by'] for r in right))
     out = dict(date=str(datetime.date.today()), versions={p: md.version(p) for p in ('torch', 'onnx', 'onnxruntime', 'onnxscript', 'onnxslim')},
-               conditions=f'{len(networks())} small networks with random weights, seeds by name; {unseen} unseen inputs; matter: off by more than ten tolerances (10⁻³ of the spread)',
+               conditions=f'{len(networks())} small networks with random weights, seeds by name; {unseen} unseen inputs; planted: those that run; matter: off by more than ten tolerances (10⁻³ of the spread)',
                kinds=[dict(kind=k) | share(s) for k, s in by_kind.items()], total=summary(planted),
                right=[dict(by=w, files=sum(r['by'] == w for r in right), refused=sum(r['by'] == w and not r['verified'] for r in right)) for w in who],
                could_not=[r for r in rows if 'verified' in r and r['verified'] is None], missed=[r for r in planted if r['matters'] and not r['refused']],
@@ -554,5 +560,6 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('command', choices=['run', 'collect'])
     p.add_argument('--seconds', type=float, default=400)
+    p.add_argument('--backwards', action='store_true', help='begin with the last network')
     a = p.parse_args()
-    run(a.seconds) if a.command == 'run' else collect()
+    run(a.seconds, a.backwards) if a.command == 'run' else collect()
