@@ -193,9 +193,12 @@ def _prepared(a):
     "The graph after shape inference and onnxruntime's own fusions, which the quantiser wants to see"
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    p, big = a.with_name('prepared.onnx'), _large(a)
-    how = dict(save_as_external_data=big, all_tensors_to_one_file=True, external_data_location='prepared.data')
-    quant_pre_process(a if big else onnx.load(str(a)), p, skip_symbolic_shape=True, **(how if big else {}))
+    p, how = a.with_name('prepared.onnx'), {}
+    if _large(a):
+        how = dict(save_as_external_data=True, all_tensors_to_one_file=True, external_data_location='prepared.data')
+    else:
+        onnx.save(onnx.load(str(a)), str(a))                   # its weights inside: the tool moves the file elsewhere
+    quant_pre_process(a, p, skip_symbolic_shape=True, **how)
     return p
 
 # %% ../../nbs/onnx/06_optimise.ipynb #a27e9fbf
