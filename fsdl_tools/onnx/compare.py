@@ -14,7 +14,7 @@ from ..core import one_of
 from .graph import _cause, _dims, _open, _tensors, _true_inputs, infer, read_onnx, session
 
 # %% ../../nbs/onnx/03_compare.ipynb #289543ba
-_tolerances = dict(float64=(1e-9, 32), float32=(1e-4, 32), float16=(8e-3, 4), bfloat16=(6e-2, 4))
+_tolerances = dict(float64=(1e-9, 32), float32=(1e-4, 32), float16=(8e-3, 24), bfloat16=(6e-2, 8))
 _limits = dict(float16=9.9e3)              # beyond this a converter cuts masks off; other formats: where float32 ends
 _enough = .99                              # rows that must keep their winner
 
@@ -34,7 +34,7 @@ def _spread(b, floor):
     x = np.where(np.isfinite(b), b, 0)
     size = np.abs(x).max(0)
     spread = x.std(0, ddof=1) if len(x) > 1 else np.full(size.shape, _typical(x) if x.size else 0.)
-    varied = spread[spread > floor * size]
+    varied = spread[spread > floor / 8 * size]             # less than a few roundings is no variation
     return spread, size, float(np.median(varied)) if varied.size else 0.
 
 def _constant(x, floor):

@@ -205,7 +205,7 @@ def _prepared(a):
 _kinds = {
     'int8': ('dynamic int8', .6, .5),
     'static': ('static int8', 1.2, .5),
-    'fp16': ('fp16', None, .9),
+    'fp16': ('fp16', .03, .9),
 }           # kind -> its name, the difference that is usual, the share of rows that must keep their largest output
 
 def quantise(
