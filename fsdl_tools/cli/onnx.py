@@ -16,8 +16,36 @@ from ..table import Table
 
 # %% ../../nbs/cli/03_onnx.ipynb #8a4827b1
 def _say(line):
-    "Progress, on the error stream"
-    typer.echo(f'  {line}', err=True)
+    "Progress, on the error stream, without characters that a terminal obeys"
+    typer.echo('  ' + ''.join(c if c.isprintable() else '?' for c in line), err=True)
+
+def _fields(given):
+    "The fields in texts such as num_hidden_layers=2; a value is a number, true, false, null, a list, or text"
+    out = {}
+    for text in given or []:
+        name, equals, value = text.partition('=')
+        if not equals or not name.isidentifier() or name in ('what', 'pretrained', 'seed', 'progress'):
+            raise ValueError(f'--set wants name=value, for example num_hidden_layers=2, not {text!r}')
+        try:
+            out[name] = json.loads(value)
+        except ValueError:
+            out[name] = value
+    return out
+
+def _sizes(given):
+    "The sizes in texts such as height=32; several of one axis are a list"
+    out = {}
+    for text in given or []:
+        axis, equals, value = text.partition('=')
+        if not equals or not value.isascii() or not value.isdigit() or not 0 < len(value) < 8 or not int(value):
+            raise ValueError(f'--size wants axis=number, for example height=32, not {text!r}')
+        out.setdefault(axis, []).append(int(value))
+    return {a: v if len(v) > 1 else v[0] for a, v in out.items()} or None
+
+_Sizes = Annotated[
+    Optional[List[str]],
+    typer.Option('--size', help='axis=number: a size that the model takes; its double is tried too. May be repeated.'),
+]
 
 def _smaller(path, kinds, src):
     "Quantise `path` beside itself, once for each kind"
@@ -31,7 +59,10 @@ def _smaller(path, kinds, src):
 @app.command('export')
 def _export_model(
     model: Annotated[
-        str, typer.Argument(help='A timm name (resnet50), a transformers model type (bert) or class (BertForMaskedLM).')
+        str,
+        typer.Argument(
+            help='A timm name (resnet50), a transformers model type (bert), class (BertForMaskedLM) or config.json.'
+        ),
     ],
     out: Annotated[Path, typer.Option('-o', '--out', help='Where to write.')],
     quantise: Annotated[
@@ -48,6 +79,11 @@ def _export_model(
     ] = False,
     seed: Annotated[int, typer.Option(help='For random weights.')] = 0,
     opset: Annotated[int, typer.Option(help='ONNX operator set.')] = 20,
+    fields: Annotated[
+        Optional[List[str]],
+        typer.Option('--set', help='name=value: a field of the configuration. May be repeated.'),
+    ] = None,
+    size: _Sizes = None,
     as_json: Json = False,
 ):
     "Export a model to ONNX and verify the file."
@@ -59,13 +95,15 @@ def _export_model(
         raise ValueError('--quantise and --bench are for models without --cache')
     if cache:
         from fsdl_tools.onnx.decoder import export_decoder
-        return show(export_decoder(model, out, opset=opset, pretrained=pretrained, seed=seed, progress=_say), as_json)
+        how = dict(opset=opset, pretrained=pretrained, seed=seed, progress=_say)
+        return show(export_decoder(model, out, **how, **_fields(fields)), as_json)
     from fsdl_tools.onnx.export import export, staging
     from fsdl_tools.onnx.cures import open_model
     with staging(out):
         pass                                                     # an unwritable folder is found before minutes of work
-    src = open_model(model, pretrained=pretrained, seed=seed)
-    report = export(src, out, opset=opset, progress=_say)
+    sizes = _sizes(size)
+    src = open_model(model, pretrained=pretrained, seed=seed, progress=_say, **_fields(fields))
+    report = export(src, out, opset=opset, sizes=sizes, progress=_say)
     small = list(_smaller(out, quantise or [], src))
     timings = (
         benchmark(src, {'onnxruntime fp32': out} | {s.kind: s.path for s in small}, progress=_say) if bench else []
@@ -102,15 +140,19 @@ def _verify_file(
         Optional[str],
         typer.Option(help='Name of a model, or another .onnx file; default: the model named in the file.'),
     ] = None,
-    rtol: Annotated[float, typer.Option(help='Largest relative difference.')] = 1e-4,
+    rtol: Annotated[
+        Optional[float],
+        typer.Option(min=0, help='Largest difference, relative to the spread of an output; default: by format.'),
+    ] = None,
     seed: Annotated[Optional[int], typer.Option(help='Of the random weights; default: the one in the file.')] = None,
     pretrained: Annotated[bool, typer.Option('--pretrained', help='Compare with published weights.')] = False,
+    size: _Sizes = None,
     as_json: Json = False,
 ):
     "Compare an ONNX file with the model it came from."
     from fsdl_tools.onnx.verify import verify
     kw = ({} if seed is None else dict(seed=seed)) | (dict(pretrained=True) if pretrained else {})
-    v = verify(file, against, rtol=rtol, **kw)
+    v = verify(file, against, rtol=rtol, sizes=_sizes(size), **kw)
     show(v, as_json)
     if not v.ok:
         raise typer.Exit(1)
@@ -131,7 +173,7 @@ def _bench_files(
     from fsdl_tools.onnx.cures import open_model
     from fsdl_tools.onnx.graph import inspect_onnx
     from fsdl_tools.onnx.optimise import benchmark, timing_table
-    name = against or inspect_onnx(files[0]).metadata.get('fsdl.source')
+    name = against or inspect_onnx(files[0]).metadata.get('fsdl.source')            # built, never downloaded
     if not name:
         raise ValueError(f'{str(files[0])!r} does not say which model it came from: name one with --against')
     ts = benchmark(

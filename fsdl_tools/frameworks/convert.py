@@ -72,9 +72,53 @@ def _with_tf2onnx(r, shape, path):
     f = tf.function(lambda x: tf_forward(r.task.model, r.params, x))
     _tf2onnx().convert.from_function(f, [tf.TensorSpec((None, *shape), tf.float32, name='x')], output_path=path)
 
+def _window(node):
+    "Window, strides, pads before and after, and dilations of a pooling node, axis by axis"
+    given = {a.name: list(a.ints) for a in node.attribute if a.ints}
+    k = len(given['kernel_shape'])
+    pads = given.get('pads', [0] * 2 * k)
+    ones = [1] * k
+    return list(zip(given['kernel_shape'], given.get('strides', ones), pads[:k], pads[k:],
+                    given.get('dilations', ones), strict=True))
+
+def _pooled_in_space(node, name):
+    "A pooling node whose window covers batch and channels as well, as nodes that pool over space only; or itself"
+    from onnx import helper
+    axes = _window(node)
+    idle = [i for i, a in enumerate(axes) if a == (1, 1, 0, 0, 1)]
+    space = [i for i in range(len(axes)) if i not in idle]
+    if len(axes) < 4 or len(idle) > 2:
+        return [node]
+    order = [0, 1, *(2 + i for i in idle), *(2 + i for i in space)]      # the first two axes are 1 and 1
+    back = [order.index(i) for i in range(len(order))]
+    drop = [f'{name}_axes'] if idle else []
+    x, y = node.input[0], node.output[0]
+    kernel, strides, before, after, dilations = zip(*(axes[i] for i in space), strict=True)
+    window = dict(kernel_shape=kernel, strides=strides, pads=(*before, *after), dilations=dilations)
+    lead = helper.make_tensor(f'{name}_axes', 7, [len(idle)], range(len(idle)))
+    return [
+        helper.make_node('Transpose', [x], [f'{name}_turned'], perm=order),
+        helper.make_node('Constant', [], [f'{name}_axes'], value=lead),
+        helper.make_node('Squeeze' if idle else 'Identity', [f'{name}_turned', *drop], [f'{name}_image']),
+        helper.make_node(node.op_type, [f'{name}_image'], [f'{name}_pooled'], **window),
+        helper.make_node('Unsqueeze' if idle else 'Identity', [f'{name}_pooled', *drop], [f'{name}_whole']),
+        helper.make_node('Transpose', [f'{name}_whole'], [y], perm=back),
+    ]
+
+def _pool_in_space(path):
+    "Rewrite the poolings of a file that have more than three axes, which onnxruntime does not run"
+    import onnx
+    m, nodes = onnx.load(path), []
+    for k, n in enumerate(m.graph.node):
+        nodes += _pooled_in_space(n, f'pool_{k}') if n.op_type == 'MaxPool' else [n]
+    del m.graph.node[:]
+    m.graph.node.extend(nodes)
+    onnx.save(m, path)
+
 def _with_jax2onnx(r, shape, path):
     f = r.net if r.name == 'flax' else lambda x: r.forward(r.params, x)
     need('jax2onnx', 'frameworks').to_onnx(f, inputs=[('B', *shape)], return_mode='file', output_path=path)
+    _pool_in_space(path)
 
 exporters = dict(
     torch=('torch.onnx', _with_torch),

@@ -6,10 +6,12 @@
 __all__ = ['named_outputs', 'randomise', 'calibrate', 'Source', 'open_model', 'tiny_config', 'specs_of', 'attempts']
 
 # %% ../../nbs/onnx/02_cures.ipynb #06ca498f
-import contextlib, copy, inspect, re
+import contextlib, copy, dataclasses, inspect, json
 from dataclasses import dataclass
-from ..core import fix_torchvision, one_of
+from pathlib import Path
+from ..core import fix_torchvision, human_bytes, one_of
 from .graph import InputSpec, _cause, random_inputs
+
 
 # %% ../../nbs/onnx/02_cures.ipynb #baf38ca4
 def _conf(config, *names, default=None):
@@ -21,19 +23,23 @@ def _conf(config, *names, default=None):
     ]
     return next((v for c in parts for n in names if isinstance(v := getattr(c, n, None), (int, list, tuple))), default)
 
+def _segments(config):
+    "How many kinds of segments a model tells apart: BERT reads a question and an answer as two"
+    n = getattr(config, 'type_vocab_size', None)
+    return n if isinstance(n, int) else 0
+
 def _hf_specs(
     model # A transformers model
 ) -> list: # InputSpecs
     "What a transformers model wants, from the signature of its forward and its configuration"
     c, args = model.config, inspect.signature(model.forward).parameters
-    ids = lambda name, axis='sequence': InputSpec(
-        name, ('batch', axis), 'int64', min(_conf(c, 'vocab_size', default=100), 100)
-    )
+    ids = lambda name, axis='sequence': InputSpec(name, ('batch', axis), 'int64', _conf(c, 'vocab_size', default=100))
     side = _conf(c, 'image_size', 'img_size', default=224)
     side = tuple(side)[-2:] if isinstance(side, (list, tuple)) else (side, side)
     known = dict(
         input_ids=ids('input_ids'),
         attention_mask=InputSpec('attention_mask', ('batch', 'sequence'), 'int64', 2, True),
+        token_type_ids=InputSpec('token_type_ids', ('batch', 'sequence'), 'int64', _segments(c)),
         decoder_input_ids=ids('decoder_input_ids', 'target'),
         pixel_values=InputSpec(
             'pixel_values',
@@ -59,6 +65,7 @@ def _hf_specs(
         for n in [
             *main,
             *(['attention_mask'] if text and 'attention_mask' in args else []),
+            *(['token_type_ids'] if text and 'token_type_ids' in args and _segments(c) > 1 else []),
             *(['decoder_input_ids'] if 'decoder_input_ids' in args else []),
         ]
     ]
@@ -76,17 +83,49 @@ class _Flat:
                 return tuple(named_outputs(self.model, dict(zip(names, args, strict=True))).values())
         return Flat().eval()
 
-def _flat(x, name=''):
-    "Tensors in a nest of tuples and dicts, each with a dotted name"
+def _items(x):
+    "What is inside a nest, with names: of a dict, a sequence or a record"
+    if hasattr(x, 'items'):
+        return list(x.items())
+    if dataclasses.is_dataclass(x):
+        return [(f.name, getattr(x, f.name)) for f in dataclasses.fields(x)]
+    return list(enumerate(x)) if isinstance(x, (list, tuple)) else []
+
+def _holds_tensors(x):
+    "Is there a tensor inside an object that is no nest?"
+    import torch
+    return any(torch.is_tensor(v) for v in getattr(x, '__dict__', {}).values())
+
+def _walk(x, name=''):
+    "(dotted name, tensor) of every tensor in a nest; raises ValueError for an object that hides some"
     import torch
     if torch.is_tensor(x):
-        return {name or 'output': x}
-    items = x.items() if hasattr(x, 'items') else enumerate(x) if isinstance(x, (list, tuple)) else ()
-    return {
-        k: t
-        for n, v in items
-        for k, t in _flat(v, f'{name}.{n}' if name else str(n) if isinstance(n, str) else f'output.{n}').items()
-    }
+        yield name or 'output', x
+    elif _holds_tensors(x) and not _items(x) and 'cache' not in type(x).__name__.lower():
+        raise ValueError(f'output {name!r} is a {type(x).__name__}, whose tensors cannot be outputs of a graph')
+    else:
+        for n, v in _items(x):
+            here = str(n) if isinstance(n, str) else f'output.{n}'
+            yield from _walk(v, f'{name}.{n}' if name else here)
+
+def _flat(x, taken=()):
+    "Tensors in a nest by their dotted names; a name that is taken already gets a number"
+    out = {}
+    for name, t in _walk(x):
+        free, k = name, 1
+        while free in out or free in taken:
+            free, k = f'{name}.{k}', k + 1
+        out[free] = t
+    return out
+
+def _tensor(
+    x  # numpy array
+):     # The same as a tensor, also in bfloat16, which torch does not read from numpy
+    "A numpy array as a tensor"
+    import torch
+    if x.dtype.name == 'bfloat16':
+        return torch.from_numpy(x.view('int16').copy()).view(torch.bfloat16)
+    return torch.from_numpy(x)
 
 def named_outputs(
     module, # torch.nn.Module
@@ -97,9 +136,9 @@ def named_outputs(
     kw = {k: v for k, v in dict(use_cache=False, return_dict=True).items() if k in params and hasattr(module, 'config')}
     named = hasattr(module, 'config') or set(feed) <= set(params)
     out = module(**feed, **kw) if named else module(*feed.values())
-    return _flat(
-        out if not kw or 'last_hidden_state' not in out else {k: v for k, v in out.items() if k != 'past_key_values'}
-    )
+    if kw and 'last_hidden_state' in out:
+        out = {k: v for k, v in out.items() if k != 'past_key_values'}
+    return _flat(out, taken=feed)
 
 # %% ../../nbs/onnx/02_cures.ipynb #2e84864a
 def _constants(model):
@@ -146,7 +185,7 @@ def calibrate(
         t.train().momentum = 1.
         if m.affine:
             t.weight.data.copy_(m.weight.data.copy_(_to_one(m.weight.data)))
-    feed = {k: torch.from_numpy(v) for k, v in random_inputs(specs, seed=seed, batch=8).items()}
+    feed = {k: _tensor(v) for k, v in random_inputs(specs, seed=seed, batch=8).items()}
     try:
         with torch.no_grad():
             named_outputs(twin, {k: v.double() if v.is_floating_point() else v for k, v in feed.items()})
@@ -166,70 +205,218 @@ class Source:
     name: str        # What it was made from
     info: dict       # Goes into the file: library, seed, labels, preprocessing
 
+
+# %% ../../nbs/onnx/02_cures.ipynb #7cd1eb0a
+@contextlib.contextmanager
+def _offline():
+    "Nothing is fetched from the Hub meanwhile, whatever a configuration says"
+    from huggingface_hub import constants
+    old = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = old
+
+def _harmless(d):
+    "Fields of a configuration without those that name code or ask for downloads; raises ValueError for an address"
+    if isinstance(d, list):
+        return [_harmless(v) for v in d]
+    if not isinstance(d, dict):
+        return d
+    if ':' in str(d.get('backbone')):
+        raise ValueError(f"refused: the configuration takes its backbone from {d['backbone']!r}")
+    never = ('auto_map', '_name_or_path', 'trust_remote_code', 'custom_pipelines')
+    off = {k: False for k in ('use_pretrained_backbone', 'pretrained_backbone') if k in d}
+    return {k: _harmless(v) for k, v in d.items() if k not in never} | off
+
+def _tame_config(
+    fields # Field name -> value, as in a config.json
+):         # A configuration of transformers; raises ValueError
+    "A configuration that a stranger wrote: it chooses neither network nor code"
+    fix_torchvision()
+    from transformers import CONFIG_MAPPING
+    kind = fields.get('model_type')
+    if not isinstance(kind, str):
+        raise ValueError(f'a configuration of transformers names its model_type; this one says {kind!r}')
+    one_of('model type', kind, CONFIG_MAPPING)
+    try:
+        return CONFIG_MAPPING[kind].from_dict(_harmless(fields))
+    except Exception as e:                              # whatever a configuration class says of a value
+        raise ValueError(f'this configuration of {kind} makes no sense: {_cause(e)}') from None
+
+def _model_class(
+    name # For example BertForMaskedLM
+):       # The class, None where transformers has no model of that name
+    "A model class of transformers: only such a thing is ever built"
+    import transformers as tr
+    k = getattr(tr, name, None) if isinstance(name, str) and name.isidentifier() else None
+    fine = isinstance(k, type) and issubclass(k, tr.PreTrainedModel) and getattr(k, 'config_class', None)
+    return k if fine else None
+
+def _is_type(name):
+    "Does transformers have a base model for this model type?"
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+    return isinstance(name, str) and name in MODEL_MAPPING_NAMES
+
+def _with_fields(make, d, kw):
+    "`make` of the fields `d` with those in `kw` changed; raises ValueError with the nearest names"
+    known = make(d)
+    for k in kw:
+        one_of(f'field of {known.model_type}', k, [*known.to_dict(), *known.attribute_map])
+    fields = d | {known.attribute_map.get(k, k): v for k, v in kw.items()}
+    layers, kinds = fields.get('num_hidden_layers'), fields.get('layer_types')
+    if isinstance(kinds, list) and isinstance(layers, int) and 'layer_types' not in kw:
+        fields['layer_types'] = kinds[:layers]
+    return make(fields) if kw else known
+
+def _config_of(
+    what, # A model type, a class name, a configuration, the path of a config.json or of its folder
+    **kw  # Fields to set
+):        # A configuration of transformers, with the class to build in `architectures` if one was named
+    "The configuration that `what` stands for, with some fields changed"
+    import transformers as tr
+    if isinstance(what, str) and _is_type(what):
+        return _with_fields(lambda d: tr.AutoConfig.for_model(what, **d), {}, kw)
+    if isinstance(what, str) and (k := _model_class(what)):
+        return _with_fields(lambda d: k.config_class(architectures=[what], **d), {}, kw)
+    if isinstance(what, (str, Path)):
+        return _with_fields(_tame_config, _read_config(what), kw)
+    return _with_fields(lambda d: type(what).from_dict(_harmless(d)), what.to_dict(), kw) if kw else what
+
+def _config_path(what):
+    "The config.json that a text names, None when it names none"
+    p = Path(what)
+    if p.suffix == '.json':
+        return p
+    return p/'config.json' if (p/'config.json').is_file() else None
+
+def _read_config(what):
+    "The fields of a configuration in a file"
+    p = _config_path(what)
+    if p is None or not p.is_file():
+        raise FileNotFoundError(f'there is no configuration {str(what)!r}')
+    try:
+        d = json.loads(p.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{str(p)!r} is not JSON: {e}') from None
+    if not isinstance(d, dict):
+        raise ValueError(f'{str(p)!r} is no configuration of transformers')
+    return d
+
+# %% ../../nbs/onnx/02_cures.ipynb #34b6e9bd
 def _timm(name, pretrained, **kw):
     import timm
-    m = timm.create_model(name, pretrained=pretrained, **kw)
+    return timm.create_model(name, pretrained=pretrained, **kw)
+
+def _timm_info(m):
+    "InputSpecs and what is known about a model of timm"
+    import timm
     c = m.pretrained_cfg
     pre = {k: c[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct') if k in c}
     size = timm.data.resolve_model_data_config(m)['input_size']
-    return m, [InputSpec('pixel_values', ('batch', *size))], dict(library=f'timm {timm.__version__}', preprocess=pre)
+    return [InputSpec('pixel_values', ('batch', *size))], dict(library=f'timm {timm.__version__}', preprocess=pre)
 
 def _hf(what, pretrained, **kw):
     "From a model type, a class, a configuration, or with pretrained the name of a checkpoint"
     import transformers as tr
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as base
     if pretrained:
-        m = tr.AutoModel.from_pretrained(what, **kw)
-    elif not isinstance(what, str):
-        m = (
-            getattr(tr, what.architectures[0])._from_config
-            if getattr(what, 'architectures', None)
-            else tr.AutoModel.from_config
-        )(what)
-    elif what in base:
-        m = tr.AutoModel.from_config(tr.AutoConfig.for_model(what, **kw))
-    else:
-        m = (k := getattr(tr, what))._from_config(k.config_class(**kw))
+        return tr.AutoModel.from_pretrained(what, trust_remote_code=False, **kw)
+    c = _config_of(what, **kw)
+    if not (names := getattr(c, 'architectures', None)):
+        return tr.AutoModel.from_config(c, trust_remote_code=False)
+    if (k := _model_class(names[0])) is None:
+        raise ValueError(f'{names[0]!r} is not a model of transformers')
+    return k._from_config(c)
+
+def _hf_info(m):
+    "InputSpecs and what is known about a model of transformers"
+    import transformers as tr
     info = dict(
         library=f'transformers {tr.__version__}', architecture=type(m).__name__, config=m.config.to_json_string()
     )
     labels = getattr(m.config, 'id2label', None) if 'Classification' in type(m).__name__ else None
-    return m, _hf_specs(m), info | (dict(labels=list(labels.values())) if labels else {})
+    return _hf_specs(m), info | (dict(labels=list(labels.values())) if labels else {})
 
-def _is_hf(name):
-    import transformers as tr
+def _builder(what, pretrained):
+    "The function that builds `what`, and the one that describes it; raises ValueError with the nearest names"
+    fix_torchvision()
+    import timm
+    if isinstance(what, str) and timm.is_model(what):
+        return _timm, _timm_info
+    if not isinstance(what, (str, Path)) or pretrained or _is_type(what) or _model_class(what) or _config_path(what):
+        return _hf, _hf_info
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as base
-    return name in base or (re.fullmatch(r'[A-Z]\w+(Model|For\w+)', name) is not None and hasattr(tr, name))
+    one_of('model', what, [*timm.list_models(), *base])
+
+def _count_parameters(
+    what, # As in open_model
+    **kw  # Arguments of the constructor or fields of the configuration
+) -> int: # None where it cannot be told without building the model
+    "How many parameters a model would have, without memory for them"
+    import torch
+    make, _ = _builder(what, False)
+    try:
+        with torch.device('meta'), _offline():
+            return sum(p.numel() for p in make(what, False, **kw).parameters())
+    except Exception:                  # some constructors compute with values; what is wrong with `what` is said later
+        return None
+
+def _free_memory():
+    "Bytes that Linux could hand out, None elsewhere"
+    p = Path('/proc/meminfo')
+    lines = p.read_text().splitlines() if p.is_file() else []
+    return next((int(l.split()[1]) * 1024 for l in lines if l.startswith('MemAvailable')), None)
+
+def _say_size(what, n, say, free=None):
+    "Say how large a model is before it is built; raises ValueError when it cannot be exported on this machine"
+    if n is None:
+        return
+    size, free = 4 * n, _free_memory() if free is None else free
+    words = f'{what}: {n:,} parameters, {human_bytes(size)} in float32'
+    say(words)
+    if free is not None and 2 * size > free:
+        raise ValueError(
+            f'{words}, of which an export holds two copies; {human_bytes(free)} are free on this machine. '
+            'Make it smaller, for example with num_hidden_layers=2 (--set num_hidden_layers=2)'
+        )
 
 def open_model(
-    what,             # A timm name, a transformers model type, class name or configuration, or a Source
+    what,             # A timm name, a transformers model type, class name, configuration or config.json, or a Source
     pretrained=False, # Load published weights (needs network); otherwise they are random, the same for the same seed
     seed=0,           # For random weights
+    progress=None,    # Function called with a line of text: how large the model is, before it is built
     **kw              # Passed to the constructor or configuration
 ) -> Source:          # Raises ValueError with the nearest names
     "The model that `what` names, with its inputs"
     import torch
     if isinstance(what, Source):
         return what
-    if not isinstance(what, str) and not hasattr(what, 'model_type'):
+    if not isinstance(what, (str, Path)) and not hasattr(what, 'model_type'):
         raise TypeError(f'expected a model, its name or a configuration, not {type(what).__name__}')
-    fix_torchvision()
-    import timm
+    make, describe = _builder(what, pretrained)
+    name = str(what) if isinstance(what, (str, Path)) else what.model_type
+    name = _read_config(what).get('model_type') if name == str(what) and _config_path(what) else name
+    if not pretrained:
+        _say_size(name, _count_parameters(what, **kw), progress or (lambda s: None))
     torch.manual_seed(seed)
-    if isinstance(what, str) and timm.is_model(what):
-        m, specs, info = _timm(what, pretrained, **kw)
-    elif not isinstance(what, str) or pretrained or _is_hf(what):
-        m, specs, info = _hf(what, pretrained, **kw)
-    else:
-        from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as base
-        one_of('model', what, [*timm.list_models(), *base])
-    m = m.eval()
+    m = _made(make, what, pretrained, kw).eval()
+    specs, info = describe(m)
     if not pretrained:
         randomise(m, seed)
         info['calibrated'] = calibrate(m, specs) or None
-    return Source(
-        m, specs, what if isinstance(what, str) else what.model_type, info | dict(seed=seed, pretrained=pretrained)
-    )
+    return Source(m, specs, name, info | dict(seed=seed, pretrained=pretrained))
+
+def _made(make, what, pretrained, kw):
+    "Build a model; what its library says of values that make no sense becomes one line"
+    try:
+        with contextlib.nullcontext() if pretrained else _offline():
+            return make(what, pretrained, **kw)
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as e:
+        name = what if isinstance(what, (str, Path)) else what.model_type
+        raise ValueError(f'{name} cannot be built: {_cause(e)}') from None
 
 # %% ../../nbs/onnx/02_cures.ipynb #d715c53c
 _tiny = {
@@ -266,11 +453,11 @@ def tiny_config(
     return AutoConfig.for_model(model_type, **(small | tokens | kw))
 
 # %% ../../nbs/onnx/02_cures.ipynb #2ae72942
-def _source(model, inputs, kw):
+def _source(model, inputs, kw, say=None):
     "A Source from whatever `export` was given"
     import torch
     if not isinstance(model, torch.nn.Module):
-        return open_model(model, **kw)
+        return open_model(model, progress=say, **kw)
     if kw:
         one_of(
             'argument of export',
@@ -284,7 +471,7 @@ def _source(model, inputs, kw):
                 'give example inputs, for example inputs=dict(x=torch.randn(2, 3))'
             )
         inputs = _hf_specs(model)
-    return Source(model.eval(), specs_of(inputs), type(model).__name__, {})
+    return Source(model, specs_of(inputs), type(model).__name__, {})
 
 def specs_of(
     inputs # InputSpecs, or dict: name -> tensor, whose first axis is the batch
@@ -305,6 +492,16 @@ def specs_of(
 # %% ../../nbs/onnx/02_cures.ipynb #41c946e9
 def _top(model, attr):
     return [m for m in model.modules() if hasattr(m, attr)][:1]
+
+@contextlib.contextmanager
+def _as_it_was(module):
+    "Evaluation mode for a while; afterwards every part of the module is in the mode it was in"
+    modes = [(m, m.training) for m in module.modules()]
+    try:
+        yield module.eval()
+    finally:
+        for m, training in modes:
+            m.training = training
 
 @contextlib.contextmanager
 def _unfused(model):

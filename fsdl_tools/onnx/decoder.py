@@ -7,35 +7,57 @@ __all__ = ['open_decoder', 'greedy_torch', 'cache_shapes', 'with_cache', 'Decode
            'export_decoder']
 
 # %% ../../nbs/onnx/05_decoder.ipynb #b3b0cf45
-import contextlib, io, logging, secrets, time, warnings
+import contextlib, io, logging, time, warnings
 from dataclasses import dataclass
+from pathlib import Path
 import numpy as np
-from ..core import Record, fix_torchvision, need, positive
-from .graph import _cause, session
-from .cures import _cures, Source, attempts
-from .export import _metadata, _save, install, staging
-from .graph import compare_outputs
+from ..core import Record, fix_torchvision, need, one_of, positive
+from .graph import _cause, read_onnx, session
+from .cures import Source, _as_it_was, _config_path, _cures, _offline, _read_config, _say_size
+from .cures import _tame_config, _with_fields, attempts
+from .compare import compare_outputs, declared_shapes
+from .export import _metadata, _name_for, _save, install, staging
 
 # %% ../../nbs/onnx/05_decoder.ipynb #80dbc4c5
+def _decoder_config(what, kw):
+    "The configuration that a model type, a config.json or a configuration stands for"
+    import transformers as tr
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+    if isinstance(what, (str, Path)) and _config_path(what):
+        return _with_fields(_tame_config, _read_config(what), kw)
+    if isinstance(what, str):
+        name = one_of('decoder', what, known)
+        return _with_fields(lambda d: tr.AutoConfig.for_model(name, **d), {}, kw)
+    return _with_fields(type(what).from_dict, what.to_dict(), kw) if kw else what
+
 def open_decoder(
-    what,             # A transformers model type, a configuration, a checkpoint (pretrained) or a causal language model
+    what,             # A transformers model type, a configuration or config.json, a checkpoint or a causal model
     pretrained=False, # Load published weights (needs network)
     seed=0,           # For random weights
+    progress=None,    # Function called with a line of text: how large the model is, before it is built
     **kw              # Fields of the configuration
 ):                    # A transformers causal language model in eval mode; raises ValueError
     "A causal language model; random weights are drawn wide enough that it does not repeat one token for ever"
     import torch
     fix_torchvision()
     import transformers as tr
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
-    from fsdl_tools.core import one_of
     if isinstance(what, torch.nn.Module):
         return what.eval()
     if pretrained:
-        return tr.AutoModelForCausalLM.from_pretrained(what, **kw).eval()
-    c = tr.AutoConfig.for_model(one_of('decoder', what, known), **kw) if isinstance(what, str) else what
-    torch.manual_seed(seed)
-    return _stir(tr.AutoModelForCausalLM.from_config(c), seed).eval()
+        return tr.AutoModelForCausalLM.from_pretrained(what, trust_remote_code=False, **kw).eval()
+    c = _decoder_config(what, kw)
+    make = lambda: tr.AutoModelForCausalLM.from_config(c, trust_remote_code=False)
+    try:
+        with _offline():
+            with torch.device('meta'):
+                size = sum(p.numel() for p in make().parameters())
+            _say_size(c.model_type, size, progress or (lambda s: None))
+            torch.manual_seed(seed)
+            return _stir(make(), seed).eval()
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as e:
+        raise ValueError(f'{c.model_type} cannot be built: {_cause(e)}') from None
 
 def _stir(
     model, # torch.nn.Module, changed in place
@@ -57,6 +79,22 @@ def _positions(
     "Positions count tokens, not columns"
     return (mask.cumsum(-1) - 1).clip(0)
 
+def _padded(
+    ids, # [batch, length] token ids
+    mask # The same shape: zeros for padding, which has to be on the left; None for no padding
+):       # Both as int64; raises ValueError
+    "Tokens and their mask, checked: the next token is predicted from the last column, so padding there is an error"
+    ids = np.asarray(ids, 'int64')
+    if ids.ndim != 2 or not ids.size:
+        raise ValueError(f'token ids are [batch, length], not {list(ids.shape)}')
+    mask = np.ones_like(ids) if mask is None else np.asarray(mask, 'int64')
+    if mask.shape != ids.shape:
+        raise ValueError(f'a mask of {list(mask.shape)} for token ids of {list(ids.shape)}')
+    for i, row in enumerate(mask.tolist()):
+        if row != sorted(row) or row[-1] != 1 or not set(row) <= {0, 1}:
+            raise ValueError(f'row {i} of the mask is {row}: padding (0) belongs on the left, before the tokens (1)')
+    return ids, mask
+
 def greedy_torch(
     model,  # Causal language model
     ids,    # [batch, length] token ids, numpy
@@ -65,7 +103,7 @@ def greedy_torch(
 ):            # [batch, length + n] token ids
     "The slow and obvious way: the whole text again for every token, no cache"
     import torch, inspect
-    ids, mask = torch.as_tensor(ids), torch.as_tensor(np.ones_like(ids) if mask is None else mask)
+    ids, mask = map(torch.as_tensor, _padded(ids, mask))
     takes = 'position_ids' in inspect.signature(model.forward).parameters
     with torch.no_grad():
         for _ in range(n):
@@ -158,6 +196,7 @@ class Decoder:
     def __init__(self, path, threads=1):
         self.session = session(path, threads)
         self.takes = [i.name for i in self.session.get_inputs()]
+        self.gives = [o.name for o in self.session.get_outputs()]
         self.past = {i.name: i.shape for i in self.session.get_inputs() if i.name.startswith('past_key_values.')}
         if not self.past:
             raise ValueError(
@@ -177,29 +216,29 @@ class Decoder:
     ):        # logits [batch, new, vocabulary], new cache
         "Prefill when the cache is empty, decode when it is not: the same graph"
         feed = dict(input_ids=ids, attention_mask=mask, position_ids=_positions(mask)[:, -ids.shape[1]:], **past)
-        logits, *present = self.session.run(None, {k: v for k, v in feed.items() if k in self.takes})
-        return logits, dict(zip(past, present, strict=True))
+        got = self.session.run(None, {k: v for k, v in feed.items() if k in self.takes})
+        got = dict(zip(self.gives, got, strict=True))
+        return got['logits'], {k: got[k.replace('past_key_values', 'present', 1)] for k in past}
 
     def generate(self,
         ids,       # [batch, length] token ids
         n=32,      # Tokens to generate
         mask=None, # [batch, length], zeros on the left for padding
-        stop=None  # Token id that ends the text once every row has produced it
-    ):             # [batch, length + n] token ids, fewer when stopped
+        stop=None  # Token id, or several, at which the text of a row ends; what comes after it is that token again
+    ):             # [batch, length + n] token ids, fewer when every row has stopped
         "Greedy text"
-        ids = np.asarray(ids, 'int64')
+        ids, mask = _padded(ids, mask)
         positive('n', n)
-        mask = np.ones_like(ids) if mask is None else np.asarray(mask, 'int64')
-        past = self.empty(len(ids))
-        new = ids
-        done = np.zeros(len(ids), bool)
+        stops = np.array([] if stop is None else np.atleast_1d(stop), 'int64')
+        past, new = self.empty(len(ids)), ids
+        ended = np.zeros((len(ids), 1), bool)
         for _ in range(n):
             logits, past = self.step(new, mask, past)
-            new = logits[:, -1].argmax(-1)[:, None]
+            new = np.where(ended, ids[:, -1:], logits[:, -1].argmax(-1)[:, None])
             ids = np.concatenate([ids, new], 1)
             mask = np.concatenate([mask, np.ones_like(new)], 1)
-            done = done | (new[:, 0] == stop)
-            if stop is not None and done.all():
+            ended = ended | np.isin(new, stops)
+            if ended.all():
                 break
         return ids
 
@@ -226,7 +265,7 @@ def check_decoder(
     model, # The causal language model it came from
     n=32,  # Tokens to generate
     seed=0 # For the prompts
-) -> dict: # equal, tokens, distinct, max_rel
+) -> dict: # equal, tokens, distinct, max_rel, declared (what is wrong with the declared shapes)
     "Greedy text of file and model, for one prompt and for two of which one is padded on the left"
     rng, vocab, d = np.random.default_rng(seed), model.config.get_text_config().vocab_size, Decoder(path)
     rows, rels = [], []
@@ -234,17 +273,24 @@ def check_decoder(
         ids = rng.integers(0, vocab, (len(lens), max(lens)))
         mask = np.array([[0] * (max(lens) - l) + [1] * l for l in lens])
         rows.append((d.generate(ids, n, mask)[:, max(lens):], greedy_torch(model, ids, n, mask)[:, max(lens):]))
-        rels.append(
-            compare_outputs(
-                d.step(ids, mask, d.empty(len(ids)))[0] * mask[..., None], _logits(model, ids, mask) * mask[..., None]
-            )['max_rel']
-        )
+        here, there = d.step(ids, mask, d.empty(len(ids)))[0], _logits(model, ids, mask)
+        rels.append(compare_outputs(here[mask > 0], there[mask > 0])['max_rel'])
     return dict(
         equal=all(np.array_equal(a, b) for a, b in rows),
         tokens=sum(int((a == b).sum()) for a, b in rows),
         distinct=len(set(np.concatenate([b.ravel() for _, b in rows]).tolist())),
         max_rel=max(rels),
+        declared=_misdeclared_cache(path, d),
     )
+
+def _misdeclared_cache(path, decoder):
+    "What is wrong with the declared shapes of a decoder's outputs, for five cached and three new tokens in two rows"
+    past = {k: np.zeros((2, s[1], 5, s[3]), 'float32') for k, s in decoder.past.items()}
+    feed = dict(input_ids=np.zeros((2, 3), 'int64'), attention_mask=np.ones((2, 8), 'int64'))
+    feed = feed | dict(position_ids=np.tile(np.arange(5, 8), (2, 1))) | past
+    feed = {k: v for k, v in feed.items() if k in decoder.takes}
+    got = dict(zip(decoder.gives, decoder.session.run(None, feed), strict=True))
+    return declared_shapes(read_onnx(path), feed, got)
 
 def _logits(model, ids, mask):
     import torch, inspect
@@ -260,52 +306,48 @@ def export_decoder(
     n=32,          # Tokens that must be equal
     opset=20,      # ONNX operator set
     external=None, # Weights in a file beside; default: only above 1.9 GB
-    progress=None, # Function called with a line of text at each step
+    progress=None, # Function called with a line of text at each step: how large the model is, what is tried
     **kw           # pretrained, seed, fields of the configuration
 ) -> DecoderReport: # Raises ValueError with what was tried when nothing works
     "Export a causal language model as one graph that prefills and decodes, and check the text it writes"
-    t0, say, tried = time.time(), progress or (lambda s: None), []
-    m = open_decoder(model, **kw)
+    t0, say = time.time(), progress or (lambda s: None)
+    m = model if hasattr(model, 'forward') else open_decoder(model, progress=say, **kw)
     name, shapes = m.config.model_type, cache_shapes(m)
-    with staging(path) as tmp:
-        for cures in dict.fromkeys(c for c, _ in attempts(m, [])):
-            say('tracing' + (f" with {', '.join(cures)}" if cures else ' as it is'))
-            try:
-                with contextlib.ExitStack() as s:
-                    for c in cures:
-                        s.enter_context(_cures[c][1](m))
-                    prog = _trace_step(m, opset)
-                prog.model.metadata_props.update(
-                    _metadata(Source(m, [], name, dict(kind='decoder with cache')), cures, None)
-                )
-                made = _save(prog, tmp, f'model.{secrets.token_hex(4)}.onnx', external)
-                got = check_decoder(made, m, n)
-            except OSError:
-                raise
-            except Exception as e:
-                tried.append(f"{', '.join(cures) or 'as it is'}: {_cause(e)}")
-                continue
-            if not got['equal']:
-                tried.append(
-                    f"{', '.join(cures) or 'as it is'}: the text differs, "
-                    f"only {got['tokens']} of {3 * n} tokens are equal"
-                )
-                continue
-            size = sum(f.stat().st_size for f in tmp.glob(made.name + '*'))
-            install(made, path)
-            return DecoderReport(
-                str(path),
-                name,
-                opset,
-                len(shapes) // 2,
-                tuple(shapes[::2]),
-                size,
-                tuple(cures),
-                tuple(tried),
-                True,
-                got['tokens'],
-                got['distinct'],
-                got['max_rel'],
-                round(time.time() - t0, 2),
-            )
+    with staging(path) as tmp, _as_it_was(m):
+        made, cures, got, tried = _attempt_decoder(m, tmp/_name_for(path), n, opset, external, say)
+        size = sum(f.stat().st_size for f in tmp.glob(made.name + '*'))
+        install(made, path)
+    told = {k: got[k] for k in ('tokens', 'distinct', 'max_rel')} | dict(cures=tuple(cures), tried=tuple(tried))
+    cache = dict(layers=len(shapes) // 2, cache=tuple(shapes[::2]), bytes=size, seconds=round(time.time() - t0, 2))
+    return DecoderReport(path=str(path), source=name, opset=opset, verified=True, **told, **cache)
+
+def _what_is_wrong(got, n):
+    "Why the check of a decoder failed, None when it did not"
+    if not got['equal']:
+        return f"the text differs, only {got['tokens']} of {3 * n} tokens are equal"
+    return f"declared shapes: {got['declared']}" if got['declared'] else None
+
+def _attempt_decoder(m, made, n, opset, external, say):
+    "Go through the cures until the text is right: the file, the cures, the check, what failed before"
+    tried, name = [], m.config.model_type
+    for cures in dict.fromkeys(c for c, _ in attempts(m, [])):
+        way = ', '.join(cures) or 'as it is'
+        say(f"tracing {'with ' * bool(cures)}{way}")
+        try:
+            with contextlib.ExitStack() as s:
+                for c in cures:
+                    s.enter_context(_cures[c][1](m))
+                prog = _trace_step(m, opset)
+            note = Source(m, [], name, dict(kind='decoder with cache'))
+            prog.model.metadata_props.update(_metadata(note, cures, None))
+            _save(prog, made, external)
+            got = check_decoder(made, m, n)
+        except OSError:
+            raise
+        except Exception as e:
+            tried.append(f'{way}: {_cause(e)}')
+            continue
+        if not (why := _what_is_wrong(got, n)):
+            return made, cures, got, tried
+        tried.append(f'{way}: {why}')
     raise ValueError(f'cannot export {name} with its cache: ' + '; '.join(tried))

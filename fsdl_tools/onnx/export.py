@@ -6,25 +6,31 @@
 __all__ = ['trace_graph', 'limits', 'staging', 'install', 'ExportReport', 'export']
 
 # %% ../../nbs/onnx/04_export.ipynb #7617655a
-import contextlib, copy, io, json, os, secrets, time, warnings
+import contextlib, copy, io, json, logging, os, re, secrets, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import Record, need, scratch
-from .cures import Source, _Flat, _cures, _source, attempts, named_outputs, randomise
-from .graph import _cause, _external, _sizes, random_inputs, inspect_onnx
-from .verify import graph_fingerprint, torch_runner, verify_runner
+from ..core import Record, need, one_of, scratch
+from .graph import _cause, _dims, _external, _sizes, _true_inputs, random_inputs, inspect_onnx
+from .cures import Source, _Flat, _as_it_was, _cures, _source, attempts, named_outputs, randomise
+from .cures import _tensor
+from .compare import _file_ways, declared_shapes
+from .verify import _grid, exact_runner, graph_fingerprint, torch_runner, verify_runner
 
 # %% ../../nbs/onnx/04_export.ipynb #ce10eafd
+def _first(sizes):
+    "The sizes to trace with"
+    return {a: n[0] if isinstance(n, (list, tuple)) else n for a, n in (sizes or {}).items()}
+
 def trace_graph(
     source,    # Source
     opset=20,  # ONNX operator set
     fixed=(),  # Axes that are not dynamic
-    sizes=None # Axis name -> size to trace with
+    sizes=None # Axis name -> size to trace with, or a list of which the first is taken
 ):             # torch.onnx.ONNXProgram
     "One run of torch's exporter, quietly"
-    import torch, logging
+    import torch
     need('onnxscript', 'onnx')
-    feed = {k: torch.from_numpy(v) for k, v in random_inputs(source.specs, **(sizes or {})).items()}
+    feed = {k: _tensor(v) for k, v in random_inputs(source.specs, **_first(sizes)).items()}
     with torch.no_grad():
         names = list(named_outputs(source.module, feed))
     dyn = tuple({i: d for i, d in enumerate(s.shape) if isinstance(d, str) and d not in fixed} for s in source.specs)
@@ -69,16 +75,26 @@ def limits(
     return list(dict.fromkeys(out))
 
 # %% ../../nbs/onnx/04_export.ipynb #2e535cd9
+def _target(
+    path # Where the caller wants a file
+) -> Path: # Where it goes: what a link points to; raises OSError for what is no plain file
+    "A link stays a link; a device or a pipe is not replaced by a file"
+    path = Path(path)
+    path = path.resolve() if path.is_symlink() else path
+    if path.is_dir():
+        raise IsADirectoryError(f'{str(path)!r} is a folder')
+    if path.exists() and not path.is_file():
+        raise OSError(f'{str(path)!r} is a device or a pipe: a model is not written into it')
+    return path
+
 @contextlib.contextmanager
 def staging(
     path # Where the result will be
 ):       # A folder beside it, on the same disk; it is gone afterwards, and at the next call after a kill
     "A place to work in, so that `path` appears complete or not at all"
-    path = Path(path)
+    path = _target(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(path.parent)!r}')
-    if path.is_dir():
-        raise IsADirectoryError(f'{str(path)!r} is a folder')
     with contextlib.ExitStack() as stack:
         try:
             tmp = stack.enter_context(scratch(f'.{path.name[:100]}.', path.parent))
@@ -93,19 +109,27 @@ def staging(
                 e if e.filename or not e.errno else type(e)(e.errno, f'{e.strerror}, nothing was written', str(path))
             ) from None
 
+def _name_for(path):
+    "A name for a new file: its external data is called after it, and so after the file it is going to be"
+    return f'{_target(path).name[:150]}.{secrets.token_hex(4)}'
+
+def _is_ours(name, path):
+    "Is this the name of external data that `install` put beside `path`? Nothing else is ever deleted"
+    return re.fullmatch(re.escape(path.name[:150]) + r'\.[0-9a-f]{8}\.data', name) is not None
+
 def install(
-    made, # A file in a staging folder, perhaps with external data beside it
+    made, # A file in a staging folder, perhaps with external data beside it, named by `_name_for`
     path  # Where it goes
 ) -> Path:
     "Move a finished model into place: its data first, under a name of its own, then the file that names them"
-    made, path = Path(made), Path(path)
+    made, path = Path(made), _target(path)
     old = _inspect_external(path) if path.exists() else ()
     new = _inspect_external(made)
     for n in new:
         os.replace(made.parent/n, path.parent/n)
     os.replace(made, path)
     for n in old:
-        if n not in new:
+        if n not in new and _is_ours(n, path):
             (path.parent/n).unlink(missing_ok=True)
     return path
 
@@ -156,111 +180,147 @@ def _metadata(source, cures, extra):
     )
     return {f'fsdl.{k}': v if isinstance(v, str) else json.dumps(v) for k, v in d.items() if v is not None}
 
-def _save(prog, folder, name, external):
-    "Write a program into `folder`; weights of more than 2 GB cannot be inside the protobuf"
+_inside = 1_900_000_000        # bytes of weights that go into the file itself: a protobuf ends at 2 GiB
+
+def _save(prog, path, external):
+    "Write a program; weights of more than 2 GB cannot be inside the protobuf"
     size = sum(i.const_value.nbytes for i in prog.model.graph.initializers.values() if i.const_value is not None)
-    prog.save(str(folder/name), external_data=size > 1_900_000_000 if external is None else external)
-    return folder/name
+    prog.save(str(path), external_data=size > _inside if external is None else external)
 
 # %% ../../nbs/onnx/04_export.ipynb #edd7927c
-def _try(source, folder, opset, cures, fixed, sizes, external, rtol, metadata):
-    "One attempt: export with `cures`, save, verify"
+def _fixed(specs, fixed, sizes):
+    "The specifications with some axes at the size that was traced"
+    at = _sizes | _first(sizes)
+    return [s.replace(shape=tuple(at.get(d, 7) if d in fixed else d for d in s.shape)) for s in specs]
+
+def _named_axis(values, seen, fresh):
+    "What to declare for an axis that had `values` where the input axes had `seen`: a size, their name or a new one"
+    if len(set(values)) == 1:
+        return values[0]
+    return next((name for name, sizes in seen.items() if sizes == values), fresh)
+
+def _declare(
+    path, # An .onnx file, changed in place
+    specs, # InputSpecs
+    sizes # As in export
+) -> tuple: # Names of the outputs whose declaration was not true
+    "Declare the shapes of outputs as they are: sizes that change get the name of the input axis they follow"
+    import onnx
+    model = onnx.load(str(path), load_external_data=False)
+    names = {i.name for i in _true_inputs(model)}
+    feeds = [random_inputs(specs, **at) for at, must in _grid(specs, (1, 3), (5, 12), sizes) if must]
+    feeds = [{k: v for k, v in f.items() if k in names} for f in feeds]
+    try:
+        with _file_ways(path) as file:
+            got = [next(iter(file.ways.values()))(f) for f in feeds]
+    except ValueError:                                 # it does not run at some size: the verification will say so
+        return ()
+    wrong = set().union(*(declared_shapes(model, f, g) for f, g in zip(feeds, got, strict=True)))
+    axes = {d: [f[i.name].shape[k] for f in feeds] for i in _true_inputs(model) for k, d in enumerate(_dims(i)) if d}
+    for o in model.graph.output:
+        if o.name in wrong:
+            shapes = zip(*(g[o.name].shape for g in got), strict=True)
+            dims = [_named_axis(list(n), axes, f'{o.name}_{k}') for k, n in enumerate(shapes)]
+            o.CopyFrom(onnx.helper.make_tensor_value_info(o.name, o.type.tensor_type.elem_type, dims))
+    if wrong:
+        del model.graph.value_info[:]                  # what lies between was declared by the same hand
+        Path(path).write_bytes(model.SerializeToString())
+    return tuple(sorted(wrong))
+
+def _try(source, made, opset, cures, fixed, sizes, external, rtol, metadata):
+    "One attempt: export with `cures` to `made`, verify"
     with contextlib.ExitStack() as s:
         for c in cures:
             s.enter_context(_cures[c][1](source.module))
         prog = trace_graph(source, opset, fixed, sizes)
-    name = f'model.{secrets.token_hex(4)}.onnx'
-    words = (
-        tuple(cures)
-        + tuple(limits(prog, source.specs))
-        + tuple(f"{a} fixed at {(_sizes | (sizes or {})).get(a, 7)}" for a in fixed)
-    )
-    prog.model.metadata_props.update(_metadata(source, words, metadata))
-    made = _save(prog, folder, name, external)
-    specs = [
-        s.replace(shape=tuple((_sizes | (sizes or {})).get(d, 7) if d in fixed else d for d in s.shape))
-        for s in source.specs
-    ]
-    return made, words, verify_runner(made, torch_runner(source.module), specs, source.name, rtol=rtol)
+    specs, at = _fixed(source.specs, fixed, sizes), _sizes | _first(sizes)
+    words = tuple(cures) + tuple(limits(prog, source.specs)) + tuple(f'{a} fixed at {at.get(a, 7)}' for a in fixed)
+    told = Source(source.module, specs, source.name, source.info | (dict(sizes=sizes) if sizes else {}))
+    prog.model.metadata_props.update(_metadata(told, words, metadata))
+    _save(prog, made, external)
+    wrong = _declare(made, specs, sizes)
+    words += (f"shape of {', '.join(wrong)} declared anew",) if wrong else ()
+    run, exact = torch_runner(source.module), exact_runner(source.module)
+    return words, verify_runner(made, run, specs, source.name, rtol=rtol, sizes=sizes, exact=exact)
+
 
 # %% ../../nbs/onnx/04_export.ipynb #d4135864
 def export(
-    model,            # nn.Module, Source, timm name, transformers model type, class name or configuration
+    model,            # nn.Module, Source, timm name, transformers model type, class name, configuration or config.json
     path,             # Where to; written in one step
     inputs=None,      # For an nn.Module: tensors by name, or InputSpecs
     opset=20,         # ONNX operator set, 18 to 23
     dynamic=True,     # Dynamic axes: all, or none (False)
-    sizes=None,       # Axis name -> size to trace with
+    sizes=None,       # Axis name -> size to trace with and to check, with its double; or a list of sizes
     external=None,    # Weights in a file beside; default: only above 1.9 GB
-    rtol=1e-4,        # Largest relative difference to call it verified
+    rtol=None,        # Largest difference to call it verified, relative to the spread; default: that of the format
     metadata=None,    # More to write into the file: labels, preprocess, ...
     progress=None,    # Function called with a line of text at each step
-    **kw              # pretrained, seed, and arguments of the constructor
+    **kw              # pretrained, seed, and arguments of the constructor or fields of the configuration
 ) -> ExportReport:    # Raises ValueError with what was tried when nothing works
     "Export a model to ONNX and verify the file"
-    t0, say, tried = time.time(), progress or (lambda s: None), []
+    t0, say = time.time(), progress or (lambda s: None)
     if not isinstance(opset, int) or not 18 <= opset <= 23:
         raise ValueError(f'opset must be a whole number from 18 to 23, not {opset!r}')
     with staging(path) as tmp:
-        say(f'''building {model if isinstance(model, str) else getattr(model, 'name', type(model).__name__)}''')
-        src = _source(model, inputs, kw)
-        axes = tuple(dict.fromkeys(d for s in src.specs for d in s.shape if isinstance(d, str)))
-        for cures, fixed in (attempts(src.module, src.specs) if dynamic else [((), axes)]):
-            say(
-                'tracing'
-                + (f" with {', '.join(cures)}" if cures else ' as it is')
-                + (f", {', '.join(fixed)} fixed" if fixed else '')
-            )
-            try:
-                made, words, v = _try(src, tmp, opset, cures, fixed, sizes, external, rtol, metadata)
-            except OSError:
-                raise
-            except Exception as e:
-                tried.append(
-                    f"{', '.join(cures) or 'as it is'}"
-                    f"{' (' + ', '.join(fixed) + ' fixed)' if fixed else ''}: {_cause(e)}"
-                )
-                continue
+        say(f"building {model if isinstance(model, str) else getattr(model, 'name', type(model).__name__)}")
+        src = _source(model, inputs, kw, say)
+        for a in sizes or {}:
+            one_of('axis', a, _axes(src.specs))
+        with _as_it_was(src.module):
+            how = (opset, dynamic, sizes, external, rtol, metadata, say)
+            made, words, v, on, tried = _attempt(src, tmp/_name_for(path), *how)
+        install(made, path)
+    return _report(path, src, words, v, on, tried, round(time.time() - t0, 2))
+
+def _axes(specs):
+    "Names of the axes that vary"
+    return tuple(dict.fromkeys(d for s in specs for d in s.shape if isinstance(d, str)))
+
+def _attempt(src, made, opset, dynamic, sizes, external, rtol, metadata, say):
+    "Go through the attempts until one is verified: the file, words on it, the verification, of what, what failed"
+    tried = []
+    for cures, fixed in (attempts(src.module, src.specs) if dynamic else [((), _axes(src.specs))]):
+        way, held = ', '.join(cures) or 'as it is', f" ({', '.join(fixed)} fixed)" if fixed else ''
+        say(f"tracing {'with ' * bool(cures)}{way}{held}")
+        try:
+            words, v = _try(src, made, opset, cures, fixed, sizes, external, rtol, metadata)
             on = 'these weights'
             if 'do not depend' in v.reason:
-                v, on = _on_copy(src, tmp, opset, cures, fixed, sizes, rtol), 'a randomised copy'
-            if not v.ok:
-                tried.append(f"{', '.join(words) or 'as it is'}: {v.reason}")
-                continue
-            install(made, path)
-            f = inspect_onnx(path)
-            rel = max((r['max_rel'] for r in v.rows if r['max_rel'] is not None), default=0.)
-            return ExportReport(
-                str(path),
-                src.name,
-                f.opset,
-                f.inputs,
-                f.outputs,
-                f.bytes,
-                f.parameters,
-                f.nodes,
-                words,
-                tuple(tried),
-                v.ok,
-                rel,
-                on,
-                round(time.time() - t0, 2),
-                v.rows,
-            )
-    raise ValueError(f"cannot export {src.name}: " + '; '.join(tried + _restless(src)))
+                v, on = _on_copy(src, made, opset, cures, fixed, sizes, rtol), 'a randomised copy'
+        except OSError:
+            raise
+        except Exception as e:
+            tried.append(f'{way}{held}: {_cause(e)}')
+            continue
+        if v.ok:
+            return made, words, v, on, tuple(tried)
+        tried.append(f"{', '.join(words) or 'as it is'}: {v.reason}")
+    raise ValueError(f'cannot export {src.name}: ' + '; '.join(tried + _restless(src, sizes)))
 
-def _restless(src):
+def _report(path, src, words, v, on, tried, seconds):
+    "What there is to say of a file that was verified"
+    f = inspect_onnx(path)
+    rel = max((r['max_rel'] for r in v.rows if r['max_rel'] is not None), default=0.)
+    made = dict(path=str(path), source=src.name, seconds=seconds, cures=words, tried=tried)
+    seen = dict(verified=v.ok, max_rel=rel, on=on, checked=v.rows)
+    read = {k: getattr(f, k) for k in ('opset', 'inputs', 'outputs', 'bytes', 'parameters', 'nodes')}
+    return ExportReport(**made, **seen, **read)
+
+def _restless(src, sizes=None):
     "A reason that no exporter can cure: the model draws random numbers"
     import torch
-    feed = {k: torch.from_numpy(v) for k, v in random_inputs(src.specs).items()}
+    feed = {k: _tensor(v) for k, v in random_inputs(src.specs, **_first(sizes)).items()}
     with torch.no_grad(), contextlib.suppress(Exception):            # a model that cannot run has been reported already
         a, b = named_outputs(src.module, feed), named_outputs(src.module, feed)
         if any(not torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True)):
             return ['torch itself answers differently when the same input comes twice: the model draws random numbers']
     return []
 
-def _on_copy(src, folder, opset, cures, fixed, sizes, rtol):
+def _on_copy(src, made, opset, cures, fixed, sizes, rtol):
     "Verify the export of a copy whose constant parameters were disturbed"
     twin = Source(copy.deepcopy(src.module), src.specs, src.name, src.info)
     randomise(twin.module)
-    return _try(twin, folder, opset, cures, fixed, sizes, None, rtol, None)[2]
+    beside = made.with_name(f'{made.name}.copy')
+    return _try(twin, beside, opset, cures, fixed, sizes, None, rtol, None)[1]
+
