@@ -9,7 +9,7 @@ __all__ = ['run', 'main']
 import sys
 import typer
 from .common import _mistakes, _one_line, app
-from . import models, onnx, compute, launching, tracking, training# noqa: F401 - each adds its commands to the application
+from . import models, onnx, compute, launching, tracking, training, diagnosing# noqa: F401 - each adds its commands to the application
 
 # %% ../../nbs/cli/06_main.ipynb #5f75d627
 @app.command('version')
