@@ -218,6 +218,8 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument('--images', type=int, default=2000)
     p.add_argument('--turns', type=int, default=5)
+    p.add_argument('--folder', default='', help='keep what was made for it here')
+    p.add_argument('--add', action='store_true', help='add turns to those in the file')
     p.add_argument('--make', nargs=2)
     p.add_argument('--one', nargs=3)
     p.add_argument('--out', default=str(Path(__file__).parent.parent/'fsdl_tools/data/results/loaders.json'))
@@ -227,23 +229,40 @@ def main():
         fix_torchvision()
     if a.make: return print(json.dumps(size_of(CONTENDERS[a.make[0]][0](Path(a.make[1])))))
     if a.one: return print(json.dumps(one(a.one[0], Path(a.one[1]), int(a.one[2]))))
+    kept = tempfile.TemporaryDirectory(prefix='fsdl-loaders-') if not a.folder else None
+    folder, out = Path(a.folder or kept.name), Path(a.out)
+    sizes = prepare(folder, a.images)
+    turns = json.loads(out.read_text())['turns'] if a.add and out.exists() else {name: [] for name in CONTENDERS}
+    done = len(turns['DataLoader on JPEGs'])
+    for t in range(done, done + a.turns):
+        new = {}
+        for name in random.Random(t).sample(list(CONTENDERS), len(CONTENDERS)):
+            new[name] = call(CONTENDERS[name][2], '--one', name, folder, a.images)
+            print(t, name, {k: round(v, 2) for k, v in new[name].items()}, file=sys.stderr, flush=True)
+        for name, measured in new.items(): turns[name].append(measured)
+        if t: write(out, turns, sizes, a.images)
+    if kept: kept.cleanup()
+
+
+def prepare(folder, n):
+    "JPEGs and every format, unless they are there; bytes by contender"
     from fsdl_tools.training.data import _synthetic_image
-    with tempfile.TemporaryDirectory(prefix='fsdl-loaders-') as d:
-        folder = Path(d)
-        for i in range(a.images):
-            f = folder/'jpegs'/f'class{i % 4}'/f'{i:05}.jpg'
-            f.parent.mkdir(parents=True, exist_ok=True)
-            _synthetic_image(i, 160, 0).save(f, quality=90)
-        sizes = {name: call(env, '--make', name, folder) for name, (_, _, env) in CONTENDERS.items()}
-        turns, rng = {name: [] for name in CONTENDERS}, random.Random(0)
-        for t in range(a.turns):
-            for name in rng.sample(list(CONTENDERS), len(CONTENDERS)):
-                turns[name].append(call(CONTENDERS[name][2], '--one', name, folder, a.images))
-                print(t, name, {k: round(v, 2) for k, v in turns[name][-1].items()}, file=sys.stderr, flush=True)
+    done = folder/'sizes.json'
+    if done.exists(): return json.loads(done.read_text())
+    for i in range(n):
+        f = folder/'jpegs'/f'class{i % 4}'/f'{i:05}.jpg'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        _synthetic_image(i, 160, 0).save(f, quality=90)
+    sizes = {name: call(env, '--make', name, folder) for name, (_, _, env) in CONTENDERS.items()}
+    done.write_text(json.dumps(sizes))
+    return sizes
+
+
+def write(out, turns, sizes, n):
     base = turns['DataLoader on JPEGs']
     conditions = f'batches of {BATCH}, two workers or threads unless said otherwise; 2 cores, shared with other work: trust the ratios, which are taken inside a turn, more than the rates; pages were in memory'
-    out = dict(date=datetime.date.today().isoformat(), images=a.images, repeats=a.turns, conditions=conditions, rows=[row(k, v, base, sizes[k]) for k, v in turns.items()], turns=turns)
-    Path(a.out).write_text(json.dumps(out, indent=1) + '\n')
+    rows = [row(k, v, base, sizes[k]) for k, v in turns.items()]
+    out.write_text(json.dumps(dict(date=datetime.date.today().isoformat(), images=n, repeats=len(base), conditions=conditions, rows=rows, turns=turns), indent=1) + '\n')
 
 
 if __name__ == '__main__': main()

@@ -24,8 +24,9 @@ def profiled(
         prof.export_chrome_trace(f'{d}/trace.json')
         return json.loads(Path(d, 'trace.json').read_text(encoding='utf-8', errors='replace'))['traceEvents']
 
-# %% ../../nbs/training/10_traces.ipynb #265b7236
+# %% ../../nbs/training/10_traces.ipynb #6d160a50
 _rules = [
+    ('watched', re.compile(r'^fsdl::')),
     ('loader', re.compile(r'^enumerate\(DataLoader\)')),
     ('optimizer', re.compile(r'^Optimizer\.')),
     ('backward', re.compile(r'^autograd::engine::evaluate_function')),
@@ -96,7 +97,7 @@ def trace_parts(
         taken = _union([*taken, *own])
     return out | dict(python=end - begin - _length(taken), wall=end - begin)
 
-# %% ../../nbs/training/10_traces.ipynb #df71c72f
+# %% ../../nbs/training/10_traces.ipynb #66ef9b0c
 def _square_softmax(e):
     "Is this the softmax of written-out attention?"
     dims = (e.get('args') or {}).get('Input Dims') or [[]]
@@ -115,8 +116,11 @@ def hidden_costs(
     attention = 0.
     if written_out and not fused:
         attention = sum(e['dur'] for e in ops if _unfused.match(e['name']) and _square_softmax(e))
-    small = [e['dur'] for e in ops if _part_of(e['name']) == 'forward' and e['dur'] < 15]
-    return {'unfused attention': attention, 'small operations': len(small)}
+    watched = _union([(e['ts'], e['ts'] + e['dur']) for e in events if str(e.get('name')).startswith('fsdl::')])
+    small = [(e['ts'], e['ts'] + e['dur']) for e in ops if _part_of(e['name']) == 'forward' and e['dur'] < 15]
+    inside = _length(_union(small)) - _length(_minus(_union(small), watched))
+    part = 1 - inside/max(_length(_union(small)), 1e-9)
+    return {'unfused attention': attention, 'small operations': round(part*len(small))}
 
 # %% ../../nbs/training/10_traces.ipynb #35ec6f29
 def _steps(events):

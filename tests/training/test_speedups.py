@@ -15,7 +15,7 @@ from torch import nn
 
 from fsdl_tools.environments import run_in
 from fsdl_tools.training import methods as M
-from fsdl_tools.training.speedups import (DigitRun, Ratio, Switches, chunked_loss, curriculum_length, digits, first_fit, interleaved, one_bit, orthogonal, paired_ratio, saved_bytes, summary)
+from fsdl_tools.training.speedups import (DigitRun, Ratio, Switches, chunked_loss, curriculum_length, digits, first_fit, interleaved, one_bit, orthogonal, paired_ratio, saved_bytes, ratio_table)
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,7 @@ def test_turns_are_taken_by_all_in_another_order():
     took = interleaved({k: (lambda k=k: said.append(k)) for k in 'abc'}, repeats=20)
     turns = [''.join(said[i:i + 3]) for i in range(0, 60, 3)]
     assert all(sorted(t) == list('abc') for t in turns) and len(set(turns)) > 2 and {len(v) for v in took.values()} == {20}
-    assert 'a' in str(summary(took, 'a'))
+    assert 'a' in str(ratio_table(took, 'a'))
 
 
 @pytest.mark.parametrize('bad', [dict(precision='fp8'), dict(optimizer='adam'), dict(micro_batches=0), dict(augment=2.)])
