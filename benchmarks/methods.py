@@ -23,7 +23,7 @@ from fsdl_tools.environments import build_env, run_in
 from fsdl_tools.training import methods as M
 from fsdl_tools.training.speedups import DigitRun, paired_ratio
 
-STEPS, EPOCHS = 80, 4
+STEPS, EPOCHS = 60, 2
 ALGORITHMS = [('', {}), ('LabelSmoothing', dict(smoothing=.1)), ('MixUp', dict(alpha=.2)), ('CutMix', dict(alpha=1.)), ('ProgressiveResizing', dict(initial_scale=.5)), ('BlurPool', {}),
               ('GhostBatchNorm', dict(ghost_batch_size=16)), ('EMA', dict(half_life='20ba')), ('SAM', dict(rho=.05)), ('SWA', dict(swa_start='0.7dur')), ('LayerFreezing', dict(freeze_start=.5)),
               ('ChannelsLast', {}), ('CutOut', {}), ('ColOut', {}), ('SelectiveBackprop', {}), ('RandAugment', {}), ('AugMix', {})]

@@ -327,8 +327,9 @@ def _removable(
     "Can this part be taken out?"
     return part == 'recompiling' or bool(_without_places(part, clock))
 
-# %% ../../nbs/training/11_diagnose.ipynb #0da1a7ad
-_due = {'starting workers': .5, 'optimizer': .3, 'evaluation': .25, 'communication': .15, 'slow rank': .12, 'small operations': .5,
+# %% ../../nbs/training/11_diagnose.ipynb #9d5cd1a1
+_due = {'starting workers': .5, 'optimizer': .3, 'evaluation': .25,
+        'communication': .15, 'slow rank': .12, 'small operations': .5,
         'unfused attention': .1, 'allocator': .2, 'recomputation': .12, 'reading results': .06}
 
 @dataclass(frozen=True)
@@ -452,7 +453,7 @@ def _share_rows(runs, traced):
         rows.append(_row(part, values))
     return sorted((r for r in rows if r['share'] >= .005), key=lambda r: -r['share'])
 
-# %% ../../nbs/training/11_diagnose.ipynb #1b80e0ad
+# %% ../../nbs/training/11_diagnose.ipynb #5aed4575
 _working = ('forward', 'backward', 'python', 'copies')    # parts that are the training itself
 
 def _hidden_rows(runs, hidden, traced):
@@ -460,7 +461,7 @@ def _hidden_rows(runs, hidden, traced):
     extra = defaultdict(list)
     for clock, took, kernel, compiled, _ in runs:
         extra['recomputation'].append(clock.recomputed/took)
-        extra['recompiling'].append(compiled/took)
+        extra['recompiling'].append(min(compiled/took, .99))
         busy = sum(clock.seconds[p] for p in ('loader', 'disk', 'checkpoint', 'printing'))
         extra['allocator'].append(max(0., kernel - busy/took))
     wall = traced.get('wall') or 1.
@@ -486,8 +487,9 @@ def _suspects(rows, clock):
 def _share(part, run):
     "Share of a part in a watched run, as the suspects have it"
     clock, took, _, compiled, _ = run
-    hidden = dict(recomputation=clock.recomputed, recompiling=compiled)
-    return hidden.get(part, clock.seconds[part])/took
+    loading = clock.seconds['loader'] + clock.seconds['starting workers']    # a cached batch needs no workers
+    hidden = dict(recomputation=clock.recomputed, recompiling=compiled, loader=loading)
+    return min(hidden.get(part, clock.seconds[part])/took, .99)
 
 def _check(loop, suspect, clock, repeats):
     "The loop with the suspect taken out, in turns with the loop as it is: predicted and measured gain"

@@ -311,7 +311,7 @@ class FreezeLayers:
         for layer in layers[:due]:
             layer.requires_grad_(False)
 
-# %% ../../nbs/training/12_methods.ipynb #bb34167c
+# %% ../../nbs/training/12_methods.ipynb #3818a759
 def composer_apart(
     payload:dict # seed
 ) -> dict:       # Composer's version, and by method the largest difference between its result and ours
@@ -341,7 +341,7 @@ def composer_apart(
     average_into(models[2], models[0], .9)
     out['ema'] = far(models[1].weight, models[2].weight)
     out['blurpool'] = far(blur_2d(x, stride=2), BlurPool(3)(x))
-    out['ghost_batchnorm'] = far(Theirs(3, ghost_batch_size=4)(x), GhostBatchNorm2d(3, 4)(x))
+    out['ghost_batchnorm'] = far(Theirs(nn.BatchNorm2d(3), 4)(x), GhostBatchNorm2d(3, 4)(x))
     theirs = [_freeze_schedule(p/10, .5, 1.) for p in range(11)]
     out['layer_freezing'] = far(theirs, [frozen_part(p/10) for p in range(11)])
     resized = cf.resize_batch(x, y, scale_factor=.5, mode='resize')[0]
