@@ -453,8 +453,8 @@ def _share_rows(runs, traced):
         rows.append(_row(part, values))
     return sorted((r for r in rows if r['share'] >= .005), key=lambda r: -r['share'])
 
-# %% ../../nbs/training/11_diagnose.ipynb #5aed4575
-_working = ('forward', 'backward', 'python', 'copies')    # parts that are the training itself
+# %% ../../nbs/training/11_diagnose.ipynb #0615cb92
+_working = ('watched', 'forward', 'backward', 'python', 'copies')    # parts that are the training itself
 
 def _hidden_rows(runs, hidden, traced):
     "Shares of what is no part of its own: recomputation, compiling, the kernel, attention, small operations"

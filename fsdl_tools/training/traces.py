@@ -24,7 +24,7 @@ def profiled(
         prof.export_chrome_trace(f'{d}/trace.json')
         return json.loads(Path(d, 'trace.json').read_text(encoding='utf-8', errors='replace'))['traceEvents']
 
-# %% ../../nbs/training/10_traces.ipynb #6d160a50
+# %% ../../nbs/training/10_traces.ipynb #2ca5e3f8
 _rules = [
     ('watched', re.compile(r'^fsdl::')),
     ('loader', re.compile(r'^enumerate\(DataLoader\)')),
@@ -72,7 +72,7 @@ def _main_thread(events):
     "The thread on which most operations run"
     time_on = Counter()
     for e in events:
-        if e.get('cat') == 'cpu_op':
+        if e.get('cat') == 'cpu_op' and 'dur' in e:
             time_on[e.get('pid'), e.get('tid')] += e['dur']
     return time_on.most_common(1)[0][0] if time_on else None
 
@@ -122,7 +122,7 @@ def hidden_costs(
     part = 1 - inside/max(_length(_union(small)), 1e-9)
     return {'unfused attention': attention, 'small operations': round(part*len(small))}
 
-# %% ../../nbs/training/10_traces.ipynb #35ec6f29
+# %% ../../nbs/training/10_traces.ipynb #4a60d9ae
 def _steps(events):
     "Spans of the marked steps"
     marks = [e for e in events if e.get('ph') == 'X' and e['name'].startswith('ProfilerStep#')]
@@ -136,7 +136,8 @@ def step_parts(
     events:list # Of a Chrome trace
 ) -> list:      # What trace_parts says of each marked step; of the whole, where none is marked
     "Parts, step by step"
-    return [trace_parts(_inside(events, s)) for s in _steps(events)] or [trace_parts(events)]
+    steps = [_inside(events, s) for s in _steps(events)]
+    return [trace_parts(s) for s in steps if _main_thread(s)] or [trace_parts(events)]
 
 def gpu_idle(
     events:list # Of a Chrome trace
