@@ -9,7 +9,8 @@ __all__ = ['run', 'main']
 import signal, sys
 import typer
 from .common import _mistakes, _one_line, app, plain_terminal
-from . import models, onnx, compute, launching, tracking, training, apps  # noqa: F401 - each adds its commands to the application
+# each adds its commands to the application
+from . import models, onnx, compute, launching, tracking, training, diagnosing, apps  # noqa: F401
 
 # %% ../../nbs/cli/06_main.ipynb #5f75d627
 @app.command('version')
