@@ -64,7 +64,8 @@ class _Progress:
 
         if not self.bar:
             said = TextColumn('{task.fields[said]}', markup=False)
-            parts = [TextColumn(printable(self.c.model), markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), said]
+            model = TextColumn(printable(self.c.model), markup=False)
+            parts = [model, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), said]
             self.bar = Progress(*parts, console=self.console)
             self.task = self.bar.add_task('', total=self.c.steps, said='')
             self.bar.start()

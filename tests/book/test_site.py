@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from fsdl_tools.book.contents import notebooks, pages, settings
-from fsdl_tools.book.finish import lost_page, page_tools, takeaway
+from fsdl_tools.book.finish import _lost_page, page_tools, takeaway
 from fsdl_tools.book.markdown import divs, formulas, page_markdown
 from fsdl_tools.book.rendering import quarto_settings, zensical_config
 from fsdl_tools.book.site import build_site, dead_links, _fingerprint, _moved, option_problems, readme, serve_site, update_site
@@ -233,7 +233,7 @@ def test_the_address_stands_in_one_place(copy, user):
     assert 'notebooks/models/01_spec.ipynb" download' in tools and ('http' in tools) == bool(user)
     first = json.loads(takeaway((copy/'nbs/onnx/05_decoder.ipynb').read_text(), cfg))['cells'][0]
     assert (first['cell_type'] == 'code' and 'git+https://github.com/ada/fsdl_tools' in first['source']) == bool(user) and 'github.com//' not in first['source']
-    assert ('href="/fsdl_tools/index.html"' in lost_page(copy, cfg, pages(copy))) == bool(user) and 'http' not in lost_page(copy, cfg, pages(copy))
+    assert ('href="/fsdl_tools/index.html"' in _lost_page(copy, cfg, pages(copy))) == bool(user) and 'http' not in _lost_page(copy, cfg, pages(copy))
     assert ('repo-url' in quarto_settings(cfg)['website'], 'site-url' in quarto_settings(cfg)['website']) == (bool(user), bool(user))
 
 
