@@ -245,7 +245,7 @@ def _plan_of(model, gpu, gpus, per_node, batch, seq, layout, precision, price):
     from fsdl_tools.compute.gpus import Cluster
     from fsdl_tools.compute.search import best_plan
 
-    cluster = Cluster(gpu, gpus, min(per_node, gpus), price=price and price * gpus)
+    cluster = Cluster(gpu, gpus, min(per_node, gpus), gpu_hour=price or None)
     return best_plan(model, cluster, batch, seq, layout or '', precision=precision)
 
 
@@ -269,13 +269,13 @@ def _plan(state, files=()):
     found, best = _plan_of(*(state[key] for key in keys))
     how = 'best_plan({model!r}, Cluster({gpu!r}, {gpus}, {per_node}), {batch}, {seq}, {layout!r})'.format(**state)
     blocks = [
-        Block('figure', 'A step takes', human_seconds(best.step_time), how),
+        Block('figure', 'A step takes', human_seconds(best.step_time), f'{how}{_between(best)}'),
         Block('figure', 'Of each GPU', human_bytes(best.device), 'memory as nvidia-smi shows it'),
         Block(
             'figure',
             'The plan',
             'fits' if best.fits else 'does not fit',
-            best.why or f'{human_bytes(best.margin)} to spare',
+            _how_sure(best),
         ),
         Block('chart', 'Memory of the first stage', _bars(best.first, 'GiB', GiB), 'Estimate.first'),
         Block('chart', 'Seconds of a step', _bars(best.seconds, 'seconds', 1), 'Estimate.seconds'),
@@ -284,6 +284,19 @@ def _plan(state, files=()):
     if found is not None:
         blocks.append(Block('table', 'The next best', found.table(8), how))
     return blocks + _to_take_away(best, state['scheduler'])
+
+
+def _between(plan):
+    "The interval of a step, where published runs are near enough to give one"
+    if plan.step_low is None:
+        return ''
+    return f'; eight of ten such runs take {human_seconds(plan.step_low)} to {human_seconds(plan.step_high)}'
+
+
+def _how_sure(plan):
+    "Why a plan fits or does not, and how likely it is to fit"
+    likely = '' if plan.fits_probability is None else f'; {plan.fits_probability:.0%} likely to fit'
+    return (plan.why or f'{human_bytes(plan.margin)} to spare') + likely
 
 
 def _to_take_away(best, scheduler):

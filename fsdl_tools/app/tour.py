@@ -89,7 +89,7 @@ def _plan(t, folder):
     prices = market()
     name = find(t.gpu).name
     hour, day = prices.get(name, (None, ''))
-    cluster = Cluster(t.gpu, t.gpus, price=hour and hour * t.gpus)
+    cluster = Cluster(t.gpu, t.gpus, gpu_hour=hour)
     found, best = best_plan(t.model, cluster, 512)
     best.to_json(folder / 'plan.json')
     how = f'fsdl plan {t.model} --gpu {t.gpu} --gpus {t.gpus} --global-batch 512'

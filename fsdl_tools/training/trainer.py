@@ -449,7 +449,7 @@ class Trainer:
         )
         self.lock = lock_folder(c.folder) if c.folder and self.rank == 0 else contextlib.nullcontext()
         if c.folder and self.rank == 0:
-            _check_folder(self.c, len(self.data), self.layout.optimizer)    # another may have trained in it meanwhile
+            _check_folder(self.c, self.data, self.held, self.layout.optimizer)    # another may have trained in it meanwhile
         self.saver = Checkpointer(self.folder/'checkpoints', c.keep) if c.folder else None
         if c.folder:
             self._open_folder()
