@@ -153,8 +153,8 @@ def _write_index(out, kind, entries, about, at):
     text = json.dumps(about).encode('utf-8', 'surrogateescape')
     end = at + len(index) + len(text)
     head = np.zeros(1, _head)
-    crc = zlib.crc32(text, zlib.crc32(index))
-    head[0] = (_magic, _version, _kinds.index(kind), len(entries), at, at + len(index), end, crc)
+    head[0] = (_magic, _version, _kinds.index(kind), len(entries), at, at + len(index), end, 0)
+    head['crc'] = zlib.crc32(text, zlib.crc32(index, zlib.crc32(head.tobytes())))     # the head too, while its crc is 0
     out.seek(at)
     out.write(index + text)
     out.seek(0)
@@ -220,8 +220,10 @@ def _read_head(view, path):
     at, names = int(head['index']), int(head['about'])
     if not _page <= at <= names <= len(view) or names - at != int(head['n'])*_entry.itemsize:
         raise DamagedError(f'the head of {str(path)!r} is damaged: its index cannot be from byte {at} to {names}')
-    if zlib.crc32(view[at:]) != head['crc']:
-        raise DamagedError(f'the index of {str(path)!r} does not match its checksum')
+    plain = head.copy()
+    plain['crc'] = 0
+    if zlib.crc32(view[at:], zlib.crc32(plain.tobytes())) != head['crc']:
+        raise DamagedError(f'the head or the index of {str(path)!r} does not match its checksum')
     return head, np.frombuffer(view[at:names], _entry), json.loads(bytes(view[names:]))
 
 @lru_cache(4)
