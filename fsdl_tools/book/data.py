@@ -33,20 +33,20 @@ def _dates(text):
     return re.findall(r'"date":\s*"(\d{4}(?:-\d\d)*)"', text)
 
 
-def _rows_and_newest(name):
-    "How many rows a table has, or figures a measurement, and its newest date"
+def _rows_and_newest(name, date):
+    "How many rows a table has, or figures a measurement, and its newest date; `date` where its rows have none"
     text = Path(data_path(name)).read_text(encoding='utf-8')
     if name.endswith('.json'):
         return _figures(json.loads(text)), max(_dates(text), default='')
     rows = read_data(name, text=('date',))
-    return len(rows), max(row['date'] for row in rows)
+    return len(rows), max((row['date'] for row in rows if row.get('date')), default=date)
 
 
 def table_facts() -> list:  # A dict for each: table, what, rows (in JSON: figures), newest, licence, source, refreshed
     "What each table is, counted and dated from the files themselves"
     facts = []
-    for row in read_data('tables.csv'):
-        rows, newest = _rows_and_newest(row['name'])
+    for row in read_data('tables.csv', text=('date',)):
+        rows, newest = _rows_and_newest(row['name'], row['date'])
         about = {key: row[key] for key in ('licence', 'source', 'refreshed')}
         facts.append(dict(table=row['name'], what=row['what'], rows=rows, newest=newest, **about))
     return facts
