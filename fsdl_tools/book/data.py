@@ -19,13 +19,13 @@ def _data_files() -> list:  # Names such as gpus.csv and results/zoo.json, sorte
     return sorted(name for name in found if not any(part[0] in '._' for part in name.split('/')))
 
 
-def _figures(value):
-    "How many numbers a measurement holds"
+def _figures(value, kind=(int, float)):
+    "How many numbers a measurement holds; where it measured words, how many"
     if isinstance(value, dict):
-        return sum(_figures(v) for v in value.values())
+        return sum(_figures(v, kind) for v in value.values())
     if isinstance(value, list):
-        return sum(_figures(v) for v in value)
-    return int(isinstance(value, (int, float)) and not isinstance(value, bool))
+        return sum(_figures(v, kind) for v in value)
+    return int(isinstance(value, kind) and not isinstance(value, bool))
 
 
 def _dates(text):
@@ -37,7 +37,8 @@ def _rows_and_newest(name, date):
     "How many rows a table has, or figures a measurement, and its newest date; `date` where its rows have none"
     text = Path(data_path(name)).read_text(encoding='utf-8')
     if name.endswith('.json'):
-        return _figures(json.loads(text)), max(_dates(text), default='')
+        found = json.loads(text)
+        return _figures(found) or _figures(found, str), max(_dates(text), default='')
     rows = read_data(name, text=('date',))
     return len(rows), max((row['date'] for row in rows if row.get('date')), default=date)
 
