@@ -540,6 +540,15 @@ class Own(_Data):
         "Name, samples and their kind, for people"
         return f'{self.name}: {self.n:,} {self.kind}'
 
+    def content(self):
+        "A digest of the samples: of their number, and of 64 of them as the first epoch sees them"
+        digest = hashlib.sha256(f'{self.n} {self.kind}'.encode())
+        for i in sorted({round(i) for i in np.linspace(0, self.n - 1, min(self.n, 64))}):
+            for t in self.sample(i):
+                digest.update(f'{t.dtype} {tuple(t.shape)}'.encode())
+                digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
 def _open_own(name, holdout, seed, **offers):
     "Data sets that a function has made: one, which is split, or two"
     made = call_factory(name, seed=seed, holdout=holdout, **offers)
