@@ -37,7 +37,7 @@ def test_parts_come_in_the_order_of_a_learner(root):
     toc = pages(root)
     assert toc[1].opens_part and toc[1].number == '1' and 'core' not in toc[2].name
     numbers = [p.number for p in toc if p.opens_part]
-    assert numbers == [*map(str, range(1, 9)), 'A', 'B', 'C']
+    assert numbers == [*map(str, range(1, 10)), 'A', 'B', 'C']
     assert [p.name for p in toc if p.part.endswith('Ground') and p.opens_part] == ['ground/index']
 
 
@@ -86,7 +86,7 @@ def test_words_lead_to_the_glossary_once_a_page(site, root):
 
 def test_terms_that_beginners_lack_are_linked_where_they_first_appear(site, root):
     names = {p.name: p for p in pages(root)}
-    for name, term in (('parallel/ranks', 'nccl'), ('parallel/collectives', 'all-reduce'), ('models/profile', 'meta-tensor'), ('training/elastic', 'torchrun'), ('compute/planner', 'hfu')):
+    for name, term in (('parallel/ranks', 'nccl'), ('parallel/collectives', 'all-reduce'), ('models/profile', 'meta-tensor'), ('training/elastic', 'torchrun'), ('compute/planner', 'layout')):
         assert f'glossary.html#term-{term}"' in body(site, names[name]), (name, term)
 
 

@@ -314,11 +314,12 @@ def test_whatever_they_raise_is_one_line(error):
 def test_ordinary_mistakes(words, command): assert command(*words)[0] == 2
 
 
-def test_active_parameters_are_in_json(command):
+def test_active_parameters_are_in_json(command, monkeypatch):
     Path('config.json').write_text(json.dumps(next(c for c in configurations if c['model_type'] == 'mixtral')))
     code, out, _ = command('profile', 'config.json', '--json')
     spec = json.loads(out)[0]
     assert code == 0 and 0 < spec['active'] < spec['params']
+    monkeypatch.setenv('COLUMNS', '200')
     assert 'active' in command('profile', 'config.json')[1]
 
 
