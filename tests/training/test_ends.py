@@ -48,7 +48,7 @@ def test_the_first_cause_is_the_last_line(photos):
 
 def test_an_error_of_a_worker_that_reads_ahead_is_one_line(photos):
     code, said = train('--model', 'test_resnet', '--image-size', '32', '--data', str(photos), '--global-batch', '20', '--steps', '3', '--holdout', '0', '--workers', '1')
-    assert code == 2 and "7.jpg'" in said[-1] and 'worker' not in said[-1] and not any('Traceback' in line for line in said), said
+    assert code == 2 and "7.jpg'" in said[-1] and 'DataLoader worker' not in said[-1] and not any('Traceback' in line for line in said), said
 
 
 def test_each_rank_of_a_scheduler_names_the_first_cause(photos, tmp_path):
