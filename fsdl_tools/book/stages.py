@@ -7,7 +7,7 @@ __all__ = ['CheckFailed', 'oldest_python', 'newcomer_key', 'clone', 'newcomer', 
            'check_command']
 
 # %% ../../nbs/book/07_stages.ipynb #7fb2c950
-import concurrent.futures, contextlib, hashlib, json, os, random, re, secrets, shutil, signal
+import ast, concurrent.futures, contextlib, hashlib, json, os, random, re, secrets, shutil, signal
 import subprocess, sys, tempfile, time
 from pathlib import Path
 from ..core import human_seconds, read_data
@@ -298,19 +298,42 @@ def _look_at(project, log):
         raise CheckFailed('./course --build changes committed files', after, 'build, look, commit')
 
 # %% ../../nbs/book/07_stages.ipynb #b6f90d27
+def _marked_slow(node):
+    "Is a test, or a whole file by its pytestmark, left to --slow?"
+    marks = getattr(node, 'decorator_list', [])
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'pytestmark':
+        marks = [node.value]
+    return any('mark.slow' in ast.unparse(mark) for mark in marks)
+
+def _text_of_tests(
+    path, # A file of tests
+    slow  # Also those that run only when asked for?
+) -> str: # Python; empty where the file has nothing to do with side environments
+    "What a file of tests says, without the tests that will not run"
+    text = path.read_text(encoding='utf-8')
+    if not re.search(r'\bside\b|\benvironments\b', text):
+        return ''
+    nodes = ast.parse(text).body
+    if slow:
+        return text
+    whole = any(_marked_slow(node) for node in nodes if isinstance(node, ast.Assign))
+    return '' if whole else '\n'.join(ast.unparse(node) for node in nodes if not _marked_slow(node))
+
 def _needed_environments(
-    root # Top of the project
+    root,           # Top of the project
+    slow:bool=False # Also those of tests that run only when asked for?
 ) -> list: # Names
     "Side environments that a test names"
-    text = '\n'.join(p.read_text(encoding='utf-8') for p in (Path(root)/'tests').rglob('test_*.py'))
+    text = '\n'.join(_text_of_tests(p, slow) for p in (Path(root)/'tests').rglob('test_*.py'))
     return [row['name'] for row in read_data('environments.csv') if re.search(rf"['\"]{row['name']}['\"]", text)]
 
 def _side_environments(
-    root # Top of the project
+    root,           # Top of the project
+    slow:bool=False # Also those of tests that run only when asked for?
 ) -> str: # What was done; raises CheckFailed
     "Build the side environments that tests need, as far as this machine can"
     notes = []
-    for name in _needed_environments(root):
+    for name in _needed_environments(root, slow):
         env, had = side_env(name), built(name)
         if missing_programs(env):
             _apt_install([*env.programs.split(), *env.apt.split()])
@@ -325,10 +348,10 @@ def _side_environments(
         notes.append(f"{name} {'kept' if had else 'built'}")
     return ', '.join(notes)
 
-def _sides_apart(root):
+def _sides_apart(root, slow=False):
     "The same in a process of its own, which can be ended in the middle of a build"
     with tempfile.TemporaryFile('w+') as out:
-        code = 'from fsdl_tools.book.stages import _sides; _sides()'
+        code = 'from fsdl_tools.book.stages import _sides; _sides(' + repr(slow) + ')'
         proc = _started([sys.executable, '-c', code], root, out, dict(os.environ))
         try:
             proc.wait()
@@ -342,11 +365,11 @@ def _sides_apart(root):
         _say(line)
     return lines[-1]
 
-def _sides():
+def _sides(slow=False):
     "In that process: build, and end the build when asked to"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        _say(_side_environments('.') or 'none is needed')
+        _say(_side_environments('.', slow) or 'none is needed')
     except CheckFailed as e:
         _say(str(e))
         sys.exit(1)
@@ -408,7 +431,7 @@ def run_stages(
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         try:
             behind = [pool.submit(_stage, 'Newcomer (in the background)', newcomer, root, uncached),
-                      pool.submit(_stage, 'Side environments (in the background)', _sides_apart, root)]
+                      pool.submit(_stage, 'Side environments (in the background)', _sides_apart, root, slow)]
             _stage('Site', _check_site, root)
             _raise_if_failed(behind)
             _stage('Notebooks', _check_notebooks, root, flags='slow' if slow else '')

@@ -231,7 +231,7 @@ def test_a_stage_in_the_background_that_fails_ends_the_run(root, monkeypatch):
 def test_a_build_in_the_background_ends_with_the_run(root, monkeypatch, tmp_path):
     monkeypatch.setattr(stages, '_state', dict(stages=[], notebooks=[]))
     real = stages._started
-    code = "import subprocess\nfrom fsdl_tools.book import stages\nfrom fsdl_tools.environments import _call\nstages._side_environments = lambda root: _call(['sleep', '4247'], 'log', 500)\nstages._sides()"
+    code = "import subprocess\nfrom fsdl_tools.book import stages\nfrom fsdl_tools.environments import _call\nstages._side_environments = lambda root, slow: _call(['sleep', '4247'], 'log', 500)\nstages._sides()"
     monkeypatch.setattr(stages, '_started', lambda command, folder, out, env: real([sys.executable, '-c', code], tmp_path, out, env | dict(PYTHONPATH=str(root))))
     monkeypatch.setattr(stages, '_check_sources', lambda root: 'fine')
     monkeypatch.setattr(stages, 'newcomer', lambda root, uncached: 'fine')
