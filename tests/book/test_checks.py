@@ -220,7 +220,7 @@ def test_a_stage_in_the_background_that_fails_ends_the_run(root, monkeypatch):
     def fails(root, uncached): raise CheckFailed('the newcomer', ['no module'], 'add it')
     seen = []
     monkeypatch.setattr(stages, '_state', dict(stages=[], notebooks=[]))
-    for name in ('_check_sources', '_sides_apart'): monkeypatch.setattr(stages, name, lambda root: 'fine')
+    for name in ('_check_sources', '_sides_apart'): monkeypatch.setattr(stages, name, lambda root, *more: 'fine')
     monkeypatch.setattr(stages, 'newcomer', fails)
     monkeypatch.setattr(stages, '_check_site', lambda root: time.sleep(.5) or 'fine')
     monkeypatch.setattr(stages, '_check_notebooks', lambda *a, **kw: seen.append(a) or 'fine')
