@@ -181,7 +181,7 @@ def systems_table(
     ]
     working = sum(r['status'] == 'works' for r in rows)
     said = f'{working} of {len(rows)} systems work'
-    return Table(rows, caption=said if told is None else f'{said}, run of {recorded["date"]}')
+    return Table(rows, caption=said if told is None else f'{said}, runs up to {recorded["date"]}')
 
 # %% ../../nbs/book/13_claims_page.ipynb #12940a72
 _packages = (
