@@ -127,15 +127,18 @@ def _dearest_is_not_dearest() -> float:  # Per cent of providers
     return 100 * sum(r['upheld'] for r in rows) / len(rows)
 
 # %% ../../nbs/book/13_claims_page.ipynb #ed35bbb1
-def _v100_over_a100() -> float:  # Ratio of the two bills
-    "Dollars of the lecture's experiment on four V100 over its dollars on A100s, prices of 2022"
-    from fsdl_tools.compute.cost import experiments, prices
+_transformers = ('bert_base_squad', 'bert_large_squad', 'transformerxlbase', 'transformerxllarge')
 
-    offers = [o for o in prices('2022') if o.provider == 'AWS' and o.tier == 'on-demand' and o.date < '2023']
-    done = experiments(offers, 'bert_large_squad', suite='Lambda 2022')
-    old = min(e.dollars for e in done if 'V100' in e.offer.gpu)
-    new = min(e.dollars for e in done if 'A100' in e.offer.gpu)
-    return old / new
+
+def _v100_over_a100() -> float:  # Ratio of the two bills
+    "Dollars of 72 hours on four V100 over those of the same work on eight A100: prices of its day, mean of ratios"
+    from fsdl_tools.compute.cost import prices
+    from fsdl_tools.compute.gpus import speedup
+
+    mine = [o for o in prices('2022') if o.provider == 'AWS' and o.tier == 'on-demand' and o.date < '2023']
+    hour = {o.instance: o.usd_per_hour for o in mine}
+    hours = 72 / speedup('p4d.24xlarge', 'p3.8xlarge', 'fp16', _transformers)
+    return 72 * hour['p3.8xlarge'] / (hours * hour['p4d.24xlarge'])
 
 # %% ../../nbs/book/13_claims_page.ipynb #c71507df
 def claims_table(
