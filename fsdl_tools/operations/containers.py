@@ -204,7 +204,7 @@ class Container(Target):
 
     def _cancel(self, handle):
         "Stop and remove it"
-        self._ask('pod', 'rm', '--force', '--time', '10', handle.id)
+        self._ask('pod', 'rm', '--force', '--ignore', '--time', '10', handle.id)
 
     def _facts(self):
         "Is the engine there?"

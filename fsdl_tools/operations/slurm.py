@@ -54,7 +54,8 @@ fsdl_warned=
 # the time limit is near, or the cluster warns the script as well: tell the ranks (a TERM to srun would kill them)
 trap 'fsdl_warned=USR1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 trap 'fsdl_warned=TERM; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
-for ((fsdl_attempt = 0; ; fsdl_attempt++)); do
+for ((fsdl_attempt = 0; ; fsdl_attempt++)); do             # each attempt at a port of its own: one may be taken
+  export MASTER_PORT=$((20000 + (SLURM_JOB_ID + 101 * (fsdl_attempt + ${SLURM_RESTART_COUNT:-0})) % 20000))
   srun --kill-on-bad-exit=1 bash -c 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
     export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)); exec "$@"' bash "${fsdl_command[@]}" &
   fsdl_step=$!
@@ -176,7 +177,6 @@ class Slurm(Target):
         lines += ['', *([f'cd -- {shlex.quote(job.folder)} || exit 1'] if job.folder else [])]
         lines += [
             'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            'export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))',
             'export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
             'export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK',
             *_secret_lines(job.secrets),
@@ -289,8 +289,7 @@ class Slurm(Target):
 
     def _logs(self, handle):
         "What it has printed so far"
-        files = [Path(f['StdOut']) for f in self.facts(handle) if 'StdOut' in f]
-        return ''.join(f.read_text(encoding='utf-8', errors='replace') for f in files if f.exists())
+        return ''.join(map(_log_of, self.facts(handle)))
 
     def _cancel(self, handle):
         "Take it out of the queue, or end it"
@@ -329,6 +328,16 @@ def _status(f):
     told += [f'exit {c}' for c in [f.get('ExitCode', '0:0')] if c != '0:0']
     told += [f'reason {r}' for r in [f.get('Reason', 'None')] if r != 'None']
     return Status(_states.get(word, 'unknown'), word, ', '.join(told))
+
+
+def _log_of(f):
+    "The log of a line of scontrol; empty before the job has begun, a TargetError where it is over and the log is gone"
+    path = Path(f.get('StdOut', ''))
+    if path.is_file():
+        return path.read_text(encoding='utf-8', errors='replace')
+    if _status(f).done and 'BatchHost' in f:
+        raise TargetError(f'job {f["JobId"]} has run, and its log {str(path)!r} is not there: does its folder exist?')
+    return ''
 
 
 def _options(text):

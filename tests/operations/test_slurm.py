@@ -1,11 +1,12 @@
 """Jobs on a real SLURM of two nodes: arguments, answers that get lost, and everything that takes a node away"""
-import os, shutil, sys, time
+import contextlib, os, shutil, socket, subprocess, sys, time
 from pathlib import Path
+import psutil
 import pytest
 from fsdl_tools.operations.launch import Job, Secret, TargetError
 from fsdl_tools.operations.slurm import Slurm, limits_of
 from fsdl_tools.operations.slurm_cluster import SlurmCluster, nodes, slurm_missing
-from .conftest import debian, scratch
+from .conftest import debian, ports, scratch
 from .hostile import corpus, expected, probe, received, variables
 
 pytestmark = pytest.mark.timeout(280)
@@ -39,6 +40,7 @@ def cluster_of(**kw):
     before = {k: os.environ.get(k) for k in ('SLURM_CONF', 'PATH')}
     with SlurmCluster(**kw) as c:
         scratch.append(str(c.root))
+        ports.extend(c.ports)
         os.environ.update(SLURM_CONF=c.env['SLURM_CONF'], PATH=c.env['PATH'])
         (c.root/'work').mkdir()
         try: yield c
@@ -116,6 +118,63 @@ def test_an_answer_that_is_lost_queues_nothing_twice(cluster, tmp_path, monkeypa
     assert s.submit(job, 'mute1') == h
     assert cluster.call('squeue', '-h', '--states=all', '-o', '%k').split().count('fsdl-mute1') == 1
     assert s.wait(h, 30).state == 'succeeded'
+
+
+takes_its_port = '''
+import os, sys, time
+import torch.distributed as dist
+from datetime import timedelta
+from fsdl_tools.training.elastic import _join
+print('port', os.environ['MASTER_PORT'], flush=True)
+try: _join('gloo')
+except OSError as e: sys.exit(f'{type(e).__name__}: {e}')
+print('joined', dist.get_world_size(), flush=True)
+os._exit(0)
+'''
+
+
+def test_a_port_that_is_taken_is_said_and_a_retry_takes_another(cluster):
+    "Somebody listens where the ranks are to meet: the reason stands in the log, nothing goes on running; with a retry the job succeeds"
+    s = target(cluster)
+    here = Path(__file__).parent.parent.parent
+    job = Job('meet', (sys.executable, '-c', takes_its_port), env=dict(GLOO_SOCKET_IFNAME='lo', PYTHONPATH=str(here)), nodes=2, time=120, grace=5)
+    with contextlib.ExitStack() as held:
+        number = int(s.submit(Job('last', ('true',), time=60, grace=5)).id)
+        for n in range(number + 1, number + 4): held.enter_context(socket.create_server(('127.0.0.1', 20000 + n % 20000)))
+        once, again = s.submit(job), s.submit(job.replace(retries=1, name='again'))
+        assert s.wait(once, 90).state == 'failed'
+        taken = 20000 + int(once.id) % 20000
+        assert f'OSError: port {taken} of 127.0.0.2 is taken' in s.logs(once) or f'OSError: port {taken} of 127.0.0.1 is taken' in s.logs(once), s.logs(once)
+        assert s.wait(again, 90).state == 'succeeded', s.logs(again)
+        tried = {int(line.split()[1]) for line in s.logs(again).splitlines() if line.startswith('port ')}
+        assert tried == {20000 + int(again.id) % 20000, 20000 + (int(again.id) + 101) % 20000} and s.logs(again).count('joined 2') == 2
+    assert not [p for p in cluster.left() if 'takes_its_port' in ' '.join(psutil.Process(p).cmdline())]
+
+
+def test_a_log_that_is_gone_is_said(cluster, tmp_path):
+    s = target(cluster)
+    h = s.submit(Job('talks', ('echo', 'a word'), time=60, grace=5))
+    assert s.wait(h, 30).state == 'succeeded' and 'a word' in s.logs(h)
+    (cluster.root/'work'/f'slurm-{h.id}.out').unlink()
+    with pytest.raises(TargetError, match='its log .* is not there'): s.logs(h)
+    nowhere = Slurm(python=sys.executable, output=str(tmp_path/'none'/'slurm-%j.out'))
+    h = nowhere.submit(Job('mute', ('true',), time=60, grace=5))
+    nowhere.wait(h, 30)
+    with pytest.raises(TargetError, match='does its folder exist'): nowhere.logs(h)
+
+
+def test_a_controller_with_a_full_disk(cluster, small_disk):
+    "What it cannot keep it does not queue; when there is room again the same token queues one job"
+    s = target(cluster)
+    disk = small_disk(cluster.root/'state')
+    with open(disk/'full', 'wb') as f, contextlib.suppress(OSError): f.write(bytes(1 << 20))
+    then = time.monotonic()
+    with pytest.raises(TargetError, match='sbatch failed'): s.submit(Job('once', ('true',), time=60, grace=5), 'full1')
+    assert time.monotonic() - then < 5 and s.find('full1') is None
+    subprocess.run(['umount', '--lazy', str(disk)], check=True)
+    h = s.submit(Job('once', ('true',), time=60, grace=5), 'full1')
+    assert s.wait(h, 30).state == 'succeeded'
+    assert cluster.call('squeue', '-h', '--states=all', '-o', '%k').split().count('fsdl-full1') == 1
 
 
 # ---- what takes a node away ----
