@@ -464,7 +464,13 @@ def limits_of(
 ) -> Limits:  # What its partition's machines have
     "Ask the cluster what it has"
     p = _partitions(target)[0]
-    lines = target.ask('sinfo', '-h', '-p', p['PartitionName'], '-o', '%D %c %m').splitlines()
-    count, cpus, memory = zip(*(line.replace('+', '').split() for line in lines), strict=True)
+    lines = target.ask('sinfo', '-h', '-p', p['PartitionName'], '-o', '%D %c %m %G').splitlines()
+    count, cpus, memory, gres = zip(*(line.replace('+', '').split(maxsplit=3) for line in lines), strict=True)
     most = 0 if p['MaxTime'] == 'UNLIMITED' else read_clock(p['MaxTime'])
-    return Limits(nodes=sum(map(int, count)), cpus=max(map(int, cpus)), memory=max(map(int, memory)) * MiB, time=most)
+    size = dict(cpus=max(map(int, cpus)), memory=max(map(int, memory)) * MiB, gpus=max(map(_gpus_in, gres)))
+    return Limits(nodes=sum(map(int, count)), time=most, **size)
+
+
+def _gpus_in(gres):
+    "How many GPUs a node has, from gpu:a100:8(S:0-1) or gpu:8; 0 where none are configured"
+    return sum(int(n) for n in re.findall(r'(?:^|,)gpu(?::[^:,(]+)?:(\d+)', gres))

@@ -233,6 +233,15 @@ def test_no_shell_is_asked():
                 assert ast.unparse(n.func) not in ('os.system', 'os.popen', 'subprocess.getoutput'), f
 
 
+def test_words_become_a_line_in_two_places_only():
+    "Everywhere else words stay a list: SLURM's script (arguments and variables, one at a time) and Ray's entry point are the two that have to be text"
+    found = set()
+    for f in Path(launch.__file__).parent.glob('*.py'):
+        for n in ast.walk(ast.parse(f.read_text())):
+            if isinstance(n, ast.Call) and ast.unparse(n.func) in ('shlex.quote', 'shlex.join'): found.add((f.stem, ast.unparse(n.func)))
+    assert found == {('slurm', 'shlex.quote'), ('ray_jobs', 'shlex.join')}
+
+
 def test_every_place_has_a_target():
     for name in places: assert target(name).render(Job('a', ('true',), image='a:1'))
     assert RayTrain().check(Job('a', ('true',)))[0].startswith('Ray Train calls a function')

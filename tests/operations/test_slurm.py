@@ -69,6 +69,20 @@ def test_a_job_on_two_nodes_with_520_strings(cluster, monkeypatch):
     assert 'canary-93bd1' not in s.logs(h)
 
 
+def test_a_secret_is_on_no_command_line_of_the_cluster(cluster, monkeypatch):
+    "While the job runs: neither in the words of any process, nor in what the controller shows, nor in a file that it keeps readable"
+    monkeypatch.setenv('CANARY', 'canary-51ab7')
+    s, code = target(cluster), 'import os, time; print("has it", len(os.environ["CANARY"]), flush=True); time.sleep(3)'
+    h = s.submit(Job('keeps', (sys.executable, '-c', code), secrets=[Secret('CANARY')], nodes=2, time=60, grace=5))
+    cluster.until(lambda: s.logs(h).count('has it 12') == 2)
+    words = [' '.join(p.info['cmdline'] or []) for p in psutil.process_iter(['cmdline'])]
+    assert any('has it' in w for w in words) and not any('canary-51ab7' in w for w in words)
+    shown = [cluster.call(*c) for c in (['scontrol', 'show', 'job', h.id], ['squeue', '-o', '%all', '-j', h.id], ['scontrol', 'show', 'step'])]
+    assert not any('canary-51ab7' in x for x in shown)
+    open_to_others = [f for f in cluster.root.rglob('*') if f.is_file() and f.stat().st_mode & 0o044 and b'canary-51ab7' in f.read_bytes()]
+    assert s.wait(h, 30).state == 'succeeded' and not open_to_others
+
+
 def test_cancelled_in_each_state_and_followed(cluster):
     fresh(cluster)
     s = target(cluster)
@@ -102,6 +116,19 @@ def test_doctor_and_limits(cluster):
     lim = limits_of(target(cluster, partition='debug'))
     assert (lim.nodes, lim.cpus, lim.time) == (2, 2, 3600)
     assert len(target(cluster, limits=lim).check(counting(cluster, nodes=3, time=7200))) == 2
+
+
+def test_the_command_refuses_what_the_partition_has_not_before_it_is_queued(cluster, tmp_path):
+    "It asks the cluster: SLURM itself would leave such a job in the queue for ever"
+    too_long = Job('long', ('true',), nodes=3, time=7200, grace=5)
+    too_long.to_json(tmp_path/'job.json')
+    words = [sys.executable, '-c', 'from fsdl_tools.cli.main import main; main()', 'launch', str(tmp_path/'job.json'), '--on', 'slurm', '--submit']
+    r = subprocess.run(words, capture_output=True, text=True, timeout=60, env=os.environ | dict(COLUMNS='300'))
+    assert r.returncode == 2 and 'needs 3 nodes, the target has 2' in r.stderr and 'of time, the target has' in r.stderr, r.stderr
+    assert not [line for line in cluster.call('squeue', '-h', '--states=all', '-o', '%j').split() if line == 'long']
+    too_long.replace(nodes=2, time=60).to_json(tmp_path/'job.json')
+    fits = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert fits.returncode == 0 and fits.stdout.startswith('slurm:'), fits.stderr
 
 
 def test_an_answer_that_is_lost_queues_nothing_twice(cluster, tmp_path, monkeypatch):
