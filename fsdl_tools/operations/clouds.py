@@ -108,7 +108,11 @@ def _aws(service, target):
         boto3 = importlib.import_module('boto3')
     except ImportError:
         raise TargetError('AWS is reached through boto3: pip install boto3') from None
-    return boto3.client(service, region_name=target.region, endpoint_url=target.endpoint or None)
+    half = target.patience / 2
+    once = importlib.import_module('botocore.config').Config(
+        connect_timeout=half, read_timeout=half, retries=dict(max_attempts=0)
+    )
+    return boto3.client(service, region_name=target.region, endpoint_url=target.endpoint or None, config=once)
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class SageMaker(Target):
     volume: int = 100  # GB of disk
     region: str = 'us-east-1'  # Where
     endpoint: str = ''  # Another server than AWS's
-    patience: float = 10  # Seconds in which it has to answer
+    patience: float = 4.5  # Seconds in which it has to answer
     title, accepted = 'SageMaker', False
 
     def _render(self, job, token):
@@ -205,18 +209,22 @@ class SageMaker(Target):
             else [f'instance {self.instance!r}: expected for example ml.p4d.24xlarge']
         )
 
-    def client(self):
-        "boto3's client"
-        return _aws('sagemaker', self)
+    def _call(self, operation, service='sagemaker', **values):
+        "What AWS answers; raises TargetError"
+        client, errors = _aws(service, self), importlib.import_module('botocore.exceptions')
+        try:
+            return getattr(client, operation)(**values)
+        except (errors.BotoCoreError, errors.ClientError) as e:
+            raise TargetError(f'AWS: {e}') from None
 
     def _submit(self, job, token):
         "Create it; the name is the token: AWS refuses a second one"
-        self.client().create_training_job(**json.loads(self.render(job, token)))
+        self._call('create_training_job', **json.loads(self.render(job, token)))
         return self._handle(job.name, token)
 
     def _status(self, handle):
         "As AWS describes it"
-        d = self.client().describe_training_job(TrainingJobName=handle.id)
+        d = self._call('describe_training_job', TrainingJobName=handle.id)
         late = d.get('SecondaryStatus') == 'MaxRuntimeExceeded'
         return Status(
             'timeout' if late else _aws_words.get(d['TrainingJobStatus'], 'unknown'),
@@ -226,20 +234,16 @@ class SageMaker(Target):
 
     def _logs(self, handle):
         "From CloudWatch, of all machines"
-        logs, group = _aws('logs', self), '/aws/sagemaker/TrainingJobs'
-        streams = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix=handle.id + '/')['logStreams']
-        events = [
-            e
-            for s in streams
-            for e in logs.get_log_events(logGroupName=group, logStreamName=s['logStreamName'], startFromHead=True)[
-                'events'
-            ]
-        ]
+        group = '/aws/sagemaker/TrainingJobs'
+        ask = dict(logGroupName=group, logStreamNamePrefix=handle.id + '/')
+        streams = self._call('describe_log_streams', 'logs', **ask)['logStreams']
+        named = [dict(logGroupName=group, logStreamName=s['logStreamName'], startFromHead=True) for s in streams]
+        events = [e for name in named for e in self._call('get_log_events', 'logs', **name)['events']]
         return ''.join(e['message'] + '\n' for e in events)
 
     def _cancel(self, handle):
         "Ask AWS to stop it"
-        self.client().stop_training_job(TrainingJobName=handle.id)
+        self._call('stop_training_job', TrainingJobName=handle.id)
 
     def _facts(self):
         "Is the client here?"

@@ -282,11 +282,11 @@ def test_retries_and_grace(tmp_path):
 def test_cancelled_before_its_supervisor_has_come(monkeypatch, tmp_path):
     "A job that is still queued here: nothing of it starts"
     started = []
-    monkeypatch.setattr(local, '_start_supervisor', lambda *a: started.append(a))
-    h = Local().submit(Job('a', ('touch', str(tmp_path/'ran')), time=60))
+    with monkeypatch.context() as m:
+        m.setattr(local, '_start_supervisor', lambda *a: started.append(a))
+        h = Local().submit(Job('a', ('touch', str(tmp_path/'ran')), time=60))
     assert Local().status(h).state == 'queued'
     Local().cancel(h)
-    monkeypatch.undo()
     local._start_supervisor(*started[0])
     assert Local().wait(h, 30) == Status('cancelled', 'not started') and Local().logs(h) == '' and not (tmp_path/'ran').exists()
 
