@@ -1,6 +1,6 @@
 """Search methods on three problems: mean of the best value over seeds, with bootstrap intervals, and whether it differs from random search.
 
-    python benchmarks/sweeps.py [--seeds 20] [--trials 25] [--methods random,tpe,wandb,gp]
+    python benchmarks/sweeps.py [--seeds 20] [--trials 25] [--methods random,tpe,gp,wandb]
 
 The result is fsdl_tools/data/results/sweeps.json. W&B's own engine runs in the side environment `wandb_sweeps`.
 """
@@ -92,7 +92,7 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument('--seeds', type=int, default=20)
     p.add_argument('--trials', type=int, default=25)
-    p.add_argument('--methods', default='random,tpe,wandb')
+    p.add_argument('--methods', default='random,tpe,gp,wandb')
     a = p.parse_args()
     rows = []
     for name, (f, axes) in problems.items():

@@ -14,7 +14,7 @@ from ..training.runlog import text_number
 class Sink:
     "Base of all sinks"
 
-    name, package, start_over = '', '', False
+    name, package, side, start_over = '', '', 'trackers', False  # side: the environment with its client
 
     def __init__(
         self,
@@ -480,6 +480,54 @@ class _Comet(Sink):
     def close(self, status):
         self.e.end()
 
+# %% ../../nbs/operations/10_sinks.ipynb #c1ea2a11
+class _ClearML(Sink):
+    "ClearML, offline: Task.import_offline_session sends the zip later"
+
+    name, package, side, start_over = 'clearml', 'clearml', 'clearml', True
+
+    def open(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        os.environ['CLEARML_CACHE_DIR'] = str(self.folder)
+        from clearml import Logger, Task
+        from clearml.backend_interface.metrics.events import ScalarEvent
+
+        Task.set_offline(True)
+        Logger.set_reporting_nan_value(math.nan)  # by default the client reports 0
+        Logger.set_reporting_inf_value(math.inf)
+        off = ['auto_connect_' + k for k in ('frameworks', 'arg_parser', 'streams')]
+        off = dict.fromkeys([*off, 'auto_resource_monitoring', 'reuse_last_task_id'], False)
+        self.task = Task.init(self.head.get('project') or 'fsdl', self.label(), **off)
+        self.event = ScalarEvent
+        self.task.set_parameter('fsdl/run', self.head['id'])
+        self._about(self.head)
+
+    def _about(self, e):
+        "Parameters and tags"
+        self.task.update_parameters({f'params/{k}': v for k, v in _flat(e.get('params') or {}).items()})
+        self.task.add_tags([f'{k}={v}' for k, v in (e.get('tags') or {}).items()])
+
+    def write(self, batch):
+        for e in batch:
+            self._about(e)
+            for k, v in self.points(e) if 'm' in e else ():
+                self._point(k, v, self.whole(e.get('step') or 0), int((e.get('t') or 0) * 1000))
+            if 'artifact' in e and (kept := self.kept(e['artifact'])):
+                self.task.upload_artifact(e['artifact']['name'], str(kept), wait_on_upload=True)
+
+    def _point(self, name, value, step, when):
+        "A number at its own time, which report_scalar would replace by now"
+        if value == -math.inf:
+            self.lost['minus infinity became infinity'] += 1
+        self.task._reporter._report(self.event(name, name, value, step, timestamp=when))
+
+    def close(self, status):
+        self.task.set_parameter('fsdl/status', status)
+        place = Path(self.task.get_offline_mode_folder())
+        self.task.close()
+        shutil.rmtree(place)  # the zip beside it holds the same
+
+
 # %% ../../nbs/operations/10_sinks.ipynb #9e69e031
 class _Trackio(Sink):
     "trackio: a SQLite file"
@@ -547,4 +595,4 @@ class _Determined(Sink):
     def close(self, status):
         self.core.__exit__(None, None, None)
 
-sinks = {s.name: s for s in (JsonLines, TensorBoard, _MLflow, _Wandb, _Comet, _Trackio, _Determined)}
+sinks = {s.name: s for s in (JsonLines, TensorBoard, _MLflow, _Wandb, _Comet, _ClearML, _Trackio, _Determined)}
