@@ -281,7 +281,7 @@ def kernel_of(
     if kernel and kernel != 'sdpa':
         return kernel
     te = framework_of(framework) in ('megatron-core', 'jax')
-    return _usual_kernel[arch] if te or arch == 'Blackwell' else 'fa2'
+    return _usual_kernel[arch] if te else 'fa2'
 
 # %% ../../nbs/compute/02_columns.ipynb #88b8e82d
 @functools.cache

@@ -185,7 +185,7 @@ def _distinct(places, draws):
 def _tensor_comm(c, k):
     "Forward (and equally backward) seconds of tensor-parallel messages of a layer: two all-reduces (arXiv 1909.08053)"
     local, nodes = _spans(c['tp'], 1, c['gpus_per_node'])
-    return 4 * collective(c['act'], local, nodes, k) * k['tensor_exposed']
+    return 4 * collective(c['act'] * k['tensor_bytes'], local, nodes, k) * k['tensor_exposed']
 
 def _context_comm(c, k, attention):
     "Seconds of ring attention that attention does not hide, forward and backward (arXiv 2310.01889)"
@@ -312,8 +312,8 @@ def _sharded_comm(c, k, params, busy):
     ranks = c['dp'] * c['cp']
     shard = np.where(c['shard'] > 0, np.minimum(c['shard'], ranks), ranks)
     size = k['width'] * (c['layer_params'] / c['tp'] + c['expert_params'] / c['ep'])
-    passes = np.where(c['frozen'] > 0, 2, 3)
-    unit = passes * collective(size, *_spans(shard, c['tp'], c['gpus_per_node']), k) * c['layers'] / c['pp']
+    passes = 2 * k['gather_bytes'] + np.where(c['frozen'] > 0, 0, k['scatter_bytes'])
+    unit = collective(passes * size, *_spans(shard, c['tp'], c['gpus_per_node']), k) * c['layers'] / c['pp']
     copies = collective(c['grad_bytes']*params/shard, *_spans(ranks/shard, c['tp']*shard, c['gpus_per_node']), k)
     among = np.where(ranks > shard, np.maximum(2*copies - k['data_overlap'] * 0.6 * busy, 0.2*copies), 0)
     return c['m'] * (_smooth_max(unit, busy) - busy + k['fsdp_exposed']*unit) + among
