@@ -329,10 +329,10 @@ def _racks(c):
         c['gpu'] = np.broadcast_to(np.array(found)[where], shape)
 
 # %% ../../nbs/compute/02_columns.ipynb #7be0a3c4
-_graph_years = dict(whole=2026.5, deepep=2026.2)  # From when on the recipes do it; racks had their own dispatcher before
+_graph_years = dict(whole=2026.5, deepep=2026.2)  # From when on; racks had a dispatcher of their own before
 
 def _usual_launches(c): # Columns with the sizes of NVLink domains and years of software; extended in place
-    "What is captured as a graph and how tokens reach their experts, where nobody said it: as Megatron-Bridge's recipes do"
+    "What is captured as a graph and how tokens reach their experts: as in Megatron-Bridge's recipes, if nobody said it"
     recipes = (c['experts'] > 0) & np.take(*_each(lambda f: framework_of(f) == 'megatron-core', c['framework']))
     rack = recipes & (c['nvlink_domain'] >= 64)
     narrow = np.take(*_each(lambda p: p in ('fp8', 'fp4'), c['precision']))

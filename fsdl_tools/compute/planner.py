@@ -390,15 +390,19 @@ def estimate(
         'seq': seq,
     }
     c = prepare_columns({k: np.asarray(v) for k, v in c.items()})
-    table = calibration and calibration.table()
-    e = record_of(name, layout, cluster, c, memory(c, ready=True), step_time(c, table, ready=True))
-    return _named_calibration(e, calibration)
+    return _named_calibration(record_of(name, layout, cluster, c, *_predicted(c, calibration)), calibration)
+
+def _predicted(c, calibration):
+    "Memory and time of complete columns, by everybody's constants or by those of a cluster"
+    table, room = (calibration.table(), calibration.memory_table()) if calibration else (None, None)
+    return memory(c, room, ready=True), step_time(c, table, ready=True)
 
 def _named_calibration(e, calibration):
     "The estimate, saying whose constants it used"
     if not calibration:
         return e
-    return e.replace(assumed=(*e.assumed, f'constants of {calibration.name}, from {calibration.runs} runs'))
+    runs = max(calibration.runs, calibration.memory_runs)
+    return e.replace(assumed=(*e.assumed, f'constants of {calibration.name}, from {runs} runs'))
 
 def record_of(
     name:str, # Of the model

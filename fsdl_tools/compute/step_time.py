@@ -203,7 +203,7 @@ def _host_time(c, k, again):
     return (start + crowd * c['tp']) * (1 + again/3)
 
 def _expert_wait(c, k):
-    "Seconds a layer of experts waits for its host: for the counts of tokens, then for the products of each local expert"
+    "Seconds a layer of experts waits for its host: for the counts of tokens, then for each local expert's products"
     groups = c['experts'] / c['ep'] * k['group_seconds']
     return c['moe_share'] * (k['launch_experts'] + groups) * k['graph_experts']
 

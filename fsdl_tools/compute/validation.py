@@ -300,7 +300,8 @@ def predict_rows(
     if not good:
         return out
     c = complete_columns(columns(good))
-    m, t = memory(c, ready=True), step_time(c, calibration and calibration.table(), ready=True)['total']
+    m = memory(c, calibration and calibration.memory_table(), ready=True)
+    t = step_time(c, calibration and calibration.table(), ready=True)['total']
     for j, i in enumerate(where):
         out[i] |= _answer(m, t, j) | _how_sure(good[j], float(t[j]), float(m['device'][j]), float(m['usable'][j]))
         out[i]['assumed'] = _assumed(rows[i], c, j)
