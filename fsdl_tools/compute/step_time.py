@@ -125,10 +125,10 @@ def _layer_elementwise(c, k):
         12 * h / np.where(c['seq_parallel'] > 0, t, 1)
         + (c['q_width'] + c['kv_width'] + np.where(c['gated_mlp'] > 0, 5, 3) * f) / t
     )
-    numbers = numbers + c['moe_share'] * 4 * c['topk'] * h / t * k['permute_passes']
+    permuted = c['moe_share'] * 2 * c['topk'] * h / t * k['permute_passes']                  # Copies read and written
     casts = np.where(k['narrow'] > 0, k['cast_bytes'], 0) * (2 * h + c['q_width'] + c['kv_width'] + 2 * f) / t
     passes = k['elementwise_passes'] * np.where(c['compile'] > 0, k['compile_gain'], 1)
-    s = c['tokens'] * (numbers * k['width'] * passes + casts) / k['memory']
+    s = c['tokens'] * ((numbers * passes + permuted) * k['width'] + casts) / k['memory']
     if (c['weight_bits'] < 16).any():
         unpack = np.where(c['weight_bits'] < 16, c['weight_bits'] / 8 + 2, 0) * c['layer_params'] / t
         s = s + unpack / k['memory']
@@ -312,8 +312,9 @@ def _sharded_comm(c, k, params, busy):
     ranks = c['dp'] * c['cp']
     shard = np.where(c['shard'] > 0, np.minimum(c['shard'], ranks), ranks)
     size = k['width'] * (c['layer_params'] / c['tp'] + c['expert_params'] / c['ep'])
-    passes = 2 * k['gather_bytes'] + np.where(c['frozen'] > 0, 0, k['scatter_bytes'])
-    unit = collective(passes * size, *_spans(shard, c['tp'], c['gpus_per_node']), k) * c['layers'] / c['pp']
+    passes = np.where(c['frozen'] > 0, 2, 3)
+    size = size * (2 * k['gather_bytes'] + (passes - 2) * k['scatter_bytes']) / passes
+    unit = passes * collective(size, *_spans(shard, c['tp'], c['gpus_per_node']), k) * c['layers'] / c['pp']
     copies = collective(c['grad_bytes']*params/shard, *_spans(ranks/shard, c['tp']*shard, c['gpus_per_node']), k)
     among = np.where(ranks > shard, np.maximum(2*copies - k['data_overlap'] * 0.6 * busy, 0.2*copies), 0)
     return c['m'] * (_smooth_max(unit, busy) - busy + k['fsdp_exposed']*unit) + among
