@@ -180,6 +180,16 @@ def errors(rows, checked, c, cell, predicted, measured, what):
         )
 
 
+def thinned(found, most=500, step=5):
+    "Errors with every fifth run only of studies that have more than 500: near copies of each other would fill the file"
+    count, seen, kept = collections.Counter(r['study'] for r in found), collections.Counter(), []
+    for r in found:
+        if count[r['study']] <= most or seen[r['study']] % step == 0:
+            kept.append(r)
+        seen[r['study']] += 1
+    return kept
+
+
 def write_errors(path, found):
     "Replace in a file of errors the rows of the same studies and the same quantity"
     try:
@@ -216,8 +226,8 @@ def main(argv):
     held = cross_validate(c, seconds, study, cell, const, new)
     show('cross-validated over cells', summary(held, seconds, study))
     if '--errors' in argv:
-        own = [r for r in errors(rows, [check_row(r) for r in rows], c, cell, held, seconds, 'time')
-               if not (new and r['study'] == BOTH)]
+        own = thinned([r for r in errors(rows, [check_row(r) for r in rows], c, cell, held, seconds, 'time')
+                       if not (new and r['study'] == BOTH)])
         write_errors(argv[argv.index('--errors') + 1], own)
 
 

@@ -14,7 +14,7 @@ from fsdl_tools.compute.planner import estimate, known, model_columns
 from fsdl_tools.compute.search import best_plan, search
 from fsdl_tools.compute.step_memory import bytes_per_parameter, memory
 from fsdl_tools.compute.step_time import step_time
-from fsdl_tools.compute.uncertainty import _fields, family_of, interval, nearest_runs, probability_to_fit, told_apart
+from fsdl_tools.compute.uncertainty import _fields, family_of, held_out, interval, nearest_runs, probability_to_fit, told_apart
 from fsdl_tools.compute.validation import check_row, plan_batch, predict_rows, unknown_columns
 from fsdl_tools.core import GiB, read_data
 from fsdl_tools.models.spec import Input, Layer, ModelSpec
@@ -252,16 +252,12 @@ def test_a_price_is_of_one_gpu_and_hour(capsys):
 # 12 intervals
 
 def test_intervals_hold_what_they_say():
-    errors = [r for r in read_data('planner_errors.csv', text=('model', 'date')) if r['what'] == 'time']
-    inside, by = [], {}
-    for r in errors:
-        family = tuple(r[k] for k in _fields)
-        i = interval('time', family)
-        inside.append(i.low <= r['measured']/r['predicted'] <= i.high)
-        by.setdefault(family, []).append(inside[-1])
-    assert .72 < np.mean(inside) < .88
-    for family, held in by.items():
-        if len(held) >= 20: assert _binomial_tail(sum(held), len(held), .8) > .001, (family, np.mean(held))
+    rows = list(held_out('time'))
+    assert .77 <= np.mean([r['inside'] for r in rows]) <= .83
+    by = {}
+    for r in rows: by.setdefault(tuple(r[k] for k in _fields), []).append(r['inside'])
+    for family, inside in by.items():
+        if len(inside) >= 20: assert _binomial_tail(sum(inside), len(inside), .8) > .01, (family, np.mean(inside))
 
 
 def _binomial_tail(k, n, p):
