@@ -234,7 +234,7 @@ _source_checks = [
     ('words in the cell of a title, which nobody sees', dropped_words, 'give them a cell of their own'),
     ('chapters whose first result comes late', late_results, 'show within twelve cells what the chapter arrives at'),
     ('chapters that are too long', long_chapters, 'split it, or join cells that belong together'),
-    ('chapters with few exercises', few_exercises, 'three, each with a stub, a check and a folded answer'),
+    ('chapters with few exercises', few_exercises, 'three: a stub, a check and a folded answer; one may be open-ended'),
     ('README.md is out of step with nbs/index.ipynb', _differs('index.ipynb', 'README.md'),
      './course --build, then commit'),
     ('CONTRIBUTING.md is out of step with nbs/contributing.ipynb', _differs('contributing.ipynb', 'CONTRIBUTING.md'),
