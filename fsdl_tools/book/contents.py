@@ -340,7 +340,7 @@ def few_exercises(
     root='.',  # Top of the project
     least: int = 3,  # Exercises
 ) -> list:  # Notebook and what it has
-    "Chapters of the main parts with fewer exercises; one may be open-ended, without an answer, and one at least has a stub"
+    "Chapters of the main parts with fewer; one may be open-ended, without an answer, and one at least has a stub"
     found = []
     for page in pages(root):
         if not page.number[:1].isdigit() or page.opens_part:
