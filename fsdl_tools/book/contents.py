@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['settings', 'published', 'project_root', 'notebooks', 'page_head', 'Page', 'page_name', 'pages', 'page_title',
            'chapter_table', 'filled', 'with_chapters', 'similar_titles', 'dropped_words', 'late_results',
-           'long_chapters', 'exercises_of', 'few_exercises']
+           'missing_figures', 'long_chapters', 'exercises_of', 'few_exercises']
 
 # %% ../../nbs/book/00_contents.ipynb #14c288bd
 import functools
@@ -308,6 +308,19 @@ def late_results(
         first = next((i for i, cell in enumerate(cells, 1) if _shows(cell)), None)
         if _has_code(cells) and (first or within + 1) > within:
             found.append(f'{page.source}: ' + (f'in cell {first} of {len(cells)}' if first else 'nowhere'))
+    return found
+
+
+def missing_figures(
+    root='.',  # Top of the project
+) -> list:  # Notebook and cell
+    "Cells that describe a picture, and have none: they were run by a test, and never for the page"
+    found = []
+    for source in notebooks(root):
+        for i, cell in enumerate(_cells(root, source), 1):
+            described = cell['cell_type'] == 'code' and re.search(r'^#\|\s*fig-alt:', _source(cell), re.M)
+            if described and 'image/' not in json.dumps(cell['outputs']):
+                found.append(f'{source}: cell {i}')
     return found
 
 
