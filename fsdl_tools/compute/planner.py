@@ -136,7 +136,9 @@ def _named(name):
     try:
         from fsdl_tools.models.architectures import load_config, locate
         where, there = locate(name)
-    except ValueError:
+    except ValueError as e:
+        if 'checkpoint of the Hub' in str(e):
+            raise
         raise ValueError(
             f"unknown model {name!r}: "
             + (

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['optimizers', 'in_modules', 'call', 'logits_of', 'cross_entropy', 'fake', 'mode_of', 'prepare', 'autocast',
-           'arguments_of', 'with_target', 'loss_against', 'to_recompute', 'measure', 'optimizer_kind', 'Breakdown',
-           'summary', 'plot_timeline', 'explain_memory', 'AdamW8bit', 'MasterAdamW', 'blocks_of']
+           'with_target', 'loss_against', 'to_recompute', 'measure', 'optimizer_kind', 'Breakdown', 'summary',
+           'plot_timeline', 'explain_memory', 'AdamW8bit', 'MasterAdamW', 'blocks_of']
 
 # %% ../../nbs/memory/02_measure.ipynb #6745322f
 import contextlib, copy, inspect, itertools
@@ -161,7 +161,7 @@ def autocast(
     return torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=precision == 'amp')
 
 # %% ../../nbs/memory/02_measure.ipynb #7c2d90e1
-def arguments_of(
+def _arguments(
     f # A function or a module
 ) -> int: # Arguments by place that it must have or may have; many where it takes any number
     "How many arguments a call takes"
@@ -180,7 +180,7 @@ def with_target(
     inputs # As measure takes them
 ) -> tuple: # (inputs, target); a target of None where none was given
     "Of a pair given to a module of one argument, the second is what its output is compared with"
-    if isinstance(inputs, (tuple, list)) and len(inputs) == 2 and arguments_of(model) == 1:
+    if isinstance(inputs, (tuple, list)) and len(inputs) == 2 and _arguments(model) == 1:
         return inputs[0], inputs[1]
     return inputs, None
 

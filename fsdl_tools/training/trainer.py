@@ -194,7 +194,7 @@ def _size(c, source):
     if source == 'timm':
         fix_torchvision()
         import timm
-        return timm.get_pretrained_cfg(c.model).input_size[-1]
+        return timm.get_pretrained_cfg(locate(c.model)[1]).input_size[-1]
     from fsdl_tools.models.build import load_config
     return getattr(load_config(c.model), 'image_size', 224)
 
