@@ -7,7 +7,8 @@ __all__ = ['metered', 'profile', 'largest', 'tree', 'memory_by_precision', 'comp
 
 # %% ../../nbs/models/04_profile.ipynb #e0d081cd
 import contextlib, copy, functools, math, re, statistics, time
-from ..core import human_bytes, human_count, one_of, positive, theirs
+from pathlib import Path
+from ..core import human_bytes, human_count, one_of, our_word, positive, theirs, what_to_type
 from ..table import Table, pareto_front
 from .build import active_parameters, build, example_inputs, shape_of
 from .spec import Input, Layer, ModelSpec, human_flop
@@ -214,7 +215,7 @@ _precisions = dict(fp32='float32', bf16='bfloat16', fp16='float16')
 def _cast(model, inputs, precision):
     "Model and inputs with floating-point numbers of `precision`"
     import torch
-    dtype = getattr(torch, _precisions[one_of('precision', precision, _precisions)])
+    dtype = getattr(torch, _precisions[precision])
     if precision == 'fp32':
         return model, inputs
     from torch.utils._pytree import tree_map_only
@@ -309,7 +310,7 @@ def _origin(model):
     return dict(source='module', family=type(model).__name__, library=f'torch {torch.__version__}')
 
 def profile(
-    model,               # Name in a zoo, path to a config.json, or a torch module
+    model,               # Name in a zoo, path to a config.json, a configuration, or a torch module
     inputs=None,         # Of a module: a tensor, a shape such as (1, 3, 224, 224), a list or a dict of these
     batch:int=1,         # Of a zoo's model: samples
     seq:int=None,        # Of a zoo's model: tokens; default: 512, or the longest it takes
@@ -321,10 +322,15 @@ def profile(
 ) -> ModelSpec:          # Raises ValueError for a name, size or model that does not work
     "What a model costs, by layer, without weights and without computing; what is given stays as it is"
     import torch
-    if kw and not isinstance(model, str):
-        raise ValueError(f"{', '.join(kw)}: only for a model that is given by name")
-    one_of('precision', precision, _precisions)
-    name = model if isinstance(model, str) else type(model).__name__
+    model, named = _named(model)
+    if not named and inputs is None:
+        inputs = kw.pop('input_size', None)          # as torchinfo calls it
+    if kw and not named:
+        key = next(iter(kw))
+        known = ('inputs', 'batch', 'seq', 'precision', 'fused', 'train', 'real')
+        raise ValueError(f'{key}: only for a model that is given by name; {what_to_type(key, known)}')
+    precision = our_word('precision', precision, _precisions)
+    name = str(getattr(model, 'model_type', model)) if named else type(model).__name__
     with torch.random.fork_rng(devices=[], enabled=real):
         model, device = _ready(model, real, kw)
         values = recall(model) if device == 'meta' else Values()
@@ -336,9 +342,20 @@ def profile(
         model, inputs = _cast(model.train(train), inputs, precision)
         return _spec(model, inputs, _run(model, inputs, fused, name, device, values), name, precision)
 
+def _named(model):
+    "(model, does it have to be built?): a name, the path of a file, a configuration; else it is a module"
+    import torch
+    if isinstance(model, Path):
+        return str(model), True
+    if isinstance(model, str) or hasattr(model, 'model_type') and not isinstance(model, torch.nn.Module):
+        return model, True
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f'expected a module, a name or a configuration, not a {type(model).__name__}')
+    return model, False
+
 def _ready(model, real, kw):
     "The module to run, which is ours to change, and its device"
-    if isinstance(model, str):
+    if not hasattr(model, 'forward'):
         device = 'cpu' if real else 'meta'
         return build(model, device=device, **kw), device
     if not real:
