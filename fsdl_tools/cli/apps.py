@@ -8,10 +8,10 @@ __all__ = []
 # %% ../../nbs/cli/05_app.ipynb #d2e6e859
 from typing import Annotated, Optional
 import typer
-from .common import Json, app, show
+from .common import Json, app, say, show
 
 # %% ../../nbs/cli/05_app.ipynb #b4578deb
-@app.command('app')
+@app.command('app', rich_help_panel='The book')
 def _app_command(
     port: Annotated[int, typer.Option(help='Port on this machine.')] = 8501,
     host: Annotated[
@@ -20,7 +20,7 @@ def _app_command(
 ):
     """What can I train, on what, for how much? The answers in a browser.
 
-    Example: `fsdl app --port 8600`
+    Examples: `fsdl app`, `fsdl app --port 8600`
     """
     from fsdl_tools.app.screen import serve_app
 
@@ -28,7 +28,7 @@ def _app_command(
     raise typer.Exit(serve_app(port, host))
 
 # %% ../../nbs/cli/05_app.ipynb #fffb952d
-@app.command('claims')
+@app.command('claims', rich_help_panel='The book')
 def _claims_command(
     what: Annotated[str, typer.Argument(help='list, check, systems, links or lines.')] = 'list',
     id: Annotated[str, typer.Argument(help='With check: the claim, or all.')] = 'all',
@@ -54,7 +54,7 @@ def _claims_command(
     raise typer.Exit(int(not all(r.stands for r in found)))
 
 # %% ../../nbs/cli/05_app.ipynb #9b1d0004
-@app.command('guide')
+@app.command('guide', rich_help_panel='Decide')
 def _guide_command(
     model: Annotated[
         str, typer.Argument(help='gpt2-xl, llama-3.1-8b …, an architecture of timm or transformers, or a config.json.')
@@ -90,8 +90,77 @@ def _guide_command(
         found.plan.to_json(save)
     show(found, as_json)
 
+# %% ../../nbs/cli/05_app.ipynb #9b1d000a
+def _exported():
+    "Every public name: its module, its file, and the name itself, which may be of a method"
+    from fsdl_tools._modidx import d
+
+    for module, names in d['syms'].items():
+        for full, (_, file) in names.items():
+            name = full.removeprefix(f'{module}.')
+            if not any(part.startswith('_') for part in name.split('.')):
+                yield module, file, name
+
+
+def _definition(file, name):
+    "The source of a name from its first line to the end of its docstring, and that docstring"
+    import ast
+    from pathlib import Path
+    import fsdl_tools
+
+    text = (Path(fsdl_tools.__file__).parent.parent / file).read_text(encoding='utf-8')
+    node = ast.parse(text)
+    for part in name.split('.'):
+        found = [n for n in node.body if getattr(n, 'name', '') == part]
+        if not found:
+            return '', ''                   # a method that stands elsewhere
+        node = found[0]
+    said = ast.get_docstring(node) or ''
+    last = node.body[0].end_lineno if said else node.lineno
+    return '\n'.join(text.splitlines()[node.lineno - 1 : last]), said
+
+
+def _chapter(file):
+    "The notebook that a module is made from"
+    import re
+    from pathlib import Path
+    import fsdl_tools
+
+    head = (Path(fsdl_tools.__file__).parent.parent / file).read_text(encoding='utf-8')[:600]
+    return re.search(r'File to edit: (?:\.\./)+(\S+\.ipynb)', head)[1]
+
+
+@app.command('docs', rich_help_panel='The book')
+def _docs_command(
+    words: Annotated[str, typer.Argument(help='A name, or a part of one: search_models, ring, Gpu.find …')] = '',
+    as_json: Json = False,
+):
+    """What a name of the library means, and which chapter explains it; without a name, the chapters that export any.
+
+    Examples: `fsdl docs search_models`, `fsdl docs ring`
+    """
+    from fsdl_tools.table import Table
+
+    every = list(_exported())
+    exact = [entry for entry in every if entry[2] == words]
+    near = exact or [entry for entry in every if words.lower() in entry[2].lower()]
+    if not near:
+        raise ValueError(f'no name has {words!r} in it: fsdl docs lists the chapters')
+    if not words:
+        files = dict.fromkeys((module, file) for module, file, _ in every)
+        return show(Table([dict(module=module, chapter=_chapter(file)) for module, file in files]), as_json)
+    rows = [dict(name=n, module=m, chapter=_chapter(f), says=_definition(f, n)[1]) for m, f, n in near]
+    for row in rows:
+        row['says'] = row['says'].partition('\n')[0]
+    if exact and not as_json:
+        for module, file, name in exact:
+            say(f'# from {module} import {name.partition(".")[0]}   ({_chapter(file)})')
+            say(_definition(file, name)[0])
+        return
+    show(Table(rows), as_json)
+
 # %% ../../nbs/cli/05_app.ipynb #9b1d0007
-@app.command('data')
+@app.command('data', rich_help_panel='The book')
 def _data_command(
     words: Annotated[str, typer.Argument(help='Only tables that have this in their name or description.')] = '',
     as_json: Json = False,
@@ -108,7 +177,7 @@ def _data_command(
     show(found, as_json)
 
 # %% ../../nbs/cli/05_app.ipynb #c5a51291
-@app.command('tour')
+@app.command('tour', rich_help_panel='The book')
 def _tour_command(
     model: Annotated[str, typer.Option(help='A name that the planner knows.')] = 'gpt2-xl',
     gpu: Annotated[str, typer.Option(help='Of the cluster to plan for.')] = 'A100-SXM-80GB',
@@ -119,7 +188,8 @@ def _tour_command(
 ):
     """The whole lecture as one run: choose, measure, plan, train, compare, ship; and a report of it.
 
-    Example: `fsdl tour --model llama-3.1-8b --gpu H100-SXM-80GB --gpus 16 --budget 20000 --out my-tour`
+    Examples: `fsdl tour`,
+    `fsdl tour --model llama-3.1-8b --gpu H100-SXM-80GB --gpus 16 --budget 20000 --out my-tour`
     """
     from fsdl_tools.app.tour import Tour, tour
 

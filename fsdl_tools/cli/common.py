@@ -54,10 +54,6 @@ def say(
     "Print text, also from outside, as text: nothing in it moves the cursor or changes a colour"
     typer.echo(printable(line), file=sys.stderr if err else sys.stdout, **kw)
 
-@app.callback()
-def _group():
-    pass
-
 # %% ../../nbs/cli/01_common.ipynb #cf83186c
 _mistakes = (
     ValueError,

@@ -23,7 +23,7 @@ def _with_adapters(model, rank, bits):
     from fsdl_tools.models.build import build
     return add_adapters(build(model, device='meta'), rank, bits)
 
-@app.command('memory')
+@app.command('memory', rich_help_panel='Decide')
 def _memory(
     model: Annotated[
         str, typer.Argument(help='Architecture of timm, model type of transformers, or path to a config.json.')
@@ -76,7 +76,7 @@ def _memory(
     )
 
 # %% ../../nbs/cli/04_compute.ipynb #1895403f
-@app.command('plan')
+@app.command('plan', rich_help_panel='Decide')
 def _plan_command(
     model: Annotated[
         Optional[str],
@@ -206,7 +206,7 @@ def _show_plan(found, e, rows, tokens=''):
         typer.echo(f'{human_count(n)} tokens take {e.days(n):,.1f} days{dollars}.')
 
 # %% ../../nbs/cli/04_compute.ipynb #930f2812
-@app.command('gpus')
+@app.command('gpus', rich_help_panel='Decide')
 def _gpus_command(
     names: Annotated[
         Optional[List[str]],
@@ -222,7 +222,12 @@ def _gpus_command(
     precision: Annotated[str, typer.Option(help='Of that peak.')] = 'bf16',
     as_json: Json = False,
 ):
-    "Accelerators: memory, bandwidth, dense peaks, what was measured."
+    """Accelerators: memory, bandwidth, dense peaks, what was measured.
+
+    Examples: `fsdl gpus --memory 80GB --vendor NVIDIA`,
+    `fsdl gpus H100 A100-SXM-80GB`,
+    `fsdl gpus H100 --check 1979`
+    """
     from fsdl_tools.core import one_of
     from fsdl_tools.compute.gpus import explain_peak, find, gpu_table, gpus
     if check is not None:
@@ -253,7 +258,7 @@ def _gpus_command(
     show(gpu_table(found), as_json)
 
 # %% ../../nbs/cli/04_compute.ipynb #5c7b6c4c
-@app.command('cost')
+@app.command('cost', rich_help_panel='Decide')
 def _cost_command(
     model: Annotated[
         str, typer.Option(help='A benchmarked model: bert-large, bert-base, resnet50, gnmt, ssd …')
@@ -289,7 +294,11 @@ def _cost_command(
     rows: Annotated[int, typer.Option('-n', help='How many rows.')] = 15,
     as_json: Json = False,
 ):
-    "What an experiment costs: price times measured time, for every offer."
+    """What an experiment costs: price times measured time, for every offer.
+
+    Examples: `fsdl cost --model bert-large --task squad --frontier`,
+    `fsdl cost --params 1.3B --tokens 26B --within 30d`
+    """
     from fsdl_tools.core import one_of
     from fsdl_tools.compute.cost import (
         price_age,

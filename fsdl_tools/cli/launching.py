@@ -95,7 +95,7 @@ def _ask(what, text, name, pairs, follow, as_json):
         raise OSError(str(e)) from None
 
 
-@app.command('launch')
+@app.command('launch', rich_help_panel='Train')
 def _launch_command(
     what: Annotated[
         str,

@@ -7,17 +7,54 @@ __all__ = ['run', 'main']
 
 # %% ../../nbs/cli/06_main.ipynb #55a1793c
 import signal, sys
+from typing import Annotated
 import typer
 from .common import _mistakes, _one_line, app, plain_terminal
 # each adds its commands to the application
-from . import models, onnx, compute, launching, tracking, training, diagnosing, apps  # noqa: F401
+from . import compute, models, onnx, launching, tracking, training, diagnosing, apps  # noqa: F401
 
 # %% ../../nbs/cli/06_main.ipynb #5f75d627
-@app.command('version')
-def _version():
-    "Print the version of fsdl_tools."
+_named = ('torch', 'transformers', 'timm', 'onnx', 'onnxruntime', 'jax', 'tensorflow-cpu', 'lightning', 'deepspeed',
+          'streamlit', 'typer')  # Packages whose version decides what the tools answer
+
+
+def _versions():
+    "Lines with a version each: of this library, of Python, and of the packages that are installed"
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
     import fsdl_tools
-    typer.echo(fsdl_tools.__version__)
+    lines = [fsdl_tools.__version__, f'python {platform.python_version()}']
+    for name in _named:
+        try:
+            lines.append(f'{name} {version(name)}')
+        except PackageNotFoundError:
+            continue
+    return lines
+
+@app.command('version', rich_help_panel='The book')
+def _version():
+    """The version of fsdl_tools, of Python and of the packages that matter.
+
+    Examples: `fsdl version`, `fsdl --version`
+    """
+    typer.echo('\n'.join(_versions()))
+
+def _show_versions(asked:bool):
+    "The option --version: print and stop"
+    if asked:
+        _version()
+        raise typer.Exit()
+
+@app.callback()
+def _group(
+    version: Annotated[
+        bool, typer.Option('--version', help='Print versions and stop.', callback=_show_versions, is_eager=True)
+    ] = False,
+):
+    """Development infrastructure and tooling for deep learning: the tools of the course, from a terminal.
+
+    Examples: `fsdl guide gpt2-xl`, `fsdl plan llama-3.1-8b --gpus 64`
+    """
 
 # %% ../../nbs/cli/06_main.ipynb #92341627
 def run(

@@ -12,8 +12,11 @@ import typer
 from .common import Json, app, show
 
 # %% ../../nbs/cli/02_models.ipynb #fa7814d0
-_zoo = typer.Typer(name='zoo', no_args_is_help=True, help='Search the architectures of timm and transformers.')
-app.add_typer(_zoo)
+_zoo = typer.Typer(name='zoo', no_args_is_help=True, 
+    help='Search the architectures of timm and transformers.'
+    '\n\nExamples: `fsdl zoo search vit`, `fsdl zoo tags convnext_base`',
+)
+app.add_typer(_zoo, rich_help_panel='Models')
 
 def _names(incomplete:str):
     "Completions of the name of an architecture"
@@ -58,11 +61,14 @@ def _zoo_search(
 def _zoo_tags(
     name: Annotated[str, typer.Argument(help='Architecture of timm.', autocompletion=_names)],
     as_json: Json = False):
-    "The sets of weights of an architecture of timm, with their licences. Example: `fsdl zoo tags convnext_base`"
+    """The sets of weights of an architecture of timm, with their licences.
+
+    Examples: `fsdl zoo tags convnext_base`, `fsdl zoo tags vit_base_patch16_224 --json`
+    """
     from fsdl_tools.models.zoo import tags
     show(tags(name), as_json)
 
-@app.command('profile')
+@app.command('profile', rich_help_panel='Models')
 def _profile_command(
     models: Annotated[List[str], typer.Argument(help='Architectures, or paths to config.json.', autocompletion=_names)],
     batch: Annotated[int, typer.Option(min=1, help='Samples.')] = 1,
@@ -103,7 +109,7 @@ def _profile_command(
             show(prof.tree(s, tree))
 
 # %% ../../nbs/cli/02_models.ipynb #ce949602
-@app.command('race')
+@app.command('race', rich_help_panel='Models')
 def _race_command(
     names: Annotated[
         Optional[List[str]], typer.Argument(help='Frameworks, the reference first. Default: all.', show_default=False)
@@ -117,7 +123,11 @@ def _race_command(
     laps: Annotated[int, typer.Option(help='How often each framework is timed.')] = 5,
     as_json: Json = False,
 ):
-    "Train one model in several frameworks at once and compare their speed."
+    """Train one model in several frameworks at once and compare their speed.
+
+    Examples: `fsdl race torch jax-jit --steps 20 --laps 2`,
+    `fsdl race --model cnn -f torch -f flax`
+    """
     from fsdl_tools.frameworks.task import make_task
     from fsdl_tools.frameworks.race import race, race_table
     runs = race(make_task(model, steps=steps, batch=batch), (framework or []) + (names or []), laps)
