@@ -9,6 +9,7 @@ __all__ = []
 import json
 from typing import Annotated, List, Optional
 import typer
+from .kept import kept_answer
 from .common import Json, app, show
 
 # %% ../../nbs/cli/02_models.ipynb #fa7814d0
@@ -68,6 +69,29 @@ def _zoo_tags(
     from fsdl_tools.models.zoo import tags
     show(tags(name), as_json)
 
+_plain = dict(batch=1, seq=None, input_size=None, precision='fp32', task=None)
+
+def _profiled(model, asked):
+    "Profile a model: its spec as plain values"
+    from fsdl_tools.models.build import locate
+    from fsdl_tools.models.profile import profile
+    given = {k: v for k, v in asked.items() if v is not None}
+    if locate(model)[0] == 'timm':
+        given.pop('task', None)
+    return profile(model, **given).to_dict()
+
+def _spec_of(model, asked, whole):
+    "The spec of a model: from the table of results, from an earlier time, or profiled now"
+    from fsdl_tools.models.spec import ModelSpec
+    from fsdl_tools.models.zoo import known_spec
+    found = known_spec(model) if asked == _plain and not whole else None
+    if found is not None:
+        return found
+    packages = ('torch', 'timm', 'transformers')
+    return ModelSpec.from_dict(
+        kept_answer('profile', dict(model=model, **asked), lambda: _profiled(model, asked), packages, [model])
+    )
+
 @app.command('profile', rich_help_panel='Models')
 def _profile_command(
     models: Annotated[List[str], typer.Argument(help='Architectures, or paths to config.json.', autocompletion=_names)],
@@ -90,14 +114,9 @@ def _profile_command(
     `fsdl profile path/to/config.json --seq 2048 --tree 2`, `fsdl profile gpt2 --json`
     """
     from fsdl_tools.models import profile as prof
-    from fsdl_tools.models.build import locate
-    kinds, size = [locate(m)[0] for m in models], {} if input_size is None else dict(input_size=input_size)
-    specs = [
-        prof.profile(
-            m, batch=batch, seq=seq, precision=precision, **size, **(dict(task=task) if task and k != 'timm' else {})
-        )
-        for m, k in zip(models, kinds, strict=True)
-    ]
+    asked = dict(batch=batch, seq=seq, input_size=input_size, precision=precision, task=task)
+    whole = bool(layers or tree or as_json)
+    specs = [_spec_of(m, asked, whole) for m in models]
     if as_json:
         return typer.echo(json.dumps([s.to_dict() for s in specs], indent=2))
     show(prof.compare_models(specs))
