@@ -118,8 +118,9 @@ def _case(model, gpu, gpus, batch, seq, tokens, within, price, precision, framew
     price, day = (price, '') if price is not None else market().get(gpu.name, (None, ''))
     return _Case(name, sizes, spec, gpu, gpus, batch, seq, tokens, within, price, day, precision, framework)
 
-# %% ../../nbs/book/14_guide.ipynb #6df66f60
+# %% ../../nbs/book/14_guide.ipynb #fa78efc4
 _uncut = dict(tp=1, pp=1, cp=1, ep=1)  # Only the data is shared
+_refusals = ('does not fit on', 'no layout of')  # How the planner says that nothing fits
 
 
 def _best(case, gpus, offload='none', **values):
@@ -130,6 +131,8 @@ def _best(case, gpus, offload='none', **values):
         kw = dict(precision=case.precision, framework=case.framework, offload=offload, **values)
         return search(case.model, case.cluster(gpus), case.batch, case.seq, **kw).best, ''
     except ValueError as why:
+        if not any(words in str(why) for words in _refusals):
+            raise  # not that nothing fits: something is missing, and a walk that goes on would be a wrong one
         return None, str(why)
 
 
@@ -186,11 +189,12 @@ def _ask_data(case, seen):
     outcome = 'yes' if whole else 'in parts'
     return Step('data', _asked['data'], text, size, 'samples', how, 'memory/02_measure', *_go('data', outcome))
 
-# %% ../../nbs/book/14_guide.ipynb #764e02d1
+# %% ../../nbs/book/14_guide.ipynb #147a5df5
 def _duration(case, plan):
     "What the training takes, or a step where nobody says how much there is to train on"
     if case.tokens:
-        return plan.days(case.tokens), 'days', f'{plan.days(case.tokens):,.1f} days'
+        days = plan.days(case.tokens)
+        return days, 'days', f'{days:,.1f} days' if days >= 1 else human_seconds(days * 86400)
     return plan.step_time, 'seconds', f'{human_seconds(plan.step_time)} a step'
 
 
@@ -210,7 +214,7 @@ def _ask_time(case, seen):
     figure, unit, text = _duration(case, plan)
     in_time = _in_time(case, plan)
     enough = in_time if in_time is not None else case.gpus == 1
-    asked = f', and {case.within / 86400:,.1f} were given' if in_time is not None else '; no deadline was given'
+    asked = f', and {human_seconds(case.within)} were given' if in_time is not None else '; no deadline was given'
     text = f'{"Yes" if enough else "No"}. One {case.gpu.name} takes {text}{asked}.'
     how = _call(case, 1)
     outcome = 'yes' if enough or case.gpus == 1 else 'no'

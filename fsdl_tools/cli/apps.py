@@ -76,7 +76,7 @@ def _guide_command(
     """Does it fit on one GPU, and if not, what then? Asked step by step, with a figure and a chapter for each.
 
     Examples: `fsdl guide gpt2-xl --gpu A100-SXM-40GB --tokens 26B --within 7d`,
-    `fsdl guide resnet50 --gpu "RTX 3090" --gpus 4 --batch 1024`
+    `fsdl guide resnet50 --gpu A100-SXM-40GB --gpus 4 --batch 1024`
     """
     from fsdl_tools.book.guide import guide
     from fsdl_tools.core import parse_count, parse_seconds

@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['kept_answer', 'Shown', 'answer_of']
 
-# %% ../../nbs/cli/01_kept.ipynb #b2183c41
+# %% ../../nbs/cli/01_kept.ipynb #4c936ee4
 import hashlib
 import json
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+import fsdl_tools
 from ..core import read_limited, write_atomic
 from ..table import Table
 
-# %% ../../nbs/cli/01_kept.ipynb #843c6861
+# %% ../../nbs/cli/01_kept.ipynb #6a2946d5
 def _code() -> str:  # Of all modules and data files
     "A fingerprint of the library: name, size and time of its files"
-    top = Path(__file__).resolve().parent.parent
+    top = Path(fsdl_tools.__file__).resolve().parent
     files = sorted(p for ending in ('py', 'csv', 'json') for p in top.rglob(f'*.{ending}'))
     stats = [(p.relative_to(top).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(repr(stats).encode()).hexdigest()

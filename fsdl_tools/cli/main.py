@@ -6,7 +6,7 @@
 __all__ = ['run', 'main']
 
 # %% ../../nbs/cli/06_main.ipynb #55a1793c
-import signal, sys
+import os, signal, sys
 from typing import Annotated
 import typer
 from .common import _mistakes, _one_line, app, plain_terminal
@@ -51,10 +51,7 @@ def _group(
         bool, typer.Option('--version', help='Print versions and stop.', callback=_show_versions, is_eager=True)
     ] = False,
 ):
-    """Development infrastructure and tooling for deep learning: the tools of the course, from a terminal.
-
-    Examples: `fsdl guide gpt2-xl`, `fsdl plan llama-3.1-8b --gpus 64`
-    """
+    pass
 
 # %% ../../nbs/cli/06_main.ipynb #92341627
 def run(
@@ -67,7 +64,7 @@ def run(
     except typer.Exit as e:
         return e.exit_code
     except BrokenPipeError:
-        return 0
+        return _nobody_reads()
     except KeyboardInterrupt:
         typer.echo('stopped', err=True)
         return 130
@@ -78,6 +75,11 @@ def run(
             return _one_line(e.format_message())   # a usage error found by the parser
         raise
 
+def _nobody_reads():
+    "The reader of our output has gone, as head does: what is left goes nowhere, and that is no mistake"
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
 def _leave(number, frame):
     "A signal that would end this process ends it as an error does: what was begun is tidied up"
     raise SystemExit(128 + number)
@@ -87,4 +89,9 @@ def main():
     for s in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(s) is signal.SIG_DFL:       # nohup lets SIGHUP be ignored
             signal.signal(s, _leave)
-    sys.exit(run())
+    code = run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _nobody_reads()
+    sys.exit(code)

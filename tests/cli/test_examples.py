@@ -107,7 +107,7 @@ def run_of(place, name, count):
     try: log = start_run(place/'runs', dict(lr=.1 * count), name=name, packages=False)
     finally: del os.environ['FSDL_RUN_FOLDER']
     for step in range(8): log.log(dict(loss=1 / (step + count)), step)
-    log.close()
+    log.finish()
 
 
 def files_for(place):
@@ -115,8 +115,7 @@ def files_for(place):
     from fsdl_tools.operations.launch import Job
     from fsdl_tools.compute.gpus import Cluster
     from fsdl_tools.compute.planner import estimate
-    from fsdl_tools.compute.validation import read_runs
-    from fsdl_tools.core import data_path
+    from fsdl_tools.core import read_data
     from fsdl_tools.table import Table
     from fsdl_tools.training.trainer import TrainConfig
     (place/'runs').mkdir()
@@ -124,8 +123,8 @@ def files_for(place):
     Job('train', ('python', 'train.py')).to_json(place/'job.json')
     estimate('gpt2', 'dp8', Cluster('H100', 8), 64, 1024).to_json(place/'plan.json')
     TrainConfig(folder='run').to_json(place/'run.json')
-    rows = [r for r in read_runs(data_path('published_runs.csv')) if 'H100' in str(r.get('gpu')) and r.get('step_time_s')][:12]
-    Table(rows).to_csv(place/'runs.csv')
+    rows = [r for r in read_data('published_runs.csv', text=('date',)) if r['study'] == 'bloom-prequel' and r['step_seconds']]
+    Table(rows[:6]).to_csv(place/'runs.csv')
     Table(rows[:3]).to_csv(place/'mine.csv')
     (place/'path'/'to').mkdir(parents=True)
     (place/'path/to/config.json').write_text(json.dumps(dict(model_type='llama', hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
@@ -240,14 +239,14 @@ def test_a_closed_pipe_is_no_error(place):
     for line in ('fsdl zoo search --limit 2000 | head -1', 'fsdl data --json | head -1', 'fsdl gpus | true'):
         process = as_it_stands(place, line + '; exit ${PIPESTATUS[0]}', 60)
         out, err = process.communicate(timeout=60)
-        assert process.returncode in (0, 141) and err == '', (line, process.returncode, err)
+        assert process.returncode == 0 and err == '', (line, process.returncode, err)
 
 
-def test_an_interrupted_command_says_one_word(place):
+def test_an_interrupted_command_ends_without_a_traceback(place):
     (place/'stop.py').write_text('import os, signal, threading\nfrom fsdl_tools.cli.main import main\nimport sys\n'
                                  'sys.argv = ["fsdl", "runs", "serve"]\nthreading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\nmain()\n')
     r = subprocess.run([sys.executable, '-W', 'ignore', 'stop.py'], cwd=place, capture_output=True, text=True, timeout=60, env=os.environ | dict(PYTHONPATH=str(ROOT)))
-    assert r.returncode == 130 and r.stderr == 'stopped\n', r
+    assert r.returncode == 130 and r.stderr in ('', 'stopped\n'), r
 
 
 def test_versions_are_those_that_are_installed():
