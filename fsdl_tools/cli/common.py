@@ -33,12 +33,7 @@ def show(
         return typer.echo(what.to_json(), file=sys.stdout)      # the stream of now: typer keeps the first it saw
     from rich.console import Console
     console = Console(width=None if sys.stdout.isatty() else _width(os.environ.get('COLUMNS', '')))
-    console.on_broken_pipe = _reader_gone
     console.print(printable(what) if isinstance(what, str) else what, markup=False, emoji=False, highlight=False)
-
-def _reader_gone():
-    "Nobody reads any more: what rich would call a failure is none"
-    raise BrokenPipeError
 
 def _width(asked):
     "Columns to print: what was asked for, if a table can be read in it, else 140"

@@ -124,7 +124,8 @@ def _launch_command(
 ):
     """Run a job on any scheduler: print its text, submit it, ask how it is.
 
-    Examples: `fsdl launch job.json --on slurm`, `fsdl launch plan.json --config run.json --on k8s --image train:1 > job.yaml`,
+    Examples: `fsdl launch job.json --on slurm`,
+    `fsdl launch plan.json --config run.json --on k8s --image train:1 > job.yaml`,
     `fsdl launch status slurm:17`
     """
     if what in _asked:

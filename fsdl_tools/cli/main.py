@@ -63,8 +63,8 @@ def run(
         return app(args, prog_name='fsdl', standalone_mode=False) or 0
     except typer.Exit as e:
         return e.exit_code
-    except BrokenPipeError:
-        return _nobody_reads()
+    except (BrokenPipeError, SystemExit) as e:
+        return _ended(e)
     except KeyboardInterrupt:
         typer.echo('stopped', err=True)
         return 130
@@ -74,6 +74,12 @@ def run(
         if hasattr(e, 'format_message'):
             return _one_line(e.format_message())   # a usage error found by the parser
         raise
+
+def _ended(e):
+    "Somebody ended the process: raised again, unless it was rich, because the reader of our output has gone"
+    if isinstance(e, BrokenPipeError) or isinstance(e.__context__, BrokenPipeError):
+        return _nobody_reads()
+    raise e
 
 def _nobody_reads():
     "The reader of our output has gone, as head does: what is left goes nowhere, and that is no mistake"

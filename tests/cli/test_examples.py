@@ -236,7 +236,7 @@ def test_what_is_left_to_slow_runs_is_named():
 
 def test_a_closed_pipe_is_no_error(place):
     "The reader has gone before the writer writes"
-    for line in ('fsdl zoo search --limit 2000 | head -1', 'fsdl data --json | head -1', 'fsdl gpus | true'):
+    for line in ('fsdl zoo search --limit 2000 | head -1', 'fsdl data --json | head -1', 'fsdl gpus | true', 'fsdl --help | true', 'fsdl docs | true'):
         process = as_it_stands(place, line + '; exit ${PIPESTATUS[0]}', 60)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0 and err == '', (line, process.returncode, err)
