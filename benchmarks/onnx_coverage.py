@@ -142,7 +142,7 @@ def collect(optimum_versions=''):
     rows = [r | (dict(family=fam[r['name']]) if r['set'] == 'timm' else {}) for r in rows.values()]
     n = lambda s, f=lambda r: r['ok']: sum(bool(f(r)) for r in rows if r['set'] == s)
     out = dict(date=str(datetime.date.today()), versions={p: md.version(p) for p in ('torch', 'timm', 'transformers', 'onnx', 'onnxruntime', 'onnxscript')} | (dict(optimum=optimum_versions) if optimum_versions else {}),
-               conditions='random weights, constant parameters disturbed; batches 1 and 3, sequence lengths 5 and 12; relative difference at most 1e-4; one thread; every row has its own date: from 2026-11-25 on the batch normalisations of random models are calibrated, and two inputs must give answers further apart than the tolerance',
+               conditions='random weights with constant parameters disturbed and batch normalisations calibrated; batches 1 and 3, sequence lengths 5 and 12; every output within 1e-4 of its own spread over the inputs, the same winner, shapes as declared, two inputs with answers further apart than the tolerance; one thread; optimum: its own check, largest difference at most 1e-4; every row has its own date',
                not_run={s: [n for n in dict(timm=list(families().values()), transformers=archs, decoders=decoders, optimum=archs)[s] if (s, n) not in {(r['set'], r['name']) for r in rows}] for s in ('timm', 'transformers', 'decoders', 'optimum')},
                summary={s: dict(tried=n(s, lambda r: True), verified=n(s), batch_only=n(s, lambda r: r.get('fixed')), with_a_cure=n(s, lambda r: r.get('cures'))) for s in ('timm', 'transformers', 'decoders', 'optimum')}, rows=rows)
     result.parent.mkdir(exist_ok=True)

@@ -119,8 +119,8 @@ def pytest_collection_modifyitems(config, items):
 @contextlib.contextmanager
 def locked(path, how):
     import fcntl
-    with open(path, 'w') as f:
-        fcntl.flock(f, how)
+    with open(path, 'a+') as f:
+        fcntl.lockf(f, how)     # not flock: a process that a test forks and forgets would keep it
         yield
 
 

@@ -175,9 +175,10 @@ class _Rank:
             os.killpg(self.proc.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             self.proc.kill()
-        self.proc.join()
         self.conn.close()
-        self.proc.close()
+        with _lock:  # while a rank is started, `multiprocessing` reaps whoever has died: two who reap at once confuse it
+            self.proc.join()
+            self.proc.close()
 
 def _death(code):
     "How a process with this exit code died"
@@ -250,7 +251,15 @@ def _forward(call):
 
 # %% ../../nbs/parallel/01_ranks.ipynb #c2fa17f6
 _max_ranks = 64  # more processes than this on one machine is a slip of the finger
-_lock = threading.Lock()
+_lock = threading.Lock()  # held while ranks are started or buried
+
+def _unlock():
+    "A rank is forked while the lock is held: it begins with one of its own"
+    global _lock
+    _lock = threading.Lock()
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_unlock)
 
 def _check(world_size, timeout, device, backend):
     "Refuse what cannot work, before anything is started"
@@ -346,6 +355,7 @@ def _run(call, ctx):
             raise _timed_out(ranks, call)
         return [r.said[1] for r in ranks]
     finally:
-        for r in ranks:
-            r.stop()
+        with contextlib.ExitStack() as every_one:  # also when one of them cannot be stopped
+            for r in ranks:
+                every_one.callback(r.stop)
         _forward(call)

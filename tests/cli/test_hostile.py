@@ -116,7 +116,7 @@ def quick_commands():
     "Commands that only look: path -> options, each with whether it is a flag"
     import typer
     from fsdl_tools.cli.common import app
-    heavy = {'train', 'export', 'race', 'submit', 'logs', 'cancel', 'status', 'launch', 'serve', 'follow', 'convert', 'sweep', 'build', 'app', 'env', 'runs', 'jobs', 'bench', 'verify', 'run', 'tune'}
+    heavy = {'train', 'export', 'race', 'submit', 'logs', 'cancel', 'status', 'launch', 'serve', 'follow', 'convert', 'sweep', 'build', 'app', 'env', 'runs', 'jobs', 'bench', 'verify', 'run', 'tour', 'tune'}
     def walk(c, path=()):
         if hasattr(c, 'commands'):
             for n, sub in c.commands.items():

@@ -259,7 +259,6 @@ def test_a_canary_reaches_no_file_of_any_client(tmp_path, monkeypatch):
 
 
 @clients
-@pytest.mark.slow
 def test_a_model_from_a_run_to_onnx(tmp_path, monkeypatch):
     import torch
     from safetensors.torch import load_file, save_file

@@ -1,10 +1,10 @@
 """Ranks that fail in every way, seen from outside: the error names the rank, comes in time, and leaves no process and no port behind"""
-import faulthandler, os, signal, socket, subprocess, sys, textwrap, time
+import faulthandler, multiprocessing, os, signal, socket, subprocess, sys, textwrap, time
 from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from fsdl_tools.parallel import collectives as C
+from fsdl_tools.parallel import collectives as C, ranks
 from fsdl_tools.parallel.collectives import CommCounter, wire_bytes
 from fsdl_tools.parallel.ranks import RankError, RankTimeout, on_ranks
 
@@ -216,7 +216,26 @@ def test_spawn_refuses_what_it_cannot_import():
 
 def test_from_threads_at_the_same_time():
     from concurrent.futures import ThreadPoolExecutor
-    with ThreadPoolExecutor(3) as pool: assert list(pool.map(lambda _: on_ranks(rank, 2), range(6))) == [[0, 1]] * 6
+    before = set(multiprocessing.active_children())
+    with ThreadPoolExecutor(8) as pool: assert list(pool.map(lambda _: on_ranks(rank, 2), range(24))) == [[0, 1]] * 24
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_every_rank_is_stopped_though_one_cannot_be(monkeypatch):
+    stop, pids = ranks._Rank.stop, []
+
+    def stubborn(r):
+        pids.append(r.proc.pid)
+        stop(r)
+        if r.rank == 2: raise ValueError('Cannot close a process')
+    monkeypatch.setattr(ranks._Rank, 'stop', stubborn)
+    with pytest.raises(ValueError, match='Cannot close'): on_ranks(rank, 3)
+    assert len(pids) == 3 and not any(Path(f'/proc/{p}').exists() for p in pids)
+
+
+def test_ranks_of_a_rank():
+    def outer(): return on_ranks(rank, 2)
+    assert on_ranks(outer, 2, init=False, timeout=30) == [[0, 1]] * 2
 
 
 def test_twenty_times_in_a_row():
