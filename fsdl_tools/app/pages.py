@@ -179,6 +179,8 @@ def _ways(model, tokens, within, kinds, batch, seq):
 
 def _train(state, files=()):
     "Clusters for a model, tokens, a deadline and a budget"
+    from fsdl_tools.book.data import said_of_age
+
     model, tokens, within = state['model'], state['tokens'], state['within']
     table, day = _ways(model, tokens, within, state['gpus'], state['batch'], state['seq'])
     budget = state['budget']
@@ -187,7 +189,10 @@ def _train(state, files=()):
     over = f'clusters({state["gpus"]!r}.split(","))'
     how = f'cheapest({model!r}, {tokens:g}, {within:g}, {over}, {state["batch"]}, {state["seq"]})'
     shown = Table(
-        rows, formats=table.formats, caption=table.caption, notes=f'Median on-demand prices, the newest of {day}.'
+        rows,
+        formats=table.formats,
+        caption=table.caption,
+        notes=said_of_age('Median on-demand prices, the newest', day),
     )
     return [*_verdict(rows, good, how), *_cost_map(rows), Block('table', 'Every cluster', shown, how)]
 

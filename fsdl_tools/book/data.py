@@ -77,17 +77,29 @@ def said_of_age(
     return f'{text}: older than a year' if days > 366 else text
 
 
+def _older(name, today=None):
+    "How many rows of a table are older than a year; None where its rows have no dates"
+    if not name.endswith('.csv'):
+        return None
+    dates = [row['date'] for row in read_data(name, text=('date',)) if row.get('date')]
+    return sum(_days_since(date, today) > 366 for date in dates) if dates else None
+
+
 def data_table(
     words: str = '',  # Only tables whose name or contents have this in them
     today=None,  # A datetime.date; default: today
 ) -> Table:  # Oldest first
     "Every table: its newest date, how old that is, and how it is renewed"
     facts = [fact for fact in table_facts() if words.lower() in f'{fact["table"]} {fact["what"]}'.lower()]
-    rows = [dict(f, age=_days_since(f['newest'], today)) for f in sorted(facts, key=lambda f: f['newest'])]
+    rows = [
+        dict(f, age=_days_since(f['newest'], today), older=_older(f['table'], today))
+        for f in sorted(facts, key=lambda f: f['newest'])
+    ]
     late = sum(row['age'] > 366 for row in rows)
     return Table(
         rows,
-        ['table', 'newest', 'age', 'rows', 'refreshed', 'what'],
+        ['table', 'newest', 'age', 'rows', 'older', 'refreshed', 'what'],
         dict(age='{:,} d'.format),
         f'{len(rows)} tables, {late} of them older than a year',
+        'age: of the newest row. older: rows that are more than a year old.',
     )
