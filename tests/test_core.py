@@ -1,5 +1,5 @@
 """Formatters, parsers, tables and files, on whatever Hypothesis can think of."""
-import json, os, subprocess, sys, time
+import json, os, re, subprocess, sys, time
 from dataclasses import dataclass
 from typing import Optional
 import pytest
