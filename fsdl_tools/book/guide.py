@@ -304,7 +304,7 @@ def _said_of_cut(case, plan, axes, uncut):
         return f'No; but its states are worth sharing: {plan.layout} is {gain}.'
     return f'No: {plan.layout} is the simplest of the fastest.'
 
-# %% ../../nbs/book/14_guide.ipynb #1c2318d0
+# %% ../../nbs/book/14_guide.ipynb #41857505
 def _ask_offload(case, seen):
     "Does it fit when the optimizer's states live in the host's memory?"
     how = _call(case, case.gpus, ", offload='optimizer'")
@@ -321,10 +321,20 @@ def _ask_offload(case, seen):
 _most_gpus = 4096
 
 
+def _unknown_link(case):
+    "What is not known of several such GPUs, or empty"
+    if case.gpu.link_bandwidth:
+        return ''
+    return f'no rate is known of the link between several {case.gpu.name}: give a Gpu with a link_bandwidth'
+
+
 def _ask_more(case, seen):
     "How many GPUs of this kind hold it?"
     step = partial(Step, 'more', _asked['more'], unit='GPUs', page='compute/05_search')
-    n = case.gpus * 2
+    n, unknown = case.gpus * 2, _unknown_link(case)
+    if unknown:
+        outcome, then = _go('more', 'no')
+        return step(f'Nobody can say: {unknown}.', 0, how='', outcome=outcome, then=then)
     while n <= min(_most_gpus, case.batch * 64):
         plan, _ = _best(case, n)
         if plan is not None:
@@ -336,7 +346,7 @@ def _ask_more(case, seen):
     text = f'No number up to {n // 2:,} does: another GPU, or a smaller model.'
     return step(text, 0, how=_call(case, n // 2), outcome=outcome, then=then)
 
-# %% ../../nbs/book/14_guide.ipynb #05c43a85
+# %% ../../nbs/book/14_guide.ipynb #87dd004f
 _trackers = dict(me='tensorboard', team='mlflow', cloud='wandb')
 _reasons = dict(
     me='its files are on your disk, and nothing has to run',
@@ -382,6 +392,8 @@ def _late(case, plan):
     if _in_time(case, plan) is not False:
         return ''
     n = plan.gpus
+    if _unknown_link(case):
+        return f' That misses the deadline, and {_unknown_link(case)}.'
     while n < min(_most_gpus, case.batch):
         n *= 2
         more, _ = _best(case, n)
