@@ -21,6 +21,8 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
+from fsdl_tools.models.zoo import known_spec
+
 here = Path(__file__).parent
 work = here.parent / '.cache' / 'specs'
 data = here.parent / 'fsdl_tools' / 'data'
@@ -38,8 +40,14 @@ def plain(spec):
 
 
 def rows():
-    path = work / 'rows.jsonl'
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    "What is in the table already by the versions of today, and what was profiled since"
+    path, found = work / 'rows.jsonl', {}
+    if (data / 'specs.csv').exists():
+        with open(data / 'specs.csv', newline='', encoding='utf-8') as f:
+            found = {row['name']: row for row in csv.DictReader(f) if known_spec(row['name']) is not None}
+    if path.exists():
+        found |= {row['name']: row for row in map(json.loads, path.read_text().splitlines())}
+    return list(found.values())
 
 
 def specs(minutes):
