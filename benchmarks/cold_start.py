@@ -50,7 +50,7 @@ def rows():
     return list(found.values())
 
 
-def specs(minutes):
+def specs(minutes, first=()):
     "Profile every name of the zoo that has no row yet, as the command does it"
     warnings.filterwarnings('ignore')
     from fsdl_tools.core import fix_torchvision
@@ -64,7 +64,8 @@ def specs(minutes):
     transformers.logging.set_verbosity_error()
     work.mkdir(parents=True, exist_ok=True)
     end, done = time.monotonic() + 60 * minutes, {row['name'] for row in rows()}
-    left = [row['name'] for row in sorted(index(), key=lambda r: (r['library'], r['name'])) if row['name'] not in done]
+    names = [row['name'] for row in sorted(index(), key=lambda r: (r['name'] not in first, r['library'], r['name']))]
+    left = [name for name in names if name not in done]
     with open(work / 'rows.jsonl', 'a', encoding='utf-8') as out:
         for number, name in enumerate(left):
             if time.monotonic() > end:
@@ -138,10 +139,11 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=['specs', 'collect', 'measure'])
     parser.add_argument('--minutes', type=float, default=8)
+    parser.add_argument('--first', nargs='*', default=[], help='names to begin with')
     parser.add_argument('--rounds', type=int, default=9)
     given = parser.parse_args()
     if given.what == 'specs':
-        specs(given.minutes)
+        specs(given.minutes, given.first)
     elif given.what == 'collect':
         collect()
     else:
