@@ -186,7 +186,13 @@ def _calibrate(runs, save, as_json):
         found.to_json(save)
     show(found, as_json)
     if not as_json:
-        typer.echo(f'{found.runs} runs were off by {found.before:.1%}; calibrated by the others, by {found.after:.1%}.')
+        _show_gain('runs', found.runs, found.before, found.after)
+        _show_gain('peaks of memory', found.memory_runs, found.memory_before, found.memory_after)
+
+def _show_gain(what, n, before, after):
+    "What a calibration gains on measurements that did not decide it"
+    if n:
+        typer.echo(f'{n} {what} were off by {before:.1%}; calibrated by the others, by {after:.1%}.')
 
 def _predict_table(batch, out, as_json, calibration=None):
     "Predict every row of a table of configurations"

@@ -95,6 +95,15 @@ def _ask(what, text, name, pairs, follow, as_json):
         raise OSError(str(e)) from None
 
 
+def _with_limits(place):
+    "The target with what its machines have, where it can be asked: what does not fit is refused before it is queued"
+    from fsdl_tools.operations.launch import Limits
+    from fsdl_tools.operations.slurm import Slurm, limits_of
+
+    known = place.limits != Limits() or not isinstance(place, Slurm)
+    return place if known else place.replace(limits=limits_of(place))
+
+
 @app.command('launch', rich_help_panel='Train')
 def _launch_command(
     what: Annotated[
@@ -135,10 +144,10 @@ def _launch_command(
 
     place = target(on, **_options(on, with_))
     job = job_in(what, config, image=image, time=time and round(parse_seconds(time)), retries=retries)
-    place.refuse(job)
     if not submit:
+        place.refuse(job)
         return typer.echo(place.render(job, token), nl=False)
     try:
-        say(place.submit(job, token))
+        say(_with_limits(place).submit(job, token))
     except TargetError as e:
         raise OSError(str(e)) from None

@@ -91,7 +91,7 @@ def _runs_compare(
 @_runs_app.command('convert')
 def _runs_convert(
     source: _Source,
-    to: Annotated[str, typer.Option(help='jsonl, tensorboard, mlflow, wandb, comet, trackio.')],
+    to: Annotated[str, typer.Option(help='jsonl, tensorboard, mlflow, wandb, comet, clearml, trackio.')],
     out: Annotated[str, typer.Option('-o', '--out', help='Folder for the result.')],
     run: Annotated[str, typer.Option(help='Where there are several: the start of an id, or a name.')] = '',
     as_json: Json = False,
@@ -117,7 +117,9 @@ def _runs_follow(
     run: Annotated[str, typer.Argument(help='Folder of a run, with its log.jsonl.')],
     to: Annotated[
         str,
-        typer.Option(help='Sinks, separated by commas: jsonl, tensorboard, mlflow, wandb, comet, trackio, determined.'),
+        typer.Option(
+            help='Sinks, separated by commas: jsonl, tensorboard, mlflow, wandb, comet, clearml, trackio, determined.'
+        ),
     ] = 'tensorboard',
     once: Annotated[bool, typer.Option('--once', help='Hand over what is there, and do not wait for more.')] = False,
     timeout: Annotated[str, typer.Option(help='Stop a sink that has not ended after this time.')] = '',

@@ -8,7 +8,8 @@ __all__ = ['index', 'search_models', 'tags', 'known_spec']
 # %% ../../nbs/models/02_zoo.ipynb #ced63e67
 import functools
 from fnmatch import fnmatch
-from ..core import fix_torchvision, human_bytes, human_count, nearest, one_of, parse_count, positive, read_data
+from ..core import fix_torchvision, human_bytes, human_count, nearest, one_of, our_word, parse_count
+from ..core import positive, read_data, understands
 from ..table import Table
 from .spec import human_flop
 
@@ -34,10 +35,11 @@ def _limit(rows, key, low, high):
 # %% ../../nbs/models/02_zoo.ipynb #fb9df7c6
 _sorts = ['name', 'params', 'flops', 'activations', 'saved']
 
+@understands
 def search_models(
     text:str='',       # Words that must all occur in name, family or task; * and ? are wildcards
     library:str=None,  # timm or transformers
-    task:str=None,     # image-classification, causal-lm, masked-lm …
+    task:str=None,     # image-classification, causal-lm, masked-lm …, or as Hugging Face calls it
     family:str=None,   # timm's module or transformers' model type
     input:str=None,    # Size of the input, for example 3x224x224 or 224
     licence:str=None,  # Licence of at least one of its sets of weights
@@ -50,10 +52,10 @@ def search_models(
     rows = list(index())
     for key, want in dict(library=library, task=task, family=family).items():
         if want is not None:
-            one_of(key, want, sorted({r[key] for r in rows if r[key]}))
+            want = our_word(key, want, sorted({r[key] for r in rows if r[key]}))
             rows = [r for r in rows if r[key] == want]
     if licence is not None:
-        one_of('licence', licence, sorted({l for r in index() for l in (r['licences'] or '').split()}))
+        licence = our_word('licence', licence, sorted({l for r in index() for l in (r['licences'] or '').split()}))
         rows = [r for r in rows if licence in (r['licences'] or '').split()]
     if input is not None:
         rows = [
