@@ -21,6 +21,8 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
+from fsdl_tools.models.zoo import known_spec
+
 here = Path(__file__).parent
 work = here.parent / '.cache' / 'specs'
 data = here.parent / 'fsdl_tools' / 'data'
@@ -38,11 +40,17 @@ def plain(spec):
 
 
 def rows():
-    path = work / 'rows.jsonl'
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    "What is in the table already by the versions of today, and what was profiled since"
+    path, found = work / 'rows.jsonl', {}
+    if (data / 'specs.csv').exists():
+        with open(data / 'specs.csv', newline='', encoding='utf-8') as f:
+            found = {row['name']: row for row in csv.DictReader(f) if known_spec(row['name']) is not None}
+    if path.exists():
+        found |= {row['name']: row for row in map(json.loads, path.read_text().splitlines())}
+    return list(found.values())
 
 
-def specs(minutes):
+def specs(minutes, first=()):
     "Profile every name of the zoo that has no row yet, as the command does it"
     warnings.filterwarnings('ignore')
     from fsdl_tools.core import fix_torchvision
@@ -56,7 +64,8 @@ def specs(minutes):
     transformers.logging.set_verbosity_error()
     work.mkdir(parents=True, exist_ok=True)
     end, done = time.monotonic() + 60 * minutes, {row['name'] for row in rows()}
-    left = [row['name'] for row in sorted(index(), key=lambda r: (r['library'], r['name'])) if row['name'] not in done]
+    names = [row['name'] for row in sorted(index(), key=lambda r: (r['name'] not in first, r['library'], r['name']))]
+    left = [name for name in names if name not in done]
     with open(work / 'rows.jsonl', 'a', encoding='utf-8') as out:
         for number, name in enumerate(left):
             if time.monotonic() > end:
@@ -130,10 +139,11 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=['specs', 'collect', 'measure'])
     parser.add_argument('--minutes', type=float, default=8)
+    parser.add_argument('--first', nargs='*', default=[], help='names to begin with')
     parser.add_argument('--rounds', type=int, default=9)
     given = parser.parse_args()
     if given.what == 'specs':
-        specs(given.minutes)
+        specs(given.minutes, given.first)
     elif given.what == 'collect':
         collect()
     else:

@@ -220,7 +220,7 @@ def _ask_time(case, seen):
     outcome = 'yes' if enough or case.gpus == 1 else 'no'
     return Step('time', _asked['time'], text, figure, unit, how, 'compute/02_step_time', *_go('time', outcome))
 
-# %% ../../nbs/book/14_guide.ipynb #c57c3151
+# %% ../../nbs/book/14_guide.ipynb #adccdfae
 def _ask_ddp(case, seen):
     "How much faster is a step with a copy on every GPU?"
     plan, why = _best(case, case.gpus, zero=[0], **_only_data(case))
@@ -230,8 +230,9 @@ def _ask_ddp(case, seen):
         return Step('ddp', _asked['ddp'], f'No: {why}.', 0, 'times', how, page, *_go('ddp', 'no'))
     seen |= dict(plan=plan, uncut=plan)
     times = seen['one'].step_time / plan.step_time
-    summed = human_seconds(plan.seconds.get('data_comm', 0))
-    text = f'Yes: a step is {times:.1f} times as fast as on one GPU; {summed} of it are spent on summing gradients.'
+    seconds = plan.seconds['data_comm']
+    summed = f'{human_seconds(seconds)} of it are' if seconds else 'none of it is'
+    text = f'Yes: a step is {times:.1f} times as fast as on one GPU; {summed} spent waiting for gradients to be summed.'
     return Step('ddp', _asked['ddp'], text, times, 'times', how, page, *_go('ddp', 'yes'))
 
 
@@ -267,7 +268,7 @@ def _ask_zero(case, seen):
     how = _call(case, case.gpus, ', zero=3, tp=1, pp=1, cp=1, ep=1')
     return step(f'No, not even in stage 3: {why}.', 0, how=how, outcome=outcome, then=then)
 
-# %% ../../nbs/book/14_guide.ipynb #28e7fae9
+# %% ../../nbs/book/14_guide.ipynb #4ea7e248
 _cuts = dict(tp='tensor', cp='context', ep='expert', pp='pipeline')
 _pages_of_cuts = dict(tp='parallel/09_tensor', pp='parallel/07_pipeline')
 
@@ -301,10 +302,10 @@ def _said_of_cut(case, plan, axes, uncut):
         kinds = ' and '.join(_cuts[axis] for axis in axes)
         return f'Yes, {kinds} parallelism: {plan.layout}, {gain or "since nothing else fits"}.'
     if uncut.layout.zero != plan.layout.zero:
-        return f'No; but its states are worth sharing: {plan.layout} is {gain}.'
+        return f'No; sharing states as well is as good or better: {plan.layout} is {gain}.'
     return f'No: {plan.layout} is the simplest of the fastest.'
 
-# %% ../../nbs/book/14_guide.ipynb #1c2318d0
+# %% ../../nbs/book/14_guide.ipynb #41857505
 def _ask_offload(case, seen):
     "Does it fit when the optimizer's states live in the host's memory?"
     how = _call(case, case.gpus, ", offload='optimizer'")
@@ -321,10 +322,20 @@ def _ask_offload(case, seen):
 _most_gpus = 4096
 
 
+def _unknown_link(case):
+    "What is not known of several such GPUs, or empty"
+    if case.gpu.link_bandwidth:
+        return ''
+    return f'no rate is known of the link between several {case.gpu.name}: give a Gpu with a link_bandwidth'
+
+
 def _ask_more(case, seen):
     "How many GPUs of this kind hold it?"
     step = partial(Step, 'more', _asked['more'], unit='GPUs', page='compute/05_search')
-    n = case.gpus * 2
+    n, unknown = case.gpus * 2, _unknown_link(case)
+    if unknown:
+        outcome, then = _go('more', 'no')
+        return step(f'Nobody can say: {unknown}.', 0, how='', outcome=outcome, then=then)
     while n <= min(_most_gpus, case.batch * 64):
         plan, _ = _best(case, n)
         if plan is not None:
@@ -336,7 +347,7 @@ def _ask_more(case, seen):
     text = f'No number up to {n // 2:,} does: another GPU, or a smaller model.'
     return step(text, 0, how=_call(case, n // 2), outcome=outcome, then=then)
 
-# %% ../../nbs/book/14_guide.ipynb #05c43a85
+# %% ../../nbs/book/14_guide.ipynb #87dd004f
 _trackers = dict(me='tensorboard', team='mlflow', cloud='wandb')
 _reasons = dict(
     me='its files are on your disk, and nothing has to run',
@@ -382,6 +393,8 @@ def _late(case, plan):
     if _in_time(case, plan) is not False:
         return ''
     n = plan.gpus
+    if _unknown_link(case):
+        return f' That misses the deadline, and {_unknown_link(case)}.'
     while n < min(_most_gpus, case.batch):
         n *= 2
         more, _ = _best(case, n)
@@ -400,15 +413,15 @@ def _ask_track(case, seen):
     how = "read_results('tracking')"
     return Step('track', _asked['track'], text, share, 'per cent', how, 'operations/11_tracking', *_go('track', 'then'))
 
-# %% ../../nbs/book/14_guide.ipynb #3941c568
+# %% ../../nbs/book/14_guide.ipynb #5c745baf
 _asked = dict(
     model='Does the model fit on one GPU?',
     data='Does the data of a step fit beside it?',
     time='Is one GPU fast enough?',
     ddp='Do copies on all GPUs help (DDP)?',
-    zero='Does it fit when its states are shared (ZeRO)?',
+    zero='Does it fit with shared states (ZeRO)?',
     cut='Is it worth cutting matrices or layers too?',
-    offload='Does it fit with states on the host (offload)?',
+    offload='… with states on the host (offload)?',
     more='How many GPUs hold it?',
     where='Where, and for how much?',
     track='Tracked by what?',
@@ -492,7 +505,7 @@ def _advice(plan):
     names += ['activations computed again'] if layout.recompute != 'none' else []
     return f'{", ".join(names) or "one GPU is enough"} ({layout})'
 
-# %% ../../nbs/book/14_guide.ipynb #a8611e44
+# %% ../../nbs/book/14_guide.ipynb #4decb471
 _places = dict(
     model=(1, 0),
     data=(0, 1),
@@ -520,7 +533,7 @@ def _arrow(a, b, labels, bold):
     look = 'stroke="#d55e00" stroke-width="3"' if bold else 'stroke="#888" stroke-width="1.2"'
     line = f'<path d="M{x1},{y1} C{x1},{y1 + 26} {x2},{y2 - 26} {x2},{y2}" fill="none" {look}/>'
     head = f'<path d="M{x2 - 4},{y2 - 7} L{x2},{y2} L{x2 + 4},{y2 - 7}" fill="none" {look}/>'
-    text = '' if labels == 'then' else _label((x1 * 2 + x2) / 3, (y1 * 2 + y2) / 3 + 4, labels)
+    text = '' if labels == 'then' else _label((x1 * 4 + x2) / 5, (y1 * 4 + y2) / 5 + 4, labels)
     return line + head + text
 
 

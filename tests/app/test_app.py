@@ -242,6 +242,7 @@ def test_quick_changes_lose_nothing(browser, server):
     page.close()
 
 
+@pytest.mark.slow
 def test_what_one_session_uploads_no_other_sees(browser, server, tmp_path):
     "Each has its own file, and neither is on disk when its answer is there"
     one, two = browser.new_page(), browser.new_page()
@@ -262,7 +263,7 @@ AXE = """() => axe.run(document, {resultTypes: ['violations']}).then(found => fo
   .filter(v => ['serious', 'critical'].includes(v.impact)).map(v => [v.id, v.nodes.length, ...v.nodes.slice(0, 3).map(n => n.target.join(' ') + ' | ' + n.html.slice(0, 200))]))"""
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.slow
 @pytest.mark.parametrize('name', list(views))
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_axe_finds_nothing_serious_in_the_app(browser, server, root, name, scheme):

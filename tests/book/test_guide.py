@@ -80,6 +80,13 @@ def agrees(step, found, walk):
     if step.name == 'where': assert found == step.figure
 
 
+def test_what_nobody_has_measured_is_said(walks):
+    walk = guide('llama-3.1-70b', 'RTX 3090', gpus=1, batch=8)
+    assert walk.plan is None and 'link' in walk.steps[-1].answer
+    late = guide('gpt2', 'RTX 3090', gpus=1, batch=8, seq=1024, tokens=1e12, within=3600)
+    assert late.plan is not None and 'link' in late.steps[-2].answer
+
+
 def test_models_of_images(walks):
     walk = guide('resnet50', 'A100-SXM-40GB', gpus=4, batch=1024, tokens=90 * 1.28e6, within=6 * 3600)
     assert [s.name for s in walk.steps][:5] == ['model', 'data', 'time', 'ddp', 'cut'] and walk.plan.fits
