@@ -35,7 +35,8 @@ def test_titles_can_be_told_apart(root): assert similar_titles(root) == []
 
 def test_parts_come_in_the_order_of_a_learner(root):
     toc = pages(root)
-    assert toc[1].opens_part and toc[1].number == '1' and 'core' not in toc[2].name
+    first = next(i for i, page in enumerate(toc) if page.number)
+    assert toc[first].opens_part and toc[first].number == '1' and 'core' not in toc[first + 1].name
     numbers = [p.number for p in toc if p.opens_part]
     assert numbers == [*map(str, range(1, 10)), 'A', 'B', 'C']
     assert [p.name for p in toc if p.part.endswith('Ground') and p.opens_part] == ['ground/index']
