@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KiB', 'MiB', 'GiB', 'TiB', 'palette', 'human_bytes', 'human_count', 'human_seconds', 'human_dollars', 'parse_bytes',
            'parse_count', 'parse_seconds', 'nearest', 'said_here', 'our_word', 'what_to_type', 'understands', 'one_of',
-           'positive', 'printable', 'theirs', 'need', 'read_limited', 'Record', 'write_atomic', 'data_path',
-           'read_data', 'read_results', 'scratch', 'fix_torchvision', 'plot_style']
+           'positive', 'printable', 'theirs', 'need', 'read_limited', 'short_repr', 'Record', 'write_atomic',
+           'data_path', 'read_data', 'read_results', 'scratch', 'fix_torchvision', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #7891d696
 import contextlib, csv, dataclasses, difflib, functools, importlib, inspect, importlib.resources, importlib.util
@@ -169,7 +169,7 @@ def what_to_type(
     if kind == 'argument':                          # a name is advice only where it is a choice
         told = [w for w in told if not w.isidentifier()]
     if told:
-        return told[0] if told[0].startswith('nothing') else f'type {told[0]}'
+        return told[0].removeprefix('nothing: ') if told[0].startswith('nothing') else f'type {told[0]}'
     if near := nearest(given, choices, 1):
         return f'did you mean {near[0]}?'
     return f"there are {', '.join(map(str, choices))}"
@@ -346,8 +346,10 @@ def _short(value):
         return f'<{type(value).__name__} of {len(value):,}>'
     return f'{text[:60]}…' if isinstance(value, str) else f'<{type(value).__name__}>'
 
-def _short_repr(record):
-    "All fields where they fit a screen, else the short ones"
+def short_repr(
+    record # Of a dataclass
+) -> str:  # At most a screen of it
+    "The repr of a dataclass: all of it where that fits a screen, else how long its long fields are"
     names = [f.name for f in dataclasses.fields(record) if f.repr]
     kind = type(record).__qualname__
     whole = f"{kind}({', '.join(f'{n}={getattr(record, n)!r}' for n in names)})"
@@ -369,7 +371,7 @@ class Record:
     def __init_subclass__(cls, **kw):
         super().__init_subclass__(**kw)
         if '__repr__' not in cls.__dict__:
-            cls.__repr__ = _short_repr
+            cls.__repr__ = short_repr
 
     def to_dict(self) -> dict: # Field name -> value; records in fields become dicts as well
         "This record as plain values"
