@@ -94,11 +94,11 @@ def _gpu(r):
                tflops={p: r[p] for p in _precisions if r[p]},
                achievable={p: r[f'measured_{p}'] for p in ('bf16', 'fp8') if r[f'measured_{p}']})
 
-_no_part_of_it = 'nvidia geforce tesla instinct amd google intel generation blackwell server workstation edition'.split()
+_makers = 'nvidia geforce tesla instinct amd google intel generation blackwell server workstation edition'.split()
 
 def _key(name):
     "Name without makers' prefixes, spaces and signs"
-    return re.sub('|'.join(['[^a-z0-9]', *_no_part_of_it]), '', str(name).lower())
+    return re.sub('|'.join(['[^a-z0-9]', *_makers]), '', str(name).lower())
 
 @functools.cache
 def _all():
