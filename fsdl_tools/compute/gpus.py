@@ -10,7 +10,7 @@ __all__ = ['fabrics', 'suites', 'Gpu', 'gpus', 'find', 'gpu_table', 'peak', 'Clu
 # %% ../../nbs/compute/01_gpus.ipynb #83046dc6
 import functools, math, re, statistics
 from dataclasses import dataclass, field
-from ..core import GiB, human_bytes, MiB, nearest, need, one_of, parse_bytes, parse_seconds, positive, read_data, Record
+from ..core import GiB, human_bytes, MiB, nearest, need, one_of, our_word, parse_bytes, parse_seconds, positive, read_data, Record
 from ..table import Table
 
 # %% ../../nbs/compute/01_gpus.ipynb #3bf05bbc
@@ -174,7 +174,8 @@ def peak(
     "What `gpu` can do per second at `precision`"
     gpu = find(gpu)
     have, kind = (gpu.achievable, 'measured ') if measured else (gpu.tflops, '')
-    if one_of('precision', precision, _precisions) not in have:
+    precision = our_word('precision', precision, _precisions)
+    if precision not in have:
         raise ValueError(f"{gpu.name} has no {kind}{precision} rate in gpus.csv: there is {', '.join(have) or 'none'}")
     return have[precision] * 1e12
 
