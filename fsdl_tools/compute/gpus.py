@@ -10,7 +10,8 @@ __all__ = ['fabrics', 'suites', 'Gpu', 'gpus', 'find', 'gpu_table', 'peak', 'Clu
 # %% ../../nbs/compute/01_gpus.ipynb #83046dc6
 import functools, math, re, statistics
 from dataclasses import dataclass, field
-from ..core import GiB, human_bytes, MiB, nearest, need, one_of, our_word, parse_bytes, parse_seconds, positive, read_data, Record
+from ..core import GiB, human_bytes, MiB, nearest, need, one_of, our_word, parse_bytes, parse_seconds
+from ..core import positive, read_data, Record
 from ..table import Table
 
 # %% ../../nbs/compute/01_gpus.ipynb #3bf05bbc
