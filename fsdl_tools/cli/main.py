@@ -6,19 +6,53 @@
 __all__ = ['run', 'main']
 
 # %% ../../nbs/cli/06_main.ipynb #55a1793c
-import re, signal, sys
+import os, re, signal, sys
+from typing import Annotated
 import typer
 from ..core import said_here, what_to_type
 from .common import _mistakes, _one_line, app, plain_terminal
 # each adds its commands to the application
-from . import models, onnx, compute, launching, tracking, training, diagnosing, apps  # noqa: F401
+from . import compute, models, onnx, launching, tracking, training, diagnosing, apps  # noqa: F401
 
 # %% ../../nbs/cli/06_main.ipynb #5f75d627
-@app.command('version')
-def _version():
-    "Print the version of fsdl_tools."
+_named = ('torch', 'transformers', 'timm', 'onnx', 'onnxruntime', 'jax', 'tensorflow-cpu', 'lightning', 'deepspeed',
+          'streamlit', 'typer')  # Packages whose version decides what the tools answer
+
+
+def _versions():
+    "Lines with a version each: of this library, of Python, and of the packages that are installed"
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
     import fsdl_tools
-    typer.echo(fsdl_tools.__version__)
+    lines = [fsdl_tools.__version__, f'python {platform.python_version()}']
+    for name in _named:
+        try:
+            lines.append(f'{name} {version(name)}')
+        except PackageNotFoundError:
+            continue
+    return lines
+
+@app.command('version', rich_help_panel='The book')
+def _version():
+    """The version of fsdl_tools, of Python and of the packages that matter.
+
+    Examples: `fsdl version`, `fsdl --version`
+    """
+    typer.echo('\n'.join(_versions()))
+
+def _show_versions(asked:bool):
+    "The option --version: print and stop"
+    if asked:
+        _version()
+        raise typer.Exit()
+
+@app.callback()
+def _group(
+    version: Annotated[
+        bool, typer.Option('--version', help='Print versions and stop.', callback=_show_versions, is_eager=True)
+    ] = False,
+):
+    pass
 
 # %% ../../nbs/cli/06_main.ipynb #92341627
 def _in_order(words):
@@ -74,8 +108,8 @@ def run(
         return _parsed(_in_order(list(sys.argv[1:] if args is None else args)))
     except typer.Exit as e:
         return e.exit_code
-    except BrokenPipeError:
-        return 0
+    except (BrokenPipeError, SystemExit) as e:
+        return _ended(e)
     except KeyboardInterrupt:
         typer.echo('stopped', err=True)
         return 130
@@ -86,6 +120,17 @@ def run(
             return _one_line(_usage(e))   # a usage error found by the parser
         raise
 
+def _ended(e):
+    "Somebody ended the process: raised again, unless it was rich, because the reader of our output has gone"
+    if isinstance(e, BrokenPipeError) or isinstance(e.__context__, BrokenPipeError):
+        return _nobody_reads()
+    raise e
+
+def _nobody_reads():
+    "The reader of our output has gone, as head does: what is left goes nowhere, and that is no mistake"
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
 def _leave(number, frame):
     "A signal that would end this process ends it as an error does: what was begun is tidied up"
     raise SystemExit(128 + number)
@@ -95,4 +140,9 @@ def main():
     for s in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(s) is signal.SIG_DFL:       # nohup lets SIGHUP be ignored
             signal.signal(s, _leave)
-    sys.exit(run())
+    code = run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _nobody_reads()
+    sys.exit(code)

@@ -64,7 +64,6 @@ class Offer(Record):
         "A `Cluster` of so many of these machines"
         return Cluster(self.gpu, nodes * self.gpus, gpus_per_node=self.gpus, gpu_hour=self.per_gpu, **kw)
 
-# %% ../../nbs/compute/07_cost.ipynb #a87a19fa
 _columns, _needed = list(Offer.__dataclass_fields__), ['provider', 'gpu', 'gpus', 'usd_per_hour']
 
 def _dollars(text):
@@ -193,7 +192,6 @@ def seconds_of(
         return number('seconds', time)
     raise TypeError('time must be seconds, or have step_time (give steps=…) or tokens_per_second (give tokens=…)')
 
-# %% ../../nbs/compute/07_cost.ipynb #75ca5e46
 def task_named(
     model:str,               # For example bert-large, resnet50, or a whole task such as bert_large_squad
     task:str='',             # For example squad
@@ -292,7 +290,6 @@ def experiments(
     kinds = sorted({f'{o.gpus}x {o.gpu}' for o in offers})
     raise ValueError(f"{suite} measured none of these offers ({', '.join(kinds[:6]) or 'there are none'})")
 
-# %% ../../nbs/compute/07_cost.ipynb #5014f3fc
 def cost_table(
     done,         # Experiments
     n:int=12,     # How many rows

@@ -83,7 +83,6 @@ class Gpu(Record):
         rows = [dict(field=k, value=how.get(k, str)(v)) for k, v in self.to_dict().items() if v not in (None, '', {})]
         return Table(rows, caption=self.name)
 
-# %% ../../nbs/compute/01_gpus.ipynb #c232cc62
 def _gpu(r):
     "A row of gpus.csv as a `Gpu`"
     scale = lambda k, f: None if r[k] is None else round(r[k] * f)

@@ -279,7 +279,7 @@ class Estimate(Record):
         )
 
 # %% ../../nbs/compute/04_planner.ipynb #02acf090
-_text = ('precision', 'recompute', 'schedule', 'optimizer', 'framework', 'kernel', 'recipe')
+_text = ('precision', 'recompute', 'schedule', 'optimizer', 'framework', 'kernel', 'recipe', 'graphs', 'dispatcher')
 
 def layout_columns(
     layout # A Layout
@@ -392,15 +392,19 @@ def estimate(
         'seq': seq,
     }
     c = prepare_columns({k: np.asarray(v) for k, v in c.items()})
-    table = calibration and calibration.table()
-    e = record_of(name, layout, cluster, c, memory(c, ready=True), step_time(c, table, ready=True))
-    return _named_calibration(e, calibration)
+    return _named_calibration(record_of(name, layout, cluster, c, *_predicted(c, calibration)), calibration)
+
+def _predicted(c, calibration):
+    "Memory and time of complete columns, by everybody's constants or by those of a cluster"
+    table, room = (calibration.table(), calibration.memory_table()) if calibration else (None, None)
+    return memory(c, room, ready=True), step_time(c, table, ready=True)
 
 def _named_calibration(e, calibration):
     "The estimate, saying whose constants it used"
     if not calibration:
         return e
-    return e.replace(assumed=(*e.assumed, f'constants of {calibration.name}, from {calibration.runs} runs'))
+    runs = max(calibration.runs, calibration.memory_runs)
+    return e.replace(assumed=(*e.assumed, f'constants of {calibration.name}, from {runs} runs'))
 
 def record_of(
     name:str, # Of the model
@@ -467,12 +471,20 @@ def _assumptions(cluster, layout, c, gpu):
     said = said if said and said[0].split()[2:] else []
     if not layout.grad_bytes:
         said.append(f'gradients of {first("grad_bytes"):g} bytes')
+    said += _usual_recipe(layout, first)
     domain = cluster.gpu.nvlink_domain or 8
     if cluster.gpus > domain and cluster.gpus_per_node > domain:
         said.append(f'{cluster.gpus_per_node} GPUs share NVLink, but {cluster.gpu.name} come in domains of {domain}')
     if cluster.gpus > cluster.gpus_per_node:
         said.append(f'{cluster.nic_bandwidth/1e9:.4g} GB/s between nodes for each GPU')
     return tuple(said)
+
+def _usual_recipe(layout, first):
+    "What stands for graphs and dispatcher of a mixture of experts, where the layout does not name them"
+    if not first('experts'):
+        return []
+    said = [] if layout.graphs else [f'CUDA graphs: {first("graphs")}']
+    return said if layout.dispatcher or layout.ep == 1 else [*said, f'tokens reach experts by {first("dispatcher")}']
 
 def _no_start(c, m):
     "Why a run cannot start although it would fit"

@@ -110,7 +110,6 @@ class _Tally:
             self.row['saved'] += s.nbytes()
         return t
 
-# %% ../../nbs/models/04_profile.ipynb #22f9a7e2
 def _meter(tally, values):
     "A dispatch mode that shows every operation to `tally`, and follows what is known"
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -122,7 +121,6 @@ def _meter(tally, values):
             return out
     return Meter()
 
-# %% ../../nbs/models/04_profile.ipynb #e029892b
 def _attention(q, k, v, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
     "Scaled dot-product attention by the fused kernels, whose shapes are defined on meta"
     import torch
@@ -164,7 +162,6 @@ def _stand_in(fused):
             return swap.get(func, func)(*args, **(kwargs or {}))
     return StandIn()
 
-# %% ../../nbs/models/04_profile.ipynb #ba6cfb20
 @contextlib.contextmanager
 def metered(
     model,     # A torch module; nothing in it is changed
@@ -225,7 +222,6 @@ def _cast(model, inputs, precision):
     cast = lambda t: t.to(dtype) if t.is_floating_point() else t
     return model.to(dtype), tree_map_only(torch.Tensor, cast, inputs)
 
-# %% ../../nbs/models/04_profile.ipynb #9591d3d1
 def _call(model, inputs):
     "Run the model; transformers without its cache"
     import inspect
@@ -276,7 +272,6 @@ def _layers(model, tally):
             out.append(Layer(name, type(m).__name__, sum(p.numel() for p in own), **r))
     return tuple(out)
 
-# %% ../../nbs/models/04_profile.ipynb #2eb0d31b
 def _kind(model):
     "decoder, encoder, encoder-decoder, vision or other"
     if hasattr(model, 'pretrained_cfg'):
@@ -469,7 +464,6 @@ def _order(spec, key):
         i for i, l in enumerate(spec.layers) if not key or l.name == key or l.name.startswith(key + '.')
     ), key.count('.') + bool(key)
 
-# %% ../../nbs/models/04_profile.ipynb #9778032a
 _widths = dict(fp32=4, bf16=2, fp16=2, int8=1, int4=.5)
 
 def memory_by_precision(
@@ -552,7 +546,6 @@ def latency(
                 times[k].append(time.perf_counter() - start)
     return {k: statistics.median(v) for k, v in times.items()}
 
-# %% ../../nbs/models/04_profile.ipynb #90deabf0
 def front(
     rows:list,    # Dicts
     cost:str,     # Key of what should be small, for example flops

@@ -45,6 +45,8 @@ class Layout(Record):
     document:int=0            # Tokens of a document among those packed into a sequence; 0: one fills it
     kernel:str=''             # Of attention, as kernels() names it; empty: the framework's own
     recipe:str=''             # Of 8-bit scales: delayed, current, mx or nv
+    graphs:str=''             # Captured as a CUDA graph: none, layers or the whole step; empty: as the recipes do
+    dispatcher:str=''         # Of tokens to experts: alltoall, or deepep: once for each node; empty: as the recipes do
 
     def __post_init__(self):
         if isinstance(self.dp, str):

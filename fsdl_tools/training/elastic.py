@@ -238,7 +238,13 @@ def _join(backend, minutes=30):
             rank=rank,
             world_size=world,
         )
-    dist.init_process_group(backend, **kw)
+    try:
+        dist.init_process_group(backend, **kw)
+    except dist.DistNetworkError as e:
+        if 'EADDRINUSE' not in str(e):
+            raise
+        taken = f'port {os.environ["MASTER_PORT"]} of {os.environ["MASTER_ADDR"]} is taken: another program listens there'
+        raise OSError(taken) from None
 
 def _follow(parent, asked, stop_file):
     "Do not outlive the launcher; hear of a stop that it has written down"
