@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KiB', 'MiB', 'GiB', 'TiB', 'palette', 'human_bytes', 'human_count', 'human_seconds', 'human_dollars', 'parse_bytes',
-           'parse_count', 'parse_seconds', 'nearest', 'said_here', 'our_word', 'what_to_type', 'understands', 'one_of',
-           'positive', 'printable', 'theirs', 'need', 'read_limited', 'short_repr', 'Record', 'write_atomic',
+           'parse_count', 'parse_seconds', 'nearest', 'one_of', 'positive', 'printable', 'theirs', 'said_here',
+           'our_word', 'what_to_type', 'understands', 'need', 'read_limited', 'short_repr', 'Record', 'write_atomic',
            'data_path', 'read_data', 'read_results', 'scratch', 'fix_torchvision', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #7891d696
@@ -121,6 +121,56 @@ def nearest(
     found += [c for c in sorted(low, key=len) if len(name) > 2 and name in c and c not in found]
     return [low[c] for c in found[:n]]
 
+def one_of(
+    what:str, # What kind of thing it is, for the message
+    given,    # The name that was given
+    choices   # The valid names
+):            # The given name; raises ValueError when it is not among the choices
+    "`given`, when it is one of `choices`"
+    if given in (choices := list(choices)):
+        return given
+    if near := [*said_here(given, choices), *nearest(given, choices)]:
+        hint = f"did you mean {' or '.join(map(repr, near))}?"
+    elif len(choices) < 13:
+        hint = f"expected one of {', '.join(map(str, choices)) or '(there are none)'}"
+    else:
+        hint = f'expected one of {len(choices):,} names, such as {choices[0]!r}'
+    raise ValueError(f'unknown {what} {given!r}: {hint}')
+
+def positive(
+    what:str,        # What it is, for the message
+    value,           # The number that was given
+    integer:bool=True # Refuse fractions?
+):                   # The number; raises ValueError or TypeError
+    "`value`, when it is a positive finite number"
+    if isinstance(value, bool) or not hasattr(value, '__index__' if integer else '__float__'):
+        raise TypeError(f"{what} must be a positive {'whole ' if integer else ''}number, not {value!r}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f'{what} must be positive and finite, not {value!r}')
+    return value
+
+def printable(
+    text # Anything; what is not text is written as text first
+) -> str: # The text, with escapes such as \x1b for what a terminal would obey rather than show
+    "Text from outside, such as a name in a file, as it can be shown to a person"
+    bad = lambda c: unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp') and c not in '\n\t\u200d'
+    return ''.join(repr(c)[1:-1] if bad(c) else c for c in str(text))
+
+@contextlib.contextmanager
+def theirs(
+    what:str # What is being done, for the message
+):
+    "What other people's code raises inside becomes a ValueError of one line; a missing package an ImportError"
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as e:
+        said = ' '.join(str(e).split())[:300]
+        kind = '' if said and isinstance(e, ValueError) else type(e).__name__
+        raise ValueError(': '.join(filter(None, [what, kind, said]))) from e
+
+# %% ../nbs/00_core.ipynb #5f0c61a0
 @functools.cache
 def _vocabulary():
     "Kind of word -> a word as other libraries write it -> what stands for it here, from words.csv"
@@ -190,54 +240,6 @@ def understands(
         return f(*args, **ours)
     return call
 
-def one_of(
-    what:str, # What kind of thing it is, for the message
-    given,    # The name that was given
-    choices   # The valid names
-):            # The given name; raises ValueError when it is not among the choices
-    "`given`, when it is one of `choices`"
-    if given in (choices := list(choices)):
-        return given
-    if near := [*said_here(given, choices), *nearest(given, choices)]:
-        hint = f"did you mean {' or '.join(map(repr, near))}?"
-    elif len(choices) < 13:
-        hint = f"expected one of {', '.join(map(str, choices)) or '(there are none)'}"
-    else:
-        hint = f'expected one of {len(choices):,} names, such as {choices[0]!r}'
-    raise ValueError(f'unknown {what} {given!r}: {hint}')
-
-def positive(
-    what:str,        # What it is, for the message
-    value,           # The number that was given
-    integer:bool=True # Refuse fractions?
-):                   # The number; raises ValueError or TypeError
-    "`value`, when it is a positive finite number"
-    if isinstance(value, bool) or not hasattr(value, '__index__' if integer else '__float__'):
-        raise TypeError(f"{what} must be a positive {'whole ' if integer else ''}number, not {value!r}")
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f'{what} must be positive and finite, not {value!r}')
-    return value
-
-def printable(
-    text # Anything; what is not text is written as text first
-) -> str: # The text, with escapes such as \x1b for what a terminal would obey rather than show
-    "Text from outside, such as a name in a file, as it can be shown to a person"
-    bad = lambda c: unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp') and c not in '\n\t\u200d'
-    return ''.join(repr(c)[1:-1] if bad(c) else c for c in str(text))
-
-@contextlib.contextmanager
-def theirs(
-    what:str # What is being done, for the message
-):
-    "What other people's code raises inside becomes a ValueError of one line; a missing package an ImportError"
-    try:
-        yield
-    except ImportError:
-        raise
-    except Exception as e:
-        said = ' '.join(str(e).split())[:300]
-        kind = '' if said and isinstance(e, ValueError) else type(e).__name__
-        raise ValueError(': '.join(filter(None, [what, kind, said]))) from e
 
 # %% ../nbs/00_core.ipynb #46e17c5f
 def need(
