@@ -191,10 +191,10 @@ def said_here(
 ) -> list:    # Those of the choices that stand for it; may be empty
     "What users of other libraries mean by `given`, among `choices`"
     kinds, word = _vocabulary(), _plain(given)
-    found = [c for c in choices if _plain(c) == word]
+    known, meant = {_plain(c): c for c in reversed(list(choices))}, [word]
     for name in kinds if kind is None else [kind]:
-        found += [w for w in kinds.get(name, {}).get(word, ()) if w in choices]
-    return list(dict.fromkeys(found))
+        meant += map(_plain, kinds.get(name, {}).get(word, ()))
+    return [known[w] for w in dict.fromkeys(meant) if w in known]
 
 def our_word(
     kind:str, # A kind of word in words.csv: task, precision, optimizer, recompute …
