@@ -242,12 +242,17 @@ def understands(
 
 
 # %% ../nbs/00_core.ipynb #46e17c5f
+_first = dict.fromkeys(('tensorflow', 'keras', 'tf2onnx'), 'triton')
+
 def need(
     module:str,      # Module to import, for example jax or torch.onnx
     extra:str='all', # The extra of this library that installs it
     package:str=None # Name of the package, where it differs from the module's
 ):                   # The imported module; raises ImportError naming the pip command
     "Import `module`, or say what to install"
+    first = _first.get(module.split('.')[0])
+    if first and importlib.util.find_spec(first):
+        importlib.import_module(first)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as e:
