@@ -577,7 +577,9 @@ def run_command(
     text: str = '',  # For its standard input
     env=None,  # Environment; default: this process's
 ) -> str:  # What it printed; raises TargetError, or TimeoutError when it hangs
-    "Ask a target's own command line"
+    "Ask a target's own command line; it finds the administrator's programs, such as the iptables of podman"
+    env = dict(os.environ if env is None else env)
+    env['PATH'] = env.get('PATH', os.defpath) + ':/usr/sbin:/sbin'
     try:
         r = subprocess.run(list(args), input=os.fsencode(text), capture_output=True, timeout=timeout, env=env)
     except FileNotFoundError:

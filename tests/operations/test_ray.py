@@ -11,7 +11,7 @@ from .conftest import leftovers, ports, scratch
 from .hostile import corpus, expected, probe, received, variables
 from .test_training_everywhere import straight, training, weights  # noqa: F401 - a fixture
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+pytestmark = pytest.mark.timeout(900)
 here = str(Path(__file__).parent.parent.parent)
 
 start_nodes = '''

@@ -421,4 +421,9 @@ def test_serve_only_for_this_machine(tmp_path):
         server.server_close()
 
 
-def test_nothing_is_left(): assert not [p for p in os.listdir('/tmp') if p.startswith('fsdl-follow-')]
+def test_nothing_is_left(tmp_path):
+    "A follower's scratch folder goes with it (others on this machine may have theirs)"
+    log = some_run(tmp_path, 50)
+    (tmp_path/'scratch').mkdir()
+    subprocess.run([sys.executable, '-c', feeder, str(log.folder), 'jsonl'], env=dict(os.environ, TMPDIR=str(tmp_path/'scratch')), check=True, stdout=subprocess.DEVNULL)
+    assert not list((tmp_path/'scratch').iterdir())

@@ -10,7 +10,7 @@ from fsdl_tools.training.trainer import TrainConfig
 from .test_containers import pod  # noqa: F401 - a fixture
 from .test_slurm import cluster, installed, target  # noqa: F401 - fixtures
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
+pytestmark = pytest.mark.timeout(600)
 here = str(Path(__file__).parent.parent.parent)
 python = str(Path(os.path.realpath(sys.prefix))/'bin'/'python')
 
