@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KiB', 'MiB', 'GiB', 'TiB', 'palette', 'human_bytes', 'human_count', 'human_seconds', 'human_dollars', 'parse_bytes',
-           'parse_count', 'parse_seconds', 'nearest', 'said_here', 'our_word', 'what_to_type', 'understands', 'one_of',
-           'positive', 'printable', 'theirs', 'need', 'read_limited', 'Record', 'write_atomic', 'data_path',
-           'read_data', 'read_results', 'scratch', 'fix_torchvision', 'plot_style']
+           'parse_count', 'parse_seconds', 'nearest', 'one_of', 'positive', 'printable', 'theirs', 'said_here',
+           'our_word', 'what_to_type', 'understands', 'need', 'read_limited', 'short_repr', 'Record', 'write_atomic',
+           'data_path', 'read_data', 'read_results', 'scratch', 'fix_torchvision', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #7891d696
 import contextlib, csv, dataclasses, difflib, functools, importlib, inspect, importlib.resources, importlib.util
@@ -121,75 +121,6 @@ def nearest(
     found += [c for c in sorted(low, key=len) if len(name) > 2 and name in c and c not in found]
     return [low[c] for c in found[:n]]
 
-@functools.cache
-def _vocabulary():
-    "Kind of word -> a word as other libraries write it -> what stands for it here, from words.csv"
-    kinds, path = {}, importlib.resources.files('fsdl_tools')/'data'/'words.csv'
-    with path.open(newline='', encoding='utf-8') as f:
-        for row in csv.DictReader(f):
-            kinds.setdefault(row['kind'], {})[_plain(row['said'])] = row['here'].split('|')
-    return kinds
-
-def _plain(word):
-    "A word without capitals, the name of torch, and with one kind of hyphen"
-    return re.sub(r'[\s_-]+', '-', str(word).lower().removeprefix('torch.').removeprefix('optim.'))
-
-def said_here(
-    given,    # A word
-    choices,  # The words that are known here
-    kind=None # A kind of word in words.csv; default: any
-) -> list:    # Those of the choices that stand for it; may be empty
-    "What users of other libraries mean by `given`, among `choices`"
-    kinds, word = _vocabulary(), _plain(given)
-    found = [c for c in choices if _plain(c) == word]
-    for name in kinds if kind is None else [kind]:
-        found += [w for w in kinds.get(name, {}).get(word, ()) if w in choices]
-    return list(dict.fromkeys(found))
-
-def our_word(
-    kind:str, # A kind of word in words.csv: task, precision, optimizer, recompute …
-    given,    # The word that was given
-    choices   # The words that are known here
-):            # One of the choices; raises ValueError when none is meant
-    "`given` in the words of this library: text-generation is causal-lm, torch.bfloat16 is bf16, AdamW is adamw"
-    if given in (choices := list(choices)):
-        return given
-    found = said_here(given, choices, kind)
-    return found[0] if found else one_of(kind, given, choices)
-
-def what_to_type(
-    given:str, # A word that is no choice
-    choices,   # The words that are known here
-    kind='argument' # Its kind in words.csv
-) -> str:      # For example: type lr
-    "What somebody who wrote `given` can write instead"
-    if meant := said_here(given, choices, kind):
-        return f'type {meant[0]}'
-    told = _vocabulary()[kind].get(_plain(given), ())
-    if kind == 'argument':                          # a name is advice only where it is a choice
-        told = [w for w in told if not w.isidentifier()]
-    if told:
-        return told[0] if told[0].startswith('nothing') else f'type {told[0]}'
-    if near := nearest(given, choices, 1):
-        return f'did you mean {near[0]}?'
-    return f"there are {', '.join(map(str, choices))}"
-
-def understands(
-    f # A function that takes no names but those of its arguments
-):    # The function, to which the names of other libraries can be given
-    "Take `license` for licence and `batch_size` for batch; what is not understood is answered with what to type"
-    known = list(inspect.signature(f).parameters)
-    @functools.wraps(f)
-    def call(*args, **kw):
-        ours = {}
-        for name, value in kw.items():
-            meant = [name] if name in known else said_here(name, known, 'argument')
-            if not meant:
-                raise TypeError(f'{f.__name__} has no argument {name!r}: {what_to_type(name, known)}')
-            ours[meant[0]] = value
-        return f(*args, **ours)
-    return call
-
 def one_of(
     what:str, # What kind of thing it is, for the message
     given,    # The name that was given
@@ -238,6 +169,77 @@ def theirs(
         said = ' '.join(str(e).split())[:300]
         kind = '' if said and isinstance(e, ValueError) else type(e).__name__
         raise ValueError(': '.join(filter(None, [what, kind, said]))) from e
+
+# %% ../nbs/00_core.ipynb #5f0c61a0
+@functools.cache
+def _vocabulary():
+    "Kind of word -> a word as other libraries write it -> what stands for it here, from words.csv"
+    kinds, path = {}, importlib.resources.files('fsdl_tools')/'data'/'words.csv'
+    with path.open(newline='', encoding='utf-8') as f:
+        for row in csv.DictReader(f):
+            kinds.setdefault(row['kind'], {})[_plain(row['said'])] = row['here'].split('|')
+    return kinds
+
+def _plain(word):
+    "A word without capitals, the name of torch, and with one kind of hyphen"
+    return re.sub(r'[\s_-]+', '-', str(word).lower().removeprefix('torch.').removeprefix('optim.'))
+
+def said_here(
+    given,    # A word
+    choices,  # The words that are known here
+    kind=None # A kind of word in words.csv; default: any
+) -> list:    # Those of the choices that stand for it; may be empty
+    "What users of other libraries mean by `given`, among `choices`"
+    kinds, word = _vocabulary(), _plain(given)
+    known, meant = {_plain(c): c for c in reversed(list(choices))}, [word]
+    for name in kinds if kind is None else [kind]:
+        meant += map(_plain, kinds.get(name, {}).get(word, ()))
+    return [known[w] for w in dict.fromkeys(meant) if w in known]
+
+def our_word(
+    kind:str, # A kind of word in words.csv: task, precision, optimizer, recompute …
+    given,    # The word that was given
+    choices   # The words that are known here
+):            # One of the choices; raises ValueError when none is meant
+    "`given` in the words of this library: text-generation is causal-lm, torch.bfloat16 is bf16, AdamW is adamw"
+    if given in (choices := list(choices)):
+        return given
+    found = said_here(given, choices, kind)
+    return found[0] if found else one_of(kind, given, choices)
+
+def what_to_type(
+    given:str, # A word that is no choice
+    choices,   # The words that are known here
+    kind='argument' # Its kind in words.csv
+) -> str:      # For example: type lr
+    "What somebody who wrote `given` can write instead"
+    if meant := said_here(given, choices, kind):
+        return f'type {meant[0]}'
+    told = _vocabulary()[kind].get(_plain(given), ())
+    if kind == 'argument':                          # a name is advice only where it is a choice
+        told = [w for w in told if not w.isidentifier()]
+    if told:
+        return told[0].removeprefix('nothing: ') if told[0].startswith('nothing') else f'type {told[0]}'
+    if near := nearest(given, choices, 1):
+        return f'did you mean {near[0]}?'
+    return f"there are {', '.join(map(str, choices))}"
+
+def understands(
+    f # A function that takes no names but those of its arguments
+):    # The function, to which the names of other libraries can be given
+    "Take `license` for licence and `batch_size` for batch; what is not understood is answered with what to type"
+    known = list(inspect.signature(f).parameters)
+    @functools.wraps(f)
+    def call(*args, **kw):
+        ours = {}
+        for name, value in kw.items():
+            meant = [name] if name in known else said_here(name, known, 'argument')
+            if not meant:
+                raise TypeError(f'{f.__name__} has no argument {name!r}: {what_to_type(name, known)}')
+            ours[meant[0]] = value
+        return f(*args, **ours)
+    return call
+
 
 # %% ../nbs/00_core.ipynb #46e17c5f
 _first = dict.fromkeys(('tensorflow', 'keras', 'tf2onnx'), 'triton')
@@ -351,8 +353,10 @@ def _short(value):
         return f'<{type(value).__name__} of {len(value):,}>'
     return f'{text[:60]}…' if isinstance(value, str) else f'<{type(value).__name__}>'
 
-def _short_repr(record):
-    "All fields where they fit a screen, else the short ones"
+def short_repr(
+    record # Of a dataclass
+) -> str:  # At most a screen of it
+    "The repr of a dataclass: all of it where that fits a screen, else how long its long fields are"
     names = [f.name for f in dataclasses.fields(record) if f.repr]
     kind = type(record).__qualname__
     whole = f"{kind}({', '.join(f'{n}={getattr(record, n)!r}' for n in names)})"
@@ -374,7 +378,7 @@ class Record:
     def __init_subclass__(cls, **kw):
         super().__init_subclass__(**kw)
         if '__repr__' not in cls.__dict__:
-            cls.__repr__ = _short_repr
+            cls.__repr__ = short_repr
 
     def to_dict(self) -> dict: # Field name -> value; records in fields become dicts as well
         "This record as plain values"

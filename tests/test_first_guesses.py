@@ -98,6 +98,8 @@ GUESSES = [
     ('transformers', 'fsdl memory gpt2 --batch_size 1 --seq 8', None),
     ('transformers', 'fsdl zoo search --task text-generation --limit 3', None),
     ('transformers', 'fsdl zoo search resnet18 --license apache-2.0', None),
+    ('people', "len(print_of(measure_memory(nn.Sequential(*[nn.Linear(4, 4) for _ in range(50)]), x))) < 1000", None),
+    ('people', "[e.fits for e in plan('gpt2', Cluster('A100-SXM-80GB', 8), 64)[0]][0] and plan('gpt2', Cluster('A100-SXM-80GB', 8), 64)[0][0].step_time", None),
     ('people', 'fsdl --version', None),
     ('people', 'fsdl help', None),
     ('people', 'fsdl models', 'fsdl zoo search'),

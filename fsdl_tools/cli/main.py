@@ -80,7 +80,9 @@ def _usage(e):
     text = e.format_message()
     if given := getattr(e, 'option_name', None):
         advice = what_to_type(given.lstrip('-'), (), 'option')
-        return text if advice.startswith('there are') else f'{text} For {given}, {advice}.'
+        return text if advice.startswith('there are') else f"{text.rstrip('.')}. For {given}, {advice}."
+    if 'unexpected extra argument' in text and 'model' in _options(e):
+        return f'{text}. For a model, type --model NAME.'
     if (m := re.match(r"No such command '([^']+)'", text)) and (told := what_to_type(m[1], (), 'command')):
         return text if told.startswith('there are') else f"{text} {told.replace('type ', 'Type fsdl ', 1)}."
     return text

@@ -10,7 +10,8 @@ __all__ = ['fabrics', 'suites', 'Gpu', 'gpus', 'find', 'gpu_table', 'peak', 'Clu
 # %% ../../nbs/compute/01_gpus.ipynb #83046dc6
 import functools, math, re, statistics
 from dataclasses import dataclass, field
-from ..core import GiB, human_bytes, MiB, nearest, need, one_of, parse_bytes, parse_seconds, positive, read_data, Record
+from ..core import GiB, human_bytes, MiB, nearest, need, one_of, our_word, parse_bytes, parse_seconds
+from ..core import positive, read_data, Record
 from ..table import Table
 
 # %% ../../nbs/compute/01_gpus.ipynb #3bf05bbc
@@ -93,9 +94,11 @@ def _gpu(r):
                tflops={p: r[p] for p in _precisions if r[p]},
                achievable={p: r[f'measured_{p}'] for p in ('bf16', 'fp8') if r[f'measured_{p}']})
 
+_makers = 'nvidia geforce tesla instinct amd google intel generation blackwell server workstation edition'.split()
+
 def _key(name):
     "Name without makers' prefixes, spaces and signs"
-    return re.sub(r'[^a-z0-9]|nvidia|geforce|tesla|instinct|amd|google|intel|generation|blackwell|server|workstation|edition', '', str(name).lower())
+    return re.sub('|'.join(['[^a-z0-9]', *_makers]), '', str(name).lower())
 
 @functools.cache
 def _all():
@@ -171,7 +174,8 @@ def peak(
     "What `gpu` can do per second at `precision`"
     gpu = find(gpu)
     have, kind = (gpu.achievable, 'measured ') if measured else (gpu.tflops, '')
-    if one_of('precision', precision, _precisions) not in have:
+    precision = our_word('precision', precision, _precisions)
+    if precision not in have:
         raise ValueError(f"{gpu.name} has no {kind}{precision} rate in gpus.csv: there is {', '.join(have) or 'none'}")
     return have[precision] * 1e12
 

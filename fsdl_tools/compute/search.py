@@ -136,6 +136,12 @@ class Search:
     def __len__(self):
         return len(self.order)
 
+    def __getitem__(self, i):
+        return self.estimate(range(len(self))[i])
+
+    def __repr__(self):
+        return repr(self.table())
+
     @property
     def _where(self):
         return f'{self.cluster.gpus} × {self.cluster.gpu.name}'

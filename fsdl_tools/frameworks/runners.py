@@ -9,7 +9,7 @@ __all__ = ['TrainedRun', 'missing', 'finish', 'train_with', 'train_all', 'compar
 import importlib.util, os, shutil
 from dataclasses import dataclass
 import numpy as np
-from ..core import one_of
+from ..core import one_of, short_repr
 from ..table import Table
 from .interface import Runner, runners
 from . import pytorch, tensorflow_keras, jax_family# noqa: F401 - each adds its runners to the table
@@ -24,6 +24,8 @@ class TrainedRun:
     weights: dict=None      # Final parameters, as PyTorch names and lays them out
     logits: np.ndarray=None # Predictions for the first batch after training
     note: str=''            # Why there is no result
+
+    __repr__ = short_repr
 
 def missing(
     name:str # Name of a runner

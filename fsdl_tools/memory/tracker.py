@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
-from ..core import MiB, one_of
+from ..core import MiB, one_of, short_repr
 from ..models.values import Follower, UnknownValue
 
 # %% ../../nbs/memory/01_tracker.ipynb #9aa30cc6
@@ -121,6 +121,8 @@ class MemoryTrace:
     phases: list                               # (tick, phase) in order
     start: int                                 # Tick at which the measured step starts
     end: int                                   # Tick at which it ends
+
+    __repr__ = short_repr
 
     def alive(self,
         tick # Tick of the tracker's clock

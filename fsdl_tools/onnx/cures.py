@@ -9,7 +9,7 @@ __all__ = ['named_outputs', 'randomise', 'calibrate', 'Source', 'open_model', 't
 import contextlib, copy, dataclasses, inspect, json
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import fix_torchvision, human_bytes, one_of, what_to_type
+from ..core import fix_torchvision, human_bytes, one_of, what_to_type, short_repr
 from ..models.architectures import locate, timm_fields
 from .graph import InputSpec, _cause, random_inputs
 
@@ -205,6 +205,8 @@ class Source:
     specs: list      # InputSpecs
     name: str        # What it was made from
     info: dict       # Goes into the file: library, seed, labels, preprocessing
+
+    __repr__ = short_repr
 
 
 # %% ../../nbs/onnx/02_cures.ipynb #7cd1eb0a

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from ..core import one_of, palette, plot_style
+from ..core import one_of, palette, plot_style, short_repr
 
 # %% ../../nbs/parallel/02_collectives.ipynb #35329644
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Schedule:
     world: int     # Number of ranks
     chunks: int    # Pieces into which the tensor is cut
     steps: tuple # Of tuples of Send
+
+    __repr__ = short_repr
 
 def naive_all_reduce(
     n:int # Ranks

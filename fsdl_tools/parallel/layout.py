@@ -9,7 +9,7 @@ __all__ = ['recomputations', 'layout_precisions', 'schedules', 'axes', 'Layout',
 # %% ../../nbs/parallel/11_layout.ipynb #b1497595
 import math, re
 from dataclasses import dataclass, fields
-from ..core import Record, need, one_of, our_word, palette, positive, said_here
+from ..core import Record, need, one_of, palette, positive, said_here
 
 # %% ../../nbs/parallel/11_layout.ipynb #b244c0c4
 recomputations = ['none', 'selective', 'every-other-layer', 'full']
@@ -50,7 +50,7 @@ class Layout(Record):
 
     def __post_init__(self):
         if isinstance(self.dp, str):
-            raise ValueError(f'a layout is read from text by parse_layout({self.dp!r}); Layout takes fields such as dp=2')
+            raise ValueError(f'text is read by parse_layout({self.dp!r}); a Layout takes fields such as dp=2')
         self._in_our_words()
         for f in 'dp tp pp cp vp ep micro_batch'.split():
             positive(f, getattr(self, f))

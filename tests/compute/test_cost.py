@@ -43,11 +43,11 @@ def test_own_file(tmp_path):
 
 
 @pytest.mark.parametrize('text,msg', [
-    ('', 'missing or doubled column provider'), ('\n', 'missing'), ('a;b;c\n', "unknown column of p.csv 'a;b;c'"), (HEAD + ',usd_per_hr\n', 'unknown column'), ('provider,gpu,gpus\nA,H100,1\n', 'missing or doubled column usd_per_hour'),
+    ('', 'missing or doubled column provider'), ('\n', 'missing'), ('a;b;c\n', "unknown column of p.csv 'a'"), (HEAD + ',usd_per_hr\n', 'unknown column'), ('provider,gpu,gpus\nA,H100,1\n', 'missing or doubled column usd_per_hour'),
     (HEAD + ',gpu\n', 'doubled column gpu'), (HEAD + '\n', 'no offers'),
     (HEAD + '\nA,H100,8\n', 'line 2: has more or fewer values'), (HEAD + '\nA,H100,8,1,2\n', 'line 2: has more or fewer values'),
     (HEAD + '\nA,H100,8,nan\n', "line 2: usd_per_hour must be a number, not 'nan'"), (HEAD + '\nA,H100,8,inf\n', "must be a number, not 'inf'"), (HEAD + '\nA,H100,8,-1\n', 'positive and finite'),
-    (HEAD + '\nA,H100,8,0\n', 'positive and finite'), (HEAD + '\nA,H100,8,free\n', "usd_per_hour must be a number, not 'free'"), (HEAD + '\nA,H100,8,"1,5"\n', 'usd_per_hour must be a number'),
+    (HEAD + '\nA,H100,8,0\n', 'positive and finite'), (HEAD + '\nA,H100,8,free\n', "usd_per_hour must be a number, not 'free'"), (HEAD + '\nA,H100,8,"1,500"\n', 'has two readings'),
     (HEAD + '\nA,H100,0,1\n', 'gpus must be positive'), (HEAD + '\nA,H100,-8,1\n', "gpus must be a positive whole number, not '-8'"), (HEAD + '\nA,H100,1.5,1\n', 'gpus must be'), (HEAD + '\nA,H100,,1\n', 'gpus must be'),
     (HEAD + '\n,H100,8,1\n', 'provider must not be empty'), (HEAD + '\nA,H100 SXN,8,1\n', "did you mean 'H100 SXM'"), (HEAD + '\nA,,8,1\n', 'unknown GPU'),
     (HEAD + ',tier\nA,H100,8,1,spotty\n', "unknown tier 'spotty'"), (HEAD + ',date\nA,H100,8,1,May 2026\n', 'date must be a date'), (HEAD + ',date\nA,H100,8,1,2026-13\n', 'date must be a date')])
