@@ -397,6 +397,17 @@ def test_convert_says_what_is_lost(tmp_path):
     assert read(write_log(r, tmp_path/'again')).metrics['back'].steps == [5, 3]
 
 
+def test_what_a_trainer_leaves_goes_into_any_tracker(tmp_path):
+    "The way out that exit_cost promises for runs: metrics.jsonl, every number read back with the same bits"
+    from fsdl_tools.training.trainer import TrainConfig, fit
+    rows = fit(TrainConfig(seq=16, global_batch=4, steps=4, holdout=0., seed=3, folder=str(tmp_path/'run')))
+    r = read(tmp_path/'run'/'metrics.jsonl')
+    assert bits(r.metrics['loss'].values) == bits([row['loss'] for row in rows]) and r.metrics['loss'].steps == [row['step'] for row in rows]
+    for to in ('jsonl', 'tensorboard'):
+        c = convert(tmp_path/'run'/'metrics.jsonl', to, tmp_path/to)
+        assert c.points == r.points() > 8 and c.differs == [] and c.lost == [], c
+
+
 def test_pages_escape_what_others_wrote(tmp_path, browser):
     evil = '<script>document.title="owned"</script><img src=x onerror=alert(1)>'
     r = Run(evil, name=evil, source='x', params={evil: evil}, metrics={evil: Series([0, 1], [1., 2.], [0., 0.])}, warnings=[evil])
