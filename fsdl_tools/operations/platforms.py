@@ -83,7 +83,7 @@ def exit_cost(
         dict(yours='data and models', way=_files.get(platform, _unknown), proven=False),
         dict(
             yours='runs',
-            way='fsdl runs convert metrics.jsonl --to mlflow: what your own code has written there, read back and compared',
+            way='fsdl runs convert metrics.jsonl --to mlflow: what your own code has written, read back and compared',
             proven=True,
         ),
     ]
