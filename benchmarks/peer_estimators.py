@@ -1,8 +1,11 @@
 """Ask one public estimator about published runs. Runs inside that estimator's own environment, so it imports nothing of this project.
 
-usage: peer_estimators.py llm-analysis|deepspeed|accelerate < REQUEST.json > ANSWER.json
+usage: peer_estimators.py llm-analysis|ftuneai|deepspeed|accelerate < REQUEST.json > ANSWER.json
 
 The request is {"rows": [...], "gpus": {name: {...}}}; the answer {"version": ..., "rows": [{"memory": bytes, "seconds": s} or {"error": ...}]}.
+
+Calculon (github.com/calculon-ai/calculon) is not among them: it has never been published on PyPI, where `calculon` is an unrelated package of
+2013 (seen 2026-11-26), and an estimator that cannot be installed by its name cannot be asked again by a reader.
 """
 import json, sys
 from importlib.metadata import version
@@ -27,6 +30,26 @@ def llm_analysis(rows, gpus):
         except (AssertionError, ValueError, ZeroDivisionError, KeyError) as e: yield dict(error=f'{type(e).__name__}: {e}'[:200])
 
 
+STEPS = 10**6  # Of the training whose hours, rounded to a hundredth, are asked for
+
+
+def ftuneai(rows, gpus):
+    from ftuneai.core.models import FineTuneMethod, GPUSpec, ModelSpec, ShardingStrategy, TrainingConfig
+    from ftuneai.core.time import TimeEstimator
+    sharding = [ShardingStrategy.NONE, ShardingStrategy.ZERO_1, ShardingStrategy.ZERO_2, ShardingStrategy.ZERO_3]
+    for r in rows:
+        g = gpus[r['gpu']]
+        gpu = GPUSpec('g', g['memory'] / 1e9, g['tflops'], g['tflops'], g['tflops'], g['bandwidth'] / 1e9)
+        sizes = (r['hidden'], r['layers'], r['heads'], r['kv_heads'], r['ffn'], r['vocab'], r['seq'])
+        mixture = dict(is_moe=True, num_experts=r['experts'], num_active_experts=r['topk']) if r['experts'] else {}
+        method = FineTuneMethod.LORA if r['lora_rank'] else FineTuneMethod.FULL
+        model = ModelSpec('m', r['params'], *sizes, **mixture)
+        config = TrainingConfig('m', method, batch_size=r['global_batch'], seq_length=r['seq'], sharding=sharding[r['zero']])
+        ask = TimeEstimator(model, config).estimate
+        hours = ask(gpu, r['global_batch'] * STEPS, 1, r['gpus'], mfu_override=r['efficiency']).total_hours
+        yield dict(seconds=hours * 3600 / STEPS)
+
+
 def deepspeed(rows, gpus):
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as three
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as two
@@ -47,7 +70,7 @@ def accelerate(rows, gpus):
 
 def main(name):
     request = json.load(sys.stdin)
-    ask = {'llm-analysis': llm_analysis, 'deepspeed': deepspeed, 'accelerate': accelerate}[name]
+    ask = {'llm-analysis': llm_analysis, 'ftuneai': ftuneai, 'deepspeed': deepspeed, 'accelerate': accelerate}[name]
     print('\n' + json.dumps(dict(version=version(name), rows=list(ask(request['rows'], request['gpus'])))))
 
 

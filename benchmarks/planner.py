@@ -18,7 +18,8 @@ from fsdl_tools.compute.validation import check_row
 import fit_time
 
 HERE = Path(__file__).parent
-PEERS = {'llm-analysis': ['llm-analysis'], 'deepspeed': ['deepspeed'], 'accelerate': ['accelerate']}
+PEERS = {'llm-analysis': ['llm-analysis'], 'ftuneai': ['ftuneai'], 'deepspeed': ['deepspeed'], 'accelerate': ['accelerate']}
+TUNED = ('llm-analysis', 'ftuneai')     # Those that foretell seconds, with a free efficiency
 SWEEP = [.25, .3, .35, .4, .45, .5, .55, .6, .7, .8]
 
 
@@ -33,8 +34,8 @@ def environment(folder, peer):
 
 def request(rows, c, efficiency=.5):
     "What a peer needs to know of every run"
-    whole = 'layers hidden heads kv_heads ffn vocab seq gpus gpus_per_node tp pp dp zero micro_batch global_batch'.split()
-    params = c['layers']*c['layer_params'] + c['vocab']*c['hidden']*np.where(c['tied'] > 0, 1, 2)
+    whole = 'layers hidden heads kv_heads ffn vocab seq gpus gpus_per_node tp pp dp zero micro_batch global_batch experts topk lora_rank'.split()
+    params = c['layers']*(c['layer_params'] + c['expert_params']) + c['vocab']*c['hidden']*np.where(c['tied'] > 0, 1, 2)
     out = [{k: int(c[k][i]) for k in whole} | dict(gpu=str(c['gpu'][i]), recompute=str(c['recompute'][i]), precision=str(c['precision'][i]), flash=bool(c['flash'][i]),
             gated_mlp=bool(c['gated_mlp'][i]), params=int(params[i]), largest_layer=int(max(c['layer_params'][i], c['vocab'][i]*c['hidden'][i])), efficiency=efficiency) for i in range(len(rows))]
     gpus = {n: find(n) for n in set(map(str, c['gpu']))}
@@ -66,9 +67,9 @@ def errors(predicted, truth, study):
     return {s: one(study == s) for s in dict.fromkeys(study)}
 
 
-def best_of(python, rows, c, seconds, study):
-    "llm-analysis with, for each study, the efficiency that has the lowest median error there"
-    tried = [ask(python, 'llm-analysis', request(rows, c, e))[1:] for e in SWEEP]
+def best_of(python, peer, rows, c, seconds, study):
+    "A peer with, for each study, the efficiency that has the lowest median error there"
+    tried = [ask(python, peer, request(rows, c, e))[1:] for e in SWEEP]
     out, chosen = np.full(len(rows), np.nan), {}
     for s in dict.fromkeys(study):
         m = study == s
@@ -77,15 +78,24 @@ def best_of(python, rows, c, seconds, study):
     return out, tried[0][1], chosen
 
 
+def tuned_peers(peers, rows, full, seconds, study):
+    "Step times by peer, each with the efficiency that suits a study best, and those efficiencies"
+    by, chosen = {}, {}
+    for peer in TUNED:
+        guess, v, efficiency = best_of(environment(peers, peer), peer, rows, full, seconds, study)
+        by[f'{peer} {v}'], chosen[peer] = guess, efficiency
+    return by, chosen
+
+
 def time_part(path, peers):
     "Errors of step time by estimator and study"
     rows = fit_time.read_runs(path)
     c, seconds, study = columns(rows), np.array([float(r['step_seconds']) for r in rows]), np.array([r['study'] for r in rows], object)
     full = complete_columns(c); k = resolve(full, time_constants()); derive(full, k)
     held = fit_time.cross_validate(complete_columns(c), seconds, study, fit_time.cells(rows), fit_time.read_constants())
-    guess, v, eff = best_of(environment(peers, 'llm-analysis'), rows, full, seconds, study)
-    by = {'fsdl_tools, held-out cells': held, 'fsdl_tools, fitted on all': step_time(c)['total'], f'llm-analysis {v}': guess, 'rule of thumb 6N': rule_of_thumb(full, k, seconds, study)}
-    return dict(runs=len(rows), llm_analysis_efficiency=eff, estimators={n: errors(p, seconds, study) for n, p in by.items()})
+    others, efficiency = tuned_peers(peers, rows, full, seconds, study)
+    by = {'fsdl_tools, held-out cells': held, 'fsdl_tools, fitted on all': step_time(c)['total'], **others, 'rule of thumb 6N': rule_of_thumb(full, k, seconds, study)}
+    return dict(runs=len(rows), efficiency=efficiency, estimators={n: errors(p, seconds, study) for n, p in by.items()})
 
 
 def group_of(r):
@@ -103,9 +113,9 @@ def fresh_part(peers):
     full = complete_columns(columns([check_row(r) for r in rows])); k = resolve(full, time_constants()); derive(full, k)
     seconds, group = np.array([float(r['step_seconds']) for r in rows]), np.array([group_of(r) for r in rows], object)
     full = {n: np.broadcast_to(v, len(rows)) for n, v in full.items()}
-    guess, v, eff = best_of(environment(peers, 'llm-analysis'), rows, full, seconds, group)
-    by = {'fsdl_tools, held-out cells': np.array([unseen[r['run']] for r in rows]), 'fsdl_tools, fitted on all': step_time(full, ready=True)['total'], f'llm-analysis {v}': guess, 'rule of thumb 6N': rule_of_thumb(full, k, seconds, group)}
-    return dict(runs=len(rows), llm_analysis_efficiency=eff, estimators={n: errors(p, seconds, group) for n, p in by.items()})
+    others, efficiency = tuned_peers(peers, rows, full, seconds, group)
+    by = {'fsdl_tools, held-out cells': np.array([unseen[r['run']] for r in rows]), 'fsdl_tools, fitted on all': step_time(full, ready=True)['total'], **others, 'rule of thumb 6N': rule_of_thumb(full, k, seconds, group)}
+    return dict(runs=len(rows), efficiency=efficiency, estimators={n: errors(p, seconds, group) for n, p in by.items()})
 
 
 def memory_part(path, peers):
@@ -115,7 +125,7 @@ def memory_part(path, peers):
     truth, study = np.array([float(r.get('peak_gib') or r['peak_mem_gib']) for r in rows]) * GiB, np.array([r['study'] for r in rows], object)
     c = complete_columns(columns(rows)); derive(c, resolve(c, time_constants()))
     out = {}
-    for peer in PEERS:
+    for peer in ('llm-analysis', 'deepspeed', 'accelerate'):
         memory, _, v = ask(environment(peers, peer), peer, request(rows, c))
         out[f'{peer} {v}'] = errors(memory, truth, study)
     return dict(runs=len(rows), estimators=out)

@@ -104,7 +104,7 @@ def _with_limits(place):
     return place if known else place.replace(limits=limits_of(place))
 
 
-@app.command('launch')
+@app.command('launch', rich_help_panel='Train')
 def _launch_command(
     what: Annotated[
         str,
@@ -133,7 +133,8 @@ def _launch_command(
 ):
     """Run a job on any scheduler: print its text, submit it, ask how it is.
 
-    Examples: `fsdl launch job.json --on slurm`, `fsdl launch plan.json --config run.json --on k8s > job.yaml`,
+    Examples: `fsdl launch job.json --on slurm`,
+    `fsdl launch plan.json --config run.json --on k8s --image train:1 > job.yaml`,
     `fsdl launch status slurm:17`
     """
     if what in _asked:

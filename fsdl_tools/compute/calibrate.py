@@ -9,9 +9,10 @@ __all__ = ['Calibration', 'fit_cluster', 'fit_cluster_file']
 import datetime, math
 from dataclasses import dataclass, field
 import numpy as np
-from ..core import positive, Record
+from ..core import GiB, one_of, positive, Record
 from .columns import columns, complete_columns, time_constants
 from .step_time import step_time
+from .step_memory import memory, memory_constants
 from .validation import check_row, read_runs
 
 # %% ../../nbs/compute/08_calibrate.ipynb #8412ca96
@@ -23,52 +24,86 @@ _levers = {
     'network': ('nic_efficiency',),
     'host': ('launch_seconds', 'launch_experts', 'launch_ends', 'step_seconds'),
 }  # What a cluster can have faster or slower, and the constants that say so
+_memory_levers = {
+    'activations': ('attention_units', 'mlp_units', 'plain_units', 'dispatch_units', 'gather_units'),
+    'workspace': ('work_single', 'work_split', 'work_whole'),
+    'logits': ('logit_bytes', 'logit_bytes_compiled'),
+    'allocator': ('fragmentation',),
+    'context': ('context_gib', 'fixed_gib'),
+}  # What its software can keep more or less of
 
 @dataclass(frozen=True)
 class Calibration(Record):
-    "Factors on the constants of the time model, from measured runs of one cluster"
+    "Factors on the constants of the models of time and memory, from measured runs of one cluster"
     name:str                # Of the cluster
     runs:int                # Measured runs that decided
     factors:dict = field(hash=False) # Lever -> factor on its constants; 1 leaves them as they are
     before:float = 0.       # Median error of those runs without it
     after:float = 0.        # Median error of each of them when the others decide
     date:str = ''           # When it was made
+    memory:dict = field(default_factory=dict, hash=False) # Lever of memory -> factor; empty: no peaks were measured
+    memory_runs:int = 0     # Measured peaks that decided
+    memory_before:float = 0.# Median error of those peaks without it
+    memory_after:float = 0. # Median error of each of them when the others decide
 
     def __post_init__(self):
-        for k, v in self.factors.items():
+        for k, v in (self.factors | self.memory).items():
             positive(f'factor of {k}', v, integer=False)
 
     def table(self,
         constants=None # As from time_constants(); default: those
     ) -> dict:         # The same with the factors applied
         "The constants of the time model for this cluster"
-        out = {}
-        names = {n: f for lever, f in self.factors.items() for n in _levers[lever]}
-        for name, (by, values) in (constants or time_constants()).items():
-            out[name] = by, {k: v * names.get(name, 1.0) for k, v in values.items()}
-        return out
+        f = _on_constants(self.factors, _levers)
+        given = (constants or time_constants()).items()
+        return {n: (by, {k: v * f.get(n, 1.0) for k, v in values.items()}) for n, (by, values) in given}
+
+    def memory_table(self,
+        constants=None # As from memory_constants(); default: those
+    ) -> dict:         # The same with the factors applied
+        "The constants of the memory model for this cluster"
+        f = _on_constants(self.memory, _memory_levers)
+        given = (constants or memory_constants()).items()
+        return {n: {k: v * f.get(n, 1.0) for k, v in values.items()} for n, values in given}
+
+def _on_constants(factors, levers):
+    "Factors of constants from those of their levers"
+    return {n: f for lever, f in factors.items() for n in levers[lever]}
 
 # %% ../../nbs/compute/08_calibrate.ipynb #60b9b609
 _prior = dict(products=.15, attention=.15, memory=.05, links=.1, network=.3, host=.3) # E-folds that clusters differ by
+_memory_prior = dict(activations=.15, workspace=.15, logits=.15, allocator=.02, context=.3)
 _noise = .04                                                                          # And runs of one
 
-def _residuals(x, c, seconds):
-    "Logarithms of predicted over measured times, then distances of the factors from 1, both in their usual spread"
-    factors = Calibration('', 0, dict(zip(_levers, np.exp(x), strict=True)))
-    ratio = np.log(step_time(c, factors.table(), ready=True)['total'] / seconds)
-    robust = np.sign(ratio) * np.sqrt(2 * (np.sqrt(1 + (ratio / _noise) ** 2) - 1))
-    return np.concatenate([robust, x / np.array([_prior[k] for k in _levers])])
+def _seconds(c, factors):
+    "Predicted seconds of a step with some factors"
+    return step_time(c, Calibration('', 0, factors).table(), ready=True)['total']
 
-def _fit(c, seconds, rounds=6, step=1e-3):
+def _bytes(c, factors):
+    "Predicted bytes, of the kind that was measured: allocated, reserved, or what nvidia-smi shows"
+    table = Calibration('', 0, {}, memory=factors).memory_table()
+    m = memory({k: v for k, v in c.items() if k != 'kind'}, table, ready=True)
+    return np.choose(c['kind'].astype(int), [m[k] for k in _kinds])
+
+_kinds = ('allocated', 'reserved', 'device')
+
+def _residuals(x, c, truth, predict, prior):
+    "Logarithms of predicted over measured, then distances of the factors from 1, both in their usual spread"
+    ratio = np.log(predict(c, dict(zip(prior, np.exp(x), strict=True))) / truth)
+    robust = np.sign(ratio) * np.sqrt(2 * (np.sqrt(1 + (ratio / _noise) ** 2) - 1))
+    return np.concatenate([robust, x / np.array(list(prior.values()))])
+
+def _fit(c, truth, predict, prior, rounds=6, step=1e-3):
     "Factors by damped Gauss-Newton steps (no scipy needed for six unknowns)"
-    x = np.zeros(len(_levers))
-    here = _residuals(x, c, seconds)
+    x = np.zeros(len(prior))
+    off = lambda x: _residuals(x, c, truth, predict, prior)
+    here = off(x)
     for _ in range(rounds):
-        moved = [_residuals(x + step * unit, c, seconds) for unit in np.eye(len(x))]
+        moved = [off(x + step * unit) for unit in np.eye(len(x))]
         slope = (np.array(moved).T - here[:, None]) / step
         move = np.linalg.lstsq(slope, -here, rcond=None)[0]
         for part in (1.0, .5, .25, .1):
-            there = _residuals(x + part * move, c, seconds)
+            there = off(x + part * move)
             if (there**2).sum() < (here**2).sum():
                 x, here = x + part * move, there
                 break
@@ -80,37 +115,64 @@ def _rows(c, which):
     "Some rows of columns, of which those that are equal everywhere may be single numbers"
     return {k: v[which] if np.ndim(v) else v for k, v in c.items()}
 
-def _error(predicted, seconds):
-    return np.abs(np.log(predicted / seconds))
+def _error(predicted, truth):
+    return np.abs(np.log(predicted / truth))
+
+def _unseen(c, truth, i, predict, prior):
+    "Error of run `i` when the other runs calibrate"
+    others = np.arange(len(truth)) != i
+    x = _fit(_rows(c, others), truth[others], predict, prior, 3)
+    factors = dict(zip(prior, np.exp(x), strict=True))
+    return float(_error(predict(_rows(c, ~others), factors), truth[~others])[0])
+
+def _trust(before, after):
+    "How much of the correction to keep: none unless unseen runs are surely better foretold, all if by a quarter"
+    gain = before - after
+    sure = gain.mean() - gain.std(ddof=1) / len(gain)**.5            # Less the standard error: few runs can agree by luck
+    return float(np.clip(sure / (.25 * max(before.mean(), 1e-9)), 0, 1))
+
+def _proven(c, truth, predict, prior):
+    "Factors as far as they help on runs that did not decide them, and the median errors without and with them"
+    before = _error(predict(c, dict.fromkeys(prior, 1.0)), truth)
+    after = np.array([_unseen(c, truth, i, predict, prior) for i in range(len(truth))])
+    x = _fit(c, truth, predict, prior) * _trust(before, after)
+    factors = {k: float(f'{math.exp(v):.4g}') for k, v in zip(prior, x, strict=True)}
+    return factors, float(np.median(before)), float(np.median(after))
+
+def _measured(rows, names):
+    "Rows that have one of these figures, and the figure of each"
+    found = [(r, next(float(r[n]) for n in names if r.get(n))) for r in rows if any(r.get(n) for n in names)]
+    return [r for r, _ in found], np.array([v for _, v in found])
+
+def _time_factors(rows):
+    "Factors of time, and errors, from rows with a measured step; none below three"
+    timed, seconds = _measured(rows, ('step_time_s', 'step_seconds'))
+    if len(timed) < 3:
+        return 0, {}, 0.0, 0.0
+    c = complete_columns(columns([check_row(r) for r in timed]))
+    return len(timed), *_proven(c, seconds, _seconds, _prior)
+
+def _memory_factors(rows):
+    "The same of memory, from rows with a measured peak; where no kind is named it is what nvidia-smi shows"
+    peaks, gib = _measured(rows, ('peak_mem_gib', 'peak_gib'))
+    if len(peaks) < 3:
+        return 0, {}, 0.0, 0.0
+    c = complete_columns(columns([check_row(r) for r in peaks]))
+    kind = lambda r: r.get('mem_kind') or r.get('peak_kind') or 'device'
+    c['kind'] = np.array([_kinds.index(one_of('mem_kind', kind(r), _kinds)) for r in peaks])
+    return len(peaks), *_proven(c, gib * GiB, _bytes, _memory_prior)
 
 def fit_cluster(
-    rows,           # Measured runs: columns of a table of runs, step_time_s or step_seconds among them
+    rows,           # Measured runs: columns of a table of runs, step_time_s (or step_seconds), peak_mem_gib, or both
     name='mine'     # Of the cluster
 ) -> Calibration:   # Factors of 1 where the runs do not prove that others are better; raises ValueError below 3 runs
     "Constants for a cluster from a few runs on it; kept only if each run is foretold better by the others"
-    rows = [r for r in rows if r.get('step_time_s') or r.get('step_seconds')]
-    if len(rows) < 3:
-        raise ValueError(f'a calibration needs 3 runs with a step_time_s, not {len(rows)}')
-    seconds = np.array([float(r.get('step_time_s') or r['step_seconds']) for r in rows])
-    c = complete_columns(columns([check_row(r) for r in rows]))
-    before = _error(step_time(c, ready=True)['total'], seconds)
-    after = np.array([_unseen(c, seconds, i) for i in range(len(rows))])
-    x = _fit(c, seconds) * _trust(before, after)
-    factors = {k: float(f'{math.exp(v):.4g}') for k, v in zip(_levers, x, strict=True)}
+    runs, factors, before, after = _time_factors(rows)
+    peaks, room, room_before, room_after = _memory_factors(rows)
+    if not runs and not peaks:
+        raise ValueError(f'a calibration needs 3 runs with a step_time_s or a peak_mem_gib, not {len(rows)}')
     today = datetime.date.today().isoformat()
-    return Calibration(name, len(rows), factors, float(np.median(before)), float(np.median(after)), today)
-
-def _unseen(c, seconds, i):
-    "Error of run `i` when the other runs calibrate"
-    others = np.arange(len(seconds)) != i
-    x = _fit(_rows(c, others), seconds[others], 3)
-    table = Calibration('', 0, dict(zip(_levers, np.exp(x), strict=True))).table()
-    return float(_error(step_time(_rows(c, ~others), table, ready=True)['total'], seconds[~others])[0])
-
-def _trust(before, after):
-    "How much of the correction to keep: none unless unseen runs are better foretold on average, all if by a quarter"
-    gain = 1 - after.mean() / max(before.mean(), 1e-9)
-    return float(np.clip(gain / .25, 0, 1))
+    return Calibration(name, runs, factors, before, after, today, room, peaks, room_before, room_after)
 
 def fit_cluster_file(
     path,       # A CSV of measured runs

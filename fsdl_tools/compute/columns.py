@@ -117,10 +117,14 @@ _defaults = dict(
     cluster='',
     gpu='A100-SXM-80GB',
     kernel='',
+    graphs='',
+    dispatcher='',
     recipe='',
     optimizer='adam',
 )
-_texts = ('precision', 'recompute', 'framework', 'schedule', 'cluster', 'gpu', 'kernel', 'recipe', 'optimizer')
+_texts = tuple(k for k, v in _defaults.items() if isinstance(v, str))
+_graphs = ('none', 'layers', 'whole')        # What is captured as a CUDA graph: nothing, parts of a layer, the step
+_dispatchers = ('alltoall', 'deepep')        # A copy of a token for each expert, or one for each node that has some
 _recompute = ('none', 'selective', 'every-other-layer', 'full')
 _precisions = ('fp32', 'tf32', 'fp16', 'bf16', 'amp_fp16', 'amp_bf16', 'fp8', 'fp4')
 _schedules = {'1f1b': 1., 'gpipe': 1., 'interleaved': 1., 'zb1p': 1/3}
@@ -277,7 +281,7 @@ def kernel_of(
     if kernel and kernel != 'sdpa':
         return kernel
     te = framework_of(framework) in ('megatron-core', 'jax')
-    return _usual_kernel[arch] if te or arch == 'Blackwell' else 'fa2'
+    return _usual_kernel[arch] if te else 'fa2'
 
 # %% ../../nbs/compute/02_columns.ipynb #88b8e82d
 @functools.cache
@@ -323,6 +327,20 @@ def _racks(c):
         found, where = _each(_rack, c['gpu'], c['gpus_per_node'])
         shape = np.broadcast_shapes(np.shape(c['gpu']), np.shape(c['gpus_per_node']))
         c['gpu'] = np.broadcast_to(np.array(found)[where], shape)
+
+# %% ../../nbs/compute/02_columns.ipynb #7be0a3c4
+_graph_years = dict(whole=2026.5, deepep=2026.2)  # From when on; racks had a dispatcher of their own before
+
+def _usual_launches(c): # Columns with the sizes of NVLink domains and years of software; extended in place
+    "What is captured as a graph and how tokens reach their experts: as in Megatron-Bridge's recipes, if nobody said it"
+    recipes = (c['experts'] > 0) & np.take(*_each(lambda f: framework_of(f) == 'megatron-core', c['framework']))
+    rack = recipes & (c['nvlink_domain'] >= 64)
+    narrow = np.take(*_each(lambda p: p in ('fp8', 'fp4'), c['precision']))
+    whole = rack & narrow & (c['software'] >= _graph_years['whole'])
+    once = rack | recipes & (c['software'] >= _graph_years['deepep'])
+    graphs = np.where(whole, 'whole', np.where(rack, 'layers', 'none'))
+    c['graphs'] = np.where(c['graphs'] == '', graphs, c['graphs'])
+    c['dispatcher'] = np.where(c['dispatcher'] == '', np.where(once, 'deepep', 'alltoall'), c['dispatcher'])
 
 # %% ../../nbs/compute/02_columns.ipynb #21aed914
 def _widths(c):
@@ -395,6 +413,8 @@ def complete_columns(
         ('schedule', _schedules),
         ('cluster', ['', *_networks()]),
         ('kernel', ['', *kernels()]),
+        ('graphs', ['', *_graphs]),
+        ('dispatcher', ['', *_dispatchers]),
         ('recipe', _recipes),
     ):
         for v in _codes(c[k])[0]:
@@ -416,6 +436,7 @@ def complete_columns(
     _racks(c)
     c['frozen'] = np.where(c['lora_rank'] > 0, 1.0, c['frozen'])
     c['nvlink_domain'] = np.take(*_each(lambda g: find(g).nvlink_domain or 8, c['gpu'])).astype(float)
+    _usual_launches(c)
     fill('micro_batch', np.where(c['pp'] > 1, 1, np.maximum(c['global_batch'] / c['dp'], 1)))
     fill(
         'seq_parallel',
@@ -446,6 +467,7 @@ def resolve(
         'cluster': _each(where, c['framework'], c['gpu'], c['zero'], c['cluster']),
         'stack': _each(_stack, c['framework'], c['gpu'], c['precision']),
         'recipe': _each(lambda r, p: (f'{p}-{r}', p), c['recipe'], c['precision']),
+        'graphs': _each(lambda g: (g,), c['graphs']),
         'optimizer': _each(lambda o: (o,), c['optimizer']),
     }
     k = {}

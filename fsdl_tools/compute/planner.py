@@ -11,7 +11,7 @@ import functools, math
 from dataclasses import dataclass
 import numpy as np
 from ..core import fix_torchvision, GiB, human_bytes, human_count, human_dollars, human_seconds, nearest
-from ..core import need, one_of, palette, positive, read_data, Record
+from ..core import need, one_of, palette, parse_count, positive, read_data, Record
 from ..table import Table
 from .gpus import find, peak
 from ..parallel.layout import Layout, check_layout, parse_layout
@@ -136,7 +136,9 @@ def _named(name):
     try:
         from fsdl_tools.models.architectures import load_config, locate
         where, there = locate(name)
-    except ValueError:
+    except ValueError as e:
+        if 'checkpoint of the Hub' in str(e):
+            raise
         raise ValueError(
             f"unknown model {name!r}: "
             + (
@@ -209,10 +211,10 @@ class Estimate(Record):
         return None if self.price is None else self.price*self.step_time/3600
 
     def days(self,
-        tokens:float # To train on
+        tokens # To train on: a number, or a text such as 26B
     ) -> float:      # Days without interruption; raises ValueError unless tokens is positive
         "Days that training on so many tokens takes"
-        return positive('tokens', tokens, False)/self.tokens_per_second/86400
+        return positive('tokens', parse_count(tokens), False)/self.tokens_per_second/86400
 
     def cost(self,
         tokens:float # To train on
@@ -277,7 +279,7 @@ class Estimate(Record):
         )
 
 # %% ../../nbs/compute/04_planner.ipynb #02acf090
-_text = ('precision', 'recompute', 'schedule', 'optimizer', 'framework', 'kernel', 'recipe')
+_text = ('precision', 'recompute', 'schedule', 'optimizer', 'framework', 'kernel', 'recipe', 'graphs', 'dispatcher')
 
 def layout_columns(
     layout # A Layout
@@ -362,7 +364,7 @@ def estimate(
 ) -> Estimate:        # Raises ValueError for a layout that the model or the cluster does not allow
     "Memory, time and price of one layout"
     name, sizes, spec = model_columns(model)
-    layout = parse_layout(layout)
+    layout = parse_layout(layout, cluster.gpus)
     positive('global_batch', global_batch)
     if layout.ep > 1 and not (sizes or {}).get('experts'):
         raise ValueError(f'ep={layout.ep} needs experts, and {name} has none')
@@ -390,15 +392,19 @@ def estimate(
         'seq': seq,
     }
     c = prepare_columns({k: np.asarray(v) for k, v in c.items()})
-    table = calibration and calibration.table()
-    e = record_of(name, layout, cluster, c, memory(c, ready=True), step_time(c, table, ready=True))
-    return _named_calibration(e, calibration)
+    return _named_calibration(record_of(name, layout, cluster, c, *_predicted(c, calibration)), calibration)
+
+def _predicted(c, calibration):
+    "Memory and time of complete columns, by everybody's constants or by those of a cluster"
+    table, room = (calibration.table(), calibration.memory_table()) if calibration else (None, None)
+    return memory(c, room, ready=True), step_time(c, table, ready=True)
 
 def _named_calibration(e, calibration):
     "The estimate, saying whose constants it used"
     if not calibration:
         return e
-    return e.replace(assumed=(*e.assumed, f'constants of {calibration.name}, from {calibration.runs} runs'))
+    runs = max(calibration.runs, calibration.memory_runs)
+    return e.replace(assumed=(*e.assumed, f'constants of {calibration.name}, from {runs} runs'))
 
 def record_of(
     name:str, # Of the model
@@ -465,12 +471,20 @@ def _assumptions(cluster, layout, c, gpu):
     said = said if said and said[0].split()[2:] else []
     if not layout.grad_bytes:
         said.append(f'gradients of {first("grad_bytes"):g} bytes')
+    said += _usual_recipe(layout, first)
     domain = cluster.gpu.nvlink_domain or 8
     if cluster.gpus > domain and cluster.gpus_per_node > domain:
         said.append(f'{cluster.gpus_per_node} GPUs share NVLink, but {cluster.gpu.name} come in domains of {domain}')
     if cluster.gpus > cluster.gpus_per_node:
         said.append(f'{cluster.nic_bandwidth/1e9:.4g} GB/s between nodes for each GPU')
     return tuple(said)
+
+def _usual_recipe(layout, first):
+    "What stands for graphs and dispatcher of a mixture of experts, where the layout does not name them"
+    if not first('experts'):
+        return []
+    said = [] if layout.graphs else [f'CUDA graphs: {first("graphs")}']
+    return said if layout.dispatcher or layout.ep == 1 else [*said, f'tokens reach experts by {first("dispatcher")}']
 
 def _no_start(c, m):
     "Why a run cannot start although it would fit"

@@ -17,13 +17,16 @@ from fsdl_tools.core import (
     need,
     one_of,
     palette,
+    parse_count,
+    parse_seconds,
     positive,
     read_data,
     read_results,
 )
 from ..table import Table
 from .gpus import Cluster, find
-from .planner import Estimate, cluster_columns, estimate, layout_columns, model_columns, record_of, _named_calibration
+from .planner import Estimate, cluster_columns, estimate, layout_columns, model_columns, record_of
+from .planner import _named_calibration, _predicted
 from .step_memory import memory, prepare_columns
 from .columns import refused
 from .step_time import step_time
@@ -148,9 +151,9 @@ class Search:
     ) -> Layout:  # Raises IndexError beyond the last that fits
         "The layout at place `i` of the ranking"
         j = self.order[i]
-        return Layout(
-            **{k: (str(v[j]) if k == 'recompute' else int(v[j])) for k, v in self.columns.items()}, **self.fixed
-        )
+        own = {k: (str(v[j]) if k == 'recompute' else int(v[j])) for k, v in self.columns.items()}
+        own['offload'] = 'optimizer' if own['offload'] else 'none'
+        return Layout(**own, **self.fixed)
 
     def estimate(
         self,
@@ -159,9 +162,7 @@ class Search:
         "The estimate at place `i` of the ranking"
         own = layout_columns(self.layout(i))
         c = prepare_columns({k: np.asarray(v) for k, v in {**self.base, **own}.items()})
-        table = self.calibration and self.calibration.table()
-        t = step_time(c, table, ready=True)
-        e = record_of(self.name, self.layout(i), self.cluster, c, memory(c, ready=True), t)
+        e = record_of(self.name, self.layout(i), self.cluster, c, *_predicted(c, self.calibration))
         return _named_calibration(e, self.calibration)
 
     @property
@@ -210,6 +211,23 @@ class Search:
 def _take(d, i):
     return {k: (v[i] if np.ndim(v) else v) for k, v in d.items()}
 
+def _room(base, cols, table):
+    "Does each layout fit, with how many bytes to spare, and what would nvidia-smi show?"
+    m = memory({**base, **cols}, table)
+    return {k: np.broadcast_to(m[k], len(cols['tp'])) for k in ('fits', 'margin', 'device')}
+
+def _with_room(base, cols, offload, table):
+    "Layouts and their memory; unless told, those that do not fit stand again with the optimizer's states on the host"
+    one_of('offload', offload or 'none', ['none', 'optimizer'])
+    cols = cols | dict(offload=np.full(len(cols['tp']), float(offload == 'optimizer')))
+    m = _room(base, cols, table)
+    lacking = np.flatnonzero(~m['fits'])
+    if offload or not len(lacking):
+        return cols, m
+    again = _take(cols, lacking) | dict(offload=np.ones(len(lacking)))
+    both = lambda a, b: {k: np.concatenate([a[k], b[k]]) for k in a}
+    return both(cols, again), both(m, _room(base, again, table))
+
 def search(
     model,  # As for estimate
     cluster,  # A Cluster
@@ -220,7 +238,7 @@ def search(
     optimizer='adam',  # One of optimizer_states
     flash=True,  # Flash attention: scores are never stored
     compile=False,  # torch.compile: element-wise operations are fused
-    offload='none',  # Or optimizer: its states live in the host's memory
+    offload=None,  # none, or optimizer: its states live in the host's memory; default: only where it must
     seq_parallel=True,  # Norms and dropout split over the tensor-parallel ranks
     min_spare=0,  # Bytes to leave free
     network='',  # As for estimate
@@ -245,7 +263,6 @@ def search(
         optimizer=optimizer,
         flash=flash,
         compile=compile,
-        offload=offload,
         seq_parallel=seq_parallel,
         lora_rank=lora_rank,
     )
@@ -264,7 +281,7 @@ def search(
         'global_batch': global_batch,
         'seq': seq,
     }
-    m = memory({**base, **cols})
+    cols, m = _with_room(base, cols, offload, calibration and calibration.memory_table())
     ok = np.flatnonzero(m['fits'] & (m['margin'] >= min_spare))
     if not len(ok):
         i = int(np.argmax(m['margin']))
@@ -279,22 +296,22 @@ def search(
     strategy = 'lora' if lora_rank else 'moe' if sizes.get('experts') else 'dense'
     alike = told_apart(family_of(cluster.gpu, precision, framework, strategy))
     order = ok[_ranked(_take(cols, ok), t['total'], m['device'][ok], alike)]
-    untried = _left_out(_usual_values(sizes, cluster, seq, uneven) | values, cluster, fixed)
+    untried = _left_out(_usual_values(sizes, cluster, seq, uneven) | values, cluster, fixed, offload)
     return Search(name, cluster, cols, m, t, order, base, fixed, alike, untried, calibration)
 
 def _ranked(c, seconds, device, alike):
     "Places of layouts: those that count as equal to the fastest by simplicity, then memory; the others by time"
     plain = sum((c[k] > 1).astype(float) for k in ('tp', 'pp', 'cp', 'ep', 'vp'))
-    plain = plain + (c['zero'] > 0) + (c['shard'] > 0) + (c['recompute'] != 'none')
+    plain = plain + (c['zero'] > 0) + (c['shard'] > 0) + (c['recompute'] != 'none') + (c['offload'] > 0)
     tie = seconds <= seconds.min() * (1 + alike)
     key = np.where(tie, plain, np.inf), np.where(tie, device, 0), seconds
     return np.lexsort(key[::-1])
 
-def _left_out(values, cluster, fixed):
+def _left_out(values, cluster, fixed, offload):
     "In words, what a search did not try"
     out = [f'tp above {max(values["tp"])}', f'pp above {max(values["pp"])}', f'cp above {max(values["cp"])}']
     out += [f'micro-batches above {max(values["micro_batch"])}', 'schedules but 1F1B and interleaving']
-    out += ['offload'] if fixed['offload'] == 'none' else []
+    out += {None: ['offload where a layout fits without'], 'none': ['offload']}.get(offload, [])
     out += [f'{k} other than {fixed[k]}' for k in ('precision', 'optimizer', 'framework')]
     return tuple(out)
 
@@ -408,7 +425,7 @@ def best_plan(
 ) -> tuple:  # A Search (None where there was none) and an Estimate; raises ValueError when nothing fits
     "The search (None where there was none) and the estimate of `layout`, or of the best one"
     if layout:
-        given = parse_layout(layout)
+        given = parse_layout(layout, cluster.gpus)
         if 'framework' not in str(layout):
             given = given.replace(framework=framework)
         if 'precision' not in str(layout):
@@ -462,8 +479,8 @@ def clusters(
 
 def cheapest(
     model,  # As for estimate
-    tokens: float,  # To train on
-    within: float,  # Seconds until it must be done
+    tokens,  # To train on: a number, or a text such as 26B
+    within,  # Seconds until it must be done, or a text such as 7d
     over,  # Clusters with prices
     global_batch: int = 1024,  # Sequences of a step
     seq: int = None,  # Tokens of a sequence; default: the model's longest, at most 8,192
@@ -471,8 +488,8 @@ def cheapest(
     **kw,  # More arguments of search
 ) -> Table:  # Clusters, cheapest first; those too slow or too small at the end, with the reason
     "The cheapest way to train a model on so many tokens before a deadline"
-    positive('tokens', tokens, False)
-    positive('within', within, False)
+    tokens = positive('tokens', parse_count(tokens), False)
+    within = positive('within', parse_seconds(within), False)
     rows = []
     for cl in over:
         row = dict(gpu=cl.gpu.name, gpus=cl.gpus)

@@ -45,9 +45,6 @@ def derive(c:dict, k:dict): # Complete columns and their constants; both are ext
     c['nodes'] = np.maximum(c['gpus'] / c['gpus_per_node'], 1)
     age = np.clip(k['newest_software'] - c['software'], 0, 3)      # Years of tuning that the software lacks
     eff = k['matmul_efficiency'] * k['clock'] * k['product_share'] * np.exp(-k['tuning'] * age)
-    k['launch_experts'] = k['launch_experts'] * np.exp(k['tuning_experts'] * age)
-    k['alltoall_age'] = np.exp(k['tuning_alltoall'] * age)
-    k['group_seconds'] = k['group_seconds'] * np.exp(k['tuning_experts'] * age)
     narrow = k['fp8_relative'] * k['recipe_share']
     k['rate'], k['head_rate'] = k['peak'] * eff * np.where(k['narrow'] > 0, narrow, 1), k['half'] * eff
     k['memory'], k['ring'] = k['hbm'] * k['memory_efficiency'], k['link'] * k['link_efficiency']
@@ -128,10 +125,10 @@ def _layer_elementwise(c, k):
         12 * h / np.where(c['seq_parallel'] > 0, t, 1)
         + (c['q_width'] + c['kv_width'] + np.where(c['gated_mlp'] > 0, 5, 3) * f) / t
     )
-    numbers = numbers + c['moe_share'] * 4 * c['topk'] * h / t * k['permute_passes']
+    permuted = c['moe_share'] * 2 * c['topk'] * h / t * k['permute_passes']                  # Copies read and written
     casts = np.where(k['narrow'] > 0, k['cast_bytes'], 0) * (2 * h + c['q_width'] + c['kv_width'] + 2 * f) / t
     passes = k['elementwise_passes'] * np.where(c['compile'] > 0, k['compile_gain'], 1)
-    s = c['tokens'] * (numbers * k['width'] * passes + casts) / k['memory']
+    s = c['tokens'] * ((numbers * passes + permuted) * k['width'] + casts) / k['memory']
     if (c['weight_bits'] < 16).any():
         unpack = np.where(c['weight_bits'] < 16, c['weight_bits'] / 8 + 2, 0) * c['layer_params'] / t
         s = s + unpack / k['memory']
@@ -167,17 +164,28 @@ def _expert_comm(c, k):
     if not ((c['experts'] > 0) & (c['ep'] > 1)).any():
         return 0.0
     local, nodes = _spans(c['ep'], 1, c['gpus_per_node'])
-    sent = c['act'] / c['tp'] * c['topk']
-    inside = sent * (local - 1) / c['ep'] / (k['ring'] * k['alltoall_inside'])
-    across = sent * (c['ep'] - local) / c['ep'] / (k['nic'] * k['alltoall_share'])
+    near, far = _copies(c, local, nodes)
+    inside = c['act'] / c['tp'] * near / (k['ring'] * k['alltoall_inside'])
+    across = c['act'] / c['tp'] * far / (k['nic'] * k['alltoall_share'])
     one = np.where(nodes > 1, _smooth_max(inside, across), inside) + k['alltoall_latency'] * nodes
-    seen = np.where(c['vp'] > 1, k['alltoall_exposed'], 1.0)      # Virtual stages hide it behind another micro-batch
-    return 2 * one * c['moe_share'] * seen * k['alltoall_age'] * (c['ep'] > 1)
+    hidden = (c['vp'] > 1) | (c['graphs'] == 'whole')             # Behind another micro-batch
+    return 2 * one * c['moe_share'] * np.where(hidden, k['alltoall_exposed'], 1.0) * (c['ep'] > 1)
+
+def _copies(c, local, nodes):
+    "Copies of a token that travel inside a node and across nodes, when its experts are spread evenly"
+    once = c['dispatcher'] == 'deepep'
+    ranks = np.where(once, _distinct(c['ep'], c['topk']), c['topk'])
+    hosts = np.where(once, _distinct(nodes, c['topk']), c['topk'])
+    return ranks * (local - 1) / c['ep'], hosts * (nodes - 1) / nodes
+
+def _distinct(places, draws):
+    "How many of `places` are met in so many draws"
+    return places * (1 - (1 - 1 / places)**draws)
 
 def _tensor_comm(c, k):
     "Forward (and equally backward) seconds of tensor-parallel messages of a layer: two all-reduces (arXiv 1909.08053)"
     local, nodes = _spans(c['tp'], 1, c['gpus_per_node'])
-    return 4 * collective(c['act'], local, nodes, k) * k['tensor_exposed']
+    return 4 * collective(c['act'] * k['tensor_bytes'], local, nodes, k) * k['tensor_exposed']
 
 def _context_comm(c, k, attention):
     "Seconds of ring attention that attention does not hide, forward and backward (arXiv 2310.01889)"
@@ -191,8 +199,13 @@ def _host_time(c, k, again):
     "Seconds the host needs to launch a layer, and its ranks to meet"
     _, nodes = _spans(c['tp'], 1, c['gpus_per_node'])
     crowd = (c['tp'] > 1) * (c['pp'] > 1) * (c['nodes'] > 1) * k['rank_wait'] + (nodes > 1) * k['node_wait']
-    start = k['launch_seconds'] * np.where(c['tp'] > 1, k['launch_tensor'], 1) + c['moe_share'] * k['launch_experts']
+    start = k['launch_seconds'] * np.where(c['tp'] > 1, k['launch_tensor'], 1) * k['graph_launch']
     return (start + crowd * c['tp']) * (1 + again/3)
+
+def _expert_wait(c, k):
+    "Seconds a layer of experts waits for its host: for the counts of tokens, then for each local expert's products"
+    groups = c['experts'] / c['ep'] * k['group_seconds']
+    return c['moe_share'] * (k['launch_experts'] + groups) * k['graph_experts']
 
 def _recomputed(c, k):
     "Share of the forward pass that is repeated, and whether only the attention core is"
@@ -216,8 +229,7 @@ def layer(c, k) -> dict: # Cause -> seconds; total
         recompute=again * (mm[0] + at[0] + ew[0] + tp + ep) + core * at[0],
     )
     busy = sum(o.values())
-    groups = c['moe_share'] * c['experts'] / c['ep'] * k['group_seconds']     # Each local expert's products start alone
-    o['launch'] = _smooth_max(busy, _host_time(c, k, again)) - busy + groups
+    o['launch'] = _smooth_max(busy, _host_time(c, k, again)) - busy + _expert_wait(c, k)
     return o | dict(total=busy + o['launch'])
 
 def ends(c, k) -> dict: # Cause -> seconds; total
@@ -301,6 +313,7 @@ def _sharded_comm(c, k, params, busy):
     shard = np.where(c['shard'] > 0, np.minimum(c['shard'], ranks), ranks)
     size = k['width'] * (c['layer_params'] / c['tp'] + c['expert_params'] / c['ep'])
     passes = np.where(c['frozen'] > 0, 2, 3)
+    size = size * (2 * k['gather_bytes'] + (passes - 2) * k['scatter_bytes']) / passes
     unit = passes * collective(size, *_spans(shard, c['tp'], c['gpus_per_node']), k) * c['layers'] / c['pp']
     copies = collective(c['grad_bytes']*params/shard, *_spans(ranks/shard, c['tp']*shard, c['gpus_per_node']), k)
     among = np.where(ranks > shard, np.maximum(2*copies - k['data_overlap'] * 0.6 * busy, 0.2*copies), 0)

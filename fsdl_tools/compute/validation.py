@@ -173,7 +173,7 @@ _optional = 'kv_heads gpus_per_node vp cp ep micro_batch zero grad_bytes shard l
 _shares = ['nic_bandwidth', 'full_attention', 'software']      # Numbers that need not be whole
 _flags = 'gated_mlp tied flash compile seq_parallel frozen'.split()
 _words = dict(recompute=recomputations, precision=layout_precisions, schedule=schedules)
-_names = 'framework gpu cluster kernel recipe optimizer model task date'.split()
+_names = 'framework gpu cluster kernel graphs dispatcher recipe optimizer model task date'.split()
 _described = (
     'row run set study family model_family kind note source release settings_stated gpu_as_published tok_s_gpu '
     'finished step_time_s step_seconds peak_mem_gib peak_gib mem_kind peak_kind low high'
@@ -223,7 +223,7 @@ def check_row(
     out |= {k: one_of(k, str(r[k]).strip().capitalize(), [*yes, 'False', '0', '0.0']) in yes for k in _flags if k in r}
     out |= {k: one_of(k, r[k], ok) for k, ok in _words.items() if k in r}
     out |= dict(framework=r.get('framework', 'pytorch'), gpu=r.get('gpu', 'H100-SXM-80GB'))
-    out |= {k: r[k] for k in ('cluster', 'kernel', 'recipe', 'optimizer') if k in r}
+    out |= {k: r[k] for k in ('cluster', 'kernel', 'graphs', 'dispatcher', 'recipe', 'optimizer') if k in r}
     _from_names(out, r)
     find(out['gpu'])
     if framework_of(out['framework']) == 'torchtitan':
@@ -259,6 +259,8 @@ def _assumed(r, c, i):
         said.append('gradients of 2 bytes')
     if find(str(c['gpu'][i])) != find(r.get('gpu') or 'H100-SXM-80GB'):
         said.append(f'{c["gpu"][i]}: nodes of {c["gpus_per_node"][i]:g}')
+    if c['experts'][i] and not r.get('graphs'):
+        said.append(f'CUDA graphs: {c["graphs"][i]}')
     if r.get('date') in (None, '') and not r.get('software'):
         said.append('newest software')
     return '; '.join(said)
@@ -298,7 +300,8 @@ def predict_rows(
     if not good:
         return out
     c = complete_columns(columns(good))
-    m, t = memory(c, ready=True), step_time(c, calibration and calibration.table(), ready=True)['total']
+    m = memory(c, calibration and calibration.memory_table(), ready=True)
+    t = step_time(c, calibration and calibration.table(), ready=True)['total']
     for j, i in enumerate(where):
         out[i] |= _answer(m, t, j) | _how_sure(good[j], float(t[j]), float(m['device'][j]), float(m['usable'][j]))
         out[i]['assumed'] = _assumed(rows[i], c, j)

@@ -13,6 +13,28 @@ from dataclasses import dataclass, field
 from ..core import KiB, Record, human_bytes, human_dollars, human_seconds, one_of, positive
 from ..table import Table
 
+# %% ../../nbs/operations/01_launch.ipynb #105ff660
+def _unusable(
+    text: str,  # An argument, or the value of an environment variable
+) -> str:  # Why no process can be given it; empty when one can
+    "What Linux itself cannot hand to a process"
+    if '\0' in text:
+        return 'it holds a NUL byte, which ends a string'
+    odd = [c for c in text if 0xD800 <= ord(c) <= 0xDFFF and not 0xDC80 <= ord(c) <= 0xDCFF]
+    if odd:
+        return f'it holds half of a surrogate pair, U+{ord(odd[0]):04X}, which is neither text nor a byte'
+    if len(os.fsencode(text)) >= 128 * KiB:
+        return f'it is {human_bytes(len(os.fsencode(text)))} long, and Linux takes 128 KiB'
+    return ''
+
+
+def _strings(what, value):
+    "Refuse what is not a string, or is one that no process can be given"
+    if not isinstance(value, str):
+        raise TypeError(f'{what} must be text, not {value!r}')
+    if why := _unusable(value):
+        raise ValueError(f'{what} cannot be passed on: {why}')
+
 # %% ../../nbs/operations/01_launch.ipynb #2bff2df5
 secret_kinds = ['env', 'file', 'kubernetes']
 preemptions = ['requeue', 'stop']
@@ -41,29 +63,6 @@ class Secret(Record):
         if self.kind == 'kubernetes' and not re.fullmatch('[^/]+/[^/]+', self.ref):
             raise ValueError(f'the secret {self.name} must name secret/key, not {self.ref!r}')
 
-# %% ../../nbs/operations/01_launch.ipynb #105ff660
-def _unusable(
-    text: str,  # An argument, or the value of an environment variable
-) -> str:  # Why no process can be given it; empty when one can
-    "What Linux itself cannot hand to a process"
-    if '\0' in text:
-        return 'it holds a NUL byte, which ends a string'
-    odd = [c for c in text if 0xD800 <= ord(c) <= 0xDFFF and not 0xDC80 <= ord(c) <= 0xDCFF]
-    if odd:
-        return f'it holds half of a surrogate pair, U+{ord(odd[0]):04X}, which is neither text nor a byte'
-    if len(os.fsencode(text)) >= 128 * KiB:
-        return f'it is {human_bytes(len(os.fsencode(text)))} long, and Linux takes 128 KiB'
-    return ''
-
-
-def _strings(what, value):
-    "Refuse what is not a string, or is one that no process can be given"
-    if not isinstance(value, str):
-        raise TypeError(f'{what} must be text, not {value!r}')
-    if why := _unusable(value):
-        raise ValueError(f'{what} cannot be passed on: {why}')
-
-# %% ../../nbs/operations/01_launch.ipynb #42ab2ad7
 @dataclass(frozen=True)
 class Job(Record):
     "What shall run, and what it needs"
@@ -185,7 +184,6 @@ def _job_from_plan(plan, config, gpus_per_node, kw):
     need = dict(gpus=here, gpu=plan.gpu, gpu_memory=plan.device) if plan else {}
     return Job(**fixed | size | need | kw)
 
-# %% ../../nbs/operations/01_launch.ipynb #0a2a970d
 @dataclass(frozen=True)
 class Limits(Record):
     "What one machine of a target has, as far as known; 0 is not known"

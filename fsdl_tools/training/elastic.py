@@ -301,6 +301,9 @@ def train(
     log=None,  # File for what the ranks print; default: where this process prints
 ) -> list:  # Rows of metrics; raises RuntimeError when the run failed for good, Stopped when it was asked to stop
     "Train on this machine: in this process for a layout of one rank, else through `torchrun`"
+    if not isinstance(config, TrainConfig):
+        given = repr(config) if isinstance(config, str) else '…'
+        raise TypeError(f'train takes a TrainConfig, not a {type(config).__name__}: train(TrainConfig({given}))')
     c, l, *_ = check_config(config)
     if l.world == 1:
         return _alone(config)
