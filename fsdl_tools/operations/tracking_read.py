@@ -238,12 +238,27 @@ def _archived_lines(z, name, found, size):
     "(offset, line) of a file in an archive, up to a length that no honest one reaches"
     limit, offset = max(64 * 1024 * 1024, 100 * size), 0
     with z.open(name) as f:
-        while line := f.readline(16 * 1024 * 1024):
+        for line in _lines_before_the_break(f):
             yield offset, line
             offset += len(line)
             if offset > limit:
                 found.warn(f'{name} unpacks to more than {limit:,} bytes: what follows was left out')
                 return
+
+def _lines_before_the_break(f, longest=16 * 1024 * 1024):
+    "Lines of a packed file in small pieces, so that an error in it costs no more than a piece; then the error"
+    rest = b''
+    try:
+        while piece := f.read1(4096):
+            *lines, rest = (rest + piece).split(b'\n')
+            yield from (line + b'\n' for line in lines)
+            if len(rest) > longest:
+                yield rest
+                rest = b''
+    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError):
+        yield from [rest] if rest else []
+        raise
+    yield from [rest] if rest else []
 
 def _comet_zip(z, found, size):
     "Both files of the archive"

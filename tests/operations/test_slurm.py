@@ -160,6 +160,7 @@ os._exit(0)
 '''
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_said_and_a_retry_takes_another(cluster):
     "Somebody listens where the ranks are to meet: the reason stands in the log, nothing goes on running; with a retry the job succeeds"
     s = target(cluster)
