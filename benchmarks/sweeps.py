@@ -1,8 +1,8 @@
 """Search methods on three problems: mean of the best value over seeds, with bootstrap intervals, and whether it differs from random search.
 
-    python benchmarks/sweeps.py [--seeds 20] [--trials 25] [--methods random,tpe,wandb,gp]
+    python benchmarks/sweeps.py [--seeds 20] [--trials 25] [--methods random,tpe,gp,wandb]
 
-The result is fsdl_tools/data/results/sweeps.json. W&B's own engine runs in the side environment `wandb_sweeps`.
+The result is fsdl_tools/data/results/sweeps.json; methods that are not asked for stay there as they are. W&B's own engine runs in the side environment `wandb_sweeps`.
 """
 import argparse
 import math
@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 
-from fsdl_tools.core import data_path, write_atomic
+from fsdl_tools.core import data_path, read_results, write_atomic
 from fsdl_tools.environments import built, run_in
 from fsdl_tools.operations import sweep_engines
 from fsdl_tools.operations.sweep_space import parse_sweep
@@ -87,12 +87,22 @@ def verdict(values, base, draws=4000):
     return 'better' if high < 0 else 'worse' if low > 0 else 'no difference'
 
 
+def together(rows, note):
+    "These rows, and those of other methods that are on record with as many seeds and trials"
+    kept = read_results('sweeps')
+    if any(kept['note'][k] != note[k] for k in ('seeds', 'trials')): return rows
+    new = {(r['problem'], r['method']) for r in rows}
+    every = rows + [r for r in kept['rows'] if (r['problem'], r['method']) not in new]
+    order = {'random': 0, 'tpe': 1, 'gp': 2, 'wandb': 3}
+    return sorted(every, key=lambda r: (list(problems).index(r['problem']), order[r['method']]))
+
+
 def main():
     import inspect
     p = argparse.ArgumentParser()
     p.add_argument('--seeds', type=int, default=20)
     p.add_argument('--trials', type=int, default=25)
-    p.add_argument('--methods', default='random,tpe,wandb')
+    p.add_argument('--methods', default='random,tpe,gp,wandb')
     a = p.parse_args()
     rows = []
     for name, (f, axes) in problems.items():
@@ -107,6 +117,7 @@ def main():
             rows.append(dict(problem=name, method=method, mean=mean, low=low, high=high, verdict='' if method == 'random' else verdict(found[method], found['random']), seconds=time.process_time() - t0))
             print(rows[-1], flush=True)
     note = dict(date=time.strftime('%Y-%m-%d'), seeds=a.seeds, trials=a.trials)
+    rows = together(rows, note)
     write_atomic(data_path('results')/'sweeps.json', json.dumps(dict(note=note, rows=rows), indent=1) + '\n')
 
 

@@ -5,7 +5,7 @@ else the machine does hits all of them; the ratio of a round is taken against th
 
     python benchmarks/tracking.py [--rounds 30] [--steps 80] [--kinds ours,followed:mlflow] [--dry]
 
-Runs itself in the side environment `trackers`, in about four minutes. The last lines say whether the bar holds: with any sink fed by a
+Runs itself in the side environments `trackers` and `clearml`, in about four minutes. The last lines say whether the bar holds: with any sink fed by a
 follower, a step takes at most 1.05 times as long as without logging. The result is fsdl_tools/data/results/tracking.json; --dry leaves that alone.
 """
 import argparse
@@ -98,6 +98,22 @@ def comet_(folder):
         name = 'Comet'
         def log(self, step, loss, acc): e.log_metrics({'loss': loss, 'acc': acc}, step=step)
         def close(self): e.end()
+    return C()
+
+
+def clearml_(folder):
+    os.environ['CLEARML_CACHE_DIR'] = str(folder)
+    from clearml import Task
+    Task.set_offline(True)
+    off = dict.fromkeys(['auto_connect_frameworks', 'auto_connect_arg_parser', 'auto_connect_streams', 'auto_resource_monitoring', 'reuse_last_task_id'], False)
+    task = Task.init('p', 'n', **off)
+    logger = task.get_logger()
+    class C:
+        name = 'ClearML'
+        def log(self, step, loss, acc):
+            logger.report_scalar('loss', 'loss', loss, step)
+            logger.report_scalar('acc', 'acc', acc, step)
+        def close(self): task.close()
     return C()
 
 
@@ -210,8 +226,8 @@ def interval(values, draws=2000):
     return statistics.median(values), again[int(.025*draws)], again[int(.975*draws)]
 
 
-followers = [f'followed:{to}' for to in ('jsonl', 'tensorboard', 'mlflow', 'wandb', 'comet', 'trackio', 'determined')]
-kinds = ['jsonl_', 'ours', *followers, 'tensorboard_', 'trackio_', 'swanlab_', 'determined_', 'neptune_', 'comet_', 'wandb_', 'mlflow_']
+followers = [f'followed:{to}' for to in ('jsonl', 'tensorboard', 'mlflow', 'wandb', 'comet', 'clearml', 'trackio', 'determined')]
+kinds = ['jsonl_', 'ours', *followers, 'tensorboard_', 'trackio_', 'swanlab_', 'determined_', 'neptune_', 'comet_', 'clearml_', 'wandb_', 'mlflow_']
 bar = 1.05
 
 
@@ -235,7 +251,8 @@ def main():
         library.mkdir()
         env = {k: v for k, v in os.environ.items() if k not in ('PYTHONHOME', 'VIRTUAL_ENV')} | dict(PYTHONPATH=_library(library), OMP_NUM_THREADS='1', MLFLOW_DISABLE_TELEMETRY='true', WANDB_SILENT='true', HOME=d, COMET_LOGGING_CONSOLE='error')
         for kind in a.kinds.split(','):
-            r = subprocess.run([str(built('trackers')), __file__, '--one', kind, '--place', d, '--rounds', str(a.rounds), '--steps', str(a.steps)], env=env, capture_output=True, text=True, timeout=600, cwd=d)
+            side = built('clearml' if 'clearml' in kind else 'trackers')
+            r = subprocess.run([str(side), __file__, '--one', kind, '--place', d, '--rounds', str(a.rounds), '--steps', str(a.steps)], env=env, capture_output=True, text=True, timeout=600, cwd=d)
             if r.returncode: raise RuntimeError(f'{kind}: {r.stderr[-2000:]}')
             got = json.loads(r.stdout.strip().splitlines()[-1])
             wall, cpu, call = ([x[i] for x in got['rows']] for i in range(3))

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['KiB', 'MiB', 'GiB', 'TiB', 'palette', 'human_bytes', 'human_count', 'human_seconds', 'human_dollars', 'parse_bytes',
-           'parse_count', 'parse_seconds', 'nearest', 'one_of', 'positive', 'printable', 'theirs', 'need',
-           'read_limited', 'Record', 'write_atomic', 'data_path', 'read_data', 'read_results', 'scratch',
-           'fix_torchvision', 'plot_style']
+           'parse_count', 'parse_seconds', 'nearest', 'said_here', 'our_word', 'what_to_type', 'understands', 'one_of',
+           'positive', 'printable', 'theirs', 'need', 'read_limited', 'Record', 'write_atomic', 'data_path',
+           'read_data', 'read_results', 'scratch', 'fix_torchvision', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #7891d696
-import contextlib, csv, dataclasses, difflib, importlib, importlib.resources, importlib.util
+import contextlib, csv, dataclasses, difflib, functools, importlib, inspect, importlib.resources, importlib.util
 import json, math, os, re, secrets, shutil, stat, sys, time, types, typing, unicodedata
 from pathlib import Path
 
@@ -121,6 +121,75 @@ def nearest(
     found += [c for c in sorted(low, key=len) if len(name) > 2 and name in c and c not in found]
     return [low[c] for c in found[:n]]
 
+@functools.cache
+def _vocabulary():
+    "Kind of word -> a word as other libraries write it -> what stands for it here, from words.csv"
+    kinds, path = {}, importlib.resources.files('fsdl_tools')/'data'/'words.csv'
+    with path.open(newline='', encoding='utf-8') as f:
+        for row in csv.DictReader(f):
+            kinds.setdefault(row['kind'], {})[_plain(row['said'])] = row['here'].split('|')
+    return kinds
+
+def _plain(word):
+    "A word without capitals, the name of torch, and with one kind of hyphen"
+    return re.sub(r'[\s_-]+', '-', str(word).lower().removeprefix('torch.').removeprefix('optim.'))
+
+def said_here(
+    given,    # A word
+    choices,  # The words that are known here
+    kind=None # A kind of word in words.csv; default: any
+) -> list:    # Those of the choices that stand for it; may be empty
+    "What users of other libraries mean by `given`, among `choices`"
+    kinds, word = _vocabulary(), _plain(given)
+    found = [c for c in choices if _plain(c) == word]
+    for name in kinds if kind is None else [kind]:
+        found += [w for w in kinds.get(name, {}).get(word, ()) if w in choices]
+    return list(dict.fromkeys(found))
+
+def our_word(
+    kind:str, # A kind of word in words.csv: task, precision, optimizer, recompute …
+    given,    # The word that was given
+    choices   # The words that are known here
+):            # One of the choices; raises ValueError when none is meant
+    "`given` in the words of this library: text-generation is causal-lm, torch.bfloat16 is bf16, AdamW is adamw"
+    if given in (choices := list(choices)):
+        return given
+    found = said_here(given, choices, kind)
+    return found[0] if found else one_of(kind, given, choices)
+
+def what_to_type(
+    given:str, # A word that is no choice
+    choices,   # The words that are known here
+    kind='argument' # Its kind in words.csv
+) -> str:      # For example: type lr
+    "What somebody who wrote `given` can write instead"
+    if meant := said_here(given, choices, kind):
+        return f'type {meant[0]}'
+    told = _vocabulary()[kind].get(_plain(given), ())
+    if kind == 'argument':                          # a name is advice only where it is a choice
+        told = [w for w in told if not w.isidentifier()]
+    if told:
+        return told[0] if told[0].startswith('nothing') else f'type {told[0]}'
+    if near := nearest(given, choices, 1):
+        return f'did you mean {near[0]}?'
+    return f"there are {', '.join(map(str, choices))}"
+
+def understands(
+    f # A function that takes no names but those of its arguments
+):    # The function, to which the names of other libraries can be given
+    "Take `license` for licence and `batch_size` for batch; what is not understood is answered with what to type"
+    known = list(inspect.signature(f).parameters)
+    @functools.wraps(f)
+    def call(*args, **kw):
+        ours = {}
+        for name, value in kw.items():
+            meant = [name] if name in known else said_here(name, known, 'argument')
+            if not meant:
+                raise TypeError(f'{f.__name__} has no argument {name!r}: {what_to_type(name, known)}')
+            ours[meant[0]] = value
+        return f(*args, **ours)
+    return call
+
 def one_of(
     what:str, # What kind of thing it is, for the message
     given,    # The name that was given
@@ -129,7 +198,7 @@ def one_of(
     "`given`, when it is one of `choices`"
     if given in (choices := list(choices)):
         return given
-    if near := nearest(given, choices):
+    if near := [*said_here(given, choices), *nearest(given, choices)]:
         hint = f"did you mean {' or '.join(map(repr, near))}?"
     elif len(choices) < 13:
         hint = f"expected one of {', '.join(map(str, choices)) or '(there are none)'}"
@@ -171,12 +240,17 @@ def theirs(
         raise ValueError(': '.join(filter(None, [what, kind, said]))) from e
 
 # %% ../nbs/00_core.ipynb #46e17c5f
+_first = dict.fromkeys(('tensorflow', 'keras', 'tf2onnx'), 'triton')
+
 def need(
     module:str,      # Module to import, for example jax or torch.onnx
     extra:str='all', # The extra of this library that installs it
     package:str=None # Name of the package, where it differs from the module's
 ):                   # The imported module; raises ImportError naming the pip command
     "Import `module`, or say what to install"
+    first = _first.get(module.split('.')[0])
+    if first and importlib.util.find_spec(first):
+        importlib.import_module(first)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as e:
@@ -266,8 +340,41 @@ def _revive(v, t):
     return v
 
 # %% ../nbs/00_core.ipynb #3a715ad2
+_screen = 1900          # letters: 24 lines of 80
+
+def _short(value):
+    "The repr of a value, or what it is where that would be long"
+    text = repr(value)
+    if len(text) <= 100:
+        return text
+    if hasattr(value, '__len__') and not isinstance(value, str):
+        return f'<{type(value).__name__} of {len(value):,}>'
+    return f'{text[:60]}…' if isinstance(value, str) else f'<{type(value).__name__}>'
+
+def _short_repr(record):
+    "All fields where they fit a screen, else the short ones"
+    names = [f.name for f in dataclasses.fields(record) if f.repr]
+    kind = type(record).__qualname__
+    whole = f"{kind}({', '.join(f'{n}={getattr(record, n)!r}' for n in names)})"
+    if len(whole) <= _screen:
+        return whole
+    return f"{kind}({', '.join(f'{n}={_short(getattr(record, n))}' for n in names)})"
+
 class Record:
     "Base of the frozen dataclasses: JSON in and out, `replace`, and a readable page in a notebook"
+
+    def __new__(cls, *args, **kw):
+        "A record; a field that does not exist is answered with what to type"
+        known = list(getattr(cls, '__dataclass_fields__', kw))
+        for name in kw:
+            if name not in known:
+                raise TypeError(f'{cls.__name__} has no field {name!r}: {what_to_type(name, known)}')
+        return super().__new__(cls)
+
+    def __init_subclass__(cls, **kw):
+        super().__init_subclass__(**kw)
+        if '__repr__' not in cls.__dict__:
+            cls.__repr__ = _short_repr
 
     def to_dict(self) -> dict: # Field name -> value; records in fields become dicts as well
         "This record as plain values"

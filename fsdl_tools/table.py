@@ -8,7 +8,7 @@ __all__ = ['Table', 'table_html', 'table_markdown', 'pareto_front']
 # %% ../nbs/01_table.ipynb #c2bb4d8f
 import csv, dataclasses, html, io, json, math, re
 from fastcore.basics import patch
-from .core import one_of, printable, write_atomic
+from .core import need, one_of, printable, write_atomic
 
 # %% ../nbs/01_table.ipynb #b8bf5997
 def _record(r):
@@ -59,6 +59,8 @@ class Table:
         return iter(self.rows)
 
     def __getitem__(self, i):
+        if isinstance(i, str):
+            return self.column(i)
         return self._like(self.rows[i]) if isinstance(i, slice) else self.rows[i]
 
     def _like(self, rows):
@@ -162,10 +164,23 @@ def _repr_markdown_(self: Table):
 def __rich__(self: Table):
     return _table_rich(self)
 
+_shown = 20  # rows of a repr: the caption, the head, the rest and these fit a screen
+
 @patch
 def __repr__(self: Table):
-    caption = [self.caption] if self.caption else []
-    return printable('\n'.join(caption + ['  '.join(r) for r in [self.columns, *self._grid()]]))
+    grid = [self.columns, *self._like(self.rows[:_shown])._grid()]
+    widths = [min(40, max(map(len, cells))) for cells in zip(*grid, strict=True)]
+    lines = ['  '.join(t.ljust(w) for t, w in zip(r, widths, strict=True)).rstrip() for r in grid]
+    rest = len(self) - _shown
+    after = [f'… and {rest:,} more rows'] if rest > 0 else []
+    return printable('\n'.join(([self.caption] if self.caption else []) + lines + after))
+
+@patch
+def to_pandas(
+    self: Table,
+):  # A pandas.DataFrame; raises ImportError naming what to install
+    "All rows and columns as a data frame"
+    return need('pandas').DataFrame(self.rows, columns=_names(self.rows))
 
 @patch
 def to_json(

@@ -10,7 +10,7 @@ def fsdl(*args, timeout=200):
 
 def commands():
     import typer
-    from fsdl_tools.cli.common import app
+    from fsdl_tools.cli.main import app
     def walk(c, path=()):
         if hasattr(c, 'commands'):
             for n, sub in c.commands.items(): yield from walk(sub, (*path, n))

@@ -1,5 +1,5 @@
 """Formatters, parsers, tables and files, on whatever Hypothesis can think of."""
-import json, os, subprocess, sys, time
+import json, os, re, subprocess, sys, time
 from dataclasses import dataclass
 from typing import Optional
 import pytest
@@ -100,6 +100,16 @@ def test_an_error_inside_a_package_is_not_called_missing(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match='not_there_at_all') as e: need('halfbroken')
     assert 'pip install' not in str(e.value)
+
+
+def test_triton_comes_before_tensorflow(tmp_path, root):
+    "After it, it is a segmentation fault; so nothing imports TensorFlow but `need`"
+    (tmp_path/'triton.py').write_text('')
+    for name in ('tensorflow', 'keras', 'tf2onnx'):
+        (tmp_path/f'{name}.py').write_text('import sys; assert "triton" in sys.modules')
+        subprocess.run([sys.executable, '-c', f'from fsdl_tools.core import need; need({name!r})'], env=dict(os.environ, PYTHONPATH=f'{tmp_path}:{root}'), check=True)
+    sources = [*root.glob('fsdl_tools/**/*.py'), *root.glob('nbs/*.ipynb'), *root.glob('nbs/*/*.ipynb')]
+    assert not [p.name for p in sources if re.search(r'^[ "]*import (tensorflow|tf2onnx)', p.read_text(encoding='utf-8'), re.M)]
 
 
 def test_every_data_row_has_source_and_date(root):

@@ -179,6 +179,8 @@ def _ways(model, tokens, within, kinds, batch, seq):
 
 def _train(state, files=()):
     "Clusters for a model, tokens, a deadline and a budget"
+    from fsdl_tools.book.data import said_of_age
+
     model, tokens, within = state['model'], state['tokens'], state['within']
     table, day = _ways(model, tokens, within, state['gpus'], state['batch'], state['seq'])
     budget = state['budget']
@@ -187,7 +189,10 @@ def _train(state, files=()):
     over = f'clusters({state["gpus"]!r}.split(","))'
     how = f'cheapest({model!r}, {tokens:g}, {within:g}, {over}, {state["batch"]}, {state["seq"]})'
     shown = Table(
-        rows, formats=table.formats, caption=table.caption, notes=f'Median on-demand prices, the newest of {day}.'
+        rows,
+        formats=table.formats,
+        caption=table.caption,
+        notes=said_of_age('Median on-demand prices, the newest', day),
     )
     return [*_verdict(rows, good, how), *_cost_map(rows), Block('table', 'Every cluster', shown, how)]
 
@@ -237,6 +242,33 @@ def _cost_map(rows):
         tooltip=[_axis(k, k, 'nominal') for k in ('machine', 'days', 'dollars')],
     )
     return [Block('chart', f'{len(front)} of {len(timed)} clusters are not beaten in both time and money', chart)]
+
+# %% ../../nbs/app/01_pages.ipynb #9b1d0002
+@functools.lru_cache(64)
+def _walk(model, gpu, gpus, batch, seq, tokens, within, seen_by):
+    "The walk, kept for the next page that asks"
+    from fsdl_tools.book.guide import guide
+
+    return guide(model, gpu, gpus, batch, seq, tokens, within, seen_by)
+
+
+def _guide(state, files=()):
+    "The lecture's questions, asked in order"
+    from fsdl_tools.book.guide import draw_tree
+
+    keys = 'model gpu gpus batch seq tokens within seen_by'.split()
+    walk = _walk(*(state[key] for key in keys))
+    values = [state[key] for key in keys]
+    how = f'guide({", ".join(map(repr, values))})'
+    blocks = [
+        Block('figure', 'Train it with', walk.advice.partition(' (')[0], how),
+        Block('figure', 'Questions asked', str(len(walk.steps)), how),
+        Block('table', 'The walk', walk._page(), how),
+        Block('picture', 'The way through the tree', draw_tree(walk), how),
+    ]
+    if walk.plan is not None:
+        blocks.append(Block('file', 'plan.json', walk.plan.to_json().encode(), 'Estimate.to_json', 'plan.json'))
+    return blocks
 
 # %% ../../nbs/app/01_pages.ipynb #22b3eef4
 @functools.lru_cache(64)
@@ -532,6 +564,16 @@ _train_controls = (
     Control('batch', 'Global batch', 'number', '512', 'Sequences of a step.', low=1, high=65536),
     Control('seq', 'Sequence length', 'number', '1024', 'Tokens.', low=1, high=131072),
 )
+_guide_controls = (
+    Control('model', 'Model', 'text', 'gpt2-xl', 'A name the planner knows, of timm or of transformers.'),
+    Control('gpu', 'GPU', 'text', 'A100-SXM-40GB', 'For example RTX 3090.'),
+    Control('gpus', 'GPUs', 'number', '8', 'How many are at hand.', low=1, high=16384),
+    Control('batch', 'Global batch', 'number', '512', 'Sequences or images of a step.', low=1, high=65536),
+    Control('seq', 'Sequence length', 'number', '', 'Tokens; empty: the longest, at most 8,192.', low=1, high=131072),
+    Control('tokens', 'Tokens', 'count', '26B', 'To train on; images for a model of images. May be empty.'),
+    Control('within', 'Within', 'time', '7d', 'The deadline; may be empty.'),
+    Control('seen_by', 'Who has to see the run', 'choice', 'me', choices=('me', 'team', 'cloud')),
+)
 _plan_controls = (
     Control('model', 'Model', 'text', 'llama-3.1-8b', 'A name the planner knows, of timm or of transformers.'),
     Control('gpu', 'GPU', 'text', 'H100-SXM-80GB', 'For example A100-SXM-80GB.'),
@@ -579,6 +621,7 @@ views = {
     page.name: page
     for page in (
         View('train', 'Train', 'What can I train, on what, for how much?', _train_controls, _train),
+        View('guide', 'Guide', 'Does it fit on one GPU, and if not, what then?', _guide_controls, _guide),
         View('plan', 'Plan', 'Does it fit, in which layout, and how fast is it?', _plan_controls, _plan),
         View('memory', 'Memory', 'What takes up the memory of a GPU?', _memory_controls, _memory),
         View('cost', 'Cost', 'What does an experiment cost on every offer?', _cost_controls, _cost, ('csv',)),

@@ -138,11 +138,13 @@ def _show(st, block, number):
 
 
 def _drawn(st, block, number):
-    "A table or a chart"
+    "A table, a chart or a picture"
     if block.kind == 'table':
         _show_table(st, block, number)
     elif block.kind == 'chart':
         st.vega_lite_chart(block.content, width='stretch')
+    elif block.kind == 'picture':
+        st.image(block.content, caption=plain(block.title), width='stretch')
 
 
 def _show_all(st, blocks):

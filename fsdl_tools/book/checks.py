@@ -13,6 +13,8 @@ from pathlib import Path
 from ..core import human_seconds, one_of, positive, write_atomic
 from .names import repeated_names, undocumented, unused_names
 from .needs import unknown_imports, unnamed_extras, wrong_extras
+from .contents import dropped_words, few_exercises, late_results, long_chapters
+from .contents import missing_figures
 from .contents import notebooks, pages, settings, similar_titles
 from .site import option_problems, readme
 
@@ -230,6 +232,11 @@ _source_checks = [
     ('notebooks missing from _quarto.yml, or listed there and missing', _not_in_contents,
      'edit the sidebar in _quarto.yml'),
     ('titles that a reader cannot tell apart', similar_titles, 'rename one of the two'),
+    ('words in the cell of a title, which nobody sees', dropped_words, 'give them a cell of their own'),
+    ('chapters whose first result comes late', late_results, 'show within twelve cells what the chapter arrives at'),
+    ('figures that are described and not there', missing_figures, 'run the cell, then commit its output'),
+    ('chapters that are too long', long_chapters, 'split it, or join cells that belong together'),
+    ('chapters with few exercises', few_exercises, 'three: a stub, a check and a folded answer; one may be open-ended'),
     ('README.md is out of step with nbs/index.ipynb', _differs('index.ipynb', 'README.md'),
      './course --build, then commit'),
     ('CONTRIBUTING.md is out of step with nbs/contributing.ipynb', _differs('contributing.ipynb', 'CONTRIBUTING.md'),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['settings', 'published', 'project_root', 'notebooks', 'page_head', 'Page', 'page_name', 'pages', 'page_title',
-           'chapter_table', 'filled', 'with_chapters', 'similar_titles']
+           'chapter_table', 'filled', 'with_chapters', 'similar_titles', 'dropped_words', 'late_results',
+           'missing_figures', 'long_chapters', 'exercises_of', 'few_exercises']
 
 # %% ../../nbs/book/00_contents.ipynb #14c288bd
 import functools
@@ -253,3 +254,111 @@ def similar_titles(
     pairs = [(a, b) for i, a in enumerate(said) for b in said[i + 1 :]]
     near = [(a, b) for a, b in pairs if len(a[2] & b[2]) > 0.5 * len(a[2] | b[2])]
     return [f'{a[0]} {a[1]} / {b[0]} {b[1]}' for a, b in near]
+
+# %% ../../nbs/book/00_contents.ipynb #575a0549
+def _cells(root, source):
+    "The cells of a notebook below nbs"
+    return json.loads((Path(root) / 'nbs' / source).read_text(encoding='utf-8'))['cells']
+
+
+def _source(cell):
+    return ''.join(cell['source'])
+
+
+def _title_cell(cells):
+    "The cell that nbdev takes the title from: the first text with a line that begins with one number sign"
+    texts = [_source(cell) for cell in cells if cell['cell_type'] == 'markdown']
+    return next((text for text in texts if re.search(r'^#\s+\S', text, re.M)), '')
+
+
+_kept = re.compile(r'#\s+\S|-\s+\S.*:.*\S\s*$')  # What nbdev reads besides the subtitle: the title, and its options
+
+
+def dropped_words(
+    root='.',  # Top of the project
+) -> list:  # Notebook and the first line that is lost, for each cell of a title that holds more
+    "Words beside a title and its subtitle, which no renderer shows"
+    found = []
+    for source in notebooks(root):
+        lines = [line for line in _title_cell(_cells(root, source)).splitlines() if line.strip()]
+        subtitles = [line for line in lines if line.startswith('>')]
+        lost = [line for line in lines if not _kept.match(line) and line not in subtitles[:1]]
+        found += [f'{source}: {lost[0][:60]}'] if lost else []
+    return found
+
+# %% ../../nbs/book/00_contents.ipynb #3172684b
+def _has_code(cells):
+    return any(cell['cell_type'] == 'code' for cell in cells)
+
+
+def _shows(cell):
+    "Does a reader see an output of it?"
+    hidden = re.search(r'^#\|\s*(hide|include:\s*false|output:\s*false)\s*$', _source(cell), re.M)
+    return bool(cell.get('outputs')) and not hidden
+
+
+def late_results(
+    root='.',  # Top of the project
+    within: int = 12,  # Cells
+) -> list:  # Notebook and where its first output stands
+    "Chapters whose first figure, table or result comes late, or never"
+    found = []
+    for page in pages(root):
+        cells = _cells(root, page.source)
+        first = next((i for i, cell in enumerate(cells, 1) if _shows(cell)), None)
+        if _has_code(cells) and (first or within + 1) > within:
+            found.append(f'{page.source}: ' + (f'in cell {first} of {len(cells)}' if first else 'nowhere'))
+    return found
+
+
+def missing_figures(
+    root='.',  # Top of the project
+) -> list:  # Notebook and cell
+    "Cells that describe a picture, and have none: they were run by a test, and never for the page"
+    found = []
+    for source in notebooks(root):
+        for i, cell in enumerate(_cells(root, source), 1):
+            described = cell['cell_type'] == 'code' and re.search(r'^#\|\s*fig-alt:', _source(cell), re.M)
+            if described and 'image/' not in json.dumps(cell['outputs']):
+                found.append(f'{source}: cell {i}')
+    return found
+
+
+def long_chapters(
+    root='.',  # Top of the project
+    most: int = 65,  # Cells
+) -> list:  # Notebook and its number of cells
+    "Chapters that have more cells than one sits through"
+    counted = [(source, len(_cells(root, source))) for source in notebooks(root)]
+    return [f'{source}: {n} cells' for source, n in counted if n > most]
+
+# %% ../../nbs/book/00_contents.ipynb #f7296dda
+_prompt = re.compile(r'^\*\*\d+\.\*\*', re.M)
+_answer = re.compile(r'^::: \{\.callout-tip collapse="true"\}\n## Answer', re.M)
+
+
+def exercises_of(
+    root,  # Top of the project
+    source: str,  # A notebook, for example models/02_zoo.ipynb
+) -> dict:  # prompts, stubs and answers: how many of each there are
+    "How many exercises a chapter has, and what belongs to them"
+    cells = _cells(root, source)
+    texts = {kind: '\n'.join(_source(c) for c in cells if c['cell_type'] == kind) for kind in ('markdown', 'code')}
+    _, _, after = texts['markdown'].partition('## Exercises')
+    prompts, answers = len(_prompt.findall(after)), len(_answer.findall(after))
+    return dict(prompts=prompts, stubs=texts['code'].count('# your turn'), answers=answers)
+
+
+def few_exercises(
+    root='.',  # Top of the project
+    least: int = 3,  # Exercises
+) -> list:  # Notebook and what it has
+    "Chapters of the main parts with fewer; one may be open-ended, without an answer, and one at least has a stub"
+    found = []
+    for page in pages(root):
+        if not page.number[:1].isdigit() or page.opens_part:
+            continue
+        has = exercises_of(root, page.source)
+        if has['prompts'] < least or has['answers'] < least - 1 or not has['stubs']:
+            found.append(f'{page.source}: ' + ', '.join(f'{n} {what}' for what, n in has.items()))
+    return found

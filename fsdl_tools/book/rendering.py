@@ -9,6 +9,7 @@ __all__ = ['zensical_config', 'process', 'npm_file', 'zensical', 'quarto_setting
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,8 @@ def process(
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1800)
     errors = [line for line in done.stderr.splitlines() if re.match(r'\w*(Error|Exception)\b', line)]
     if done.returncode or errors:
-        raise RuntimeError(f'the notebooks could not be processed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}')
+        died = f' ({signal.Signals(-done.returncode).name})' if done.returncode < 0 else ''
+        raise RuntimeError(f'the notebooks could not be processed{died}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}')
     return proc
 
 # %% ../../nbs/book/01_rendering.ipynb #df6308c0

@@ -18,7 +18,8 @@ app = typer.Typer(
     rich_markup_mode='markdown',
     pretty_exceptions_enable=False,
     context_settings={'help_option_names': ['-h', '--help']},
-    help='Development infrastructure and tooling for deep learning: the tools of the course, from a terminal.',
+    help='Development infrastructure and tooling for deep learning: the tools of the course, from a terminal.'
+    '\n\nExamples: `fsdl guide gpt2-xl`, `fsdl plan llama-3.1-8b --gpus 64`',
 )
 
 Json = Annotated[bool, typer.Option('--json', help='Print records as JSON instead of tables.')]
@@ -53,10 +54,6 @@ def say(
 ):
     "Print text, also from outside, as text: nothing in it moves the cursor or changes a colour"
     typer.echo(printable(line), file=sys.stderr if err else sys.stdout, **kw)
-
-@app.callback()
-def _group():
-    pass
 
 # %% ../../nbs/cli/01_common.ipynb #cf83186c
 _mistakes = (

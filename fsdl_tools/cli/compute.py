@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/cli/04_compute.ipynb #675d570e
 from typing import Annotated, List, Optional
 import typer
+from .kept import Shown, answer_of, kept_answer
 from .common import Json, app, say, show
 from ..core import human_bytes, human_count, human_dollars, parse_bytes, parse_count, parse_seconds
 from ..table import Table
@@ -23,7 +24,32 @@ def _with_adapters(model, rank, bits):
     from fsdl_tools.models.build import build
     return add_adapters(build(model, device='meta'), rank, bits)
 
-@app.command('memory')
+def _show_measured(model, batch, seq, recompute, kw, as_json):
+    "Run the step on tensors without data, and show what it kept"
+    from fsdl_tools.memory import measure as mem
+    from fsdl_tools.memory import predict
+    m, inputs = predict.load(model, batch, seq)
+    show(mem.summary(mem.measure(m, inputs, recompute=mem.blocks_of(m) if recompute else (), **kw)), as_json)
+
+def _predicted(model, batch, fit, lora, bits, kw):
+    "The answer to a question about memory: its JSON, and the texts of its table"
+    from fsdl_tools.memory import predict
+    built = _with_adapters(model, lora, bits)
+    if not fit:
+        found = predict.breakdown(built, batch, **kw)
+        return answer_of(found._page(), found.to_json())
+    most = predict.largest_batch(built, parse_bytes(fit), **kw)
+    row = dict(model=model, memory=parse_bytes(fit), largest_batch=most)
+    return answer_of(Table([row], formats=dict(memory=human_bytes)))
+
+def _show_prediction(model, batch, fit, lora, bits, kw, as_json):
+    "Show a prediction: kept from an earlier time, or computed"
+    asked = dict(model=model, batch=batch, fit=fit, lora=lora, bits=bits, **kw)
+    compute = lambda: _predicted(model, batch, fit, lora, bits, kw)
+    found = kept_answer('memory', asked, compute, ('torch', 'timm', 'transformers'), [model])
+    show(Shown(found), as_json)
+
+@app.command('memory', rich_help_panel='Decide')
 def _memory(
     model: Annotated[
         str, typer.Argument(help='Architecture of timm, model type of transformers, or path to a config.json.')
@@ -57,26 +83,16 @@ def _memory(
     `fsdl memory resnet50 --batch 256 --fit 24GiB`,
     `fsdl memory llama --batch 1 --precision bf16 --lora 16 --bits 4`
     """
-    from fsdl_tools.memory import measure as mem
-    from fsdl_tools.memory import predict
     kw = dict(precision=precision, optimizer=optimizer, accumulation=accumulation)
-    name, model = model, _with_adapters(model, lora, bits)
     if measured:
         if fit:
             raise ValueError('--fit searches among predictions: leave --measure away')
-        m, inputs = predict.load(model, batch, seq)
-        return show(mem.summary(mem.measure(m, inputs, recompute=mem.blocks_of(m) if recompute else (), **kw)), as_json)
+        return _show_measured(_with_adapters(model, lora, bits), batch, seq, recompute, kw, as_json)
     kw |= dict(seq=seq, recompute=recompute, kernels=kernels)
-    if not fit:
-        return show(predict.breakdown(model, batch, **kw), as_json)
-    most = predict.largest_batch(model, parse_bytes(fit), **kw)
-    show(
-        Table([dict(model=name, memory=parse_bytes(fit), largest_batch=most)], formats=dict(memory=human_bytes)),
-        as_json,
-    )
+    _show_prediction(model, batch, fit, lora, bits, kw, as_json)
 
 # %% ../../nbs/cli/04_compute.ipynb #1895403f
-@app.command('plan')
+@app.command('plan', rich_help_panel='Decide')
 def _plan_command(
     model: Annotated[
         Optional[str],
@@ -212,7 +228,7 @@ def _show_plan(found, e, rows, tokens=''):
         typer.echo(f'{human_count(n)} tokens take {e.days(n):,.1f} days{dollars}.')
 
 # %% ../../nbs/cli/04_compute.ipynb #930f2812
-@app.command('gpus')
+@app.command('gpus', rich_help_panel='Decide')
 def _gpus_command(
     names: Annotated[
         Optional[List[str]],
@@ -228,7 +244,12 @@ def _gpus_command(
     precision: Annotated[str, typer.Option(help='Of that peak.')] = 'bf16',
     as_json: Json = False,
 ):
-    "Accelerators: memory, bandwidth, dense peaks, what was measured."
+    """Accelerators: memory, bandwidth, dense peaks, what was measured.
+
+    Examples: `fsdl gpus --memory 80GB --vendor NVIDIA`,
+    `fsdl gpus H100 A100-SXM-80GB`,
+    `fsdl gpus H100 --check 1979`
+    """
     from fsdl_tools.core import one_of
     from fsdl_tools.compute.gpus import explain_peak, find, gpu_table, gpus
     if check is not None:
@@ -259,7 +280,7 @@ def _gpus_command(
     show(gpu_table(found), as_json)
 
 # %% ../../nbs/cli/04_compute.ipynb #5c7b6c4c
-@app.command('cost')
+@app.command('cost', rich_help_panel='Decide')
 def _cost_command(
     model: Annotated[
         str, typer.Option(help='A benchmarked model: bert-large, bert-base, resnet50, gnmt, ssd …')
@@ -295,7 +316,11 @@ def _cost_command(
     rows: Annotated[int, typer.Option('-n', help='How many rows.')] = 15,
     as_json: Json = False,
 ):
-    "What an experiment costs: price times measured time, for every offer."
+    """What an experiment costs: price times measured time, for every offer.
+
+    Examples: `fsdl cost --model bert-large --task squad --frontier`,
+    `fsdl cost --params 1.3B --tokens 26B --within 30d`
+    """
     from fsdl_tools.core import one_of
     from fsdl_tools.compute.cost import (
         price_age,

@@ -12,7 +12,7 @@ import typer
 from .common import Json, app, show
 
 # %% ../../nbs/cli/05_diagnosing.ipynb #fa712f8b
-@app.command('diagnose')
+@app.command('diagnose', rich_help_panel='Train')
 def _diagnose_command(
     words: Annotated[
         List[str], typer.Argument(help='A Chrome trace (.json, .json.gz), or after -- a command: python train.py …')
@@ -24,7 +24,7 @@ def _diagnose_command(
 ):
     """What a training run waits for, what to try first, and what that can gain at most.
 
-    Examples: `fsdl diagnose trace.json` and `fsdl diagnose -- python train.py --steps 20`
+    Examples: `fsdl diagnose trace.json`, `fsdl diagnose -- python train.py --steps 20`
     """
     from fsdl_tools.training.diagnose import diagnose, diagnose_trace, script_loop
 

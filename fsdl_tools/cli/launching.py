@@ -95,7 +95,16 @@ def _ask(what, text, name, pairs, follow, as_json):
         raise OSError(str(e)) from None
 
 
-@app.command('launch')
+def _with_limits(place):
+    "The target with what its machines have, where it can be asked: what does not fit is refused before it is queued"
+    from fsdl_tools.operations.launch import Limits
+    from fsdl_tools.operations.slurm import Slurm, limits_of
+
+    known = place.limits != Limits() or not isinstance(place, Slurm)
+    return place if known else place.replace(limits=limits_of(place))
+
+
+@app.command('launch', rich_help_panel='Train')
 def _launch_command(
     what: Annotated[
         str,
@@ -124,7 +133,8 @@ def _launch_command(
 ):
     """Run a job on any scheduler: print its text, submit it, ask how it is.
 
-    Examples: `fsdl launch job.json --on slurm`, `fsdl launch plan.json --config run.json --on k8s > job.yaml`,
+    Examples: `fsdl launch job.json --on slurm`,
+    `fsdl launch plan.json --config run.json --on k8s --image train:1 > job.yaml`,
     `fsdl launch status slurm:17`
     """
     if what in _asked:
@@ -134,10 +144,10 @@ def _launch_command(
 
     place = target(on, **_options(on, with_))
     job = job_in(what, config, image=image, time=time and round(parse_seconds(time)), retries=retries)
-    place.refuse(job)
     if not submit:
+        place.refuse(job)
         return typer.echo(place.render(job, token), nl=False)
     try:
-        say(place.submit(job, token))
+        say(_with_limits(place).submit(job, token))
     except TargetError as e:
         raise OSError(str(e)) from None

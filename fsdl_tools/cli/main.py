@@ -6,31 +6,108 @@
 __all__ = ['run', 'main']
 
 # %% ../../nbs/cli/06_main.ipynb #55a1793c
-import signal, sys
+import os, re, signal, sys
+from typing import Annotated
 import typer
+from ..core import said_here, what_to_type
 from .common import _mistakes, _one_line, app, plain_terminal
 # each adds its commands to the application
-from . import models, onnx, compute, launching, tracking, training, diagnosing, apps  # noqa: F401
+from . import compute, models, onnx, launching, tracking, training, diagnosing, apps  # noqa: F401
 
 # %% ../../nbs/cli/06_main.ipynb #5f75d627
-@app.command('version')
-def _version():
-    "Print the version of fsdl_tools."
+_named = ('torch', 'transformers', 'timm', 'onnx', 'onnxruntime', 'jax', 'tensorflow-cpu', 'lightning', 'deepspeed',
+          'streamlit', 'typer')  # Packages whose version decides what the tools answer
+
+
+def _versions():
+    "Lines with a version each: of this library, of Python, and of the packages that are installed"
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
     import fsdl_tools
-    typer.echo(fsdl_tools.__version__)
+    lines = [fsdl_tools.__version__, f'python {platform.python_version()}']
+    for name in _named:
+        try:
+            lines.append(f'{name} {version(name)}')
+        except PackageNotFoundError:
+            continue
+    return lines
+
+@app.command('version', rich_help_panel='The book')
+def _version():
+    """The version of fsdl_tools, of Python and of the packages that matter.
+
+    Examples: `fsdl version`, `fsdl --version`
+    """
+    typer.echo('\n'.join(_versions()))
+
+def _show_versions(asked:bool):
+    "The option --version: print and stop"
+    if asked:
+        _version()
+        raise typer.Exit()
+
+@app.callback()
+def _group(
+    version: Annotated[
+        bool, typer.Option('--version', help='Print versions and stop.', callback=_show_versions, is_eager=True)
+    ] = False,
+):
+    pass
 
 # %% ../../nbs/cli/06_main.ipynb #92341627
+def _in_order(words):
+    "help X is X --help, --version is version"
+    if words[:1] == ['help']:
+        return [*words[1:], '--help']
+    return ['version'] if words[:1] in (['--version'], ['-V']) else words
+
+def _options(e):
+    "Long options of the command in which the parser stopped, without hyphens in front"
+    params = getattr(getattr(e, 'ctx', None), 'command', None)
+    return [o[2:] for p in getattr(params, 'params', ()) for o in getattr(p, 'opts', ()) if o.startswith('--')]
+
+def _reworded(words, e):
+    "The words with an option of another library in ours, or None: --batch_size is --batch, --license is --licence"
+    given = getattr(e, 'option_name', None)
+    meant = said_here(given.lstrip('-'), _options(e), 'argument') if given else []
+    if not meant:
+        return None
+    ours = [re.sub(rf'^{re.escape(given)}(?==|$)', f'--{meant[0]}', w) for w in words]
+    return ours if ours != words else None
+
+def _usage(e):
+    "What the parser found wrong, and what to type instead where that is known"
+    text = e.format_message()
+    if given := getattr(e, 'option_name', None):
+        advice = what_to_type(given.lstrip('-'), (), 'option')
+        return text if advice.startswith('there are') else f'{text} For {given}, {advice}.'
+    if (m := re.match(r"No such command '([^']+)'", text)) and (told := what_to_type(m[1], (), 'command')):
+        return text if told.startswith('there are') else f"{text} {told.replace('type ', 'Type fsdl ', 1)}."
+    return text
+
+def _parsed(words):
+    "Run the words; what stands in the words of another library is said in ours and run again"
+    for _ in range(9):
+        try:
+            return app(words, prog_name='fsdl', standalone_mode=False) or 0
+        except Exception as e:
+            ours = _reworded(words, e) if hasattr(e, 'format_message') else None
+            if ours is None:
+                raise
+            words = ours
+    raise ValueError(f'cannot read {words}')
+
 def run(
     args:list=None # Words after fsdl; default: those of this process
 ) -> int:          # Exit code: 0, or 2 after a user's mistake
     "Run the command line; a user's mistake is one line on the error stream"
     plain_terminal()
     try:
-        return app(args, prog_name='fsdl', standalone_mode=False) or 0
+        return _parsed(_in_order(list(sys.argv[1:] if args is None else args)))
     except typer.Exit as e:
         return e.exit_code
-    except BrokenPipeError:
-        return 0
+    except (BrokenPipeError, SystemExit) as e:
+        return _ended(e)
     except KeyboardInterrupt:
         typer.echo('stopped', err=True)
         return 130
@@ -38,8 +115,19 @@ def run(
         return _one_line(e)
     except Exception as e:
         if hasattr(e, 'format_message'):
-            return _one_line(e.format_message())   # a usage error found by the parser
+            return _one_line(_usage(e))   # a usage error found by the parser
         raise
+
+def _ended(e):
+    "Somebody ended the process: raised again, unless it was rich, because the reader of our output has gone"
+    if isinstance(e, BrokenPipeError) or isinstance(e.__context__, BrokenPipeError):
+        return _nobody_reads()
+    raise e
+
+def _nobody_reads():
+    "The reader of our output has gone, as head does: what is left goes nowhere, and that is no mistake"
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 def _leave(number, frame):
     "A signal that would end this process ends it as an error does: what was begun is tidied up"
@@ -50,4 +138,9 @@ def main():
     for s in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(s) is signal.SIG_DFL:       # nohup lets SIGHUP be ignored
             signal.signal(s, _leave)
-    sys.exit(run())
+    code = run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _nobody_reads()
+    sys.exit(code)

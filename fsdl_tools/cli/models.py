@@ -9,11 +9,15 @@ __all__ = []
 import json
 from typing import Annotated, List, Optional
 import typer
+from .kept import kept_answer
 from .common import Json, app, show
 
 # %% ../../nbs/cli/02_models.ipynb #fa7814d0
-_zoo = typer.Typer(name='zoo', no_args_is_help=True, help='Search the architectures of timm and transformers.')
-app.add_typer(_zoo)
+_zoo = typer.Typer(name='zoo', no_args_is_help=True, 
+    help='Search the architectures of timm and transformers.'
+    '\n\nExamples: `fsdl zoo search vit`, `fsdl zoo tags convnext_base`',
+)
+app.add_typer(_zoo, rich_help_panel='Models')
 
 def _names(incomplete:str):
     "Completions of the name of an architecture"
@@ -58,11 +62,37 @@ def _zoo_search(
 def _zoo_tags(
     name: Annotated[str, typer.Argument(help='Architecture of timm.', autocompletion=_names)],
     as_json: Json = False):
-    "The sets of weights of an architecture of timm, with their licences. Example: `fsdl zoo tags convnext_base`"
+    """The sets of weights of an architecture of timm, with their licences.
+
+    Examples: `fsdl zoo tags convnext_base`, `fsdl zoo tags vit_base_patch16_224 --json`
+    """
     from fsdl_tools.models.zoo import tags
     show(tags(name), as_json)
 
-@app.command('profile')
+_plain = dict(batch=1, seq=None, input_size=None, precision='fp32', task=None)
+
+def _profiled(model, asked):
+    "Profile a model: its spec as plain values"
+    from fsdl_tools.models.build import locate
+    from fsdl_tools.models.profile import profile
+    given = {k: v for k, v in asked.items() if v is not None}
+    if locate(model)[0] == 'timm':
+        given.pop('task', None)
+    return profile(model, **given).to_dict()
+
+def _spec_of(model, asked, whole):
+    "The spec of a model: from the table of results, from an earlier time, or profiled now"
+    from fsdl_tools.models.spec import ModelSpec
+    from fsdl_tools.models.zoo import known_spec
+    found = known_spec(model) if asked == _plain and not whole else None
+    if found is not None:
+        return found
+    packages = ('torch', 'timm', 'transformers')
+    return ModelSpec.from_dict(
+        kept_answer('profile', dict(model=model, **asked), lambda: _profiled(model, asked), packages, [model])
+    )
+
+@app.command('profile', rich_help_panel='Models')
 def _profile_command(
     models: Annotated[List[str], typer.Argument(help='Architectures, or paths to config.json.', autocompletion=_names)],
     batch: Annotated[int, typer.Option(min=1, help='Samples.')] = 1,
@@ -84,14 +114,9 @@ def _profile_command(
     `fsdl profile path/to/config.json --seq 2048 --tree 2`, `fsdl profile gpt2 --json`
     """
     from fsdl_tools.models import profile as prof
-    from fsdl_tools.models.build import locate
-    kinds, size = [locate(m)[0] for m in models], {} if input_size is None else dict(input_size=input_size)
-    specs = [
-        prof.profile(
-            m, batch=batch, seq=seq, precision=precision, **size, **(dict(task=task) if task and k != 'timm' else {})
-        )
-        for m, k in zip(models, kinds, strict=True)
-    ]
+    asked = dict(batch=batch, seq=seq, input_size=input_size, precision=precision, task=task)
+    whole = bool(layers or tree or as_json)
+    specs = [_spec_of(m, asked, whole) for m in models]
     if as_json:
         return typer.echo(json.dumps([s.to_dict() for s in specs], indent=2))
     show(prof.compare_models(specs))
@@ -103,7 +128,7 @@ def _profile_command(
             show(prof.tree(s, tree))
 
 # %% ../../nbs/cli/02_models.ipynb #ce949602
-@app.command('race')
+@app.command('race', rich_help_panel='Models')
 def _race_command(
     names: Annotated[
         Optional[List[str]], typer.Argument(help='Frameworks, the reference first. Default: all.', show_default=False)
@@ -117,7 +142,11 @@ def _race_command(
     laps: Annotated[int, typer.Option(help='How often each framework is timed.')] = 5,
     as_json: Json = False,
 ):
-    "Train one model in several frameworks at once and compare their speed."
+    """Train one model in several frameworks at once and compare their speed.
+
+    Examples: `fsdl race torch jax-jit --steps 20 --laps 2`,
+    `fsdl race --model cnn -f torch -f flax`
+    """
     from fsdl_tools.frameworks.task import make_task
     from fsdl_tools.frameworks.race import race, race_table
     runs = race(make_task(model, steps=steps, batch=batch), (framework or []) + (names or []), laps)

@@ -56,7 +56,7 @@ def _smaller(path, kinds, src):
         cal = [random_inputs(src.specs, seed=50 + i, batch=4) for i in range(4)] if k == 'static' else None
         yield quantise(path, path.with_suffix(f'.{k}.onnx'), k, calibration=cal)
 
-@app.command('export')
+@app.command('export', rich_help_panel='Models')
 def _export_model(
     model: Annotated[
         str,
@@ -86,7 +86,11 @@ def _export_model(
     size: _Sizes = None,
     as_json: Json = False,
 ):
-    "Export a model to ONNX and verify the file."
+    """Export a model to ONNX and verify the file.
+
+    Examples: `fsdl export resnet18 -o resnet18.onnx --quantise int8`,
+    `fsdl export gpt2 -o gpt2.onnx --cache --set n_layer=2`
+    """
     from fsdl_tools.core import one_of
     from fsdl_tools.onnx.optimise import _kinds, benchmark, timing_table
     for k in quantise or []:
@@ -133,7 +137,7 @@ def _export_model(
     if timings:
         show(timing_table(timings))
 
-@app.command('verify')
+@app.command('verify', rich_help_panel='Models')
 def _verify_file(
     file: Annotated[Path, typer.Argument(help='An .onnx file.')],
     against: Annotated[
@@ -149,7 +153,11 @@ def _verify_file(
     size: _Sizes = None,
     as_json: Json = False,
 ):
-    "Compare an ONNX file with the model it came from."
+    """Compare an ONNX file with the model it came from.
+
+    Examples: `fsdl verify resnet18.onnx`,
+    `fsdl verify resnet18.onnx --against resnet18 --json`
+    """
     from fsdl_tools.onnx.verify import verify
     kw = ({} if seed is None else dict(seed=seed)) | (dict(pretrained=True) if pretrained else {})
     v = verify(file, against, rtol=rtol, sizes=_sizes(size), **kw)
@@ -157,7 +165,7 @@ def _verify_file(
     if not v.ok:
         raise typer.Exit(1)
 
-@app.command('bench')
+@app.command('bench', rich_help_panel='Models')
 def _bench_files(
     files: Annotated[List[Path], typer.Argument(help='One or more .onnx files with the same inputs.')],
     against: Annotated[
@@ -169,7 +177,11 @@ def _bench_files(
     compiled: Annotated[bool, typer.Option('--compile', help='Time torch.compile as well.')] = False,
     as_json: Json = False,
 ):
-    "Time ONNX files against eager torch, interleaved."
+    """Time ONNX files against eager torch, interleaved.
+
+    Examples: `fsdl bench resnet18.onnx --batch 1 --rounds 5`,
+    `fsdl bench resnet18.onnx resnet18.int8.onnx --threads 2`
+    """
     from fsdl_tools.onnx.cures import open_model
     from fsdl_tools.onnx.graph import inspect_onnx
     from fsdl_tools.onnx.optimise import benchmark, timing_table

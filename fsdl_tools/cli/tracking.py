@@ -14,8 +14,11 @@ from ..core import parse_seconds
 from ..table import Table
 
 # %% ../../nbs/cli/05_tracking.ipynb #5c9a7e72
-_runs_app = typer.Typer(no_args_is_help=True, help='Runs of any tracker: look, compare, convert, hand on.')
-app.add_typer(_runs_app, name='runs')
+_runs_app = typer.Typer(no_args_is_help=True, 
+    help='Runs of any tracker: look, compare, convert, hand on.'
+    '\n\nExamples: `fsdl runs list`, `fsdl runs compare runs/1 runs/2`',
+)
+app.add_typer(_runs_app, name='runs', rich_help_panel='Find again')
 
 _Source = Annotated[str, typer.Argument(help='A file, a folder, or the address of an MLflow server.')]
 
@@ -24,7 +27,11 @@ def _runs_list(
     source: _Source = 'runs',
     as_json: Json = False,
 ):
-    "Every run that is in there."
+    """Every run that is in there.
+
+    Examples: `fsdl runs list`,
+    `fsdl runs list runs/1 --json`
+    """
     from fsdl_tools.operations.tracking_read import read_all
 
     rows = [
@@ -47,7 +54,11 @@ def _runs_show(
     run: Annotated[str, typer.Option(help='Where there are several: the start of an id, or a name.')] = '',
     as_json: Json = False,
 ):
-    "One run: its parameters, the end of each metric, and what could not be read."
+    """One run: its parameters, the end of each metric, and what could not be read.
+
+    Examples: `fsdl runs show runs/1`,
+    `fsdl runs show runs/1 --json`
+    """
     from fsdl_tools.operations.tracking_read import read
 
     r = read(source, run)
@@ -65,7 +76,11 @@ def _runs_compare(
     html: Annotated[str, typer.Option(help='Also write one HTML file with curves.')] = '',
     as_json: Json = False,
 ):
-    "Runs side by side: what differs in their parameters, and where their metrics ended."
+    """Runs side by side: what differs in their parameters, and where their metrics ended.
+
+    Examples: `fsdl runs compare runs/1 runs/2`,
+    `fsdl runs compare runs --metric loss --html runs.html`
+    """
     from fsdl_tools.operations.tracking_compare import compare, compare_html
 
     if html:
@@ -76,12 +91,16 @@ def _runs_compare(
 @_runs_app.command('convert')
 def _runs_convert(
     source: _Source,
-    to: Annotated[str, typer.Option(help='jsonl, tensorboard, mlflow, wandb, comet, trackio.')],
+    to: Annotated[str, typer.Option(help='jsonl, tensorboard, mlflow, wandb, comet, clearml, trackio.')],
     out: Annotated[str, typer.Option('-o', '--out', help='Folder for the result.')],
     run: Annotated[str, typer.Option(help='Where there are several: the start of an id, or a name.')] = '',
     as_json: Json = False,
 ):
-    "Carry a run into another tracker's format, read it back, and say what was lost."
+    """Carry a run into another tracker's format, read it back, and say what was lost.
+
+    Examples: `fsdl runs convert runs/1 --to jsonl -o carried`,
+    `fsdl runs convert runs/1 --to tensorboard -o events`
+    """
     from fsdl_tools.operations.tracking_compare import convert
 
     try:
@@ -98,7 +117,9 @@ def _runs_follow(
     run: Annotated[str, typer.Argument(help='Folder of a run, with its log.jsonl.')],
     to: Annotated[
         str,
-        typer.Option(help='Sinks, separated by commas: jsonl, tensorboard, mlflow, wandb, comet, trackio, determined.'),
+        typer.Option(
+            help='Sinks, separated by commas: jsonl, tensorboard, mlflow, wandb, comet, clearml, trackio, determined.'
+        ),
     ] = 'tensorboard',
     once: Annotated[bool, typer.Option('--once', help='Hand over what is there, and do not wait for more.')] = False,
     timeout: Annotated[str, typer.Option(help='Stop a sink that has not ended after this time.')] = '',
@@ -107,7 +128,11 @@ def _runs_follow(
     ] = '',
     as_json: Json = False,
 ):
-    "Hand a run to trackers, each from a process of its own; what was handed over is never handed over twice."
+    """Hand a run to trackers, each from a process of its own; what was handed over is never handed over twice.
+
+    Examples: `fsdl runs follow runs/1 --once`,
+    `fsdl runs follow runs/1 --to jsonl,mlflow --once`
+    """
     from fsdl_tools.operations.tracking import follow
 
     options = dict(mlflow=dict(uri=mlflow_uri)) if mlflow_uri else None
@@ -122,7 +147,11 @@ def _runs_serve(
     folder: Annotated[str, typer.Argument(help='Of runs.')] = 'runs',
     port: Annotated[int, typer.Option(help='0: any free one.')] = 0,
 ):
-    "A page of all runs in a folder, on 127.0.0.1, until it is interrupted."
+    """A page of all runs in a folder, on 127.0.0.1, until it is interrupted.
+
+    Examples: `fsdl runs serve`,
+    `fsdl runs serve runs --port 8700`
+    """
     from fsdl_tools.operations.tracking_compare import serve
 
     server = serve(folder, port, background=True)
@@ -162,7 +191,7 @@ def _run_sweep(space, place, engine, how, jobs):
         raise ValueError('Ray Tune places trials itself: leave --job out')
     return tune_on_ray(space, place, **how)
 
-@app.command('sweep')
+@app.command('sweep', rich_help_panel='Find again')
 def _sweep_command(
     file: Annotated[str, typer.Argument(help="A sweep file in W&B's syntax.")],
     folder: Annotated[
@@ -188,7 +217,8 @@ def _sweep_command(
 ):
     """Search for parameters; nothing that was tried is lost, and nothing is tried twice.
 
-    Example: `fsdl sweep sweep.yaml --workers 2 --budget 20usd --price 2.49`
+    Examples: `fsdl sweep sweep.yaml --workers 2 --budget 20usd --price 2.49`,
+    `fsdl sweep sweep.yaml --resume --budget 8`
     """
     from fsdl_tools.operations.sweep_space import read_sweep
     from fsdl_tools.operations.sweeps import best

@@ -15,7 +15,7 @@ from ..core import human_seconds
 from ..table import Table
 
 # %% ../../nbs/cli/05_training.ipynb #2aae4a33
-@app.command('train')
+@app.command('train', rich_help_panel='Train')
 def _train_command(
     model: Annotated[
         str,
@@ -101,13 +101,13 @@ def _train_command(
         as_json,
     )
 
-@app.command('checkpoints')
+@app.command('checkpoints', rich_help_panel='Train')
 def _checkpoints_command(
     folder: Annotated[Path, typer.Argument(help='Of a run.')],
     as_json: Json = False):
     """The checkpoints of a run, read and verified; the exit code is 1 when the newest is not good.
 
-    Example: `fsdl checkpoints runs/1`
+    Examples: `fsdl checkpoints runs/1`, `fsdl checkpoints runs/1 --json`
     """
     from fsdl_tools.training.checkpoint import checkpoints
     inner = folder/'checkpoints' if (folder/'checkpoints').is_dir() else folder
@@ -122,13 +122,17 @@ def _checkpoints_command(
 _env_app = typer.Typer(
     no_args_is_help=False,
     invoke_without_command=True,
-    help='Side environments: packages that cannot share one environment with the rest.',
+    help='Side environments: packages that cannot share one environment with the rest.'
+    '\n\nExamples: `fsdl env`, `fsdl env build horovod`',
 )
-app.add_typer(_env_app, name='env')
+app.add_typer(_env_app, name='env', rich_help_panel='Train')
 
 @_env_app.callback()
 def _env_list(ctx: typer.Context, json_: Json = False):
-    "List the side environments, and say which are built here."
+    """Side environments: packages that cannot share one environment with the rest; which are built here?
+
+    Examples: `fsdl env`, `fsdl env build horovod`
+    """
     if ctx.invoked_subcommand:
         return
     from fsdl_tools.table import Table
@@ -145,7 +149,11 @@ def _env_build(
     name: Annotated[str, typer.Argument(help='Name of the environment.')],
     again: Annotated[bool, typer.Option('--again', help='Build it anew, even if it is there.')] = False,
     timeout: Annotated[str, typer.Option(help='Longest time for one step.')] = '30min'):
-    "Build a side environment and print the path of its Python."
+    """Build a side environment and print the path of its Python.
+
+    Examples: `fsdl env build horovod`,
+    `fsdl env build ray --timeout 1h`
+    """
     from fsdl_tools.core import parse_seconds
     from fsdl_tools.environments import BuildError, build_env
     try:

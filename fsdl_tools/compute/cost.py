@@ -64,8 +64,29 @@ class Offer(Record):
         "A `Cluster` of so many of these machines"
         return Cluster(self.gpu, nodes * self.gpus, gpus_per_node=self.gpus, gpu_hour=self.per_gpu, **kw)
 
-# %% ../../nbs/compute/07_cost.ipynb #a87a19fa
 _columns, _needed = list(Offer.__dataclass_fields__), ['provider', 'gpu', 'gpus', 'usd_per_hour']
+
+def _dollars(text):
+    "A price as people write it: $20.50, 20,50, 1,020.50, 20.5 USD; raises ValueError for another currency or reading"
+    plain = re.sub(r'^(US\$|\$|USD)\s*|\s*(\$|USD)?(\s*(/|per )\s*h(ou)?r?)?$', '', text.strip(), flags=re.I)
+    if plain and (plain[0] in '€£¥' or plain[-1] in '€£¥' or re.search('EUR|GBP|JPY|CHF', plain, re.I)):
+        raise ValueError(f'usd_per_hour is in US dollars, not {text!r}')
+    if re.fullmatch(r'\d{1,3}(,\d{3})+', plain):
+        raise ValueError(f'usd_per_hour {text!r} has two readings: write thousands without a comma')
+    if re.fullmatch(r'\d{1,3}(,\d{3})+\.\d*', plain):
+        plain = plain.replace(',', '')
+    elif re.fullmatch(r'\d{1,3}(\.\d{3})+,\d*', plain):
+        plain = plain.replace('.', '').replace(',', '.')
+    elif re.fullmatch(r'\d+,\d+', plain):
+        plain = plain.replace(',', '.')
+    if not re.fullmatch(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', plain, re.I | re.ASCII):
+        raise ValueError(f'usd_per_hour must be a number, not {text!r}')
+    return float(plain)
+
+def _separator(text):
+    "What stands between the columns of a price list: of comma, semicolon and tab, the most frequent in its header"
+    head = text.lstrip().partition('\n')[0]
+    return max(',;\t', key=head.count)
 
 def _row(r):
     "A row of strings as an `Offer`"
@@ -74,29 +95,32 @@ def _row(r):
     r = {k: v.strip() for k, v in r.items()}
     if not re.fullmatch(r'\d{1,6}', r['gpus']):
         raise ValueError(f"gpus must be a positive whole number, not {r['gpus']!r}")
-    if not re.fullmatch(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', r['usd_per_hour'], re.I | re.ASCII):
-        raise ValueError(f"usd_per_hour must be a number, not {r['usd_per_hour']!r}")
-    usd = float(r['usd_per_hour'])
+    usd = _dollars(r['usd_per_hour'])
     if usd > 1e6:
         raise ValueError(f'usd_per_hour is at most 1,000,000, not {r["usd_per_hour"]}')
     return Offer(**{k: v for k, v in r.items() if v or k in _needed} | dict(gpus=int(r['gpus']), usd_per_hour=usd))
 
+def _column(name, path):
+    "The column that a header means, in whatever capitals; raises ValueError with the nearest for an unknown one"
+    plain = re.sub(r'[^\w]+', '_', name.strip().lower())
+    return one_of(f'column of {path.name}', plain if plain in _columns else name[:40], _columns)
+
 def _check_header(names, path):
-    "Refuse a header with unknown, doubled or missing columns"
-    for n in names:
-        one_of(f'column of {path.name}', n[:40], _columns)
+    "Refuse a header with doubled or missing columns"
     wrong = [c for c in _columns if names.count(c) > 1 or (c in _needed and c not in names)]
     if wrong:
         raise ValueError(f"{path.name}: missing or doubled column {', '.join(wrong)}; needed are {', '.join(_needed)}")
 
 def read_prices(
-    path # A CSV file with at least the columns provider, gpu, gpus, usd_per_hour
+    path # A CSV file with at least the columns provider, gpu, gpus, usd_per_hour; commas, semicolons or tabs
 ) -> list: # Offers; raises ValueError naming line, value and rule, or FileNotFoundError
     "Offers of a price list of your own"
     path, offers, wrong = Path(path), [], []
     try:
-        rows = csv.DictReader(io.StringIO(read_limited(path).decode('utf-8-sig'), newline=''))
-        _check_header(rows.fieldnames or [], path)
+        text = read_limited(path).decode('utf-8-sig')
+        rows = csv.DictReader(io.StringIO(text, newline=''), delimiter=_separator(text))
+        rows.fieldnames = [_column(n, path) for n in rows.fieldnames or []]
+        _check_header(rows.fieldnames, path)
         for r in rows:
             try:
                 offers.append(_row(r))
@@ -168,7 +192,6 @@ def seconds_of(
         return number('seconds', time)
     raise TypeError('time must be seconds, or have step_time (give steps=…) or tokens_per_second (give tokens=…)')
 
-# %% ../../nbs/compute/07_cost.ipynb #75ca5e46
 def task_named(
     model:str,               # For example bert-large, resnet50, or a whole task such as bert_large_squad
     task:str='',             # For example squad
@@ -267,7 +290,6 @@ def experiments(
     kinds = sorted({f'{o.gpus}x {o.gpu}' for o in offers})
     raise ValueError(f"{suite} measured none of these offers ({', '.join(kinds[:6]) or 'there are none'})")
 
-# %% ../../nbs/compute/07_cost.ipynb #5014f3fc
 def cost_table(
     done,         # Experiments
     n:int=12,     # How many rows

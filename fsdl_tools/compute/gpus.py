@@ -10,7 +10,7 @@ __all__ = ['fabrics', 'suites', 'Gpu', 'gpus', 'find', 'gpu_table', 'peak', 'Clu
 # %% ../../nbs/compute/01_gpus.ipynb #83046dc6
 import functools, math, re, statistics
 from dataclasses import dataclass, field
-from ..core import GiB, human_bytes, MiB, nearest, need, one_of, positive, read_data, Record
+from ..core import GiB, human_bytes, MiB, nearest, need, one_of, parse_bytes, parse_seconds, positive, read_data, Record
 from ..table import Table
 
 # %% ../../nbs/compute/01_gpus.ipynb #3bf05bbc
@@ -42,6 +42,8 @@ class Gpu(Record):
     note:str = ''                # What else to know
 
     def __post_init__(self):
+        if isinstance(self.memory, str):
+            object.__setattr__(self, 'memory', parse_bytes(self.memory))
         for k in ('memory', 'bandwidth'):
             positive(f'{k} of {self.name}', getattr(self, k), integer=False)
         for p, v in [*self.tflops.items(), *self.achievable.items()]:
@@ -80,7 +82,6 @@ class Gpu(Record):
         rows = [dict(field=k, value=how.get(k, str)(v)) for k, v in self.to_dict().items() if v not in (None, '', {})]
         return Table(rows, caption=self.name)
 
-# %% ../../nbs/compute/01_gpus.ipynb #c232cc62
 def _gpu(r):
     "A row of gpus.csv as a `Gpu`"
     scale = lambda k, f: None if r[k] is None else round(r[k] * f)
@@ -94,7 +95,7 @@ def _gpu(r):
 
 def _key(name):
     "Name without makers' prefixes, spaces and signs"
-    return re.sub(r'[^a-z0-9]|nvidia|geforce|tesla|instinct|amd|google|intel', '', str(name).lower())
+    return re.sub(r'[^a-z0-9]|nvidia|geforce|tesla|instinct|amd|google|intel|generation|blackwell|server|workstation|edition', '', str(name).lower())
 
 @functools.cache
 def _all():
@@ -252,12 +253,12 @@ class Cluster(Record):
         return self.gpu.link_bandwidth if ranks <= self.gpus_per_node else self.nic_bandwidth
 
     def cost(self,
-        seconds:float # Of renting all of it
+        seconds # Of renting all of it: a number, or a text such as 7d
     ) -> float:       # Dollars; raises ValueError for a cluster without a price
         "What `seconds` on this cluster cost"
         if self.price is None:
             raise ValueError('this cluster has no price: try cluster.replace(gpu_hour=4.1), dollars per GPU and hour')
-        return positive('seconds', seconds, integer=False) / 3600 * self.price
+        return positive('seconds', parse_seconds(seconds), integer=False) / 3600 * self.price
 
 # %% ../../nbs/compute/01_gpus.ipynb #284c5ac5
 def roofline(

@@ -11,7 +11,7 @@ import functools, math
 from dataclasses import dataclass
 import numpy as np
 from ..core import fix_torchvision, GiB, human_bytes, human_count, human_dollars, human_seconds, nearest
-from ..core import need, one_of, palette, positive, read_data, Record
+from ..core import need, one_of, palette, parse_count, positive, read_data, Record
 from ..table import Table
 from .gpus import find, peak
 from ..parallel.layout import Layout, check_layout, parse_layout
@@ -136,7 +136,9 @@ def _named(name):
     try:
         from fsdl_tools.models.architectures import load_config, locate
         where, there = locate(name)
-    except ValueError:
+    except ValueError as e:
+        if 'checkpoint of the Hub' in str(e):
+            raise
         raise ValueError(
             f"unknown model {name!r}: "
             + (
@@ -209,10 +211,10 @@ class Estimate(Record):
         return None if self.price is None else self.price*self.step_time/3600
 
     def days(self,
-        tokens:float # To train on
+        tokens # To train on: a number, or a text such as 26B
     ) -> float:      # Days without interruption; raises ValueError unless tokens is positive
         "Days that training on so many tokens takes"
-        return positive('tokens', tokens, False)/self.tokens_per_second/86400
+        return positive('tokens', parse_count(tokens), False)/self.tokens_per_second/86400
 
     def cost(self,
         tokens:float # To train on
@@ -362,7 +364,7 @@ def estimate(
 ) -> Estimate:        # Raises ValueError for a layout that the model or the cluster does not allow
     "Memory, time and price of one layout"
     name, sizes, spec = model_columns(model)
-    layout = parse_layout(layout)
+    layout = parse_layout(layout, cluster.gpus)
     positive('global_batch', global_batch)
     if layout.ep > 1 and not (sizes or {}).get('experts'):
         raise ValueError(f'ep={layout.ep} needs experts, and {name} has none')

@@ -17,6 +17,8 @@ from fsdl_tools.core import (
     need,
     one_of,
     palette,
+    parse_count,
+    parse_seconds,
     positive,
     read_data,
     read_results,
@@ -423,7 +425,7 @@ def best_plan(
 ) -> tuple:  # A Search (None where there was none) and an Estimate; raises ValueError when nothing fits
     "The search (None where there was none) and the estimate of `layout`, or of the best one"
     if layout:
-        given = parse_layout(layout)
+        given = parse_layout(layout, cluster.gpus)
         if 'framework' not in str(layout):
             given = given.replace(framework=framework)
         if 'precision' not in str(layout):
@@ -477,8 +479,8 @@ def clusters(
 
 def cheapest(
     model,  # As for estimate
-    tokens: float,  # To train on
-    within: float,  # Seconds until it must be done
+    tokens,  # To train on: a number, or a text such as 26B
+    within,  # Seconds until it must be done, or a text such as 7d
     over,  # Clusters with prices
     global_batch: int = 1024,  # Sequences of a step
     seq: int = None,  # Tokens of a sequence; default: the model's longest, at most 8,192
@@ -486,8 +488,8 @@ def cheapest(
     **kw,  # More arguments of search
 ) -> Table:  # Clusters, cheapest first; those too slow or too small at the end, with the reason
     "The cheapest way to train a model on so many tokens before a deadline"
-    positive('tokens', tokens, False)
-    positive('within', within, False)
+    tokens = positive('tokens', parse_count(tokens), False)
+    within = positive('within', parse_seconds(within), False)
     rows = []
     for cl in over:
         row = dict(gpu=cl.gpu.name, gpus=cl.gpus)

@@ -68,7 +68,7 @@ def _with_keras(r, shape, path):
     r.net.export(path, format='onnx', verbose=False)
 
 def _with_tf2onnx(r, shape, path):
-    import tensorflow as tf
+    tf = need('tensorflow', 'frameworks')
     f = tf.function(lambda x: tf_forward(r.task.model, r.params, x))
     _tf2onnx().convert.from_function(f, [tf.TensorSpec((None, *shape), tf.float32, name='x')], output_path=path)
 

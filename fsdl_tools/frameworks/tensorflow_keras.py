@@ -97,7 +97,7 @@ def tf_forward(
     x            # Inputs, channels last
 ):               # Logits
     "`model` in plain TensorFlow"
-    import tensorflow as tf
+    tf = need('tensorflow', 'frameworks')
     nn = tf.nn
     act, pool = (nn.gelu, nn.avg_pool2d) if model.smooth else (nn.relu, nn.max_pool2d)
     for l in model.layers:

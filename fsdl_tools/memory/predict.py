@@ -14,9 +14,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from ..core import human_bytes, one_of, positive, theirs
-from .measure import Breakdown, autocast, blocks_of, call, cross_entropy, in_modules, logits_of
-from .measure import mode_of, optimizers, prepare
+from ..core import human_bytes, one_of, our_word, parse_bytes, positive, theirs, understands
+from .measure import Breakdown, autocast, call, cross_entropy, in_modules, logits_of, loss_against
+from .measure import mode_of, optimizer_kind, optimizers, prepare, to_recompute, with_target
 from .tracker import run_op, tensors
 from ..models.spec import ModelSpec
 from ..models.build import build, example_inputs, longest_text
@@ -392,33 +392,47 @@ def _step_extra(params, optimizer, kernels):
         return gradients + (sum(masters) if kernels == 'cuda' else 2 * max(masters))
     return sum(sizes) if kernels == 'cuda' and optimizer in ('adam', 'adamw') else _transients[optimizer] * max(sizes)
 
+def _known_optimizer(optimizer):
+    "Name of an optimizer whose states there is a rule for; raises ValueError for another"
+    kind = optimizer_kind(optimizer)
+    if kind is None:
+        made = getattr(optimizer, 'func', optimizer)
+        name = made.__name__ if isinstance(made, type) else type(made).__name__
+        raise ValueError(f"no rule for what {name} keeps: one of {', '.join(optimizers)}; measure takes any optimizer")
+    return kind
+
+@understands
 def breakdown(
     model,             # Name in the zoo, a ModelSpec, or any torch.nn.Module
     batch:int=None,    # Samples of a step; default: those of the inputs, or 8
     seq:int=None,      # Tokens, for models of text; default: 1024, or the longest the model takes
     inputs=None,       # Instead of seq: one batch, of which the shapes are taken
     precision='fp32',  # fp32, amp or bf16
-    optimizer='adamw', # Name in optimizers
+    optimizer='adamw', # Name in optimizers, or an optimizer of torch or its class
     recompute=False,   # True: recompute every repeated block; or names of modules
     accumulation:int=1,# Micro-batches the batch is cut into
     kernels='cuda',    # Whose kernels to assume: cuda or cpu
-    loss=cross_entropy # From logits to a scalar
+    loss=cross_entropy # From logits to a scalar, or a loss of torch.nn
 ) -> Breakdown:        # Predicted; raises ValueError for an unknown name or a batch that cannot be cut
     "What a training step will keep in memory"
-    one_of('optimizer', optimizer, optimizers)
+    optimizer = _known_optimizer(optimizer)
+    precision = our_word('precision', precision, ('fp32', 'amp', 'bf16'))
+    target = None
+    if isinstance(model, nn.Module):
+        inputs, target = with_target(model, inputs)
     if batch is None:
         batch = 8 if inputs is None else next((t.shape[0] for t in tensors(inputs) if t.dim()), 1)
     if positive('batch', batch) % positive('accumulation', accumulation):
         raise ValueError(f'batch {batch} cannot be cut into {accumulation} micro-batches')
     model, inputs = load(model, batch // accumulation, seq, inputs)
-    model, inputs = prepare(model, inputs, precision)
-    names = blocks_of(model) if recompute is True else recompute or ()
-    if recompute is True and not names:
-        raise ValueError('no repeated blocks were found: give the names of the modules to recompute')
-    rec, logits = record(model, inputs, precision, kernels, loss)
+    if target is not None:
+        target = _with_samples(target, batch // accumulation)
+    model, (inputs, target) = prepare(model, (inputs, target), precision)
+    names = to_recompute(model, recompute)
+    rec, logits = record(model, inputs, precision, kernels, loss_against(loss, target))
     if rec.unknown:
         warnings.warn(f"no rule for {', '.join(sorted(rec.unknown))}: counted as keeping their inputs", stacklevel=2)
-    return _compose(rec, logits, model, inputs, names, optimizer, accumulation, kernels)
+    return _compose(rec, logits, model, (inputs, target), names, optimizer, accumulation, kernels)
 
 def _compose(rec, logits, model, inputs, names, optimizer, accumulation, kernels):
     "The record, from what was written down and simulated"
@@ -460,11 +474,11 @@ def _compose(rec, logits, model, inputs, names, optimizer, accumulation, kernels
 # %% ../../nbs/memory/03_predict.ipynb #7995c02f
 def largest_batch(
     model,      # As for breakdown
-    memory:int, # Bytes that may be used at the peak
+    memory,     # Bytes that may be used at the peak, or a text such as 24GiB
     **kw        # More arguments of breakdown
 ) -> int:       # Samples; 0 when not even one micro-batch fits
     "The largest batch whose predicted peak is not above `memory`"
-    positive('memory', memory)
+    memory = positive('memory', parse_bytes(memory))
     step = kw.get('accumulation', 1)
     fits = lambda n: breakdown(model, n * step, **kw).peak <= memory
     if not fits(1):

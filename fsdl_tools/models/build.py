@@ -8,7 +8,7 @@ __all__ = ['shrink', 'from_config', 'build', 'longest_text', 'example_inputs', '
 # %% ../../nbs/models/03_build.ipynb #49d0c5d2
 import contextlib, inspect, re
 from ..core import fix_torchvision, one_of, positive, theirs
-from .architectures import find_class, load_config, locate, offline
+from .architectures import find_class, load_config, locate, offline, timm_fields
 from .spec import TransformerShape
 from .values import Values, bare_copy, recall, remember, watching
 
@@ -193,7 +193,7 @@ def from_config(
 
 # %% ../../nbs/models/03_build.ipynb #5bd5d13e
 def build(
-    name:str,           # Architecture of timm, model type of transformers, or path to a config.json
+    name,               # Architecture of timm, model type of transformers, a config.json or a configuration
     task:str=None,      # transformers only: what to build it for
     input_size=None,    # timm only: size of the images
     device:str='cpu',   # meta allocates nothing
@@ -202,7 +202,9 @@ def build(
 ):                      # A torch module in evaluation mode
     "Build any architecture with random weights"
     import torch
-    where, there = locate(name)
+    where, there = ('file', name) if hasattr(name, 'model_type') else locate(name)
+    if where == 'timm':
+        kw = {k: v for k, v in timm_fields(name).items() if k != 'architecture'} | kw
     if where == 'timm' and task not in (None, 'image-classification'):
         raise ValueError(f'{name} is an image model of timm: it has no task {task!r}')
     values = Values()

@@ -7,7 +7,8 @@ __all__ = ['metered', 'profile', 'largest', 'tree', 'memory_by_precision', 'comp
 
 # %% ../../nbs/models/04_profile.ipynb #e0d081cd
 import contextlib, copy, functools, math, re, statistics, time
-from ..core import human_bytes, human_count, one_of, positive, theirs
+from pathlib import Path
+from ..core import human_bytes, human_count, one_of, our_word, positive, theirs, what_to_type
 from ..table import Table, pareto_front
 from .build import active_parameters, build, example_inputs, shape_of
 from .spec import Input, Layer, ModelSpec, human_flop
@@ -109,7 +110,6 @@ class _Tally:
             self.row['saved'] += s.nbytes()
         return t
 
-# %% ../../nbs/models/04_profile.ipynb #22f9a7e2
 def _meter(tally, values):
     "A dispatch mode that shows every operation to `tally`, and follows what is known"
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -121,7 +121,6 @@ def _meter(tally, values):
             return out
     return Meter()
 
-# %% ../../nbs/models/04_profile.ipynb #e029892b
 def _attention(q, k, v, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
     "Scaled dot-product attention by the fused kernels, whose shapes are defined on meta"
     import torch
@@ -163,7 +162,6 @@ def _stand_in(fused):
             return swap.get(func, func)(*args, **(kwargs or {}))
     return StandIn()
 
-# %% ../../nbs/models/04_profile.ipynb #ba6cfb20
 @contextlib.contextmanager
 def metered(
     model,     # A torch module; nothing in it is changed
@@ -217,14 +215,13 @@ _precisions = dict(fp32='float32', bf16='bfloat16', fp16='float16')
 def _cast(model, inputs, precision):
     "Model and inputs with floating-point numbers of `precision`"
     import torch
-    dtype = getattr(torch, _precisions[one_of('precision', precision, _precisions)])
+    dtype = getattr(torch, _precisions[precision])
     if precision == 'fp32':
         return model, inputs
     from torch.utils._pytree import tree_map_only
     cast = lambda t: t.to(dtype) if t.is_floating_point() else t
     return model.to(dtype), tree_map_only(torch.Tensor, cast, inputs)
 
-# %% ../../nbs/models/04_profile.ipynb #9591d3d1
 def _call(model, inputs):
     "Run the model; transformers without its cache"
     import inspect
@@ -275,7 +272,6 @@ def _layers(model, tally):
             out.append(Layer(name, type(m).__name__, sum(p.numel() for p in own), **r))
     return tuple(out)
 
-# %% ../../nbs/models/04_profile.ipynb #2eb0d31b
 def _kind(model):
     "decoder, encoder, encoder-decoder, vision or other"
     if hasattr(model, 'pretrained_cfg'):
@@ -314,7 +310,7 @@ def _origin(model):
     return dict(source='module', family=type(model).__name__, library=f'torch {torch.__version__}')
 
 def profile(
-    model,               # Name in a zoo, path to a config.json, or a torch module
+    model,               # Name in a zoo, path to a config.json, a configuration, or a torch module
     inputs=None,         # Of a module: a tensor, a shape such as (1, 3, 224, 224), a list or a dict of these
     batch:int=1,         # Of a zoo's model: samples
     seq:int=None,        # Of a zoo's model: tokens; default: 512, or the longest it takes
@@ -326,10 +322,15 @@ def profile(
 ) -> ModelSpec:          # Raises ValueError for a name, size or model that does not work
     "What a model costs, by layer, without weights and without computing; what is given stays as it is"
     import torch
-    if kw and not isinstance(model, str):
-        raise ValueError(f"{', '.join(kw)}: only for a model that is given by name")
-    one_of('precision', precision, _precisions)
-    name = model if isinstance(model, str) else type(model).__name__
+    model, named = _named(model)
+    if not named and inputs is None:
+        inputs = kw.pop('input_size', None)          # as torchinfo calls it
+    if kw and not named:
+        key = next(iter(kw))
+        known = ('inputs', 'batch', 'seq', 'precision', 'fused', 'train', 'real')
+        raise ValueError(f'{key}: only for a model that is given by name; {what_to_type(key, known)}')
+    precision = our_word('precision', precision, _precisions)
+    name = str(getattr(model, 'model_type', model)) if named else type(model).__name__
     with torch.random.fork_rng(devices=[], enabled=real):
         model, device = _ready(model, real, kw)
         values = recall(model) if device == 'meta' else Values()
@@ -341,9 +342,20 @@ def profile(
         model, inputs = _cast(model.train(train), inputs, precision)
         return _spec(model, inputs, _run(model, inputs, fused, name, device, values), name, precision)
 
+def _named(model):
+    "(model, does it have to be built?): a name, the path of a file, a configuration; else it is a module"
+    import torch
+    if isinstance(model, Path):
+        return str(model), True
+    if isinstance(model, str) or hasattr(model, 'model_type') and not isinstance(model, torch.nn.Module):
+        return model, True
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f'expected a module, a name or a configuration, not a {type(model).__name__}')
+    return model, False
+
 def _ready(model, real, kw):
     "The module to run, which is ours to change, and its device"
-    if isinstance(model, str):
+    if not hasattr(model, 'forward'):
         device = 'cpu' if real else 'meta'
         return build(model, device=device, **kw), device
     if not real:
@@ -452,7 +464,6 @@ def _order(spec, key):
         i for i, l in enumerate(spec.layers) if not key or l.name == key or l.name.startswith(key + '.')
     ), key.count('.') + bool(key)
 
-# %% ../../nbs/models/04_profile.ipynb #9778032a
 _widths = dict(fp32=4, bf16=2, fp16=2, int8=1, int4=.5)
 
 def memory_by_precision(
@@ -535,7 +546,6 @@ def latency(
                 times[k].append(time.perf_counter() - start)
     return {k: statistics.median(v) for k, v in times.items()}
 
-# %% ../../nbs/models/04_profile.ipynb #90deabf0
 def front(
     rows:list,    # Dicts
     cost:str,     # Key of what should be small, for example flops

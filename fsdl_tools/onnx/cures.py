@@ -9,7 +9,8 @@ __all__ = ['named_outputs', 'randomise', 'calibrate', 'Source', 'open_model', 't
 import contextlib, copy, dataclasses, inspect, json
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import fix_torchvision, human_bytes, one_of
+from ..core import fix_torchvision, human_bytes, one_of, what_to_type
+from ..models.architectures import locate, timm_fields
 from .graph import InputSpec, _cause, random_inputs
 
 
@@ -287,9 +288,10 @@ def _config_of(
 def _config_path(what):
     "The config.json that a text names, None when it names none"
     p = Path(what)
-    if p.suffix == '.json':
+    if p.suffix.lower() == '.json':
         return p
-    return p/'config.json' if (p/'config.json').is_file() else None
+    names = sorted(p.iterdir()) if p.is_dir() else ()
+    return next((f for f in names if f.name.lower() == 'config.json'), None)
 
 def _read_config(what):
     "The fields of a configuration in a file"
@@ -297,7 +299,7 @@ def _read_config(what):
     if p is None or not p.is_file():
         raise FileNotFoundError(f'there is no configuration {str(what)!r}')
     try:
-        d = json.loads(p.read_text(encoding='utf-8'))
+        d = json.loads(p.read_text(encoding='utf-8-sig'))
     except (ValueError, RecursionError) as e:
         raise ValueError(f'{str(p)!r} is not JSON: {e}') from None
     if not isinstance(d, dict):
@@ -349,6 +351,17 @@ def _builder(what, pretrained):
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as base
     one_of('model', what, [*timm.list_models(), *base])
 
+def _at_home(what, pretrained):
+    "(name, arguments) for what may be a name of the Hub or timm's config.json; raises ValueError saying what to type"
+    import timm
+    if isinstance(what, str) and (fields := timm_fields(what)):
+        return fields.pop('architecture'), fields
+    if pretrained or not isinstance(what, str) or _config_path(what):
+        return what, {}
+    if timm.is_model(what) or _is_type(what) or _model_class(what):
+        return what, {}
+    return locate(what)[1], {}
+
 def _count_parameters(
     what, # As in open_model
     **kw  # Arguments of the constructor or fields of the configuration
@@ -394,6 +407,9 @@ def open_model(
         return what
     if not isinstance(what, (str, Path)) and not hasattr(what, 'model_type'):
         raise TypeError(f'expected a model, its name or a configuration, not {type(what).__name__}')
+    fix_torchvision()
+    what, more = _at_home(what, pretrained)
+    kw = more | kw
     make, describe = _builder(what, pretrained)
     name = str(what) if isinstance(what, (str, Path)) else what.model_type
     name = _read_config(what).get('model_type') if name == str(what) and _config_path(what) else name
@@ -458,12 +474,9 @@ def _source(model, inputs, kw, say=None):
     import torch
     if not isinstance(model, torch.nn.Module):
         return open_model(model, progress=say, **kw)
-    if kw:
-        one_of(
-            'argument of export',
-            next(iter(kw)),
-            ('model', 'path', 'inputs', 'opset', 'dynamic', 'sizes', 'external', 'rtol', 'metadata', 'progress'),
-        )
+    for name in kw:
+        known = ('model', 'path', 'inputs', 'opset', 'dynamic', 'sizes', 'external', 'rtol', 'metadata', 'progress')
+        raise ValueError(f'unknown argument of export {name!r} for a module: {what_to_type(name, known)}')
     if inputs is None:
         if not hasattr(model, 'config'):
             raise ValueError(
@@ -471,14 +484,40 @@ def _source(model, inputs, kw, say=None):
                 'give example inputs, for example inputs=dict(x=torch.randn(2, 3))'
             )
         inputs = _hf_specs(model)
-    return Source(model, specs_of(inputs), type(model).__name__, {})
+    specs = specs_of(inputs, model)
+    _look_at_ids(specs)
+    return Source(model, specs, type(model).__name__, {})
+
+def _look_at_ids(specs):
+    "Raise ValueError when the example inputs let nothing vary: every number that is tried would be the same"
+    still = [s.name for s in specs if s.shape and 'int' in s.dtype and s.high == 1]
+    tokens = [name for name in still if name in ('input_ids', 'decoder_input_ids', 'ids', 'tokens')]
+    if tokens or still and len(still) == len([s for s in specs if s.shape]):
+        raise ValueError(
+            f"the example {', '.join(still)} holds only zeros, and numbers are tried up to the largest that is seen: "
+            'with zeros alone nothing would be proven. Give ids up to the largest that the model takes'
+        )
+
+def _by_name(inputs, module):
+    "Example inputs as a dict: one tensor, or several in a tuple, are named as the arguments of `forward`"
+    import torch
+    several = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+    if not all(isinstance(t, torch.Tensor) for t in several):
+        return None
+    names = list(inspect.signature(module.forward).parameters) if module is not None else []
+    names += [f'input{i}' for i in range(len(names), len(several))]
+    return dict(zip(names, several, strict=False))
 
 def specs_of(
-    inputs # InputSpecs, or dict: name -> tensor, whose first axis is the batch
-) -> list: # InputSpecs
+    inputs,     # InputSpecs, or example tensors whose first axis is the batch: one, a tuple, or a dict by name
+    module=None # The module they are for, whose arguments name what has no name
+) -> list:      # InputSpecs
     "Specifications of given example inputs"
     if not isinstance(inputs, dict):
-        return list(inputs)
+        named = _by_name(inputs, module)
+        if named is None:
+            return list(inputs)
+        inputs = named
     return [
         InputSpec(
             k,

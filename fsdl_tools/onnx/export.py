@@ -248,7 +248,7 @@ def _try(source, made, opset, cures, fixed, sizes, external, rtol, metadata):
 def export(
     model,            # nn.Module, Source, timm name, transformers model type, class name, configuration or config.json
     path,             # Where to; written in one step
-    inputs=None,      # For an nn.Module: tensors by name, or InputSpecs
+    inputs=None,      # For an nn.Module: example tensors (one, a tuple, or a dict by name), or InputSpecs
     opset=20,         # ONNX operator set, 18 to 23
     dynamic=True,     # Dynamic axes: all, or none (False)
     sizes=None,       # Axis name -> size to trace with and to check, with its double; or a list of sizes
@@ -260,6 +260,8 @@ def export(
 ) -> ExportReport:    # Raises ValueError with what was tried when nothing works
     "Export a model to ONNX and verify the file"
     t0, say = time.time(), progress or (lambda s: None)
+    if isinstance(inputs, (str, Path)):               # the order of torch.onnx.export
+        path, inputs = inputs, path
     if not isinstance(opset, int) or not 18 <= opset <= 23:
         raise ValueError(f'opset must be a whole number from 18 to 23, not {opset!r}')
     with staging(path) as tmp:

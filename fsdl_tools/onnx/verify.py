@@ -278,6 +278,8 @@ def verify(
     **kw           # pretrained, seed, and arguments of the constructor
 ) -> Verification: # Raises ValueError when the two cannot be compared
     "Compare a file with the model it came from, or with another file"
+    if hasattr(path, 'forward') and isinstance(against, (str, Path)):
+        path, against = against, path
     f = read_onnx(path)
     note = {p.key.removeprefix('fsdl.'): p.value for p in f.metadata_props}
     sizes = _noted_sizes(note) if sizes is None else sizes
@@ -285,7 +287,7 @@ def verify(
     how = dict(batches=batches, lengths=lengths, rtol=rtol, sizes=sizes)
     if against is None:
         raise ValueError(f'{str(path)!r} does not say which model it came from: name one')
-    specs = specs_of(inputs) if inputs is not None else None
+    specs = specs_of(inputs, against if hasattr(against, 'forward') else None) if inputs is not None else None
     if isinstance(against, (str, Path)) and str(against).endswith('.onnx'):
         with _file_ways(against) as other:
             run = next(iter(other.ways.values()))

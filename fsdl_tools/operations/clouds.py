@@ -10,21 +10,19 @@ import importlib.util, json, re, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import GiB, one_of
-from ..table import Table
 from fsdl_tools.operations.launch import (
-    Handle,
     Job,
     Status,
     Target,
     TargetError,
+    kept_fields,
     only_known,
-    run_command,
+    rank_command,
     torchrun,
     unwire,
     wire,
 )
 from .kubernetes import bad_image, bad_name, carries, from_yaml, refuse_keys, to_yaml
-from .kubeflow import never_accepted
 
 # %% ../../nbs/operations/09_clouds.ipynb #e820c8f0
 def _no_secrets(job, where):
@@ -36,68 +34,40 @@ def _no_secrets(job, where):
     ]
 
 
-def _kept_in(job, names):
-    return {k: getattr(job, k) for k in names if getattr(job, k) != getattr(_plain, k)}
-
-
-_plain = Job('job', ('true',))
-
-
 class _ByCommand(Target):
     "Targets whose own program does what is asked"
 
-    program, verbs = '', {}
+    verbs, accepted = {}, False
 
     def _call(self, verb, **values):
         "Run the program with its words for this"
-        return run_command([self.program, *(w.format(**values) for w in self.verbs[verb])], self.patience)
+        return self._ask(*(w.format(**values) for w in self.verbs[verb]))
 
-    def submit(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> Handle:  # By which it is asked about
+    def _submit(self, job, token):
         "Hand the text to the platform's own program"
-        self.refuse(job)
         with tempfile.TemporaryDirectory(prefix='fsdl-job-') as d:
             (Path(d) / 'job.yaml').write_text(self.render(job, token), encoding='utf-8')
             said = self._call('submit', file=str(Path(d) / 'job.yaml'), folder=d, name=job.name)
         found = re.findall(self.number, said)
-        return Handle(type(self).__name__.lower(), found[-1] if found else job.name, token)
+        return self._handle(found[-1] if found else job.name, token)
 
-    def status(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> Status:  # Its state
+    def _status(self, handle):
         "The word that its program uses, in ours"
         said = self._call('status', id=handle.id)
         word = next((w for w in self.words if re.search(rf'\b{w}\b', said)), '')
         return Status(self.words.get(word, 'unknown'), word or said.strip()[:60])
 
-    def logs(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> str:  # Text
+    def _logs(self, handle):
         "What its program shows"
         return self._call('logs', id=handle.id)
 
-    def cancel(
-        self,
-        handle: Handle,  # A submitted job
-    ):
+    def _cancel(self, handle):
         "Stop it"
         self._call('cancel', id=handle.id)
 
-    def doctor(self):
+    def _facts(self):
         "Is its program here?"
-        try:
-            said = run_command([self.program, '--version'], self.patience).strip()
-        except (TargetError, TimeoutError) as e:
-            said = str(e)
-        return Table(
-            [dict(what=self.program, value=said), dict(what='these texts', value=never_accepted)],
-            caption=type(self).__name__,
-        )
+        return [dict(what=self.program, value=self._ask('--version').strip())]
 
 # %% ../../nbs/operations/09_clouds.ipynb #6ae1f7d4
 _hosts = (
@@ -138,7 +108,11 @@ def _aws(service, target):
         boto3 = importlib.import_module('boto3')
     except ImportError:
         raise TargetError('AWS is reached through boto3: pip install boto3') from None
-    return boto3.client(service, region_name=target.region, endpoint_url=target.endpoint or None)
+    half = target.patience / 2
+    once = importlib.import_module('botocore.config').Config(
+        connect_timeout=half, read_timeout=half, retries=dict(max_attempts=0)
+    )
+    return boto3.client(service, region_name=target.region, endpoint_url=target.endpoint or None, config=once)
 
 
 @dataclass(frozen=True)
@@ -151,14 +125,10 @@ class SageMaker(Target):
     volume: int = 100  # GB of disk
     region: str = 'us-east-1'  # Where
     endpoint: str = ''  # Another server than AWS's
-    patience: float = 10  # Seconds in which it has to answer
+    patience: float = 4.5  # Seconds in which it has to answer
+    title, accepted = 'SageMaker', False
 
-    def render(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> str:  # In the target's own format
-        "The text one can read, compare and keep"
+    def _render(self, job, token):
         odd = [k for k, v in job.env.items() if not _aws_env(v)]
         command, env = wire(job, _aws_carries, self.python, named=lambda k: k not in odd)
         many = (
@@ -187,24 +157,19 @@ class SageMaker(Target):
         out |= dict(StoppingCondition=dict(MaxRuntimeInSeconds=job.time))
         out |= dict(Environment=env) if env else {}
         out |= dict(RetryStrategy=dict(MaximumRetryAttempts=job.retries)) if job.retries else {}
-        kept = _kept_in(job, _aws_kept)
+        kept = kept_fields(job, _aws_kept)
         out |= dict(HyperParameters=dict(fsdl=json.dumps(kept))) if kept else {}
         return json.dumps(out | (dict(Tags=[dict(Key='fsdl-token', Value=token)]) if token else {}), indent=1) + '\n'
 
-    def parse(
-        self,
-        text: str,  # As render made it, or as a person wrote it
-    ) -> Job:  # Raises ValueError for what it does not understand
-        "The job that a text describes"
+    def _parse(self, text):
         d = json.loads(text)
         refuse_keys(d, _aws_schema)
         a = d['AlgorithmSpecification']
         words = [*a.get('ContainerEntrypoint', []), *a.get('ContainerArguments', [])]
-        if '--no-python' in words:
-            words = words[words.index('--no-python') + 1 :]
-        command, env, found = unwire(words, d.get('Environment', {}))
         told = json.loads(d.get('HyperParameters', {}).get('fsdl', '{}'))
         only_known('the hyperparameter fsdl', told, _aws_kept)
+        words = rank_command(words, d['ResourceConfig']['InstanceCount'] * told.get('processes', 1))
+        command, env, found = unwire(words, d.get('Environment', {}))
         fields = dict(
             name=d['TrainingJobName'],
             nodes=d['ResourceConfig']['InstanceCount'],
@@ -214,11 +179,7 @@ class SageMaker(Target):
         )
         return Job(command=command, env=env, secrets=found, **fields | told)
 
-    def rules(
-        self,
-        job: Job,  # The job
-    ) -> list:  # Sentences
-        "What this kind of target refuses"
+    def _rules(self, job):
         d = json.loads(self.render(job))
         out = (
             []
@@ -248,26 +209,22 @@ class SageMaker(Target):
             else [f'instance {self.instance!r}: expected for example ml.p4d.24xlarge']
         )
 
-    def client(self):
-        "boto3's client"
-        return _aws('sagemaker', self)
+    def _call(self, operation, service='sagemaker', **values):
+        "What AWS answers; raises TargetError"
+        client, errors = _aws(service, self), importlib.import_module('botocore.exceptions')
+        try:
+            return getattr(client, operation)(**values)
+        except (errors.BotoCoreError, errors.ClientError) as e:
+            raise TargetError(f'AWS: {e}') from None
 
-    def submit(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> Handle:  # By which it is asked about
+    def _submit(self, job, token):
         "Create it; the name is the token: AWS refuses a second one"
-        self.refuse(job)
-        self.client().create_training_job(**json.loads(self.render(job, token)))
-        return Handle('sagemaker', job.name, token)
+        self._call('create_training_job', **json.loads(self.render(job, token)))
+        return self._handle(job.name, token)
 
-    def status(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> Status:  # Its state
+    def _status(self, handle):
         "As AWS describes it"
-        d = self.client().describe_training_job(TrainingJobName=handle.id)
+        d = self._call('describe_training_job', TrainingJobName=handle.id)
         late = d.get('SecondaryStatus') == 'MaxRuntimeExceeded'
         return Status(
             'timeout' if late else _aws_words.get(d['TrainingJobStatus'], 'unknown'),
@@ -275,39 +232,23 @@ class SageMaker(Target):
             d.get('FailureReason', ''),
         )
 
-    def logs(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> str:  # Text
+    def _logs(self, handle):
         "From CloudWatch, of all machines"
-        logs, group = _aws('logs', self), '/aws/sagemaker/TrainingJobs'
-        streams = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix=handle.id + '/')['logStreams']
-        events = [
-            e
-            for s in streams
-            for e in logs.get_log_events(logGroupName=group, logStreamName=s['logStreamName'], startFromHead=True)[
-                'events'
-            ]
-        ]
+        group = '/aws/sagemaker/TrainingJobs'
+        ask = dict(logGroupName=group, logStreamNamePrefix=handle.id + '/')
+        streams = self._call('describe_log_streams', 'logs', **ask)['logStreams']
+        named = [dict(logGroupName=group, logStreamName=s['logStreamName'], startFromHead=True) for s in streams]
+        events = [e for name in named for e in self._call('get_log_events', 'logs', **name)['events']]
         return ''.join(e['message'] + '\n' for e in events)
 
-    def cancel(
-        self,
-        handle: Handle,  # A submitted job
-    ):
+    def _cancel(self, handle):
         "Ask AWS to stop it"
-        self.client().stop_training_job(TrainingJobName=handle.id)
+        self._call('stop_training_job', TrainingJobName=handle.id)
 
-    def doctor(self):
+    def _facts(self):
         "Is the client here?"
         has = importlib.util.find_spec('boto3') is not None
-        return Table(
-            [
-                dict(what='boto3', value='there' if has else 'missing: pip install boto3'),
-                dict(what='these texts', value=never_accepted),
-            ],
-            caption='SageMaker',
-        )
+        return [dict(what='boto3', value='there' if has else 'missing: pip install boto3')]
 
 # %% ../../nbs/operations/09_clouds.ipynb #d9d7ce1f
 _any_schema = dict(
@@ -334,7 +275,7 @@ class Anyscale(_ByCommand):
     head: str = 'm5.2xlarge'  # Machine of the head
     instance: str = 'p4d.24xlarge'  # Machine of a node
     patience: float = 60  # Seconds
-    program, number = 'anyscale', r'prodjob_\w+'
+    title, program, number = 'Anyscale', 'anyscale', r'prodjob_\w+'
     verbs = dict(
         submit=('job', 'submit', '--config-file', '{file}'),
         status=('job', 'status', '--id', '{id}'),
@@ -348,12 +289,7 @@ class Anyscale(_ByCommand):
 
         return Ray(python=self.python)
 
-    def render(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> str:  # In the target's own format
-        "The text one can read, compare and keep"
+    def _render(self, job, token):
         d = json.loads(self._ray().render(job))
         workers = [dict(instance_type=self.instance, min_nodes=job.nodes, max_nodes=job.nodes)]
         out = dict(
@@ -371,11 +307,7 @@ class Anyscale(_ByCommand):
         kept = {k: v for k, v in d['metadata'].items() if k not in ('name', 'image')}
         return to_yaml(out | (dict(tags=kept) if kept else {}))
 
-    def parse(
-        self,
-        text: str,  # As render made it, or as a person wrote it
-    ) -> Job:  # Raises ValueError for what it does not understand
-        "The job that a text describes"
+    def _parse(self, text):
         d = from_yaml(text)[0]
         refuse_keys(d, _any_schema)
         tags = (
@@ -392,12 +324,8 @@ class Anyscale(_ByCommand):
             .replace(time=d.get('timeout_s', 3600), retries=d.get('max_retries', 0))
         )
 
-    def rules(
-        self,
-        job: Job,  # The job
-    ) -> list:  # Sentences
-        "What this kind of target refuses"
-        ray = [p for p in self._ray().rules(job) if not p.startswith('an image')]
+    def _rules(self, job):
+        ray = [p for p in self._ray()._rules(job) if not p.startswith('an image')]
         ok = re.fullmatch(r'[\w.-]{1,128}', job.name, re.A)
         return (
             ray + bad_image(job.image) + ([] if ok else [f'name {job.name!r}: up to 128 letters, digits, dots, dashes'])
@@ -420,7 +348,7 @@ class Determined(_ByCommand):
     pool: str = ''  # Resource pool; empty: the default
     metric: str = 'eval_loss'  # What the experiment is judged by
     patience: float = 30  # Seconds
-    program, number = 'det', r'experiment (\d+)'
+    title, program, number = 'Determined', 'det', r'experiment (\d+)'
     verbs = dict(
         submit=('experiment', 'create', '{file}', '{folder}'),
         status=('experiment', 'describe', '{id}'),
@@ -431,19 +359,14 @@ class Determined(_ByCommand):
         COMPLETED='succeeded', ERROR='failed', CANCELED='cancelled', RUNNING='running', QUEUED='queued', ACTIVE='queued'
     )
 
-    def render(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> str:  # In the target's own format
-        "The text one can read, compare and keep"
+    def _render(self, job, token):
         command, env = wire(job, carries, self.python)
         words = [*(_det_start if job.ranks > 1 else ()), *command]
         where = dict(environment_variables=[f'{k}={v}' for k, v in env.items()]) | (
             dict(image=job.image) if job.image else {}
         )
         resources = dict(slots_per_trial=job.ranks) | (dict(resource_pool=self.pool) if self.pool else {})
-        kept = [f'{k}: {json.dumps(v)}' for k, v in _kept_in(job, _det_kept).items()]
+        kept = [f'{k}: {json.dumps(v)}' for k, v in kept_fields(job, _det_kept).items()]
         out = dict(
             name=job.name,
             entrypoint=words,
@@ -453,20 +376,16 @@ class Determined(_ByCommand):
         )
         return to_yaml(out | dict(max_restarts=job.retries) | (dict(labels=kept) if kept else {}))
 
-    def parse(
-        self,
-        text: str,  # As render made it, or as a person wrote it
-    ) -> Job:  # Raises ValueError for what it does not understand
-        "The job that a text describes"
+    def _parse(self, text):
         d = from_yaml(text)[0]
         refuse_keys(d, _det_schema)
         words, where = list(d['entrypoint']), d.get('environment', {})
-        if tuple(words[: len(_det_start)]) == _det_start:
+        told = {k: json.loads(v) for k, _, v in (label.partition(': ') for label in d.get('labels', []))}
+        only_known('labels', told, _det_kept)
+        if tuple(words[: len(_det_start)]) == _det_start and told.get('nodes', 1) * told.get('processes', 1) > 1:
             words = words[len(_det_start) :]
         pairs = [v.partition('=') for v in where.get('environment_variables', [])]
         command, env, found = unwire(words, {k: v for k, _, v in pairs})
-        told = {k: json.loads(v) for k, _, v in (label.partition(': ') for label in d.get('labels', []))}
-        only_known('labels', told, _det_kept)
         one_of('searcher', d['searcher']['name'], ['single'])
         return Job(
             **dict(
@@ -480,11 +399,7 @@ class Determined(_ByCommand):
             | told
         )
 
-    def rules(
-        self,
-        job: Job,  # The job
-    ) -> list:  # Sentences
-        "What this kind of target refuses"
+    def _rules(self, job):
         out = (bad_image(job.image) if job.image else []) + _no_secrets(job, 'Determined')
         return out + ([f'name: {len(job.name)} letters, 128 are possible'] if len(job.name) > 128 else [])
 
@@ -513,7 +428,7 @@ class SkyPilot(_ByCommand):
 
     spot: bool = True  # Take machines that may be taken away?
     patience: float = 60  # Seconds
-    program, number = 'sky', r'Job ID: (\d+)'
+    title, program, number = 'SkyPilot', 'sky', r'Job ID: (\d+)'
     verbs = dict(
         submit=('jobs', 'launch', '--yes', '--detach-run', '--name', '{name}', '{file}'),
         status=('jobs', 'queue'),
@@ -540,35 +455,25 @@ class SkyPilot(_ByCommand):
         out |= dict(image_id=f'docker:{job.image}') if job.image else {}
         return out | dict(use_spot=self.spot, job_recovery=dict(max_restarts_on_errors=job.retries))
 
-    def render(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> str:  # In the target's own format
-        "The text one can read, compare and keep"
+    def _render(self, job, token):
         command, env = wire(job, carries, self.python)
         many = (self.python, *torchrun, f'--nproc-per-node={job.processes}', '--no-python') if job.ranks > 1 else ()
-        envs = env | dict(FSDL_COMMAND=json.dumps([*many, *command]), FSDL_JOB=json.dumps(_kept_in(job, _sky_kept)))
+        envs = env | dict(FSDL_COMMAND=json.dumps([*many, *command]), FSDL_JOB=json.dumps(kept_fields(job, _sky_kept)))
         out = dict(name=job.name, num_nodes=job.nodes, resources=self._asked(job)) | (
             dict(workdir=job.folder) if job.folder else {}
         )
         return to_yaml(out | dict(envs=envs, run=_sky_run))
 
-    def parse(
-        self,
-        text: str,  # As render made it, or as a person wrote it
-    ) -> Job:  # Raises ValueError for what it does not understand
-        "The job that a text describes"
+    def _parse(self, text):
         d = from_yaml(text)[0]
         refuse_keys(d, _sky_schema)
         if d.get('run') != _sky_run:
             raise ValueError('run is not the line that opens FSDL_COMMAND')
         env, asked = dict(d['envs']), d.get('resources', {})
         words, told = json.loads(env.pop('FSDL_COMMAND')), json.loads(env.pop('FSDL_JOB', '{}'))
-        if '--no-python' in words:
-            words = words[words.index('--no-python') + 1 :]
-        command, env, found = unwire(words, env)
         only_known('FSDL_JOB', told, _sky_kept)
+        words = rank_command(words, d.get('num_nodes', 1) * told.get('processes', 1))
+        command, env, found = unwire(words, env)
         fields = dict(
             name=d['name'],
             nodes=d.get('num_nodes', 1),
@@ -578,11 +483,7 @@ class SkyPilot(_ByCommand):
         )
         return Job(command=command, env=env, secrets=found, **fields | told)
 
-    def rules(
-        self,
-        job: Job,  # The job
-    ) -> list:  # Sentences
-        "What this kind of target refuses"
+    def _rules(self, job):
         out = bad_name(job.name) + (bad_image(job.image) if job.image else []) + _no_secrets(job, 'SkyPilot')
         if job.gpus and not job.gpu:
             out.append('gpu: SkyPilot must be told which')

@@ -10,7 +10,6 @@ import json, subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import nearest
-from ..table import Table
 from fsdl_tools.operations.kubernetes import (
     annotated,
     annotations,
@@ -27,7 +26,7 @@ from fsdl_tools.operations.kubernetes import (
     taken,
     to_yaml,
 )
-from .launch import Handle, Job, Status, Target, TargetError, run_command
+from .launch import Job, Status, Target, TargetError, run_command
 
 # %% ../../nbs/operations/06_containers.ipynb #fe5675e9
 _instructions = 'FROM RUN COPY WORKDIR ENV LABEL USER ENTRYPOINT CMD ARG'.split()
@@ -99,13 +98,9 @@ class Container(Target):
     mounts: tuple[str, ...] = ()  # Folders of the host that the containers see at the same place
     program: str = 'podman'  # Which engine
     patience: float = 120  # Seconds for one of its commands
+    title = 'containers'
 
-    def render(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> str:  # In the target's own format
-        "The text one can read, compare and keep"
+    def _render(self, job, token):
         kept = annotations(
             job, ('gpu', 'gpu_memory', 'layout', 'retries', 'processes', 'time', 'on_preempt', 'nodes'), token
         )
@@ -122,11 +117,7 @@ class Container(Target):
         meta = dict(name=job.name, labels={'app': job.name}) | (dict(annotations=kept) if kept else {})
         return to_yaml(dict(apiVersion='v1', kind='Pod', metadata=meta, spec=spec))
 
-    def parse(
-        self,
-        text: str,  # As render made it, or as a person wrote it
-    ) -> Job:  # Raises ValueError for what it does not understand
-        "The job that a text describes"
+    def _parse(self, text):
         d = of_kind(from_yaml(text), 'Pod')
         refuse_keys(d, _pod_schema)
         told, nodes = annotated(d['metadata']), d['spec']['containers']
@@ -141,11 +132,7 @@ class Container(Target):
             | told
         )
 
-    def rules(
-        self,
-        job: Job,  # The job
-    ) -> list:  # Sentences
-        "What this kind of target refuses"
+    def _rules(self, job):
         out = (
             bad_name(job.name, room=len(str(job.nodes)) + 6)
             + bad_image(job.image)
@@ -161,9 +148,6 @@ class Container(Target):
         if job.folder and not job.folder.startswith('/'):
             out.append(f'folder {job.folder!r}: a container has absolute paths only')
         return out
-
-    def _ask(self, *args, text=''):
-        return run_command([self.program, *args], self.patience, text)
 
     def build(
         self,
@@ -181,14 +165,9 @@ class Container(Target):
             text,
         )
 
-    def submit(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> Handle:  # By which it is asked about
+    def _submit(self, job, token):
         "Play it; a Pod of this name that is there already is not started again"
-        self.refuse(job)
-        there = run_command([self.program, 'pod', 'ps', '--format', '{{.Name}}'], self.patience).split()
+        there = self._ask('pod', 'ps', '--format', '{{.Name}}').split()
         if job.name in there:
             raise TargetError(f'a Pod called {job.name} is there already')
         try:
@@ -196,7 +175,7 @@ class Container(Target):
         except (TargetError, TimeoutError):
             self._down(job.name)
             raise
-        return Handle('container', job.name, token)
+        return self._handle(job.name, token)
 
     def _inspect(self, handle):
         names = self._ask('ps', '-a', '--filter', f'pod={handle.id}', '--format', '{{.Names}}').split()
@@ -205,10 +184,7 @@ class Container(Target):
             raise TargetError(f'there is no Pod called {handle.id}')
         return [dict(name=n, **json.loads(self._ask('inspect', '--format', '{{json .State}}', n))) for n in names]
 
-    def status(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> Status:  # Its state
+    def _status(self, handle):
         "From the states of its containers"
         found = self._inspect(handle)
         words, codes = {f['Status'] for f in found}, [f['ExitCode'] for f in found]
@@ -216,10 +192,7 @@ class Container(Target):
             return Status('succeeded' if not any(codes) else 'failed', 'exited', f'exit {max(codes)}')
         return Status('running' if 'running' in words else 'queued', ', '.join(sorted(words)))
 
-    def logs(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> str:  # Text
+    def _logs(self, handle):
         "Of all containers, one after the other"
         return ''.join(_both([self.program, 'logs', f['name']]) for f in self._inspect(handle))
 
@@ -229,20 +202,13 @@ class Container(Target):
         except TargetError:
             pass  # half a Pod: nothing to remove
 
-    def cancel(
-        self,
-        handle: Handle,  # A submitted job
-    ):
+    def _cancel(self, handle):
         "Stop and remove it"
-        self._ask('pod', 'rm', '--force', '--time', '10', handle.id)
+        self._ask('pod', 'rm', '--force', '--ignore', '--time', '10', handle.id)
 
-    def doctor(self):
+    def _facts(self):
         "Is the engine there?"
-        try:
-            said = self._ask('version', '--format', '{{.Client.Version}}').strip()
-        except (TargetError, TimeoutError) as e:
-            said = str(e)
-        return Table([dict(what=self.program, value=said)], caption='containers')
+        return [dict(what=self.program, value=self._ask('version', '--format', '{{.Client.Version}}').strip())]
 
 
 def _both(args):

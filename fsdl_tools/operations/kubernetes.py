@@ -5,22 +5,20 @@
 # %% auto #0
 __all__ = ['pod_schema', 'meta_schema', 'to_yaml', 'from_yaml', 'expand', 'carries', 'bad_name', 'quantity', 'bad_image',
            'keys_beyond', 'annotations', 'annotated', 'env_list', 'resources', 'start', 'taken', 'one_container',
-           'read_container', 'refuse_keys', 'of_kind', 'secret_rules', 'Kubernetes']
+           'read_container', 'refuse_keys', 'of_kind', 'secret_rules', 'Kubectl', 'Kubernetes']
 
 # %% ../../nbs/operations/05_kubernetes.ipynb #f236f9c2
 import json, re
 from dataclasses import dataclass
 from ..core import MiB, nearest, one_of
-from ..table import Table
 from fsdl_tools.operations.launch import (
-    Handle,
     Job,
     Secret,
     Status,
     Target,
-    TargetError,
+    kept_fields,
     only_known,
-    run_command,
+    rank_command,
     torchrun,
     unwire,
     wire,
@@ -203,12 +201,8 @@ def annotations(
     token: str = '',  # Of the submission
 ) -> dict:  # Annotations
     "What must not be lost, where the target has no field for it"
-    plain = {f: getattr(job, f) for f in fields}
-    kept = {f'{_about}{k}': json.dumps(v) for k, v in plain.items() if v != getattr(_default, k)}
+    kept = {f'{_about}{k}': json.dumps(v) for k, v in kept_fields(job, fields).items()}
     return kept | ({f'{_about}token': token} if token else {})
-
-
-_default = Job('job', ('true',))
 
 
 def annotated(
@@ -313,13 +307,6 @@ def start(
     return [*((python, *torchrun, '--no-python') if job.processes > 1 else ()), *command]
 
 
-def _rank_command(
-    words,  # What a container runs
-) -> list:  # What a rank runs
-    "The command inside `start`"
-    return words[words.index('--no-python') + 1 :] if '--no-python' in words[:4] else words
-
-
 def taken(
     job: Job,  # The job
 ) -> list:  # Sentences
@@ -347,10 +334,11 @@ def one_container(
 def read_container(
     c,  # A container
     processes: int,  # Ranks in it
+    nodes: int = 1,  # Machines that a starter is told of, also where each has one rank
 ) -> dict:  # Fields of a Job
     "What a container says about the job"
     env, found = _read_env(c.get('env'), _rank_names)
-    words = _rank_command([*c.get('command', []), *c.get('args', [])])
+    words = rank_command([*c.get('command', []), *c.get('args', [])], processes * nodes)
     odd = [w for w in words if not isinstance(w, str)]
     if odd:
         raise ValueError(f'the argument {odd[0]!r} is not text to YAML: quote it')
@@ -420,18 +408,35 @@ def secret_rules(
 
 
 @dataclass(frozen=True)
-class Kubernetes(Target):
-    "A Kubernetes cluster, through kubectl"
+class Kubectl(Target):
+    "What is asked through kubectl, and created under a name that is its token: the server refuses a second one"
 
     namespace: str = 'default'  # Where the objects live
     patience: float = 4.5  # Seconds in which the server has to answer
+    program, kind = 'kubectl', ''
 
-    def render(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> str:  # In the target's own format
-        "The text one can read, compare and keep"
+    def _ask(self, *args, text=''):
+        "What kubectl prints"
+        return super()._ask('--namespace', self.namespace, *args, text=text)
+
+    def _submit(self, job, token):
+        "Create it"
+        self._ask('create', '-f', '-', text=self.render(job, token))
+        return self._handle(job.name, token)
+
+    def _found(self, handle):
+        "(the object's status, its conditions that hold)"
+        found = json.loads(self._ask('get', self.kind, handle.id, '-o', 'json')).get('status', {})
+        return found, [c for c in found.get('conditions', []) if c['status'] == 'True']
+
+
+@dataclass(frozen=True)
+class Kubernetes(Kubectl):
+    "A Kubernetes cluster, through kubectl"
+
+    kind, title = 'job', 'Kubernetes'
+
+    def _render(self, job, token):
         meta = dict(name=job.name, namespace=self.namespace, labels={'app': job.name})
         kept = annotations(job, ('gpu', 'gpu_memory', 'layout', 'retries', 'processes'), token)
         pod = dict(restartPolicy='Never', terminationGracePeriodSeconds=job.grace)
@@ -460,11 +465,7 @@ class Kubernetes(Target):
         )
         return to_yaml(*([service] if job.nodes > 1 else []), body)
 
-    def parse(
-        self,
-        text: str,  # As render made it, or as a person wrote it
-    ) -> Job:  # Raises ValueError for what it does not understand
-        "The job that a text describes"
+    def _parse(self, text):
         documents = from_yaml(text)
         d = of_kind(documents, 'Job')
         refuse_keys(d, _job_schema)
@@ -489,17 +490,13 @@ class Kubernetes(Target):
         fields |= dict(
             name=meta['name'],
             nodes=spec['completions'],
-            time=spec.get('activeDeadlineSeconds', _default.time),
+            time=spec.get('activeDeadlineSeconds', 3600),
             grace=pod.get('terminationGracePeriodSeconds', 30),
             on_preempt='requeue' if action == ['Ignore'] else 'stop',
         )
         return Job(**fields | told)
 
-    def rules(
-        self,
-        job: Job,  # The job
-    ) -> list:  # Sentences
-        "What this kind of target refuses"
+    def _rules(self, job):
         room = len(str(job.nodes - 1)) + 1
         out = (
             bad_name(job.name, room=room, service=job.nodes > 1)
@@ -520,26 +517,10 @@ class Kubernetes(Target):
             out.append('the manifest is larger than the 1 MB that the server keeps')
         return out
 
-    def _ask(self, *args, text=''):
-        return run_command(['kubectl', '--namespace', self.namespace, *args], self.patience, text)
-
-    def submit(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> Handle:  # By which it is asked about
-        "Create it; the name is the token: a second creation is refused by the server"
-        self.refuse(job)
-        self._ask('create', '-f', '-', text=self.render(job, token))
-        return Handle('kubernetes', job.name, token)
-
-    def status(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> Status:  # Its state
+    def _status(self, handle):
         "From the conditions of the Job"
-        d = json.loads(self._ask('get', 'job', handle.id, '-o', 'json'))['status']
-        words = {c['type']: c.get('reason', '') for c in d.get('conditions', []) if c['status'] == 'True'}
+        d, conditions = self._found(handle)
+        words = {c['type']: c.get('reason', '') for c in conditions}
         if 'Complete' in words:
             return Status('succeeded', 'Complete')
         if 'Failed' in words:
@@ -548,27 +529,15 @@ class Kubernetes(Target):
             'running' if d.get('ready') or d.get('active') else 'queued', 'Active' if d.get('active') else 'Pending'
         )
 
-    def logs(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> str:  # Text
+    def _logs(self, handle):
         "Of all Pods"
         return self._ask('logs', f'job/{handle.id}', '--all-pods=true', '--prefix')
 
-    def cancel(
-        self,
-        handle: Handle,  # A submitted job
-    ):
+    def _cancel(self, handle):
         "Delete the Job, and the Service that goes with it"
         self._ask('delete', 'job,service', handle.id, '--ignore-not-found', '--wait=false')
 
-    def doctor(self):
+    def _facts(self):
         "Is there a server?"
-        try:
-            said = self._ask('version', '-o', 'json')
-        except (TargetError, TimeoutError) as e:
-            return Table([dict(what='kubectl', value=str(e)[:300])], caption='Kubernetes')
-        return Table(
-            [dict(what='server', value=json.loads(said).get('serverVersion', {}).get('gitVersion', 'none'))],
-            caption='Kubernetes',
-        )
+        said = json.loads(self._ask('version', '-o', 'json'))
+        return [dict(what='server', value=said.get('serverVersion', {}).get('gitVersion', 'none'))]

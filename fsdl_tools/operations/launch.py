@@ -5,21 +5,35 @@
 # %% auto #0
 __all__ = ['secret_kinds', 'preemptions', 'opener', 'piece', 'states', 'final', 'torchrun', 'places', 'Secret', 'Job', 'Limits',
            'beyond', 'seal', 'unseal', 'wire', 'unwire', 'Status', 'Handle', 'TargetError', 'Target', 'target',
-           'only_known', 'run_command']
+           'rank_command', 'kept_fields', 'only_known', 'run_command']
 
 # %% ../../nbs/operations/01_launch.ipynb #cd3a6979
 import abc, base64, dataclasses, importlib, json, math, os, re, subprocess, time
 from dataclasses import dataclass, field
-from fsdl_tools.core import (
-    KiB,
-    Record,
-    human_bytes,
-    human_dollars,
-    human_seconds,
-    one_of,
-    positive,
-)
+from ..core import KiB, Record, human_bytes, human_dollars, human_seconds, one_of, positive
 from ..table import Table
+
+# %% ../../nbs/operations/01_launch.ipynb #105ff660
+def _unusable(
+    text: str,  # An argument, or the value of an environment variable
+) -> str:  # Why no process can be given it; empty when one can
+    "What Linux itself cannot hand to a process"
+    if '\0' in text:
+        return 'it holds a NUL byte, which ends a string'
+    odd = [c for c in text if 0xD800 <= ord(c) <= 0xDFFF and not 0xDC80 <= ord(c) <= 0xDCFF]
+    if odd:
+        return f'it holds half of a surrogate pair, U+{ord(odd[0]):04X}, which is neither text nor a byte'
+    if len(os.fsencode(text)) >= 128 * KiB:
+        return f'it is {human_bytes(len(os.fsencode(text)))} long, and Linux takes 128 KiB'
+    return ''
+
+
+def _strings(what, value):
+    "Refuse what is not a string, or is one that no process can be given"
+    if not isinstance(value, str):
+        raise TypeError(f'{what} must be text, not {value!r}')
+    if why := _unusable(value):
+        raise ValueError(f'{what} cannot be passed on: {why}')
 
 # %% ../../nbs/operations/01_launch.ipynb #2bff2df5
 secret_kinds = ['env', 'file', 'kubernetes']
@@ -49,29 +63,6 @@ class Secret(Record):
         if self.kind == 'kubernetes' and not re.fullmatch('[^/]+/[^/]+', self.ref):
             raise ValueError(f'the secret {self.name} must name secret/key, not {self.ref!r}')
 
-# %% ../../nbs/operations/01_launch.ipynb #105ff660
-def _unusable(
-    text: str,  # An argument, or the value of an environment variable
-) -> str:  # Why no process can be given it; empty when one can
-    "What Linux itself cannot hand to a process"
-    if '\0' in text:
-        return 'it holds a NUL byte, which ends a string'
-    odd = [c for c in text if 0xD800 <= ord(c) <= 0xDFFF and not 0xDC80 <= ord(c) <= 0xDCFF]
-    if odd:
-        return f'it holds half of a surrogate pair, U+{ord(odd[0]):04X}, which is neither text nor a byte'
-    if len(os.fsencode(text)) >= 128 * KiB:
-        return f'it is {human_bytes(len(os.fsencode(text)))} long, and Linux takes 128 KiB'
-    return ''
-
-
-def _strings(what, value):
-    "Refuse what is not a string, or is one that no process can be given"
-    if not isinstance(value, str):
-        raise TypeError(f'{what} must be text, not {value!r}')
-    if why := _unusable(value):
-        raise ValueError(f'{what} cannot be passed on: {why}')
-
-# %% ../../nbs/operations/01_launch.ipynb #42ab2ad7
 @dataclass(frozen=True)
 class Job(Record):
     "What shall run, and what it needs"
@@ -193,7 +184,6 @@ def _job_from_plan(plan, config, gpus_per_node, kw):
     need = dict(gpus=here, gpu=plan.gpu, gpu_memory=plan.device) if plan else {}
     return Job(**fixed | size | need | kw)
 
-# %% ../../nbs/operations/01_launch.ipynb #0a2a970d
 @dataclass(frozen=True)
 class Limits(Record):
     "What one machine of a target has, as far as known; 0 is not known"
@@ -375,32 +365,26 @@ class TargetError(RuntimeError):
 # %% ../../nbs/operations/01_launch.ipynb #9d5dc43c
 @dataclass(frozen=True)
 class Target(Record, abc.ABC):
-    "A place where jobs run"
+    "A place where jobs run: a kind of place writes the methods with an underscore, everybody calls the others"
 
     python: str = 'python'  # The interpreter there
     limits: Limits = field(default_factory=Limits)  # What a machine there has
+    program, title, accepted = '', '', True  # Its own command, its name for people, has a server taken such a text?
 
-    @abc.abstractmethod
     def render(
         self,
         job: Job,  # The job
         token: str = '',  # By which it can be found again
     ) -> str:  # Text in the target's own format
         "The text one can read, compare and keep"
+        return self._render(job, token)
 
-    @abc.abstractmethod
     def parse(
         self,
         text: str,  # As render made it, or as a person wrote it
     ) -> Job:  # Raises ValueError for what it does not understand
         "The job that a text describes"
-
-    @abc.abstractmethod
-    def rules(
-        self,
-        job: Job,  # The job
-    ) -> list:  # Sentences
-        "What this kind of target refuses"
+        return self._parse(text)
 
     def check(
         self,
@@ -412,7 +396,7 @@ class Target(Record, abc.ABC):
                 job = self.parse(job)
             except (ValueError, TypeError) as e:
                 return [str(e)]
-        return self.rules(job) + beyond(job, self.limits)
+        return self._rules(job) + beyond(job, self.limits)
 
     def refuse(
         self,
@@ -421,6 +405,45 @@ class Target(Record, abc.ABC):
         "Raise ValueError with all problems, when there are any"
         if problems := self.check(job):
             raise ValueError(f'{type(self).__name__.lower()} cannot run {job.name!r}: ' + '; '.join(problems))
+
+    def submit(
+        self,
+        job: Job,  # The job
+        token: str = '',  # By which it can be found again
+    ) -> Handle:  # By which it is asked about; raises ValueError, TargetError
+        "Hand it over once, unless the check finds something: a token or a name that is there already starts no twin"
+        self.refuse(job)
+        return self._submit(job, token)
+
+    def status(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> Status:  # Its state; raises TargetError
+        "How it is, in our words and in the target's own"
+        return self._status(handle)
+
+    def logs(
+        self,
+        handle: Handle,  # A submitted job
+    ) -> str:  # Text; raises TargetError where there must be some and it is gone
+        "What it has printed so far"
+        return self._logs(handle)
+
+    def cancel(
+        self,
+        handle: Handle,  # A submitted job
+    ):
+        "Ask it to stop; one that is over stays as it is"
+        self._cancel(handle)
+
+    def doctor(self) -> Table:  # What is there, and how it is set
+        "Is the target there?"
+        try:
+            rows = self._facts()
+        except (TargetError, TimeoutError) as e:
+            rows = [dict(what=self.program or self.title, value=str(e)[:300])]
+        told = [] if self.accepted else [dict(what='these texts', value='validated, never accepted by a server')]
+        return Table(rows + told, caption=self.title)
 
     def wait(
         self,
@@ -453,6 +476,46 @@ class Target(Record, abc.ABC):
                 return
             time.sleep(every)
 
+    def _ask(self, *args, text=''):
+        "What the target's own program prints"
+        return run_command([self.program, *args], self.patience, text)
+
+    def _handle(self, id, token):
+        "A job of this target"
+        return Handle(type(self).__name__.lower(), id, token)
+
+    @abc.abstractmethod
+    def _render(self, job, token):
+        "The text of a job"
+
+    @abc.abstractmethod
+    def _parse(self, text):
+        "The job of a text"
+
+    @abc.abstractmethod
+    def _rules(self, job):
+        "A sentence for each thing that this kind of target refuses"
+
+    @abc.abstractmethod
+    def _submit(self, job, token):
+        "Hand over a job that has been checked: its Handle"
+
+    @abc.abstractmethod
+    def _status(self, handle):
+        "A Status"
+
+    @abc.abstractmethod
+    def _logs(self, handle):
+        "The whole log as text"
+
+    @abc.abstractmethod
+    def _cancel(self, handle):
+        "Ask a job to stop"
+
+    @abc.abstractmethod
+    def _facts(self):
+        "Rows of what and value for doctor; a TargetError says that nobody is there"
+
 
 torchrun = ('-m', 'torch.distributed.run')
 places = dict(
@@ -478,6 +541,24 @@ def target(
     "The target called `name`"
     where, _, cls = places[one_of('target', {'k8s': 'kubernetes'}.get(name, name), places)].partition(':')
     return getattr(importlib.import_module(f'fsdl_tools.operations.{where}'), cls)(**options)
+
+
+def rank_command(
+    words,  # What a node runs, as a target's text shows it
+    ranks: int,  # Of the job, or of the node, where a starter is put in front for more than one
+) -> list:  # What a rank runs
+    "The command behind the program that starts the ranks of a node"
+    words = list(words)
+    return words[words.index('--no-python') + 1 :] if ranks > 1 and '--no-python' in words else words
+
+
+def kept_fields(
+    job: Job,  # The job
+    names,  # Fields that a target has no place for
+) -> dict:  # Those that say something
+    "What a target's text has to carry beside its own fields"
+    usual = Job('job', ('true',))
+    return {k: getattr(job, k) for k in names if getattr(job, k) != getattr(usual, k)}
 
 
 def only_known(

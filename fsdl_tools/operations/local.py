@@ -6,12 +6,11 @@
 __all__ = ['state_folder', 'Local']
 
 # %% ../../nbs/operations/02_local.ipynb #e1d8a927
-import contextlib, importlib.util, json, os, re, secrets, signal, subprocess, sys, time
+import contextlib, importlib.util, json, os, re, secrets, shutil, signal, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import human_seconds, write_atomic
-from ..table import Table
-from .launch import Handle, Job, Secret, Status, Target, TargetError, only_known, torchrun
+from .launch import Job, Secret, Status, Target, TargetError, only_known, rank_command, torchrun
 
 # %% ../../nbs/operations/02_local.ipynb #a2edf654
 def _flags(job):
@@ -43,13 +42,9 @@ class Local(Target):
     "This machine"
 
     python: str = sys.executable  # The interpreter
+    title = 'this machine'
 
-    def render(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> str:  # In the target's own format
-        "The text one can read, compare and keep"
+    def _render(self, job, token):
         start = (self.python, *torchrun, *_flags(job)) if job.ranks > 1 else ()
         env = job.env | ({'OMP_NUM_THREADS': str(job.cpus)} if 'OMP_NUM_THREADS' not in job.env else {})
         told = {k: getattr(job, k) for k in _told}
@@ -62,55 +57,29 @@ class Local(Target):
         )
         return json.dumps(content, indent=1) + '\n'
 
-    def parse(
-        self,
-        text: str,  # As render made it, or as a person wrote it
-    ) -> Job:  # Raises ValueError for what it does not understand
-        "The job that a text describes"
+    def _parse(self, text):
         d = json.loads(text)
         only_known('a local job', d, ['argv', 'env', 'folder', 'secrets', 'job'])
-        told, argv, env = d['job'], list(d['argv']), dict(d['env'])
-        if '--no-python' in argv:
-            argv = argv[argv.index('--no-python') + 1 :]
+        told, env = d['job'], dict(d['env'])
+        argv = rank_command(d['argv'], told.get('nodes', 1) * told.get('processes', 1))
         if env.get('OMP_NUM_THREADS') == str(told.get('cpus', 1)):
             env.pop('OMP_NUM_THREADS')
         return Job.from_dict(told | dict(command=argv, env=env, folder=d['folder'], secrets=d['secrets']))
 
-    def rules(
-        self,
-        job: Job,  # The job
-    ) -> list:  # Sentences
-        "What this kind of target refuses"
+    def _rules(self, job):
         out = [f'this machine cannot read the Kubernetes secret {s.ref}' for s in job.secrets if s.kind == 'kubernetes']
         if job.folder and not Path(job.folder).is_dir():
             out.append(f'there is no folder {job.folder!r}')
         return out
 
-    def submit(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> Handle:  # By which it is asked about
+    def _submit(self, job, token):
         "Start it in the background; a token that is on record already is not started again"
-        self.refuse(job)
         token = token or secrets.token_hex(6)
         if not re.fullmatch(r'[\w-]{1,60}', token):
             raise ValueError(f'a token consists of letters, digits and dashes, not {token!r}')
-        folder, handle = state_folder() / token, Handle('local', token, token)
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            return handle
-        write_atomic(folder / 'job.json', self.render(job, token))
-        code = 'from fsdl_tools.operations.local import _supervise; _supervise()'
-        subprocess.Popen(
-            [sys.executable, '-c', code, str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd=job.folder or None,
-        )
+        folder, handle = state_folder() / token, self._handle(token, token)
+        if _put_on_record(folder, self.render(job, token)):
+            _start_supervisor(folder, job.folder or None)
         return handle
 
     def _folder(self, handle):
@@ -119,10 +88,7 @@ class Local(Target):
             raise TargetError(f'no local job {handle.id!r} is on record')
         return folder
 
-    def status(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> Status:  # Its state
+    def _status(self, handle):
         "How it is, from what its supervisor has written"
         folder = self._folder(handle)
         if (folder / 'end.json').exists():
@@ -133,34 +99,60 @@ class Local(Target):
         pid = int((folder / 'pid').read_text())
         return Status('running', f'pid {pid}') if _alive(pid, folder) else Status('lost', 'supervisor gone')
 
-    def logs(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> str:  # Text
+    def _logs(self, handle):
         "What it has printed so far"
-        f = self._folder(handle) / 'log'
-        return f.read_text(encoding='utf-8', errors='replace') if f.exists() else ''
+        folder = self._folder(handle)
+        if (folder / 'log').exists():
+            return (folder / 'log').read_text(encoding='utf-8', errors='replace')
+        if (folder / 'end.json').exists():
+            raise TargetError(f'local job {handle.id} is over, and its log {folder / "log"} is not there')
+        return ''
 
-    def cancel(
-        self,
-        handle: Handle,  # A submitted job
-    ):
+    def _cancel(self, handle):
         "Ask it to stop; its grace over, it is killed"
         folder = self._folder(handle)
+        if not (folder / 'pid').exists():
+            (folder / 'cancel').touch()  # its supervisor is on its way, and looks for this when it has come
         if (folder / 'pid').exists() and _alive(pid := int((folder / 'pid').read_text()), folder):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
-    def doctor(self):
+    def _facts(self):
         "Is torchrun here, and how large is the machine?"
         has = importlib.util.find_spec('torch') is not None
         rows = [
             dict(what='torchrun', value='there' if has else 'missing: install torch'),
             dict(what='cores', value=str(len(os.sched_getaffinity(0)))),
         ]
-        return Table(rows, caption='this machine')
+        return rows
 
 # %% ../../nbs/operations/02_local.ipynb #1c65a38a
+def _put_on_record(folder, text):
+    "The record of a job, whole or not at all; False where its token is on record already"
+    made = folder.parent / f'.new-{secrets.token_hex(6)}'
+    try:
+        made.mkdir()
+        write_atomic(made / 'job.json', text)
+        made.rename(folder)
+    except OSError as e:
+        shutil.rmtree(made, ignore_errors=True)
+        if folder.exists():
+            return False
+        raise TargetError(f'the job cannot be put on record in {str(folder.parent)!r}: {e.strerror}') from None
+    return True
+
+
+def _start_supervisor(folder, place):
+    "A process of its own that stays with the job; where it cannot start nothing stays on record"
+    code = 'from fsdl_tools.operations.local import _supervise; _supervise()'
+    none = dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.DEVNULL)
+    try:
+        subprocess.Popen([sys.executable, '-c', code, str(folder)], **none, start_new_session=True, cwd=place)
+    except OSError as e:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise TargetError(f'the job cannot be started: {e.strerror}') from None
+
+
 def _alive(pid, folder):
     "Is this process the supervisor of that folder?"
     try:
@@ -212,6 +204,8 @@ def _once(d, job, log, asked):
 def _attempts(d, job, log, asked):
     "Attempts until one succeeds, or no retry is left; how it ended"
     for _ in range(job.retries + 1 if job.ranks == 1 else 1):
+        if asked:
+            return Status('cancelled', 'not started')
         try:
             code, late = _once(d, job, log, asked)
         except (OSError, ValueError) as e:
@@ -230,7 +224,10 @@ def _supervise():
     "Stay with a local job"
     folder, asked = Path(sys.argv[1]), []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    (folder / 'log').touch()
     write_atomic(folder / 'pid', str(os.getpid()))
+    if (folder / 'cancel').exists():
+        asked.append(True)
     text = (folder / 'job.json').read_text()
     how = _attempts(json.loads(text), Local().parse(text), folder / 'log', asked)
     how.to_json(folder / 'end.json')

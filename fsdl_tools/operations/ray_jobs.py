@@ -9,7 +9,6 @@ __all__ = ['Ray', 'RankGroup', 'rank_variables', 'ranks_on_ray', 'RayTrain', 'tr
 import json, os, secrets, shlex, signal, subprocess, sys, time, urllib.error, urllib.request
 from dataclasses import dataclass
 from ..core import KiB, human_bytes
-from ..table import Table
 from .launch import Handle, Job, Status, Target, TargetError, only_known, unwire, wire
 
 # %% ../../nbs/operations/08_ray_jobs.ipynb #9753a407
@@ -42,6 +41,7 @@ class Ray(Target):
 
     address: str = 'http://127.0.0.1:8265'  # Of the job server
     patience: float = 4.5  # Seconds in which it has to answer
+    title = 'Ray'
 
     def _entry(self, job, command):
         "The words of the entry point"
@@ -53,12 +53,7 @@ class Ray(Target):
             return {}, words
         return json.loads(words[3]), words[4:]
 
-    def render(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> str:  # In the target's own format
-        "The text one can read, compare and keep"
+    def _render(self, job, token):
         command, env = _sealed(job, self.python)
         threads = {} if 'OMP_NUM_THREADS' in env else {'OMP_NUM_THREADS': str(job.cpus)}
         runtime = dict(env_vars=env | threads) | (dict(working_dir=job.folder) if job.folder else {})
@@ -66,11 +61,7 @@ class Ray(Target):
         out = dict(entrypoint=shlex.join(self._entry(job, command))) | (dict(submission_id=token) if token else {})
         return json.dumps(out | dict(runtime_env=runtime, metadata=kept), indent=1) + '\n'
 
-    def parse(
-        self,
-        text: str,  # As render made it, or as a person wrote it
-    ) -> Job:  # Raises ValueError for what it does not understand
-        "The job that a text describes"
+    def _parse(self, text):
         d = json.loads(text)
         only_known('a request to Ray', d, _keys)
         runtime = d.get('runtime_env', {})
@@ -89,11 +80,7 @@ class Ray(Target):
             | dict(command=command, env=env, secrets=found, folder=runtime.get('working_dir', ''))
         )
 
-    def rules(
-        self,
-        job: Job,  # The job
-    ) -> list:  # Sentences
-        "What this kind of target refuses"
+    def _rules(self, job):
         out = [
             f'the secret {s.name} would be shown on the dashboard: put it into a file of the nodes'
             for s in job.secrets
@@ -120,51 +107,33 @@ class Ray(Target):
         except OSError as e:
             raise TargetError(f'no job server answers at {self.address}: {getattr(e, "reason", e)}') from None
 
-    def submit(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> Handle:  # By which it is asked about
+    def _submit(self, job, token):
         "Queue it once: the token is its name there"
-        self.refuse(job)
         token = token or f'fsdl-{secrets.token_hex(6)}'
         known = [d.get('submission_id') for d in self.ask('jobs/')]
         if token not in known:
             self.ask('jobs/', self.render(job, token))
         return Handle('ray', token, token)
 
-    def status(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> Status:  # Its state
+    def _status(self, handle):
         "From the job server"
         d = self.ask(f'jobs/{handle.id}')
         return Status(_words.get(d['status'], 'unknown'), d['status'], (d.get('message') or '')[:300])
 
-    def logs(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> str:  # Text
+    def _logs(self, handle):
         "What the driver and its ranks have printed"
         return self.ask(f'jobs/{handle.id}/logs')['logs']
 
-    def cancel(
-        self,
-        handle: Handle,  # A submitted job
-    ):
+    def _cancel(self, handle):
         "Ask it to stop; Ray kills it three seconds later"
         self.ask(f'jobs/{handle.id}/stop', '{}')
 
-    def doctor(self):
+    def _facts(self):
         "Is the job server there, and what does it run?"
-        try:
-            rows = [
-                dict(what='version', value=self.ask('version')['ray_version']),
-                dict(what='jobs', value=str(len(self.ask('jobs/')))),
-            ]
-        except TargetError as e:
-            rows = [dict(what='Ray', value=str(e))]
-        return Table(rows, caption='Ray')
+        return [
+            dict(what='version', value=self.ask('version')['ray_version']),
+            dict(what='jobs', value=str(len(self.ask('jobs/')))),
+        ]
 
 # %% ../../nbs/operations/08_ray_jobs.ipynb #5642a8d0
 class RankGroup:
@@ -282,17 +251,13 @@ class RayTrain(Ray):
             raise ValueError('the entry point is not train_on_ray')
         return json.loads(words[3]), words[4:]
 
-    def rules(
-        self,
-        job: Job,  # The job
-    ) -> list:  # Sentences
-        "What this kind of target refuses"
+    def _rules(self, job):
         own = (
             []
             if _config_of(job)
             else ["Ray Train calls a function: the command must be the course's trainer, as Job.from_plan makes it"]
         )
-        return own + super().rules(job)
+        return own + super()._rules(job)
 
 
 def _worker(config):

@@ -10,7 +10,6 @@ import os, re, secrets, shlex
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import MiB, one_of, parse_bytes
-from ..table import Table
 from fsdl_tools.operations.launch import (
     Handle,
     Job,
@@ -55,7 +54,8 @@ fsdl_warned=
 # the time limit is near, or the cluster warns the script as well: tell the ranks (a TERM to srun would kill them)
 trap 'fsdl_warned=USR1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 trap 'fsdl_warned=TERM; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
-for ((fsdl_attempt = 0; ; fsdl_attempt++)); do
+for ((fsdl_attempt = 0; ; fsdl_attempt++)); do             # each attempt at a port of its own: one may be taken
+  export MASTER_PORT=$((20000 + (SLURM_JOB_ID + 101 * (fsdl_attempt + ${SLURM_RESTART_COUNT:-0})) % 20000))
   srun --kill-on-bad-exit=1 bash -c 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
     export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)); exec "$@"' bash "${fsdl_command[@]}" &
   fsdl_step=$!
@@ -149,6 +149,7 @@ class Slurm(Target):
     array: str = ''  # For example 0-9%2: ten jobs, two at a time, told apart by SLURM_ARRAY_TASK_ID
     output: str = 'slurm-%j.out'  # Where the log goes; %j is the number of the job
     patience: float = 4.5  # Seconds in which the controller has to answer
+    title = 'SLURM'
 
     def _requests(self, job, token):
         "Options and their values"
@@ -165,12 +166,7 @@ class Slurm(Target):
             | ({'comment': f'fsdl-{token}'} if token else {})
         )
 
-    def render(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> str:  # In the target's own format
-        "The text one can read, compare and keep"
+    def _render(self, job, token):
         command, env = wire(job, _plain, self.python, ('env', 'file'), _name)
         told = {k: v for k in _kept if (v := getattr(job, k))}
         lines = [
@@ -181,7 +177,6 @@ class Slurm(Target):
         lines += ['', *([f'cd -- {shlex.quote(job.folder)} || exit 1'] if job.folder else [])]
         lines += [
             'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            'export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))',
             'export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
             'export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK',
             *_secret_lines(job.secrets),
@@ -195,11 +190,7 @@ class Slurm(Target):
         ]
         return '\n'.join(lines) + _body
 
-    def parse(
-        self,
-        text: str,  # As render made it, or as a person wrote it
-    ) -> Job:  # Raises ValueError for what it does not understand
-        "The job that a text describes"
+    def _parse(self, text):
         asked = _options(text)
         only_known('a batch script', asked, _top)
         mine = {k: asked.get(k, '') for k in ('partition', 'account', 'qos', 'array')}
@@ -216,11 +207,7 @@ class Slurm(Target):
             fields |= dict(retries=int(told[1]), on_preempt=told[2])
         return Job(command=command, env=env, folder=folder, secrets=(*found, *sealed), **fields)
 
-    def rules(
-        self,
-        job: Job,  # The job
-    ) -> list:  # Sentences
-        "What this kind of target refuses"
+    def _rules(self, job):
         out = [
             f'{what} {v!r}: letters, digits, dots, dashes and underscores only'
             for what, v in (
@@ -268,13 +255,8 @@ class Slurm(Target):
         ids = [r[0] for r in rows if r[1:] == [f'fsdl-{token}']]
         return Handle('slurm', ids[0], token) if ids else None
 
-    def submit(
-        self,
-        job: Job,  # The job
-        token: str = '',  # By which it can be found again
-    ) -> Handle:  # By which it is asked about
+    def _submit(self, job, token):
         "Queue it once: when the answer is lost, the token says whether the job is there"
-        self.refuse(job)
         for s in job.secrets:
             if s.kind == 'env' and s.ref not in os.environ:
                 raise ValueError(f'the variable {s.ref} is not set, and the job needs it as {s.name}')
@@ -299,33 +281,23 @@ class Slurm(Target):
         lines = self.ask('scontrol', '-o', 'show', 'job', handle.id).splitlines()
         return [dict(w.split('=', 1) for w in line.split() if '=' in w) for line in lines]
 
-    def status(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> Status:  # Its state
+    def _status(self, handle):
         "The state of a job; of an array, that of its job furthest from being done"
         found = [_status(f) for f in self.facts(handle)]
         order = ['queued', 'preempted', 'running', 'unknown', 'lost', 'failed', 'timeout', 'cancelled', 'succeeded']
         return min(found, key=lambda s: order.index(s.state))
 
-    def logs(
-        self,
-        handle: Handle,  # A submitted job
-    ) -> str:  # Text
+    def _logs(self, handle):
         "What it has printed so far"
-        files = [Path(f['StdOut']) for f in self.facts(handle) if 'StdOut' in f]
-        return ''.join(f.read_text(encoding='utf-8', errors='replace') for f in files if f.exists())
+        return ''.join(map(_log_of, self.facts(handle)))
 
-    def cancel(
-        self,
-        handle: Handle,  # A submitted job
-    ):
+    def _cancel(self, handle):
         "Take it out of the queue, or end it"
         self.ask('scancel', handle.id)
 
-    def doctor(self) -> Table:  # What is there, and how it is set
+    def _facts(self):
         "Is SLURM there, and what does it do to a job?"
-        return _doctor(self)
+        return _cluster_facts(self)
 
 # %% ../../nbs/operations/03_slurm.ipynb #ecc2f46d
 _states = dict(
@@ -356,6 +328,16 @@ def _status(f):
     told += [f'exit {c}' for c in [f.get('ExitCode', '0:0')] if c != '0:0']
     told += [f'reason {r}' for r in [f.get('Reason', 'None')] if r != 'None']
     return Status(_states.get(word, 'unknown'), word, ', '.join(told))
+
+
+def _log_of(f):
+    "The log of a line of scontrol; empty before the job has begun, a TargetError where it is over and the log is gone"
+    path = Path(f.get('StdOut', ''))
+    if path.is_file():
+        return path.read_text(encoding='utf-8', errors='replace')
+    if _status(f).done and 'BatchHost' in f:
+        raise TargetError(f'job {f["JobId"]} has run, and its log {str(path)!r} is not there: does its folder exist?')
+    return ''
 
 
 def _options(text):
@@ -455,12 +437,9 @@ def _verdict(mode, grace, requeue):
     )
 
 
-def _doctor(target):
-    "Is SLURM there, and what does it do to a job?"
-    try:
-        conf = _settings(target)
-    except (TargetError, TimeoutError) as e:
-        return Table([dict(what='SLURM', value=str(e))], caption='SLURM')
+def _cluster_facts(target):
+    "Rows on the controller and its partitions"
+    conf = _settings(target)
     rows = [dict(what='version', value=conf.get('SLURM_VERSION', ''))]
     rows += [
         dict(what=k, value=conf.get(k, ''))
@@ -477,7 +456,7 @@ def _doctor(target):
                 value=f'{p["State"]}, {p["TotalNodes"]} nodes, limit {p["MaxTime"]}, grace {p["GraceTime"]} s: {said}',
             )
         ]
-    return Table(rows, caption='SLURM')
+    return rows
 
 
 def limits_of(
@@ -485,7 +464,13 @@ def limits_of(
 ) -> Limits:  # What its partition's machines have
     "Ask the cluster what it has"
     p = _partitions(target)[0]
-    lines = target.ask('sinfo', '-h', '-p', p['PartitionName'], '-o', '%D %c %m').splitlines()
-    count, cpus, memory = zip(*(line.replace('+', '').split() for line in lines), strict=True)
+    lines = target.ask('sinfo', '-h', '-p', p['PartitionName'], '-o', '%D %c %m %G').splitlines()
+    count, cpus, memory, gres = zip(*(line.replace('+', '').split(maxsplit=3) for line in lines), strict=True)
     most = 0 if p['MaxTime'] == 'UNLIMITED' else read_clock(p['MaxTime'])
-    return Limits(nodes=sum(map(int, count)), cpus=max(map(int, cpus)), memory=max(map(int, memory)) * MiB, time=most)
+    size = dict(cpus=max(map(int, cpus)), memory=max(map(int, memory)) * MiB, gpus=max(map(_gpus_in, gres)))
+    return Limits(nodes=sum(map(int, count)), time=most, **size)
+
+
+def _gpus_in(gres):
+    "How many GPUs a node has, from gpu:a100:8(S:0-1) or gpu:8; 0 where none are configured"
+    return sum(int(n) for n in re.findall(r'(?:^|,)gpu(?::[^:,(]+)?:(\d+)', gres))

@@ -91,12 +91,12 @@ class SlurmCluster:
         for d in ('run', 'state', 'spool', 'log', *(f'spool/{n}' for n in nodes)):
             (self.root / d).mkdir(parents=True, mode=0o755)
         self.root.chmod(0o755)
-        ports = free_ports(3)
+        self.ports = free_ports(3)  # The controller's, the nodes'
         off = preempt == 'off'
         text = _conf.format(
             root=self.root,
-            port=ports[0],
-            node_ports=f'{ports[1]}-{ports[2]}',
+            port=self.ports[0],
+            node_ports=f'{self.ports[1]}-{self.ports[2]}',
             grace=0 if off else grace,
             max_time=max_time,
             preempt_type='preempt/none' if off else 'preempt/partition_prio',

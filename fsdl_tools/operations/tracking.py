@@ -117,11 +117,11 @@ def _python_for(to):
     package = sinks[to].package
     if not package or importlib.util.find_spec(package):
         return sys.executable
-    side = built('trackers')
+    side = built(sinks[to].side)
     if side:
         return str(side)
     raise FileNotFoundError(
-        f'the sink {to} needs the package {package}: install it, or type fsdl env build trackers'
+        f'the sink {to} needs the package {package}: install it, or type fsdl env build {sinks[to].side}'
     )
 
 def _library(folder):

@@ -50,7 +50,6 @@ def used_anywhere(
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     return {p for p, used in zip(params, flags.tolist(), strict=True) if used}
 
-# %% ../../nbs/parallel/03_ddp.ipynb #b29beef8
 class _Sum(torch.autograd.Function):
     "All-reduce whose gradient is the all-reduce of the gradient"
 
@@ -156,7 +155,6 @@ def train_ranks(
     m = wrap(sync_batchnorm(tiny_model(name)))
     return train_batches(m, [share(tiny_batch(name, size, s)) for s in range(steps)], make and make(m.parameters()))
 
-# %% ../../nbs/parallel/03_ddp.ipynb #842dcff7
 def _average_gradients(
     model # Any module whose gradients are there
 ):
@@ -223,7 +221,6 @@ def _make_buckets(
             out, cur, n = out + [Bucket(cur)], [], 0
     return out + ([Bucket(cur)] if cur else [])
 
-# %% ../../nbs/parallel/03_ddp.ipynb #5153d9e1
 class DataParallel(nn.Module):
     "DistributedDataParallel in a page: broadcast, hooks, buckets, overlap, no_sync"
 

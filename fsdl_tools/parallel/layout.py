@@ -9,13 +9,14 @@ __all__ = ['recomputations', 'layout_precisions', 'schedules', 'axes', 'Layout',
 # %% ../../nbs/parallel/11_layout.ipynb #b1497595
 import math, re
 from dataclasses import dataclass, fields
-from ..core import Record, need, one_of, palette, positive
+from ..core import Record, need, one_of, our_word, palette, positive, said_here
 
 # %% ../../nbs/parallel/11_layout.ipynb #b244c0c4
 recomputations = ['none', 'selective', 'every-other-layer', 'full']
 layout_precisions = ['fp32', 'tf32', 'fp16', 'bf16', 'amp_fp16', 'amp_bf16', 'fp8', 'fp4', 'mxfp8', 'nvfp4']
 schedules = ['1f1b', 'gpipe', 'interleaved', 'zb1p']
 _offloads = ['none', 'optimizer']
+_optimizers = ['adam', 'adamw', 'adam8bit', 'adam16', 'lion', 'momentum', 'sgd', 'adafactor', 'muon']
 
 @dataclass(frozen=True)
 class Layout(Record):
@@ -48,6 +49,9 @@ class Layout(Record):
     dispatcher:str=''         # Of tokens to experts: alltoall, or deepep: once for each node; empty: as the recipes do
 
     def __post_init__(self):
+        if isinstance(self.dp, str):
+            raise ValueError(f'a layout is read from text by parse_layout({self.dp!r}); Layout takes fields such as dp=2')
+        self._in_our_words()
         for f in 'dp tp pp cp vp ep micro_batch'.split():
             positive(f, getattr(self, f))
         for f, ok in (('grad_bytes', [0, 2, 4]), ('weight_bits', [16, 8, 4])):
@@ -65,6 +69,15 @@ class Layout(Record):
         ):
             one_of(f, getattr(self, f), ok)
         self._rules()
+
+    def _in_our_words(self):
+        "recompute=True is full, bfloat16 is bf16, AdamW is adamw"
+        said = dict(recompute=str(self.recompute).lower(), precision=self.precision, optimizer=self.optimizer)
+        known = dict(recompute=recomputations, precision=layout_precisions, optimizer=_optimizers)
+        for f, given in said.items():
+            meant = said_here(given, known[f], f)
+            if meant and meant[0] != getattr(self, f):
+                object.__setattr__(self, f, meant[0])
 
     def _rules(self):
         "What cannot be combined, whatever the model"
@@ -111,22 +124,51 @@ def _value(name, text):
         raise ValueError(f'{name} must be a whole number, not {text!r}')
     return int(text)
 
+def _strategy(part):
+    "ZeRO stage, and ranks where they are said, of a part such as fsdp, ddp8 or deepspeed_stage_2; None for another"
+    m = re.fullmatch(r'(.*?)(\d*)', part)
+    for name, ranks in ((part, ''), m.groups()):
+        stage = said_here(name, [f'zero={n}' for n in range(4)], 'strategy')
+        if stage and not name.startswith('dp'):
+            return dict(zero=int(stage[0][-1])) | (dict(dp=int(ranks)) if ranks else {})
+    return None
+
+def _parts(text):
+    "Field -> value, for each part of a layout's text, and whether a strategy was named"
+    out, named = {}, False
+    for part in filter(None, re.split(r'[,\s]+', str(text))):
+        m = re.fullmatch(r'([a-z_]+)=(.+)|([a-z]+)(\d+)', part)
+        known = [f.name for f in fields(Layout)]
+        found = None if m and (m[1] or m[3]) in known else _strategy(part.lower())
+        if found is None:
+            if not m:
+                raise ValueError(f'cannot read {part!r} in the layout {text!r}: expected parts such as dp2 or zero=1')
+            name = one_of('field of a layout', m[1] or m[3], known)
+            found = {name: _value(name, m[2] or m[4])}
+        else:
+            named = True
+        for name, value in found.items():
+            if name in out:
+                raise ValueError(f'{name} is given twice in the layout {text!r}')
+            out[name] = value
+    return out, named
+
 def parse_layout(
-    text:str # For example dp2,tp2,pp2 or dp8,tp4,pp12,zero=1,micro_batch=2
+    text:str, # For example dp2,tp2,pp2 or dp8,tp4,pp12,zero=1,micro_batch=2; fsdp8 is dp8,zero=3
+    world:int=None # Ranks there are, which a strategy that names no number fills: ddp, fsdp
 ) -> Layout: # Raises ValueError naming the part that cannot be read
     "The layout that `text` describes; a `Layout` passes through"
     if isinstance(text, Layout):
         return text
-    out = {}
-    for part in filter(None, re.split(r'[,\s]+', str(text))):
-        m = re.fullmatch(r'([a-z_]+)=(.+)|([a-z]+)(\d+)', part)
-        if not m:
-            raise ValueError(f'cannot read {part!r} in the layout {text!r}: expected parts such as dp2 or zero=1')
-        name = one_of('field of a layout', m[1] or m[3], [f.name for f in fields(Layout)])
-        if name in out:
-            raise ValueError(f'{name} is given twice in the layout {text!r}')
-        out[name] = _value(name, m[2] or m[4])
+    out, named = _parts(text)
+    if named and 'dp' not in out:
+        rest = math.prod(out.get(f, 1) for f in ('tp', 'pp', 'cp'))
+        if world is None or world % rest:
+            full = f"dp8,zero={out['zero']}" if out['zero'] else 'dp8'
+            raise ValueError(f'the layout {text!r} does not say over how many ranks: type for example {full}')
+        out['dp'] = world // rest
     return Layout(**out)
+
 
 # %% ../../nbs/parallel/11_layout.ipynb #1be82f19
 def _even(what, n, by, parts):

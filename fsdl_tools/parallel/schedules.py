@@ -51,7 +51,6 @@ class Timetable(Record):
             caption=f'{self.name}: {self.ranks} ranks, {self.micro_batches} micro-batches',
         )
 
-# %% ../../nbs/parallel/06_schedules.ipynb #3260e2fb
 def _naive(r, p, m, v):
     return [Op(k, r, i) for i in range(m) for k in 'FB']
 
@@ -155,7 +154,6 @@ def _deadlock(t, todo, ends):
     ]
     return f'{t.name} comes to a standstill: ' + '; '.join(waits)
 
-# %% ../../nbs/parallel/06_schedules.ipynb #0a6e3559
 def simulate(
     t,             # A Timetable
     forward=1.,    # Seconds a micro-batch and rank; a list: by stage
@@ -180,7 +178,6 @@ def simulate(
             raise ValueError(_deadlock(t, todo, ends))
     return Trace(t, tuple(spans))
 
-# %% ../../nbs/parallel/06_schedules.ipynb #4dac1140
 @dataclass(frozen=True)
 class Span(Record):
     "An operation that was carried out"

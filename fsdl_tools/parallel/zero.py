@@ -169,7 +169,6 @@ def _in_backward():
     "Is autograd at work in this thread?"
     return torch._C._current_graph_task_id() != -1
 
-# %% ../../nbs/parallel/04_zero.ipynb #c778c728
 _containers = nn.ModuleList, nn.ModuleDict, nn.Sequential
 
 def _trained(module):

@@ -60,7 +60,6 @@ def _size(path):
         raise ValueError('a link' if stat.S_ISLNK(s.st_mode) else 'not an ordinary file')
     return s.st_size
 
-# %% ../../nbs/training/02_checkpoint.ipynb #8a4ee8e3
 def _manifest(path):
     "What a manifest lists, all it says, and whether it fits its seal; raises ValueError when none can be read"
     try:
@@ -192,7 +191,6 @@ def _sweep(folder):
         if _leftover.fullmatch(p.name) and p.is_dir() and not p.is_symlink():
             shutil.rmtree(p)
 
-# %% ../../nbs/training/02_checkpoint.ipynb #fe03707e
 class Checkpointer:
     "Saves and loads the state of a run in a folder that no other run writes to; all ranks call and get the same answer"
 
@@ -295,7 +293,6 @@ def _write(self:Checkpointer, step, copies, extra):
         undo() if not isinstance(e, CheckpointError) or isinstance(e, _Lost) else self._all(what, undo)
         raise
 
-# %% ../../nbs/training/02_checkpoint.ipynb #743ae10d
 @patch
 def save(self:Checkpointer,
     step:int,        # Step; must not have a good checkpoint yet
@@ -417,7 +414,6 @@ def load(self:Checkpointer,
         raise CheckpointError(f'step {found} could not be read', _causes(e)) from None
     return found, json.loads((path/'extra.json').read_text(encoding='utf-8'))
 
-# %% ../../nbs/training/02_checkpoint.ipynb #bfe99ce1
 def checkpoints(
     folder # Where a Checkpointer keeps them
 ) -> Table: # step, files, bytes, good, problem

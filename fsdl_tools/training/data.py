@@ -42,7 +42,6 @@ def epoch_order(
 
 _kept_order = lru_cache(2)(epoch_order)         # a step asks for the order of the step before
 
-# %% ../../nbs/training/01_data.ipynb #76775e66
 def step_indices(
     n:int, step:int,  # Samples there are; step, from 0 over all epochs
     global_batch:int, # Samples of a step, over all ranks
@@ -80,7 +79,6 @@ def rank_indices(
     mine = step_indices(n, step, global_batch, seed)[start:start + share]
     return [mine[i:i + micro_batch] for i in range(0, share, micro_batch)]
 
-# %% ../../nbs/training/01_data.ipynb #26ec265d
 _whole, _block = 2**26, 2**16        # bytes that are read entirely; of more, blocks of this size
 
 def _blocks(n):
@@ -262,7 +260,6 @@ def _tokens(path, tokenizer):
     parts = [part.astype(kind) for part in _encoded(_as_text(_plain(path)), tok)]
     return np.concatenate(parts) if parts else np.zeros(0, kind), vocab
 
-# %% ../../nbs/training/01_data.ipynb #5e36f9ed
 _suffixes = ['.jpg', '.jpeg', '.png', '.bmp', '.gif', '.ppm', '.tif', '.tiff', '.webp']
 _mean, _std = np.float32([.485, .456, .406]), np.float32([.229, .224, .225])     # of ImageNet, by channel
 
@@ -424,7 +421,6 @@ def _synthetic_image(item, size, seed):
     pixels = 128 + 90*wave[..., None]*colours/np.abs(colours).max() + rng.normal(0, 12, (size, size, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
-# %% ../../nbs/training/01_data.ipynb #8313adc8
 _named_factory = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_][\w.]*')
 
 def is_factory(

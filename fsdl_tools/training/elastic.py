@@ -238,7 +238,13 @@ def _join(backend, minutes=30):
             rank=rank,
             world_size=world,
         )
-    dist.init_process_group(backend, **kw)
+    try:
+        dist.init_process_group(backend, **kw)
+    except dist.DistNetworkError as e:
+        if 'EADDRINUSE' not in str(e):
+            raise
+        taken = f'port {os.environ["MASTER_PORT"]} of {os.environ["MASTER_ADDR"]} is taken: another program listens there'
+        raise OSError(taken) from None
 
 def _follow(parent, asked, stop_file):
     "Do not outlive the launcher; hear of a stop that it has written down"
@@ -295,6 +301,9 @@ def train(
     log=None,  # File for what the ranks print; default: where this process prints
 ) -> list:  # Rows of metrics; raises RuntimeError when the run failed for good, Stopped when it was asked to stop
     "Train on this machine: in this process for a layout of one rank, else through `torchrun`"
+    if not isinstance(config, TrainConfig):
+        given = repr(config) if isinstance(config, str) else '…'
+        raise TypeError(f'train takes a TrainConfig, not a {type(config).__name__}: train(TrainConfig({given}))')
     c, l, *_ = check_config(config)
     if l.world == 1:
         return _alone(config)

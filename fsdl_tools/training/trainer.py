@@ -82,8 +82,16 @@ class TrainConfig(Record):
 def _name_factories(config):
     "Functions that were handed over become their names"
     for f in ('model', 'data'):
-        if callable(made := getattr(config, f)):
+        made = getattr(config, f)
+        if isinstance(made, os.PathLike):
+            object.__setattr__(config, f, os.fspath(made))
+        elif callable(made) and not isinstance(made, torch.nn.Module):
             object.__setattr__(config, f, factory_name(made))
+        elif not isinstance(made, str):
+            raise TypeError(
+                f'{f} is a {type(made).__name__}, which the ranks of a run and its record cannot name: put a function '
+                f"that makes it into a module and give that function, or its name 'package.module:function'"
+            )
 
 def lr_at(
     c:TrainConfig, # The run
@@ -186,7 +194,7 @@ def _size(c, source):
     if source == 'timm':
         fix_torchvision()
         import timm
-        return timm.get_pretrained_cfg(c.model).input_size[-1]
+        return timm.get_pretrained_cfg(locate(c.model)[1]).input_size[-1]
     from fsdl_tools.models.build import load_config
     return getattr(load_config(c.model), 'image_size', 224)
 

@@ -3,8 +3,11 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlencode
 
@@ -12,12 +15,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from fsdl_tools.app.screen import script
+from fsdl_tools.book.rendering import npm_file
 from fsdl_tools.app.pages import answer, look_at_onnx, views, read_state, report_html
 from fsdl_tools.parallel.ranks import free_port
 
 pytest.importorskip('streamlit')
-COMPUTED = ('train', 'plan', 'memory', 'cost', 'zoo')        # pages that answer without a file
-MODELS = dict(train=['gpt2-xl', 'llama-3.1-8b'], plan=['gpt2-xl', 'llama-3.1-8b'], memory=['resnet18', 'gpt2'], cost=['bert-large', 'resnet50', 'ssd'], zoo=[''])
+COMPUTED = ('train', 'guide', 'plan', 'memory', 'cost', 'zoo')        # pages that answer without a file
+MODELS = dict(train=['gpt2-xl', 'llama-3.1-8b'], guide=['gpt2-xl', 'llama-3.1-8b', 'bloom-176b'], plan=['gpt2-xl', 'llama-3.1-8b'], memory=['resnet18', 'gpt2'], cost=['bert-large', 'resnet50', 'ssd'], zoo=[''])
 
 
 def good(control, name):
@@ -89,7 +93,7 @@ def test_no_address_is_a_traceback(name, address, data):
 
 
 @pytest.mark.parametrize('model', ['no-such-model', '../../etc/passwd', '[bold]x', 'x' * 300, '', 'hf-hub:timm/resnet50', 'gpt2\x1b[2J'])
-@pytest.mark.parametrize('name', ['train', 'plan', 'memory', 'cost'])
+@pytest.mark.parametrize('name', ['train', 'guide', 'plan', 'memory', 'cost'])
 def test_a_model_that_is_none_is_one_note(name, model):
     blocks = answer(name, dict(model=model))
     assert blocks
@@ -123,6 +127,55 @@ def test_a_report_is_one_file_without_script_or_request(tmp_path):
     text = report_html('<script>alert(1)</script>', blocks, tmp_path/'r.html').read_text()
     assert '<script' not in text and not re.search(r'(?:src|href)=|https?://', text)
     assert len(text.encode()) < 2e6
+
+
+# Files from strangers
+
+def bomb(path):
+    "A zip of some kilobytes that holds 300 MB of zeros, and one with a name that leads elsewhere"
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as z:
+        with z.open('events.csv', 'w') as f:
+            for _ in range(300): f.write(bytes(1_000_000))
+        z.writestr('../../outside.csv', 'step,loss\n1,2\n')
+
+
+HOSTILE = {
+    'empty.csv': lambda p: p.write_bytes(b''),
+    'binary.csv': lambda p: p.write_bytes(bytes(range(256)) * 1000),
+    'wide.csv': lambda p: p.write_text(','.join('x' * 200_000) + '\n'),
+    'long.csv': lambda p: p.write_text('step,loss\n' + '1,2\n' * 400_000),
+    'markup.csv': lambda p: p.write_text('provider,gpu,gpus,usd_per_hour\n<script>alert(1)</script>,[red]H100,1,=cmd()\n'),
+    'numbers.csv': lambda p: p.write_text('provider,gpu,gpus,usd_per_hour\na,H100,-1,nan\nb,H100,1e999,1e999\n'),
+    'x.json': lambda p: p.write_text('[' * 200_000),
+    'x.jsonl': lambda p: p.write_text('{"step": 1, "loss": NaN}\n{"step": 1e400}\nnull\n'),
+    'x.zip': bomb,
+    'x.db': lambda p: p.write_bytes(b'SQLite format 3\x00' + bytes(4096)),
+    'x.wandb': lambda p: p.write_bytes(b':W&B\x01\x00\x00\x00' + b'\xff' * 3000),
+    'x.parquet': lambda p: p.write_bytes(b'PAR1' + b'\xff' * 500 + b'PAR1'),
+    'events.out.tfevents.1': lambda p: p.write_bytes(b'\xff' * 4096),
+}
+
+
+@pytest.mark.parametrize('page', ['runs', 'cost'])
+@pytest.mark.parametrize('name', HOSTILE)
+def test_a_hostile_file_is_answered_by_a_note(tmp_path, name, page):
+    "In a process of its own, so that what it takes is seen"
+    HOSTILE[name](tmp_path/name)
+    code = ('import resource, sys; from fsdl_tools.app.pages import answer; blocks = answer(sys.argv[1], {}, [sys.argv[2]]); '
+            'assert blocks and all(len(str(b.content)) < 700 for b in blocks if b.kind == "note"); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)')
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, page, str(tmp_path/name)], capture_output=True, text=True, timeout=100)
+    assert r.returncode == 0, r.stderr[-800:]
+    assert int(r.stdout.split()[-1]) < 1_500_000                 # kilobytes
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]
+
+
+@settings(max_examples=25)
+@given(st.sampled_from(['csv', 'json', 'jsonl', 'db', 'wandb', 'zip', 'tfevents']), st.binary(max_size=3000), st.sampled_from(['runs', 'cost']))
+def test_no_file_is_a_traceback(ending, raw, page):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/f'x.{ending}'
+        path.write_bytes(raw)
+        assert answer(page, {}, [path])
 
 
 # In a real browser
@@ -187,3 +240,61 @@ def test_quick_changes_lose_nothing(browser, server):
     figure = next(b.content for b in answer('zoo', dict(text='vit')) if b.kind == 'figure')
     page.wait_for_function('want => document.querySelector("[data-testid=stMetricValue]").innerText === want', arg=figure, timeout=20_000)
     page.close()
+
+
+def test_what_one_session_uploads_no_other_sees(browser, server, tmp_path):
+    "Each has its own file, and neither is on disk when its answer is there"
+    one, two = browser.new_page(), browser.new_page()
+    for page, name in ((one, 'mine'), (two, 'yours')):
+        (tmp_path/f'{name}.csv').write_text(f'step,{name}\n1,2\n2,1\n')
+        at(page, server, 'runs')
+        page.set_input_files('input[type=file]', tmp_path/f'{name}.csv')
+    for page, name, other in ((one, 'mine', 'yours'), (two, 'yours', 'mine')):
+        page.wait_for_selector(f'text={name}', timeout=60_000)
+        page.wait_for_selector('[data-testid=stMetric]', timeout=60_000)
+        assert other not in page.inner_text('body')
+    assert not [p for p in Path(tempfile.gettempdir()).glob('fsdl-app-*/[0-9]*')]
+    one.close()
+    two.close()
+
+
+AXE = """() => axe.run(document, {resultTypes: ['violations']}).then(found => found.violations
+  .filter(v => ['serious', 'critical'].includes(v.impact)).map(v => [v.id, v.nodes.length, ...v.nodes.slice(0, 3).map(n => n.target.join(' ') + ' | ' + n.html.slice(0, 200))]))"""
+
+
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize('name', list(views))
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_axe_finds_nothing_serious_in_the_app(browser, server, root, name, scheme):
+    script = npm_file('axe-core@4', 'axe.min.js', root/'.cache')
+    if not script: pytest.skip('axe-core cannot be had: no npm, or it does not answer')
+    page = browser.new_page(color_scheme=scheme, viewport=dict(width=1440, height=900))
+    at(page, server, name)
+    page.add_script_tag(path=script)
+    found = page.evaluate(AXE)
+    page.close()
+    assert not found, found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_200_addresses_in_a_real_browser(browser, server):
+    "What stands on the screen is what the library answers, to the digit"
+    page, states_seen = browser.new_page(), 0
+
+    @settings(max_examples=200)
+    @given(states())
+    def visit(state):
+        nonlocal states_seen
+        name, address = state
+        at(page, server, name, **address)
+        blocks = answer(name, address)
+        figures = [str(b.content) for b in blocks if b.kind == 'figure']
+        assert [x.inner_text() for x in page.locator('[data-testid=stMetricValue]').all()] == figures, state
+        assert page.locator('[data-testid=stAlert]').count() == len([b for b in blocks if b.kind == 'note']), state
+        assert page.locator('text=Traceback').count() == 0
+        states_seen += 1
+
+    visit()
+    page.close()
+    assert states_seen >= 200

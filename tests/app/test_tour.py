@@ -42,3 +42,76 @@ def test_killed_at_any_moment_the_report_is_the_same(tmp_path):
     whole = tour(tmp_path/'whole', Tour(steps=8)).read_text()
     for seconds in (2, 5, 9, 14, 20): killed_after(tmp_path/'killed', seconds)
     assert tour(tmp_path/'killed', Tour(steps=8)).read_text() == whole
+
+
+# What stops a tour
+
+STAGES = ('choose', 'memory', 'plan', 'train', 'track', 'ship')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_killed_in_each_stage_the_report_is_the_same(tmp_path):
+    "A kill while each stage works: the next start does it again, and nothing else"
+    whole = tour(tmp_path/'whole', Tour(steps=8)).read_text()
+    folder = tmp_path/'killed'
+    for number, stage in enumerate(STAGES, 1):
+        process = subprocess.Popen([*COMMAND, str(folder)], start_new_session=True)
+        before = folder/f'{number - 1}-{STAGES[number - 2]}.json' if number > 1 else folder/'tour.json'
+        while not before.exists() and process.poll() is None: time.sleep(.02)
+        time.sleep(.3 if stage != 'train' else 4)
+        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+        process.wait()
+        time.sleep(.6)
+        assert not list(folder.glob('*.tmp')) or not (folder/'report.html').exists()
+        if not (folder/f'{number}-{stage}.json').exists(): assert not (folder/'report.html').exists()
+        resumed_until(folder, number, stage)
+    assert tour(folder, Tour(steps=8)).read_text() == whole
+
+
+def resumed_until(folder, number, stage):
+    "Go on until this stage is kept"
+    process = subprocess.Popen([*COMMAND, str(folder)], start_new_session=True)
+    while not (folder/f'{number}-{stage}.json').exists() and process.poll() is None: time.sleep(.02)
+    if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(.6)
+    assert (folder/f'{number}-{stage}.json').exists()
+
+
+def full_after(monkeypatch, writes):
+    "A disk that takes so many files more"
+    import errno
+
+    import fsdl_tools.core as core
+    whole, left = core._replace_file, [writes]
+    def replace(path, content):
+        left[0] -= 1
+        if left[0] < 0: raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+        return whole(path, content)
+    monkeypatch.setattr(core, '_replace_file', replace)
+
+
+@pytest.mark.parametrize('writes', [0, 1])
+def test_a_full_disk_is_said_and_nothing_is_half_written(tmp_path, monkeypatch, writes):
+    full_after(monkeypatch, writes)
+    with pytest.raises(OSError, match='No space left'): tour(tmp_path/'t', Tour(steps=8))
+    kept = [p for p in (tmp_path/'t').rglob('*') if p.is_file()]
+    assert len(kept) == writes and all(p.stat().st_size for p in kept)
+    monkeypatch.undo()
+
+
+def test_a_full_disk_is_one_line_of_the_command(tmp_path):
+    "A real file system without room: a limit on the size of files takes its place"
+    code = ('import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (40, 40)); '
+            'from fsdl_tools.cli.main import run; sys.exit(run(["tour", "--out", sys.argv[1]]))')
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(tmp_path/'t')], capture_output=True, text=True, timeout=60)
+    assert r.returncode == 2 and r.stderr.count('\n') == 1 and 'too large' in r.stderr, r
+    assert not [p for p in (tmp_path/'t').rglob('*') if p.is_file()]
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/sys'), reason='no folder that nobody can write')
+def test_a_read_only_folder_is_said(tmp_path):
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import sys; from fsdl_tools.cli.main import run; sys.exit(run(["tour", "--out", "/proc/sys/tour"]))'],
+                       capture_output=True, text=True, timeout=60)
+    assert r.returncode == 2 and r.stderr.count('\n') == 1 and '/proc/sys/tour' in r.stderr, r

@@ -2,7 +2,7 @@
 import importlib.util
 import re
 
-from fsdl_tools.book.data import _data_files, table_facts
+from fsdl_tools.book.data import _data_files, _first_day, data_table, said_of_age, table_facts
 from fsdl_tools.book.contents import notebooks, pages
 from fsdl_tools.book.site import _moved
 from fsdl_tools.core import read_data
@@ -37,3 +37,20 @@ def test_a_package_is_cited_by_name_and_version(root):
 def test_moved_names_lead_to_what_exists(root):
     assert set(_moved('page').values()) <= {p.name for p in pages(root)}
     for new in _moved('module').values(): assert importlib.util.find_spec(f'fsdl_tools.{new}'), new
+
+
+def test_ages_are_told_in_words():
+    import datetime
+    today = datetime.date(2026, 11, 26)
+    assert said_of_age('price', '2025-11-25', today).endswith('366 days old')
+    assert said_of_age('price', '2025-11-24', today).endswith('367 days old: older than a year')
+    assert [_first_day(d).isoformat() for d in ('2026', '2026-05', '2026-05-24')] == ['2026-01-01', '2026-05-01', '2026-05-24']
+
+
+def test_every_table_has_an_age_and_rows_of_prices_older_than_a_year_are_counted():
+    import datetime
+    table = data_table(today=datetime.date(2026, 11, 26))
+    assert [row['table'] for row in table.sort('age', reverse=True)][0] == table[0]['table']
+    assert all(row['age'] >= 0 and row['refreshed'] for row in table) and len(table) == len(table_facts())
+    prices = next(row for row in table if row['table'] == 'prices.csv')
+    assert prices['older'] == sum(row['date'] < '2025-11-25' for row in read_data('prices.csv', text=('date',))) > 0

@@ -93,12 +93,12 @@ def mutated_table(header, row, seed):
     return text.encode('utf-8', 'surrogatepass')
 
 
-def mutated_words(command, options, seed):
+def mutated_words(command, options, seed, args=True):
     "A command line: options that exist with values that do not fit, arguments from nowhere"
     rng = random.Random(f'words {seed}')
     junk = ['0', '-1', '99999999', '1e308', '1_0', '1,5', 'nan', '/dev/null', '/no/such/file', '.', 'gpt2', 'resnet18', 'bert', '--', '-', *words]
     line = list(command)
-    for _ in range(rng.choice([0, 1, 2, 3])):
+    for _ in range(rng.choice([0, 1, 2, 3]) if args else 0):
         line.append(rng.choice(junk))
     for _ in range(rng.choice([0, 1, 1, 2])):
         name, flag = rng.choice(options)

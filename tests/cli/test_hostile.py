@@ -134,6 +134,28 @@ def test_mutated_command_lines(request, command):
         except (Exception, Hangs) as e: pytest.fail(f'words {seed}, {line}: {type(e).__name__}: {e}')
 
 
+def options_of(name):
+    "Options of a command that neither name what is written nor ask for help: each with whether it is a flag"
+    import typer
+    from fsdl_tools.cli.common import app
+    params = typer.main.get_command(app).commands[name].params
+    return [(o, p.is_flag) for p in params for o in getattr(p, 'opts', ()) if o.startswith('-') and not set(p.opts) & {'--out', '--save', '--folder', '--log', '--help', '--data'}]
+
+
+nowhere = {'verify': (['none.onnx'], []), 'bench': (['none.onnx'], []), 'export': (['no-such-model'], []), 'train': ([], ['--data', '/no/such/file']), 'diagnose': (['/no/such/run'], [])}
+
+
+def test_mutated_options_of_heavy_commands(request, command):
+    "Their input does not exist, so whatever the options say, they end in one line"
+    for seed in seeds(request, 12, 400):
+        rng = random.Random(f'heavy {seed}')
+        name = rng.choice(sorted(nowhere))
+        before, after = nowhere[name]
+        line = mutated_words([name, *before], options_of(name), seed, args=False) + after
+        try: assert command(*line)[0] in (0, 2)           # 0 for --help in the words of another library
+        except (Exception, Hangs) as e: pytest.fail(f'heavy {seed}, {line}: {type(e).__name__}: {e}')
+
+
 # A file chooses neither network nor code
 
 @pytest.mark.parametrize('fields', [

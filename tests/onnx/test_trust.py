@@ -2,8 +2,10 @@
 import json
 import os
 import random
+import shutil
 import stat
 import sys
+import time
 from pathlib import Path
 import numpy as np
 import onnx
@@ -266,6 +268,29 @@ def test_quantising_files_with_external_data(tmp_path, monkeypatch, kind, limit)
     if limit and kind == 'fp16': assert inspect_onnx(tmp_path/'b.onnx').external
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize('kind', ['int8', 'static', 'fp16'])
+def test_a_file_beyond_two_gigabytes_is_quantised(tmp_path, kind):
+    "For real: six matrices of 400 MB each, more than a protobuf can hold"
+    if shutil.disk_usage(tmp_path).free < 12 * 2**30: pytest.skip('needs 12 GiB of disk')
+    n, text = 10_000, 'h0 = MatMul(x, W0) '
+    for i in range(1, 6): text += f'r{i} = Relu(h{i - 1}) h{i} = MatMul(r{i}, W{i}) '
+    (tmp_path/'in').mkdir()
+    m = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]> g (float[batch, {n}] x) => (float[batch, {n}] y) {{ {text} y = Identity(h5) }}')
+    rng = np.random.default_rng(0)
+    with open(tmp_path/'in'/'weights.bin', 'wb') as f:
+        for i in range(6):
+            t = m.graph.initializer.add(name=f'W{i}', data_type=onnx.TensorProto.FLOAT, dims=[n, n], data_location=onnx.TensorProto.EXTERNAL)
+            for k, v in dict(location='weights.bin', offset=str(i * n * n * 4), length=str(n * n * 4)).items(): t.external_data.add(key=k, value=v)
+            f.write((rng.standard_normal((n, n), np.float32) / n**.5).tobytes())
+    onnx.save(m, tmp_path/'in'/'a.onnx')
+    before = inspect_onnx(tmp_path/'in'/'a.onnx').bytes
+    r = quantise(tmp_path/'in'/'a.onnx', tmp_path/'b.onnx', kind, calibration=[random_inputs(specs_of_file(tmp_path/'in'/'a.onnx'), seed=i, batch=4) for i in range(2)])
+    assert r.verified and before > 2**31 and r.bytes < .6 * before, r.note
+    assert sorted(f.name for f in (tmp_path/'in').iterdir()) == ['a.onnx', 'weights.bin']
+
+
 @pytest.mark.timeout(300)
 def test_the_size_is_said_first(tmp_path, monkeypatch):
     said = []
@@ -419,11 +444,13 @@ def fuzzed(folder, rng, n):
     for _ in range(n):
         seeds.append(rng.randrange(10**9))
         (folder/'m.onnx').write_bytes(mutated(whole, random.Random(seeds[-1])))
+        began = time.process_time()
         try: counts['verified' if verify(folder/'m.onnx', net).ok else 'different'] += 1
         except (ValueError, OSError) as e:
             counts['refused'] += 1
             assert 5 < len(str(e)) < 1500, seeds[-1]
         except BaseException as e: raise AssertionError(f'seed {seeds[-1]}: {type(e).__name__}: {e}') from e
+        assert time.process_time() - began < 10, f'seed {seeds[-1]} took longer'
     assert [f.name for f in folder.iterdir()] == ['m.onnx']
     return counts
 

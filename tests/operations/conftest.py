@@ -1,10 +1,10 @@
 """What the tests of this part need from the machine, and what they must not leave on it"""
-import os, shutil, subprocess
+import os, shutil, socket, subprocess
 from pathlib import Path
 import psutil
 import pytest
 
-scratch = []        # folders that tests have made; the last test asserts that nothing of them is left
+scratch, ports = [], []     # folders that tests have made, ports that they have had others listen on: at the end nothing of them is left
 
 def debian(packages, programs):
     "Install Debian packages that are missing, as root only and saying so; else skip with the reason"
@@ -30,3 +30,42 @@ def leftovers(word):
 
 
 def mounts(word): return [line for line in Path('/proc/self/mountinfo').read_text().splitlines() if word in line]
+
+
+def listened_on(port):
+    "Does somebody listen on this port of this machine?"
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try: s.bind(('127.0.0.1', port))
+        except OSError: return True
+    return False
+
+
+def left(folders, numbers):
+    "A sentence for each process, mount, file and port that is still there"
+    out = [f'process {p.pid}: {" ".join(p.info["cmdline"] or [])[:200]}' for folder in folders for p in leftovers(folder)]
+    out += [f'mount: {line}' for folder in folders for line in mounts(folder)]
+    out += [f'folder: {folder}' for folder in folders if Path(folder).exists()]
+    return out + [f'port: {n}' for n in numbers if listened_on(n)]
+
+
+@pytest.fixture(scope='session', autouse=True)
+def nothing_is_left():
+    "The last act of the tests of this part, on each worker: everything that they have started is gone"
+    yield
+    assert not (found := left(scratch, ports)), found
+
+
+@pytest.fixture
+def small_disk():
+    "A file system of 64 KiB at a place; skipped where this user may not mount one"
+    made = []
+    def disk(place, size='64k'):
+        Path(place).mkdir(exist_ok=True)
+        r = subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'fsdl-test', str(place)], capture_output=True, text=True)
+        if r.returncode: pytest.skip(f'no file system can be mounted: {r.stderr.strip()}')
+        made.append(str(place))
+        return Path(place)
+    yield disk
+    for place in reversed(made):
+        if mounts(place): subprocess.run(['umount', '--lazy', place], check=True)

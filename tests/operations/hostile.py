@@ -2,7 +2,7 @@
 import json, os, random
 from hypothesis import strategies as st
 
-plain = ['', ' ', 'a b', 'no', 'yes', 'on', 'null', '~', '1e3', '1_000', '0o7', '12:30', '.inf', '-', '--', '---', '...', '=', '-x=y', 'a,b=c,d', 'K=V']
+plain = ['', ' ', 'a b', 'no', 'yes', 'on', 'null', '~', '1e3', '1_000', '0o7', '12:30', '.inf', '-', '--', '---', '...', '=', '-x=y', 'a,b=c,d', 'K=V', '--no-python', '-m', 'torch.distributed.run']
 quotes = ["'", '"', "it's", 'say "no"', "'\"'\"'", '\\', '\\n', 'C:\\new', '`id`', '$(id)', '$(HOME)', '$$', '$$(HOME)', '$HOME', '${HOME}', '$5', '$', '$(', '$()']
 marks = ['%j', '%%', '%A_%a', '{{ x }}', '{x}', '{}', '{%', '#', '# no comment', '&a', '*a', '!tag', '|', '>', '>-', '@file', ';', '&&', '&', '||', '<', '(', ')', '[1]', '*', '?', '~root', '!', '!!', '^']
 space = ['\n', 'a\nb', '\n\n', ' \n ', '\r', '\r\n', 'a\r\nb', '\t', '\ta', 'a\t', '\x0b', '\x0c', '\x1b[31m', '\x07', '\x7f', '\x01']

@@ -1,5 +1,5 @@
 """A Pod played by podman: strings, ranks that find each other, faults, and nothing left behind"""
-import os, shutil, subprocess, sys, time
+import contextlib, os, shutil, subprocess, sys, time
 from pathlib import Path
 import pytest
 from fsdl_tools.operations.containers import Container
@@ -60,6 +60,7 @@ def test_520_strings_in_two_containers(pod):
     with pytest.raises(TargetError, match='there already'): t.submit(j)
     t.cancel(h)
     with pytest.raises(TargetError, match='no Pod'): t.status(h)
+    t.cancel(h)                                                            # once more, when it is gone
 
 
 def test_a_failure_is_said_and_a_stop_is_heard(pod):
@@ -79,3 +80,16 @@ def test_what_cannot_be_played_leaves_nothing(pod):
     t, work = pod
     with pytest.raises(TargetError): t.submit(job('true', name='no-image', image='localhost/none:1'))
     assert subprocess.run(['podman', 'pod', 'ps', '--format', '{{.Name}}'], capture_output=True, text=True).stdout.split() == []
+
+
+def test_a_full_disk_leaves_no_pod(pod, small_disk):
+    "podman's own store is full: the reason is said, nothing of the Pod stays, and it plays when there is room again"
+    t, work = pod
+    disk = small_disk(os.environ['TMPDIR'] + '/run', '256k')
+    with open(disk/'full', 'wb') as f, contextlib.suppress(OSError): f.write(bytes(1 << 20))
+    with pytest.raises(TargetError, match='no space left|No space left'): t.submit(job('/bin/sh', '-c', 'true', name='full'))
+    subprocess.run(['umount', '--lazy', str(disk)], check=True)
+    assert subprocess.run(['podman', 'pod', 'ps', '--format', '{{.Name}}'], capture_output=True, text=True).stdout.split() == []
+    h = t.submit(job('/bin/sh', '-c', 'true', name='full'))
+    assert t.wait(h, 30).state == 'succeeded'
+    t.cancel(h)

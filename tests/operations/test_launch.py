@@ -1,11 +1,11 @@
 """One job rendered for every target: read back, checked, and byte for byte at the process"""
-import ast, json, os, signal, statistics, subprocess, sys, time
+import ast, contextlib, json, os, signal, statistics, subprocess, sys, time
 from pathlib import Path
 import psutil
 import pytest
 from hypothesis import given, settings, strategies as st
 from fsdl_tools.core import GiB
-from fsdl_tools.operations import launch
+from fsdl_tools.operations import launch, local
 from fsdl_tools.operations.clouds import Anyscale, Determined, SageMaker, SkyPilot
 from fsdl_tools.operations.kubeflow import PyTorchJob, TrainJob, upgrade_job
 from fsdl_tools.operations.containers import Container, check_containerfile, containerfile
@@ -233,6 +233,15 @@ def test_no_shell_is_asked():
                 assert ast.unparse(n.func) not in ('os.system', 'os.popen', 'subprocess.getoutput'), f
 
 
+def test_words_become_a_line_in_two_places_only():
+    "Everywhere else words stay a list: SLURM's script (arguments and variables, one at a time) and Ray's entry point are the two that have to be text"
+    found = set()
+    for f in Path(launch.__file__).parent.glob('*.py'):
+        for n in ast.walk(ast.parse(f.read_text())):
+            if isinstance(n, ast.Call) and ast.unparse(n.func) in ('shlex.quote', 'shlex.join'): found.add((f.stem, ast.unparse(n.func)))
+    assert found == {('slurm', 'shlex.quote'), ('ray_jobs', 'shlex.join')}
+
+
 def test_every_place_has_a_target():
     for name in places: assert target(name).render(Job('a', ('true',), image='a:1'))
     assert RayTrain().check(Job('a', ('true',)))[0].startswith('Ray Train calls a function')
@@ -255,6 +264,8 @@ def test_a_killed_supervisor_is_lost(state):
     os.kill(pid, signal.SIGKILL)
     until(lambda: Local().status(h).state == 'lost')
     for c in children: c.kill()
+    Local().cancel(h)                                               # nobody is there to hear it
+    assert Local().status(h).state == 'lost'
 
 
 def test_retries_and_grace(tmp_path):
@@ -266,6 +277,47 @@ def test_retries_and_grace(tmp_path):
     Local().cancel(h)
     assert Local().wait(h, 30) == Status('cancelled', 'exit 143') and 'saved' in Local().logs(h)
     Local().cancel(h)                                               # once more, when it is over
+
+
+def test_cancelled_before_its_supervisor_has_come(monkeypatch, tmp_path):
+    "A job that is still queued here: nothing of it starts"
+    started = []
+    with monkeypatch.context() as m:
+        m.setattr(local, '_start_supervisor', lambda *a: started.append(a))
+        h = Local().submit(Job('a', ('touch', str(tmp_path/'ran')), time=60))
+    assert Local().status(h).state == 'queued'
+    Local().cancel(h)
+    local._start_supervisor(*started[0])
+    assert Local().wait(h, 30) == Status('cancelled', 'not started') and Local().logs(h) == '' and not (tmp_path/'ran').exists()
+
+
+def test_a_log_that_is_gone_is_said(state):
+    h = Local().submit(Job('a', ('echo', 'a word'), time=30))
+    assert Local().wait(h, 30).state == 'succeeded' and Local().logs(h) == 'a word\n'
+    (state/'fsdl_tools'/'jobs'/h.id/'log').unlink()
+    for read in (lambda: Local().logs(h), lambda: ''.join(Local().follow(h, .1))):
+        with pytest.raises(TargetError, match='its log .* is not there'): read()
+
+
+def test_a_full_disk_while_submitting(tmp_path, monkeypatch, small_disk):
+    "A real one of 64 KiB: the reason is said, nothing stays on record, and the same token starts the job once there is room"
+    disk = small_disk(tmp_path/'disk')
+    monkeypatch.setenv('XDG_STATE_HOME', str(disk))
+    jobs = local.state_folder()
+    with open(disk/'full', 'wb') as f, contextlib.suppress(OSError): f.write(bytes(1 << 20))
+    for _ in range(2):
+        with pytest.raises(TargetError, match='put on record.*No space left'): Local().submit(Job('a', ('true',), env={'A': 'x'*9000}, time=30), 'once')
+    assert list(jobs.iterdir()) == []
+    (disk/'full').unlink()
+    h = Local().submit(Job('a', ('true',), time=30), 'once')
+    assert Local().wait(h, 30).state == 'succeeded'
+
+
+def test_a_supervisor_that_cannot_start_leaves_no_record(monkeypatch):
+    def fails(*a, **kw): raise OSError(11, 'Resource temporarily unavailable')
+    monkeypatch.setattr(local.subprocess, 'Popen', fails)
+    with pytest.raises(TargetError, match='temporarily'): Local().submit(Job('a', ('true',)))
+    assert list(local.state_folder().iterdir()) == []
 
 
 def test_follow_and_faults(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from fsdl_tools.environments import build_env, built
 from fsdl_tools.operations.launch import Job, Secret, TargetError
 from fsdl_tools.operations.ray_jobs import Ray, RayTrain
 from fsdl_tools.operations.slurm_cluster import free_ports
-from .conftest import leftovers, scratch
+from .conftest import leftovers, ports, scratch
 from .hostile import corpus, expected, probe, received, variables
 from .test_training_everywhere import straight, training, weights  # noqa: F401 - a fixture
 
@@ -39,6 +39,7 @@ def ray(tmp_path_factory):
     top.mkdir()
     scratch.append(str(top))
     port = free_ports(1)[0]
+    ports.append(port)
     env = dict(os.environ, RAY_TMPDIR=str(top), RAY_USAGE_STATS_ENABLED='0', RAY_raylet_start_wait_time_s='180', PYTHONPATH=here)
     p = subprocess.Popen([python, '-c', start_nodes, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True, start_new_session=True)
     try:

@@ -1,11 +1,12 @@
 """Jobs on a real SLURM of two nodes: arguments, answers that get lost, and everything that takes a node away"""
-import os, shutil, sys, time
+import contextlib, os, shutil, socket, subprocess, sys, time
 from pathlib import Path
+import psutil
 import pytest
 from fsdl_tools.operations.launch import Job, Secret, TargetError
 from fsdl_tools.operations.slurm import Slurm, limits_of
 from fsdl_tools.operations.slurm_cluster import SlurmCluster, nodes, slurm_missing
-from .conftest import debian, scratch
+from .conftest import debian, ports, scratch
 from .hostile import corpus, expected, probe, received, variables
 
 pytestmark = pytest.mark.timeout(280)
@@ -39,6 +40,7 @@ def cluster_of(**kw):
     before = {k: os.environ.get(k) for k in ('SLURM_CONF', 'PATH')}
     with SlurmCluster(**kw) as c:
         scratch.append(str(c.root))
+        ports.extend(c.ports)
         os.environ.update(SLURM_CONF=c.env['SLURM_CONF'], PATH=c.env['PATH'])
         (c.root/'work').mkdir()
         try: yield c
@@ -65,6 +67,20 @@ def test_a_job_on_two_nodes_with_520_strings(cluster, monkeypatch):
     assert s.wait(h, 60).state == 'succeeded', s.logs(h)
     for rank in (0, 1): assert received(out, rank) == expected(strings)
     assert 'canary-93bd1' not in s.logs(h)
+
+
+def test_a_secret_is_on_no_command_line_of_the_cluster(cluster, monkeypatch):
+    "While the job runs: neither in the words of any process, nor in what the controller shows, nor in a file that it keeps readable"
+    monkeypatch.setenv('CANARY', 'canary-51ab7')
+    s, code = target(cluster), 'import os, time; print("has it", len(os.environ["CANARY"]), flush=True); time.sleep(3)'
+    h = s.submit(Job('keeps', (sys.executable, '-c', code), secrets=[Secret('CANARY')], nodes=2, time=60, grace=5))
+    cluster.until(lambda: s.logs(h).count('has it 12') == 2)
+    words = [' '.join(p.info['cmdline'] or []) for p in psutil.process_iter(['cmdline'])]
+    assert any('has it' in w for w in words) and not any('canary-51ab7' in w for w in words)
+    shown = [cluster.call(*c) for c in (['scontrol', 'show', 'job', h.id], ['squeue', '-o', '%all', '-j', h.id], ['scontrol', 'show', 'step'])]
+    assert not any('canary-51ab7' in x for x in shown)
+    open_to_others = [f for f in cluster.root.rglob('*') if f.is_file() and f.stat().st_mode & 0o044 and b'canary-51ab7' in f.read_bytes()]
+    assert s.wait(h, 30).state == 'succeeded' and not open_to_others
 
 
 def test_cancelled_in_each_state_and_followed(cluster):
@@ -102,6 +118,19 @@ def test_doctor_and_limits(cluster):
     assert len(target(cluster, limits=lim).check(counting(cluster, nodes=3, time=7200))) == 2
 
 
+def test_the_command_refuses_what_the_partition_has_not_before_it_is_queued(cluster, tmp_path):
+    "It asks the cluster: SLURM itself would leave such a job in the queue for ever"
+    too_long = Job('long', ('true',), nodes=3, time=7200, grace=5)
+    too_long.to_json(tmp_path/'job.json')
+    words = [sys.executable, '-c', 'from fsdl_tools.cli.main import main; main()', 'launch', str(tmp_path/'job.json'), '--on', 'slurm', '--submit']
+    r = subprocess.run(words, capture_output=True, text=True, timeout=60, env=os.environ | dict(COLUMNS='300'))
+    assert r.returncode == 2 and 'needs 3 nodes, the target has 2' in r.stderr and 'of time, the target has' in r.stderr, r.stderr
+    assert not [line for line in cluster.call('squeue', '-h', '--states=all', '-o', '%j').split() if line == 'long']
+    too_long.replace(nodes=2, time=60).to_json(tmp_path/'job.json')
+    fits = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert fits.returncode == 0 and fits.stdout.startswith('slurm:'), fits.stderr
+
+
 def test_an_answer_that_is_lost_queues_nothing_twice(cluster, tmp_path, monkeypatch):
     real = shutil.which('sbatch')
     for name, body in (('deaf', 'sleep 30'), ('mute', f'{real} "$@" >/dev/null; sleep 30')):
@@ -116,6 +145,63 @@ def test_an_answer_that_is_lost_queues_nothing_twice(cluster, tmp_path, monkeypa
     assert s.submit(job, 'mute1') == h
     assert cluster.call('squeue', '-h', '--states=all', '-o', '%k').split().count('fsdl-mute1') == 1
     assert s.wait(h, 30).state == 'succeeded'
+
+
+takes_its_port = '''
+import os, sys, time
+import torch.distributed as dist
+from datetime import timedelta
+from fsdl_tools.training.elastic import _join
+print('port', os.environ['MASTER_PORT'], flush=True)
+try: _join('gloo')
+except OSError as e: sys.exit(f'{type(e).__name__}: {e}')
+print('joined', dist.get_world_size(), flush=True)
+os._exit(0)
+'''
+
+
+def test_a_port_that_is_taken_is_said_and_a_retry_takes_another(cluster):
+    "Somebody listens where the ranks are to meet: the reason stands in the log, nothing goes on running; with a retry the job succeeds"
+    s = target(cluster)
+    here = Path(__file__).parent.parent.parent
+    job = Job('meet', (sys.executable, '-c', takes_its_port), env=dict(GLOO_SOCKET_IFNAME='lo', PYTHONPATH=str(here)), nodes=2, time=120, grace=5)
+    with contextlib.ExitStack() as held:
+        number = int(s.submit(Job('last', ('true',), time=60, grace=5)).id)
+        for n in range(number + 1, number + 4): held.enter_context(socket.create_server(('127.0.0.1', 20000 + n % 20000)))
+        once, again = s.submit(job), s.submit(job.replace(retries=1, name='again'))
+        assert s.wait(once, 90).state == 'failed'
+        taken = 20000 + int(once.id) % 20000
+        assert f'OSError: port {taken} of 127.0.0.2 is taken' in s.logs(once) or f'OSError: port {taken} of 127.0.0.1 is taken' in s.logs(once), s.logs(once)
+        assert s.wait(again, 90).state == 'succeeded', s.logs(again)
+        tried = {int(line.split()[1]) for line in s.logs(again).splitlines() if line.startswith('port ')}
+        assert tried == {20000 + int(again.id) % 20000, 20000 + (int(again.id) + 101) % 20000} and s.logs(again).count('joined 2') == 2
+    assert not [p for p in cluster.left() if 'takes_its_port' in ' '.join(psutil.Process(p).cmdline())]
+
+
+def test_a_log_that_is_gone_is_said(cluster, tmp_path):
+    s = target(cluster)
+    h = s.submit(Job('talks', ('echo', 'a word'), time=60, grace=5))
+    assert s.wait(h, 30).state == 'succeeded' and 'a word' in s.logs(h)
+    (cluster.root/'work'/f'slurm-{h.id}.out').unlink()
+    with pytest.raises(TargetError, match='its log .* is not there'): s.logs(h)
+    nowhere = Slurm(python=sys.executable, output=str(tmp_path/'none'/'slurm-%j.out'))
+    h = nowhere.submit(Job('mute', ('true',), time=60, grace=5))
+    nowhere.wait(h, 30)
+    with pytest.raises(TargetError, match='does its folder exist'): nowhere.logs(h)
+
+
+def test_a_controller_with_a_full_disk(cluster, small_disk):
+    "What it cannot keep it does not queue; when there is room again the same token queues one job"
+    s = target(cluster)
+    disk = small_disk(cluster.root/'state')
+    with open(disk/'full', 'wb') as f, contextlib.suppress(OSError): f.write(bytes(1 << 20))
+    then = time.monotonic()
+    with pytest.raises(TargetError, match='sbatch failed'): s.submit(Job('once', ('true',), time=60, grace=5), 'full1')
+    assert time.monotonic() - then < 5 and s.find('full1') is None
+    subprocess.run(['umount', '--lazy', str(disk)], check=True)
+    h = s.submit(Job('once', ('true',), time=60, grace=5), 'full1')
+    assert s.wait(h, 30).state == 'succeeded'
+    assert cluster.call('squeue', '-h', '--states=all', '-o', '%k').split().count('fsdl-full1') == 1
 
 
 # ---- what takes a node away ----

@@ -59,7 +59,8 @@ def end(p):
     assert 'locked' not in said
 
 
-@pytest.mark.parametrize('workers', [1, 8])
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize('workers', range(1, 9))
 def test_each_point_of_a_grid_once(place, workers):
     sweep(grid(10), place/'s', 'toy:train', workers=workers, poll=.02)
     assert sorted(map(float, counted(place))) == [i/10 for i in range(10)]

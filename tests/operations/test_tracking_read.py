@@ -51,8 +51,8 @@ def other(top):
     pq.write_table(pa.Table.from_pylist(points + params, types), top/'neptune_export'/'p_part_0.parquet')
 
 
-kinds = ['wandb', 'swanlab', 'comet', 'trackio', 'mlflow', 'mlruns', 'neptune', 'neptune_scale', 'neptune_export', 'csv', 'trainer_state', 'jsonl', 'tensorboard']
-single = {'wandb': 'wandb/run.wandb', 'swanlab': 'swanlab/run.swanlab', 'comet': 'comet/comet.zip', 'trackio': 'trackio/p.db', 'mlflow': 'mlflow/mlflow.db', 'neptune': 'neptune/data-1.log',
+kinds = ['wandb', 'swanlab', 'comet', 'clearml', 'trackio', 'mlflow', 'mlruns', 'neptune', 'neptune_scale', 'neptune_export', 'csv', 'trainer_state', 'jsonl', 'tensorboard']
+single = {'wandb': 'wandb/run.wandb', 'swanlab': 'swanlab/run.swanlab', 'comet': 'comet/comet.zip', 'clearml': 'clearml/offline.zip', 'trackio': 'trackio/p.db', 'mlflow': 'mlflow/mlflow.db', 'neptune': 'neptune/data-1.log',
           'neptune_scale': 'neptune_scale/run_operations.sqlite3', 'neptune_export': 'neptune_export/p_part_0.parquet', 'csv': 'csv/metrics.csv', 'trainer_state': 'trainer_state/trainer_state.json',
           'jsonl': 'jsonl/run.jsonl', 'tensorboard': 'tensorboard/events.out.tfevents.1.example'}
 

@@ -9,6 +9,7 @@ from fsdl_tools.operations.containers import Container
 from fsdl_tools.operations.kubeflow import PyTorchJob, TrainJob
 from fsdl_tools.operations.kubernetes import Kubernetes, from_yaml
 from fsdl_tools.operations.launch import Job, Secret
+from fsdl_tools.operations.tracking import _library
 
 pytestmark = pytest.mark.timeout(900)
 job = Job('tiny-gpt', ('python', 'train.py', '$5', 'no'), env={'ANSWER': 'no', 'PRICE': '$5'}, secrets=[Secret('TOKEN', 'kubernetes', 'tokens/key')], nodes=2, processes=2, gpus=2,
@@ -113,3 +114,38 @@ def test_torchxs_strings_are_as_the_page_says(request):
         build_env('torchx')
     r = subprocess.run([sys.executable, str(Path(__file__).parents[2]/'benchmarks'/'torchx_strings.py'), '--check'], capture_output=True, text=True, timeout=300)
     assert r.returncode == 0, r.stderr[-1500:]
+
+
+ours = '''
+import os, socket, sys, time
+def main(call):
+    os.environ.update(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b")
+    sys.path[:0] = call["paths"]
+    from moto.server import ThreadedMotoServer
+    from fsdl_tools.operations.clouds import SageMaker
+    from fsdl_tools.operations.launch import Handle, Job, TargetError
+    def said(f):
+        then = time.monotonic()
+        try: return repr(f()), 0
+        except TargetError as e: return f"TargetError: {e}", time.monotonic() - then
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    t = SageMaker(endpoint="http://%s:%s" % server.get_host_and_port())
+    job = Job.from_dict(call["job"])
+    h = t.submit(job)
+    out = [str(h), t.status(h).state, said(lambda: t.status(Handle("sagemaker", "none")))[0]]
+    server.stop()
+    out += said(lambda: t.status(h))
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        out += said(lambda: SageMaker(endpoint="http://127.0.0.1:%s" % s.getsockname()[1]).submit(job))
+    return out
+'''
+
+
+def test_sagemaker_through_our_target(env, tmp_path):
+    "An unknown job, a server that is down and one that never answers are each one clear error within five seconds. (That a name is refused when it comes again only AWS itself does: the stand-in takes it)"
+    call = dict(paths=[_library(tmp_path)], job=job.replace(secrets=()).to_dict())
+    handle, state, unknown, down, took, silent, waited = run_in(env, ours, call)
+    assert handle == 'sagemaker:tiny-gpt' and state in ('running', 'succeeded')
+    assert unknown.startswith('TargetError: AWS: ')
+    assert down.startswith('TargetError: AWS: ') and silent.startswith('TargetError: AWS: ') and max(took, waited) < 5
