@@ -128,7 +128,7 @@ def _unseen(c, truth, i, predict, prior):
 def _trust(before, after):
     "How much of the correction to keep: none unless unseen runs are surely better foretold, all if by a quarter"
     gain = before - after
-    sure = gain.mean() - gain.std(ddof=1) / len(gain)**.5            # Less the standard error: few runs can agree by luck
+    sure = gain.mean() - gain.std(ddof=1) / len(gain)**.5       # Few runs can agree by luck: less the standard error
     return float(np.clip(sure / (.25 * max(before.mean(), 1e-9)), 0, 1))
 
 def _proven(c, truth, predict, prior):
@@ -163,7 +163,7 @@ def _memory_factors(rows):
     return len(peaks), *_proven(c, gib * GiB, _bytes, _memory_prior)
 
 def fit_cluster(
-    rows,           # Measured runs: columns of a table of runs, step_time_s (or step_seconds), peak_mem_gib, or both
+    rows,           # Measured runs: a table of runs with step_time_s (or step_seconds), peak_mem_gib, or both
     name='mine'     # Of the cluster
 ) -> Calibration:   # Factors of 1 where the runs do not prove that others are better; raises ValueError below 3 runs
     "Constants for a cluster from a few runs on it; kept only if each run is foretold better by the others"

@@ -122,7 +122,8 @@ def held_out(
         for i in np.flatnonzero(~others):
             family = tuple(rows[i][k] for k in _fields)
             inside = math.log(by(family).low) <= ratio[i] <= math.log(by(family).high)
-            found.append(dict(zip(_fields, family, strict=True)) | dict(cell=name, study=rows[i]['study'], inside=inside))
+            about = dict(cell=name, study=rows[i]['study'], inside=inside)
+            found.append(dict(zip(_fields, family, strict=True)) | about)
     return Table(found)
 
 # %% ../../nbs/compute/03_uncertainty.ipynb #e4a81ee9
