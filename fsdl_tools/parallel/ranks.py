@@ -176,7 +176,7 @@ class _Rank:
         with contextlib.suppress(ProcessLookupError):
             self.proc.kill()
         self.conn.close()
-        with _lock:  # while a rank is started, `multiprocessing` reaps whoever has died: two who reap at once confuse it
+        with _lock:  # whoever starts a rank reaps the dead ones too, and two who reap at once confuse `multiprocessing`
             self.proc.join()
             self.proc.close()
 

@@ -243,7 +243,8 @@ def _join(backend, minutes=30):
     except dist.DistNetworkError as e:
         if 'EADDRINUSE' not in str(e):
             raise
-        taken = f'port {os.environ["MASTER_PORT"]} of {os.environ["MASTER_ADDR"]} is taken: another program listens there'
+        address, port = os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']
+        taken = f'port {port} of {address} is taken: another program listens there'
         raise OSError(taken) from None
 
 def _follow(parent, asked, stop_file):
