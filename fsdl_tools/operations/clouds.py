@@ -103,16 +103,15 @@ def _aws_env(text):
 
 
 def _aws(service, target):
-    "boto3's client of a service"
+    "boto3's client of a service, and the kinds of its errors"
     try:
         boto3 = importlib.import_module('boto3')
     except ImportError:
         raise TargetError('AWS is reached through boto3: pip install boto3') from None
-    half = target.patience / 2
-    once = importlib.import_module('botocore.config').Config(
-        connect_timeout=half, read_timeout=half, retries=dict(max_attempts=0)
-    )
-    return boto3.client(service, region_name=target.region, endpoint_url=target.endpoint or None, config=once)
+    core, half = boto3.session.botocore, target.patience / 2  # botocore, which boto3 brings and stands on
+    once = core.config.Config(connect_timeout=half, read_timeout=half, retries=dict(max_attempts=0))
+    client = boto3.client(service, region_name=target.region, endpoint_url=target.endpoint or None, config=once)
+    return client, (core.exceptions.BotoCoreError, core.exceptions.ClientError)
 
 
 @dataclass(frozen=True)
@@ -211,10 +210,10 @@ class SageMaker(Target):
 
     def _call(self, operation, service='sagemaker', **values):
         "What AWS answers; raises TargetError"
-        client, errors = _aws(service, self), importlib.import_module('botocore.exceptions')
+        client, errors = _aws(service, self)
         try:
             return getattr(client, operation)(**values)
-        except (errors.BotoCoreError, errors.ClientError) as e:
+        except errors as e:
             raise TargetError(f'AWS: {e}') from None
 
     def _submit(self, job, token):
