@@ -144,9 +144,11 @@ def _from(module, names):
 def _set_up(cells, module):
     "The code that makes every shown cell run"
     used = set().union(*(cell.needs for cell in cells if cell.kind in _shown))
-    own = used & set().union(*(cell.binds for cell in cells if cell.kind == 'library'))
+    library = set().union(*(cell.binds for cell in cells if cell.kind == 'library'))
+    own = used & library
     lines = _import_lines(cells, used)
-    lines += [_from(module, sorted(own))] if own else []
+    if library:     # also where no name of it is used: its import may enter it in a table
+        lines += [_from(module, sorted(own)) if own else f'import {module}']
     lines += [cell.code.strip() for cell in cells if cell.kind == 'set-up']
     return '\n'.join(lines)
 
