@@ -7,7 +7,7 @@ __all__ = ['known', 'model_columns', 'Estimate', 'layout_columns', 'cluster_colu
            'plot_time']
 
 # %% ../../nbs/compute/04_planner.ipynb #0edb73e1
-import functools, math
+import difflib, functools, math
 from dataclasses import dataclass
 import numpy as np
 from ..core import fix_torchvision, GiB, human_bytes, human_count, human_dollars, human_seconds, nearest
@@ -137,7 +137,8 @@ def _named(name):
         from fsdl_tools.models.architectures import load_config, locate
         where, there = locate(name)
     except ValueError as e:
-        if 'checkpoint of the Hub' in str(e):
+        slip = difflib.get_close_matches(name, known(), 1, cutoff=.9)    # one letter off is no checkpoint of the Hub
+        if 'checkpoint of the Hub' in str(e) and not slip:
             raise
         raise ValueError(
             f"unknown model {name!r}: "
