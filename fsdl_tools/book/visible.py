@@ -7,6 +7,7 @@ __all__ = ['visible_code', 'ShowCode']
 
 # %% ../../nbs/book/11_visible.ipynb #b30589a6
 import ast
+import contextlib
 import json
 import re
 import subprocess
@@ -19,11 +20,11 @@ from .markdown import cell_options
 
 # %% ../../nbs/book/11_visible.ipynb #ae283aac
 def _parsed(code):
-    "The syntax tree of a cell; an empty one for what is no Python, as a line for the shell"
-    try:
-        return ast.parse(re.sub(r'^[%!].*$', '', code, flags=re.M))
-    except SyntaxError:
-        return ast.parse('')
+    "The syntax tree of a cell, if need be without its lines for the shell; an empty one for what is no Python"
+    for source in (code, re.sub(r'^[%!].*$', '', code, flags=re.M)):
+        with contextlib.suppress(SyntaxError):
+            return ast.parse(source)
+    return ast.parse('')
 
 
 def _tables(table):
