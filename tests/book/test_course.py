@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 HELD = ('settings.ini', 'setup.py', 'README.md', 'pyproject.toml', 'course')
-PARTS = ('__init__.py', 'core.py', 'table.py', 'book/__init__.py', 'book/site.py', 'book/needs.py', 'book/install.py')
+PARTS = ('data/words.csv', '__init__.py', 'core.py', 'table.py', 'book/__init__.py', 'book/site.py', 'book/needs.py', 'book/install.py')
 INI = """[DEFAULT]
 lib_name = fsdl_tools
 lib_path = fsdl_tools
