@@ -112,8 +112,19 @@ class Ray(Target):
         token = token or f'fsdl-{secrets.token_hex(6)}'
         known = [d.get('submission_id') for d in self.ask('jobs/')]
         if token not in known:
-            self.ask('jobs/', self.render(job, token))
+            self._ask_again('jobs/', self.render(job, token))
         return Handle('ray', token, token)
+
+    def _ask_again(self, path, body):
+        "Ask, and ask again while no node is ready to take a job, for as long as we have patience"
+        end = time.monotonic() + self.patience
+        while True:
+            try:
+                return self.ask(path, body)
+            except TargetError as e:
+                if 'try again later' not in str(e) or time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
 
     def _status(self, handle):
         "From the job server"
