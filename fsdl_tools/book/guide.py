@@ -567,6 +567,7 @@ def draw_tree(
     lines = [_arrow(*edge, ' or '.join(edges[edge]), edge in taken) for edge in order]
     boxes = [_box(name, name in visited) for name in _places]
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 840 700" font-family="sans-serif">'
+        '<svg xmlns="http://www.w3.org/2000/svg" width="840" height="700" viewBox="0 0 840 700"'
+        ' font-family="sans-serif">'
         f'<rect width="840" height="700" fill="#fff"/>{"".join(lines + boxes)}</svg>'
     )

@@ -26,7 +26,7 @@ def _navigation(toc):
     nav, parts = [], {}
     for p in toc:
         if not p.part:
-            nav.append({'Home' if p.name == 'index' else p.name: f'{p.name}.md'})
+            nav.append({'Home': 'index.md'} if p.name == 'index' else f'{p.name}.md')
             continue
         if p.part not in parts:
             parts[p.part] = []

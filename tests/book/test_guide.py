@@ -107,6 +107,7 @@ def test_a_walk_travels(walks):
 
 def test_the_drawing_has_every_question_and_marks_the_walk(walks):
     plain = draw_tree()
+    assert ET.fromstring(plain).attrib['width'] == '840'     # without a width a browser shows nothing of an image
     for walk in walks.values():
         drawn = ET.fromstring(draw_tree(walk))
         boxes = [r for r in drawn.iter('{http://www.w3.org/2000/svg}rect') if r.get('rx')]
