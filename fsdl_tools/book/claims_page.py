@@ -117,7 +117,8 @@ def _left_by_offload() -> float:  # Per cent
     from fsdl_tools.parallel.zero_libraries import offload_run
 
     with tempfile.TemporaryDirectory(prefix='fsdl-claim-') as folder:
-        whole, less = (on_ranks(offload_run, 1, where, init=False, timeout=120)[0] for where in (None, folder))
+        fresh = dict(init=False, start='spawn', timeout=120)    # a fork would fill what its parent has freed
+        whole, less = (on_ranks(offload_run, 1, where, **fresh)[0] for where in (None, folder))
     return 100 * less['bytes'] / whole['bytes']
 
 # %% ../../nbs/book/13_claims_page.ipynb #d17da16a
