@@ -241,6 +241,7 @@ def _call(case, gpus, more=''):
     cluster = f'Cluster({case.gpu.name!r}, {gpus})'
     if case.sizes is None:
         return f'best_plan({case.name!r}, {cluster}, {case.batch})[1]'
+    more += '' if 'offload' in more else ", offload='none'"
     return f'search({case.name!r}, {cluster}, {case.batch}, {case.seq}{more}).best'
 
 
