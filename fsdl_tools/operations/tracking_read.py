@@ -247,18 +247,21 @@ def _archived_lines(z, name, found, size):
 
 def _lines_before_the_break(f, longest=16 * 1024 * 1024):
     "Lines of a packed file in small pieces, so that an error in it costs no more than a piece; then the error"
-    rest = b''
+    rest = bytearray()
     try:
         while piece := f.read1(4096):
-            *lines, rest = (rest + piece).split(b'\n')
-            yield from (line + b'\n' for line in lines)
+            whole, newline, tail = piece.rpartition(b'\n')
+            if newline:
+                yield from (line + b'\n' for line in (bytes(rest) + whole).split(b'\n'))
+                rest.clear()
+            rest += tail
             if len(rest) > longest:
-                yield rest
-                rest = b''
+                yield bytes(rest)
+                rest.clear()
     except (zipfile.BadZipFile, zipfile.zlib.error, EOFError):
-        yield from [rest] if rest else []
+        yield from [bytes(rest)] if rest else []
         raise
-    yield from [rest] if rest else []
+    yield from [bytes(rest)] if rest else []
 
 def _comet_zip(z, found, size):
     "Both files of the archive"
