@@ -284,8 +284,8 @@ def longest_text(
     model # A module that build made
 ):        # Tokens; None where nothing in the model ends (rotary, ALiBi, relative positions, no positions)
     "The longest text that a model can read: as long as its table of positions"
-    if not _reads_text(model):
-        return None
+    if not _reads_text(model) or any(hasattr(m, 'make_weights') or hasattr(m, 'make_weight') for m in model.modules()):
+        return None                       # no text, or sinusoids that are made longer when they are needed
     if tables := _position_tables(model):
         return min(tables.values())
     text = model.config.get_text_config(decoder=True)
