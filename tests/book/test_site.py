@@ -227,7 +227,7 @@ def test_the_address_stands_in_one_place(copy, user):
     page = page_markdown(dict(cells=[dict(cell_type='raw', source='---\ntitle: t\n---'), cell]), None, cfg, {}, 'a/b')
     assert ('source-link' in page) == bool(user) and '### `f`' in page
     assert bool(zensical_config(cfg, [])['extra']['social']) == bool(user)
-    tools = page_tools(pages(copy)[2], cfg)
+    tools = page_tools(next(p for p in pages(copy) if p.source == 'models/01_spec.ipynb'), cfg)
     for line in ('colab.research.google.com/github/ada/fsdl_tools/blob/notebooks/models/01_spec.ipynb', 'https://github.com/ada/fsdl_tools/edit/main/nbs/models/01_spec.ipynb',
                  'https://github.com/ada/fsdl_tools/issues/new'): assert (line in tools) == bool(user), line
     assert 'notebooks/models/01_spec.ipynb" download' in tools and ('http' in tools) == bool(user)
