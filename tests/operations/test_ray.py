@@ -50,7 +50,7 @@ def ray(tmp_path_factory):
         assert said and said[-1].startswith('up '), ''.join(said)[-2000:]
         nodes = int(said[-1].split()[1])
         if nodes == 1: print('\n' + ''.join(said)[-1000:])
-        options = dict(python=python, address=f'http://127.0.0.1:{port}', patience=60.)
+        options = dict(python=python, address=f'http://127.0.0.1:{port}', patience=200.)      # the nodes may need two minutes before one takes a job
         answers(Ray(**options))
         yield python, options, nodes
     finally:
