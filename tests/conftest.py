@@ -186,6 +186,9 @@ def pytest_terminal_summary(terminalreporter, config):
     passed = {r.nodeid for r in terminalreporter.stats.get('passed', [])}
     _record_seconds('tests', {re.sub(r'@[^]@]*$', '', name): s for name, s in took.items() if name in passed})
     for line in dict.fromkeys(config.left_out): write(f'left out: {line} (seed {config.option.seed})')
+    for r in terminalreporter.stats.get('rerun', []):
+        write(f'passed, if at all, only the second time: {r.nodeid}')
+        write(str(r.longrepr))
     if 'FSDL_CHECK' not in os.environ: return
     systems_of_the_lecture(terminalreporter, write)
     state = json.loads(os.environ['FSDL_CHECK'])

@@ -8,7 +8,7 @@ __all__ = ['all_gather', 'reduce_scatter', 'patience', 'zeros', 'zero_memory', '
            'zero_redundancy', 'fsdp_accounted']
 
 # %% ../../nbs/parallel/04_zero.ipynb #31252dd0
-import contextlib
+import contextlib, time
 from collections import Counter
 from datetime import timedelta
 import torch
@@ -403,7 +403,11 @@ class Zero3(Zero2):
 
     def whole(self):
         "Bytes of whole parameters on this rank now"
-        self.alive = [(ref, size) for ref, size in self.alive if not ref.expired()]
+        for _ in range(100):                # Gloo's thread lets go of what it has sent a moment after wait() returns
+            self.alive = [(ref, size) for ref, size in self.alive if not ref.expired()]
+            if len(self.alive) <= len(self.places):
+                break
+            time.sleep(.001)
         return sum(size for _, size in self.alive)
 
     def _fetch(self, u):
