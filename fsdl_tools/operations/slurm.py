@@ -64,7 +64,9 @@ for ((fsdl_attempt = 0; ; fsdl_attempt++)); do             # each attempt at a p
     kill -0 "$fsdl_step" 2>/dev/null || break
   done
   if [ "$fsdl_code" -eq 0 ]; then exit 0; fi
-  if [ -n "$fsdl_warned" ] || [ "$fsdl_code" -eq 143 ] || [ "$fsdl_code" -eq 138 ]; then    # asked to stop, not done
+  # preempted: the ranks alone are told. One that fails ends the others with 143 as well, so the controller is asked
+  if scontrol -o show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; then fsdl_warned=preempted; fi
+  if [ -n "$fsdl_warned" ] || [ "$fsdl_code" -eq 138 ]; then        # asked to stop, not done
     if [ "$fsdl_on_preempt" = requeue ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
       scontrol requeue "$SLURM_JOB_ID" && sleep 60         # whoever leaves now is FAILED, and stays so
     fi

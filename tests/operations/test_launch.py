@@ -12,7 +12,7 @@ from fsdl_tools.operations.containers import Container, check_containerfile, con
 from fsdl_tools.operations.kubernetes import Kubernetes, expand, from_yaml
 from fsdl_tools.operations.launch import Handle, Job, Limits, Secret, Status, TargetError, places, seal, target, unseal
 from fsdl_tools.operations.local import Local
-from fsdl_tools.operations.ray_jobs import Ray, RayTrain
+from fsdl_tools.operations.ray_jobs import RankGroup, Ray, RayTrain
 from fsdl_tools.operations.slurm import Slurm, clock, read_clock
 from .hostile import corpus, expected, hard, probe, received, text, variables
 
@@ -277,6 +277,14 @@ def test_retries_and_grace(tmp_path):
     Local().cancel(h)
     assert Local().wait(h, 30) == Status('cancelled', 'exit 143') and 'saved' in Local().logs(h)
     Local().cancel(h)                                               # once more, when it is over
+
+
+def test_the_exit_code_of_a_group_is_that_of_the_rank_that_failed():
+    "Not that of the ranks before it, which are asked to stop then"
+    code = 'import os, signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); time.sleep(1 if os.environ["RANK"] == "1" else 100); sys.exit(3)'
+    group = RankGroup()
+    assert group.run([sys.executable, '-c', code], [dict(RANK=r) for r in '01']) == 3
+    assert [p.returncode for p in group.running] == [143, 3]
 
 
 def test_cancelled_before_its_supervisor_has_come(monkeypatch, tmp_path):

@@ -110,6 +110,16 @@ def test_failures_are_retried_and_then_said(cluster):
     assert done.state == 'failed' and 'exit 7:0' in done.detail and s.logs(h).count('again\n') == 2
 
 
+def test_a_rank_that_fails_is_no_preemption(cluster):
+    "srun ends the other rank and returns its 143, the larger of the two codes: the job is not queued again, and its retries count"
+    code = 'import os, sys, time; print("rank", os.environ["RANK"], flush=True); time.sleep(1 if os.environ["RANK"] == "0" else 100); sys.exit(3)'
+    s = target(cluster)
+    h = s.submit(Job('fails', (sys.executable, '-c', code), nodes=2, retries=1, time=120, grace=5))
+    done = s.wait(h, 100)
+    assert done.state == 'failed' and 'exit 143:0' in done.detail and 'restarts' not in done.detail, (done, s.logs(h))
+    assert s.logs(h).count('rank 0\n') == 2, s.logs(h)
+
+
 def test_doctor_and_limits(cluster):
     said = repr(target(cluster).doctor())
     assert 'REQUEUE' in said and 'a preempted job comes back' in said and '5 s (cred_expire)' in said
@@ -170,7 +180,7 @@ def test_a_port_that_is_taken_is_said_and_a_retry_takes_another(cluster):
         number = int(s.submit(Job('last', ('true',), time=60, grace=5)).id)
         for n in range(number + 1, number + 4): held.enter_context(socket.create_server(('127.0.0.1', 20000 + n % 20000)))
         once, again = s.submit(job), s.submit(job.replace(retries=1, name='again'))
-        assert s.wait(once, 90).state == 'failed'
+        assert s.wait(once, 90).state == 'failed', s.logs(once)
         taken = 20000 + int(once.id) % 20000
         assert f'OSError: port {taken} of 127.0.0.2 is taken' in s.logs(once) or f'OSError: port {taken} of 127.0.0.1 is taken' in s.logs(once), s.logs(once)
         assert s.wait(again, 90).state == 'succeeded', s.logs(again)

@@ -206,9 +206,29 @@ def test_a_client_killed_and_started_again(tmp_path, to):
     with pytest.MonkeyPatch.context() as m:
         m.setattr(tracking, '_child', tracking._child.replace('result =', 'import fsdl_tools.operations.tracking as t; b = t._batches; t._batches = lambda log, offset, size=50: b(log, offset, 50); result ='))
         for wait in (8, 11, 14): follow(log.folder, (to,), timeout=wait + random.random()*3)
-    assert follow(log.folder, (to,), timeout=250)[0]['status'] == 'finished'
+    done = follow(log.folder, (to,), timeout=250)[0]
+    assert done['status'] == 'finished', (done, (log.folder/'sinks'/f'{to}.out').read_text()[-2000:])
     back, whole = read_all(log.folder/'sinks'/to)[0], read_log(log.folder)
     for name, s in whole.metrics.items(): assert back.metrics[name].steps == s.steps and bits(back.metrics[name].values) == bits(s.values)
+
+
+@clients
+@pytest.mark.slow
+def test_a_follower_killed_while_it_makes_a_database(tmp_path):
+    "MLflow makes its tables one after the other, for seconds: who is killed meanwhile leaves nothing that would stand in the way"
+    log = some_run(tmp_path, 50)
+    place = log.folder/'sinks'/'mlflow'
+    (tmp_path/'lib').mkdir()
+    p = tracking._spawn(log.folder, 'mlflow', None, True, tracking._library(tmp_path/'lib'))
+    end = time.monotonic() + 200
+    while not list(place.glob('.mlflow.db.*/new.db')):
+        assert time.monotonic() < end and p.poll() is None, p.stdout.read()
+        time.sleep(.02)
+    tracking._end(p)
+    p.stdout.close()
+    assert not (place/'mlflow.db').exists()
+    assert follow(log.folder, ('mlflow',), timeout=250)[0]['status'] == 'finished'
+    assert not list(place.glob('.mlflow.db.*')) and run_differences(read_log(log.folder), read(place)) == ['parameters became text: lr, nested.depth']
 
 
 @clients
