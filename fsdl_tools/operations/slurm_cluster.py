@@ -107,7 +107,7 @@ class SlurmCluster:
     def call(
         self,
         *args,  # A command of SLURM and its arguments
-        timeout: float = 10,  # Seconds
+        timeout: float = 30,  # Seconds
     ) -> str:  # Raises RuntimeError
         "What one of SLURM's commands prints"
         r = subprocess.run(args, capture_output=True, text=True, env=self.env, timeout=timeout)
@@ -119,7 +119,7 @@ class SlurmCluster:
         "Start a daemon that puts itself into the background"
         log = self.root / 'log' / f'{Path(args[0]).name}.start'
         with open(log, 'ab') as out:
-            subprocess.run([_which(args[0]), *args[1:]], stdout=out, stderr=out, env=self.env, timeout=20, check=True)
+            subprocess.run([_which(args[0]), *args[1:]], stdout=out, stderr=out, env=self.env, timeout=60, check=True)
 
     def start(self):
         "Start everything, and wait until both nodes are idle"
@@ -138,7 +138,7 @@ class SlurmCluster:
         self._daemon('slurmctld', '-c')
         for n in nodes:
             self.start_node(n)
-        self.until(lambda: self.call('sinfo', '-h', '-N', '-p', 'debug', '-o', '%t').split() == ['idle', 'idle'], 30)
+        self.until(lambda: self.call('sinfo', '-h', '-N', '-p', 'debug', '-o', '%t').split() == ['idle', 'idle'], 90)
         return self
 
     def start_node(

@@ -69,7 +69,7 @@ def test_a_follower_of_a_live_run_ends_with_it(tmp_path):
         time.sleep(.02)
     assert thread.is_alive()
     log.finish('failed')
-    thread.join(10)
+    thread.join(150)
     assert out['status'] == 'failed' and len(read(out['where']).metrics['loss']) == 30
 
 
@@ -83,7 +83,7 @@ def test_a_follower_of_a_killed_run_ends_too(tmp_path):
     p.kill()
     p.wait()
     p.stdout.close()
-    thread.join(10)
+    thread.join(150)
     assert out['status'] == 'killed' and out['done']
 
 
@@ -98,10 +98,10 @@ def test_a_hanging_sink_holds_up_nobody(tmp_path, monkeypatch):
     hang = 'import sys, json, time; call = sys.stdin.read(); d = json.loads(call); time.sleep(600 if d["to"] == "jsonl" else 0); import io; sys.stdin = io.StringIO(call)\n'
     monkeypatch.setattr(tracking, '_child', hang + real)
     t0 = time.monotonic()
-    rows = {r['sink']: r for r in follow(log.folder, ('jsonl', 'tensorboard'), timeout=8)}
-    assert rows['tensorboard']['status'] == 'finished' and rows['jsonl']['status'] == 'stopped' and time.monotonic() - t0 < 30
+    rows = {r['sink']: r for r in follow(log.folder, ('jsonl', 'tensorboard'), timeout=20)}
+    assert rows['tensorboard']['status'] == 'finished' and rows['jsonl']['status'] == 'stopped' and time.monotonic() - t0 < 100
     monkeypatch.undo()
-    assert follow(log.folder, ('jsonl',), timeout=60)[0]['status'] == 'finished'
+    assert follow(log.folder, ('jsonl',), timeout=200)[0]['status'] == 'finished'
 
 
 def test_mistakes_are_found_before_anything_starts(tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_log_cannot_name_files_outside_the_run(tmp_path):
 def test_secrets_reach_no_sink_and_no_page(tmp_path, monkeypatch):
     monkeypatch.setenv('WANDB_API_KEY', 'plain-canary-words')
     with start_run(tmp_path, dict(key=canary, w='plain-canary-words'), packages=False, name=canary) as log: log.log({'x': 1., f'y {canary}': 2.}, 0)
-    follow(log.folder, ('jsonl', 'tensorboard'), timeout=60)
+    follow(log.folder, ('jsonl', 'tensorboard'), timeout=200)
     page = compare_html(log.folder) + repr(compare(log.folder)) + repr(read(log.folder))
     data = b''.join(p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()) + page.encode()
     assert b'Canary' not in data and b'plain-canary' not in data
@@ -458,10 +458,10 @@ def test_serve_only_for_this_machine(tmp_path):
     some_run(tmp_path, 20)
     server = serve(tmp_path, background=True)
     try:
-        assert '1 runs' in urllib.request.urlopen(server.url, timeout=20).read().decode()
+        assert '1 runs' in urllib.request.urlopen(server.url, timeout=100).read().decode()
         for path, host, code in (('/', 'evil.example', 403), ('/../../etc/passwd', None, 404)):
             request = urllib.request.Request(server.url.rstrip('/') + path, headers={'Host': host} if host else {})
-            with pytest.raises(urllib.error.HTTPError) as e: urllib.request.urlopen(request, timeout=20)
+            with pytest.raises(urllib.error.HTTPError) as e: urllib.request.urlopen(request, timeout=100)
             assert e.value.code == code
     finally:
         server.shutdown()
