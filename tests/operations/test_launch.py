@@ -104,7 +104,20 @@ def test_100_kB_or_a_refusal(t):
     job = suited(t, Job('long', ('echo', 'x'*100_000)))
     assert t.check(job) == [] or 'SageMaker takes' in t.check(job)[0]
     sealed = suited(t, Job('long', ('echo', '$'*100_000)))
-    assert t.check(sealed) == [] or any(w in t.check(sealed)[0] for w in ('SageMaker takes', 'a shell takes'))
+    assert t.check(sealed) == [] or any(w in t.check(sealed)[0] for w in ('SageMaker takes', 'a shell takes', 'Linux takes'))
+
+
+@pytest.mark.parametrize('t', runnable, ids=lambda t: type(t).__name__)
+def test_100_kB_arrive_where_they_are_not_refused(t, tmp_path):
+    for letter in 'x$':
+        part, out = [letter*100_000], tmp_path/f'got-{letter}-'
+        job = suited(t, Job('probe', (sys.executable, '-c', probe, str(out), *part)))
+        if isinstance(t, (SageMaker, SkyPilot)): assert any('takes' in p for p in t.check(job))      # the probe itself has lines, so the envelope is needed
+        else:
+            assert t.check(job) == []
+            words, env = words_of(t, job)
+            subprocess.run(words, env=dict(PATH=os.environ['PATH'], LC_ALL='C') | env, check=True, timeout=200)
+            assert received(out) == expected(part) | dict(env={})
 
 
 def test_what_no_process_can_be_given_is_refused():
@@ -223,6 +236,19 @@ def test_the_command_prints_a_text_within_a_second(on, tmp_path):
     p.returncode = os.waitstatus_to_exitcode(status)
     assert p.returncode == 0 and target(on).parse(text).command == ('python', 'a.py', '$5')
     assert used.ru_utime + used.ru_stime < 1
+
+
+def test_the_command_submits_stops_and_looks_at_the_machine(tmp_path):
+    Job('sleeps', ('sleep', '300'), time=300).to_json(tmp_path/'job.json')
+    def fsdl(*words):
+        r = subprocess.run([sys.executable, '-c', 'from fsdl_tools.cli.main import main; main()', 'launch', *words], capture_output=True, text=True, timeout=200)
+        return r.stdout if r.returncode == 0 else r.stderr
+    assert fsdl(str(tmp_path/'job.json'), '--submit', '--token', 'one') == 'local:one\n'
+    until(lambda: json.loads(fsdl('status', 'local:one', '--json'))['state'] == 'running')
+    assert fsdl('cancel', 'local:one') == ''
+    until(lambda: json.loads(fsdl('status', 'local:one', '--json'))['state'] == 'cancelled')
+    assert fsdl('logs', 'local:one') == '' and 'no local job' in fsdl('logs', 'local:two')
+    assert 'torchrun' in fsdl('doctor')
 
 
 def test_no_shell_is_asked():
