@@ -171,6 +171,26 @@ def test_a_forked_process_writes_nothing(tmp_path):
     assert read_log(log.folder).metrics['x'].values == [1, 3]
 
 
+def test_a_run_says_from_what_it_came(tmp_path):
+    "Commit, and that the checkout differs from it; command without its secrets; versions; the numbers that SLURM gave it"
+    git = lambda *words: subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+    git('init', '-q')
+    (tmp_path/'train.py').write_text('from fsdl_tools.training.runlog import start_run\nwith start_run() as log: log.log(dict(x=1), 0)\n')
+    git('add', '.')
+    git('commit', '-qm', 'first')
+    found = []
+    for env in ({}, dict(SLURM_JOB_ID='17', SLURM_ARRAY_TASK_ID='3')):
+        words = [sys.executable, 'train.py', '--api-key', canary, '--lr=0.1']
+        subprocess.run(words, cwd=tmp_path, env={k: v for k, v in os.environ.items() if not k.startswith('SLURM')} | env, check=True)
+        found.append(read_log(max((tmp_path/'runs').iterdir(), key=lambda p: p.stat().st_mtime)).environment)
+        (tmp_path/'train.py').write_text((tmp_path/'train.py').read_text() + '# changed\n')
+    clean, changed = found
+    assert clean['git']['commit'] == changed['git']['commit'] == git('rev-parse', 'HEAD')
+    assert not clean['git']['dirty'] and changed['git']['dirty']
+    assert canary not in json.dumps(found) and '--lr=0.1' in changed['command'] and changed['packages']['numpy']
+    assert clean['slurm'] == {} and changed['slurm'] == dict(SLURM_JOB_ID='17', SLURM_ARRAY_TASK_ID='3')
+
+
 def test_only_rank_0_logs(tmp_path, monkeypatch):
     monkeypatch.setenv('RANK', '3')
     with start_run(tmp_path) as log:
