@@ -175,7 +175,9 @@ from fsdl_tools.training.elastic import _join
 print('port', os.environ['MASTER_PORT'], flush=True)
 try: _join('gloo')
 except OSError as e: sys.exit(f'{type(e).__name__}: {e}')
+dist.barrier()                      # the store lives in one of them
 print('joined', dist.get_world_size(), flush=True)
+time.sleep(1)
 os._exit(0)
 '''
 
@@ -263,7 +265,12 @@ def test_without_grace_doctor_says_it(installed):
 
 
 @pytest.mark.slow
-def test_the_naive_script_is_lost_with_143(cluster):
+def test_the_naive_script_is_lost_with_143(installed):
+    "Within its grace, which is long here: SLURM would queue again what it had to end itself"
+    for c in cluster_of(grace=100): is_lost(c)
+
+
+def is_lost(cluster):
     fresh(cluster)
     (cluster.root/'work'/'hold').touch()
     (cluster.root/'counter.py').write_text(counter)
@@ -276,7 +283,8 @@ def test_the_naive_script_is_lost_with_143(cluster):
     state = lambda: dict(w.split('=', 1) for w in cluster.call('scontrol', '-o', 'show', 'job', number).split() if '=' in w)
     cluster.until(lambda: state()['JobState'] not in ('RUNNING', 'COMPLETING'), 120)
     (cluster.root/'work'/'hold').unlink()
-    assert state()['JobState'] == 'FAILED' and state()['ExitCode'] == '143:0' and state()['Restarts'] == '0'
+    last = state()
+    assert last['JobState'] == 'FAILED' and last['ExitCode'] == '143:0' and last['Restarts'] == '0', (last, cluster.tail(40), (cluster.root/'work'/'naive.out').read_text())
 
 
 @pytest.mark.slow
