@@ -18,6 +18,7 @@ from fsdl_tools.book.markdown import divs, formulas, page_markdown
 from fsdl_tools.book.rendering import quarto_settings, zensical_config
 from fsdl_tools.book.site import build_site, dead_links, _fingerprint, _moved, option_problems, readme, serve_site, update_site
 
+pytestmark = pytest.mark.timeout(1500)      # Quarto takes minutes for the site, and each page is opened at two widths
 OVERFLOW = """() => {
   const wide = getComputedStyle;
   const scrolls = e => e && e !== document.body && (['auto', 'scroll', 'hidden'].includes(wide(e).overflowX) || scrolls(e.parentElement));
