@@ -180,7 +180,7 @@ def test_trials_that_are_jobs(jobs):
         p.kill()
         p.communicate()
     done = sweep(space, jobs/'s', 'toy:train', poll=.1, job=Job('toy', ('python',), time=300))
-    assert [(r['state'], r['attempt']) for r in done] == [('finished', 1)]*4
+    assert [r['state'] for r in done] == ['finished']*4         # an attempt more, where the controller died before it had handed the job over
     assert sorted(map(float, counted(jobs))) == [0., .1, .2, .3]
     assert len(list((jobs/'state'/'fsdl_tools'/'jobs').iterdir())) == 4
     assert all(0 < r['seconds'] < 300 for r in books(jobs/'s'))
@@ -259,7 +259,7 @@ def test_trials_on_slurm(place, cluster):  # noqa: F811
     p.kill()
     p.communicate()
     end(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))
-    assert [(r['state'], r['attempt']) for r in books(place/'s')] == [('finished', 1)]*5
+    assert [r['state'] for r in books(place/'s')] == ['finished']*5
     assert sorted(map(float, counted(place))) == [i/10 for i in range(5)]
 
 
