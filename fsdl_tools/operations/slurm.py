@@ -55,7 +55,7 @@ fsdl_warned=
 trap 'fsdl_warned=USR1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 trap 'fsdl_warned=TERM; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 for ((fsdl_attempt = 0; ; fsdl_attempt++)); do             # each attempt at a port of its own: one may be taken
-  export MASTER_PORT=$((20000 + (SLURM_JOB_ID + 101 * (fsdl_attempt + ${SLURM_RESTART_COUNT:-0})) % 20000))
+  export MASTER_PORT=$((20000 + (SLURM_JOB_ID + 101 * (fsdl_attempt + ${SLURM_RESTART_COUNT:-0})) % 12000))
   srun --kill-on-bad-exit=1 bash -c 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
     export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)); exec "$@"' bash "${fsdl_command[@]}" &
   fsdl_step=$!

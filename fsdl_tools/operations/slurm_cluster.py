@@ -6,7 +6,7 @@
 __all__ = ['programs', 'nodes', 'slurm_missing', 'free_ports', 'SlurmCluster']
 
 # %% ../../nbs/operations/04_slurm_cluster.ipynb #7ef82d07
-import contextlib, os, shutil, signal, socket, subprocess, tempfile, time
+import contextlib, os, secrets, shutil, signal, socket, subprocess, tempfile, time
 from pathlib import Path
 
 # %% ../../nbs/operations/04_slurm_cluster.ipynb #b5e19b7b
@@ -26,6 +26,7 @@ def slurm_missing() -> str:  # Empty when a cluster can be started here
 
 # %% ../../nbs/operations/04_slurm_cluster.ipynb #c97f8116
 _conf = """ClusterName=fsdl
+FirstJobId={first_job}
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={port}
 AuthType=auth/munge
@@ -96,6 +97,7 @@ class SlurmCluster:
         text = _conf.format(
             root=self.root,
             port=self.ports[0],
+            first_job=1 + secrets.randbelow(10_000),  # a job's port follows from its number: two clusters share a machine
             node_ports=f'{self.ports[1]}-{self.ports[2]}',
             grace=0 if off else grace,
             max_time=max_time,

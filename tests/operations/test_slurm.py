@@ -108,7 +108,7 @@ def test_cancelled_in_each_state_and_followed(cluster):
     assert len(s.facts(third)) in (1, 2, 3)
     s.cancel(third)
     assert s.wait(third, 200).state == 'cancelled'
-    with pytest.raises(TargetError): s.status(first.replace(id='4711'))
+    with pytest.raises(TargetError): s.status(first.replace(id='99999'))
     fourth = s.submit(Job('talks', ('echo', 'a word'), time=200, grace=5))
     assert 'a word' in ''.join(s.follow(fourth, .2))
 
@@ -190,14 +190,14 @@ def test_a_port_that_is_taken_is_said_and_a_retry_takes_another(cluster):
     job = Job('meet', (sys.executable, '-c', takes_its_port), env=dict(GLOO_SOCKET_IFNAME='lo', PYTHONPATH=str(here)), nodes=2, time=120, grace=5)
     with contextlib.ExitStack() as held:
         number = int(s.submit(Job('last', ('true',), time=200, grace=5)).id)
-        for n in range(number + 1, number + 4): held.enter_context(socket.create_server(('127.0.0.1', 20000 + n % 20000)))
+        for n in range(number + 1, number + 4): held.enter_context(socket.create_server(('127.0.0.1', 20000 + n % 12000)))
         once, again = s.submit(job), s.submit(job.replace(retries=1, name='again'))
         assert s.wait(once, 200).state == 'failed', s.logs(once)
-        taken = 20000 + int(once.id) % 20000
+        taken = 20000 + int(once.id) % 12000
         assert f'OSError: port {taken} of 127.0.0.2 is taken' in s.logs(once) or f'OSError: port {taken} of 127.0.0.1 is taken' in s.logs(once), s.logs(once)
         assert s.wait(again, 200).state == 'succeeded', s.logs(again)
         tried = {int(line.split()[1]) for line in s.logs(again).splitlines() if line.startswith('port ')}
-        assert tried == {20000 + int(again.id) % 20000, 20000 + (int(again.id) + 101) % 20000} and s.logs(again).count('joined 2') == 2
+        assert tried == {20000 + int(again.id) % 12000, 20000 + (int(again.id) + 101) % 12000} and s.logs(again).count('joined 2') == 2
     assert not [p for p in cluster.left() if 'takes_its_port' in ' '.join(psutil.Process(p).cmdline())]
 
 

@@ -3,6 +3,7 @@ import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import psutil
 import pytest
+from fsdl_tools.operations.slurm_cluster import free_ports
 from fsdl_tools.parallel.ranks import on_ranks
 from fsdl_tools.training.elastic import rank_threads
 from fsdl_tools.training.trainer import TrainConfig, fit
@@ -123,7 +124,7 @@ def test_as_process_1(tmp_path):
 def test_a_rank_of_a_scheduler(tmp_path):
     "No torchrun: RANK and the rest in the environment, the configuration in the argument, a signal to one rank only"
     c = config(tmp_path, layout='dp2', resume=True)
-    env = dict(os.environ, WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(20000 + os.getpid() % 20000), GLOO_SOCKET_IFNAME='lo')
+    env = dict(os.environ, WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_ports(1)[0]), GLOO_SOCKET_IFNAME='lo')
     code = 'from fsdl_tools.training.elastic import _main; _main()'
     ranks = [subprocess.Popen([sys.executable, '-c', code, c.to_json()], env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), stderr=subprocess.DEVNULL) for r in (0, 1)]
     until(lambda: count(c) >= 3)
