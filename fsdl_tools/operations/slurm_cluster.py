@@ -97,7 +97,7 @@ class SlurmCluster:
         text = _conf.format(
             root=self.root,
             port=self.ports[0],
-            first_job=1 + secrets.randbelow(10_000),  # a job's port follows from its number: two clusters share a machine
+            first_job=1 + secrets.randbelow(10_000),  # ports follow from it: two clusters may share a machine
             node_ports=f'{self.ports[1]}-{self.ports[2]}',
             grace=0 if off else grace,
             max_time=max_time,
