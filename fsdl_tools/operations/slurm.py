@@ -67,9 +67,10 @@ for ((fsdl_attempt = 0; ; fsdl_attempt++)); do             # each attempt at a p
   # preempted: the ranks alone are told. One that fails ends the others with 143 as well, so the controller is asked
   if scontrol -o show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; then fsdl_warned=preempted; fi
   if [ -n "$fsdl_warned" ] || [ "$fsdl_code" -eq 138 ]; then        # asked to stop, not done
-    if [ "$fsdl_on_preempt" = requeue ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
-      scontrol requeue "$SLURM_JOB_ID" && sleep 60         # whoever leaves now is FAILED, and stays so
-    fi
+    case "$fsdl_on_preempt $(squeue -h -j "$SLURM_JOB_ID" -o %T)" in
+      'requeue RUNNING' | 'requeue SIGNALING')             # not one that somebody has cancelled
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60 ;;    # whoever leaves now is FAILED, and stays so
+    esac
     exit "$fsdl_code"
   fi
   if [ "$fsdl_attempt" -ge "$fsdl_retries" ]; then exit "$fsdl_code"; fi
@@ -307,7 +308,13 @@ _states = dict(
     CONFIGURING='queued',
     REQUEUED='queued',
     REQUEUE_HOLD='queued',
+    REQUEUE_FED='queued',
+    RESV_DEL_HOLD='queued',
+    SPECIAL_EXIT='queued',
     RUNNING='running',
+    SIGNALING='running',
+    STAGE_OUT='running',
+    RESIZING='running',
     COMPLETING='running',
     SUSPENDED='running',
     STOPPED='running',

@@ -281,7 +281,7 @@ def is_lost(cluster):
     cluster.until(lambda: at_step_8(cluster), 120)
     Slurm(partition='urgent', output=str(cluster.root/'work'/'urgent.out')).submit(Job('urgent', ('sleep', '2'), nodes=2, cpus=2, time=200, grace=5))
     state = lambda: dict(w.split('=', 1) for w in cluster.call('scontrol', '-o', 'show', 'job', number).split() if '=' in w)
-    cluster.until(lambda: state()['JobState'] not in ('RUNNING', 'COMPLETING'), 120)
+    cluster.until(lambda: state()['JobState'] not in ('RUNNING', 'COMPLETING', 'SIGNALING'), 120)
     (cluster.root/'work'/'hold').unlink()
     last = state()
     assert last['JobState'] == 'FAILED' and last['ExitCode'] == '143:0' and last['Restarts'] == '0', (last, cluster.tail(40), (cluster.root/'work'/'naive.out').read_text())
