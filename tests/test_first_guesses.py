@@ -122,7 +122,7 @@ def print_of(thing): return str(thing)
 @pytest.fixture
 def names(tmp_path, monkeypatch):
     from transformers import GPT2Config
-    from fsdl_tools.compute.planner import known
+    from fsdl_tools.compute.model_sizes import known
     from fsdl_tools.memory.measure import blocks_of
     from fsdl_tools.memory.predict import largest_batch
     from fsdl_tools.parallel.layout import parse_layout

@@ -54,7 +54,7 @@ def _zoo_name(model):
 
 def _choose(t, folder):
     "The model, as the zoo and the planner know it"
-    from fsdl_tools.compute.planner import model_columns
+    from fsdl_tools.compute.model_sizes import model_columns
     from fsdl_tools.models.zoo import search_models
 
     name, sizes, spec = model_columns(t.model)

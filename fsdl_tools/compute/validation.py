@@ -17,7 +17,8 @@ from ..parallel.layout import layout_precisions, recomputations, schedules
 from .step_memory import memory
 from .columns import columns, complete_columns, framework_of
 from .step_time import step_time
-from .planner import estimate, known
+from .planner import estimate
+from .model_sizes import known
 from .uncertainty import family_of, interval, probability_to_fit
 
 # %% ../../nbs/compute/06_validation.ipynb #c06bbd1a
