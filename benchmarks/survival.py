@@ -18,7 +18,7 @@ from fsdl_tools.core import data_path, write_atomic
 from fsdl_tools.operations.launch import Job
 from fsdl_tools.operations.slurm import Slurm
 from fsdl_tools.operations.slurm_cluster import SlurmCluster, nodes
-from fsdl_tools.training.trainer import TrainConfig
+from fsdl_tools.training.config import TrainConfig
 
 slowly = (
     'import time; from fsdl_tools.training import trainer; step = trainer.Trainer.one_step; '

@@ -334,7 +334,7 @@ def _how_sure(plan):
 def _to_take_away(best, scheduler):
     "The plan as a file, and the job script that runs it"
     from fsdl_tools.operations.launch import Job, target
-    from fsdl_tools.training.trainer import TrainConfig
+    from fsdl_tools.training.config import TrainConfig
 
     files = [Block('file', 'plan.json', best.to_json().encode(), 'Estimate.to_json', 'plan.json')]
     try:

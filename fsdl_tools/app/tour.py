@@ -120,7 +120,7 @@ _rates = dict(slow=3e-4, fast=3e-3)
 
 def _configs(t, folder):
     "Two runs of the shrunken model that differ in their learning rate"
-    from fsdl_tools.training.trainer import TrainConfig
+    from fsdl_tools.training.config import TrainConfig
 
     return {
         name: TrainConfig(

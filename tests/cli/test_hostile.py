@@ -367,7 +367,8 @@ def test_two_runs_in_one_folder(tmp_path):
 
 def test_a_run_that_came_between_is_seen(tmp_path, monkeypatch):
     from fsdl_tools.training import trainer
-    from fsdl_tools.training.trainer import TrainConfig, Trainer
+    from fsdl_tools.training.trainer import Trainer
+    from fsdl_tools.training.config import TrainConfig
     c = TrainConfig(steps=1, seq=8, global_batch=2, folder=str(tmp_path/'run'))
     real = trainer.lock_folder
     def late(folder):
@@ -381,7 +382,8 @@ def test_a_run_that_came_between_is_seen(tmp_path, monkeypatch):
 
 def test_a_step_that_is_a_link_is_good_for_nobody(tmp_path):
     from fsdl_tools.training.checkpoint import checkpoints
-    from fsdl_tools.training.trainer import TrainConfig, Trainer
+    from fsdl_tools.training.trainer import Trainer
+    from fsdl_tools.training.config import TrainConfig
     folder = tmp_path/'run'
     Trainer(TrainConfig(steps=1, seq=8, global_batch=2, folder=str(folder))).train()
     step = next((folder/'checkpoints').glob('step-*'))

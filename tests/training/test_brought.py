@@ -15,7 +15,8 @@ from fsdl_tools.parallel.model import Parallel, _recompute
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.training.data import Feed, Own, _as_text, _encoded, factory_name, is_factory, load_factory, open_data, read_image
 from fsdl_tools.training.elastic import train
-from fsdl_tools.training.trainer import TrainConfig, check_config, fit
+from fsdl_tools.training.trainer import fit
+from fsdl_tools.training.config import TrainConfig, check_config
 
 MODULE = '''
 import random
