@@ -9,7 +9,7 @@ __all__ = ['Tour', 'tour']
 import json, time
 from dataclasses import dataclass
 from pathlib import Path
-from .pages import Block, report_html
+from .blocks import Block, report_html
 from fsdl_tools.core import (
     Record,
     human_bytes,

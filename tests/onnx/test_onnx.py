@@ -263,8 +263,8 @@ def test_command_line_mistakes(tmp_path, args):
 slow_export = """
 import sys, time
 from fsdl_tools.cli.main import main
-from fsdl_tools.onnx import cures, export
-cures.open_model = lambda *a, **k: None
+from fsdl_tools.onnx import export, sources
+sources.open_model = lambda *a, **k: None
 export._source = lambda *a: (print("up", flush=True), time.sleep(60))
 sys.argv = ["fsdl", "export", "resnet10t", "-o", sys.argv[1]]
 main()
