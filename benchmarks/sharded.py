@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from fsdl_tools.parallel.collectives import CommCounter
 from fsdl_tools.parallel.ranks import on_ranks
-from fsdl_tools.core import write_atomic
+from fsdl_tools.files import write_atomic
 from fsdl_tools.parallel.ddp import DataParallel
 from fsdl_tools.models.tiny import TinyGPT, adamw
 from fsdl_tools.environments import run_in

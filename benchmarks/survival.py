@@ -14,7 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from fsdl_tools.core import data_path, write_atomic
+from fsdl_tools.core import data_path
+from fsdl_tools.files import write_atomic
 from fsdl_tools.operations.launch import Job
 from fsdl_tools.operations.slurm import Slurm
 from fsdl_tools.operations.slurm_cluster import SlurmCluster, nodes

@@ -159,7 +159,7 @@ def report_html(
     "Blocks as one HTML file: no script, no request"
     import html
 
-    from fsdl_tools.core import write_atomic
+    from fsdl_tools.files import write_atomic
 
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
     view = f'<meta name="viewport" content="width=device-width"><style>{_style}</style>'

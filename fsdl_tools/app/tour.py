@@ -18,8 +18,8 @@ from fsdl_tools.core import (
     human_seconds,
     parse_count,
     positive,
-    write_atomic,
 )
+from ..files import write_atomic
 from ..table import Table
 
 # %% ../../nbs/app/03_tour.ipynb #aa35bd05

@@ -10,7 +10,8 @@ __all__ = ['module_of', 'exported_names', 'stale_modules', 'not_exported', 'untr
 # %% ../../nbs/book/06_checks.ipynb #ca8f6225
 import ast, importlib.util, json, os, re, select, shutil, signal, subprocess, sys, tempfile, time, tomllib
 from pathlib import Path
-from ..core import human_seconds, one_of, positive, write_atomic
+from ..core import human_seconds, one_of, positive
+from ..files import write_atomic
 from .names import repeated_names, undocumented, unused_names
 from .needs import unknown_imports, unnamed_extras, wrong_extras
 from .contents import dropped_words, few_exercises, late_results, long_chapters
@@ -134,7 +135,7 @@ def mixed_imports(
     return [f'{name}: {source.strip().splitlines()[0]}' for name, source in cells if _mixed(source)]
 
 # %% ../../nbs/book/06_checks.ipynb #018d69e3
-_parts = ('core', 'table', 'environments', 'claims', 'models', 'frameworks', 'onnx', 'memory', 'parallel', 'testing',
+_parts = ('files', 'core', 'table', 'environments', 'claims', 'models', 'frameworks', 'onnx', 'memory', 'parallel', 'testing',
          'training', 'compute', 'operations', 'book', 'app', 'cli')
 
 def out_of_order(

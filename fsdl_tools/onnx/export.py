@@ -9,7 +9,8 @@ __all__ = ['trace_graph', 'limits', 'staging', 'install', 'ExportReport', 'expor
 import contextlib, copy, io, json, logging, os, re, secrets, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import Record, need, one_of, scratch
+from ..core import Record, need, one_of
+from ..files import scratch
 from .graph import _cause, _dims, _external, _sizes, _true_inputs, random_inputs, inspect_onnx
 from .cures import _Flat, _as_it_was, _cures, attempts, named_outputs, randomise
 from .sources import Source, _source

@@ -10,7 +10,8 @@ import contextlib, io, logging, os, random, shutil, statistics, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..core import Record, human_seconds, need, one_of, positive, write_atomic
+from ..core import Record, human_seconds, need, one_of, positive
+from ..files import write_atomic
 from ..table import Table
 from .graph import _cause, _external, inspect_onnx, random_inputs, read_onnx, session, specs_of_file
 from .cures import _tensor

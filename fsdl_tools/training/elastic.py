@@ -11,7 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from ..core import printable, scratch, write_atomic
+from ..core import printable
+from ..files import scratch, write_atomic
 from .checkpoint import _Lost
 from .trainer import Trainer
 from .config import TrainConfig, check_config, lock_folder

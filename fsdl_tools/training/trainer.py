@@ -14,7 +14,7 @@ from .data import Feed, call_factory, eval_batches, is_factory
 from .checkpoint import CheckpointError, Checkpointer, export_weights
 from .config import TrainConfig, _changes, _check_folder, _content, _kind, _run_of, _say_changes
 from .config import _trainable, check_config, lock_folder, lr_at
-from ..core import write_atomic
+from ..files import write_atomic
 from ..models.gpt import GPT
 from ..parallel.model import Parallel, clip_gradients
 from ..models.build import build

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 import pytest
 from fsdl_tools.cli.main import run
-from fsdl_tools.core import Record, parse_bytes, parse_count, printable, read_limited, theirs, write_atomic
+from fsdl_tools.core import Record, parse_bytes, parse_count, printable, theirs
+from fsdl_tools.files import read_limited, write_atomic
 from fsdl_tools.table import Table
 from tests.cli.mutations import configurations, mutated_configuration, mutated_table, mutated_words
 
@@ -263,7 +264,7 @@ def test_a_fifo_that_nobody_reads_or_writes_is_an_error(tmp_path):
 
 
 def test_standard_output_is_no_file_to_replace(tmp_path):
-    code = "from fsdl_tools.core import write_atomic; print('before', flush=True); write_atomic('/dev/stdout', 'between\\n'); print('after')"
+    code = "from fsdl_tools.files import write_atomic; print('before', flush=True); write_atomic('/dev/stdout', 'between\\n'); print('after')"
     with open(tmp_path/'out', 'w') as f: subprocess.run([sys.executable, '-c', code], stdout=f, check=True, timeout=30)
     assert (tmp_path/'out').read_text().split() == ['before', 'between', 'after'] and len(os.listdir(tmp_path)) == 1
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=30)
