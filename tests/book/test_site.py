@@ -18,6 +18,7 @@ from fsdl_tools.book.markdown import divs, formulas, page_markdown
 from fsdl_tools.book.rendering import quarto_settings, zensical_config
 from fsdl_tools.book.site import build_site, dead_links, _fingerprint, _moved, option_problems, readme, serve_site, update_site
 
+pytestmark = pytest.mark.timeout(1500)      # Quarto takes minutes for the site, and each page is opened at two widths
 OVERFLOW = """() => {
   const wide = getComputedStyle;
   const scrolls = e => e && e !== document.body && (['auto', 'scroll', 'hidden'].includes(wide(e).overflowX) || scrolls(e.parentElement));
@@ -51,10 +52,15 @@ def comes_true(page, script, arg, seconds=5):
 NEXT = """to => {
   scrollTo({top: document.scrollingElement.scrollHeight, behavior: 'instant'});
   return [...document.querySelectorAll('a')].some(a => {
-    if (a.href.split('#')[0] !== to) return false;
+    if (a.href.split('#')[0].replace(/index\\.html$/, '') !== to.replace(/index\\.html$/, '')) return false;
     const r = a.getBoundingClientRect(), at = document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2);
     return at && (a.contains(at) || at.contains(a));
   });
+}"""
+
+REPEATED = """() => {
+  const ids = [...document.querySelectorAll('main [id], article [id]')].filter(e => !e.closest('svg')).map(e => e.id);
+  return [...new Set(ids.filter((id, i) => ids.indexOf(id) !== i))];
 }"""
 
 BRIGHTNESS = """() => {
@@ -85,7 +91,7 @@ def test_every_page_opens_and_leads_to_the_next(reader, site, root):
         problems += [(p.name, first, x) for x in page.evaluate(OVERFLOW)]
         page.set_viewport_size(dict(width=second, height=900))
         problems += [(p.name, second, x) for x in page.evaluate(OVERFLOW)]
-        problems += [(p.name, x) for x in seen.bad]
+        problems += [(p.name, x) for x in seen.bad] + [(p.name, 'twice', x) for x in page.evaluate(REPEATED)]
         problems += [(p.name, 'outside', u) for u in seen.loaded if not u.startswith((site.url, 'data:', 'blob:'))]
         if any('mermaid.min.js' in u for u in seen.loaded) != (p.name in diagrams): problems.append((p.name, 'mermaid'))
         if not page.locator('h1:visible').first.inner_text().strip(): problems.append((p.name, 'no title'))
@@ -120,7 +126,7 @@ def test_the_first_page_leads_to_every_page(reader, site, root):
     page, _ = reader
     page.set_viewport_size(dict(width=1440, height=900))
     page.goto(f'{site.url}/index.html')
-    linked = set(page.evaluate("[...document.querySelectorAll('main a, article a')].map(a => a.href.split('#')[0])"))
+    linked = set(page.evaluate("[...document.querySelectorAll('main a, article a')].map(a => a.href.split('#')[0].replace(/\\/$/, '/index.html'))"))       # Quarto's script takes index.html off a link
     assert [p.name for p in pages(root)[1:] if f'{site.url}/{p.name}.html' not in linked] == []
 
 
