@@ -8,7 +8,7 @@ __all__ = ['sinks', 'Sink', 'JsonLines', 'masked_crc', 'event_record', 'scalar_e
 # %% ../../nbs/operations/10_sinks.ipynb #3eba3d19
 import collections, contextlib, json, math, os, re, shutil, sqlite3, struct, tempfile
 from pathlib import Path
-from ..core import scratch
+from ..files import scratch
 from ..training.runlog import text_number
 
 # %% ../../nbs/operations/10_sinks.ipynb #06da00bb
