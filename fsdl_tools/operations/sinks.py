@@ -308,11 +308,8 @@ class _MLflow(Sink):
         self.client = MlflowClient(self.uri)
         experiment = self.options.get('experiment') or self.head.get('project') or 'fsdl'
         found = self.client.get_experiment_by_name(experiment)
-        self.experiment = (
-            found.experiment_id
-            if found
-            else self.client.create_experiment(experiment, artifact_location=self._files())
-        )
+        made = lambda: self.client.create_experiment(experiment, artifact_location=self._files())
+        self.experiment = found.experiment_id if found else made()
         self.run_id = self._find() or self._create()
         self._params(self.run_id, self.head.get('params') or {})  # again, where a follower was killed before them
 
@@ -331,9 +328,8 @@ class _MLflow(Sink):
 
     def _create(self):
         "A new run"
-        tags = {'fsdl.run': self.head['id'], 'mlflow.runName': self.label()} | {
-            k: str(v) for k, v in (self.head.get('tags') or {}).items()
-        }
+        tags = {'fsdl.run': self.head['id'], 'mlflow.runName': self.label()}
+        tags |= {k: str(v) for k, v in (self.head.get('tags') or {}).items()}
         commit = ((self.head.get('environment') or {}).get('git') or {}).get('commit')
         if commit:
             tags['mlflow.source.git.commit'] = commit
@@ -414,16 +410,9 @@ class _Wandb(Sink):
         quiet = wandb.Settings(
             console='off', x_disable_stats=True, x_disable_meta=True, disable_git=True, save_code=False, silent=True
         )
-        self.run = wandb.init(
-            mode='offline',
-            id=self.head['id'],
-            name=self.label(),
-            project=self.head.get('project') or 'fsdl',
-            config=config,
-            tags=tags,
-            dir=str(self.folder),
-            settings=quiet,
-        )
+        about = dict(id=self.head['id'], name=self.label(), project=self.head.get('project') or 'fsdl')
+        where = dict(mode='offline', dir=str(self.folder))
+        self.run = wandb.init(config=config, tags=tags, settings=quiet, **about, **where)
         self.run.define_metric('step')
         self.run.define_metric('*', step_metric='step')
         self.row = 0
@@ -459,20 +448,8 @@ class _Comet(Sink):
         import comet_ml
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        off = {
-            k: False
-            for k in (
-                'log_code',
-                'log_graph',
-                'auto_param_logging',
-                'auto_metric_logging',
-                'log_git_metadata',
-                'log_git_patch',
-                'log_env_details',
-                'parse_args',
-                'auto_output_logging',
-            )
-        }
+        unasked = 'log_code log_graph auto_param_logging auto_metric_logging auto_output_logging log_git_metadata'
+        off = dict.fromkeys(f'{unasked} log_git_patch log_env_details parse_args'.split(), False)
         self.e = comet_ml.OfflineExperiment(
             project_name=self.head.get('project') or 'fsdl',
             workspace='offline',
@@ -577,16 +554,8 @@ class _Trackio(Sink):
         when = [datetime.fromtimestamp(e.get('t') or 0, timezone.utc).isoformat() for e in rows]
         ids = [f'{self.head["id"]}-{self.row + i}' for i in range(len(rows))]
         steps = [self.whole(e.get('step') or 0) for e in rows]
-        self.store.bulk_log(
-            self.project,
-            self.label(),
-            [dict(self.points(e)) for e in rows],
-            steps,
-            when,
-            self.config,
-            ids,
-            run_id=self.head['id'],
-        )
+        values, run = [dict(self.points(e)) for e in rows], self.head['id']
+        self.store.bulk_log(self.project, self.label(), values, steps, when, self.config, ids, run_id=run)
         self.row += len(rows)
 
     def commit(self):
