@@ -13,6 +13,7 @@ import re
 import subprocess
 import symtable
 import textwrap
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import need
@@ -295,11 +296,30 @@ def _entries_once(cells):
     return seen
 
 
+def _anchors_once(cells, taken):
+    "Leave a plain anchor to the first that has it, and to an entry where one is called so"
+    def once(found):
+        first = found[1] not in taken
+        taken.add(found[1])
+        return found[0] if first else ''
+
+    for cell in cells:
+        if cell.cell_type == 'markdown':
+            cell.source = re.sub(r'<a id="([^"]+)"></a>', once, cell.source)
+    return taken
+
+
 def _headings_apart(cells, anchors):
-    "Give a heading of the prose another anchor where it is called like an entry"
+    "Give a heading of the prose another anchor where it is called like an entry; the second of two a number as well"
+    seen = Counter()
+
     def apart(found):
         slug = re.sub(r'\W+', '-', found[2].lower()).strip('-')
-        return f'{found[0]} {{#about-{slug}}}' if slug in anchors else found[0]
+        if slug not in anchors:
+            return found[0]
+        seen[slug] += 1
+        number = f'-{seen[slug]}' if seen[slug] > 1 else ''
+        return f'{found[0]} {{#about-{slug}{number}}}'
 
     for cell in cells:
         if cell.cell_type == 'markdown':
@@ -390,4 +410,5 @@ class ShowCode:
             cells += self._laid_out(cell, docs)
         self.nb.cells = self._insert_set_up(cells)
         _entries_below_tabs(self.nb.cells)
-        _headings_apart(self.nb.cells, _entries_once(self.nb.cells))
+        anchors = _anchors_once(self.nb.cells, _entries_once(self.nb.cells))
+        _headings_apart(self.nb.cells, anchors)

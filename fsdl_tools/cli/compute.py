@@ -117,11 +117,16 @@ def _plan_command(
         str, typer.Option(help='Estimate this one instead of searching: dp8,tp1,pp1,zero=1,micro_batch=4.')
     ] = '',
     framework: Annotated[
-        str, typer.Option(help='Whose constants to use: pytorch, nanotron, torchtitan, megatron-core …')
-    ] = 'pytorch',
-    precision: Annotated[str, typer.Option(help='bf16, fp16, amp_bf16, fp8, fp32.')] = 'bf16',
+        Optional[str],
+        typer.Option(help='Whose constants: nanotron, torchtitan … Default: as --layout says, or pytorch.'),
+    ] = None,
+    precision: Annotated[
+        Optional[str], typer.Option(help='bf16, fp16, amp_bf16, fp8, fp32. Default: as --layout says, or bf16.')
+    ] = None,
     uneven: Annotated[bool, typer.Option(help='Allow stages with different numbers of layers.')] = False,
-    lora_rank: Annotated[int, typer.Option(help='Search: rank of adapters on frozen weights. 0: train all.')] = 0,
+    lora_rank: Annotated[
+        Optional[int], typer.Option(help='Rank of adapters on frozen weights. Default: every weight is trained.')
+    ] = None,
     calibration: Annotated[
         Optional[str], typer.Option(help='Constants of your cluster, a file that fsdl plan calibrate wrote.')
     ] = None,
@@ -162,7 +167,7 @@ def _plan_command(
         precision,
         uneven,
         calibration=mine,
-        lora_rank=lora_rank,
+        **({} if lora_rank is None else dict(lora_rank=lora_rank)),
     )
     if save:
         e.to_json(save)

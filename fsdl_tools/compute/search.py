@@ -424,20 +424,18 @@ def best_plan(
     global_batch: int,  # Sequences (or images) of a step
     seq: int = None,  # Tokens of a sequence
     layout='',  # A Layout or its text; empty: the best one is looked for
-    framework='pytorch',  # Of the layout, where its text does not say
-    precision='bf16',  # The same
+    framework=None,  # Whose constants to use; default: as the layout says, otherwise pytorch
+    precision=None,  # One of layout_precisions; default: as the layout says, otherwise bf16
     uneven: bool = False,  # May the stages of a given layout have different numbers of layers?
-    **more,  # For the search: lora_rank, optimizer, and values to try such as tp or cp
+    **more,  # Fields of the layout such as lora_rank or optimizer, for the search also values to try such as tp or cp
 ) -> tuple:  # A Search (None where there was none) and an Estimate; raises ValueError when nothing fits
     "The search (None where there was none) and the estimate of `layout`, or of the best one"
+    said = {k: v for k, v in dict(framework=framework, precision=precision).items() if v is not None}
     if layout:
-        given = parse_layout(layout, cluster.gpus)
-        if 'framework' not in str(layout):
-            given = given.replace(framework=framework)
-        if 'precision' not in str(layout):
-            given = given.replace(precision=precision)
-        calibration = more.get('calibration')
-        return None, estimate(model, given, cluster, global_batch, seq, uneven, calibration=calibration)
+        of_estimate = {k: more.pop(k) for k in ('calibration', 'network') if k in more}
+        given = parse_layout(layout, cluster.gpus, **said, **more)
+        return None, estimate(model, given, cluster, global_batch, seq, uneven, **of_estimate)
+    framework, precision = said.get('framework', 'pytorch'), said.get('precision', 'bf16')
     name, sizes, spec = model_columns(model)
     if sizes is not None:
         found = search(model, cluster, global_batch, seq, framework=framework, precision=precision, **more)

@@ -311,3 +311,22 @@ def test_alone(i): note('alone')
 def test_skips_are_listed_and_the_verdict_is_last(root, tmp_path):
     out = inner(root, tmp_path, 'import pytest\n@pytest.mark.slow\ndef test_one(): pass\ndef test_two(): pass\n', '-n', '2')
     assert 'slow: run with --slow' in out and '1 passed, 1 skipped' in out.splitlines()[-1]
+
+
+def test_what_fails_is_repeated_with_the_same_draws_and_shown(root, tmp_path):
+    body = f"""
+from pathlib import Path
+from hypothesis import given, strategies as st
+def test_machine_was_busy():
+    seen = Path({str(tmp_path)!r}, 'seen')
+    first = not seen.exists()
+    seen.touch()
+    assert not first, 'the machine was busy'
+def test_wrong_for_some_draws(rng): assert rng.random() > 2
+@given(st.integers())
+def test_wrong_for_some_inputs(x): assert x < 100
+"""
+    out = inner(root, tmp_path, body, '-n', '2', '--dist', 'loadgroup', '--seed', '3', '--hypothesis-seed', '3', '--reruns', '1')
+    assert '2 failed, 1 passed, 3 rerun' in out.splitlines()[-1], out[-3000:]
+    first = out[out.index('passed, if at all, only the second time: tests/test_it.py::test_machine_was_busy'):]
+    assert 'the machine was busy' in first

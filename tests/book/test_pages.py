@@ -15,6 +15,8 @@ from fsdl_tools.book.names import library_modules, public_names
 from fsdl_tools.book.rendering import npm_file
 from fsdl_tools.book.visible import visible_code
 
+pytestmark = pytest.mark.timeout(1500)      # the first to ask for Quarto's site waits minutes for it
+
 SCRIPTS = re.compile(r'<(script|style|svg|math)\b.*?</\1>', re.S)
 CODE = re.compile(r'<(pre|code)\b.*?</\1>', re.S)
 

@@ -18,6 +18,7 @@ from fsdl_tools.book.markdown import divs, formulas, page_markdown
 from fsdl_tools.book.rendering import quarto_settings, zensical_config
 from fsdl_tools.book.site import build_site, dead_links, _fingerprint, _moved, option_problems, readme, serve_site, update_site
 
+pytestmark = pytest.mark.timeout(1500)      # Quarto takes minutes for the site, and each page is opened at two widths
 OVERFLOW = """() => {
   const wide = getComputedStyle;
   const scrolls = e => e && e !== document.body && (['auto', 'scroll', 'hidden'].includes(wide(e).overflowX) || scrolls(e.parentElement));
@@ -57,6 +58,11 @@ NEXT = """to => {
   });
 }"""
 
+REPEATED = """() => {
+  const ids = [...document.querySelectorAll('main [id], article [id]')].filter(e => !e.closest('svg')).map(e => e.id);
+  return [...new Set(ids.filter((id, i) => ids.indexOf(id) !== i))];
+}"""
+
 BRIGHTNESS = """() => {
   const light = c => { const v = c.match(/[\\d.]+/g).map(Number); return v.length > 3 && v[3] === 0 ? null : (v[0] + v[1] + v[2]) / 3; };
   const behind = e => e ? light(getComputedStyle(e).backgroundColor) ?? behind(e.parentElement) : 255;
@@ -85,7 +91,7 @@ def test_every_page_opens_and_leads_to_the_next(reader, site, root):
         problems += [(p.name, first, x) for x in page.evaluate(OVERFLOW)]
         page.set_viewport_size(dict(width=second, height=900))
         problems += [(p.name, second, x) for x in page.evaluate(OVERFLOW)]
-        problems += [(p.name, x) for x in seen.bad]
+        problems += [(p.name, x) for x in seen.bad] + [(p.name, 'twice', x) for x in page.evaluate(REPEATED)]
         problems += [(p.name, 'outside', u) for u in seen.loaded if not u.startswith((site.url, 'data:', 'blob:'))]
         if any('mermaid.min.js' in u for u in seen.loaded) != (p.name in diagrams): problems.append((p.name, 'mermaid'))
         if not page.locator('h1:visible').first.inner_text().strip(): problems.append((p.name, 'no title'))

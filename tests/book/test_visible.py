@@ -33,3 +33,12 @@ def test_a_page_whose_import_is_missing_does_not_run(tmp_path):
     lines = [line for line in code.split('\n') if not line.startswith('from fsdl_tools.models.zoo')]
     done = run('\n'.join(lines), tmp_path, tmp_path)
     assert done.returncode == 1 and 'NameError' in done.stderr
+
+
+def test_an_anchor_stands_once_on_a_page():
+    from types import SimpleNamespace
+    from fsdl_tools.book import visible
+    text = ['## Answer\nx', '<a id="_flat"></a><a id="_flat"></a><a id="answer"></a>', '## Answer', '### Other']
+    cells = [SimpleNamespace(cell_type='markdown', source=s) for s in text]
+    visible._headings_apart(cells, visible._anchors_once(cells, {'answer'}))
+    assert [c.source for c in cells] == ['## Answer {#about-answer}\nx', '<a id="_flat"></a>', '## Answer {#about-answer-2}', '### Other']

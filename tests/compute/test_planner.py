@@ -272,3 +272,19 @@ def test_nothing_runs_faster_than_the_peak(gpu, precision):
     else:
         e = make()
         assert 0 < e.mfu <= e.hfu < 1
+
+
+def test_what_a_layout_says_is_not_said_otherwise_beside_it():
+    plan = lambda layout, **kw: best_plan('gpt2', Cluster('A100-SXM-80GB', 8), 64, 1024, layout, **kw)[1].layout
+    given = Layout(dp=8, zero=1, precision='bf16')
+    assert plan(given) == given and plan(given, precision='bf16') == given
+    for layout, twice in ((given, dict(precision='fp32')), ('dp8,precision=fp8', dict(precision='bf16')), ('dp8,zero=1', dict(zero=2)), (given, dict(framework='nanotron'))):
+        name, value = *twice, *twice.values()
+        with pytest.raises(ValueError, match=f'{name} is given twice: .* in the layout .*, {value!r} beside it'): plan(layout, **twice)
+    assert str(plan('dp8', precision='fp32', optimizer='sgd')) == 'dp8,tp1,pp1,precision=fp32,optimizer=sgd'
+    with pytest.raises(ValueError, match="unknown field of a layout 'tpp': did you mean 'tp'"): plan('dp8', tpp=2)
+
+
+@pytest.mark.parametrize('field', ['optimizer', 'framework', 'graphs', 'dispatcher', 'recipe', 'precision', 'schedule', 'recompute', 'offload'])
+def test_a_layout_knows_its_words(field):
+    with pytest.raises(ValueError, match=f"unknown {field} 'bogus'"): Layout(**{field: 'bogus'})

@@ -108,7 +108,7 @@ def test_functions_are_named_and_records_say_so(mine):
     with pytest.raises(ValueError, match='cannot be resumed with another'): fit(c.replace(resume=True, steps=5, data='brought_here:noisy'))
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_torchrun_finds_it_in_the_working_folder(mine):
     assert apart(losses(train(run(layout='dp2', steps=2), timeout=150, log=mine/'log')), losses(fit(run(steps=2)))) < 1e-5
 

@@ -11,7 +11,7 @@ from fsdl_tools.training import checkpoint as K
 from fsdl_tools.training.checkpoint import CheckpointError, Checkpointer, checkpoints, export_weights, verify_checkpoint
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
 
 
