@@ -16,7 +16,8 @@ addEventListener('load', () => {
   for (const t of document.querySelectorAll('article table, main.content table')) {
     const head = t.tHead && t.tHead.rows[0] ? [...t.tHead.rows[0].cells] : [];
     const sentences = head.filter((_, i) => longest(t, i) > 40).length;
-    if (head.length < 3 || !sentences || head.reduce((sum, _, i) => sum + Math.min(60, longest(t, i)), 0) < 100) continue;
+    const numbers = head.filter(cell => getComputedStyle(cell).textAlign === 'right').length;
+    if (head.length < 3 || !sentences || numbers > 2) continue;
     t.dataset.words = sentences;
     t.setAttribute('role', 'table');
     for (const part of [t.tHead, ...t.tBodies]) part.setAttribute('role', 'rowgroup');
