@@ -27,6 +27,7 @@ addEventListener('load', () => {
       [...row.cells].forEach((cell, i) => {
         cell.setAttribute('role', 'cell');
         if (head[i]) cell.dataset.of = head[i].textContent.trim();
+        if (cell.textContent.length > 40) cell.dataset.long = '';
       });
     }
   }
