@@ -278,7 +278,7 @@ def _plan_of(model, gpu, gpus, per_node, batch, seq, layout, precision, price):
     from fsdl_tools.compute.search import best_plan
 
     cluster = Cluster(gpu, gpus, min(per_node, gpus), gpu_hour=price or None)
-    said = 'precision' in layout                 # what stands in the layout counts
+    said = 'precision' in (layout or '')         # what stands in the layout counts
     return best_plan(model, cluster, batch, seq, layout, precision=None if said else precision)
 
 
