@@ -118,7 +118,7 @@ def main():
             print(rows[-1], flush=True)
     note = dict(date=time.strftime('%Y-%m-%d'), seeds=a.seeds, trials=a.trials)
     rows = together(rows, note)
-    write_atomic(data_path('results')/'sweeps.json', json.dumps(dict(note=note, rows=rows), indent=1) + '\n')
+    write_atomic(data_path('results/sweeps.json'), json.dumps(dict(note=note, rows=rows), indent=1) + '\n')
 
 
 if __name__ == '__main__': main()

@@ -266,7 +266,7 @@ def main():
             print(f"{row['name']}: wall {says['wall']}; CPU {says['cpu']}")
     if a.dry: return
     note = dict(date=time.strftime('%Y-%m-%d'), machine=f'{platform.system()}, {platform.machine()}, {os.cpu_count()} CPUs', cpus=os.cpu_count(), load=os.getloadavg()[0], rounds=a.rounds, steps=a.steps)
-    write_atomic(data_path('results')/'tracking.json', json.dumps(dict(note=note, rows=out), indent=1) + '\n')
+    write_atomic(data_path('results/tracking.json'), json.dumps(dict(note=note, rows=out), indent=1) + '\n')
 
 
 if __name__ == '__main__': main()
