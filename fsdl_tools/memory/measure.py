@@ -328,6 +328,8 @@ def _optimizer_of(
 
 
 # %% ../../nbs/memory/02_measure.ipynb #a059c7dc
+_whose = dict(cpu="on the CPU's kernels", cuda="for a GPU's kernels")
+
 @dataclass(frozen=True)
 class Breakdown(Record):
     "What a training step keeps in memory, in bytes; each category at its full size, and all of them at the peak"
@@ -343,6 +345,7 @@ class Breakdown(Record):
     peak: int           # The most that is in use at once
     peak_phase: str     # Phase in which that happens
     source: str = 'measured' # measured or predicted
+    kernels: str = 'cpu' # Whose kernels: cpu, or cuda with attention that keeps no scores
 
     @property
     def rows(self):
@@ -352,7 +355,7 @@ class Breakdown(Record):
         return Table(
             [r for r in self.rows if r['bytes']],
             formats=dict(bytes=lambda v: f'{v:,}'),
-            caption=f'{self.source.capitalize()}; the peak is in the {self.peak_phase} phase',
+            caption=f'{self.source.capitalize()} {_whose[self.kernels]}; the peak is in the {self.peak_phase} phase',
         )
 
 def summary(

@@ -469,6 +469,7 @@ def _compose(rec, logits, model, inputs, names, optimizer, accumulation, kernels
         peak=moments[phase],
         peak_phase=phase,
         source='predicted',
+        kernels=kernels,
     )
 
 # %% ../../nbs/memory/03_predict.ipynb #7995c02f
