@@ -30,7 +30,7 @@ addEventListener('load', () => {
     const sentences = head.filter((_, i) => longest(t, i) > 40).length;
     const numbers = head.filter(cell => getComputedStyle(cell).textAlign === 'right').length;
     if (head.length < 3 || !sentences || numbers > 2) continue;
-    t.dataset.words = sentences;
+    t.dataset.words = sentences === 1 && !t.closest('.cell-output') ? 'one' : 'several';     // one: fields, names, chapters
     t.setAttribute('role', 'table');
     for (const part of [t.tHead, ...t.tBodies]) part.setAttribute('role', 'rowgroup');
     for (const row of t.rows) row.setAttribute('role', 'row');
