@@ -8,7 +8,8 @@ place of peak_gib, peak_kind and study. --write stores the fitted values in fsdl
 import csv, datetime, io, json, sys
 from pathlib import Path
 import numpy as np
-from fsdl_tools.core import data_path, write_atomic
+from fsdl_tools.core import data_path
+from fsdl_tools.files import write_atomic
 from fsdl_tools.compute.validation import check_row
 from fsdl_tools.compute.step_memory import memory
 from fsdl_tools.compute.columns import columns, complete_columns, framework_of

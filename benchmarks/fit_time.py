@@ -10,7 +10,8 @@ values. --errors writes what every run was predicted to take without its cell, i
 """
 import collections, csv, io, sys, time
 import numpy as np
-from fsdl_tools.core import data_path, write_atomic
+from fsdl_tools.core import data_path
+from fsdl_tools.files import write_atomic
 from fsdl_tools.compute.columns import columns, complete_columns, expert_parameters, layer_parameters
 from fsdl_tools.compute.step_time import step_time
 from fsdl_tools.compute.uncertainty import family_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-from fsdl_tools.core import write_atomic
+from fsdl_tools.files import write_atomic
 from fsdl_tools.frameworks.task import make_task, models
 from fsdl_tools.frameworks.runners import missing
 from fsdl_tools.frameworks.interface import runners

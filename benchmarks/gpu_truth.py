@@ -23,7 +23,7 @@ from fsdl_tools.compute.columns import _attention, complete_columns, kernel_of, 
 from fsdl_tools.compute.gpus import Cluster, find
 from fsdl_tools.compute.planner import estimate
 from fsdl_tools.compute.step_time import _gemm, derive
-from fsdl_tools.core import write_atomic
+from fsdl_tools.files import write_atomic
 
 PRODUCTS = [(8192, 8192, 8192), (16384, 4096, 4096), (8192, 14336, 4096), (4096, 28672, 8192), (2048, 2048, 2048)]
 ATTENTION = [(heads, size, seq) for heads, size in ((32, 64), (32, 128), (16, 256)) for seq in (2048, 8192, 16384)]

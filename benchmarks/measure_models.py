@@ -7,7 +7,8 @@ allocator, median of the last steps. On a CPU nothing is computed: MemTracker ad
 """
 import datetime, importlib.metadata, json, platform, subprocess, sys, time
 from pathlib import Path
-from fsdl_tools.core import fix_torchvision, write_atomic
+from fsdl_tools.core import fix_torchvision
+from fsdl_tools.files import write_atomic
 from fsdl_tools.compute.gpus import Cluster, find
 from fsdl_tools.compute.planner import estimate
 from fsdl_tools.models.profile import profile

@@ -6,7 +6,7 @@ Writes fsdl_tools/data/results/megatron.json.
 """
 import datetime, json
 from pathlib import Path
-from fsdl_tools.core import write_atomic
+from fsdl_tools.files import write_atomic
 from fsdl_tools.environments import build_env, run_in, side_env
 
 out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'megatron.json'

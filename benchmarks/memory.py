@@ -10,7 +10,8 @@ import datetime, json, sys, time, warnings
 from importlib.metadata import version
 from pathlib import Path
 import torch
-from fsdl_tools.core import fix_torchvision, write_atomic
+from fsdl_tools.core import fix_torchvision
+from fsdl_tools.files import write_atomic
 fix_torchvision()
 from fsdl_tools.memory.measure import blocks_of, measure, summary
 from fsdl_tools.memory.predict import breakdown

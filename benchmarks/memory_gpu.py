@@ -9,7 +9,8 @@ import argparse, datetime, json, subprocess, sys
 from importlib.metadata import version
 from pathlib import Path
 import torch
-from fsdl_tools.core import fix_torchvision, human_bytes, write_atomic
+from fsdl_tools.core import fix_torchvision, human_bytes
+from fsdl_tools.files import write_atomic
 fix_torchvision()
 from fsdl_tools.memory.measure import cross_entropy, logits_of, measure, summary
 from fsdl_tools.memory.tracker import reserved

@@ -46,7 +46,7 @@ def one(kind, name):
     "Export and verify one model; a record of what happened"
     import torch
     from fsdl_tools.onnx.export import export
-    from fsdl_tools.onnx.cures import tiny_config
+    from fsdl_tools.onnx.sources import tiny_config
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as d:
         path = f'{d}/m.onnx'
@@ -116,7 +116,7 @@ for line in sys.stdin:
 
 def plain(name):
     "The fields of a tiny configuration that differ from the defaults, so that another version of transformers can build it"
-    from fsdl_tools.onnx.cures import tiny_config
+    from fsdl_tools.onnx.sources import tiny_config
     import transformers as tr
     c, d = tiny_config(name, **archs[name]).to_dict(), tr.AutoConfig.for_model(name).to_dict()
     return {k: v for k, v in c.items() if d.get(k) != v and not k.startswith('_') and k not in ('rope_parameters', 'layer_types', 'text_config', 'vision_config', 'stage_names', 'out_features', 'out_indices')} | archs[name]

@@ -19,7 +19,7 @@ def one(name):
     import torch
     from fsdl_tools.onnx.graph import random_inputs
     from fsdl_tools.onnx.export import export
-    from fsdl_tools.onnx.cures import open_model, tiny_config
+    from fsdl_tools.onnx.sources import open_model, tiny_config
     from fsdl_tools.onnx.optimise import benchmark, quantise
     torch.set_num_threads(1)
     conf = models[name].get('config')
@@ -38,7 +38,7 @@ def one(name):
 def again(name, repeats=5):
     "The ratio of eager to onnxruntime fp32, measured from scratch several times"
     from fsdl_tools.onnx.export import export
-    from fsdl_tools.onnx.cures import open_model, tiny_config
+    from fsdl_tools.onnx.sources import open_model, tiny_config
     from fsdl_tools.onnx.optimise import benchmark
     import torch
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.pipelining
 from fsdl_tools.parallel.ranks import on_ranks
-from fsdl_tools.core import write_atomic
+from fsdl_tools.files import write_atomic
 from fsdl_tools.models.gpt import gpt_config
 from fsdl_tools.parallel.schedules import bubble_formula, simulate
 from fsdl_tools.parallel.pipeline import sleep_trace

@@ -8,7 +8,7 @@ import datetime, json, sys
 from importlib.metadata import version
 from pathlib import Path
 import torch
-from fsdl_tools.core import write_atomic
+from fsdl_tools.files import write_atomic
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.parallel.real import asks_unused, real_module, real_modules, real_strategies, train_real
 

@@ -12,11 +12,12 @@ import torch.distributed as dist
 from torch import nn
 from fsdl_tools.parallel.collectives import CommCounter
 from fsdl_tools.parallel.ranks import on_ranks
-from fsdl_tools.core import write_atomic
+from fsdl_tools.files import write_atomic
 from fsdl_tools.parallel.ddp import DataParallel
 from fsdl_tools.models.tiny import TinyGPT, adamw
 from fsdl_tools.environments import run_in
-from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, ddp, fsdp, zero_redundancy
+from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3
+from fsdl_tools.parallel.zero_libraries import ddp, fsdp, zero_redundancy
 
 out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'sharded.json'
 couples = {'ZeRO-1': ((Zero1, adamw), (ddp, zero_redundancy)), 'ZeRO-2': ((Zero2, adamw), (ddp, zero_redundancy)), 'ZeRO-3': ((Zero3, adamw), (fsdp, adamw)), 'DDP': ((DataParallel, adamw), (ddp, adamw))}

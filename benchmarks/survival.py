@@ -14,11 +14,12 @@ import sys
 import time
 from pathlib import Path
 
-from fsdl_tools.core import data_path, write_atomic
+from fsdl_tools.core import data_path
+from fsdl_tools.files import write_atomic
 from fsdl_tools.operations.launch import Job
 from fsdl_tools.operations.slurm import Slurm
 from fsdl_tools.operations.slurm_cluster import SlurmCluster, nodes
-from fsdl_tools.training.trainer import TrainConfig
+from fsdl_tools.training.config import TrainConfig
 
 slowly = (
     'import time; from fsdl_tools.training import trainer; step = trainer.Trainer.one_step; '

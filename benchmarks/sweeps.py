@@ -11,7 +11,8 @@ import random
 import statistics
 import time
 
-from fsdl_tools.core import data_path, read_results, write_atomic
+from fsdl_tools.core import data_path, read_results
+from fsdl_tools.files import write_atomic
 from fsdl_tools.environments import built, run_in
 from fsdl_tools.operations import sweep_engines
 from fsdl_tools.operations.sweep_space import parse_sweep

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from fsdl_tools.parallel.collectives import CommCounter
 from fsdl_tools.parallel.ranks import on_ranks
-from fsdl_tools.core import write_atomic
+from fsdl_tools.files import write_atomic
 from fsdl_tools.models.gpt import GPT, GPTConfig, lm_loss
 from fsdl_tools.parallel.tensor import tensor_parallel, vocab_parallel_loss
 from fsdl_tools.models.tiny import rule_batch

@@ -15,7 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fsdl_tools.core import data_path, read_results, write_atomic
+from fsdl_tools.core import data_path, read_results
+from fsdl_tools.files import write_atomic
 from fsdl_tools.environments import build_env, built, run_in
 
 texts = {

@@ -241,7 +241,8 @@ def main():
     p.add_argument('--place', default='')
     a = p.parse_args()
     if a.one: return measure(a.one, a.rounds, a.steps, a.place)
-    from fsdl_tools.core import data_path, write_atomic
+    from fsdl_tools.core import data_path
+    from fsdl_tools.files import write_atomic
     from fsdl_tools.environments import built
     from fsdl_tools.operations.tracking import _library
     import platform

@@ -15,10 +15,11 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from fsdl_tools.training.data import Feed
 from fsdl_tools.parallel.ranks import on_ranks
-from fsdl_tools.core import write_atomic
+from fsdl_tools.files import write_atomic
 from fsdl_tools.models.gpt import GPT, keep_layers, lm_loss
 from fsdl_tools.parallel.dtensor import parallelize
-from fsdl_tools.training.trainer import TrainConfig, Trainer
+from fsdl_tools.training.trainer import Trainer
+from fsdl_tools.training.config import TrainConfig
 
 out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'trainer.json'
 run = dict(model='gpt-mini', global_batch=16, seq=128, steps=10**6, lr_schedule='constant')

@@ -13,7 +13,7 @@ _offered = {
     'on_ranks': ('parallel.ranks', 'on_ranks'),
     'Layout': ('parallel.layout', 'Layout'),
     'train': ('training.elastic', 'train'),
-    'TrainConfig': ('training.trainer', 'TrainConfig'),
+    'TrainConfig': ('training.config', 'TrainConfig'),
     'Cluster': ('compute.gpus', 'Cluster'),
     'estimate': ('compute.planner', 'estimate'),
     'plan': ('compute.search', 'best_plan'),

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['KiB', 'MiB', 'GiB', 'TiB', 'palette', 'human_bytes', 'human_count', 'human_seconds', 'human_dollars', 'parse_bytes',
            'parse_count', 'parse_seconds', 'nearest', 'one_of', 'positive', 'printable', 'theirs', 'said_here',
-           'our_word', 'what_to_type', 'understands', 'need', 'read_limited', 'short_repr', 'Record', 'write_atomic',
-           'data_path', 'read_data', 'read_results', 'scratch', 'fix_torchvision', 'plot_style']
+           'our_word', 'what_to_type', 'understands', 'need', 'short_repr', 'Record', 'data_path', 'read_data',
+           'read_results', 'fix_torchvision', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #7891d696
 import contextlib, csv, dataclasses, difflib, functools, importlib, inspect, importlib.resources, importlib.util
-import json, math, os, re, secrets, shutil, stat, sys, time, types, typing, unicodedata
+import json, math, re, sys, types, typing, unicodedata
 from pathlib import Path
+from .files import read_limited, write_atomic
 
 # %% ../nbs/00_core.ipynb #41f5b133
 KiB, MiB, GiB, TiB = (1024**i for i in range(1, 5))
@@ -263,45 +264,6 @@ def need(
             f"{what} is not installed: pip install 'fsdl_tools[{extra}]' (or pip install {what})", name=e.name
         ) from None
 
-# %% ../nbs/00_core.ipynb #7d20c5e1
-def _pieces(path, wait):
-    "What can be read from a device or a FIFO, as it comes; ends when nothing comes for `wait` seconds"
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(fd, 'rb', buffering=0) as f:
-        end = time.monotonic() + wait
-        came = False
-        while time.monotonic() < end:
-            piece = f.read(2**20)
-            if piece:
-                came, end = True, time.monotonic() + wait
-                yield piece
-            elif came and piece is not None:
-                return                          # who wrote has closed
-            else:
-                time.sleep(.02)
-    if not came or piece is None:
-        raise ValueError(f'{str(path)!r} gave nothing for {wait:g} seconds')
-
-def read_limited(
-    path,          # A file, a FIFO such as the shell's <(…), or a device
-    most:int=2**26,# Bytes at most
-    wait:float=5.  # Seconds at most without a byte, where it is no regular file
-) -> bytes:        # Raises FileNotFoundError, IsADirectoryError, or ValueError for what does not end
-    "All of a file that somebody named, unless it has no end"
-    path = Path(path)
-    if path.is_file():
-        if path.stat().st_size > most:
-            raise ValueError(f'{str(path)!r} is too large: {path.stat().st_size:,} bytes, {most:,} are read at most')
-        return path.read_bytes()
-    if path.is_dir() or not path.exists():
-        return path.read_bytes()                # raises what it should
-    raw = bytearray()
-    for piece in _pieces(path, wait):
-        raw += piece
-        if len(raw) > most:
-            raise ValueError(f'{str(path)!r} has not ended after {most:,} bytes')
-    return bytes(raw)
-
 # %% ../nbs/00_core.ipynb #80c48bfb
 def _fits(v, t):
     "Does value `v` fit annotation `t`? Unions, lists, tuples, dicts and numbers are understood, the rest by class"
@@ -446,59 +408,6 @@ class Record:
         return self._page().__rich__()
 
 # %% ../nbs/00_core.ipynb #d9331e60
-def _open_special(path, wait=5.):
-    "A file descriptor for what is no regular file: a device, or a FIFO that somebody reads; raises OSError"
-    end, own = time.monotonic() + wait, re.fullmatch(r'/(?:dev|proc/self)/fd/(\d+)', str(path))
-    streams = {'/dev/stdout': 1, '/dev/stderr': 2}
-    if own or str(path) in streams:
-        return os.dup(int(own[1]) if own else streams[str(path)])     # goes on where that stream is
-    while True:
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError as e:
-            if not stat.S_ISFIFO(os.stat(path).st_mode) or time.monotonic() > end:
-                raise OSError(e.errno, f'cannot write to {str(path)!r}: {e.strerror}') from None
-            time.sleep(.05)
-            continue
-        os.set_blocking(fd, True)
-        return fd
-
-def _is_special(path):
-    "Is this a device, a FIFO or somebody's open file, which must not be replaced?"
-    return path.exists() and (not path.is_file() or path.absolute().parts[1] in ('dev', 'proc'))
-
-def _replace_file(path, content):
-    "Write a regular file beside its place, and move it there with the rights of the old one"
-    tmp = path.with_name(f'.{path.name[:200]}.{secrets.token_hex(4)}.tmp')
-    try:
-        with open(tmp, 'xb') as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        if path.exists():
-            shutil.copymode(path, tmp)
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
-
-def write_atomic(
-    path,  # Where to: a link is followed; a device or a FIFO is written into, as the shell does it
-    content # Text or bytes
-) -> Path: # The path; on any error the old file stays as it was
-    "Write `content` to `path` in one step"
-    path, content = Path(path), content.encode() if isinstance(content, str) else content
-    if path.is_dir():
-        raise IsADirectoryError(f'cannot write {str(path)!r}: it is a folder')
-    if _is_special(path):
-        with open(_open_special(path), 'wb') as f:
-            f.write(content)
-        return path
-    target = path.resolve() if path.is_symlink() else path
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(target.parent)!r}')
-    _replace_file(target, content)
-    return path
-
 def data_path(
     name:str # File name, for example gpus.csv or results/zoo.json
 ) -> Path:   # Its path; raises ValueError with the nearest names when there is none
@@ -531,41 +440,6 @@ def read_results(
 ) -> dict:   # What it measured, with date and versions
     "What a script in benchmarks wrote when it was last run"
     return json.loads(data_path(f'results/{name}.json').read_text(encoding='utf-8'))
-
-# %% ../nbs/00_core.ipynb #1618d127
-def _sweep_scratch(folder, prefix):
-    "Remove what processes that are dead have left under this prefix"
-    from filelock import FileLock, Timeout
-    import shutil, time
-    for p in Path(folder).iterdir():
-        owner = p/'.owner'
-        if not p.name.startswith(prefix) or p.is_symlink() or not owner.is_file():
-            continue
-        with contextlib.suppress(Timeout, OSError, NotImplementedError):     # its owner is alive, or nobody can say
-            if time.time() - owner.stat().st_mtime < 2:
-                continue                                # made this moment: its owner may not hold the lock yet
-            with FileLock(owner, timeout=0):
-                shutil.rmtree(p, ignore_errors=True)
-
-@contextlib.contextmanager
-def scratch(
-    prefix:str, # Of its name, so that the next call finds what this one had to leave
-    folder=None # Where it is made; default: the system's folder for temporary files
-):              # A Path; the folder is gone afterwards
-    "A folder to work in, removed at the end, or by the next call with this prefix after its owner was killed"
-    from filelock import FileLock
-    import shutil, tempfile
-    folder = Path(folder or tempfile.gettempdir())
-    _sweep_scratch(folder, prefix)
-    made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
-    lock = FileLock(made/'.owner', timeout=0)
-    try:
-        with contextlib.suppress(NotImplementedError):      # a disk without locks: then nobody sweeps here either
-            lock.acquire()
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-        lock.release()
 
 # %% ../nbs/00_core.ipynb #ba9ecba9
 _ops = [

@@ -12,7 +12,8 @@ import os, re, shlex, shutil, signal, subprocess, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from filelock import FileLock, Timeout
-from .core import Record, one_of, read_data, write_atomic
+from .core import Record, one_of, read_data
+from .files import write_atomic
 from .table import Table
 
 # %% ../nbs/02_environments.ipynb #f89b9d68

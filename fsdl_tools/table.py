@@ -8,7 +8,8 @@ __all__ = ['Table', 'table_html', 'table_markdown', 'pareto_front']
 # %% ../nbs/01_table.ipynb #c2bb4d8f
 import csv, dataclasses, html, io, json, math, re
 from fastcore.basics import patch
-from .core import need, one_of, printable, write_atomic
+from .core import need, one_of, printable
+from .files import write_atomic
 
 # %% ../nbs/01_table.ipynb #b8bf5997
 def _record(r):

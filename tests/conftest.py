@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from fsdl_tools.book.checks import _record_seconds, check_cache, recorded_seconds
-from fsdl_tools.core import write_atomic
+from fsdl_tools.files import write_atomic
 
 settings.register_profile('course', deadline=None, max_examples=60, suppress_health_check=list(HealthCheck), database=None)
 settings.load_profile('course')

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Optional
 import pytest
 from hypothesis import given, strategies as st
-from fsdl_tools.core import GiB, Record, fix_torchvision, human_bytes, human_count, human_dollars, human_seconds, need, one_of, parse_bytes, parse_count, parse_seconds, read_data, scratch, write_atomic
+from fsdl_tools.core import GiB, Record, fix_torchvision, human_bytes, human_count, human_dollars, human_seconds, need
+from fsdl_tools.core import one_of, parse_bytes, parse_count, parse_seconds, read_data
+from fsdl_tools.files import scratch, write_atomic
 from fsdl_tools.table import Table, table_html, table_markdown
 
 numbers = st.floats(min_value=0, max_value=1e20, allow_nan=False)
@@ -134,7 +136,7 @@ def test_timm_and_torchvision_import_beside_this_torch():
 # ---- folders to work in ----
 
 def test_a_scratch_folder_goes_with_its_owner_however_that_ends(tmp_path):
-    code = 'import os, sys, time; from fsdl_tools.core import scratch; s = scratch(".a-", sys.argv[1]); s.__enter__(); print("up", flush=True); time.sleep(60)'
+    code = 'import os, sys, time; from fsdl_tools.files import scratch; s = scratch(".a-", sys.argv[1]); s.__enter__(); print("up", flush=True); time.sleep(60)'
     start = lambda: subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     killed, alive = start(), start()
     for p in (killed, alive): assert p.stdout.readline() == 'up\n'

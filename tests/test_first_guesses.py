@@ -122,11 +122,11 @@ def print_of(thing): return str(thing)
 @pytest.fixture
 def names(tmp_path, monkeypatch):
     from transformers import GPT2Config
-    from fsdl_tools.compute.planner import known
+    from fsdl_tools.compute.model_sizes import known
     from fsdl_tools.memory.measure import blocks_of
     from fsdl_tools.memory.predict import largest_batch
     from fsdl_tools.parallel.layout import parse_layout
-    from fsdl_tools.training.trainer import check_config
+    from fsdl_tools.training.config import check_config
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     deep = nn.Sequential(*[Block() for _ in range(3)])

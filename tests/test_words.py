@@ -8,7 +8,7 @@ from fsdl_tools.compute.cost import read_prices
 from fsdl_tools.compute.gpus import find
 from fsdl_tools.models.architectures import _hf_types, checkpoint_family, hf_tasks, load_config, locate, timm_fields
 from fsdl_tools.models.profile import profile
-from fsdl_tools.onnx.cures import open_model
+from fsdl_tools.onnx.sources import open_model
 from fsdl_tools.parallel.layout import Layout, layout_precisions, parse_layout, recomputations
 
 WORDS = [(kind, said) for kind, words in _vocabulary().items() for said in words]

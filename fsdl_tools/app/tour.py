@@ -9,7 +9,7 @@ __all__ = ['Tour', 'tour']
 import json, time
 from dataclasses import dataclass
 from pathlib import Path
-from .pages import Block, report_html
+from .blocks import Block, report_html
 from fsdl_tools.core import (
     Record,
     human_bytes,
@@ -18,8 +18,8 @@ from fsdl_tools.core import (
     human_seconds,
     parse_count,
     positive,
-    write_atomic,
 )
+from ..files import write_atomic
 from ..table import Table
 
 # %% ../../nbs/app/03_tour.ipynb #aa35bd05
@@ -54,7 +54,7 @@ def _zoo_name(model):
 
 def _choose(t, folder):
     "The model, as the zoo and the planner know it"
-    from fsdl_tools.compute.planner import model_columns
+    from fsdl_tools.compute.model_sizes import model_columns
     from fsdl_tools.models.zoo import search_models
 
     name, sizes, spec = model_columns(t.model)
@@ -120,7 +120,7 @@ _rates = dict(slow=3e-4, fast=3e-3)
 
 def _configs(t, folder):
     "Two runs of the shrunken model that differ in their learning rate"
-    from fsdl_tools.training.trainer import TrainConfig
+    from fsdl_tools.training.config import TrainConfig
 
     return {
         name: TrainConfig(

@@ -11,7 +11,8 @@ from functools import partial
 from html import escape
 from ..compute.columns import refused
 from ..compute.gpus import Cluster, find
-from ..compute.planner import Estimate, estimate, model_columns
+from ..compute.planner import Estimate, estimate
+from ..compute.model_sizes import model_columns
 from ..compute.search import market, search
 from ..core import Record, human_bytes, human_dollars, human_seconds, one_of, positive, read_results
 from ..parallel.layout import Layout, layout_precisions

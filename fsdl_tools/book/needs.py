@@ -12,7 +12,8 @@ import ast, csv, functools, importlib.util, json, os, re, shutil, subprocess, sy
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import Record, write_atomic
+from ..core import Record
+from ..files import write_atomic
 from .contents import notebooks, settings
 
 # %% ../../nbs/book/03_needs.ipynb #69382541

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from ..core import write_atomic
+from ..files import write_atomic
 from .contents import pages, published
 from .epub import write_epub
 from .finish import imprint

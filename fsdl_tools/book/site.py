@@ -21,7 +21,8 @@ import urllib.parse
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
-from ..core import need, one_of, read_data, write_atomic
+from ..core import need, one_of, read_data
+from ..files import write_atomic
 from .contents import notebooks, page_name, pages, published, settings, with_chapters
 from .finish import finish_site
 from .markdown import addressed, cell_options

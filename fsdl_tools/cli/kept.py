@@ -13,7 +13,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 import fsdl_tools
-from ..core import read_limited, write_atomic
+from ..files import read_limited, write_atomic
 from ..table import Table
 
 # %% ../../nbs/cli/01_kept.ipynb #6a2946d5

@@ -33,7 +33,7 @@ def job_in(
     changes = {k: v for k, v in changes.items() if v is not None}
     if 'command' in d:
         return Job.from_dict(d).replace(**changes)
-    from fsdl_tools.training.trainer import TrainConfig
+    from fsdl_tools.training.config import TrainConfig
 
     if 'step_time' not in d:
         return Job.from_plan(None, TrainConfig.from_dict(d), **changes)

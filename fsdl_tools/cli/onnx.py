@@ -102,7 +102,7 @@ def _export_model(
         how = dict(opset=opset, pretrained=pretrained, seed=seed, progress=_say)
         return show(export_decoder(model, out, **how, **_fields(fields)), as_json)
     from fsdl_tools.onnx.export import export, staging
-    from fsdl_tools.onnx.cures import open_model
+    from fsdl_tools.onnx.sources import open_model
     with staging(out):
         pass                                                     # an unwritable folder is found before minutes of work
     sizes = _sizes(size)
@@ -182,7 +182,7 @@ def _bench_files(
     Examples: `fsdl bench resnet18.onnx --batch 1 --rounds 5`,
     `fsdl bench resnet18.onnx resnet18.int8.onnx --threads 2`
     """
-    from fsdl_tools.onnx.cures import open_model
+    from fsdl_tools.onnx.sources import open_model
     from fsdl_tools.onnx.graph import inspect_onnx
     from fsdl_tools.onnx.optimise import benchmark, timing_table
     name = against or inspect_onnx(files[0]).metadata.get('fsdl.source')            # built, never downloaded

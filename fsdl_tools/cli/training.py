@@ -67,7 +67,7 @@ def _train_command(
     """
     from fsdl_tools.training.elastic import Stopped, train, work
     from fsdl_tools.training.checkpoint import CheckpointError
-    from fsdl_tools.training.trainer import TrainConfig
+    from fsdl_tools.training.config import TrainConfig
     given = {k: v for k, v in locals().items() if k in TrainConfig.__dataclass_fields__}
     config = TrainConfig(**given)
     if 'RANK' in os.environ and 'WORLD_SIZE' in os.environ:

@@ -12,7 +12,8 @@ import csv, datetime, functools, io, math, re, statistics
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import data_path, human_dollars, need, one_of, palette, positive, read_limited, Record
+from ..core import data_path, human_dollars, need, one_of, palette, positive, Record
+from ..files import read_limited
 from ..table import Table, pareto_front
 from .gpus import Cluster, benchmarks, find, suites, throughput
 

@@ -25,7 +25,8 @@ from fsdl_tools.core import (
 )
 from ..table import Table
 from .gpus import Cluster, find
-from .planner import Estimate, cluster_columns, estimate, layout_columns, model_columns, record_of
+from .planner import Estimate, cluster_columns, estimate, layout_columns, record_of
+from .model_sizes import model_columns
 from .planner import _named_calibration, _predicted
 from .step_memory import memory, prepare_columns
 from .columns import refused

@@ -10,14 +10,16 @@ __all__ = ['batch_outputs', 'answers', 'unknown_columns', 'check_row', 'predict_
 import csv, io, math, re
 from pathlib import Path
 import numpy as np
-from ..core import data_path, fix_torchvision, GiB, nearest, need, one_of, read_limited, write_atomic
+from ..core import data_path, fix_torchvision, GiB, nearest, need, one_of
+from ..files import read_limited, write_atomic
 from ..table import Table
 from .gpus import Cluster, find
 from ..parallel.layout import layout_precisions, recomputations, schedules
 from .step_memory import memory
 from .columns import columns, complete_columns, framework_of
 from .step_time import step_time
-from .planner import estimate, known
+from .planner import estimate
+from .model_sizes import known
 from .uncertainty import family_of, interval, probability_to_fit
 
 # %% ../../nbs/compute/06_validation.ipynb #c06bbd1a

@@ -10,7 +10,8 @@ __all__ = ['models', 'dialects', 'TaskLayer', 'Model', 'Task', 'init_weights', '
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..core import Record, need, one_of, positive, write_atomic
+from ..core import Record, need, one_of, positive
+from ..files import write_atomic
 
 # %% ../../nbs/frameworks/01_task.ipynb #74ac552a
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from ..core import Record, fix_torchvision, need, one_of, positive
 from .graph import _cause, read_onnx, session
-from .cures import Source, _as_it_was, _config_path, _cures, _offline, _read_config, _say_size
-from .cures import _tame_config, _with_fields, attempts
+from .cures import _as_it_was, _cures
+from .sources import Source, _config_path, _offline, _read_config, _say_size
+from .cures import attempts
+from .sources import _tame_config, _with_fields
 from .compare import compare_outputs, declared_shapes
 from .export import _metadata, _name_for, _save, install, staging
 

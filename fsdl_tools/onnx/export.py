@@ -9,9 +9,11 @@ __all__ = ['trace_graph', 'limits', 'staging', 'install', 'ExportReport', 'expor
 import contextlib, copy, io, json, logging, os, re, secrets, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import Record, need, one_of, scratch
+from ..core import Record, need, one_of
+from ..files import scratch
 from .graph import _cause, _dims, _external, _sizes, _true_inputs, random_inputs, inspect_onnx
-from .cures import Source, _Flat, _as_it_was, _cures, _source, attempts, named_outputs, randomise
+from .cures import _Flat, _as_it_was, _cures, attempts, named_outputs, randomise
+from .sources import Source, _source
 from .cures import _tensor
 from .compare import _file_ways, declared_shapes
 from .verify import _grid, exact_runner, graph_fingerprint, torch_runner, verify_runner

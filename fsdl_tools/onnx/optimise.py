@@ -10,10 +10,12 @@ import contextlib, io, logging, os, random, shutil, statistics, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..core import Record, human_seconds, need, one_of, positive, write_atomic
+from ..core import Record, human_seconds, need, one_of, positive
+from ..files import write_atomic
 from ..table import Table
 from .graph import _cause, _external, inspect_onnx, random_inputs, read_onnx, session, specs_of_file
-from .cures import Source, _tensor, specs_of
+from .cures import _tensor
+from .sources import Source, specs_of
 from .compare import _compare, _enough, _file_ways, _format, _tolerances, _typed, pair_outputs
 from .export import _inside, _name_for, install, staging
 

@@ -13,7 +13,8 @@ import numpy as np
 from ..core import Record, positive
 from ..table import Table
 from .graph import _cause, _fit, _true_inputs, random_inputs, read_onnx, specs_of_file
-from .cures import _as_it_was, _source, _tame_config, named_outputs, specs_of, _tensor
+from .cures import _as_it_was, named_outputs, _tensor
+from .sources import _source, _tame_config, specs_of
 from .compare import _compare, _file_ways, _format, _tolerances, _typed, declared_shapes, pair_outputs
 
 # %% ../../nbs/onnx/03_verify.ipynb #0655360c

@@ -9,7 +9,8 @@ __all__ = ['state_folder', 'Local']
 import contextlib, importlib.util, json, os, re, secrets, shutil, signal, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import human_seconds, write_atomic
+from ..core import human_seconds
+from ..files import write_atomic
 from .launch import Job, Secret, Status, Target, TargetError, only_known, rank_command, torchrun
 
 # %% ../../nbs/operations/02_local.ipynb #a2edf654

@@ -273,7 +273,8 @@ class RayTrain(Ray):
 
 def _worker(config):
     "What each worker of Ray Train does"
-    from fsdl_tools.training.trainer import TrainConfig, fit
+    from fsdl_tools.training.trainer import fit
+    from fsdl_tools.training.config import TrainConfig
     import torch
 
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))

@@ -9,7 +9,8 @@ __all__ = ['distributions', 'Parameter', 'Space', 'parse_sweep', 'read_sweep', '
 import contextlib, itertools, json, math, os, random, re, statistics, sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from ..core import Record, one_of, write_atomic
+from ..core import Record, one_of
+from ..files import write_atomic
 from ..table import Table
 
 # %% ../../nbs/operations/17_sweep_space.ipynb #42b03785

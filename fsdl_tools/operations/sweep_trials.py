@@ -9,7 +9,7 @@ __all__ = ['lock_file', 'lock_trial', 'trial_folder', 'library_paths', 'start_pr
 # %% ../../nbs/operations/19_sweep_trials.ipynb #cf104fc4
 import contextlib, json, math, os, secrets, signal, subprocess, sys, time, warnings
 from pathlib import Path
-from ..core import write_atomic
+from ..files import write_atomic
 from .launch import Handle, Job, TargetError, places, target
 from .sweep_space import command_of
 from ..training.runlog import events, text_number

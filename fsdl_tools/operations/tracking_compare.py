@@ -10,7 +10,8 @@ __all__ = ['write_log', 'run_differences', 'Conversion', 'convert', 'compare', '
 import html, http.server, json, math, struct, threading, urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
-from ..core import Record, one_of, write_atomic
+from ..core import Record, one_of
+from ..files import write_atomic
 from ..table import Table
 from ..environments import run_in
 from .sinks import _flat, sinks

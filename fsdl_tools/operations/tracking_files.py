@@ -9,7 +9,7 @@ __all__ = ['Damaged', 'Found', 'as_float', 'loads', 'fields', 'read_tensorboard'
 # %% ../../nbs/operations/12_tracking_files.ipynb #6c63854e
 import csv, io, json, math, re, struct
 from pathlib import Path
-from ..core import read_limited
+from ..files import read_limited
 from ..training.runlog import Run, Series
 
 # %% ../../nbs/operations/12_tracking_files.ipynb #04147630

@@ -28,7 +28,7 @@ from ..models.gpt import GPT, GPTBlock, GPTConfig, gpt_config, keep_layers
 from .layout import check_runnable, coordinates, parse_layout
 from .schedules import balance
 from .tensor import check_gpt
-from .zero import shard_blocks, watch_routes
+from .zero_libraries import shard_blocks, watch_routes
 from .dtensor import parallelize
 
 # %% ../../nbs/parallel/12_model.ipynb #caa3d572

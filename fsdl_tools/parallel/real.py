@@ -19,7 +19,9 @@ from .ddp import DataParallel, sync_batchnorm
 from .pipeline import ModuleStage, Pipeline
 from .schedules import balance, timetable
 from .tensor import tensor_parallel
-from .zero import Zero1, Zero2, Zero3, all_gather, fsdp, whole_state
+from .zero import Zero1, Zero2, Zero3
+from .zero_libraries import fsdp, whole_state
+from .units import all_gather
 
 # %% ../../nbs/parallel/13_real.ipynb #07167c38
 def _zoo(kind, task='causal-lm', **fields):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.autograd import Function
 from ..core import one_of
 from ..models.gpt import GPT, Attention, MLP
-from .zero import all_gather, reduce_scatter
+from .units import all_gather, reduce_scatter
 
 # %% ../../nbs/parallel/09_tensor.ipynb #248dede4
 def total(

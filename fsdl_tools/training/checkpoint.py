@@ -14,7 +14,8 @@ import safetensors.torch, torch
 from fastcore.basics import patch
 import torch.distributed as dist, torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
-from ..core import human_bytes, nearest, positive, write_atomic
+from ..core import human_bytes, nearest, positive
+from ..files import write_atomic
 from ..table import Table
 
 # %% ../../nbs/training/02_checkpoint.ipynb #d59df358

@@ -11,9 +11,11 @@ from datetime import timedelta
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from ..core import printable, scratch, write_atomic
+from ..core import printable
+from ..files import scratch, write_atomic
 from .checkpoint import _Lost
-from .trainer import TrainConfig, Trainer, check_config, lock_folder
+from .trainer import Trainer
+from .config import TrainConfig, check_config, lock_folder
 
 # %% ../../nbs/training/04_elastic.ipynb #c6db2f23
 class _Progress:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from ..core import Record, need, one_of, positive
-from .data import _image_folder, _mean, _natural, _rng, _std, epoch_order, read_image
+from .data import _mean, _natural, _rng, _std, epoch_order
+from .corpora import _image_folder, read_image
 
 # %% ../../nbs/training/09_loaders.ipynb #e439e99e
 _page = 4096                                    # bytes: what the system maps and reads at a time

@@ -16,7 +16,8 @@ from hypothesis import given, settings, strategies as st
 
 from fsdl_tools.app.screen import script
 from fsdl_tools.book.rendering import npm_file
-from fsdl_tools.app.pages import answer, look_at_onnx, views, read_state, report_html
+from fsdl_tools.app.pages import answer, look_at_onnx, views
+from fsdl_tools.app.blocks import read_state, report_html
 from fsdl_tools.parallel.ranks import free_port
 
 pytest.importorskip('streamlit')

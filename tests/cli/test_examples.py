@@ -117,7 +117,7 @@ def files_for(place):
     from fsdl_tools.compute.planner import estimate
     from fsdl_tools.core import read_data
     from fsdl_tools.table import Table
-    from fsdl_tools.training.trainer import TrainConfig
+    from fsdl_tools.training.config import TrainConfig
     (place/'runs').mkdir()
     for name, count in (('1', 1), ('2', 2)): run_of(place, name, count)
     Job('train', ('python', 'train.py')).to_json(place/'job.json')

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 import pytest
 from fsdl_tools.cli.main import run
-from fsdl_tools.core import Record, parse_bytes, parse_count, printable, read_limited, theirs, write_atomic
+from fsdl_tools.core import Record, parse_bytes, parse_count, printable, theirs
+from fsdl_tools.files import read_limited, write_atomic
 from fsdl_tools.table import Table
 from tests.cli.mutations import configurations, mutated_configuration, mutated_table, mutated_words
 
@@ -263,7 +264,7 @@ def test_a_fifo_that_nobody_reads_or_writes_is_an_error(tmp_path):
 
 
 def test_standard_output_is_no_file_to_replace(tmp_path):
-    code = "from fsdl_tools.core import write_atomic; print('before', flush=True); write_atomic('/dev/stdout', 'between\\n'); print('after')"
+    code = "from fsdl_tools.files import write_atomic; print('before', flush=True); write_atomic('/dev/stdout', 'between\\n'); print('after')"
     with open(tmp_path/'out', 'w') as f: subprocess.run([sys.executable, '-c', code], stdout=f, check=True, timeout=30)
     assert (tmp_path/'out').read_text().split() == ['before', 'between', 'after'] and len(os.listdir(tmp_path)) == 1
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=30)
@@ -367,7 +368,8 @@ def test_two_runs_in_one_folder(tmp_path):
 
 def test_a_run_that_came_between_is_seen(tmp_path, monkeypatch):
     from fsdl_tools.training import trainer
-    from fsdl_tools.training.trainer import TrainConfig, Trainer
+    from fsdl_tools.training.trainer import Trainer
+    from fsdl_tools.training.config import TrainConfig
     c = TrainConfig(steps=1, seq=8, global_batch=2, folder=str(tmp_path/'run'))
     real = trainer.lock_folder
     def late(folder):
@@ -381,7 +383,8 @@ def test_a_run_that_came_between_is_seen(tmp_path, monkeypatch):
 
 def test_a_step_that_is_a_link_is_good_for_nobody(tmp_path):
     from fsdl_tools.training.checkpoint import checkpoints
-    from fsdl_tools.training.trainer import TrainConfig, Trainer
+    from fsdl_tools.training.trainer import Trainer
+    from fsdl_tools.training.config import TrainConfig
     folder = tmp_path/'run'
     Trainer(TrainConfig(steps=1, seq=8, global_batch=2, folder=str(folder))).train()
     step = next((folder/'checkpoints').glob('step-*'))

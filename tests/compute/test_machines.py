@@ -10,7 +10,8 @@ import pytest
 from fsdl_tools.compute.calibrate import Calibration, fit_cluster
 from fsdl_tools.compute.columns import complete_columns, kernel_of, kernels, refused
 from fsdl_tools.compute.gpus import Cluster, find, gpus
-from fsdl_tools.compute.planner import estimate, known, model_columns
+from fsdl_tools.compute.planner import estimate
+from fsdl_tools.compute.model_sizes import known, model_columns
 from fsdl_tools.compute.search import best_plan, search
 from fsdl_tools.compute.step_memory import bytes_per_parameter, memory
 from fsdl_tools.compute.step_time import step_time

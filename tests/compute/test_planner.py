@@ -9,7 +9,8 @@ from fsdl_tools.parallel.layout import Layout, axes, check_layout, coordinates, 
 from fsdl_tools.compute.validation import batch_outputs, plan_batch, predict_rows, read_runs
 from fsdl_tools.compute.step_memory import memory, parameters, sharded, bytes_per_parameter
 from fsdl_tools.compute.step_time import step_time
-from fsdl_tools.compute.planner import Estimate, estimate, known, model_columns
+from fsdl_tools.compute.planner import Estimate, estimate
+from fsdl_tools.compute.model_sizes import known, model_columns
 from fsdl_tools.compute.search import best_plan, cheapest, clusters, _compare, enumerate_layouts, explain, search
 
 A100, H100 = Cluster('A100-SXM-80GB', 8), Cluster('H100-SXM-80GB', 8)

@@ -6,7 +6,8 @@ import numpy as np, onnx, pytest
 torch = pytest.importorskip('torch')
 pytest.importorskip('onnxruntime')
 from fsdl_tools.onnx.graph import InputSpec, random_inputs, specs_of_file
-from fsdl_tools.onnx.cures import calibrate, open_model, named_outputs, randomise, tiny_config
+from fsdl_tools.onnx.cures import calibrate, named_outputs, randomise
+from fsdl_tools.onnx.sources import open_model, tiny_config
 from fsdl_tools.onnx.export import export, install, staging
 from fsdl_tools.onnx.verify import verify
 from fsdl_tools.environments import run_in
@@ -262,8 +263,8 @@ def test_command_line_mistakes(tmp_path, args):
 slow_export = """
 import sys, time
 from fsdl_tools.cli.main import main
-from fsdl_tools.onnx import cures, export
-cures.open_model = lambda *a, **k: None
+from fsdl_tools.onnx import export, sources
+sources.open_model = lambda *a, **k: None
 export._source = lambda *a: (print("up", flush=True), time.sleep(60))
 sys.argv = ["fsdl", "export", "resnet10t", "-o", sys.argv[1]]
 main()

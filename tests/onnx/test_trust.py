@@ -17,7 +17,8 @@ pytest.importorskip('onnxruntime')
 from torch import nn
 from fsdl_tools.onnx import optimise as optimise_module
 from fsdl_tools.onnx.compare import compare_outputs, declared_shapes, pair_outputs
-from fsdl_tools.onnx.cures import _flat, _hf_specs, _segments, named_outputs, open_model, tiny_config
+from fsdl_tools.onnx.cures import _flat, _hf_specs, _segments, named_outputs
+from fsdl_tools.onnx.sources import open_model, tiny_config
 from fsdl_tools.onnx.export import export, install, staging
 from fsdl_tools.onnx.graph import InputSpec, infer, inspect_onnx, random_inputs, read_onnx, session, specs_of_file
 from fsdl_tools.onnx.optimise import quantise
@@ -295,7 +296,7 @@ def test_a_file_beyond_two_gigabytes_is_quantised(tmp_path, kind):
 def test_the_size_is_said_first(tmp_path, monkeypatch):
     said = []
     with pytest.raises(ValueError, match='set num_hidden_layers=2'):
-        monkeypatch.setattr('fsdl_tools.onnx.cures._free_memory', lambda: 2**34)
+        monkeypatch.setattr('fsdl_tools.onnx.sources._free_memory', lambda: 2**34)
         export('llama', tmp_path/'a.onnx', progress=said.append)
     assert any('6,607,343,616 parameters' in s for s in said) and not list(tmp_path.iterdir())
     small = tiny_config('llama').to_dict()

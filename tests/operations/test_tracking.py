@@ -415,7 +415,8 @@ def test_convert_says_what_is_lost(tmp_path):
 
 def test_what_a_trainer_leaves_goes_into_any_tracker(tmp_path):
     "The way out that exit_cost promises for runs: metrics.jsonl, every number read back with the same bits"
-    from fsdl_tools.training.trainer import TrainConfig, fit
+    from fsdl_tools.training.trainer import fit
+    from fsdl_tools.training.config import TrainConfig
     rows = fit(TrainConfig(seq=16, global_batch=4, steps=4, holdout=0., seed=3, folder=str(tmp_path/'run')))
     r = read(tmp_path/'run'/'metrics.jsonl')
     assert bits(r.metrics['loss'].values) == bits([row['loss'] for row in rows]) and r.metrics['loss'].steps == [row['step'] for row in rows]

@@ -6,7 +6,7 @@ from fsdl_tools.operations.launch import Job
 from fsdl_tools.operations.local import Local
 from fsdl_tools.operations.slurm import Slurm
 from fsdl_tools.operations.slurm_cluster import nodes
-from fsdl_tools.training.trainer import TrainConfig
+from fsdl_tools.training.config import TrainConfig
 from .test_containers import pod  # noqa: F401 - a fixture
 from .test_slurm import cluster, installed, target  # noqa: F401 - fixtures
 

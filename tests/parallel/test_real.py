@@ -12,7 +12,9 @@ from fsdl_tools.parallel.pipeline import ModuleStage, Pipeline
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.parallel.real import _pipeline_parts, asks_unused, real_module, real_modules, real_strategies, train_real
 from fsdl_tools.parallel.schedules import timetable
-from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, fsdp, units_of, _whole_blocks, whole_state, zeros
+from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, zeros
+from fsdl_tools.parallel.zero_libraries import fsdp, _whole_blocks, whole_state
+from fsdl_tools.parallel.units import units_of
 from fsdl_tools.models.tiny import share, tiny_batch, tiny_loss, tiny_model
 
 # What cannot be cut, and what says so

@@ -9,7 +9,9 @@ from fsdl_tools.parallel.ranks import on_ranks
 from fsdl_tools.parallel.ddp import sync_batchnorm, train_ranks
 from fsdl_tools.models.tiny import share, tiny_batch, tiny_loss, tiny_model, tiny_names, train_batches, train_alone, adamw, worst
 from fsdl_tools.environments import run_in
-from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, accounted, ddp, fsdp, units_of, zero_memory, zero_redundancy, zeros
+from fsdl_tools.parallel.zero import Zero1, Zero2, Zero3, accounted, zero_memory, zeros
+from fsdl_tools.parallel.zero_libraries import ddp, fsdp, zero_redundancy
+from fsdl_tools.parallel.units import units_of
 from fsdl_tools.testing import differences
 from fsdl_tools.parallel.zero_libraries import _deepspeed_config, shards
 from fsdl_tools.training.checkpoint import Checkpointer

@@ -13,9 +13,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import nn
 from fsdl_tools.parallel.model import Parallel, _recompute
 from fsdl_tools.parallel.ranks import RankError, on_ranks
-from fsdl_tools.training.data import Feed, Own, _as_text, _encoded, factory_name, is_factory, load_factory, open_data, read_image
+from fsdl_tools.training.data import Feed, Own, factory_name, is_factory, load_factory, open_data
+from fsdl_tools.training.corpora import _as_text, _encoded, read_image
 from fsdl_tools.training.elastic import train
-from fsdl_tools.training.trainer import TrainConfig, check_config, fit
+from fsdl_tools.training.trainer import fit
+from fsdl_tools.training.config import TrainConfig, check_config
 
 MODULE = '''
 import random

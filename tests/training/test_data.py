@@ -11,7 +11,9 @@ import torch.distributed as dist
 from hypothesis import example, given, settings, strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from fsdl_tools.training.data import Feed, Images, Tokens, epoch_order, eval_batches, open_data, rank_indices, read_image, step_indices
+from fsdl_tools.training.data import Feed, Images, Tokens, epoch_order, eval_batches, open_data, rank_indices
+from fsdl_tools.training.data import step_indices
+from fsdl_tools.training.corpora import read_image
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 
 flat = lambda batches: [i for b in batches for i in b]

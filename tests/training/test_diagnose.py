@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fsdl_tools.training.diagnose import Diagnosis, cures, diagnose, diagnose_trace, probes, script_loop, _Clock, _owners, _watching, _without
+from fsdl_tools.training.diagnose import Diagnosis, cures, diagnose, diagnose_trace, script_loop
+from fsdl_tools.training.clock import probes, _Clock, _owners, _watching, _without
 from fsdl_tools.training.traces import _minus, _union
 from fsdl_tools.cli.main import run as fsdl
 

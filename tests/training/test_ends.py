@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from fsdl_tools.operations.slurm_cluster import free_ports
 from fsdl_tools.training.data import open_data
-from fsdl_tools.training.trainer import TrainConfig, Trainer, fit, lr_at
+from fsdl_tools.training.trainer import Trainer, fit
+from fsdl_tools.training.config import TrainConfig, lr_at
 
 pytestmark = pytest.mark.timeout(300)
 fsdl = [sys.executable, '-c', 'from fsdl_tools.cli.main import main; main()']

@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from fsdl_tools.training.data import Feed, _synthetic_image, read_image
+from fsdl_tools.training.data import Feed, _synthetic_image
+from fsdl_tools.training.corpora import read_image
 from fsdl_tools.training.loaders import ChangedError, DamagedError, Mapped, ahead, _page as page, batches, pack, step_part, steps_per_epoch
 
 ROOT = Path(__file__).parents[2]

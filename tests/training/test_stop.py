@@ -5,11 +5,12 @@ import psutil
 import pytest
 from fsdl_tools.parallel.ranks import on_ranks
 from fsdl_tools.training.elastic import rank_threads
-from fsdl_tools.training.trainer import TrainConfig, fit
+from fsdl_tools.training.trainer import fit
+from fsdl_tools.training.config import TrainConfig
 
 pytestmark = pytest.mark.timeout(400)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN: signal.signal(signal.SIGHUP, signal.SIG_DFL)      # tests under nohup: what they start must hear it
-start = 'import sys; from fsdl_tools.training.elastic import *; from fsdl_tools.training.trainer import *; train(TrainConfig.from_json(sys.argv[1]))'
+start = 'import sys; from fsdl_tools.training.elastic import *; from fsdl_tools.training.config import *; from fsdl_tools.training.trainer import *; train(TrainConfig.from_json(sys.argv[1]))'
 slow_steps = 'import sys, time; from fsdl_tools.training import trainer; one = trainer.Trainer.one_step; trainer.Trainer.one_step = lambda self, b: (time.sleep(4), one(self, b))[1]; ' + start[11:]
 slow_eval = 'import sys, time; from fsdl_tools.training import trainer; from pathlib import Path; held = trainer.Trainer._held_out; trainer.Trainer._held_out = lambda self, *a: (Path(self.c.folder, "evaluates").touch(), time.sleep(1), held(self, *a))[2]; ' + start[11:]
 slow_save = 'import sys, time; from fsdl_tools.training import checkpoint; from pathlib import Path; enter = checkpoint._enter; checkpoint._enter = lambda p: (p.parent.parent.with_name("saves").touch(), time.sleep(1), enter(p))[2]; ' + start[11:]

@@ -8,7 +8,8 @@ from fsdl_tools.training import checkpoint, elastic, trainer
 from fsdl_tools.training.checkpoint import CheckpointError, Checkpointer, verify_checkpoint
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.parallel.layout import parse_layout
-from fsdl_tools.training.trainer import TrainConfig, Trainer, check_config, fit, lr_at, training_tensors
+from fsdl_tools.training.trainer import Trainer, fit, training_tensors
+from fsdl_tools.training.config import TrainConfig, check_config, lr_at
 from fsdl_tools.training.elastic import kill_one, train
 
 pytestmark = pytest.mark.timeout(600)
@@ -134,7 +135,7 @@ def test_a_run_that_is_killed_more_often_than_it_may_be_restarted_ends_and_can_b
     assert len(go(c.replace(resume=True))) == reached + 2
 
 
-start = 'import sys; from fsdl_tools.training.trainer import *; from fsdl_tools.training.elastic import *; train(TrainConfig.from_json(sys.argv[1]), log=sys.argv[2])'
+start = 'import sys; from fsdl_tools.training.config import *; from fsdl_tools.training.trainer import *; from fsdl_tools.training.elastic import *; train(TrainConfig.from_json(sys.argv[1]), log=sys.argv[2])'
 
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow), pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
@@ -252,7 +253,7 @@ def _warned(c):
 
 
 def test_what_is_heard_is_written_to_stderr(text, tmp_path):
-    code = ('import errno, sys; from fsdl_tools.training import checkpoint; from fsdl_tools.training.trainer import *\nreal = checkpoint._enter\n'
+    code = ('import errno, sys; from fsdl_tools.training import checkpoint; from fsdl_tools.training.config import *; from fsdl_tools.training.trainer import *\nreal = checkpoint._enter\n'
             'def enter(path):\n    if "step-00000006" not in str(path): raise OSError(errno.ENOSPC, "No space left on device")\n    return real(path)\n'
             'checkpoint._enter = enter; fit(TrainConfig.from_json(sys.argv[1]))')
     config(text, tmp_path/'run', save_every=2).to_json(tmp_path/'c.json')
