@@ -89,6 +89,25 @@ def test_a_builder_that_is_killed_does_not_block_or_mislead_the_next(cache):
     assert built(e) and time.monotonic() - t0 < 60
 
 
+@pytest.mark.parametrize('how', ['SIGKILL', 'SIGTERM', 'SIGINT', 'SIGHUP'])
+def test_the_running_step_ends_with_whoever_builds(cache, how):
+    "Also what the step has started, and also after a signal that no handler can see"
+    note = cache/'pids'
+    check = f"import os, subprocess; p = subprocess.Popen(['sleep', '600']); open({str(note)!r}, 'w').write(f'{{os.getpid()}} {{p.pid}} '); p.wait()"
+    script = f'import sys; from fsdl_tools.environments import SideEnv, build_env; build_env(SideEnv("left", check={check!r}))'
+    p = subprocess.Popen([sys.executable, '-c', script], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 200
+    while not (note.exists() and note.read_text().endswith(' ')):
+        assert time.monotonic() < end and p.poll() is None
+        time.sleep(.05)
+    p.send_signal(signal.Signals[how])
+    assert p.wait(100) != 0
+    lives = lambda pid: Path(f'/proc/{pid}/stat').exists() and Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+    while any(map(lives, note.read_text().split())):
+        assert time.monotonic() < end, 'the step goes on'
+        time.sleep(.05)
+
+
 def test_two_processes_build_once(cache):
     script = "from fsdl_tools.environments import *; print(build_env(SideEnv('shared', check='import time; time.sleep(1)')))"
     ps = [subprocess.Popen([sys.executable, '-c', script], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}, stdout=subprocess.PIPE, text=True) for _ in range(3)]

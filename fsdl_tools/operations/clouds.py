@@ -6,10 +6,10 @@
 __all__ = ['SageMaker', 'Anyscale', 'Determined', 'SkyPilot']
 
 # %% ../../nbs/operations/09_clouds.ipynb #be6bdceb
-import importlib.util, json, re, tempfile
+import importlib.util, json, os, re, tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import GiB, one_of
+from ..core import GiB, KiB, human_bytes, one_of
 from fsdl_tools.operations.launch import (
     Job,
     Status,
@@ -486,4 +486,8 @@ class SkyPilot(_ByCommand):
         out = bad_name(job.name) + (bad_image(job.image) if job.image else []) + _no_secrets(job, 'SkyPilot')
         if job.gpus and not job.gpu:
             out.append('gpu: SkyPilot must be told which')
+        words = from_yaml(self.render(job))[0]['envs']['FSDL_COMMAND']
+        if len(os.fsencode(words)) + len('FSDL_COMMAND=') >= 128 * KiB:
+            size = human_bytes(len(os.fsencode(words)))
+            out.append(f'the command travels in one variable: it has {size}, and Linux takes 128 KiB')
         return out + [f'the variable {k} is set by the target' for k in ('FSDL_COMMAND', 'FSDL_JOB') if k in job.env]

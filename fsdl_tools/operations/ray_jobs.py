@@ -169,8 +169,9 @@ class RankGroup:
         "Start a rank for each set of variables, and wait; the first bad exit code"
         self.running = [subprocess.Popen(command, env=dict(os.environ, **v), start_new_session=True) for v in variables]
         while any(p.poll() is None for p in self.running):
-            if any(p.poll() for p in self.running):
+            if bad := [p.returncode for p in self.running if p.poll()]:
                 self.stop(10)
+                return bad[0]  # not that of a rank which has been stopped now
             time.sleep(0.1)
         return next((p.returncode for p in self.running if p.returncode), 0)
 

@@ -6,8 +6,9 @@
 __all__ = ['sinks', 'Sink', 'JsonLines', 'masked_crc', 'event_record', 'scalar_event', 'TensorBoard']
 
 # %% ../../nbs/operations/10_sinks.ipynb #3eba3d19
-import collections, json, math, os, re, shutil, struct, tempfile
+import collections, contextlib, json, math, os, re, shutil, sqlite3, struct, tempfile
 from pathlib import Path
+from ..files import scratch
 from ..training.runlog import text_number
 
 # %% ../../nbs/operations/10_sinks.ipynb #06da00bb
@@ -269,6 +270,29 @@ def _mlflow_name(name):
     "A name MLflow takes"
     return re.sub(r'[^\w\-. :/]', '_', name)[:250]
 
+def _whole_database(uri):
+    "MLflow takes seconds to make its tables: a new database appears with all of them or, after a kill, not at all"
+    path = Path(uri.removeprefix('sqlite:///'))
+    if not uri.startswith('sqlite:///') or '?' in uri or path.exists() or not path.parent.is_dir():
+        return
+    from mlflow import MlflowClient
+
+    with scratch(f'.{path.name}.', path.parent) as made:
+        MlflowClient(f'sqlite:///{made}/new.db').search_experiments(max_results=1)
+        new, whole = sqlite3.connect(made / 'new.db'), sqlite3.connect(made / 'whole.db')
+        with contextlib.closing(new), contextlib.closing(whole):
+            new.backup(whole)
+        _appear(made / 'whole.db', path)
+
+def _appear(made, path):
+    "Give a finished file its name, unless somebody was faster"
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a disk without links
+        os.replace(made, path)
+
 # %% ../../nbs/operations/10_sinks.ipynb #a57e9e9f
 class _MLflow(Sink):
     "MLflow: options are uri (default: a SQLite file beside the run) and experiment"
@@ -280,6 +304,7 @@ class _MLflow(Sink):
 
         self.folder.mkdir(parents=True, exist_ok=True)
         self.uri = self.options.get('uri') or f'sqlite:///{self.folder.resolve()}/mlflow.db'
+        _whole_database(self.uri)
         self.client = MlflowClient(self.uri)
         experiment = self.options.get('experiment') or self.head.get('project') or 'fsdl'
         found = self.client.get_experiment_by_name(experiment)
@@ -289,6 +314,7 @@ class _MLflow(Sink):
             else self.client.create_experiment(experiment, artifact_location=self._files())
         )
         self.run_id = self._find() or self._create()
+        self._params(self.run_id, self.head.get('params') or {})  # again, where a follower was killed before them
 
     def _files(self):
         "Where files go: a server decides itself, otherwise beside the database"
@@ -304,7 +330,7 @@ class _MLflow(Sink):
         return rows[0].info.run_id if rows else None
 
     def _create(self):
-        "A new run with the parameters"
+        "A new run"
         tags = {'fsdl.run': self.head['id'], 'mlflow.runName': self.label()} | {
             k: str(v) for k, v in (self.head.get('tags') or {}).items()
         }
@@ -312,7 +338,6 @@ class _MLflow(Sink):
         if commit:
             tags['mlflow.source.git.commit'] = commit
         run = self.client.create_run(self.experiment, start_time=int(self.head.get('started', 0) * 1000), tags=tags)
-        self._params(run.info.run_id, self.head.get('params') or {})
         return run.info.run_id
 
     def _params(self, run_id, params):

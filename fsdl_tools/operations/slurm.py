@@ -55,7 +55,7 @@ fsdl_warned=
 trap 'fsdl_warned=USR1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 trap 'fsdl_warned=TERM; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 for ((fsdl_attempt = 0; ; fsdl_attempt++)); do             # each attempt at a port of its own: one may be taken
-  export MASTER_PORT=$((20000 + (SLURM_JOB_ID + 101 * (fsdl_attempt + ${SLURM_RESTART_COUNT:-0})) % 20000))
+  export MASTER_PORT=$((20000 + (SLURM_JOB_ID + 101 * (fsdl_attempt + ${SLURM_RESTART_COUNT:-0})) % 12000))
   srun --kill-on-bad-exit=1 bash -c 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
     export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)); exec "$@"' bash "${fsdl_command[@]}" &
   fsdl_step=$!
@@ -64,10 +64,13 @@ for ((fsdl_attempt = 0; ; fsdl_attempt++)); do             # each attempt at a p
     kill -0 "$fsdl_step" 2>/dev/null || break
   done
   if [ "$fsdl_code" -eq 0 ]; then exit 0; fi
-  if [ -n "$fsdl_warned" ] || [ "$fsdl_code" -eq 143 ] || [ "$fsdl_code" -eq 138 ]; then    # asked to stop, not done
-    if [ "$fsdl_on_preempt" = requeue ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
-      scontrol requeue "$SLURM_JOB_ID" && sleep 60         # whoever leaves now is FAILED, and stays so
-    fi
+  # preempted: the ranks alone are told. One that fails ends the others with 143 as well, so the controller is asked
+  if scontrol -o show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; then fsdl_warned=preempted; fi
+  if [ -n "$fsdl_warned" ] || [ "$fsdl_code" -eq 138 ]; then        # asked to stop, not done
+    case "$fsdl_on_preempt $(squeue -h -j "$SLURM_JOB_ID" -o %T)" in
+      'requeue RUNNING' | 'requeue SIGNALING')             # not one that somebody has cancelled
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60 ;;    # whoever leaves now is FAILED, and stays so
+    esac
     exit "$fsdl_code"
   fi
   if [ "$fsdl_attempt" -ge "$fsdl_retries" ]; then exit "$fsdl_code"; fi
@@ -305,7 +308,13 @@ _states = dict(
     CONFIGURING='queued',
     REQUEUED='queued',
     REQUEUE_HOLD='queued',
+    REQUEUE_FED='queued',
+    RESV_DEL_HOLD='queued',
+    SPECIAL_EXIT='queued',
     RUNNING='running',
+    SIGNALING='running',
+    STAGE_OUT='running',
+    RESIZING='running',
     COMPLETING='running',
     SUSPENDED='running',
     STOPPED='running',

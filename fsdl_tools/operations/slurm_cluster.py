@@ -6,7 +6,7 @@
 __all__ = ['programs', 'nodes', 'slurm_missing', 'free_ports', 'SlurmCluster']
 
 # %% ../../nbs/operations/04_slurm_cluster.ipynb #7ef82d07
-import contextlib, os, shutil, signal, socket, subprocess, tempfile, time
+import contextlib, os, secrets, shutil, signal, socket, subprocess, tempfile, time
 from pathlib import Path
 
 # %% ../../nbs/operations/04_slurm_cluster.ipynb #b5e19b7b
@@ -26,6 +26,7 @@ def slurm_missing() -> str:  # Empty when a cluster can be started here
 
 # %% ../../nbs/operations/04_slurm_cluster.ipynb #c97f8116
 _conf = """ClusterName=fsdl
+FirstJobId={first_job}
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={port}
 AuthType=auth/munge
@@ -96,6 +97,7 @@ class SlurmCluster:
         text = _conf.format(
             root=self.root,
             port=self.ports[0],
+            first_job=1 + secrets.randbelow(10_000),  # ports follow from it: two clusters may share a machine
             node_ports=f'{self.ports[1]}-{self.ports[2]}',
             grace=0 if off else grace,
             max_time=max_time,
@@ -107,7 +109,7 @@ class SlurmCluster:
     def call(
         self,
         *args,  # A command of SLURM and its arguments
-        timeout: float = 10,  # Seconds
+        timeout: float = 30,  # Seconds
     ) -> str:  # Raises RuntimeError
         "What one of SLURM's commands prints"
         r = subprocess.run(args, capture_output=True, text=True, env=self.env, timeout=timeout)
@@ -119,7 +121,7 @@ class SlurmCluster:
         "Start a daemon that puts itself into the background"
         log = self.root / 'log' / f'{Path(args[0]).name}.start'
         with open(log, 'ab') as out:
-            subprocess.run([_which(args[0]), *args[1:]], stdout=out, stderr=out, env=self.env, timeout=20, check=True)
+            subprocess.run([_which(args[0]), *args[1:]], stdout=out, stderr=out, env=self.env, timeout=60, check=True)
 
     def start(self):
         "Start everything, and wait until both nodes are idle"
@@ -138,7 +140,7 @@ class SlurmCluster:
         self._daemon('slurmctld', '-c')
         for n in nodes:
             self.start_node(n)
-        self.until(lambda: self.call('sinfo', '-h', '-N', '-p', 'debug', '-o', '%t').split() == ['idle', 'idle'], 30)
+        self.until(lambda: self.call('sinfo', '-h', '-N', '-p', 'debug', '-o', '%t').split() == ['idle', 'idle'], 90)
         return self
 
     def start_node(

@@ -111,11 +111,12 @@ def _enter(space, folder, row, retries):
     else:
         new = verdict(trial_folder(folder, n, attempt), space.metric, attempt, retries)
     state, value, seconds, note = new
+    again = int(state == 'waiting' and row['state'] == 'running')  # what was only asked for has not begun
     with _transaction(folder) as db:
         db.execute(
             'update trials set state = ?, value = ?, seconds = coalesce(seconds, 0) + coalesce(?, 0), '
             'note = coalesce(?, note), attempt = attempt + ? where number = ? and attempt = ? and state = ?',
-            (state, value, seconds, note, int(state == 'waiting'), n, attempt, row['state']),
+            (state, value, seconds, note, again, n, attempt, row['state']),
         )
 
 def _claim(folder, total, me):

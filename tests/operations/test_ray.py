@@ -80,19 +80,19 @@ def test_strings_a_stop_and_a_secret(ray, tmp_path):
     python, options, nodes = ray
     t, strings, out = Ray(**options), corpus(), tmp_path/'got-'
     (tmp_path/'secret').write_text('canary-5d20')
-    job = Job('probe', (python, '-c', probe, str(out), *strings), env=variables(strings) | dict(PYTHONPATH=here), secrets=[Secret('SECRET', 'file', str(tmp_path/'secret'))], time=120, **on(nodes))
+    job = Job('probe', (python, '-c', probe, str(out), *strings), env=variables(strings) | dict(PYTHONPATH=here), secrets=[Secret('SECRET', 'file', str(tmp_path/'secret'))], time=300, **on(nodes))
     h = t.submit(job, 'probe-1')
     assert t.submit(job, 'probe-1') == h
-    assert t.wait(h, 200).state == 'succeeded', t.logs(h)
+    assert t.wait(h, 300).state == 'succeeded', t.logs(h)
     for rank in (0, 1): assert received(out, rank) == expected(strings)
     assert 'canary-5d20' not in t.logs(h) + json.dumps(t.ask(f'jobs/{h.id}'))
-    h = t.submit(Job('sleeps', ('sleep', '100'), env=dict(PYTHONPATH=here), time=120))
-    end = time.monotonic() + 60
+    h = t.submit(Job('sleeps', ('sleep', '100'), env=dict(PYTHONPATH=here), time=300))
+    end = time.monotonic() + 200
     while t.status(h).state == 'queued' and time.monotonic() < end: time.sleep(.2)
     t.cancel(h)
-    assert t.wait(h, 60).state == 'cancelled'
-    h = t.submit(Job('fails', ('sh', '-c', 'exit 3'), env=dict(PYTHONPATH=here), time=120))
-    assert t.wait(h, 120).state == 'failed'
+    assert t.wait(h, 200).state == 'cancelled'
+    h = t.submit(Job('fails', ('sh', '-c', 'exit 3'), env=dict(PYTHONPATH=here), time=300))
+    assert t.wait(h, 300).state == 'failed'
 
 
 @pytest.mark.parametrize('kind', [Ray, RayTrain])

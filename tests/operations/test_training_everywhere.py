@@ -47,12 +47,30 @@ def test_on_slurm(straight, cluster):  # noqa: F811
     assert weights(folder) == straight
 
 
+holds = '''
+import sys, time
+from pathlib import Path
+from fsdl_tools.training import trainer
+step, hold = trainer.Trainer.one_step, Path(sys.argv.pop())
+def one_step(self, batches):
+    while self.step == 30 and not self.stop and hold.exists(): time.sleep(.05)
+    return step(self, batches)
+trainer.Trainer.one_step = one_step
+'''
+
+
+def holding(job, hold):
+    "The same job, which waits before its 31st step until it is asked to stop, or the file hold is gone"
+    hold.touch()
+    return job.replace(command=(*job.command[:2], holds + job.command[2], *job.command[3:], str(hold)))
+
+
 def test_on_slurm_preempted(straight, cluster):  # noqa: F811
     s, folder = target(cluster), cluster.root/'preempted'
-    h = s.submit(on_two_nodes(folder))
-    cluster.until(lambda: steps_of(folder) >= 3, 200)
+    h = s.submit(holding(on_two_nodes(folder), cluster.root/'work'/'hold'))
+    cluster.until(lambda: steps_of(folder) >= 30, 200)
     Slurm(partition='urgent', output=str(cluster.root/'work'/'urgent.out')).submit(Job('urgent', ('sleep', '2'), nodes=2, cpus=2, time=60, grace=5))
-    cluster.until(lambda: s.status(h).state == 'queued', 60)
+    cluster.until(lambda: s.status(h).state == 'queued', 200)
     done = s.wait(h, 300)
     assert done.state == 'succeeded' and 'restarts' in done.detail, s.logs(h)
     assert weights(folder) == straight
@@ -60,33 +78,23 @@ def test_on_slurm_preempted(straight, cluster):  # noqa: F811
 
 def test_on_slurm_with_a_node_killed(straight, cluster):  # noqa: F811
     s, folder = target(cluster), cluster.root/'killed'
-    h = s.submit(on_two_nodes(folder))
-    cluster.until(lambda: steps_of(folder) >= 8, 200)
+    hold = cluster.root/'work'/'hold'
+    h = s.submit(holding(on_two_nodes(folder), hold))
+    cluster.until(lambda: steps_of(folder) >= 30, 200)
     cluster.kill_node(nodes[1])
-    cluster.until(lambda: s.status(h).state == 'queued', 90)
+    cluster.until(lambda: s.status(h).state == 'queued', 200)
+    hold.unlink()
     cluster.start_node(nodes[1])
     done = s.wait(h, 300)
     assert done.state == 'succeeded' and 'restarts' in done.detail, s.logs(h)
     assert weights(folder) == straight
 
 
-until_asked = '''
-import time
-from fsdl_tools.training import trainer
-step = trainer.Trainer.one_step
-def one_step(self, batches):
-    while self.step == 30 and not self.stop: time.sleep(.05)
-    return step(self, batches)
-trainer.Trainer.one_step = one_step
-'''
-
-
 def test_on_slurm_after_the_time_limit(straight, cluster):  # noqa: F811
-    "Before its 31st step it waits until it is asked to stop: 25 s before its time is over, the script is warned"
+    "25 s before its time is over the script is warned"
     s, folder = target(cluster), cluster.root/'limit'
     job = on_two_nodes(folder).replace(time=60 if os.getloadavg()[0] < 4 else 120, grace=25)        # on a busy machine a minute may go before the first step
-    job = job.replace(command=(*job.command[:2], until_asked + job.command[2], *job.command[3:]))
-    h = s.submit(job)
+    h = s.submit(holding(job, cluster.root/'work'/'hold'))
     done = s.wait(h, 400)
     assert done.state == 'succeeded' and 'restarts' in done.detail, s.logs(h)
     assert steps_of(folder) == 60 and weights(folder) == straight

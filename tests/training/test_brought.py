@@ -93,10 +93,10 @@ def test_an_own_model_on_own_data_in_any_layout(mine):
     alone = fit(run())
     assert alone[-1]['loss'] < alone[0]['loss'] and alone[-1]['eval_loss'] is not None and alone[0]['mfu'] > 0
     for layout in ('dp2', 'dp2,zero=3', 'dp2,micro_batch=2', 'dp3,zero=1'):
-        found = on_ranks(fit, int(layout[2]), run(layout=layout), timeout=100)[0]
+        found = on_ranks(fit, int(layout[2]), run(layout=layout), timeout=200)[0]
         assert apart(losses(found), losses(alone)) < 1e-5, layout
     for model in ('normed', 'dictionary', 'factories.net'):
-        two = on_ranks(fit, 2, run(model=f'brought_here:{model}', layout='dp2,zero=2', seed=1), timeout=100)[0]
+        two = on_ranks(fit, 2, run(model=f'brought_here:{model}', layout='dp2,zero=2', seed=1), timeout=200)[0]
         assert apart(losses(two), losses(fit(run(model=f'brought_here:{model}', seed=1)))) < 1e-5, model
 
 
@@ -375,5 +375,5 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
 @pytest.mark.parametrize('layout', ['dp2,precision=bf16', 'dp2,precision=amp_bf16', 'dp2,zero=2,precision=bf16', 'dp2,zero=3,precision=amp_bf16'])
 def test_batch_norm_in_low_precision_over_ranks(mine, layout):
     c = run(model='brought_here:normed', steps=4)
-    low, full = on_ranks(fit, 2, c.replace(layout=layout), timeout=100)[0], fit(c)
+    low, full = on_ranks(fit, 2, c.replace(layout=layout), timeout=200)[0], fit(c)
     assert apart(losses(low), losses(full)) < .05 and low[-1]['loss'] < low[0]['loss']

@@ -231,7 +231,7 @@ def test_the_manifest_says_what_is_there(saved):
     assert set(m['files']) == {f.name for f in p.iterdir()} - {'manifest.json'}
     for name, e in m['files'].items():
         assert e['bytes'] == (p/name).stat().st_size
-        assert subprocess.run(['sha256sum', str(p/name)], capture_output=True, text=True, timeout=20).stdout.split()[0] == e['sha256']
+        assert subprocess.run(['sha256sum', str(p/name)], capture_output=True, text=True, timeout=100).stdout.split()[0] == e['sha256']
     t = checkpoints(saved.folder)
     assert t.column('step') == [10, 20] and t.column('good') == [True, True] and t[0]['bytes'] == sum(f.stat().st_size for f in p.iterdir())
     assert {r['tensor'] for r in contents(p)} == set(some())
@@ -429,7 +429,7 @@ def full_for_all(folder):
 
 def test_a_full_disk_on_one_rank_fails_on_all(tmp_path):
     with small_disk(tmp_path/'disk'):
-        got = on_ranks(full_for_all, 3, str(tmp_path/'disk'), timeout=60)
+        got = on_ranks(full_for_all, 3, str(tmp_path/'disk'), timeout=200)
         assert got[0] == got[1] == got[2]
         message, failed, steps, left, latest, after = got[0]
         assert 'rank 1: OSError' in message and 'rank 0' not in message and failed == [(2, message)] and steps == [1] and left == [] and latest == 1 and after == 3
@@ -463,7 +463,7 @@ def test_any_mesh_reads_what_any_mesh_wrote(tmp_path):
     want, d = {n: bits(t) for n, t in whole().items()}, str(tmp_path)
     chain = [(None, (4,), 1), (1, (2,), 2), (2, (1,), 3), (3, (2, 2), 4), (4, (3,), 5), (5, (2, 2), 6), (6, (4,), 7), (7, (1, 2), 8)]
     for step, shape, save in chain:
-        for at, got in on_ranks(on_mesh, torch.Size(shape).numel(), d, shape, step, save, timeout=60): assert got == want and (step is None or at[0] == step)
+        for at, got in on_ranks(on_mesh, torch.Size(shape).numel(), d, shape, step, save, timeout=200): assert got == want and (step is None or at[0] == step)
         assert verify_checkpoint(path(d, save)) == []
     got = blank(whole())
     for step, shape, save in chain:
@@ -507,10 +507,10 @@ def fsdp_tp(folder, shape, step=None, save=None):
 def test_fsdp_and_tensor_parallel_with_adam(tmp_path):
     "Strided shards of uneven matrices, read by other meshes"
     d = str(tmp_path)
-    first = on_ranks(fsdp_tp, 4, d, (2, 2), None, 1, timeout=90)
+    first = on_ranks(fsdp_tp, 4, d, (2, 2), None, 1, timeout=200)
     assert all(f == first[0] for f in first) and any('exp_avg_sq' in n for n in first[0])
     for shape, step, save in [((2, 1), 1, 2), ((1, 2), 2, 3), ((1, 1), 3, 4), ((2, 2), 4, 5), ((4, 1), 5, 6)]:
-        for got in on_ranks(fsdp_tp, shape[0] * shape[1], d, shape, step, save, timeout=90): assert got == first[0], (shape, step)
+        for got in on_ranks(fsdp_tp, shape[0] * shape[1], d, shape, step, save, timeout=200): assert got == first[0], (shape, step)
 
 
 def stage(folder, splits, step=None, save=None):
@@ -622,19 +622,19 @@ def resumed(folder):
 def test_killed_at_any_moment(tmp_path, seed):
     "One rank, or all, at a random moment of a save: the last good one loads, on as many ranks or on one"
     rng, d = random.Random(seed), str(tmp_path/'run')
-    on_ranks(run, 2, d, [1], timeout=60)
+    on_ranks(run, 2, d, [1], timeout=200)
     first = rng.uniform(0, .25)
     die = {rng.randrange(2): first} if seed % 2 else {0: first, 1: first + rng.uniform(0, .01)}
-    with pytest.raises(RankError, match='SIGKILL'): on_ranks(run, 2, d, range(2, 1000), die, timeout=60)
+    with pytest.raises(RankError, match='SIGKILL'): on_ranks(run, 2, d, range(2, 1000), die, timeout=200)
     for t in checkpoints(d): assert t['good'], t              # what has a checkpoint's name is one
     for n in (1, 2):
-        got = on_ranks(resumed, n, d, timeout=60)
+        got = on_ranks(resumed, n, d, timeout=200)
         assert len({g[0] for g in got}) == 1 and all(g[1:] == (True, True, []) for g in got), got
 
 
 def test_survivors_hear_of_it_at_once(tmp_path):
     d = str(tmp_path/'run')
-    with pytest.raises(RankError, match='SIGKILL'): on_ranks(run, 3, d, range(1, 1000), {1: .3}, timeout=60)
+    with pytest.raises(RankError, match='SIGKILL'): on_ranks(run, 3, d, range(1, 1000), {1: .3}, timeout=200)
     seen = [tmp_path/'saw0', tmp_path/'saw2']
     assert any(p.exists() for p in seen) and all('has lost another rank' in p.read_text() or 'was not saved' in p.read_text() for p in seen if p.exists())
 
@@ -642,14 +642,14 @@ def test_survivors_hear_of_it_at_once(tmp_path):
 def late(folder):
     r, c = dist.get_rank(), Checkpointer(folder, timeout=2)
     t0 = time.monotonic()
-    if r == 1: time.sleep(6); return 'absent'
+    if r == 1: time.sleep(10); return 'absent'
     c.save(1, {'w': torch.ones(3)})
     try: c.wait()
-    except CheckpointError as e: return str(e), time.monotonic() - t0 < 5, hidden(folder)
+    except CheckpointError as e: return str(e), time.monotonic() - t0 < 9, hidden(folder)
 
 
 def test_a_rank_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
-    a, b = on_ranks(late, 2, str(tmp_path), timeout=60)
+    a, b = on_ranks(late, 2, str(tmp_path), timeout=200)
     assert b == 'absent' and 'step 1 was not saved' in a[0] and a[1:] == (True, [])
 
 
@@ -667,7 +667,7 @@ def test_one_process_killed_while_it_saves(tmp_path, seed):
     c.save(1, {'w': torch.ones(2_000_000)}, {'at': 1}, wait=True)
     p = subprocess.Popen([sys.executable, '-c', child, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try: p.stdout.readline(); p.stdout.readline(); time.sleep(random.Random(seed).uniform(0, .2))
-    finally: p.kill(); p.communicate(timeout=30)
+    finally: p.kill(); p.communicate(timeout=100)
     got = {'w': torch.zeros(2_000_000)}
     c = Checkpointer(tmp_path)
     step, extra = c.load(got)
@@ -676,7 +676,7 @@ def test_one_process_killed_while_it_saves(tmp_path, seed):
 
 def test_a_program_that_ends_without_waiting_still_saves(tmp_path):
     code = "import sys, torch\nfrom fsdl_tools.training.checkpoint import Checkpointer\nCheckpointer(sys.argv[1]).save(7, {'w': torch.ones(5_000_000)})"
-    subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True, timeout=60)
+    subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True, timeout=200)
     assert checkpoints(tmp_path).column('good') == [True]
 
 

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -24,13 +25,16 @@ def run_code(code, *args, **kw):
 
 
 writer = '''
-import sys, time
+import mmap, struct, sys, time
 from fsdl_tools.training.runlog import start_run
 log, pause = start_run(sys.argv[1], packages=False), float(sys.argv[2])
+with open(sys.argv[3], 'r+b') as f: last = mmap.mmap(f.fileno(), 16)
 print(log.folder, flush=True)
 step = 0
 while True:
-    log.log(dict(loss=step/3, t=time.time()), step)
+    now = time.time()
+    log.log(dict(loss=step/3, t=now), step)
+    last[:] = struct.pack('<dd', now, step)
     step += 1
     if pause: time.sleep(pause)
 '''
@@ -38,17 +42,18 @@ while True:
 
 @pytest.mark.parametrize('pause', [.001, 0])
 def test_kill_9_loses_half_a_second_or_a_buffer(tmp_path, pause):
-    p = run_code(writer, tmp_path, pause)
+    (tmp_path/'last').write_bytes(bytes(16))                   # memory that outlives the writer: when it logged last
+    p = run_code(writer, tmp_path/'runs', pause, tmp_path/'last')
     folder = p.stdout.readline().strip()
     time.sleep(1.2 + random.random()/2)
-    killed_at = time.time()
     p.send_signal(signal.SIGKILL)
     p.wait()
+    logged_at, _ = struct.unpack('<dd', (tmp_path/'last').read_bytes())
     r = read_log(folder)
     loss = r.metrics['loss']
     assert loss.steps == list(range(len(loss))) and loss.values == [s/3 for s in loss.steps]
     assert r.status == 'killed' and not alive(f'{folder}/log.jsonl')
-    assert len(loss) > 100 and killed_at - r.metrics['t'].values[-1] < .5
+    assert len(loss) > 100 and logged_at - r.metrics['t'].values[-1] < .5
     p.stdout.close(), p.stderr.close()
 
 
@@ -64,7 +69,7 @@ log.finish()
 print(log.folder, log.dropped)
 '''
     p = run_code(code, tmp_path)
-    out, err = p.communicate(timeout=60)
+    out, err = p.communicate(timeout=200)
     assert p.returncode == 0, err
     folder, dropped = out.split()
     assert err.count('RuntimeWarning') == 1 and int(dropped) > 0
@@ -93,7 +98,7 @@ with start_run(sys.argv[1], packages=False) as log:
     for step in range(200): log.log(dict(x=int(sys.argv[2])), step)
 '''
     jobs = [run_code(code, tmp_path, i) for i in range(8)]
-    for p in jobs: assert not p.communicate(timeout=120)[1] and p.returncode == 0
+    for p in jobs: assert not p.communicate(timeout=250)[1] and p.returncode == 0
     runs = [read_log(p) for p in tmp_path.iterdir()]
     assert len(runs) == 8 and len({r.id for r in runs}) == 8
     assert sorted(r.metrics['x'].values[0] for r in runs) == list(range(8))
@@ -164,6 +169,26 @@ def test_a_forked_process_writes_nothing(tmp_path):
     log.log(dict(x=3), 2)
     log.finish()
     assert read_log(log.folder).metrics['x'].values == [1, 3]
+
+
+def test_a_run_says_from_what_it_came(tmp_path):
+    "Commit, and that the checkout differs from it; command without its secrets; versions; the numbers that SLURM gave it"
+    git = lambda *words: subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+    git('init', '-q')
+    (tmp_path/'train.py').write_text('from fsdl_tools.training.runlog import start_run\nwith start_run() as log: log.log(dict(x=1), 0)\n')
+    git('add', '.')
+    git('commit', '-qm', 'first')
+    found = []
+    for env in ({}, dict(SLURM_JOB_ID='17', SLURM_ARRAY_TASK_ID='3')):
+        words = [sys.executable, 'train.py', '--api-key', canary, '--lr=0.1']
+        subprocess.run(words, cwd=tmp_path, env={k: v for k, v in os.environ.items() if not k.startswith('SLURM')} | env, check=True)
+        found.append(read_log(max((tmp_path/'runs').iterdir(), key=lambda p: p.stat().st_mtime)).environment)
+        (tmp_path/'train.py').write_text((tmp_path/'train.py').read_text() + '# changed\n')
+    clean, changed = found
+    assert clean['git']['commit'] == changed['git']['commit'] == git('rev-parse', 'HEAD')
+    assert not clean['git']['dirty'] and changed['git']['dirty']
+    assert canary not in json.dumps(found) and '--lr=0.1' in changed['command'] and changed['packages']['numpy']
+    assert clean['slurm'] == {} and changed['slurm'] == dict(SLURM_JOB_ID='17', SLURM_ARRAY_TASK_ID='3')
 
 
 def test_only_rank_0_logs(tmp_path, monkeypatch):
