@@ -20,3 +20,27 @@ addEventListener('load', () => setTimeout(() => {
     }
   }
 }, 100));
+
+// Tables of sentences are marked, and each of their cells says of which column it is: styles.css reads both on narrow screens.
+addEventListener('load', () => {
+  const rows = t => [...t.tBodies].flatMap(b => [...b.rows]);
+  const longest = (t, i) => Math.max(0, ...rows(t).map(r => r.cells[i] ? r.cells[i].textContent.trim().length : 0));
+  for (const t of document.querySelectorAll('article table, main.content table')) {
+    const head = t.tHead && t.tHead.rows[0] ? [...t.tHead.rows[0].cells] : [];
+    const sentences = head.filter((_, i) => longest(t, i) > 40).length;
+    const numbers = head.filter(cell => getComputedStyle(cell).textAlign === 'right').length;
+    if (head.length < 3 || !sentences || numbers > 2) continue;
+    t.dataset.words = sentences === 1 && !t.closest('.cell-output') ? 'one' : 'several';     // one: fields, names, chapters
+    t.setAttribute('role', 'table');
+    for (const part of [t.tHead, ...t.tBodies]) part.setAttribute('role', 'rowgroup');
+    for (const row of t.rows) row.setAttribute('role', 'row');
+    for (const cell of head) cell.setAttribute('role', 'columnheader');
+    for (const row of rows(t)) {
+      [...row.cells].forEach((cell, i) => {
+        cell.setAttribute('role', 'cell');
+        if (head[i]) cell.dataset.of = head[i].textContent.trim();
+        if (cell.textContent.length > 40) cell.dataset.long = '';
+      });
+    }
+  }
+});

@@ -249,7 +249,7 @@ _source_checks = [
     ('chapters whose first result comes late', late_results, 'show within twelve cells what the chapter arrives at'),
     ('figures that are described and not there', missing_figures, 'run the cell, then commit its output'),
     ('chapters that are too long', long_chapters, 'split it, or join cells that belong together'),
-    ('chapters with few exercises', few_exercises, 'three: a stub, a check and a folded answer; one may be open-ended'),
+    ('chapters with few exercises', few_exercises, 'three: a stub, a check and a folded answer; one is open-ended'),
     ('README.md is out of step with nbs/index.ipynb', _differs('index.ipynb', 'README.md'),
      './course --build, then commit'),
     ('CONTRIBUTING.md is out of step with nbs/contributing.ipynb', _differs('contributing.ipynb', 'CONTRIBUTING.md'),

@@ -98,7 +98,7 @@ def _pytorch_share() -> float:  # Per cent of winning solutions
 # %% ../../nbs/book/13_claims_page.ipynb #66c3b5e2
 def _onnx_share() -> float:  # Per cent
     "Architectures of timm and transformers whose exported file gave the model's answers"
-    rows = read_results('onnx_coverage')['rows']
+    rows = [r for r in read_results('onnx_coverage')['rows'] if r['set'] != 'optimum']  # another exporter
     return 100 * sum(bool(r['ok']) for r in rows) / len(rows)
 
 # %% ../../nbs/book/13_claims_page.ipynb #be95662b
@@ -154,17 +154,24 @@ def claims_table(
     found = {r.id: r for r in measured}
     rows = [
         dict(
-            id=c.id,
-            words=c.words,
-            verdict=c.verdict,
-            found=found[c.id].finding if c.id in found else c.finding,
-            conditions=c.conditions,
+            claim=f'{c.words} [{c.id}]',
+            verdict=_verdict(c, found.get(c.id)),
+            found=f'{found[c.id].finding if c.id in found else c.finding} ({c.conditions})',
             page=c.chapter,
-            stands={True: 'yes', False: 'no'}[found[c.id].stands] if c.id in found else '',
         )
         for c in every
     ]
     return Table(rows, caption=f'{len(rows)} sentences of the lecture notes, {len(found)} measured')
+
+
+def _verdict(claim, found):
+    "The verdict on record, and whether the figure of now has left it"
+    return claim.verdict if found is None or found.stands else f'{claim.verdict}; no longer'
+
+
+def _with_source(row):
+    "What became of a system or a link, since when, and who says so"
+    return f'{row.became} ({row.date}, {row.source})'
 
 # %% ../../nbs/book/13_claims_page.ipynb #979b668a
 def systems_table(
@@ -179,9 +186,7 @@ def systems_table(
             system=s.system,
             status=told.get(s.row, 'not proven here') if told is not None else status(s, outcomes)[0],
             works=s.works,
-            became=s.became,
-            date=s.date,
-            source=s.source,
+            became=_with_source(s),
             page=s.chapter,
         )
         for s in systems()
@@ -235,19 +240,33 @@ def lines_table(
         dict(
             line=line.line,
             words=line.words,
-            claims='; '.join(f'{id}: {verdicts[id]}' for id in line.claims),
-            systems='; '.join(names[row] for row in line.systems),
-            reason=line.reason,
+            kind=_kind(line),
+            about=_about(line, verdicts, names),
         )
         for line in lecture_lines()
         if line.claims or not checkable
     ]
-    return Table(rows, caption=f'{len(rows)} lines, {sum(bool(r["claims"]) for r in rows)} of them make a claim')
+    claiming = sum(r['kind'] == 'claim' for r in rows)
+    return Table(rows, caption=f'{len(rows)} lines, {claiming} of them make a claim')
+
+
+def _kind(line):
+    "Is a line a claim, the name of a system, or neither?"
+    if line.claims:
+        return 'claim'
+    return 'system' if line.systems else 'neither'
+
+
+def _about(line, verdicts, names):
+    "The claims of a line with their verdicts and the systems that it names, or why it has neither"
+    claims = [f'{id}: {verdicts[id]}' for id in line.claims]
+    return '; '.join([*claims, *(names[row] for row in line.systems)]) or line.reason
 
 # %% ../../nbs/book/13_claims_page.ipynb #c1b10006
 def links_table() -> Table:  # A row a link
     "Every link of the lecture notes: what it said, what became of it, where the book answers it"
-    return Table(links(), caption=f'{len(links())} links of the lecture notes')
+    rows = [dict(link=n.link, said=n.said, became=_with_source(n), page=n.page) for n in links()]
+    return Table(rows, caption=f'{len(rows)} links of the lecture notes')
 
 # %% ../../nbs/book/13_claims_page.ipynb #c1b10009
 def closing_text(

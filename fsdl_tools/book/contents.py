@@ -334,31 +334,35 @@ def long_chapters(
 
 # %% ../../nbs/book/00_contents.ipynb #f7296dda
 _prompt = re.compile(r'^\*\*\d+\.\*\*', re.M)
+_open = re.compile(r'\*\*\d+\.\*\* (?:open-ended|\(open)', re.I)
 _answer = re.compile(r'^::: \{\.callout-tip collapse="true"\}\n## Answer', re.M)
 
 
 def exercises_of(
     root,  # Top of the project
     source: str,  # A notebook, for example models/02_zoo.ipynb
-) -> dict:  # prompts, stubs and answers: how many of each there are
+) -> dict:  # prompts, stubs, answers, open_ended: how many of each there are
     "How many exercises a chapter has, and what belongs to them"
     cells = _cells(root, source)
     texts = {kind: '\n'.join(_source(c) for c in cells if c['cell_type'] == kind) for kind in ('markdown', 'code')}
     _, _, after = texts['markdown'].partition('## Exercises')
-    prompts, answers = len(_prompt.findall(after)), len(_answer.findall(after))
-    return dict(prompts=prompts, stubs=texts['code'].count('# your turn'), answers=answers)
+    prompts = list(_prompt.finditer(after))
+    free = sum(bool(_open.match(after, found.start())) for found in prompts)
+    stubs, answers = texts['code'].count('# your turn'), len(_answer.findall(after))
+    return dict(prompts=len(prompts), stubs=stubs, answers=answers, open_ended=free)
 
 
 def few_exercises(
     root='.',  # Top of the project
     least: int = 3,  # Exercises
 ) -> list:  # Notebook and what it has
-    "Chapters of the main parts with fewer; one may be open-ended, without an answer, and one at least has a stub"
+    "Chapters of the main parts with fewer; one is open-ended, without an answer, and one at least has a stub"
     found = []
     for page in pages(root):
         if not page.number[:1].isdigit() or page.opens_part:
             continue
         has = exercises_of(root, page.source)
-        if has['prompts'] < least or has['answers'] < least - 1 or not has['stubs']:
+        enough = has['prompts'] >= least and has['answers'] >= least - 1
+        if not (enough and has['stubs'] and has['open_ended']):
             found.append(f'{page.source}: ' + ', '.join(f'{n} {what}' for what, n in has.items()))
     return found

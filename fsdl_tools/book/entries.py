@@ -35,6 +35,7 @@ class _Signature(DocmentText):
     def params(self):
         named = ((name, p) for name, p in self.dm.items() if name not in ('return', 'self', 'cls'))
         shown = [(self._fmt_param(name, p), p.get('docment') or '') for name, p in named]
+        shown = [(code.replace(':NoneType=', '='), words) for code, words in shown]  # None says nothing of a type
         return [(code, _wrapped(code, words)) for code, words in shown]
 
     @property

@@ -6,6 +6,8 @@
 __all__ = ['Frame']
 
 # %% ../../nbs/book/12_frame.ipynb #92fdf9ab
+import html
+import re
 from pathlib import Path
 from .contents import filled, page_title, pages, project_root, with_chapters
 from .glossary import glossary_text, link_terms
@@ -16,6 +18,22 @@ from ..core import need
 _place = '<div class="page-tools"></div>'
 _makers = dict(glossary=glossary_text, names=name_index)
 _without_links = {'glossary.ipynb', 'names.ipynb'}
+_whole = re.compile(r'(?<=>)(?:(https://[^<>\s]+)|(\w+/\d+\w+))(?=</td>)')
+
+
+def _linked_cells(text, titles, up):
+    "Links where a cell of an HTML table is an address, or the path of a chapter without its ending"
+
+    def link(found):
+        address, chapter = found[1], found[2]
+        if address:
+            return f'<a href="{address}">{address}</a>'
+        if chapter not in titles:
+            return chapter
+        name, title = titles[chapter]
+        return f'<a href="{up}{name}.html">{html.escape(title)}</a>'
+
+    return _whole.sub(link, text)
 
 
 class Frame:
@@ -46,14 +64,25 @@ class Frame:
         for what, make in _makers.items():
             cell.source = filled(cell.source, what, lambda make=make: make(self.root))
 
+    def _outputs(self, cell, titles, up):
+        "The tables that a code cell has printed, with their links"
+        for out in cell.get('outputs', []):
+            shown = out.get('data', {})
+            if 'text/html' in shown:
+                shown['text/html'] = _linked_cells(''.join(shown['text/html']), titles, up)
+
     def begin(self):
         "Number, tables and links; nbdev calls it after all other processors"
-        page = next((p for p in pages(self.root) if p.source == self.source), None)
+        book = pages(self.root)
+        page = next((p for p in book if p.source == self.source), None)
         if page is None:
             return  # a notebook outside the book
         self._numbered(page)
         seen, up = set(), '../' * page.name.count('/')
+        titles = {p.source.removesuffix('.ipynb'): (p.name, page_title(self.root, p).replace('`', '')) for p in book}
         for cell in self.nb.cells:
+            if cell.cell_type == 'code':
+                self._outputs(cell, titles, up)
             if cell.cell_type != 'markdown':
                 continue
             if page.source not in _without_links:

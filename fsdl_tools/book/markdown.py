@@ -314,13 +314,14 @@ def single_links(
     text: str,  # Markdown of a page, as nbdev linked it
     base: str,  # Address of the published site
 ) -> str:  # Markdown whose code blocks and link texts hold no links to it
-    "Take back nbdev's links where Markdown allows none: in code blocks, and inside other links"
+    "Take back nbdev's links where Markdown allows none (in code blocks, inside other links), and those of extras"
     link = rf'\[(`[^`\n]+`)\]\({re.escape(base)}[^)\n]*\)'
 
     def plain(block):
         return re.sub(link, r'\1', block[0])
 
     text = re.sub(r'^(```+|~~~+).*?^\1[ \t]*$', plain, text, flags=re.M | re.S)
+    text = re.sub(rf'(?<=the extra ){link}', r'\1', text)  # train is an extra and a function
     return re.sub(rf'\[([^\[\]\n]*){link}([^\[\]\n]*)\](?=\()', r'[\1\2\3]', text)
 
 # %% ../../nbs/book/00_markdown.ipynb #1b944ad0

@@ -392,8 +392,9 @@ class ShowCode:
         return [*docs, *self._source(cell, docs)]
 
     def _insert_set_up(self, cells):
-        "The set-up in front of the first cell that shows code"
-        at = next((i for i, cell in enumerate(cells) if getattr(cell, 'page_', None)), None)
+        "The set-up in front of the first cell that shows code, or the entry of some"
+        shows = (_is_doc(cell) or getattr(cell, 'page_', None) for cell in cells)
+        at = next((i for i, found in enumerate(shows) if found), None)
         if at is None or not self.set_up:
             return cells
         new = need('execnb.nbio', 'dev').mk_cell(_fold(self.set_up, 'Set-up for this page'))

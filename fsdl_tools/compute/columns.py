@@ -357,7 +357,6 @@ def expert_parameters(
     mats = np.where(c['gated_mlp'] > 0, 3, 2)
     return c['experts'] * mats * c['hidden'] * c['expert_ffn'] * c['moe_share']
 
-# %% ../../nbs/compute/02_columns.ipynb #aca2d081
 def adapter_parameters(
     c:dict # Complete columns with their widths
 ):         # Parameters of the low-rank adapters of an average block
@@ -431,7 +430,7 @@ def _first_refusal(c, peak):
 # %% ../../nbs/compute/02_columns.ipynb #b01374f4
 def resolve(
     c:dict,      # Complete columns
-    table:dict   # As from constants()
+    table:dict   # As from time_constants
 ) -> dict:       # Constant -> value or one value for each row
     "The constants and the hardware of every row"
     where = lambda f, g, z, given: (given or _home(framework_of(f), g, float(z)),)

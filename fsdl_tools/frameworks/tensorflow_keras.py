@@ -171,4 +171,4 @@ class TFFunction(TFRunner):
     def build(self):
         "The same step, compiled into a graph by `tf.function`"
         super().build()
-        self.step = self.tf.function(self.one_step)
+        self.step = self.tf.function(self.one_step, autograph=False)    # its conditions ask the model, not a tensor

@@ -151,9 +151,10 @@ def test_a_lost_reader_is_helped(browser, site):
 
 def test_figures_are_dark_in_the_dark(browser, site):
     page = browser.new_page(color_scheme='dark')
-    page.goto(f'{site.url}/memory/measure.html')
-    figures = page.eval_on_selector_all('article figure img, main.content .cell-output-display img', 'all => all.map(e => getComputedStyle(e).filter)')
-    assert figures and all('invert' in f for f in figures)
+    for name in ('memory/measure', 'index'):
+        page.goto(f'{site.url}/{name}.html')
+        figures = page.eval_on_selector_all('article figure img, article p > img, main.content .cell-output-display img, main.content figure img', 'all => all.map(e => getComputedStyle(e).filter)')
+        assert figures and all('invert' in f for f in figures), name
     page.close()
 
 

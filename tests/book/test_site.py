@@ -109,6 +109,21 @@ def test_code_that_is_wider_than_its_column_scrolls_inside_its_block(reader, sit
         assert page.evaluate(OVERFLOW) == [], name      # with every fold open
 
 
+SENTENCES = """() => [...document.querySelectorAll('table[data-words]')].map(t => [
+  t.scrollWidth <= t.closest('.cell-output, .cell-output-display').clientWidth + 1, getComputedStyle(t.tBodies[0].rows[0].cells[1]).display])"""
+
+
+def test_tables_of_sentences_are_read_on_any_screen(reader, site):
+    page, _ = reader
+    for width, display in ((1440, 'table-cell'), (390, 'block')):
+        page.set_viewport_size(dict(width=width, height=900))
+        page.goto(f'{site.url}/book/claims_page.html', wait_until='load')
+        assert comes_true(page, "n => document.querySelectorAll('table[data-words]').length == n", 4), width
+        assert page.evaluate(SENTENCES) == [[True, display]] * 4, width
+    links = page.eval_on_selector_all('table[data-words] a', 'all => all.map(a => a.href)')
+    assert f'{site.url}/parallel/zero.html' in links and 'https://pytorch.org/' in links
+
+
 def test_a_page_shows_its_set_up_its_sources_and_the_fields_of_its_records(reader, site):
     page, _ = reader
     page.goto(f'{site.url}/compute/planner.html')
