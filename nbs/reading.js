@@ -3,6 +3,7 @@
 addEventListener('load', () => {
   for (const box of document.querySelectorAll('.callout-header[data-bs-toggle]')) {
     box.setAttribute('role', 'button');
+    box.removeAttribute('aria-label');       // its title is its name
     box.tabIndex = 0;
     box.addEventListener('keydown', e => {
       if (e.key !== 'Enter' && e.key !== ' ') return;

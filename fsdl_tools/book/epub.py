@@ -51,6 +51,15 @@ def _on_paper(text):
     return re.sub(r'\[source\]\([^)]*\)\{[^}]*\}', '', text)
 
 
+def _pictures(text, folder, save):
+    "Pictures that prose shows, taken along"
+    def taken(found):
+        file = Path(folder) / found[2]
+        return f'{found[1]}({save(file.read_bytes(), file.suffix[1:])})' if file.is_file() else found[0]
+
+    return re.sub(r'(!\[[^\]]*\])\(([\w.-][\w./-]*\.(?:png|svg))\)', taken, text)
+
+
 def _output(out, save):
     "One output as Markdown: a picture, a table, or text"
     data = out.get('data', {})
@@ -76,14 +85,14 @@ def _cell(cell, save):
     return '\n\n'.join(filter(None, [shown, *(_output(out, save) for out in outputs)]))
 
 
-def _page(nb, page, names, base, save):
+def _page(nb, page, names, base, save, folder):
     "A processed notebook as a chapter"
     import yaml
 
     meta = yaml.safe_load(_text(nb['cells'][0]['source']).strip().strip('-'))
     head = f'# {meta["title"]} {{#{_chapter_name(page)}}}\n\n*{meta.get("description", "")}*'
     body = '\n\n'.join(filter(None, (_cell(cell, save) for cell in nb['cells'][1:])))
-    return _inside(f'{head}\n\n{body}', page, names, base)
+    return _pictures(_inside(f'{head}\n\n{body}', page, names, base), folder, save)
 
 
 def book_markdown(
@@ -102,8 +111,9 @@ def book_markdown(
         return str(file)
 
     for page in toc:
-        nb = json.loads((Path(proc) / page.source).read_text(encoding='utf-8'))
-        chapters.append(_page(nb, page.name, names, base, save))
+        file = Path(proc) / page.source
+        nb = json.loads(file.read_text(encoding='utf-8'))
+        chapters.append(_page(nb, page.name, names, base, save, file.parent))
     return '\n\n'.join(chapters)
 
 # %% ../../nbs/book/01_epub.ipynb #0adaf01a

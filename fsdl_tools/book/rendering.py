@@ -182,9 +182,10 @@ def zensical(
 
 # %% ../../nbs/book/01_rendering.ipynb #80474a71
 def _for_quarto(lines, cfg):
-    "Markdown for Quarto: diagrams are cells of its own kind, and no link leads to a source that is not published"
+    "Markdown for Quarto: diagrams are cells of its own kind, pictures keep their text, no link leads to nothing"
     text = single_links(addressed(''.join(lines), cfg), cfg['doc_host'] + cfg['doc_baseurl'])
     text = text.replace('```mermaid\n', '```{mermaid}\n')
+    text = re.sub(r'^(!\[[^\]\n]+\]\([^)\n]+\))$', r'\1&nbsp;', text, flags=re.M)  # alone, its text would be a caption only
     if not published(cfg):
         text = re.sub(r'\[source\]\([^)]*\)\{[^}]*\}\s*', '', text)
     return text.splitlines(True)  # a single string would lose its line breaks in Quarto

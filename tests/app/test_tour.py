@@ -83,13 +83,13 @@ def full_after(monkeypatch, writes):
     "A disk that takes so many files more"
     import errno
 
-    import fsdl_tools.core as core
-    whole, left = core._replace_file, [writes]
+    import fsdl_tools.files as files
+    whole, left = files._replace_file, [writes]
     def replace(path, content):
         left[0] -= 1
         if left[0] < 0: raise OSError(errno.ENOSPC, 'No space left on device', str(path))
         return whole(path, content)
-    monkeypatch.setattr(core, '_replace_file', replace)
+    monkeypatch.setattr(files, '_replace_file', replace)
 
 
 @pytest.mark.parametrize('writes', [0, 1])

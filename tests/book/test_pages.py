@@ -153,7 +153,7 @@ def test_figures_are_dark_in_the_dark(browser, site):
     page = browser.new_page(color_scheme='dark')
     for name in ('memory/measure', 'index'):
         page.goto(f'{site.url}/{name}.html')
-        figures = page.eval_on_selector_all('article figure img, article p > img, main.content .cell-output-display img, main.content figure img', 'all => all.map(e => getComputedStyle(e).filter)')
+        figures = page.eval_on_selector_all('article figure img, article p > img, main.content .cell-output-display img, main.content figure img, main.content p > img', 'all => all.map(e => getComputedStyle(e).filter)')
         assert figures and all('invert' in f for f in figures), name
     page.close()
 

@@ -130,7 +130,7 @@ def test_a_page_shows_its_set_up_its_sources_and_the_fields_of_its_records(reade
     folds = [text.strip() for text in page.locator('article summary, main.content summary').all_inner_texts()]
     assert folds[0] == 'Set-up for this page' and folds.count('Set-up for this page') == 1 and folds.count('Source') > 3
     assert page.locator('details[open]:has-text("def estimate(")').count() == 1      # what the page promises is open, the rest is not
-    assert page.locator('details:has-text("def known(")').count() == 1 and not page.locator('details[open]:has-text("def known(")').count()
+    assert page.locator('details:has-text("def layout_columns(")').count() == 1 and not page.locator('details[open]:has-text("def layout_columns(")').count()
     assert page.locator('[id="estimate.cost"]').count() == 1
     rows = page.locator('tr:has(td code:text-is("allocated"))').first.inner_text()
     assert 'Bytes of tensors at the peak' in rows
