@@ -20,6 +20,7 @@ from fsdl_tools.operations.kubernetes import (
     of_kind,
     one_container,
     pod_schema,
+    quantity,
     read_container,
     refuse_keys,
     secret_rules,
@@ -91,14 +92,38 @@ def _exec_form(i, word, rest):
 _pod_schema = dict(apiVersion=None, kind=None, metadata=meta_schema, spec=pod_schema)
 
 
+def _docker_limits(limits):
+    "What a container may use, as docker run is told"
+    flags = {'cpu': '--cpus', 'memory': '--memory', 'nvidia.com/gpu': '--gpus'}
+    return [word for name, value in limits.items() for word in (flags[name], f'{quantity(value):g}')]
+
+
+def _docker_words(pod, i):
+    "What docker run is told of one container of a Pod; several meet on the host's loopback"
+    c, name = pod['spec']['containers'][i], pod['metadata']['name']
+    words = ['run', '--detach', '--name', f'{name}-node-{i}', '--label', f'fsdl={name}']
+    words += ['--stop-timeout', str(pod['spec']['terminationGracePeriodSeconds'])]
+    words += ['--network', 'host'] if len(pod['spec']['containers']) > 1 else []
+    words += ['--workdir', c['workingDir']] if 'workingDir' in c else []
+    words += [word for m in c.get('volumeMounts', ()) for word in ('--volume', f'{m["mountPath"]}:{m["mountPath"]}')]
+    words += [word for e in c['env'] for word in ('--env', f'{e["name"]}={e["value"]}')]
+    words += _docker_limits(c['resources']['limits'])
+    first, *others = c['command']
+    return [*words, '--entrypoint', first, c['image'], *others]
+
+
 @dataclass(frozen=True)
 class Container(Target):
-    "Containers on this machine, by podman"
+    "Containers on this machine, by podman or docker"
 
     mounts: tuple[str, ...] = ()  # Folders of the host that the containers see at the same place
-    program: str = 'podman'  # Which engine
+    program: str = 'podman'  # Which engine: podman plays the Pod, docker runs its containers one by one
     patience: float = 120  # Seconds for one of its commands
     title = 'containers'
+
+    @property
+    def _docker(self):
+        return Path(self.program).name == 'docker'
 
     def _render(self, job, token):
         kept = annotations(
@@ -139,12 +164,14 @@ class Container(Target):
             + taken(job)
             + secret_rules(job, 'a container')
         )
-        out += [f'podman has no secret {s.ref}: put it into a file' for s in job.secrets if s.kind == 'kubernetes']
+        unknown = [s.ref for s in job.secrets if s.kind == 'kubernetes']
+        out += [f'{self.program} has no secret {ref}: put it into a file' for ref in unknown]
         out += [
             f'the folder {m!r} to mount must be an absolute path that exists'
             for m in self.mounts
             if not m.startswith('/') or not Path(m).is_dir()
         ]
+        out += [f'docker takes no folder with a colon: {m!r}' for m in self.mounts if self._docker and ':' in m]
         if job.folder and not job.folder.startswith('/'):
             out.append(f'folder {job.folder!r}: a container has absolute paths only')
         return out
@@ -155,31 +182,42 @@ class Container(Target):
         base: str = 'scratch',  # Image to start from
         context='.',  # Folder with what is copied
     ):
-        "Build the job's image by buildah"
+        "Build the job's image by buildah, or by docker"
         text = containerfile(job, base)
         if bad := check_containerfile(text):
             raise ValueError('; '.join(bad))
-        run_command(
-            ['buildah', 'build', '--isolation=chroot', '--tag', job.image, '--file', '-', str(context)],
-            self.patience,
-            text,
-        )
+        program = [self.program, 'build'] if self._docker else ['buildah', 'build', '--isolation=chroot']
+        run_command([*program, '--tag', job.image, '--file', '-', str(context)], self.patience, text)
 
     def _submit(self, job, token):
         "Play it; a Pod of this name that is there already is not started again"
-        there = self._ask('pod', 'ps', '--format', '{{.Name}}').split()
-        if job.name in there:
+        if self._is_there(job.name):
             raise TargetError(f'a Pod called {job.name} is there already')
+        text = self.render(job, token)
         try:
-            self._ask('kube', 'play', '-', text=self.render(job, token))
+            if self._docker:
+                pod = of_kind(from_yaml(text), 'Pod')
+                for i in range(job.nodes):
+                    self._ask(*_docker_words(pod, i))
+            else:
+                self._ask('kube', 'play', '-', text=text)
         except (TargetError, TimeoutError):
             self._down(job.name)
             raise
         return self._handle(job.name, token)
 
+    def _is_there(self, name):
+        there = self._names(name) if self._docker else self._ask('pod', 'ps', '--format', '{{.Name}}').split()
+        return bool(there) if self._docker else name in there
+
+    def _names(self, name):
+        "The containers of a Pod"
+        which = f'label=fsdl={name}' if self._docker else f'pod={name}'
+        names = self._ask('ps', '-a', '--filter', which, '--format', '{{.Names}}').split()
+        return sorted(n for n in names if n.startswith(f'{name}-node-'))
+
     def _inspect(self, handle):
-        names = self._ask('ps', '-a', '--filter', f'pod={handle.id}', '--format', '{{.Names}}').split()
-        names = sorted(n for n in names if n.startswith(f'{handle.id}-node-'))
+        names = self._names(handle.id)
         if not names:
             raise TargetError(f'there is no Pod called {handle.id}')
         return [dict(name=n, **json.loads(self._ask('inspect', '--format', '{{json .State}}', n))) for n in names]
@@ -196,19 +234,28 @@ class Container(Target):
         "Of all containers, one after the other"
         return ''.join(_both([self.program, 'logs', f['name']]) for f in self._inspect(handle))
 
+    def _remove(self, name, seconds):
+        "Stop what runs, after so many seconds the hard way, and remove all of it"
+        if not self._docker:
+            self._ask('pod', 'rm', '--force', '--ignore', '--time', str(seconds), name)
+        elif names := self._names(name):
+            self._ask('stop', '-t', str(seconds), *names)
+            self._ask('rm', '--force', *names)
+
     def _down(self, name):
         try:
-            self._ask('pod', 'rm', '--force', '--ignore', '--time', '5', name)
+            self._remove(name, 5)
         except TargetError:
             pass  # half a Pod: nothing to remove
 
     def _cancel(self, handle):
         "Stop and remove it"
-        self._ask('pod', 'rm', '--force', '--ignore', '--time', '10', handle.id)
+        self._remove(handle.id, 10)
 
     def _facts(self):
         "Is the engine there?"
-        return [dict(what=self.program, value=self._ask('version', '--format', '{{.Client.Version}}').strip())]
+        side = 'Server' if self._docker else 'Client'      # podman has no server
+        return [dict(what=self.program, value=self._ask('version', '--format', f'{{{{.{side}.Version}}}}').strip())]
 
 
 def _both(args):

@@ -93,3 +93,40 @@ def test_a_full_disk_leaves_no_pod(pod, small_disk):
     h = t.submit(job('/bin/sh', '-c', 'true', name='full'))
     assert t.wait(h, 200).state == 'succeeded'
     t.cancel(h)
+
+
+@pytest.fixture
+def docker(pod, tmp_path, monkeypatch):
+    "Docker's own client, and podman's service, which speaks Docker's protocol, in place of its engine"
+    if not shutil.which('docker'): pytest.skip('the docker client is not installed')
+    t, work = pod
+    place = tmp_path/'docker.sock'
+    service = subprocess.Popen(['podman', 'system', 'service', '--time', '0', f'unix://{place}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    monkeypatch.setenv('DOCKER_HOST', f'unix://{place}')
+    monkeypatch.setenv('DOCKER_BUILDKIT', '0')
+    end = time.monotonic() + 60
+    while not place.exists() and time.monotonic() < end: time.sleep(.05)
+    try: yield Container(python=t.python, mounts=t.mounts, program='docker'), work
+    finally:
+        service.terminate()
+        service.wait(30)
+
+
+def test_the_same_by_docker(docker):
+    t, work = docker
+    assert t.doctor().rows[0]['what'] == 'docker'
+    strings = corpus()
+    j = job(python, '-c', probe, str(work/'by-docker-'), *strings, env=variables(strings), nodes=2, name='ship')
+    h = t.submit(j)
+    assert t.wait(h, 200).state == 'succeeded', t.logs(h)
+    for rank in (0, 1): assert received(work/'by-docker-', rank) == expected(strings)
+    with pytest.raises(TargetError, match='there already'): t.submit(j)
+    t.cancel(h)
+    with pytest.raises(TargetError, match='no Pod'): t.status(h)
+    t.cancel(h)                                                            # once more, when it is gone
+    h = t.submit(job('/bin/sh', '-c', 'echo a word; exit 3', name='fails'))
+    assert t.wait(h, 200).detail == 'exit 3' and 'a word' in t.logs(h)
+    t.cancel(h)
+    with pytest.raises(TargetError): t.submit(job('true', name='no-image', image='localhost/none:1'))
+    assert t._names('no-image') == []
+    assert t.check(job('true').replace(name='Tiny')) and 'docker has no secret' in str(t.check(job('true', secrets=[Secret('A', 'kubernetes', 'a/b')])))
