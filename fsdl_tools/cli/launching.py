@@ -113,7 +113,7 @@ def _launch_command(
     handle: Annotated[Optional[str], typer.Argument(help='The job to ask about, for example slurm:17.')] = None,
     on: Annotated[
         str,
-        typer.Option(help='local, slurm, container, k8s, pytorchjob, trainjob, ray, raytrain, sagemaker, anyscale …'),
+        typer.Option(help='local, slurm, container, docker, k8s, pytorchjob, trainjob, ray, raytrain, sagemaker …'),
     ] = 'local',
     submit: Annotated[
         bool, typer.Option('--submit/--dry-run', help='Hand it to the target, or only print the text.')

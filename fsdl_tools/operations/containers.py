@@ -27,7 +27,7 @@ from fsdl_tools.operations.kubernetes import (
     taken,
     to_yaml,
 )
-from .launch import Job, Status, Target, TargetError, run_command
+from .launch import Handle, Job, Status, Target, TargetError, run_command
 
 # %% ../../nbs/operations/06_containers.ipynb #fe5675e9
 _instructions = 'FROM RUN COPY WORKDIR ENV LABEL USER ENTRYPOINT CMD ARG'.split()
@@ -124,6 +124,9 @@ class Container(Target):
     @property
     def _docker(self):
         return Path(self.program).name == 'docker'
+
+    def _handle(self, id, token):
+        return Handle('docker' if self._docker else 'container', id, token)
 
     def _render(self, job, token):
         kept = annotations(

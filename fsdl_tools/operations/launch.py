@@ -535,11 +535,14 @@ places = dict(
 
 
 def target(
-    name: str,  # One of places, or k8s
+    name: str,  # One of places, or k8s, podman, docker
     **options,  # Fields of the target's record
 ) -> Target:  # Raises ValueError with the nearest names
     "The target called `name`"
-    where, _, cls = places[one_of('target', {'k8s': 'kubernetes'}.get(name, name), places)].partition(':')
+    if name == 'docker':
+        options = dict(program='docker') | options
+    name = dict(k8s='kubernetes', podman='container', docker='container').get(name, name)
+    where, _, cls = places[one_of('target', name, places)].partition(':')
     return getattr(importlib.import_module(f'fsdl_tools.operations.{where}'), cls)(**options)
 
 
