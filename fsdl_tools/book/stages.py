@@ -518,6 +518,8 @@ def check_command():
     root = project_root()
     given, seed, rest = _options(sys.argv[1:])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)     # a shell's background: what runs here must hear it
     try:
         if '--quick' in given:
             paths = _run_quick(root) or ['tests/test_core.py']
