@@ -194,6 +194,7 @@ CASES = {
     'slow decode, half as bad': (Loop(Pictures(cost=.003)), 'slow decoding', 1),
     'too few workers': (Loop(Pictures(cost=.01), workers=1), 'too few workers', 1),
     'two workers, still too few': (Loop(Pictures(cost=.015), workers=2), 'too few workers', 1),
+    'two workers for samples that cost nothing': (Loop(Pictures(128), workers=2, model=lambda: net(6), steps=16), 'handing over', 1),
     'one slow worker of two': (Loop(Pictures(cost=.03, slow_worker=1), workers=2), 'one slow worker', 1),
     'checkpoint in each step': (Loop(each=save(6)), 'checkpoint', 1),
     'checkpoint in every other step': (Loop(each=save(10, 2)), 'checkpoint', 1),
@@ -222,7 +223,7 @@ CASES = {
 HEALTHY = {
     'plain': Loop(),
     'deeper': Loop(model=lambda: net(4)),
-    'with two workers': Loop(Pictures(128), workers=2, model=lambda: net(6), steps=16),
+    'with two workers': Loop(Pictures(256, cost=.001), workers=2, batch=32, model=lambda: net(6)),
     'AdamW, fused': Loop(opt=torch.optim.AdamW, fused=True, model=lambda: net(3)),
     'fused attention': Loop(Tokens(), model=lambda: Attention(True)),
     'one line printed a step': Loop(each=say(1)),

@@ -23,6 +23,7 @@ cures = {
     'slow decoding': 'workers for the loader, or decode once: fsdl_tools.training.loaders.pack',
     'too few workers': 'more workers, or cheaper samples: fsdl_tools.training.loaders.pack',
     'one slow worker': 'look at what this worker reads: a slow disk, a huge sample; smaller shards spread it',
+    'handing over': 'workers=0, or larger batches: passing a batch between processes takes longer than making it',
     'starting workers': 'persistent_workers=True, or longer epochs',
     'checkpoint': 'save more rarely, or in the background: fsdl_tools.training.checkpoint.Checkpointer',
     'evaluation': 'evaluate more rarely, or on a part: TrainConfig(eval_every=…)',
@@ -148,7 +149,11 @@ def _loader_cause(clock):
     workers = max((s.workers for s in clock.loaders), default=0)
     if not workers:
         return 'slow decoding'
-    each = [clock.fetching[2*k]/max(clock.fetching[2*k + 1], 1) for k in range(min(workers, 128))]
+    counted = range(min(workers, 128))
+    busiest = max(clock.fetching[2*k] for k in counted)             # seconds; 0 in a trace, which does not say
+    if 0 < busiest < clock.seconds['loader']:                       # waited for longer than it worked
+        return 'handing over'
+    each = [clock.fetching[2*k]/max(clock.fetching[2*k + 1], 1) for k in counted]
     if workers > 1 and max(each) > 3*sorted(each)[(workers - 1)//2]:
         return 'one slow worker'
     return 'too few workers'

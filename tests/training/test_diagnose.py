@@ -149,3 +149,20 @@ def test_json_and_back():
     d = diagnose(planted.Loop(steps=2), repeats=2, check=False)
     assert Diagnosis.from_json(d.to_json()) == d and d.repeats == 2 and 'part' in d._repr_markdown_()
     with pytest.raises(ValueError, match='at least 2'): diagnose(planted.Loop(), repeats=1)
+
+
+def test_workers_are_blamed_only_for_waits_in_which_they_worked():
+    "More workers cannot shorten a wait that is longer than what even the busiest worker did meanwhile"
+    from hypothesis import given, strategies as st
+    from fsdl_tools.training.clock import _Clock, _Loader
+    from fsdl_tools.training.diagnose import _loader_cause
+    seconds = st.floats(1e-6, 100)
+
+    @given(st.lists(seconds, min_size=1, max_size=8), seconds)
+    def one(worked, waited):
+        clock = _Clock()
+        clock.loaders.append(_Loader(workers=len(worked)))
+        for k, s in enumerate(worked): clock.fetching[2*k:2*k + 2] = [s, 4]
+        clock.seconds['loader'] = waited
+        assert (_loader_cause(clock) == 'handing over') == (max(worked) < waited)
+    one()
