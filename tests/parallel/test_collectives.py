@@ -49,7 +49,7 @@ def nothing_left():
     on_ranks(rank, 1)                     # what is made once a process, is made now
     before, fds = set(children()), len(os.listdir('/proc/self/fd'))
     yield
-    assert set(children()) == before
+    assert set(children()) <= before            # one of an earlier test may end meanwhile
     assert len(os.listdir('/proc/self/fd')) <= fds
 
 
@@ -218,7 +218,7 @@ def test_from_threads_at_the_same_time():
     from concurrent.futures import ThreadPoolExecutor
     before = set(multiprocessing.active_children())
     with ThreadPoolExecutor(8) as pool: assert list(pool.map(lambda _: on_ranks(rank, 2), range(24))) == [[0, 1]] * 24
-    assert set(multiprocessing.active_children()) == before
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_every_rank_is_stopped_though_one_cannot_be(monkeypatch):
