@@ -522,6 +522,7 @@ places = dict(
     local='local:Local',
     slurm='slurm:Slurm',
     container='containers:Container',
+    docker='containers:Docker',
     kubernetes='kubernetes:Kubernetes',
     pytorchjob='kubeflow:PyTorchJob',
     trainjob='kubeflow:TrainJob',
@@ -535,14 +536,11 @@ places = dict(
 
 
 def target(
-    name: str,  # One of places, or k8s, podman, docker
+    name: str,  # One of places, or k8s
     **options,  # Fields of the target's record
 ) -> Target:  # Raises ValueError with the nearest names
     "The target called `name`"
-    if name == 'docker':
-        options = dict(program='docker') | options
-    name = dict(k8s='kubernetes', podman='container', docker='container').get(name, name)
-    where, _, cls = places[one_of('target', name, places)].partition(':')
+    where, _, cls = places[one_of('target', {'k8s': 'kubernetes'}.get(name, name), places)].partition(':')
     return getattr(importlib.import_module(f'fsdl_tools.operations.{where}'), cls)(**options)
 
 

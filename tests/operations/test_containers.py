@@ -2,7 +2,7 @@
 import contextlib, os, shutil, subprocess, sys, time
 from pathlib import Path
 import pytest
-from fsdl_tools.operations.containers import Container
+from fsdl_tools.operations.containers import Container, Docker
 from fsdl_tools.operations.launch import Job, Secret, TargetError, target
 from .conftest import debian, scratch
 from .hostile import corpus, expected, probe, received, variables
@@ -106,7 +106,7 @@ def docker(pod, tmp_path, monkeypatch):
     monkeypatch.setenv('DOCKER_BUILDKIT', '0')
     end = time.monotonic() + 60
     while not place.exists() and time.monotonic() < end: time.sleep(.05)
-    try: yield Container(python=t.python, mounts=t.mounts, program='docker'), work
+    try: yield Docker(python=t.python, mounts=t.mounts), work
     finally:
         service.terminate()
         service.wait(30)
@@ -118,7 +118,7 @@ def test_the_same_by_docker(docker):
     strings = corpus()
     j = job(python, '-c', probe, str(work/'by-docker-'), *strings, env=variables(strings), nodes=2, name='ship')
     h = t.submit(j)
-    assert str(h) == 'docker:ship' and target(h.target).program == 'docker'
+    assert str(h) == 'docker:ship' and isinstance(target(h.target), Docker)
     assert t.wait(h, 200).state == 'succeeded', t.logs(h)
     for rank in (0, 1): assert received(work/'by-docker-', rank) == expected(strings)
     with pytest.raises(TargetError, match='there already'): t.submit(j)
