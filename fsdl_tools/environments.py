@@ -247,7 +247,7 @@ def _build(e, folder, timeout):
     shutil.rmtree(folder, ignore_errors=True)
     limits, python = _make_venv(folder, e, log), str(folder/'bin'/'python')
     extra = dict(v.split('=', 1) for v in e.env.split()) | (_compiler(folder, e.compiler.split()) if e.compiler else {})
-    path = {'PATH': f"{folder/'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
+    path = _paths(folder)
     for step in filter(None, map(str.strip, e.steps.split(';'))):
         _call(
             [python, '-m', 'pip', 'install', '--disable-pip-version-check', *limits, *shlex.split(step)],
@@ -274,6 +274,28 @@ result = fn(call["payload"])
 with open(sys.argv[1], "w") as f: json.dump(result, f)
 '''
 
+def _paths(folder):
+    "Where a process in the environment finds its programs, and keeps what it compiles when it first runs"
+    return dict(
+        PATH=f"{folder/'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
+        TORCH_EXTENSIONS_DIR=str(folder/'torch_extensions'),
+    )
+
+@contextlib.contextmanager
+def _inside(folder):
+    "Hold a shared lock on the environment; whoever is alone in it sweeps away what killed compilers left"
+    import fcntl  # not on Windows
+    with open(folder/'inside.lock', 'a') as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        else:
+            for left in (folder/'torch_extensions').glob('**/lock'):
+                left.unlink(missing_ok=True)
+        fcntl.flock(f, fcntl.LOCK_SH)
+        yield
+
 def run_in(
     env,              # A name, or a SideEnv
     code:str,         # Python source that defines main(payload), or module:function
@@ -288,15 +310,15 @@ def run_in(
         raise FileNotFoundError(
             f"the side environment {e.name!r} is not built here: fsdl_tools.environments.build_env({e.name!r}) makes it"
         )
-    with tempfile.TemporaryDirectory(prefix='fsdl-side-') as d:
+    folder = env_folder(e)
+    with _inside(folder), tempfile.TemporaryDirectory(prefix='fsdl-side-') as d:
         log, out = Path(d)/'log', Path(d)/'out.json'
-        path = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
         call = json.dumps(dict(code=code, module=bool(re.fullmatch(r'[\w.]+:\w+', code)), payload=payload))
         _call(
             [str(python), '-c', _boot, str(out)],
             log,
             timeout,
-            _variables(e, PATH=path, **variables),
+            _variables(e, **(_paths(folder) | variables)),
             call,
             f'code in the side environment {e.name!r}',
         )

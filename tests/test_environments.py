@@ -1,5 +1,6 @@
 """Side environments: built once, whatever is killed meanwhile; and a real one that trains"""
 import json, os, signal, subprocess, sys, textwrap, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import pytest
 from fsdl_tools import environments as E
@@ -87,6 +88,44 @@ def test_a_builder_that_is_killed_does_not_block_or_mislead_the_next(cache):
     assert env_folder(e).exists() and built(e) is None          # half a build, and known to be one
     t0 = time.monotonic(); build_env(e, timeout=60)
     assert built(e) and time.monotonic() - t0 < 60
+
+
+COMPILES = """
+def main(name):
+    import os
+    from torch.utils.file_baton import FileBaton
+    folder = os.path.join(os.environ['TORCH_EXTENSIONS_DIR'], 'py311_cpu', name)
+    os.makedirs(folder, exist_ok=True)
+    baton = FileBaton(os.path.join(folder, 'lock'))
+    if not baton.try_acquire(): baton.wait(); return 'waited'
+    if os.environ.get('KILLED'): os.kill(os.getpid(), 9)
+    if os.environ.get('SLOW'):
+        open(os.path.join(folder, 'compiling'), 'w').close()
+        import time; time.sleep(float(os.environ['SLOW']))
+    baton.release()
+    return 'compiled'
+"""
+
+
+def test_nobody_waits_for_a_compiler_that_was_killed(cache):
+    "PyTorch's lock is a file, which a killed process leaves behind"
+    e = SideEnv('compiles')
+    build_env(e)
+    with pytest.raises(BuildError, match='exit code -9'): run_in(e, COMPILES, 'a', KILLED='1')
+    assert list(env_folder(e).glob('torch_extensions/*/a/lock'))
+    assert run_in(e, COMPILES, 'a', timeout=60) == 'compiled'
+    assert not list(env_folder(e).glob('torch_extensions/*/a/lock'))
+
+
+def test_who_comes_while_another_compiles_waits_for_it(cache):
+    e = SideEnv('compiles')
+    build_env(e)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run_in, e, COMPILES, 'a', 200, SLOW='6')
+        end = time.monotonic() + 100
+        while not list(env_folder(e).glob('torch_extensions/*/a/compiling')): assert time.monotonic() < end; time.sleep(.05)
+        assert run_in(e, COMPILES, 'a', timeout=100) == 'waited'
+        assert first.result() == 'compiled'
 
 
 @pytest.mark.parametrize('how', ['SIGKILL', 'SIGTERM', 'SIGINT', 'SIGHUP'])
