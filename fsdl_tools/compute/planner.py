@@ -328,8 +328,8 @@ def _assumptions(cluster, layout, c, gpu):
     said = said if said and said[0].split()[2:] else []
     if not layout.grad_bytes:
         said.append(f'gradients of {first("grad_bytes"):g} bytes')
-    written = as_written(layout.framework)
-    said.append("transformers' modules, a kernel for each operation" if written else 'fused kernels, as published runs have')
+    plain, fused = "transformers' modules, a kernel for each operation", 'fused kernels, as published runs have'
+    said.append(plain if as_written(layout.framework) else fused)
     said += _usual_recipe(layout, first)
     domain = cluster.gpu.nvlink_domain or 8
     if cluster.gpus > domain and cluster.gpus_per_node > domain:

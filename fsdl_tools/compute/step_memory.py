@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['optimizer_states', 'parameters', 'place', 'bytes_per_parameter', 'sharded', 'memory_constants', 'as_written',
-           'block_units', 'prepare_columns', 'memory']
+           'prepare_columns', 'memory']
 
 # %% ../../nbs/compute/03_step_memory.ipynb #48694f4e
 import functools
@@ -118,7 +118,7 @@ def as_written(
 _unit_names = 'base query kv ffn entry ends work work_ffn again again_ffn'.split()
 
 @functools.cache
-def block_units() -> dict: # (architecture, precision) -> units of tokens · hidden, in the order of the columns
+def _block_units() -> dict: # (architecture, precision) -> units of tokens · hidden, in the order of the columns
     "What a block of transformers' modules keeps, counted from its graph: block_units.csv"
     rows = read_data('block_units.csv', text=('date',))
     return {(r['architecture'], r['precision']): tuple(float(r[n]) for n in _unit_names) for r in rows}
@@ -126,9 +126,9 @@ def block_units() -> dict: # (architecture, precision) -> units of tokens · hid
 def _units_of(architecture, gated, precision, zero):
     "The row of an architecture; one that has none is counted as a Llama if its MLP is gated, and else as a GPT-2"
     single, autocast = precision in ('fp32', 'tf32'), precision.startswith('amp') and zero != '3'
-    counted = any(a == architecture for a, _ in block_units())
+    counted = any(a == architecture for a, _ in _block_units())
     name = architecture if counted else 'llama' if gated == 'y' else 'gpt2'
-    return block_units()[name, 'single' if single else 'amp' if autocast else 'half']
+    return _block_units()[name, 'single' if single else 'amp' if autocast else 'half']
 
 def _resolve(c, table):
     "Constants, bytes per parameter, and what each text column means, for every row"
@@ -296,24 +296,25 @@ def _plain_logits(c, k):
     return c['tokens']*c['vocab']/c['tp']*loss
 
 def _update_bytes(c, k, trained):
-    "What the update of Adam over all tensors at once makes besides: roots of the second moments, and with fp32 masters gradients in fp32"
+    "What Adam's update of all tensors at once makes besides: roots of second moments; gradients for fp32 masters"
     adam = np.take(*_each(lambda o: o in ('adam', 'adamw', 'adam16'), c['optimizer']))
     master = np.take(*_each(lambda o: optimizer_states.get(o, (0, True))[1], c['optimizer']))
     ranks = np.where(c['zero'] >= 1, np.where(c['shard'] > 0, c['shard'], c['dp']*c['cp']), 1)
-    wide = k['sizes'][0]                                                # 4 bytes: fp32 weights, which are their own masters
+    wide = k['sizes'][0]                                     # 4 bytes: fp32 weights, which are their own masters
     each = np.where((wide < 4) & master, 8, wide)
     return np.where(adam & (c['offload'] <= 0), each*trained/ranks, 0)
 
 def _plain_peak(c, k, m, o, unit, base, every, last, trained):
-    "Categories of PyTorch's own modules at their peak: at the loss, in the last or the first block's backward pass, or in the update"
+    "Categories of PyTorch's own modules at the peak: the loss, the backward pass at either end, or the update"
     u, r, t = k['units'], _mlp_width(c), c['tp']
     again = k['full'] | k['every']
     casts = np.where(k['amp'] & (c['zero'] < 3), 2*np.where(again, c['vocab']*c['hidden']/t, trained), 0)
-    kept = base + casts + unit*u['ends']/np.where(c['pp'] == 1, 1, 2)    # with autocast's copies, and what stands at the ends
+    ends = unit*u['ends']/np.where(c['pp'] == 1, 1, 2)
+    kept = base + ends + casts                               # casts: autocast's copies of weights
     logits = np.where(last, _plain_logits(c, k), 0.)
     made = unit*np.maximum(np.where(again, every + u['again'] + u['again_ffn']*r, u['work'] + u['work_ffn']*r), 0)/t
-    block = unit*np.where(again, 0, every)/t                             # the first one's, which is there besides
-    there = np.where(m > 1, o['gradients'], 0.)                          # of earlier micro-batches; otherwise not made yet
+    block = unit*np.where(again, 0, every)/t                 # the first one's, which is there besides
+    there = np.where(m > 1, o['gradients'], 0.)              # of earlier micro-batches; otherwise not made yet
     moments = np.array(np.broadcast_arrays(
         kept + logits + there,
         kept + made + there,

@@ -88,7 +88,8 @@ def run_op(
     any_number=False # Is a number that nobody knows 1? Right where memory depends on none, as in Adafactor's step
 ):             # What the operation returns; raises UnknownValue for a number that is read and not known
     "Run one operation, on tensors with data or without"
-    if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16 and isinstance(args[0], FakeTensor):
+    grouped = func is torch.ops.aten._grouped_mm.default
+    if grouped and isinstance(args[0], FakeTensor) and args[0].dtype != torch.bfloat16:
         return _grouped_product(*args, **(kwargs or {}))
     try:
         return follower.run(func, args, kwargs)

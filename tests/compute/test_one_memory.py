@@ -7,7 +7,7 @@ from fsdl_tools.core import fix_torchvision, read_data
 fix_torchvision()
 from fsdl_tools.compute.gpus import Cluster
 from fsdl_tools.compute.planner import estimate
-from fsdl_tools.compute.step_memory import block_units
+from fsdl_tools.compute.step_memory import _block_units
 from fsdl_tools.memory.predict import breakdown
 
 spec = importlib.util.spec_from_file_location('block_units', Path(__file__).parents[2]/'benchmarks'/'block_units.py')
@@ -58,7 +58,7 @@ def test_graph_and_sizes_agree_within_five_per_cent(name, precision, recompute, 
 
 
 @pytest.mark.sweep(1)
-@pytest.mark.parametrize('architecture, precision', sorted(block_units()))
+@pytest.mark.parametrize('architecture, precision', sorted(_block_units()))
 def test_the_table_is_what_the_graph_says(architecture, precision):
     stored = next(r for r in read_data('block_units.csv', text=('date',)) if (r['architecture'], r['precision']) == (architecture, precision))
     assert {k: pytest.approx(stored[k], abs=.02) for k in stored if k not in ('source', 'date')} == counts.row(architecture, precision)
