@@ -118,7 +118,7 @@ def _plan_command(
     ] = '',
     framework: Annotated[
         Optional[str],
-        typer.Option(help='Whose constants: nanotron, torchtitan … Default: as --layout says, or pytorch.'),
+        typer.Option(help='Whose constants: nanotron, transformers … Default: as --layout says, or pytorch.'),
     ] = None,
     precision: Annotated[
         Optional[str], typer.Option(help='bf16, fp16, amp_bf16, fp8, fp32. Default: as --layout says, or bf16.')

@@ -99,6 +99,7 @@ _defaults = dict(
     dispatcher='',
     recipe='',
     optimizer='adam',
+    block='',
 )
 _texts = tuple(k for k, v in _defaults.items() if isinstance(v, str))
 _recompute = ('none', 'selective', 'every-other-layer', 'full')

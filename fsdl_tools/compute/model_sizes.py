@@ -20,7 +20,7 @@ def known() -> dict: # Name -> columns
     }
 
 _shape = 'layers hidden heads kv_heads ffn gated_mlp vocab tied positions max_seq'.split()
-_model_sizes = [*_shape, 'layer_extra', *(
+_model_sizes = [*_shape, 'layer_extra', 'block', *(
     'head_dim v_dim q_rank kv_rank rope_dim full_attention '
     'experts topk expert_ffn shared_ffn moe_layers dense_ffn'
 ).split()] # What a dict of sizes may hold
@@ -98,7 +98,8 @@ def _from_config(config):
     s = shape_of(m)
     if s is None:
         raise ValueError(f'{config.model_type} is not a transformer of one stack: it has no layers, hidden or heads')
-    return _from_shape(s, sum(p.numel() for p in m.parameters()), _mixture(config))
+    more = _mixture(config) | dict(block=config.get_text_config().model_type)
+    return _from_shape(s, sum(p.numel() for p in m.parameters()), more)
 
 # %% ../../nbs/compute/04_model_sizes.ipynb #ee802875
 def model_columns(
@@ -111,7 +112,8 @@ def model_columns(
         return model.get('name', 'model'), _checked_shape(model), None
     kind = type(model).__name__
     if kind == 'ModelSpec':
-        return model.name, (_from_shape(model.shape, model.params) if model.shape else None), model
+        more = dict(block=model.name)
+        return model.name, (_from_shape(model.shape, model.params, more) if model.shape else None), model
     if kind == 'TransformerShape':
         return 'transformer', _from_shape(model), None
     if hasattr(model, 'model_type'):

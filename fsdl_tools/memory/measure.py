@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 from ..core import MiB, Record, human_bytes, one_of, our_word, plot_style, positive, theirs, understands
-from ..models.values import Values, recall, remember
+from ..models.values import Values, recall, remember, with_shortcuts
 from ..table import Table
 from .tracker import MemoryTrace, Tracker, categories, tensors
 
@@ -96,8 +96,15 @@ def fake(
 def mode_of(
     model # A torch.nn.Module
 ):        # A context manager
-    "The fake mode that the parameters of `model` belong to; does nothing for a real model"
-    return next((p.fake_mode for p in model.parameters() if isinstance(p, FakeTensor)), contextlib.nullcontext())
+    "The fake mode that the parameters of `model` belong to, in which it runs as on data; nothing for a real model"
+    mode = next((p.fake_mode for p in model.parameters() if isinstance(p, FakeTensor)), None)
+    return _as_on_data(mode, recall(model)) if mode else contextlib.nullcontext()
+
+@contextlib.contextmanager
+def _as_on_data(mode, values):
+    "Fake tensors, and the shortcuts that known numbers allow"
+    with mode, with_shortcuts(values):
+        yield
 
 _precisions = ('fp32', 'amp', 'bf16')
 
@@ -328,7 +335,7 @@ def _optimizer_of(
 
 
 # %% ../../nbs/memory/02_measure.ipynb #a059c7dc
-_whose = dict(cpu="on the CPU's kernels", cuda="for a GPU's kernels")
+_whose = dict(cpu="on the CPU's kernels", cuda="for a GPU's kernels, one for each operation")
 
 @dataclass(frozen=True)
 class Breakdown(Record):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -67,6 +68,8 @@ def _special(name, args, outs):
         return [*args[:2], *outs]
     if name in ('max', 'min', 'topk', 'sort', 'median', 'native_dropout'):
         return outs[1:]
+    if name == '_grouped_mm':
+        return _factors(0, 1, args) + tensors(args[2:3])
     if name == 'nll_loss_forward':
         return [*args[:2], *outs[1:]]
     if name == 'log_sigmoid_forward':
@@ -184,6 +187,26 @@ class Recorder(TorchDispatchMode):
             )
         )
 
+    def keep(self,
+        kept # Tensors
+    ):
+        "Note what a function with a backward pass of its own keeps, beside what its operations do"
+        self.ops[-1].kept += tuple(map(self.key, tensors(kept)))
+
+@contextlib.contextmanager
+def _own_functions(rec):
+    "Tell the recorder what functions with a backward pass of their own save for it"
+    save = FunctionCtx.save_for_backward
+    def noted(ctx, *saved):
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is rec and rec.ops:
+            rec.keep(saved)
+        return save(ctx, *saved)
+    FunctionCtx.save_for_backward = noted
+    try:
+        yield
+    finally:
+        FunctionCtx.save_for_backward = save
+
 class _Fused(TorchFunctionMode):
     "Attention without dropout, which every device has a fused kernel for"
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -208,6 +231,7 @@ def record(
     with (
         mode_of(model),
         rec,
+        _own_functions(rec),
         in_modules(model, rec.where, rec.enter),
         _Fused() if kernels == 'cuda' else contextlib.nullcontext(),
     ):

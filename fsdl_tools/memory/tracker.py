@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -87,12 +88,21 @@ def run_op(
     any_number=False # Is a number that nobody knows 1? Right where memory depends on none, as in Adafactor's step
 ):             # What the operation returns; raises UnknownValue for a number that is read and not known
     "Run one operation, on tensors with data or without"
+    grouped = func is torch.ops.aten._grouped_mm.default
+    if grouped and isinstance(args[0], FakeTensor) and args[0].dtype != torch.bfloat16:
+        return _grouped_product(*args, **(kwargs or {}))
     try:
         return follower.run(func, args, kwargs)
     except UnknownValue:
         if not any_number or func is not torch.ops.aten._local_scalar_dense.default:
             raise
         return True if args[0].dtype == torch.bool else 1. if args[0].is_floating_point() else 1
+
+def _grouped_product(a, b, offs=None, bias=None, out_dtype=None):
+    "A product for each group of rows, such as the tokens of each expert; on fake tensors PyTorch knows it in bf16 only"
+    rows = a.shape[:-1] if a.dim() == 2 or b.dim() == 3 else a.shape[1:2]     # rows by group, or those of each group
+    groups = offs.shape if a.dim() == b.dim() == 2 else ()
+    return torch.empty((*groups, *rows, b.shape[-1]), dtype=out_dtype or a.dtype, device=a.device)
 
 def tensors(
     x      # Any nest of lists, dicts and records

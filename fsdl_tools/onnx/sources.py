@@ -65,6 +65,7 @@ def _tame_config(
     except Exception as e:                              # whatever a configuration class says of a value
         raise ValueError(f'this configuration of {kind} makes no sense: {_cause(e)}') from None
 
+# %% ../../nbs/onnx/02_sources.ipynb #8c0ffe01
 def _model_class(
     name # For example BertForMaskedLM
 ):       # The class, None where transformers has no model of that name
@@ -79,6 +80,7 @@ def _is_type(name):
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
     return isinstance(name, str) and name in MODEL_MAPPING_NAMES
 
+# %% ../../nbs/onnx/02_sources.ipynb #8c0ffe02
 def _with_fields(make, d, kw):
     "`make` of the fields `d` with those in `kw` changed; raises ValueError with the nearest names"
     known = make(d)
@@ -104,6 +106,7 @@ def _config_of(
         return _with_fields(_tame_config, _read_config(what), kw)
     return _with_fields(lambda d: type(what).from_dict(_harmless(d)), what.to_dict(), kw) if kw else what
 
+# %% ../../nbs/onnx/02_sources.ipynb #8c0ffe03
 def _config_path(what):
     "The config.json that a text names, None when it names none"
     p = Path(what)
@@ -138,6 +141,7 @@ def _timm_info(m):
     size = timm.data.resolve_model_data_config(m)['input_size']
     return [InputSpec('pixel_values', ('batch', *size))], dict(library=f'timm {timm.__version__}', preprocess=pre)
 
+# %% ../../nbs/onnx/02_sources.ipynb #8c0ffe04
 def _hf(what, pretrained, **kw):
     "From a model type, a class, a configuration, or with pretrained the name of a checkpoint"
     import transformers as tr
@@ -159,6 +163,7 @@ def _hf_info(m):
     labels = getattr(m.config, 'id2label', None) if 'Classification' in type(m).__name__ else None
     return _hf_specs(m), info | (dict(labels=list(labels.values())) if labels else {})
 
+# %% ../../nbs/onnx/02_sources.ipynb #8c0ffe05
 def _builder(what, pretrained):
     "The function that builds `what`, and the one that describes it; raises ValueError with the nearest names"
     fix_torchvision()
@@ -181,6 +186,7 @@ def _at_home(what, pretrained):
         return what, {}
     return locate(what)[1], {}
 
+# %% ../../nbs/onnx/02_sources.ipynb #8c0ffe06
 def _count_parameters(
     what, # As in open_model
     **kw  # Arguments of the constructor or fields of the configuration
@@ -213,6 +219,7 @@ def _say_size(what, n, say, free=None):
             'Make it smaller, for example with num_hidden_layers=2 (--set num_hidden_layers=2)'
         )
 
+# %% ../../nbs/onnx/02_sources.ipynb #8c0ffe07
 def open_model(
     what,             # A timm name, a transformers model type, class name, configuration or config.json, or a Source
     pretrained=False, # Load published weights (needs network); otherwise they are random, the same for the same seed
@@ -317,6 +324,7 @@ def _look_at_ids(specs):
             'with zeros alone nothing would be proven. Give ids up to the largest that the model takes'
         )
 
+# %% ../../nbs/onnx/02_sources.ipynb #8c0ffe08
 def _by_name(inputs, module):
     "Example inputs as a dict: one tensor, or several in a tuple, are named as the arguments of `forward`"
     import torch

@@ -53,7 +53,7 @@ def containerfile(
         ]
     return '\n'.join([*lines, f'WORKDIR {job.folder or "/work"}', 'ENV PYTHONUNBUFFERED=1']) + '\n'
 
-
+# %% ../../nbs/operations/06_containers.ipynb #bd7e46d0
 def check_containerfile(
     text: str,  # A Containerfile
 ) -> list:  # Sentences
@@ -75,7 +75,7 @@ def check_containerfile(
             out.append(f'line {i}: WORKDIR {rest!r} is no absolute path')
     return out
 
-
+# %% ../../nbs/operations/06_containers.ipynb #4d6ccf51
 def _exec_form(i, word, rest):
     "Is this a JSON list of strings?"
     try:
@@ -222,7 +222,7 @@ class Container(Target):
         "Is the engine there?"
         return [dict(what=self.program, value=self._ask('version', '--format', '{{.Client.Version}}').strip())]
 
-
+# %% ../../nbs/operations/06_containers.ipynb #0f192517
 def _both(args):
     "What a program prints, on either stream"
     r = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
@@ -246,7 +246,7 @@ def _docker_words(pod, i):
     first, *others = c['command']
     return [*words, '--entrypoint', first, c['image'], *others]
 
-
+# %% ../../nbs/operations/06_containers.ipynb #8e233132
 @dataclass(frozen=True)
 class Docker(Container):
     "Containers on this machine, by docker, which runs those of the same Pod one by one"

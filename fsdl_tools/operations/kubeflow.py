@@ -53,7 +53,7 @@ def _kubeflow_rules(target, job, room):
     out = bad_name(job.name, room=room, service=True) + bad_name(target.namespace, 'namespace') + bad_image(job.image)
     return out + taken(job) + secret_rules(job, 'a Pod')
 
-
+# %% ../../nbs/operations/07_kubeflow.ipynb #888e50e5
 def _container_for(target, job, command, env):
     "The container that all nodes share; the operator tells ranks who they are"
     threads = [dict(name='OMP_NUM_THREADS', value=str(job.cpus))]
@@ -62,7 +62,7 @@ def _container_for(target, job, command, env):
     )
     return body | dict(env=env_list(env, job.secrets, threads), resources=dict(limits=resources(job)))
 
-
+# %% ../../nbs/operations/07_kubeflow.ipynb #5eecda77
 class _Kubeflow(Kubectl):
     "What both versions share"
 
@@ -84,7 +84,7 @@ class _Kubeflow(Kubectl):
         "Does the server know this kind?"
         return [dict(what=self.kind, value=self._ask('explain', self.kind)[:200])]
 
-
+# %% ../../nbs/operations/07_kubeflow.ipynb #fcd0a684
 def _state(words):
     "Conditions as a Status; the last one that decides"
     known = dict(

@@ -142,7 +142,7 @@ def _put_on_record(folder, text):
         raise TargetError(f'the job cannot be put on record in {str(folder.parent)!r}: {e.strerror}') from None
     return True
 
-
+# %% ../../nbs/operations/02_local.ipynb #b641f247
 def _start_supervisor(folder, place):
     "A process of its own that stays with the job; where it cannot start nothing stays on record"
     code = 'from fsdl_tools.operations.local import _supervise; _supervise()'
@@ -162,7 +162,7 @@ def _alive(pid, folder):
         return False
     return os.fsencode(str(folder)) in words
 
-
+# %% ../../nbs/operations/02_local.ipynb #66548e69
 def _with_secrets(env, found):
     "The environment of the job, secrets read where they are"
     out = dict(os.environ) | env
@@ -172,7 +172,7 @@ def _with_secrets(env, found):
         out[s.name] = os.environ[s.ref] if s.kind == 'env' else Path(s.ref).read_text().strip()
     return out
 
-
+# %% ../../nbs/operations/02_local.ipynb #05ccb76b
 def _end_group(p, grace):
     "Ask a process group to stop, then insist"
     with contextlib.suppress(ProcessLookupError):
@@ -201,7 +201,7 @@ def _once(d, job, log, asked):
     late = p.poll() is None and not asked
     return (_end_group(p, job.grace) if p.poll() is None else p.returncode), late
 
-
+# %% ../../nbs/operations/02_local.ipynb #d44190e4
 def _attempts(d, job, log, asked):
     "Attempts until one succeeds, or no retry is left; how it ended"
     for _ in range(job.retries + 1 if job.ranks == 1 else 1):

@@ -19,7 +19,7 @@ _kept = 'name gpu gpu_memory memory image layout on_preempt'.split()
 _keys = 'entrypoint submission_id runtime_env metadata'.split()
 _words = dict(PENDING='queued', RUNNING='running', SUCCEEDED='succeeded', FAILED='failed', STOPPED='cancelled')
 
-
+# %% ../../nbs/operations/08_ray_jobs.ipynb #54f12467
 def _carries(text):
     "Does Ray leave this text alone, in JSON, in a shell's quotes and among its variables?"
     return not any(0xD800 <= ord(c) <= 0xDFFF for c in text)
@@ -34,7 +34,7 @@ def _sealed(job, python):
     odd = [k for k, v in job.env.items() if not _in_variables(v)]
     return wire(job, _carries, python, named=lambda k: k not in odd)
 
-
+# %% ../../nbs/operations/08_ray_jobs.ipynb #81339cea
 @dataclass(frozen=True)
 class Ray(Target):
     "A Ray cluster, through its job server"
@@ -187,7 +187,7 @@ class RankGroup:
             while any(p.poll() is None for p in self.running) and time.monotonic() < end:
                 time.sleep(0.05)
 
-
+# %% ../../nbs/operations/08_ray_jobs.ipynb #550b7a4e
 def rank_variables(
     shape,  # nodes and processes
     node: int,  # Which of them
@@ -198,7 +198,7 @@ def rank_variables(
     common = dict(WORLD_SIZE=shape['nodes'] * n, LOCAL_WORLD_SIZE=n, MASTER_ADDR=address[0], MASTER_PORT=address[1])
     return [{k: str(v) for k, v in (common | dict(RANK=node * n + i, LOCAL_RANK=i)).items()} for i in range(n)]
 
-
+# %% ../../nbs/operations/08_ray_jobs.ipynb #4f4f6d05
 def _attempt(shape, groups, command, end):
     "Run all ranks once; the first bad exit code"
     import ray
@@ -216,7 +216,7 @@ def _attempt(shape, groups, command, end):
             raise TimeoutError(f'the job was not done in {shape["time"]} s')
     return next((c for c in codes if c), 0)
 
-
+# %% ../../nbs/operations/08_ray_jobs.ipynb #d0fb6ca2
 def ranks_on_ray():
     "The entry point of a job on Ray: its arguments are the shape of the job and the command of its ranks"
     import ray
@@ -271,7 +271,7 @@ class RayTrain(Ray):
         )
         return own + super()._rules(job)
 
-
+# %% ../../nbs/operations/08_ray_jobs.ipynb #f8d36b30
 def _worker(config):
     "What each worker of Ray Train does"
     from fsdl_tools.training.trainer import fit

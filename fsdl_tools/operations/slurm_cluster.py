@@ -62,7 +62,7 @@ PartitionName=urgent Nodes=ALL MaxTime={max_time} PriorityTier=10 OverSubscribe=
 """
 nodes = ('127.0.0.2', '127.0.0.3')
 
-
+# %% ../../nbs/operations/04_slurm_cluster.ipynb #062ee7c3
 def free_ports(
     n: int,  # How many
 ) -> list:  # Consecutive ports that nobody listens on

@@ -17,6 +17,7 @@ def _random(space, number, seed):
     r = random.Random(f'{seed}/{number}')
     return {p.name: p.value(r.random()) for p in space.parameters}
 
+# %% ../../nbs/operations/18_sweep_engines.ipynb #87167a61
 def _optuna_space(p):
     "Optuna's distribution, or the unit interval where it has none"
     from optuna import distributions as d
@@ -45,6 +46,7 @@ def _to_optuna(p, value, known):
         return value if p.low <= value <= p.high else None
     return known.get(p.name)
 
+# %% ../../nbs/operations/18_sweep_engines.ipynb #e1a16a93
 def _optuna(space, history, number, seed, sampler='tpe'):
     "Ask Optuna, which is told the books first"
     import optuna
@@ -81,6 +83,7 @@ def _tell(study, optuna, space, axes, row):
         )
     )
 
+# %% ../../nbs/operations/18_sweep_engines.ipynb #96822e07
 _wandb_code = """
 def main(call):
     import random, numpy, sweeps
@@ -128,6 +131,7 @@ def _wandb(space, history, number, seed):
         raise StopIteration
     return got, {}
 
+# %% ../../nbs/operations/18_sweep_engines.ipynb #c3d83aa8
 _ray_kinds = dict(
     categorical=lambda tune, p: tune.choice(p.values),
     constant=lambda tune, p: p.values[0],
@@ -149,6 +153,7 @@ def _ray_axes(tune, space):
     _ray_has(space)
     return {p.name: _ray_kinds[p.kind](tune, p) for p in space.parameters}
 
+# %% ../../nbs/operations/18_sweep_engines.ipynb #4733b4b5
 def _ray_point(call):
     "In Ray's environment: one point"
     import numpy
@@ -196,6 +201,7 @@ def bands(
         return [math.ceil(early['min_iter'] * eta**k) for k in range(12)]
     return sorted({max(1, math.floor(early['max_iter'] / eta**k)) for k in range(1, int(early.get('s', 3)) + 1)})
 
+# %% ../../nbs/operations/18_sweep_engines.ipynb #849e956a
 def should_stop(
     values: list,  # Of the run so far
     others: list,  # Lists of values of the other runs

@@ -144,6 +144,7 @@ def _drive(call):
     if found.errors:
         raise RuntimeError(f'{len(found.errors)} trials failed in Ray, the first with: {str(found.errors[0])[-2000:]}')
 
+# %% ../../nbs/operations/20_sweep_ray.ipynb #ce13c7f5
 def _plain(v):
     "A value of numpy as one of Python"
     return v.item() if hasattr(v, 'item') else v
@@ -164,6 +165,7 @@ def _searcher(tune, space, call):
     search = OptunaSearch(metric=space.metric, mode=mode, seed=call['seed'], **(told if known else {}))
     return dict(space=axes, config=dict(num_samples=len(numbers), search_alg=search))
 
+# %% ../../nbs/operations/20_sweep_ray.ipynb #faebbe8b
 def _asha(tune, space):
     "ASHA with the sweep file's settings, or no scheduler"
     if not space.early:
@@ -225,6 +227,7 @@ def tune_on_ray(
         _finish_old(space, folder, budget, finish)
     return trials(folder)
 
+# %% ../../nbs/operations/20_sweep_ray.ipynb #7055a908
 def _finish_old(space, folder, budget, how):
     "What is in the books and has not ended"
     rows = books(folder)

@@ -28,6 +28,7 @@ _ranges = (
 _normals = ('normal', 'q_normal', 'log_normal', 'q_log_normal')
 distributions = ('constant', 'categorical', *_ranges, *_normals, 'beta', 'q_beta')
 
+# %% ../../nbs/operations/17_sweep_space.ipynb #008205bf
 def _bad(name, why):
     raise ValueError(f'parameter {str(name)[:60]!r}: {why[:200]}')
 
@@ -92,6 +93,7 @@ class Parameter(Record):
             else None
         )
 
+# %% ../../nbs/operations/17_sweep_space.ipynb #34aa4a79
 def _choice(u, weights):
     "Index of the piece of the unit interval that u falls into"
     total = 0.0
@@ -138,6 +140,7 @@ def _choices(name, d):
         _bad(name, f'probabilities must be {len(values)} numbers that sum to 1, not {weights!r}')
     return Parameter(name, 'categorical', values, list(weights))
 
+# %% ../../nbs/operations/17_sweep_space.ipynb #80382d82
 def _guess(d):
     "The distribution of two bounds"
     whole = all(isinstance(d.get(k), int) and not isinstance(d.get(k), bool) for k in ('min', 'max'))
@@ -159,6 +162,7 @@ def _range(name, d, kind):
         _bad(name, f'q must be positive, not {q!r}')
     return Parameter(name, kind, low=low, high=high, q=q)
 
+# %% ../../nbs/operations/17_sweep_space.ipynb #46cd6531
 def _parameter(name, d):
     "One parameter of the file"
     if not isinstance(d, dict):
@@ -197,6 +201,7 @@ def _parameter(name, d):
         _bad(name, f'{first} and {second}: {low!r} and {high!r} make no distribution')
     return Parameter(name, kind, low=low, high=high, q=_number(name, d, 'q', 1))
 
+# %% ../../nbs/operations/17_sweep_space.ipynb #b0ab2d37
 def _walk(d, prefix='', depth=0):
     "Parameters, nested ones with dotted names"
     if not isinstance(d, dict) or not d:
@@ -267,6 +272,7 @@ class Space(Record):
         names, values = [n for n, _ in axes], [v for _, v in axes]
         return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
 
+# %% ../../nbs/operations/17_sweep_space.ipynb #270638a5
 _words = (
     'program',
     'method',
@@ -336,6 +342,7 @@ def parse_sweep(
         space.grid()
     return space
 
+# %% ../../nbs/operations/17_sweep_space.ipynb #c134484c
 def read_sweep(
     path,  # A YAML file
 ) -> Space:  # Raises FileNotFoundError, ValueError

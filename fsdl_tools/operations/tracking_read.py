@@ -145,6 +145,7 @@ def _export_file(table, path, runs, said):
         ):
             _export_row(runs, said, path, *row)
 
+# %% ../../nbs/operations/15_tracking_read.ipynb #44cc0bc8
 def _plain_column(column, name):
     "A column as Python has it: times in seconds, steps as floats where that loses nothing"
     import pyarrow as pa
@@ -166,6 +167,7 @@ def _exact_steps(column):
         exact = False
     return near.to_pylist() if exact else column.to_pylist()
 
+# %% ../../nbs/operations/15_tracking_read.ipynb #4fc88e29
 def _export_row(runs, said, path, project, run, name, kind, step, when, *values):
     "One value of one attribute"
     if run is None or name is None:
@@ -234,6 +236,7 @@ def _archived(path, source, take):
         found.warn(f'the archive ends or is damaged: {e}')
     return [found.run()]
 
+# %% ../../nbs/operations/15_tracking_read.ipynb #6bc8185c
 def _archived_lines(z, name, found, size):
     "(offset, line) of a file in an archive, up to a length that no honest one reaches"
     limit, offset = max(64 * 1024 * 1024, 100 * size), 0
@@ -263,6 +266,7 @@ def _lines_before_the_break(f, longest=16 * 1024 * 1024):
         raise
     yield from [bytes(rest)] if rest else []
 
+# %% ../../nbs/operations/15_tracking_read.ipynb #9aee6fb4
 def _comet_zip(z, found, size):
     "Both files of the archive"
     names = set(z.namelist())
@@ -414,6 +418,7 @@ _file_readers = {
     'clearml': read_clearml,
 }
 
+# %% ../../nbs/operations/15_tracking_read.ipynb #a90bb598
 def _is_events(raw):
     "Does this begin with a record of an event file? The checksum of its length says so"
     return len(raw) >= 12 and struct.unpack_from('<I', raw, 8)[0] == masked_crc(raw[:8])
@@ -437,6 +442,7 @@ def _zip_kind(path, raw):
         names = {n for n in ('metrics.jsonl', 'task.json') if n.encode() in raw}
     return 'clearml' if 'messages.json' not in names and names & {'metrics.jsonl', 'task.json'} else 'comet'
 
+# %% ../../nbs/operations/15_tracking_read.ipynb #28b78850
 def _text_kind(path, raw):
     "What kind of text it is"
     first = raw.lstrip().split(b'\n', 1)[0]
@@ -499,6 +505,7 @@ def read_all(
         raise ValueError(f'{path} cannot be read as {kind}: {e}') from None
     return runs if isinstance(runs, list) else [runs]
 
+# %% ../../nbs/operations/15_tracking_read.ipynb #92a51b0a
 _skip = {
     '.git',
     '.venv',

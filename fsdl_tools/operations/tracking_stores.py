@@ -40,6 +40,7 @@ def open_sqlite(
         db.execute('pragma cell_size_check=on')
         yield db
 
+# %% ../../nbs/operations/14_tracking_stores.ipynb #f4c7c4e0
 def _claimed_size(path):
     "Bytes of a page and of all pages, as the head of a database claims; not more than 64 times what is there"
     with open(path, 'rb') as f:
@@ -51,6 +52,7 @@ def _claimed_size(path):
     believed = 512 <= size and size * pages <= 64 * Path(path).stat().st_size
     return (size, size * pages) if believed else (0, 0)
 
+# %% ../../nbs/operations/14_tracking_stores.ipynb #4c3c0509
 def _tables(db):
     "Names of the tables; views are none"
     try:
@@ -102,6 +104,7 @@ def read_mlflow(
             raise ValueError('; '.join(rest.warnings))
         return [f.run() for f in runs.values()]
 
+# %% ../../nbs/operations/14_tracking_stores.ipynb #6afeabc1
 def _mlflow_head(path, row, names):
     "A run without its numbers"
     id, name, status, started, ended, experiment = row
@@ -126,6 +129,7 @@ def _mlflow_tag(found, name, value):
     elif not name.startswith('mlflow.'):
         found.tags[name] = str(value)
 
+# %% ../../nbs/operations/14_tracking_stores.ipynb #0c1105b7
 def _mlflow_metrics(db, rest, runs):
     "The numbers, in the order in which they were logged"
     odd = 0
@@ -167,6 +171,7 @@ def _inside(folder):
             p = Path(here) / f
             yield p.relative_to(folder).as_posix(), p
 
+# %% ../../nbs/operations/14_tracking_stores.ipynb #a8e8a9d4
 def _mlrun(p):
     "One run"
     found = Found(p, 'mlruns')
@@ -279,6 +284,7 @@ def _trackio_config(found, raw):
     if isinstance(d, dict):
         found.params |= {k: v for k, v in d.items() if not k.startswith('_')}
 
+# %% ../../nbs/operations/14_tracking_stores.ipynb #7f5033c7
 def read_neptune_scale(
     path,  # run_operations.sqlite3 of an offline run
 ) -> list:  # One run; raises ValueError
@@ -373,6 +379,7 @@ def _pages(url, body, name, timeout):
         if not token:
             return out
 
+# %% ../../nbs/operations/14_tracking_stores.ipynb #89a9733b
 def _server_run(base, r, names, timeout):
     "A run with the history of its metrics"
     info, data = r['info'], r.get('data', {})

@@ -40,6 +40,7 @@ def pieces(
     if parts:
         warn(f'the file ends inside the record that starts at byte {began:,}')
 
+# %% ../../nbs/operations/13_wandb_files.ipynb #bd110d7a
 def _piece_problem(b, pos, room, crc, size, kind, inside):
     "What is wrong with a piece, or nothing"
     if kind == 0 and size == 0 and crc == 0:
@@ -75,6 +76,7 @@ def _item(b, start, end):
             raw = b[x:y]
     return '.'.join(names), raw
 
+# %% ../../nbs/operations/13_wandb_files.ipynb #a2f041fd
 def _scalar_json(raw):
     "The number that JSON text holds, or None where it is none; W&B writes NaN and Infinity bare or quoted"
     try:
@@ -85,6 +87,7 @@ def _scalar_json(raw):
         return {b'"NaN"': math.nan, b'"Infinity"': math.inf, b'"-Infinity"': -math.inf}.get(bytes(raw))
     return {b'true': 1.0, b'false': 0.0}.get(bytes(raw))
 
+# %% ../../nbs/operations/13_wandb_files.ipynb #491af5b0
 def _row(b, start, end):
     "A row of the history: name -> number, and the step W&B counts"
     values, step = {}, None
@@ -110,6 +113,7 @@ def _updates(b, start, end):
             out[name] = loads(raw)
     return out
 
+# %% ../../nbs/operations/13_wandb_files.ipynb #3d7c8550
 def _wandb_run(b, start, end, found):
     "The run's own record"
     names = {1: 'id', 3: 'project', 8: 'name'}
@@ -172,6 +176,7 @@ def _wandb_exit(r, start, end, found):
     failed = any(f == 1 and code for f, _, _, code in fields(r, start, end))
     found.about['status'] = 'failed' if failed else 'finished'
 
+# %% ../../nbs/operations/13_wandb_files.ipynb #41fa4b41
 def _wandb_metric(r, start, end, axes):
     "Which column is the axis of which metric"
     text = {f: _text(r, x, y) for f, x, y, v in fields(r, start, end) if v is None and f in (1, 2, 4)}
@@ -192,6 +197,7 @@ def _axis(name, axes):
         (axis for pattern, axis in axes.items() if pattern.endswith('*') and name.startswith(pattern[:-1])), None
     )
 
+# %% ../../nbs/operations/13_wandb_files.ipynb #e0e91727
 def _wandb_rows(found, rows, axes, ours):
     "History rows as series"
     known = {}

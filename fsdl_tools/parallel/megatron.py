@@ -34,6 +34,7 @@ def _theirs(first, second, sequence):
         row.bias.copy_(second.bias)
     return column, row
 
+# %% ../../nbs/parallel/14_megatron.ipynb #7e11aa01
 def _gradients_of(column, row, x):
     "Name -> gradient, on this rank"
     return {'input': x.grad, 'column.weight': column.weight.grad, 'column.bias': column.bias.grad,
@@ -46,6 +47,7 @@ def _watched(forward, x, against):
         (out * against).sum().backward()
     return out.detach(), dict(calls=dict(c.calls), bytes=c.total)
 
+# %% ../../nbs/parallel/14_megatron.ipynb #7e11aa02
 def megatron_rank(
     sequence:bool=False, # With sequence parallelism? Megatron's gathers twice, as our mode regather
     batch:int=4, time:int=16, # Of the input
@@ -76,6 +78,7 @@ def megatron_rank(
     far['output'] = ((other.transpose(0, 1) - mine).abs().max() / mine.abs().max()).item()
     return dict(sequence=sequence, ranks=n, apart=far, ours=sent, theirs=their_sent)
 
+# %% ../../nbs/parallel/14_megatron.ipynb #7e11aa03
 def run_megatron(
     payload:dict # ranks: a list of numbers of ranks
 ) -> dict:       # version, and what rank 0 found in each case

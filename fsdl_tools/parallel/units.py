@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 all_gather = getattr(dist, 'all_gather_single', None) or dist.all_gather_into_tensor
 reduce_scatter = getattr(dist, 'reduce_scatter_single', None) or dist.reduce_scatter_tensor
 
+# %% ../../nbs/parallel/04_units.ipynb #5c1e8a01
 class Unit:
     "Parameters that travel together: one flat tensor in equal parts, of which this rank owns one"
 
@@ -118,6 +119,7 @@ def _uses_values(func):
         return func.__self__.__name__ not in _about
     return func.__name__ not in _questions
 
+# %% ../../nbs/parallel/04_units.ipynb #5c1e8a02
 class _Spread(nn.Parameter):
     "A parameter of a unit: before each operation it asks whoever has cut it"
 
@@ -143,6 +145,7 @@ def _in_backward():
     "Is autograd at work in this thread?"
     return torch._C._current_graph_task_id() != -1
 
+# %% ../../nbs/parallel/04_units.ipynb #5c1e8a03
 _containers = nn.ModuleList, nn.ModuleDict, nn.Sequential
 
 def _trained(module):
@@ -161,6 +164,7 @@ def _blocks(module, total):
         out += _blocks(c, total) if deeper else [c]
     return out
 
+# %% ../../nbs/parallel/04_units.ipynb #5c1e8a04
 def _owners(module):
     "Parameter -> the modules that have it as an attribute"
     out = {}

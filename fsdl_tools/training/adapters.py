@@ -49,6 +49,7 @@ def lightning_logger(
 
     return FsdlLogger()
 
+# %% ../../nbs/training/07_adapters.ipynb #5a47359c
 def accelerate_tracker(
     log,  # A RunLog
 ):  # A GeneralTracker for Accelerator(log_with=...)
@@ -71,6 +72,7 @@ def accelerate_tracker(
 
     return FsdlTracker()
 
+# %% ../../nbs/training/07_adapters.ipynb #beaf573e
 def hf_callback(
     log,  # A RunLog
 ):  # A TrainerCallback for Trainer(callbacks=[...])

@@ -19,6 +19,7 @@ class _Probe:
     where: str          # module:name or module:Class.name
     instead: object = None  # What takes its place when the suspect is taken out; None: it cannot be
 
+# %% ../../nbs/training/11_clock.ipynb #889bd2ec
 def _nothing(*args, **kw):
     return None
 
@@ -31,6 +32,7 @@ def _call(fn, *args, **kw):
     "What torch.utils.checkpoint would compute, computed once"
     return fn(*args, **{k: v for k, v in kw.items() if k not in _of_checkpoint})
 
+# %% ../../nbs/training/11_clock.ipynb #a690c203
 probes = [
     _Probe('loader', 'torch.utils.data:DataLoader.__iter__'),
     _Probe('loader', 'torch.utils.data.dataloader:_BaseDataLoaderIter.__next__'),
@@ -82,6 +84,7 @@ def _subclasses(cls):
     "A class and all below it"
     return [cls] + [d for c in cls.__subclasses__() for d in _subclasses(c)]
 
+# %% ../../nbs/training/11_clock.ipynb #330ef80c
 @contextlib.contextmanager
 def _replaced(pairs):
     "While the block runs, functions are others: pairs of a place (object, name, function) and the new function"
@@ -95,6 +98,7 @@ def _replaced(pairs):
         for owner, name, old in reversed(undo):
             delattr(owner, name) if old is undo else setattr(owner, name, old)     # `undo` stands for: inherited
 
+# %% ../../nbs/training/11_clock.ipynb #c4904c22
 _named = ('loader', 'backward', 'optimizer', 'communication')    # what a trace names by itself
 
 class _Quiet:
@@ -115,6 +119,7 @@ class _Quiet:
             self.queued = int(os.pread(self.file.fileno(), 99, 0).split()[1])/1e9
         return now - self.queued
 
+# %% ../../nbs/training/11_clock.ipynb #20c86031
 class _Clock:
     "Seconds by part, of one thread; only the outermost part runs"
 
@@ -176,6 +181,7 @@ def _watch_next(clock, fn):
         return batch
     return take
 
+# %% ../../nbs/training/11_clock.ipynb #0de55f77
 def _watch_fetch(clock, fn):
     "What a worker does for a batch: its seconds, in memory that it shares with us"
     def fetch(fetcher, which):
@@ -188,6 +194,7 @@ def _watch_fetch(clock, fn):
         return out
     return fetch
 
+# %% ../../nbs/training/11_clock.ipynb #3e16e8d2
 def _watch_train(clock, fn):
     "Module.train: evaluation lasts from train(False) to train(True)"
     def train(module, mode=True):
@@ -210,6 +217,7 @@ def _end_evaluation(clock):
     clock.calls['evaluation'] += 1
     clock.part = None
 
+# %% ../../nbs/training/11_clock.ipynb #98f44906
 def _watch_checkpoint(clock, fn):
     "torch.utils.checkpoint.checkpoint: what runs inside will run again"
     def forward(*args, **kw):
@@ -219,6 +227,7 @@ def _watch_checkpoint(clock, fn):
         return out
     return forward
 
+# %% ../../nbs/training/11_clock.ipynb #352bc87f
 _special = {
     'torch.utils.data:DataLoader.__iter__': _watch_iter,
     'torch.utils.data.dataloader:_BaseDataLoaderIter.__next__': _watch_next,
@@ -258,6 +267,7 @@ def _silent(fn):
         return fn(self, *args, **kw)
     return forward
 
+# %% ../../nbs/training/11_clock.ipynb #bf7761d5
 def _without_places(part, clock):
     "Pairs for _replaced that take a part out; empty: it cannot be taken out from outside"
     at = lambda where: _owners(where)

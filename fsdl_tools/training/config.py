@@ -76,6 +76,7 @@ class TrainConfig(Record):
         if (self.save_every or self.resume) and not self.folder:
             raise ValueError('checkpoints need a folder')
 
+# %% ../../nbs/training/03_config.ipynb #b83ca338
 def _name_factories(config):
     "Functions that were handed over become their names"
     for f in ('model', 'data'):
@@ -90,6 +91,7 @@ def _name_factories(config):
                 f"that makes it into a module and give that function, or its name 'package.module:function'"
             )
 
+# %% ../../nbs/training/03_config.ipynb #f4728436
 def lr_at(
     c:TrainConfig, # The run
     step:int       # From 0
@@ -120,6 +122,7 @@ def _kind(name):
             return find_class(config, task) and kind, 'transformers'
     raise ValueError(f'{name} can be trained neither on tokens (causal-lm) nor on images (image-classification)')
 
+# %% ../../nbs/training/03_config.ipynb #9c687190
 def _layout(c, config, device):
     "The layout with micro-batch and precision filled in where its text leaves them open"
     l = parse_layout(c.layout)
@@ -134,6 +137,7 @@ def _layout(c, config, device):
         )
     return l
 
+# %% ../../nbs/training/03_config.ipynb #45f769b7
 def check_config(
     c:TrainConfig, # As the user gave it
     world:int=None # Ranks there are; None: as many as the layout needs
@@ -171,6 +175,7 @@ def check_config(
         _check_folder(c, data, held, l.optimizer)
     return c.replace(layout=str(l)), l, data, held, shape
 
+# %% ../../nbs/training/03_config.ipynb #5bd99375
 def _round_up(vocab, least):
     return least if vocab <= least else -(-vocab // 128)*128
 
@@ -195,6 +200,7 @@ def _size(c, source):
     from fsdl_tools.models.build import load_config
     return getattr(load_config(c.model), 'image_size', 224)
 
+# %% ../../nbs/training/03_config.ipynb #bde79b80
 def lock_folder(
     folder # Of a run
 ):         # A context that ends the claim; the system ends it when this process dies; raises BlockingIOError
@@ -211,6 +217,7 @@ def lock_folder(
     path.write_text(str(os.getpid()), encoding='utf-8')
     return held
 
+# %% ../../nbs/training/03_config.ipynb #5845e2eb
 _essential = 'model seq image_size holdout global_batch seed'.split()
 _schedule = 'lr lr_schedule warmup clip weight_decay'.split()
 
@@ -261,6 +268,7 @@ def _check_folder(c, data, held, optimizer):
             'with another content: it cannot be resumed with another'
         )
 
+# %% ../../nbs/training/03_config.ipynb #0d078357
 def _changes(
     before:dict, # The configuration until now
     c:TrainConfig, # A complete one, from now on

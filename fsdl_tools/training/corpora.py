@@ -61,6 +61,7 @@ def _text_column(path, schema):
         f"{str(path)!r} has no column 'text' of strings, nor just one column of strings; its columns are {names}{near}"
     )
 
+# %% ../../nbs/training/01_corpora.ipynb #eece4d2c
 _packed = {
     b'\x1f\x8b': 'compressed with gzip: gunzip',
     b'BZh': 'compressed with bzip2: bunzip2',
@@ -79,6 +80,7 @@ def _plain(path):
             raise ValueError(f'{str(path)!r} is {what} it first')
     return path
 
+# %% ../../nbs/training/01_corpora.ipynb #c0a6be24
 def _as_text(path, piece=2**20):
     "The text of a file in pieces of so many characters"
     try:
@@ -92,6 +94,7 @@ def _as_text(path, piece=2**20):
         how = f"iconv -f {'UTF-16' if wide else 'WINDOWS-1252'} -t UTF-8"
         raise ValueError(f'{str(path)!r} is not UTF-8 text but probably {what}, which {how} converts: {e}') from e
 
+# %% ../../nbs/training/01_corpora.ipynb #16c09b03
 def _encoded(pieces, tok, context=4096):
     "Arrays of tokens of a text that comes in pieces: together those of the whole text"
     before, here = '', next(pieces, '')
@@ -106,6 +109,7 @@ def _encoded(pieces, tok, context=4096):
         yield np.array(enc.ids, np.int64)[mine]
         before, here = (before + here)[-context:], after
 
+# %% ../../nbs/training/01_corpora.ipynb #d62ec53f
 def _joined(groups, encode, between):
     "One array of all texts, with `between` between two"
     parts = [np.concatenate([x for t in texts for x in (between, encode(t))]) for texts in groups if texts]
@@ -128,6 +132,7 @@ def _tokenizer(path):
         [i for t in _ends if (i := tok.token_to_id(t)) is not None][:1],
     )
 
+# %% ../../nbs/training/01_corpora.ipynb #de2b3eca
 def _tokens(path, tokenizer):
     "All tokens of a file, and the size of the vocabulary"
     parquet = path.suffix.lower() == '.parquet'
@@ -164,6 +169,7 @@ def read_image(
     except Exception as e:
         raise ValueError(f'cannot read the image {str(path)!r}: {e}') from e
 
+# %% ../../nbs/training/01_corpora.ipynb #52b982eb
 def _leads_back(path, whole):
     "Is this a link to a folder that the data are in, or that is among them?"
     if not os.path.islink(path):
@@ -186,6 +192,7 @@ def _walk(folder, whole):
         folders[:] = [f for f in folders if not _leads_back(os.path.join(top, f), whole)]
         yield from (Path(top) / n for n in names)
 
+# %% ../../nbs/training/01_corpora.ipynb #13faf001
 def _subfolders(folder):
     "Names of the folders in a folder, hidden ones left out"
     return [c for c in sorted(os.listdir(folder)) if c[0] != '.' and (folder / c).is_dir()]
@@ -206,6 +213,7 @@ def _image_folder(folder):
         raise ValueError(f'no images in the class folder {empty[0]!r} of {str(folder)!r}')
     return [(f, i) for i, files in enumerate(found.values()) for f in files], list(found)
 
+# %% ../../nbs/training/01_corpora.ipynb #f4536e13
 _train_names, _held_names = ['train', 'training'], ['val', 'valid', 'validation', 'dev', 'eval', 'test', 'testing']
 
 def _splits(folder):

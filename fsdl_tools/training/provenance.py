@@ -49,6 +49,8 @@ _text_tokens = {
     'stop',
     'additional',
 }
+
+# %% ../../nbs/training/05_provenance.ipynb #2c01e0ca
 _shapes = re.compile(
     r"""
     hf_[A-Za-z0-9]{16,} | sk-[A-Za-z0-9_-]{16,} | gh[pousr]_[A-Za-z0-9]{16,} | github_pat_\w{16,}
@@ -80,6 +82,7 @@ def is_secret_name(
         return True
     return bool(words) and words[-1] == 'token' and not _text_tokens & set(words)
 
+# %% ../../nbs/training/05_provenance.ipynb #e71d677b
 def mask_text(
     text: str,  # Any text: a command, a traceback, a parameter
     hashes: bool = False,  # Is it a commit or a checksum? Then 40 hexadecimal digits are no key
@@ -91,6 +94,7 @@ def mask_text(
     text = _assigned.sub(lambda m: m[1] + masked, text)
     return _shapes.sub(lambda m: m[0] if hashes and re.fullmatch('[0-9a-f]{40}', m[0]) else masked, text)
 
+# %% ../../nbs/training/05_provenance.ipynb #6a0e4445
 def mask(
     value,  # A dict, a list, a text, a number
     name='',  # What it is called
@@ -106,6 +110,7 @@ def mask(
         return [mask(v) for v in value]
     return mask_text(value, bool(_hash_names.search(name))) if isinstance(value, str) else value
 
+# %% ../../nbs/training/05_provenance.ipynb #94d79e4f
 def mask_command(
     argv: list,  # Arguments as the program got them
 ) -> list:  # The same, with the values of secret options masked
@@ -134,6 +139,7 @@ _slurm = (
     'SLURM_CLUSTER_NAME',
 )
 
+# %% ../../nbs/training/05_provenance.ipynb #08b89cec
 def _ask(*cmd, cwd=None):
     "What a program prints, or None where it is missing, fails or takes more than five seconds"
     try:
@@ -142,6 +148,7 @@ def _ask(*cmd, cwd=None):
         return None
     return r.stdout.strip() if r.returncode == 0 else None
 
+# %% ../../nbs/training/05_provenance.ipynb #6522e1e5
 def _git(folder):
     "Commit and state of the checkout"
     commit = _ask('git', 'rev-parse', 'HEAD', cwd=folder)
