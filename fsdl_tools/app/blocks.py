@@ -50,7 +50,7 @@ def _number(control, text):
         raise ValueError(f'{control.label} must lie between {control.low:,} and {control.high:,}, not {text}')
     return int(text)
 
-
+# %% ../../nbs/app/01_blocks.ipynb #a5db28af
 def _count(control, text):
     "A count such as 26B, kept as a number"
     n = parse_count(text)
@@ -66,7 +66,7 @@ def _time(control, text):
         raise ValueError(f'{control.label} must be above 0 and below 300 years, not {text!r}')
     return seconds
 
-
+# %% ../../nbs/app/01_blocks.ipynb #9f407017
 def _switch(control, text):
     "On or off"
     return one_of(control.label, text or '0', ('0', '1')) == '1'
@@ -92,7 +92,7 @@ class Block:
     how: str = ''  # The call that gives the same in Python, or what the figure means
     name: str = ''  # Of a file
 
-
+# %% ../../nbs/app/01_blocks.ipynb #eea927ee
 @dataclass(frozen=True)
 class View:
     "A question, what can be set, and the function that answers"
@@ -150,7 +150,7 @@ svg { max-width: 100%; height: auto }
 }
 """
 
-
+# %% ../../nbs/app/01_blocks.ipynb #009863d9
 def report_html(
     title: str,  # Of the report
     blocks,  # Of Block; charts and files are left out
@@ -166,7 +166,7 @@ def report_html(
     body = [f'<main><h1>{html.escape(title)}</h1>', *map(_block_html, blocks), '</main></html>']
     return write_atomic(path, '\n'.join([head + view, *body]))
 
-
+# %% ../../nbs/app/01_blocks.ipynb #db9d4cde
 def _block_html(block):
     "One block as HTML"
     import html

@@ -310,7 +310,7 @@ def late_results(
             found.append(f'{page.source}: ' + (f'in cell {first} of {len(cells)}' if first else 'nowhere'))
     return found
 
-
+# %% ../../nbs/book/00_contents.ipynb #244c2476
 def missing_figures(
     root='.',  # Top of the project
 ) -> list:  # Notebook and cell

@@ -404,7 +404,7 @@ def _late(case, plan):
             return f' That misses the deadline; {n:,} GPUs would meet it.'
     return f' That misses the deadline, and so would {n:,} GPUs with this batch.'
 
-
+# %% ../../nbs/book/14_guide.ipynb #86819c44
 def _ask_track(case, seen):
     "Which tracker, and what does it cost?"
     tracker = _trackers[seen['seen_by']]
@@ -467,7 +467,7 @@ def _go(name, outcome):
     "The branch and where it leads"
     return outcome, _branches[name, outcome]
 
-
+# %% ../../nbs/book/14_guide.ipynb #c6897348
 def guide(
     model,  # As for estimate: a name, a configuration, a ModelSpec …
     gpu,  # A Gpu or its name
@@ -554,7 +554,7 @@ def _box(name, bold):
     words = f'<text x="{x}" y="{y + 4}" font-size="11.5" text-anchor="middle" fill="#111">{escape(_asked[name])}</text>'
     return box + words
 
-
+# %% ../../nbs/book/14_guide.ipynb #324f273a
 def draw_tree(
     walked: Guide = None,  # A walk to draw in bold; default: none
 ) -> str:  # SVG

@@ -125,12 +125,14 @@ def _unseen(c, truth, i, predict, prior):
     factors = dict(zip(prior, np.exp(x), strict=True))
     return float(_error(predict(_rows(c, ~others), factors), truth[~others])[0])
 
+# %% ../../nbs/compute/08_calibrate.ipynb #bcd7c663
 def _trust(before, after):
     "How much of the correction to keep: none unless unseen runs are surely better foretold, all if by a quarter"
     gain = before - after
     sure = gain.mean() - gain.std(ddof=1) / len(gain)**.5       # Few runs can agree by luck: less the standard error
     return float(np.clip(sure / (.25 * max(before.mean(), 1e-9)), 0, 1))
 
+# %% ../../nbs/compute/08_calibrate.ipynb #d27a3ae2
 def _proven(c, truth, predict, prior):
     "Factors as far as they help on runs that did not decide them, and the median errors without and with them"
     before = _error(predict(c, dict.fromkeys(prior, 1.0)), truth)

@@ -25,6 +25,7 @@ _model_sizes = [*_shape, 'layer_extra', 'block', *(
     'experts topk expert_ffn shared_ffn moe_layers dense_ffn'
 ).split()] # What a dict of sizes may hold
 
+# %% ../../nbs/compute/04_model_sizes.ipynb #3a970b34
 def _from_shape(s, params=None, more=None):
     "Columns of a TransformerShape; parameters that the formula does not see are spread over the layers"
     if s.decoder_layers:
@@ -50,6 +51,7 @@ def _with_extra(d, params):
         d['layer_extra'] = (params - float(parameters(d | dict(seq=d['max_seq'] or 1))))/d['layers']
     return d
 
+# %% ../../nbs/compute/04_model_sizes.ipynb #9c222f01
 def _mixture(config):
     "Sizes of a mixture, of low-rank attention and of windows, as a configuration names them"
     c = config.get_text_config()
@@ -85,6 +87,7 @@ def _dense_layers(c):
     step = getattr(c, 'expert_layer_period', None) or getattr(c, 'decoder_sparse_step', None) or 1
     return getattr(c, 'first_k_dense_replace', None) or layers - layers//step
 
+# %% ../../nbs/compute/04_model_sizes.ipynb #bba0ec76
 def _from_config(config):
     "Columns of a transformers configuration, its model built on the meta device and counted"
     import torch
@@ -120,6 +123,7 @@ def model_columns(
         'or a configuration of transformers'
     )
 
+# %% ../../nbs/compute/04_model_sizes.ipynb #4f0d8a7e
 def _named(name):
     "A model of the table, or one of the zoo's"
     if name in known():
@@ -145,6 +149,7 @@ def _named(name):
         return name, None, profile(name, train=True)
     return name, _from_config(load_config(name)), None
 
+# %% ../../nbs/compute/04_model_sizes.ipynb #58618f2f
 def _checked_shape(d):
     "A dict of sizes with its defaults; raises ValueError naming the field"
     d = {k: v for k, v in d.items() if k != 'name'}

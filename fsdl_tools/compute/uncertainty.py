@@ -28,6 +28,7 @@ def family_of(
     narrow = precision in ('fp8', 'fp4', 'mxfp8', 'nvfp4', 'mxfp4')
     return generation, '8 bits' if narrow else '16 bits', strategy, framework_of(framework)
 
+# %% ../../nbs/compute/03_uncertainty.ipynb #5cf0228b
 @functools.cache
 def _errors(what):
     "Runs of planner_errors.csv by what was predicted: rows, logarithms of measured over predicted, cells"
@@ -72,6 +73,7 @@ def _quantile(x, weight, q):
     place = (np.cumsum(weight) - weight / 2) / weight.sum()
     return float(np.interp(q, place, x[order]))
 
+# %% ../../nbs/compute/03_uncertainty.ipynb #f8c26418
 def _enough(rows, cell, family):
     "The smallest family around one that has four cells and twelve runs: how much wider, its name, its rows"
     for level, f in enumerate(_wider(family)):
@@ -147,6 +149,7 @@ def _changes(rows, ratio, mine):
     shape = [','.join(k for k in rows[i]['layout'].split(',') if not k.startswith('dp')) for i in at]
     return [(ratio[i], ratio[j]) for i, j, a, b in zip(at[:-1], at[1:], shape[:-1], shape[1:], strict=True) if a != b]
 
+# %% ../../nbs/compute/03_uncertainty.ipynb #52775e84
 @functools.cache
 def _spread(framework):
     "Standard deviation of the logarithm of measured over predicted memory"

@@ -51,6 +51,7 @@ class Runner:
         "The weights in PyTorch's names and layout, whatever the framework: name -> numpy array"
         return translate(self.dump(), self.layers, self.dialect, 'torch')
 
+# %% ../../nbs/frameworks/02_interface.ipynb #4350fc25
 runners = {}
 def runner(
     name:str,  # Its name in tables and on the command line

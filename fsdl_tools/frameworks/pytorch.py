@@ -28,6 +28,7 @@ def torch_net(
             net[f'{l.name}_pool'] = pool(2)
     return nn.Sequential(net)
 
+# %% ../../nbs/frameworks/03_pytorch.ipynb #b1da6b86
 @runner('torch', 'torch', extra='all')
 class TorchRunner(Runner):
     "PyTorch, one operation at a time"
@@ -79,6 +80,7 @@ class TorchRunner(Runner):
         "Name -> numpy array in the framework's own dialect, copied"
         return {k: v.numpy().copy() for k, v in self.module.state_dict().items()}
 
+# %% ../../nbs/frameworks/03_pytorch.ipynb #5d5605ee
 @runner('torch-compile', 'torch', extra='all')
 class TorchCompiled(TorchRunner):
     "PyTorch through `torch.compile`"

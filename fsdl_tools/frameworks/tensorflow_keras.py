@@ -28,6 +28,7 @@ def keras_net(
             net.append(pool(2))
     return Sequential(net)
 
+# %% ../../nbs/frameworks/04_tensorflow_keras.ipynb #c3f4f455
 @runner('keras', 'keras', 'tensorflow')
 class KerasRunner(Runner):
     "Keras 3 with its own `fit`"
@@ -111,6 +112,7 @@ def tf_forward(
             x = pool(x, 2, 2, 'VALID')
     return x
 
+# %% ../../nbs/frameworks/04_tensorflow_keras.ipynb #906e8a75
 @runner('tensorflow', 'tensorflow')
 class TFRunner(Runner):
     "TensorFlow with a `GradientTape`, one operation at a time"

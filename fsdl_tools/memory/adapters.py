@@ -22,6 +22,7 @@ def four_bit_bytes(
     blocks = -(-n // _block)
     return -(-n // 2) + blocks + 4 * -(-blocks // _outer)
 
+# %% ../../nbs/memory/04_adapters.ipynb #ead1c62b
 class _Through(torch.autograd.Function):
     "A linear layer whose weight is made from four bits when it is needed, and kept in neither direction"
     @staticmethod
@@ -107,6 +108,7 @@ class LowRank(nn.Module):
         "The frozen layer's output and the correction"
         return self.base(x) + F.linear(F.linear(x, self.down), self.up) * self.scale
 
+# %% ../../nbs/memory/04_adapters.ipynb #2dbc9db6
 _heads = ('lm_head', 'embed_out', 'classifier', 'score', 'head', 'fc')
 
 def _adaptable(model):

@@ -111,6 +111,7 @@ def tiny_batch(
     typical = torch.randn(10, *shape, generator=torch.Generator().manual_seed(1234))
     return typical[y] + torch.randn(size, *shape, generator=g), y
 
+# %% ../../nbs/models/06_tiny.ipynb #249789ef
 def share(
     batch,  # Tensors whose first dimension counts samples
     rank: int = None,  # Default: this rank of the process group
