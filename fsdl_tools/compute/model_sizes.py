@@ -6,7 +6,7 @@
 __all__ = ['known', 'model_columns']
 
 # %% ../../nbs/compute/04_model_sizes.ipynb #a3c8e46d
-import difflib, functools
+import difflib, functools, os
 from ..core import fix_torchvision, nearest, one_of, positive, read_data
 from .step_memory import parameters
 
@@ -106,8 +106,8 @@ def model_columns(
     model # A name, a dict of sizes, a ModelSpec, a TransformerShape or a configuration of transformers
 ) -> tuple: # Name, columns (None for a model that is not a transformer), its ModelSpec (or None)
     "What the planner needs to know of a model; raises ValueError for a name nobody knows"
-    if isinstance(model, str):
-        return _named(model)
+    if isinstance(model, (str, os.PathLike)):
+        return _named(os.fspath(model))
     if isinstance(model, dict):
         return model.get('name', 'model'), _checked_shape(model), None
     kind = type(model).__name__

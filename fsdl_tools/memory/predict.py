@@ -367,17 +367,17 @@ def _lifetimes(
 
 # %% ../../nbs/memory/03_predict.ipynb #c0393623
 def load(
-    model,       # Name in the zoo, a ModelSpec, or a torch.nn.Module
+    model,       # What build takes (a name, a config.json, a configuration), a ModelSpec, or a torch.nn.Module
     batch:int,   # Samples
     seq:int=None,# Tokens, for models of text; default: 1024, or the longest the model takes
     inputs=None  # Inputs to take instead, for as many samples as `batch` says
 ):               # (module, inputs); what is built lives on the meta device; raises ValueError when seq is too long
-    "(module, inputs) from a name, a ModelSpec or a module"
+    "(module, inputs) from whatever says which model"
     if isinstance(model, ModelSpec):
         if model.source not in ('timm', 'transformers'):
             raise ValueError(f'the spec of {model.name!r} does not say how to build it: give the module itself')
         model = model.name
-    if isinstance(model, str):
+    if not isinstance(model, nn.Module):
         model = build(model, device='meta')
     if inputs is not None:
         return model, _with_samples(inputs, batch)
@@ -427,7 +427,7 @@ def _known_optimizer(optimizer):
 
 @understands
 def breakdown(
-    model,             # Name in the zoo, a ModelSpec, or any torch.nn.Module
+    model,             # What build takes (a name, a config.json, a configuration), a ModelSpec, or any torch.nn.Module
     batch:int=None,    # Samples of a step; default: those of the inputs, or 8
     seq:int=None,      # Tokens, for models of text; default: 1024, or the longest the model takes
     inputs=None,       # Instead of seq: one batch, of which the shapes are taken

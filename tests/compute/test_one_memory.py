@@ -62,3 +62,17 @@ def test_graph_and_sizes_agree_within_five_per_cent(name, precision, recompute, 
 def test_the_table_is_what_the_graph_says(architecture, precision):
     stored = next(r for r in read_data('block_units.csv', text=('date',)) if (r['architecture'], r['precision']) == (architecture, precision))
     assert {k: pytest.approx(stored[k], abs=.02) for k in stored if k not in ('source', 'date')} == counts.row(architecture, precision)
+
+
+def test_a_configuration_is_a_model_everywhere(tmp_path):
+    "As a file, a folder and an object, for the profiler, the memory, the exporter and the planner"
+    from transformers import AutoConfig
+    from fsdl_tools.models.profile import profile
+    from fsdl_tools.onnx.sources import open_model
+    model_type, sizes, batch, seq = MODELS['gpt2']
+    path = counts.configuration(model_type, tmp_path, **(sizes | dict(layers=2)))
+    ways = [path, Path(path), tmp_path, AutoConfig.from_pretrained(path)]
+    params = {profile(way, seq=8).params for way in ways} | {sum(p.numel() for p in open_model(way).module.parameters()) for way in ways}
+    assert len(params) == 1
+    assert len({breakdown(way, batch, seq).peak for way in ways}) == 1
+    assert len({estimate(way, 'dp1', Cluster('H100', 1), batch, seq).allocated for way in ways}) == 1
