@@ -506,6 +506,7 @@ def _pytest(root, paths, given, seed, rest):
     own = [word for word in rest if (Path(root)/word.partition('::')[0]).exists()]
     command = [sys.executable, '-m', 'pytest', *([] if own else paths), '--seed', str(seed)]
     command += ['--hypothesis-seed', str(seed), '-n', '2', '--dist', 'loadgroup', '--no-loadscope-reorder']
+    command += ['--durations', '20', '--durations-min', '5']                # where the minutes went
     if '--quick' not in given:
         command += ['--reruns', '1']
     command += [word for word in ('--slow', '--quick') if word in given] + rest
