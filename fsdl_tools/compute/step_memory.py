@@ -312,20 +312,21 @@ def _plain_peak(c, k, m, o, unit, base, every, last, trained):
     ends = unit*u['ends']/np.where(c['pp'] == 1, 1, 2)
     kept = base + ends + casts                               # casts: autocast's copies of weights
     logits = np.where(last, _plain_logits(c, k), 0.)
+    answer = np.where(last, c['tokens']*c['vocab']/t*np.where(k['single'], 4, 2), 0.)    # the loop holds it meanwhile
     made = unit*np.maximum(np.where(again, every + u['again'] + u['again_ffn']*r, u['work'] + u['work_ffn']*r), 0)/t
     block = unit*np.where(again, 0, every)/t                 # the first one's, which is there besides
     there = np.where(m > 1, o['gradients'], 0.)              # of earlier micro-batches; otherwise not made yet
     moments = np.array(np.broadcast_arrays(
         kept + logits + there,
-        kept + made + there,
-        block + made + o['gradients'],
+        kept + made + answer + there,
+        block + made + answer + o['gradients'],
         _update_bytes(c, k, trained) + o['gradients'],
     ))
     most, peak = moments.argmax(0), moments.max(0)
     found = dict(
         gradients=np.where(most < 2, there, o['gradients']),
         activations=np.where(most < 2, kept, np.where(most == 2, block, 0.)),
-        logits=np.where(most == 0, logits, 0.),
+        logits=np.where(most == 0, logits, np.where(most < 3, answer, 0.)),
     )
     found['workspace'] = peak - sum(found.values())
     return o | {n: np.where(k['plain'], v, o[n]) for n, v in found.items()}

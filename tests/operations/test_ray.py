@@ -31,34 +31,64 @@ c.shutdown()
 '''
 
 
-@pytest.fixture(scope='module')
-def ray(tmp_path_factory):
-    "(python of the environment, options of a target, nodes): two nodes, or one where a second does not come up in two minutes. Ray listens on every address of the machine, whatever one asks for"
-    python = str(built('ray') or build_env('ray'))
-    top = Path('/tmp')/f'fsdl-ray-{os.getpid()}'                    # Ray's sockets need a short path
-    top.mkdir()
-    scratch.append(str(top))
-    port = free_ports(1)[0]
-    ports.append(port)
-    env = dict(os.environ, RAY_TMPDIR=str(top), RAY_USAGE_STATS_ENABLED='0', RAY_raylet_start_wait_time_s='180', PYTHONPATH=here)
-    p = subprocess.Popen([python, '-c', start_nodes, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True, start_new_session=True)
-    try:
+class Nodes:
+    "A Ray cluster of two nodes, or one where a second does not come up in two minutes. Ray listens on every address of the machine, whatever one asks for"
+    def __init__(self, python):
+        self.python, self.top, self.process = python, Path('/tmp')/f'fsdl-ray-{os.getpid()}', None      # Ray's sockets need a short path
+        scratch.append(str(self.top))
+
+    def start(self):
+        self.top.mkdir()
+        port = free_ports(1)[0]
+        ports.append(port)
+        env = dict(os.environ, RAY_TMPDIR=str(self.top), RAY_USAGE_STATS_ENABLED='0', RAY_raylet_start_wait_time_s='180', PYTHONPATH=here)
+        self.process = subprocess.Popen([self.python, '-c', start_nodes, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True,
+                                        start_new_session=True)
         said = []
-        for line in p.stdout:
+        for line in self.process.stdout:
             said.append(line)
             if line.startswith('up '): break
         assert said and said[-1].startswith('up '), ''.join(said)[-2000:]
-        nodes = int(said[-1].split()[1])
-        if nodes == 1: print('\n' + ''.join(said)[-1000:])
-        options = dict(python=python, address=f'http://127.0.0.1:{port}', patience=200.)      # the nodes may need two minutes before one takes a job
-        answers(Ray(**options))
-        yield python, options, nodes
-    finally:
-        with contextlib.suppress(OSError): p.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired): p.wait(40)
-        for q in leftovers(str(top)): q.kill()
-        psutil.wait_procs(leftovers(str(top)), 10)
-        shutil.rmtree(top, ignore_errors=True)
+        self.count = int(said[-1].split()[1])
+        if self.count == 1: print('\n' + ''.join(said)[-1000:])
+        self.options = dict(python=self.python, address=f'http://127.0.0.1:{port}', patience=200.)      # the nodes may need two minutes before one takes a job
+        answers(Ray(**self.options))
+
+    def alive(self):
+        "Ray ends a node whose agent has died, also one that was only slow to answer on a busy machine"
+        raylets = [q for q in leftovers(str(self.top)) if q.name() == 'raylet']
+        return self.process is not None and self.process.poll() is None and len(raylets) == self.count
+
+    def why(self):
+        "The last lines of the nodes' own logs"
+        logs = sorted(self.top.glob('**/logs/*raylet*.*')) + sorted(self.top.glob('**/logs/*agent*.*'))
+        return '\n'.join(f'{log.name}: {log.read_text(errors="replace")[-500:]}' for log in logs)
+
+    def stop(self):
+        if self.process is None: return
+        with contextlib.suppress(OSError): self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired): self.process.wait(40)
+        for q in leftovers(str(self.top)): q.kill()
+        psutil.wait_procs(leftovers(str(self.top)), 10)
+        shutil.rmtree(self.top, ignore_errors=True)
+        self.process = None
+
+
+@pytest.fixture(scope='module')
+def nodes():
+    n = Nodes(str(built('ray') or build_env('ray')))
+    try: yield n
+    finally: n.stop()
+
+
+@pytest.fixture
+def ray(nodes):
+    "(python of the environment, options of a target, nodes); nodes that Ray has ended are replaced, and what they said last is printed"
+    if not nodes.alive():
+        if nodes.process is not None: print('a node of Ray is gone:', nodes.why())
+        nodes.stop()
+        nodes.start()
+    return nodes.python, nodes.options, nodes.count
 
 
 def on(nodes, ranks=2):
@@ -102,3 +132,11 @@ def test_our_trainer(kind, ray, straight, tmp_path):  # noqa: F811
     h = t.submit(job.replace(command=(python, *job.command[1:])))
     assert t.wait(h, 400).state == 'succeeded', t.logs(h)
     assert weights(tmp_path/'run') == straight
+
+
+def test_a_node_that_is_gone_is_replaced(nodes, ray):
+    for q in leftovers(str(nodes.top)):
+        if q.name() == 'raylet': q.kill()
+    end = time.monotonic() + 60
+    while nodes.alive() and time.monotonic() < end: time.sleep(.2)
+    assert not nodes.alive() and nodes.why()
