@@ -33,7 +33,11 @@ def made(name):
 @pytest.mark.parametrize('name', families)
 def test_without_data_and_with(name):
     model, inputs = made(name)
-    with_data, without, predicted = summary(measure(model, inputs, real=True)), summary(measure(model, inputs)), breakdown(model, inputs=inputs, kernels='cpu')
+    with_data = summary(measure(model, inputs, real=True))
+    try: without, predicted = summary(measure(model, inputs)), breakdown(model, inputs=inputs, kernels='cpu')
+    except ValueError as e:
+        assert 'depends on values which are not known' in str(e)          # refused, as I-BERT is: its scales are read from what it computes
+        return
     assert without.to_dict() == with_data.to_dict()
     # gradients and states are predicted for all that could be trained; some families have parts that no forward pass uses
     for kind in ('parameters', 'buffers', 'batch', 'activations', 'logits'): assert getattr(predicted, kind) == pytest.approx(getattr(without, kind), rel=ROUGH.get(name, .08)), kind
