@@ -15,7 +15,7 @@ from fsdl_tools.files import write_atomic
 fix_torchvision()
 from fsdl_tools.memory.measure import blocks_of, measure, summary
 from fsdl_tools.memory.predict import breakdown
-from fsdl_tools.models.build import build, example_inputs
+from fsdl_tools.models.build import build, example_inputs, longest_text
 
 out, batch, seq = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'memory.json', 8, 512
 models = '''resnet50 vit_small_patch16_224 convnext_tiny swin_tiny_patch4_window7_224 efficientnet_b0 mobilenetv3_large_100 regnety_016 densenet121 deit3_small_patch16_224
@@ -46,8 +46,9 @@ def deepspeed(rows):
 def one(name, setting):
     "The row of one model in one setting"
     model, kw = build(name, device='meta', **shorter.get(name, {})), settings[setting]
-    inputs = example_inputs(model, batch, seq)
-    start = time.perf_counter(); p = breakdown(model, batch, seq, kernels='cpu', **kw)
+    length = min(seq, longest_text(model) or seq) if hasattr(model, 'config') else seq
+    inputs = example_inputs(model, batch, length)
+    start = time.perf_counter(); p = breakdown(model, batch, length, kernels='cpu', **kw)
     mid = time.perf_counter(); m = summary(measure(model, inputs, **kw | dict(recompute=blocks_of(model) if 'recompute' in kw else ())))
     end = time.perf_counter()
     row = dict(model=name, setting=setting, reduced=shorter.get(name, {}), parameters=sum(p.numel() for p in model.parameters()), predicted=p.to_dict(), measured=m.to_dict(),
