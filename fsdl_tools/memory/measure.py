@@ -87,9 +87,14 @@ def fake(
             t.shape, t.stride(), dtype=dtype if dtype and t.is_floating_point() else t.dtype
         )
         memo = {id(p): nn.Parameter(empty(p), requires_grad=p.requires_grad) for p in model.parameters()}
+        loose = {id(t): (t, empty(t)) for m in model.modules() for t in vars(m).values() if isinstance(t, torch.Tensor)}
+        memo |= {k: new for k, (_, new) in loose.items()}      # attributes that are neither parameters nor buffers
         bare = copy.deepcopy(model, memo | {id(b): empty(b) for b in model.buffers()})
     values = Values()
     values.learn_model(bare, model)
+    for old, new in loose.values():
+        if (known := recall(model).of(old)) is not None:
+            values.learn(new, known)
     remember(bare, values)
     return bare
 
