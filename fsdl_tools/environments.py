@@ -276,15 +276,16 @@ with open(sys.argv[1], "w") as f: json.dump(result, f)
 
 def _paths(folder):
     "Where a process in the environment finds its programs, and keeps what it compiles when it first runs"
-    return dict(
-        PATH=f"{folder/'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
-        TORCH_EXTENSIONS_DIR=str(folder/'torch_extensions'),
-    )
+    path = dict(PATH=f"{folder/'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
+    return path | (dict(TORCH_EXTENSIONS_DIR=str(folder/'torch_extensions')) if os.access(folder, os.W_OK) else {})
 
 @contextlib.contextmanager
 def _inside(folder):
     "Hold a shared lock on the environment; whoever is alone in it sweeps away what killed compilers left"
     import fcntl  # not on Windows
+    if not os.access(folder, os.W_OK):
+        yield     # somebody else's, where nothing can be left behind
+        return
     with open(folder/'inside.lock', 'a') as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,7 +14,7 @@ from ..core import need, palette, parse_count, positive, Record
 from ..table import Table
 from .gpus import find, peak
 from ..parallel.layout import Layout, check_layout, parse_layout
-from .step_memory import as_written, memory, parameters, prepare_columns, sharded, bytes_per_parameter
+from .step_memory import as_written, block_of, memory, parameters, prepare_columns, sharded, bytes_per_parameter
 from .columns import framework_of, kernel_of, refused, _named_formats
 from .model_sizes import model_columns
 from .step_time import causes, step_time
@@ -328,8 +328,7 @@ def _assumptions(cluster, layout, c, gpu):
     said = said if said and said[0].split()[2:] else []
     if not layout.grad_bytes:
         said.append(f'gradients of {first("grad_bytes"):g} bytes')
-    plain, fused = "transformers' modules, a kernel for each operation", 'fused kernels, as published runs have'
-    said.append(plain if as_written(layout.framework) else fused)
+    said.append(_whose_kernels(layout, first))
     said += _usual_recipe(layout, first)
     domain = cluster.gpu.nvlink_domain or 8
     if cluster.gpus > domain and cluster.gpus_per_node > domain:
@@ -337,6 +336,13 @@ def _assumptions(cluster, layout, c, gpu):
     if cluster.gpus > cluster.gpus_per_node:
         said.append(f'{cluster.nic_bandwidth/1e9:.4g} GB/s between nodes for each GPU')
     return tuple(said)
+
+def _whose_kernels(layout, first):
+    "What the activations are counted for"
+    if not as_written(layout.framework):
+        return 'fused kernels, as published runs have'
+    block = block_of(str(first('block')), first('gated_mlp') > 0)
+    return f"transformers' modules, a kernel for each operation, blocks as those of {block}"
 
 def _usual_recipe(layout, first):
     "What stands for graphs and dispatcher of a mixture of experts, where the layout does not name them"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['optimizer_states', 'parameters', 'place', 'bytes_per_parameter', 'sharded', 'memory_constants', 'as_written',
-           'prepare_columns', 'memory']
+           'block_of', 'prepare_columns', 'memory']
 
 # %% ../../nbs/compute/03_step_memory.ipynb #48694f4e
 import functools
@@ -123,11 +123,18 @@ def _block_units() -> dict: # (architecture, precision) -> units of tokens · hi
     rows = read_data('block_units.csv', text=('date',))
     return {(r['architecture'], r['precision']): tuple(float(r[n]) for n in _unit_names) for r in rows}
 
-def _units_of(architecture, gated, precision, zero):
-    "The row of an architecture; one that has none is counted as a Llama if its MLP is gated, and else as a GPT-2"
-    single, autocast = precision in ('fp32', 'tf32'), precision.startswith('amp') and zero != '3'
+def block_of(
+    architecture:str, # Model type of transformers, or empty
+    gated             # Is its MLP gated?
+) -> str:             # Name of a row of block_units.csv
+    "Whose blocks are counted: its own, or where it has no row a Llama's if its MLP is gated, and else a GPT-2's"
     counted = any(a == architecture for a, _ in _block_units())
-    name = architecture if counted else 'llama' if gated == 'y' else 'gpt2'
+    return architecture if counted else 'llama' if gated else 'gpt2'
+
+def _units_of(architecture, gated, precision, zero):
+    "The row of an architecture in a precision"
+    single, autocast = precision in ('fp32', 'tf32'), precision.startswith('amp') and zero != '3'
+    name = block_of(architecture, gated == 'y')
     return _block_units()[name, 'single' if single else 'amp' if autocast else 'half']
 
 def _resolve(c, table):

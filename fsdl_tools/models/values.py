@@ -6,7 +6,7 @@
 __all__ = ['UnknownValue', 'Values', 'Follower', 'constants', 'watching', 'remember', 'recall', 'bare_copy', 'with_shortcuts']
 
 # %% ../../nbs/models/02_values.ipynb #11374336
-import contextlib, copy, functools, sys, weakref
+import contextlib, copy, functools, sys, threading, weakref
 
 # %% ../../nbs/models/02_values.ipynb #b759c0e0
 class UnknownValue(ValueError):
@@ -350,18 +350,21 @@ def bare_copy(
     return bare
 
 # %% ../../nbs/models/02_values.ipynb #b5a1d2c5
+_one_at_a_time = threading.RLock()            # a function is exchanged for all threads
+
 @contextlib.contextmanager
 def with_shortcuts(
     values # A Values
 ):
     "transformers takes no shortcut past the mask of a fake tensor; here it does where it knows the numbers"
-    masks = sys.modules.get('transformers.masking_utils')
-    asked = getattr(masks, 'is_tracing', None)
-    if asked is None:
-        yield
-        return
-    masks.is_tracing = lambda t=None: asked() if t is not None and values.knows(t) else asked(t)
-    try:
-        yield
-    finally:
-        masks.is_tracing = asked
+    with _one_at_a_time:
+        masks = sys.modules.get('transformers.masking_utils')
+        asked = getattr(masks, 'is_tracing', None)
+        if asked is None:
+            yield
+            return
+        masks.is_tracing = lambda t=None: asked() if t is not None and values.knows(t) else asked(t)
+        try:
+            yield
+        finally:
+            masks.is_tracing = asked

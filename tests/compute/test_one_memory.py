@@ -76,3 +76,9 @@ def test_a_configuration_is_a_model_everywhere(tmp_path):
     assert len(params) == 1
     assert len({breakdown(way, batch, seq).peak for way in ways}) == 1
     assert len({estimate(way, 'dp1', Cluster('H100', 1), batch, seq).allocated for way in ways}) == 1
+
+
+def test_an_estimate_says_whose_blocks_it_counts():
+    said = lambda model, how: ' '.join(estimate(model, how, Cluster('H100', 1), 1, 512).assumed)
+    assert 'those of qwen3' in said('qwen3-4b', 'dp1,framework=transformers') and 'those of llama' in said('gemma-2-9b', 'dp1,framework=transformers')
+    assert 'those of gpt2' in said('gpt2', 'dp1,framework=accelerate') and 'fused' in said('gpt2', 'dp1')

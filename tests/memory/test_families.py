@@ -98,3 +98,13 @@ def test_what_a_function_of_ones_own_keeps_is_counted():
     a, b = breakdown(Own(), inputs=x, kernels='cpu'), summary(measure(Own(), x, real=True))
     assert a.activations == b.activations == 2 * 32 * 256 * 4
     assert torch.autograd.function.FunctionCtx.save_for_backward is before
+
+
+def test_threads_leave_nothing_exchanged():
+    "The app predicts for several people at once"
+    from concurrent.futures import ThreadPoolExecutor
+    from transformers import masking_utils
+    config = tiny_config('llama')
+    before = masking_utils.is_tracing, torch.autograd.function.FunctionCtx.save_for_backward
+    with ThreadPoolExecutor(4) as pool: peaks = set(pool.map(lambda n: breakdown(config, 2, 32).peak, range(8)))
+    assert len(peaks) == 1 and (masking_utils.is_tracing, torch.autograd.function.FunctionCtx.save_for_backward) == before
