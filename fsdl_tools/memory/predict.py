@@ -195,7 +195,7 @@ class Recorder(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _own_functions(rec):
-    "Tell the recorder what functions with a backward pass of their own save for it; within mode_of, one thread at a time"
+    "Tell the recorder what functions with a backward pass of their own save; within mode_of, so one thread at a time"
     save = FunctionCtx.save_for_backward
     def noted(ctx, *saved):
         if torch.utils._python_dispatch._get_current_dispatch_mode() is rec and rec.ops:
