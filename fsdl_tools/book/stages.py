@@ -481,7 +481,7 @@ def _raise_if_failed(futures):
             future.result()
 
 def _sample(root, n, seed):
-    "Notebooks for the fresh kernel: some that take less than a minute, others every time; or all"
+    "Notebooks for the fresh kernel: some that take less than a minute, others for another seed; or all"
     names = [name for name in notebooks(root) if module_of(root, name)]
     if n is None:
         return names
@@ -490,15 +490,17 @@ def _sample(root, n, seed):
 
 def _options(args):
     "Our own options, and what is left for pytest"
-    known, rest, seed = {'--quick', '--slow', '--uncached'}, [], secrets.randbelow(10**6)
+    known, rest, seed = {'--quick', '--slow', '--uncached'}, [], 0
     given, words = {a for a in args if a in known}, iter([a for a in args if a not in known])
     for word in words:
-        if word == '--seed':
-            seed = int(next(words))
-        elif word.startswith('--seed='):
-            seed = int(word.partition('=')[2])
-        else:
+        name, _, value = word.partition('=')
+        if name != '--seed':
             rest.append(word)
+            continue
+        value = value or next(words, '')
+        if value != 'any' and not value.isdecimal():
+            raise CheckFailed(f"--seed takes a whole number, or any for another one every time, not {value!r}")
+        seed = secrets.randbelow(10**6) if value == 'any' else int(value)
     return given, seed, rest
 
 def _pytest(root, paths, given, seed, rest):
@@ -517,11 +519,11 @@ def _pytest(root, paths, given, seed, rest):
 def check_command():
     "What ./check calls: the stages, then pytest in place of this process"
     root = project_root()
-    given, seed, rest = _options(sys.argv[1:])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)     # a shell's background: what runs here must hear it
     try:
+        given, seed, rest = _options(sys.argv[1:])
         if '--quick' in given:
             paths = _run_quick(root) or ['tests/test_core.py']
         else:

@@ -232,12 +232,6 @@ def _fold(code, summary, show=False):
     return '\n'.join([*head, code])
 
 
-def _spoken_of(cells):
-    "Names in back-ticks in the prose of a notebook"
-    prose = '\n'.join(cell.source for cell in cells if cell.cell_type == 'markdown')
-    return set(re.findall(r'`(\w+)(?:\(\))?`', prose))
-
-
 def _promised(cells):
     "Names in back-ticks that the page says one will be able to import"
     prose = '\n'.join(cell.source for cell in cells if cell.cell_type == 'markdown')
@@ -336,7 +330,7 @@ class ShowCode:
         self.nb = nb
         code = [cell for cell in nb.cells if cell.cell_type == 'code']
         decided = _decide([_Cell(*self._split(cell)) for cell in code])
-        self.spoken, self.promised = _spoken_of(nb.cells), _promised(nb.cells)
+        self.promised = _promised(nb.cells)
         module = next((c.directives_['default_exp'][0] for c in code if 'default_exp' in c.directives_), '')
         self.set_up = _set_up(decided, f'fsdl_tools.{module}')
         for cell, of in zip(code, decided, strict=True):
@@ -350,14 +344,10 @@ class ShowCode:
         flags = {name.rstrip(':'): ' '.join(words) for name, words in cell.directives_.items()}
         return cell_options(cell.source)[1], flags
 
-    def _public(self, of):
-        "Does a library cell hold something that the page should show?"
-        return any(name[0] != '_' or name in self.spoken for name in of.binds)
-
     def _source(self, cell, docs):
         "The source of a library cell as a fold, and anchors for the names that have no entry; or nothing"
         of = cell.page_
-        if of.kind != 'library' or not self._public(of):
+        if of.kind != 'library':
             return []
         entries = {name for doc in docs for name in re.findall(r'show_doc\((\w+)', doc.source)}
         anchors = ''.join(f'<a id="{name.lower()}"></a>' for name in sorted(of.binds - entries))

@@ -300,7 +300,7 @@ def _attempt(src, made, opset, dynamic, sizes, external, rtol, metadata, say):
         if v.ok:
             return made, words, v, on, tuple(tried)
         tried.append(f"{', '.join(words) or 'as it is'}: {v.reason}")
-    raise ValueError(f'cannot export {src.name}: ' + '; '.join(tried + _restless(src, sizes)))
+    raise ValueError(f'cannot export {src.name}: ' + '; '.join(tried + _beyond(src, sizes, tried)))
 
 def _report(path, src, words, v, on, tried, seconds):
     "What there is to say of a file that was verified"
@@ -311,9 +311,14 @@ def _report(path, src, words, v, on, tried, seconds):
     read = {k: getattr(f, k) for k in ('opset', 'inputs', 'outputs', 'bytes', 'parameters', 'nodes')}
     return ExportReport(**made, **seen, **read)
 
-def _restless(src, sizes=None):
-    "A reason that no exporter can cure: the model draws random numbers"
+def _beyond(src, sizes, tried):
+    "Reasons that no exporter can cure: no kernel for the model's dtype; the model draws random numbers"
     import torch
+    kinds = {str(t.dtype).removeprefix('torch.') for t in src.module.parameters()} - {'float32'}
+    lacking = dict.fromkeys(re.findall(r'Could not find an implementation for (\w+)', ' '.join(tried)))
+    if lacking and kinds:
+        what = f"{', '.join(lacking)} in {', '.join(sorted(kinds))}"
+        return [f'onnxruntime has no {what} on a CPU: export model.float() instead']
     feed = {k: _tensor(v) for k, v in random_inputs(src.specs, **_first(sizes)).items()}
     with torch.no_grad(), contextlib.suppress(Exception):            # a model that cannot run has been reported already
         a, b = named_outputs(src.module, feed), named_outputs(src.module, feed)

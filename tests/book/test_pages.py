@@ -190,6 +190,26 @@ def test_the_book_is_also_one_file(site, root):
     assert used and used <= pictures
 
 
+DEFINED = re.compile(r'^(?:def|class|async def) (\w+)', re.M)
+
+
+def library_code(root, page):
+    "The cells of a page's notebook which become the library"
+    cells = json.loads((root/'nbs'/page.source).read_text(encoding='utf-8'))['cells'] if page.source.endswith('.ipynb') else []
+    code = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'code']
+    return '\n'.join(c for c in code if re.match(r'#\| ?export', c))
+
+
+def test_all_code_of_the_library_is_on_its_page(site, root):
+    seen, missing = 0, []
+    for page in pages(root):
+        shown = DEFINED.findall(text_of('\n'.join(re.findall(r'<code\b.*?</code>', body(site, page), re.S))))
+        defined = DEFINED.findall(library_code(root, page))
+        seen += len(defined)
+        missing += [(page.name, name) for name in defined if name not in shown]
+    assert seen > 2000 and not missing, (seen, missing)
+
+
 def test_readme_has_the_table_of_chapters(root):
     text = (root/'README.md').read_text(encoding='utf-8')
     for page in pages(root):

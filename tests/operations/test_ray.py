@@ -59,6 +59,12 @@ class Nodes:
         raylets = [q for q in leftovers(str(self.top)) if q.name() == 'raylet']
         return self.process is not None and self.process.poll() is None and len(raylets) == self.count
 
+    def takes_jobs(self):
+        "Nodes can be up while no agent of theirs takes a job, and stay so"
+        t = Ray(**self.options | dict(patience=60.))
+        try: return t.wait(t.submit(Job('trial', ('true',), time=60)), 120).state == 'succeeded'
+        except (TargetError, TimeoutError): return False
+
     def why(self):
         "The last lines of the nodes' own logs"
         logs = sorted(self.top.glob('**/logs/*raylet*.*')) + sorted(self.top.glob('**/logs/*agent*.*'))
@@ -84,7 +90,8 @@ def nodes():
 @pytest.fixture
 def ray(nodes):
     "(python of the environment, options of a target, nodes); nodes that Ray has ended are replaced, and what they said last is printed"
-    if not nodes.alive():
+    for _ in range(3):
+        if nodes.alive() and nodes.takes_jobs(): break
         if nodes.process is not None: print('a node of Ray is gone:', nodes.why())
         nodes.stop()
         nodes.start()
