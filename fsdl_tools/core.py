@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KiB', 'MiB', 'GiB', 'TiB', 'palette', 'human_bytes', 'human_count', 'human_seconds', 'human_dollars', 'parse_bytes',
-           'parse_count', 'parse_seconds', 'nearest', 'one_of', 'positive', 'printable', 'theirs', 'said_here',
-           'our_word', 'what_to_type', 'understands', 'need', 'short_repr', 'Record', 'data_path', 'read_data',
-           'read_results', 'fix_torchvision', 'plot_style']
+           'parse_count', 'parse_seconds', 'parse_dollars', 'nearest', 'one_of', 'positive', 'printable', 'theirs',
+           'said_here', 'our_word', 'what_to_type', 'understands', 'need', 'short_repr', 'Record', 'data_path',
+           'read_data', 'read_results', 'fix_torchvision', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #7891d696
 import contextlib, csv, dataclasses, difflib, functools, importlib, inspect, importlib.resources, importlib.util
@@ -83,29 +83,98 @@ def _parse(text, units, what, example):
         raise ValueError(f'cannot read {text!r} as {what}: not a finite number')
     return v * f
 
+def _size_words():
+    "What a size can be called -> bytes: g, gb, gib, gi, gbyte, gigabytes, gibibytes"
+    prefixes = dict(k='kilo kibi', m='mega mebi', g='giga gibi', t='tera tebi', p='peta pebi', e='exa exbi')
+    found = dict.fromkeys(('', 'b', 'byte', 'bytes'), 1)
+    for i, (letter, long) in enumerate(prefixes.items(), 1):
+        short = [letter + s for s in ('', 'b', 'i', 'ib', 'byte', 'bytes')]
+        found |= dict.fromkeys([*short, *(word + s for word in long.split() for s in ('byte', 'bytes'))], 1024**i)
+    return found
+
 def parse_bytes(
-    text # A size such as 80GiB, 1.5 GB, 512M, or a plain number of bytes
+    text # A size such as 80GiB, 1.5 GB, 512M, 16 gigabytes, or a plain number of bytes
 ) -> int: # Bytes
     "Bytes named by `text`; raises ValueError when it cannot be read"
-    units = {'': 1, 'b': 1} | {c + s: 1024**i for i, c in enumerate('kmgtpe', 1) for s in ('', 'b', 'ib')}
-    return round(_parse(text, units, 'a size in bytes', "'80GiB'"))
+    return round(_parse(text, _size_words(), 'a size in bytes', "'80GiB'"))
+
+_count_words = dict(
+    thousand='k', million='m', mio='m', mn='m', billion='b', bn='b', mrd='b', g='b', trillion='t', tn='t'
+)
+_things = r'\s*(tokens?|toks?|param(eter)?s?|weights|samples?|sequences?|examples?|images?|flops?)\s*$'
 
 def parse_count(
-    text # A count such as 30M, 7B, 1.5e9, 300k
+    text # A count such as 30M, 7B, 1.5e9, 300k, 1.5 trillion, or 300B tokens
 ) -> int: # The count
     "Count named by `text`; raises ValueError when it cannot be read"
-    return round(
-        _parse(
-            text, {'': 1} | {c: 1000**i for i, c in enumerate('kmbtpe', 1)} | {'g': 10**9}, 'a count', "'30M' or '7B'"
-        )
-    )
+    units = {'': 1} | {c: 1000**i for i, c in enumerate('kmbtpe', 1)}
+    units |= {word: units[letter] for word, letter in _count_words.items()}
+    plain = re.sub(_things, '', text, flags=re.I) if isinstance(text, str) else text
+    try:
+        return round(_parse(plain, units, 'a count', "'30M' or '7B'"))
+    except ValueError as e:
+        raise ValueError(str(e).replace(repr(plain), repr(text), 1)) from None
+
+_times = dict(
+    us=1e-6, sec=1, secs=1, second=1, seconds=1, m=60, mins=60, minute=60, minutes=60, hr=3600, hrs=3600, hour=3600,
+    hours=3600, day=86400, days=86400, w=7*86400, wk=7*86400, week=7*86400, weeks=7*86400
+) | dict(_spans) | {'': 1}
+_part = rf'({_digits})\s*([a-zµ]+)'
+
+def _clock(text):
+    "Seconds of 1:30:00, of SLURM's 1-12:00:00 or of Python's 1 day, 2:03:04; None for what is no time of a clock"
+    m = re.fullmatch(r'(?:(\d+)(?:-|\s*days?,?\s+))?(\d+):([0-5]\d):([0-5]\d(?:\.\d*)?)', text, re.ASCII)
+    if m is None:
+        return None
+    return int(m[1] or 0) * 86400 + int(m[2]) * 3600 + int(m[3]) * 60 + float(m[4])
+
+def _sum_of_times(text):
+    "Seconds of 1h30m, 1 day 6 hours or ISO 8601's PT1H30M; None for what is no sum of times"
+    text = re.sub(r'^p(?=\d|t)|(?<=[\dpd])t(?=\d)|^t(?=\d)', '', text)
+    parts = re.findall(_part, text, re.ASCII)
+    whole = re.fullmatch(rf'(?:{_part}[\s,]*(?:and\s+)?)+', text, re.ASCII)
+    if not whole or any(unit not in _times for _, unit in parts):
+        return None
+    return sum(float(re.sub('[_,]', '', number)) * _times[unit] for number, unit in parts)
 
 def parse_seconds(
-    text # A time such as 30d, 2h, 15 min, 3.2ms
+    text # A time such as 30d, 2h, 15 min, 3.2ms, 2 weeks, 1h30m, 1-12:00:00, or a timedelta
 ) -> float: # Seconds
     "Seconds named by `text`; raises ValueError when it cannot be read"
-    names = {'': 1, 'us': 1e-6, 'm': 60, 'sec': 1, 'hours': 3600, 'hour': 3600, 'days': 86400, 'day': 86400}
-    return _parse(text, names | dict(_spans), 'a time', "'30d' or '2h'")
+    if hasattr(text, 'total_seconds'):
+        return float(text.total_seconds())
+    plain = str(text).strip().lower()
+    if re.fullmatch(r'\d+:\d+', plain):
+        raise ValueError(f'{text!r} has two readings, hours or minutes: write all three, for example 1:30:00')
+    for read in (_clock, _sum_of_times):
+        if isinstance(text, str) and (seconds := read(plain)) is not None and math.isfinite(seconds):
+            return seconds
+    return _parse(text, _times, 'a time', "'30d' or '2h'")
+
+_money = r'^(us\s*\$|\$|usd)\s*|\s*(us\s*\$|\$|usd|dollars?)?(\s*(/|per |an )\s*(gpu[\s-]*)?h(ou)?r?)?$'
+
+def parse_dollars(
+    text,            # 2.49, $2.5/h, 20 USD, 1,020.50, 20,50, $1.2k
+    what='a price'   # For the message
+) -> float:          # US dollars; raises ValueError for another currency, another reading, or no number
+    "Dollars as people write them"
+    plain = re.sub(_money, '', str(text).strip().lower())
+    if re.search('[€£¥]|eur|gbp|jpy|chf|cny', plain):
+        raise ValueError(f'{what} is in US dollars, not {text!r}')
+    if re.fullmatch(r'\d{1,3}(,\d{3})+', plain):
+        raise ValueError(f'{what} {text!r} has two readings: write thousands without a comma')
+    if re.fullmatch(r'\d{1,3}(,\d{3})+\.\d*', plain):
+        plain = plain.replace(',', '')
+    elif re.fullmatch(r'\d{1,3}(\.\d{3})+,\d*', plain):
+        plain = plain.replace('.', '').replace(',', '.')
+    plain = re.sub(r'^(\d+),(\d+)$', r'\1.\2', plain)
+    m = re.fullmatch(r'([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([km]?)', plain, re.ASCII)
+    if m is None or isinstance(text, bool):
+        raise ValueError(f'{what} must be a number of dollars, not {text!r}')
+    if not math.isfinite(dollars := float(m[1]) * dict(k=1e3, m=1e6).get(m[2], 1)):
+        raise ValueError(f'{what} must be a finite number, not {text!r}')
+    return dollars
+
 
 # %% ../nbs/00_core.ipynb #b7bf339c
 def nearest(

@@ -17,6 +17,7 @@ from fsdl_tools.core import (
     human_dollars,
     human_seconds,
     parse_count,
+    parse_dollars,
     positive,
 )
 from ..files import write_atomic
@@ -41,7 +42,7 @@ class Tour(Record):
         positive('batch', self.batch)
         parse_count(self.tokens)
         if self.budget:
-            parse_count(self.budget)
+            parse_dollars(self.budget, 'budget')
 
 # %% ../../nbs/app/03_tour.ipynb #17b5d348
 def _zoo_name(model):
@@ -110,8 +111,8 @@ def _plan(t, folder):
 
 def _bill(t, dollars, day):
     "What it costs, beside the budget"
-    over = t.budget and dollars > parse_count(t.budget)
-    word = f'over the budget of ${parse_count(t.budget):,.0f}' if over else 'within the budget'
+    over = t.budget and dollars > parse_dollars(t.budget)
+    word = f'over the budget of ${parse_dollars(t.budget):,.0f}' if over else 'within the budget'
     return Block('figure', 'It costs', human_dollars(dollars), f'{word}; median on-demand price of {day}')
 
 # %% ../../nbs/app/03_tour.ipynb #8318c903

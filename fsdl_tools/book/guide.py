@@ -14,7 +14,8 @@ from ..compute.gpus import Cluster, find
 from ..compute.planner import Estimate, estimate
 from ..compute.model_sizes import model_columns
 from ..compute.search import market, search
-from ..core import Record, human_bytes, human_dollars, human_seconds, one_of, positive, read_results
+from ..core import Record, human_bytes, human_dollars, human_seconds, one_of, parse_count, parse_dollars
+from ..core import parse_seconds, positive, read_results
 from ..parallel.layout import Layout, layout_precisions
 from ..table import Table
 
@@ -109,9 +110,9 @@ def _case(model, gpu, gpus, batch, seq, tokens, within, price, precision, framew
     positive('batch', batch)
     if batch % gpus:
         raise ValueError(f'a batch of {batch} cannot be shared by {gpus} GPUs: give a multiple')
-    for what, value in (('tokens', tokens), ('within', within), ('price', price)):
-        if value is not None:
-            positive(what, value, False)
+    read = lambda what, value, parse: None if value is None else positive(what, parse(value), False)
+    tokens, within = read('tokens', tokens, parse_count), read('within', within, parse_seconds)
+    price = read('price', price, parse_dollars)
     if seq is not None:
         positive('seq', seq)
     elif sizes is not None:

@@ -68,7 +68,7 @@ def _guide_command(
     tokens: Annotated[str, typer.Option(help='To train on, for example 26B; images for a model of images.')] = '',
     within: Annotated[str, typer.Option(help='The deadline, for example 30d.')] = '',
     seen_by: Annotated[str, typer.Option(help='Who has to see the run: me, team or cloud.')] = 'me',
-    price: Annotated[Optional[float], typer.Option(help='Dollars per GPU and hour.')] = None,
+    price: Annotated[Optional[str], typer.Option(help='Dollars per GPU and hour, for example 2.49.')] = None,
     precision: Annotated[str, typer.Option(help='bf16, fp16, amp_bf16, fp8, fp32.')] = 'bf16',
     save: Annotated[Optional[str], typer.Option(help='Write the plan to this JSON file.')] = None,
     as_json: Json = False,

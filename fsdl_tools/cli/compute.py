@@ -130,7 +130,7 @@ def _plan_command(
     calibration: Annotated[
         Optional[str], typer.Option(help='Constants of your cluster, a file that fsdl plan calibrate wrote.')
     ] = None,
-    price: Annotated[Optional[float], typer.Option(help='Dollars per GPU and hour.')] = None,
+    price: Annotated[Optional[str], typer.Option(help='Dollars per GPU and hour, for example 2.49.')] = None,
     tokens: Annotated[
         str, typer.Option(help='Also say how long and how much it takes to train on so many tokens, for example 300B.')
     ] = '',

@@ -176,7 +176,7 @@ def _budget(text, price, job):
     from fsdl_tools.operations.sweep_trials import hourly_price
     from fsdl_tools.operations.sweeps import Budget
 
-    if job and not price and ('$' in text or 'usd' in text.lower() or 'dollar' in text.lower()):
+    if job and price == '0' and ('$' in text or 'usd' in text.lower() or 'dollar' in text.lower()):
         price = hourly_price(job)
     return Budget.parse(text, price) if text else None
 
@@ -203,8 +203,8 @@ def _sweep_command(
         str, typer.Option(help='50 (trials), 2h (of all trials together) or 20usd; default: run_cap of the file.')
     ] = '',
     price: Annotated[
-        float, typer.Option(help="Dollars for an hour of one trial; with --job, default: the cheapest offer's.")
-    ] = 0.0,
+        str, typer.Option(help="Dollars for an hour of one trial; with --job, default: the cheapest offer's.")
+    ] = '0',
     function: Annotated[str, typer.Option(help="Instead of the file's program: module:function.")] = '',
     engine: Annotated[str, typer.Option(help='optuna, optuna-gp, wandb, ray, ray-tune.')] = 'optuna',
     seed: Annotated[int, typer.Option(help='Of everything random.')] = 0,

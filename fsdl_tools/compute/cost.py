@@ -12,7 +12,8 @@ import csv, datetime, functools, io, math, re, statistics
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import data_path, human_dollars, need, one_of, palette, positive, Record
+from ..core import data_path, human_dollars, need, one_of, palette, parse_count, parse_dollars
+from ..core import positive, Record
 from ..files import read_limited
 from ..table import Table, pareto_front
 from .gpus import Cluster, benchmarks, find, suites, throughput
@@ -67,23 +68,6 @@ class Offer(Record):
 
 _columns, _needed = list(Offer.__dataclass_fields__), ['provider', 'gpu', 'gpus', 'usd_per_hour']
 
-def _dollars(text):
-    "A price as people write it: $20.50, 20,50, 1,020.50, 20.5 USD; raises ValueError for another currency or reading"
-    plain = re.sub(r'^(US\$|\$|USD)\s*|\s*(\$|USD)?(\s*(/|per )\s*h(ou)?r?)?$', '', text.strip(), flags=re.I)
-    if plain and (plain[0] in '€£¥' or plain[-1] in '€£¥' or re.search('EUR|GBP|JPY|CHF', plain, re.I)):
-        raise ValueError(f'usd_per_hour is in US dollars, not {text!r}')
-    if re.fullmatch(r'\d{1,3}(,\d{3})+', plain):
-        raise ValueError(f'usd_per_hour {text!r} has two readings: write thousands without a comma')
-    if re.fullmatch(r'\d{1,3}(,\d{3})+\.\d*', plain):
-        plain = plain.replace(',', '')
-    elif re.fullmatch(r'\d{1,3}(\.\d{3})+,\d*', plain):
-        plain = plain.replace('.', '').replace(',', '.')
-    elif re.fullmatch(r'\d+,\d+', plain):
-        plain = plain.replace(',', '.')
-    if not re.fullmatch(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', plain, re.I | re.ASCII):
-        raise ValueError(f'usd_per_hour must be a number, not {text!r}')
-    return float(plain)
-
 def _separator(text):
     "What stands between the columns of a price list: of comma, semicolon and tab, the most frequent in its header"
     head = text.lstrip().partition('\n')[0]
@@ -96,7 +80,7 @@ def _row(r):
     r = {k: v.strip() for k, v in r.items()}
     if not re.fullmatch(r'\d{1,6}', r['gpus']):
         raise ValueError(f"gpus must be a positive whole number, not {r['gpus']!r}")
-    usd = _dollars(r['usd_per_hour'])
+    usd = parse_dollars(r['usd_per_hour'], 'usd_per_hour')
     if usd > 1e6:
         raise ValueError(f'usd_per_hour is at most 1,000,000, not {r["usd_per_hour"]}')
     return Offer(**{k: v for k, v in r.items() if v or k in _needed} | dict(gpus=int(r['gpus']), usd_per_hour=usd))
@@ -277,14 +261,14 @@ def priced(
 def experiments(
     offers,                   # Offers
     task:str='bert_large_squad', # A task of the suite
-    samples:float=None,       # To train on; default: what the suite's reference machine does in its hours
+    samples=None,             # To train on, a number or 10M; default: what the suite's reference machine does in its hours
     precision:str='fp16',     # fp16 or fp32
     suite:str='Lambda 2023',  # One of suites
     **how                     # spot_mtbf, checkpoint, restart, every: see priced
 ) -> list:                    # Experiments, cheapest first; raises ValueError when no offer was benchmarked
     "One experiment priced on every offer that the suite has measured"
     system, hours = _reference[one_of('suite', suite, suites)]
-    samples = samples or hours * 3600 * throughput(system, task, precision, suite)
+    samples = parse_count(samples) if samples else hours * 3600 * throughput(system, task, precision, suite)
     done = priced(offers, lambda o: _benchmark_seconds(o, task, samples, precision, suite), **how)
     if done:
         return done
@@ -372,12 +356,13 @@ def frontier(
 # %% ../../nbs/compute/07_cost.ipynb #c7640e32
 def transformer_seconds(
     offer,               # An Offer
-    params:float,        # Parameters of the model
-    tokens:float,        # To train on
+    params,              # Parameters of the model, a number or 1.3B
+    tokens,              # To train on, a number or 26B
     mfu:float=.4,        # Share of the bf16 peak that is reached: an assumption
     bytes_per_param:float=16 # Weights, gradients and Adam in mixed precision (arXiv 1910.02054, section 3.1)
 ):                       # Seconds, or None where it cannot fit or the GPU has no bf16
     "Time to train a transformer by the rule of 6 operations per parameter and token (arXiv 2001.08361)"
+    params, tokens = parse_count(params), parse_count(tokens)
     for what, v in (('params', params), ('tokens', tokens), ('mfu', mfu)):
         positive(what, v, integer=False)
     machine = offer.cluster()

@@ -10,7 +10,7 @@ __all__ = ['fabrics', 'suites', 'Gpu', 'gpus', 'find', 'gpu_table', 'peak', 'Clu
 # %% ../../nbs/compute/01_gpus.ipynb #83046dc6
 import functools, math, re, statistics
 from dataclasses import dataclass, field
-from ..core import GiB, human_bytes, MiB, nearest, need, one_of, our_word, parse_bytes, parse_seconds
+from ..core import GiB, human_bytes, MiB, nearest, need, one_of, our_word, parse_bytes, parse_dollars, parse_seconds
 from ..core import positive, read_data, Record
 from ..table import Table
 
@@ -24,7 +24,7 @@ class Gpu(Record):
     vendor:str                   # Who makes it
     arch:str                     # Generation
     year:int                     # Of its launch
-    memory:int                   # Bytes on the label
+    memory:int|str               # Bytes on the label, or '80GB'
     bandwidth:float              # Bytes per second from its memory
     tflops:dict = field(hash=False) # Precision -> dense peak, 10¹² operations per second
     achievable:dict = field(default_factory=dict, hash=False) # Precision -> best matrix product measured, same unit
@@ -208,7 +208,7 @@ class Cluster(Record):
     gpus_per_node:int|None = None # How many share NVLink; default: what the GPU's domain joins
     interconnect:str = 'infiniband-3200' # One of fabrics: what joins the nodes, in Gbit/s of a node
     nic_bandwidth:float|None = None # Bytes per second of each GPU to another node; default: its share of the fabric
-    gpu_hour:float|None = None   # Dollars per hour for one GPU
+    gpu_hour:float|None = None   # Dollars per hour for one GPU; '$2.49/h' is read
 
     def __post_init__(self):
         object.__setattr__(self, 'gpu', find(self.gpu))
@@ -226,6 +226,7 @@ class Cluster(Record):
         if self.nodes > 1:
             positive('nic_bandwidth of several nodes', self.nic_bandwidth or 0, integer=False)
         if self.gpu_hour is not None:
+            object.__setattr__(self, 'gpu_hour', parse_dollars(self.gpu_hour, 'gpu_hour'))
             positive('gpu_hour', self.gpu_hour, integer=False)
 
     @property

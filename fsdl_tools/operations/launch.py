@@ -10,7 +10,8 @@ __all__ = ['secret_kinds', 'preemptions', 'opener', 'piece', 'states', 'final', 
 # %% ../../nbs/operations/01_launch.ipynb #cd3a6979
 import abc, base64, dataclasses, importlib, json, math, os, re, subprocess, time
 from dataclasses import dataclass, field
-from ..core import KiB, Record, human_bytes, human_dollars, human_seconds, one_of, positive
+from ..core import KiB, Record, human_bytes, human_dollars, human_seconds, one_of, parse_bytes
+from ..core import parse_seconds, positive
 from ..table import Table
 
 # %% ../../nbs/operations/01_launch.ipynb #105ff660
@@ -75,10 +76,10 @@ class Job(Record):
     processes: int = 1  # Ranks on each
     gpus: int = 0  # GPUs on each machine
     gpu: str = ''  # Which, by a name of compute.gpus; empty: any
-    gpu_memory: int = 0  # Bytes that each GPU must have; 0: it does not matter
+    gpu_memory: int | str = 0  # Bytes that each GPU must have, or 80GB; 0: it does not matter
     cpus: int = 1  # Cores for each rank
-    memory: int = 0  # Bytes on each machine; 0: whatever is usual there
-    time: int = 3600  # Seconds after which it is stopped
+    memory: int | str = 0  # Bytes on each machine, or 64GiB; 0: whatever is usual there
+    time: int | str = 3600  # Seconds after which it is stopped, or 12h, 1-12:00:00
     image: str = ''  # Container image, where the target runs containers
     folder: str = ''  # Working folder; empty: where it is submitted, or the image's
     retries: int = 0  # How often it is started again after it has failed
@@ -87,6 +88,11 @@ class Job(Record):
     layout: str = ''  # Text of a Layout, for people
 
     def __post_init__(self):
+        if isinstance(self.command, str):
+            raise TypeError(f"command is a list of words such as ['python', 'train.py'], not the line {self.command!r}")
+        for f, parse in dict(gpu_memory=parse_bytes, memory=parse_bytes, time=parse_seconds).items():
+            if isinstance(getattr(self, f), str):
+                object.__setattr__(self, f, round(parse(getattr(self, f))))
         object.__setattr__(self, 'command', tuple(self.command))
         object.__setattr__(self, 'secrets', tuple(sorted(self.secrets, key=lambda s: s.name)))
         self._check_texts()

@@ -9,7 +9,7 @@ __all__ = ['books', 'Budget', 'sweep', 'trials', 'best', 'importance', 'parallel
 import contextlib, json, math, os, random, re, secrets, sqlite3, statistics, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import human_seconds, one_of, parse_seconds, Record
+from ..core import human_seconds, one_of, parse_dollars, parse_seconds, positive, Record
 from .sweep_engines import engines, should_stop, suggest
 from .launch import target
 from .sweep_space import read_sweep, Space
@@ -182,15 +182,15 @@ class Budget(Record):
     def parse(
         cls,
         text: str,  # For example 50, 20usd, 2h
-        price: float = 0.0,  # Dollars for an hour of one trial
+        price=0.0,  # Dollars for an hour of one trial, or '$2.49'
     ):  # Raises ValueError
         "A budget from text"
-        text = text.strip().lower()
-        if m := re.fullmatch(r'\$?\s*([\d.]+)\s*(usd|dollars|\$)', text) or re.fullmatch(r'\$\s*([\d.]+)', text):
-            return cls(dollars=float(m[1]), price=price)
-        if re.fullmatch(r'\d+(\s*trials)?', text):
-            return cls(trials=int(text.split()[0].removesuffix('trials')), price=price)
-        return cls(seconds=parse_seconds(text), price=price)
+        text, price = str(text).strip().lower(), parse_dollars(price, 'price')
+        if re.search(r'\$|usd|dollar|[€£¥]', text):
+            return cls(dollars=positive('a budget', parse_dollars(text, 'a budget'), False), price=price)
+        if m := re.fullmatch(r'(\d+)(\s*(trials?|runs?))?', text):
+            return cls(trials=positive('a budget', int(m[1])), price=price)
+        return cls(seconds=positive('a budget', parse_seconds(text), False), price=price)
 
     def left(
         self,
@@ -233,7 +233,7 @@ def sweep(
     folder,  # Of the sweep; one that holds it already is gone on with
     function: str = '',  # Instead of the file's program: module:function, called with parameters and a RunLog
     workers: int = 2,  # Trials at a time
-    budget=None,  # A Budget; default: the file's run_cap
+    budget=None,  # A Budget, or 50, '2h'; default: the file's run_cap
     seed: int = 0,  # Of everything random
     engine: str = 'optuna',  # optuna, optuna-gp, wandb, ray; it may be another than before
     retries: int = 2,  # How often a trial whose process was killed is started again
@@ -245,7 +245,7 @@ def sweep(
     "Run a sweep, or go on with one"
     space = space if isinstance(space, Space) else read_sweep(space)
     one_of('engine', engine, engines)
-    budget = budget or Budget(trials=space.cap)
+    budget = (budget if isinstance(budget, Budget) else Budget.parse(budget)) if budget else Budget(trials=space.cap)
     if not function and not space.program and not space.command and not job:
         raise ValueError('the sweep names no program, and no function was given')
     start = _starter(space, folder, function, job, where)
