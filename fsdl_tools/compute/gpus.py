@@ -94,7 +94,10 @@ def _gpu(r):
                tflops={p: r[p] for p in _precisions if r[p]},
                achievable={p: r[f'measured_{p}'] for p in ('bf16', 'fp8') if r[f'measured_{p}']})
 
-_makers = 'nvidia geforce tesla instinct amd google intel generation blackwell server workstation edition'.split()
+_makers = (
+    'nvidia geforce tesla instinct amd google intel corporation advanced micro devices generation blackwell server '
+    'workstation edition'
+).split()
 
 def _key(name):
     "Name without makers' prefixes, spaces and signs"
@@ -107,22 +110,82 @@ def _all():
     names = lambda g, r: [g.name, *filter(None, (r['aliases'] or '').split('|'))]
     return found, {_key(n): g for g, r in zip(found, rows, strict=True) for n in names(g, r)}
 
+_neutral = r'\b(tensor core|gpu|accelerator|dgx|hgx|oam|hbm\w*|gddr\w*|aqua vanjaram)\b'   # Say nothing of the part
+
+def _parts(name):
+    "Chip, form and gigabytes of a name as drivers, lspci and catalogues write it; empty or None for what it does not say"
+    text = str(name).lower()
+    if in_brackets := re.search(r'\[(.+)\]', text):                        # lspci: GH100 [H100 SXM5 80GB]
+        text = in_brackets[1]
+    text = re.sub(_neutral, ' ', re.sub(r'[-_/()]', ' ', text))
+    form = re.search(r'(?<![a-z])(sxm\d?|pcie|nvl)(?![a-z])', text)
+    size = re.search(r'(?<![a-z0-9])(\d{2,3})\s*(?:gb?|gib)\b', text)
+    for part in filter(None, (form, size)):
+        text = text.replace(part[0], ' ')
+    return _key(text), form[1] if form else '', int(size[1]) if size else None
+
+@functools.cache
+def _by_parts():
+    "The parts of each name of the table -> its Gpu"
+    rows = read_data('gpus.csv')
+    named = lambda r: [r['name'], *filter(None, (r['aliases'] or '').split('|'))]
+    return {_parts(n): g for g, r in zip(gpus(), rows, strict=True) for n in named(r)}
+
+def _has(gpu, known, form, size):
+    "Can a chip of this form and memory be the GPU whose name in the table has the parts `known`?"
+    same_form = not form or gpu.form.lower().startswith(form) or known[1] == form
+    return same_form and (size is None or abs(gpu.memory / GiB - size) <= .03 * size)
+
+def _like(name):
+    "The Gpu that has what the name says, under whatever order, or None"
+    chip, form, size = _parts(name)
+    table = _by_parts()
+    for chip in (chip, f'rtx{chip}', f'gtx{chip}') if chip[:1].isdigit() else (chip,):
+        for asked in ((chip, form, size), (chip, form.rstrip('0123456789'), size), (chip, '', size)):
+            if (g := table.get(asked)) and _has(g, asked, form, size):
+                return g
+        found = {g.name: g for known, g in table.items() if known[0] == chip and _has(g, known, form, size)}
+        if chip and len(found) == 1:
+            return next(iter(found.values()))
+    return None
+
 def gpus() -> list: # Every Gpu in the table
     "All accelerators of gpus.csv, in its order"
     return list(_all()[0])
 
 def find(
-    name:str # For example H100, A100-SXM-80GB, 'NVIDIA GeForce RTX 3090'
+    name:str # For example H100, A100-SXM-80GB, 'NVIDIA GeForce RTX 3090', or lspci's [A100 SXM4 80GB]
 ):           # The Gpu; raises ValueError with the nearest names
-    "The accelerator called `name`, by its own name or an alias of the table"
+    "The accelerator called `name`, by its own name, an alias of the table, or the chip, form and memory it says"
     if isinstance(name, Gpu):
         return name
     if str(name).startswith('{'):
         return _read(name)
-    g = _all()[1].get(_key(name))
+    g = _all()[1].get(_key(name)) or _like(name)
     if g is None:
-        raise ValueError(f'unknown GPU {name!r}: {_nearest(name)}')
+        raise ValueError(f'unknown GPU {name!r}: {_machine(name) or _nearest(name)}')
     return g
+
+def _machine(name):
+    "What to type instead of several GPUs, a part of one, or the name of a machine; empty for other names"
+    text = re.sub('^(gpu|standard)[ _]', '', str(name).strip().lower()).replace('_', ' ')
+    if re.search(r'\bmig\b', text):
+        return 'it is a part of a GPU (MIG): give a Gpu of your own, Gpu.find(…).replace(memory=…)'
+    count = re.fullmatch(r'(\d+)\s*[x×]\s*(.+)|(.+?)\s*(?:[x×:]\s*|\s\*\s*)(\d+)', text)
+    if count and (g := _all()[1].get(_key(count[2] or count[3])) or _like(count[2] or count[3])):
+        return f'type {g.name!r}, and how many apart: gpus={count[1] or count[4]}'
+    return _instance(re.sub('[^a-z0-9]', '', text))
+
+def _instance(plain):
+    "Which GPUs a seller's machine holds, for the message; empty for what is none, or is sold with several kinds"
+    called = lambda r: re.sub('[^a-z0-9]', '', str(r['instance'] or '').lower())
+    held = {(r['gpu'], r['gpus']) for r in read_data('prices.csv') if called(r) == plain and re.search(r'\d', plain)}
+    kinds = {find(gpu).name for gpu, _ in held}
+    if len(kinds) != 1:
+        machine = kinds or re.search(r'xlarge|(high|mega|ultra)gpu|standard\d+$|^n[cdv]\d+a?[a-z]*v\d$', plain)
+        return 'it is a machine: name the GPU in it, and how many apart with gpus=' if machine else ''
+    n = max(n for _, n in held)
+    return f'it is a machine with {n} of {kinds.pop()!r}: type that, and gpus={n}'
 
 @functools.lru_cache(256)
 def _read(text):
@@ -132,7 +195,8 @@ def _read(text):
 def _nearest(name):
     "Which GPUs somebody who wrote `name` may mean: names that begin alike, or share most letters"
     known, key = _all()[1], _key(name)
-    same = [g.name for k, g in known.items() if key and (k.startswith(key) or key.startswith(k))]
+    same = [g.name for parts, g in _by_parts().items() if parts[0] and parts[0] == _parts(name)[0]]
+    same += [g.name for k, g in known.items() if key and (k.startswith(key) or key.startswith(k))]
     digits = re.sub(r'[^0-9]', '', key)
     alike = [g.name for k, g in known.items() if len(digits) > 1 and re.sub(r'[^0-9]', '', k).startswith(digits)]
     near = list(dict.fromkeys([*same, *(nearest(key, known) and [known[k].name for k in nearest(key, known)]), *alike]))
