@@ -236,7 +236,7 @@ def theirs(
     except ImportError:
         raise
     except Exception as e:
-        said = ' '.join(str(e).split())[:300]
+        said = ' '.join(str(e).partition('Exception raised from')[0].split())[:300]     # PyTorch adds its C++ frames
         kind = '' if said and isinstance(e, ValueError) else type(e).__name__
         raise ValueError(': '.join(filter(None, [what, kind, said]))) from e
 
@@ -366,7 +366,7 @@ def _revive(v, t):
         return next((_revive(v, a) for a in args if a is not type(None) and _fits(v, a)), v)
     if isinstance(t, type) and issubclass(t, Record) and isinstance(v, dict):
         return t.from_dict(v)
-    if (origin or t) is tuple and isinstance(v, list):
+    if (origin or t) is tuple and isinstance(v, (list, tuple)):
         return tuple(_revive(x, args[0] if args else None) for x in v)
     if origin is list:
         return [_revive(x, args[0]) for x in v]

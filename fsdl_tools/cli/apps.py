@@ -84,7 +84,7 @@ def _guide_command(
     work = parse_count(tokens) if tokens else None
     time = parse_seconds(within) if within else None
     found = guide(model, gpu, gpus, batch, seq, work, time, seen_by, price, precision)
-    if save:
+    if save is not None:
         if found.plan is None:
             raise ValueError(f'there is no plan to save: {found.advice}')
         found.plan.to_json(save)

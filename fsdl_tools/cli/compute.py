@@ -169,7 +169,7 @@ def _plan_command(
         calibration=mine,
         **({} if lora_rank is None else dict(lora_rank=lora_rank)),
     )
-    if save:
+    if save is not None:
         e.to_json(save)
     if as_json:
         return show(e, True)
@@ -187,7 +187,7 @@ def _calibrate(runs, save, as_json):
     if not runs:
         raise ValueError('name a table of measured runs: fsdl plan calibrate runs.csv --save mine.json')
     found = fit_cluster_file(runs, Path(runs).stem)
-    if save:
+    if save is not None:
         found.to_json(save)
     show(found, as_json)
     if not as_json:

@@ -103,7 +103,7 @@ def kept_answer(
 ):  # The answer
     "An answer from the cache, or computed and kept"
     if os.environ.get('FSDL_KEEP') == '0':
-        return compute()
+        return json.loads(json.dumps(compute()))
     key = _key(name, arguments, packages, files)
     path = _folder() / f'{name}-{_sum(key)[:32]}.json'
     found, value = _read(path, key)

@@ -10,7 +10,7 @@ import contextlib, copy, io, json, logging, os, re, secrets, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import Record, need, one_of
-from ..files import scratch
+from ..files import followed, scratch
 from .graph import _cause, _dims, _external, _sizes, _true_inputs, random_inputs, inspect_onnx
 from .cures import _Flat, _as_it_was, _cures, attempts, named_outputs, randomise
 from .sources import Source, _source
@@ -81,8 +81,7 @@ def _target(
     path # Where the caller wants a file
 ) -> Path: # Where it goes: what a link points to; raises OSError for what is no plain file
     "A link stays a link; a device or a pipe is not replaced by a file"
-    path = Path(path)
-    path = path.resolve() if path.is_symlink() else path
+    path = followed(path)
     if path.is_dir():
         raise IsADirectoryError(f'{str(path)!r} is a folder')
     if path.exists() and not path.is_file():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import torch.distributed as dist
 from ..core import Record, human_seconds, positive
+from ..files import followed, write_atomic
 from ..table import Table
 from .clock import _Clock, _Loader, _Quiet, _replaced, _watching, _without, _without_places
 from .clock import _removable
@@ -236,6 +237,8 @@ def diagnose(
     "What a training loop waits for, what to try first, and whether that is true"
     if positive('repeats', repeats) < 2:
         raise ValueError('repeats must be at least 2: an interval needs two runs')
+    if trace and not followed(trace).absolute().parent.is_dir():
+        raise FileNotFoundError(f'there is no folder {str(Path(trace).parent)!r} to write the trace into')
     loop()                                            # warm: imports, caches, allocators
     if dist.is_initialized() and dist.get_world_size() > 1:
         return _diagnose_ranks(loop, repeats)
@@ -245,7 +248,7 @@ def diagnose(
         runs.append(_watched(loop))
     events = profiled(_marked(loop))
     if trace:
-        Path(trace).write_text(json.dumps(dict(traceEvents=events)), encoding='utf-8')
+        write_atomic(trace, json.dumps(dict(traceEvents=events)))
     traced = trace_parts(events)
     rows, clock = _share_rows(runs, traced), runs[-1][0]
     suspects = _suspects(rows + _hidden_rows(runs, hidden_costs(events), traced), clock)

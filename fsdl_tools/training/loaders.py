@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ..core import Record, need, one_of, positive
+from ..files import followed
 from .data import _mean, _natural, _rng, _std, epoch_order
 from .corpora import _image_folder, read_image
 
@@ -62,6 +63,9 @@ def _nameless(folder):
 @contextlib.contextmanager
 def _complete_or_not_there(path):
     "A file to write that gets its name only when the block ends well"
+    path = followed(path)
+    if path.exists() and not path.is_file():
+        raise OSError(f'{str(path)!r} is no plain file: it is not replaced by one')
     hidden = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
     fd = _nameless(path.parent)
     named = fd is None
