@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from ..core import human_bytes, one_of, our_word, parse_bytes, positive, theirs, understands
 from .measure import Breakdown, autocast, call, cross_entropy, in_modules, logits_of, loss_against
-from .measure import mode_of, optimizer_kind, optimizers, prepare, to_recompute, with_target
+from .measure import mode_of, optimizer_kind, optimizers, prepare, to_recompute, with_gradients, with_target
 from .tracker import run_op, tensors
 from ..models.spec import ModelSpec
 from ..models.build import build, example_inputs, longest_text
@@ -426,6 +426,7 @@ def _known_optimizer(optimizer):
     return kind
 
 @understands
+@with_gradients
 def breakdown(
     model,             # What build takes (a name, a config.json, a configuration), a ModelSpec, or any torch.nn.Module
     batch:int=None,    # Samples of a step; default: those of the inputs, or 8
