@@ -24,17 +24,26 @@ def _with_adapters(model, rank, bits):
     from fsdl_tools.models.build import build
     return add_adapters(build(model, device='meta'), rank, bits)
 
-def _show_measured(model, batch, seq, recompute, kw, as_json):
+def _images(batch, input_size):
+    "Images of a size, without data; None where no size was named"
+    if input_size is None:
+        return None
+    import torch
+    from fsdl_tools.models.build import _size
+    return torch.empty(batch, *_size(input_size, (3, 224, 224)), device='meta')
+
+def _show_measured(model, batch, seq, input_size, recompute, kw, as_json):
     "Run the step on tensors without data, and show what it kept"
     from fsdl_tools.memory import measure as mem
     from fsdl_tools.memory import predict
-    m, inputs = predict.load(model, batch, seq)
+    m, inputs = predict.load(model, batch, seq, _images(batch, input_size))
     show(mem.summary(mem.measure(m, inputs, recompute=mem.blocks_of(m) if recompute else (), **kw)), as_json)
 
 def _predicted(model, batch, fit, lora, bits, kw):
     "The answer to a question about memory: its JSON, and the texts of its table"
     from fsdl_tools.memory import predict
-    built = _with_adapters(model, lora, bits)
+    built, kw = _with_adapters(model, lora, bits), dict(kw)
+    kw['inputs'] = _images(batch, kw.pop('input_size'))
     if not fit:
         found = predict.breakdown(built, batch, **kw)
         return answer_of(found._page(), found.to_json())
@@ -46,17 +55,25 @@ def _show_prediction(model, batch, fit, lora, bits, kw, as_json):
     "Show a prediction: kept from an earlier time, or computed"
     asked = dict(model=model, batch=batch, fit=fit, lora=lora, bits=bits, **kw)
     compute = lambda: _predicted(model, batch, fit, lora, bits, kw)
-    found = kept_answer('memory', asked, compute, ('torch', 'timm', 'transformers'), [model])
+    from fsdl_tools.models.architectures import is_factory
+    own = is_factory(model)                                             # its code may be another the next time
+    found = compute() if own else kept_answer('memory', asked, compute, ('torch', 'timm', 'transformers'), [model])
     show(Shown(found), as_json)
 
 @app.command('memory', rich_help_panel='Decide')
 def _memory(
     model: Annotated[
-        str, typer.Argument(help='Architecture of timm, model type of transformers, or path to a config.json.')
+        str,
+        typer.Argument(
+            help='Architecture of timm, type or class of transformers, path to a config.json, or package.module:function.'
+        ),
     ],
     batch: Annotated[int, typer.Option(help='Samples of a step.')] = 8,
     seq: Annotated[
         Optional[int], typer.Option(help='Tokens, for models of text. Default: 1024, or the longest the model takes.')
+    ] = None,
+    input_size: Annotated[
+        Optional[str], typer.Option(help='Size of the images, for a model of your own: 224 or 3x224x224.')
     ] = None,
     precision: Annotated[str, typer.Option(help='fp32, amp (autocast to bf16) or bf16.')] = 'fp32',
     optimizer: Annotated[
@@ -87,8 +104,9 @@ def _memory(
     if measured:
         if fit:
             raise ValueError('--fit searches among predictions: leave --measure away')
-        return _show_measured(_with_adapters(model, lora, bits), batch, seq, recompute, kw, as_json)
-    kw |= dict(seq=seq, recompute=recompute, kernels=kernels)
+        adapted = _with_adapters(model, lora, bits)
+        return _show_measured(adapted, batch, seq, input_size, recompute, kw, as_json)
+    kw |= dict(seq=seq, input_size=input_size, recompute=recompute, kernels=kernels)
     _show_prediction(model, batch, fit, lora, bits, kw, as_json)
 
 # %% ../../nbs/cli/04_compute.ipynb #1895403f

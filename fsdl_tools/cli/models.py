@@ -84,9 +84,12 @@ def _spec_of(model, asked, whole):
     "The spec of a model: from the table of results, from an earlier time, or profiled now"
     from fsdl_tools.models.spec import ModelSpec
     from fsdl_tools.models.zoo import known_spec
+    from fsdl_tools.models.build import locate
     found = known_spec(model) if asked == _plain and not whole else None
     if found is not None:
         return found
+    if locate(model)[0] == 'own':
+        return ModelSpec.from_dict(_profiled(model, asked))            # its code may be another the next time
     packages = ('torch', 'timm', 'transformers')
     return ModelSpec.from_dict(
         kept_answer('profile', dict(model=model, **asked), lambda: _profiled(model, asked), packages, [model])
@@ -94,13 +97,13 @@ def _spec_of(model, asked, whole):
 
 @app.command('profile', rich_help_panel='Models')
 def _profile_command(
-    models: Annotated[List[str], typer.Argument(help='Architectures, or paths to config.json.', autocompletion=_names)],
+    models: Annotated[List[str], typer.Argument(help='Architectures, paths to config.json, or package.module:function.', autocompletion=_names)],
     batch: Annotated[int, typer.Option(min=1, help='Samples.')] = 1,
     seq: Annotated[
         Optional[int], typer.Option(min=1, help='Tokens of a text. Default: 512, or the longest the model takes.')
     ] = None,
     input_size: Annotated[
-        Optional[str], typer.Option(help="Size of the images of a timm model, for example 224 or 3x224x224.")
+        Optional[str], typer.Option(help="Size of the images of a model of timm or of your own, for example 224 or 3x224x224.")
     ] = None,
     precision: Annotated[str, typer.Option(help='fp32, bf16 or fp16.')] = 'fp32',
     task: Annotated[Optional[str], typer.Option(help='What to build a model of transformers for.')] = None,

@@ -61,7 +61,8 @@ def _export_model(
     model: Annotated[
         str,
         typer.Argument(
-            help='A timm name (resnet50), a transformers model type (bert), class (BertForMaskedLM) or config.json.'
+            help='A timm name (resnet50), a transformers type (bert) or class (BertForMaskedLM), a config.json, '
+            'package.module:function.'
         ),
     ],
     out: Annotated[Path, typer.Option('-o', '--out', help='Where to write.')],
@@ -184,8 +185,9 @@ def _bench_files(
     """
     from fsdl_tools.onnx.sources import open_model
     from fsdl_tools.onnx.graph import inspect_onnx
+    from fsdl_tools.onnx.verify import noted_source
     from fsdl_tools.onnx.optimise import benchmark, timing_table
-    name = against or inspect_onnx(files[0]).metadata.get('fsdl.source')            # built, never downloaded
+    name = against or noted_source(inspect_onnx(files[0]).metadata)                 # built, never downloaded
     if not name:
         raise ValueError(f'{str(files[0])!r} does not say which model it came from: name one with --against')
     ts = benchmark(

@@ -118,6 +118,9 @@ def model_columns(
         return 'transformer', _from_shape(model), None
     if hasattr(model, 'model_type'):
         return model.model_type, _from_config(model), None
+    if callable(model):
+        from fsdl_tools.models.build import build
+        return _of_module(build(model, device='meta'), getattr(model, '__qualname__', kind))
     raise TypeError(
         f'cannot plan a {kind}: expected a name, a dict of sizes, a ModelSpec, a TransformerShape '
         'or a configuration of transformers'
@@ -134,7 +137,7 @@ def _named(name):
         where, there = locate(name)
     except ValueError as e:
         slip = difflib.get_close_matches(name, known(), 1, cutoff=.9)    # one letter off is no checkpoint of the Hub
-        if 'checkpoint of the Hub' in str(e) and not slip:
+        if ('checkpoint of the Hub' in str(e) or 'function of your own' in str(e)) and not slip:
             raise
         raise ValueError(
             f"unknown model {name!r}: "
@@ -144,10 +147,24 @@ def _named(name):
                 else 'expected a name of planner_models.csv, of timm or of transformers'
             )
         ) from None
+    if where == 'own':
+        from fsdl_tools.models.build import build
+        return _of_module(build(name, device='meta'), name)
     if where == 'timm':
         from fsdl_tools.models.profile import profile
         return name, None, profile(name, train=True)
     return name, _from_config(load_config(name)), None
+
+def _of_module(model, name):
+    "Name, sizes and ModelSpec of a module: by its configuration, or profiled when it comes from timm"
+    if hasattr(getattr(model, 'config', None), 'model_type'):
+        return name, _from_config(model.config), None
+    if hasattr(model, 'pretrained_cfg'):
+        from fsdl_tools.models.profile import profile
+        return name, None, profile(model, train=True)
+    raise TypeError(
+        f'what {name} reads nobody knows: give its ModelSpec, profile(model, inputs, train=True), instead of the module'
+    )
 
 # %% ../../nbs/compute/04_model_sizes.ipynb #58618f2f
 def _checked_shape(d):

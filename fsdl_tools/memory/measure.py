@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 from ..core import MiB, Record, human_bytes, one_of, our_word, plot_style, positive, theirs, understands
+from ..models.build import build, example_inputs
 from ..models.values import Values, recall, remember, with_shortcuts
 from ..table import Table
 from .tracker import MemoryTrace, Tracker, categories, tensors
@@ -274,8 +275,8 @@ def _micro_step(tr, model, inputs, loss, precision, mark):
 @understands
 @with_gradients
 def measure(
-    model,              # Any torch.nn.Module
-    inputs,             # One batch: a tensor, a dict of named tensors or a tuple; or (input, target)
+    model,              # Any torch.nn.Module, or whatever build takes: a name, a config.json, a configuration
+    inputs=None,        # One batch: a tensor, a dict of named tensors or a tuple; or (input, target). Default: 8 samples
     optimizer='adamw',  # Name in optimizers, an optimizer or its class, or a function from parameters to one
     precision='fp32',   # One of precisions
     recompute=(),       # True: every repeated block, as blocks_of finds them; or names of modules
@@ -286,6 +287,10 @@ def measure(
     "Run one training step of `model` and record every byte"
     positive('accumulation', accumulation)
     precision = our_word('precision', precision, _precisions)
+    if not isinstance(model, nn.Module):
+        model = build(model, device='cpu' if real else 'meta')
+    if inputs is None:
+        inputs = example_inputs(model, 8, device='cpu' if real else 'meta')
     given = with_target(model, inputs)
     model, batch = prepare(model, given, precision, real)
     cut = lambda i: tree_map_only(torch.Tensor, lambda t: t.chunk(accumulation)[i], batch)

@@ -8,7 +8,8 @@ __all__ = ['shrink', 'from_config', 'build', 'longest_text', 'example_inputs', '
 # %% ../../nbs/models/03_build.ipynb #49d0c5d2
 import contextlib, inspect, re
 from ..core import fix_torchvision, one_of, positive, theirs
-from .architectures import find_class, load_config, locate, offline, timm_fields
+from .architectures import find_class, is_factory, load_config, load_factory, locate, model_class
+from .architectures import offline, timm_fields
 from .spec import TransformerShape
 from .values import Values, bare_copy, recall, remember, watching
 
@@ -192,16 +193,56 @@ def from_config(
     return model
 
 # %% ../../nbs/models/03_build.ipynb #5bd5d13e
+def _nothing_else(model, given):
+    "Refuse arguments that only a name of a zoo can have"
+    for key, value in given.items():
+        if value is not None:
+            kind = model if isinstance(model, str) else type(model).__name__
+            raise ValueError(f'{key} is for a model that is given by a name of timm or transformers, not for {kind}')
+
+def _made_of_class(name):
+    "A class of transformers as its name, or as its configuration where the class is somebody's own; the rest as it is"
+    if not isinstance(name, type) or not hasattr(name, 'config_class'):
+        return name
+    if model_class(name.__name__) is name:
+        return name.__name__
+    if not name.config_class:
+        return name
+    made = lambda **kw: name(name.config_class(**kw))
+    made.__qualname__ = name.__qualname__
+    return made
+
+def _build_own(make, device, kw):
+    "What a function or a class of the caller makes; raises ValueError for what fails there, or is no module"
+    import torch
+    called = load_factory(make) if isinstance(make, str) else make
+    said = make if isinstance(make, str) else getattr(make, '__qualname__', repr(make))
+    values = Values()
+    with torch.device(device), watching(values) if str(device) == 'meta' else contextlib.nullcontext():
+        with theirs(f'{said} made no model'):
+            model = called(**kw)
+        if not isinstance(model, torch.nn.Module):
+            raise ValueError(f'{said} made a {type(model).__name__}, not a torch.nn.Module')
+    remember(model, values)
+    return model.to(device).eval()
+
 def build(
-    name,               # Architecture of timm, model type of transformers, a config.json or a configuration
+    name,               # What locate knows, a configuration, a module, or a class or function that makes one
     task:str=None,      # transformers only: what to build it for
     input_size=None,    # timm only: size of the images
     device:str='cpu',   # meta allocates nothing
     pretrained=False,   # True for timm's weights; the name of a repository on the Hub for transformers
     **kw                # More arguments of the architecture, or fields of the configuration
-):                      # A torch module in evaluation mode
+):                      # A torch module in evaluation mode; one that was given as it is, on meta a copy without data
     "Build any architecture with random weights"
     import torch
+    if isinstance(name, torch.nn.Module):
+        _nothing_else(name, dict(kw, task=task, input_size=input_size, pretrained=pretrained or None))
+        return bare_copy(name) if str(device) == 'meta' else name
+    name = _made_of_class(name)
+    if is_factory(name):
+        _nothing_else(name, dict(task=task, input_size=input_size, pretrained=pretrained or None))
+        return _build_own(name, device, kw)
     where, there = ('file', name) if hasattr(name, 'model_type') else locate(name)
     if where == 'timm':
         kw = {k: v for k, v in timm_fields(name).items() if k != 'architecture'} | kw
@@ -391,7 +432,8 @@ def example_inputs(
     elif hasattr(model, 'config'):
         wanted = _hf_inputs(model, batch, seq)
     else:
-        raise ValueError(f'{type(model).__name__} comes from no zoo: give an example input')
+        raise ValueError(f'{type(model).__name__} comes from no zoo: give an example input, '
+                         'inputs=… or in a terminal --input-size 3x224x224')
     with watching(recall(model)) if str(device) == 'meta' else contextlib.nullcontext():
         made = {
             k: torch.rand(s, device=device) if t == 'float32' else torch.zeros(s, dtype=torch.int64, device=device)

@@ -10,7 +10,8 @@ import contextlib, copy, functools, math, re, statistics, time
 from pathlib import Path
 from ..core import human_bytes, human_count, one_of, our_word, positive, theirs, what_to_type
 from ..table import Table, pareto_front
-from .build import active_parameters, build, example_inputs, shape_of
+from .architectures import is_factory
+from .build import _size, active_parameters, build, example_inputs, shape_of
 from .spec import Input, Layer, ModelSpec, human_flop
 from .values import Follower, UnknownValue, Values, bare_copy, constants, recall
 
@@ -323,14 +324,16 @@ def profile(
     "What a model costs, by layer, without weights and without computing; what is given stays as it is"
     import torch
     model, named = _named(model)
-    if not named and inputs is None:
+    if inputs is None and (not named or is_factory(model)):
         inputs = kw.pop('input_size', None)          # as torchinfo calls it
+        if named and inputs is not None and not (isinstance(inputs, (tuple, list)) and len(inputs) > 3):
+            inputs = (batch, *_size(inputs, (3, 224, 224)))
     if kw and not named:
         key = next(iter(kw))
         known = ('inputs', 'batch', 'seq', 'precision', 'fused', 'train', 'real')
         raise ValueError(f'{key}: only for a model that is given by name; {what_to_type(key, known)}')
     precision = our_word('precision', precision, _precisions)
-    name = str(getattr(model, 'model_type', model)) if named else type(model).__name__
+    name = _called(model) if named else type(model).__name__
     with torch.random.fork_rng(devices=[], enabled=real):
         model, device = _ready(model, real, kw)
         values = recall(model) if device == 'meta' else Values()
@@ -342,20 +345,25 @@ def profile(
         model, inputs = _cast(model.train(train), inputs, precision)
         return _spec(model, inputs, _run(model, inputs, fused, name, device, values), name, precision)
 
+def _called(model):
+    "What a model is called that has to be built"
+    return getattr(model, '__qualname__', None) or str(getattr(model, 'model_type', model))
+
 def _named(model):
     "(model, does it have to be built?): a name, the path of a file, a configuration; else it is a module"
     import torch
+    if isinstance(model, torch.nn.Module):
+        return model, False
     if isinstance(model, Path):
         return str(model), True
-    if isinstance(model, str) or hasattr(model, 'model_type') and not isinstance(model, torch.nn.Module):
+    if isinstance(model, str) or hasattr(model, 'model_type') or is_factory(model):
         return model, True
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f'expected a module, a name or a configuration, not a {type(model).__name__}')
-    return model, False
+    raise TypeError(f'expected a module, a name or a configuration, not a {type(model).__name__}')
 
 def _ready(model, real, kw):
     "The module to run, which is ours to change, and its device"
-    if not hasattr(model, 'forward'):
+    import torch
+    if not isinstance(model, torch.nn.Module):
         device = 'cpu' if real else 'meta'
         return build(model, device=device, **kw), device
     if not real:

@@ -341,6 +341,8 @@ def bare_copy(
 ):        # The copy on meta; what is known of it can be recalled
     "A copy of a module without its weights, which knows its buffers and its small parameters"
     import torch
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError('a scripted module cannot be followed: give the module that it was made from')
     memo = {id(p): torch.nn.Parameter(torch.empty_like(p, device='meta'), p.requires_grad) for p in model.parameters()}
     memo |= {id(b): torch.empty_like(b, device='meta') for b in model.buffers()}
     bare = copy.deepcopy(model, memo).to('meta')        # to: what else the module keeps as tensors

@@ -10,7 +10,8 @@ import contextlib, inspect, json
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import fix_torchvision, human_bytes, one_of, short_repr, what_to_type
-from ..models.architectures import locate, timm_fields
+from ..models.architectures import is_factory, locate, model_class, timm_fields
+from ..models.build import build
 from .cures import _hf_specs, calibrate, randomise
 from .graph import InputSpec, _cause
 
@@ -66,15 +67,6 @@ def _tame_config(
         raise ValueError(f'this configuration of {kind} makes no sense: {_cause(e)}') from None
 
 # %% ../../nbs/onnx/02_sources.ipynb #8c0ffe01
-def _model_class(
-    name # For example BertForMaskedLM
-):       # The class, None where transformers has no model of that name
-    "A model class of transformers: only such a thing is ever built"
-    import transformers as tr
-    k = getattr(tr, name, None) if isinstance(name, str) and name.isidentifier() else None
-    fine = isinstance(k, type) and issubclass(k, tr.PreTrainedModel) and getattr(k, 'config_class', None)
-    return k if fine else None
-
 def _is_type(name):
     "Does transformers have a base model for this model type?"
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
@@ -100,7 +92,7 @@ def _config_of(
     import transformers as tr
     if isinstance(what, str) and _is_type(what):
         return _with_fields(lambda d: tr.AutoConfig.for_model(what, **d), {}, kw)
-    if isinstance(what, str) and (k := _model_class(what)):
+    if isinstance(what, str) and (k := model_class(what)):
         return _with_fields(lambda d: k.config_class(architectures=[what], **d), {}, kw)
     if isinstance(what, (str, Path)):
         return _with_fields(_tame_config, _read_config(what), kw)
@@ -150,7 +142,7 @@ def _hf(what, pretrained, **kw):
     c = _config_of(what, **kw)
     if not (names := getattr(c, 'architectures', None)):
         return tr.AutoModel.from_config(c, trust_remote_code=False)
-    if (k := _model_class(names[0])) is None:
+    if (k := model_class(names[0])) is None:
         raise ValueError(f'{names[0]!r} is not a model of transformers')
     return k._from_config(c)
 
@@ -170,7 +162,7 @@ def _builder(what, pretrained):
     import timm
     if isinstance(what, str) and timm.is_model(what):
         return _timm, _timm_info
-    if not isinstance(what, (str, Path)) or pretrained or _is_type(what) or _model_class(what) or _config_path(what):
+    if not isinstance(what, (str, Path)) or pretrained or _is_type(what) or model_class(what) or _config_path(what):
         return _hf, _hf_info
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as base
     one_of('model', what, [*timm.list_models(), *base])
@@ -182,7 +174,7 @@ def _at_home(what, pretrained):
         return fields.pop('architecture'), fields
     if pretrained or not isinstance(what, str) or _config_path(what):
         return what, {}
-    if timm.is_model(what) or _is_type(what) or _model_class(what):
+    if timm.is_model(what) or _is_type(what) or model_class(what):
         return what, {}
     return locate(what)[1], {}
 
@@ -231,6 +223,10 @@ def open_model(
     import torch
     if isinstance(what, Source):
         return what
+    if isinstance(what, type) and model_class(what.__name__) is what:
+        what = what.__name__
+    if is_factory(what):
+        return _own_source(what, seed, kw)
     if not isinstance(what, (str, Path)) and not hasattr(what, 'model_type'):
         raise TypeError(f'expected a model, its name or a configuration, not {type(what).__name__}')
     fix_torchvision()
@@ -248,6 +244,25 @@ def open_model(
         randomise(m, seed)
         info['calibrated'] = calibrate(m, specs) or None
     return Source(m, specs, name, info | dict(seed=seed, pretrained=pretrained))
+
+def _own_source(what, seed, kw, inputs=None):
+    "The model that a function or a class of the caller makes: the same weights for the same seed"
+    import torch
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        m = build(what, **kw)
+    name = what if isinstance(what, str) else getattr(what, '__qualname__', 'model')
+    if inputs is not None:
+        specs, info = specs_of(inputs, m), {}
+        _look_at_ids(specs)
+    elif hasattr(m, 'pretrained_cfg') or hasattr(m, 'config'):
+        specs, info = _timm_info(m) if hasattr(m, 'pretrained_cfg') else _hf_info(m)
+    else:
+        raise ValueError(
+            f'{name} makes a {type(m).__name__}, whose inputs nobody knows: give example inputs, in Python '
+            f'export({name.rpartition(":")[2]}(), path, inputs)'
+        )
+    return Source(m, specs, name, info | dict(seed=seed))
 
 def _made(make, what, pretrained, kw):
     "Build a model; what its library says of values that make no sense becomes one line"
@@ -299,6 +314,8 @@ def _source(model, inputs, kw, say=None):
     "A Source from whatever `export` was given"
     import torch
     if not isinstance(model, torch.nn.Module):
+        if inputs is not None and is_factory(model):
+            return _own_source(model, kw.pop('seed', 0), kw, inputs)
         return open_model(model, progress=say, **kw)
     for name in kw:
         known = ('model', 'path', 'inputs', 'opset', 'dynamic', 'sizes', 'external', 'rtol', 'metadata', 'progress')
