@@ -199,7 +199,7 @@ def one_of(
     "`given`, when it is one of `choices`"
     if given in (choices := list(choices)):
         return given
-    if near := [*said_here(given, choices), *nearest(given, choices)]:
+    if near := list(dict.fromkeys([*said_here(given, choices), *nearest(given, choices)])):
         hint = f"did you mean {' or '.join(map(repr, near))}?"
     elif len(choices) < 13:
         hint = f"expected one of {', '.join(map(str, choices)) or '(there are none)'}"
@@ -288,6 +288,8 @@ def what_to_type(
     told = _vocabulary()[kind].get(_plain(given), ())
     if kind == 'argument':                          # a name is advice only where it is a choice
         told = [w for w in told if not w.isidentifier()]
+    if kind == 'option' and choices:                # an option too
+        told = [w for w in told if all(o in choices for o in re.findall(r'--([\w-]+)', w))]
     if told:
         return told[0].removeprefix('nothing: ') if told[0].startswith('nothing') else f'type {told[0]}'
     if near := nearest(given, choices, 1):

@@ -24,6 +24,13 @@ def _with_adapters(model, rank, bits):
     from fsdl_tools.models.build import build
     return add_adapters(build(model, device='meta'), rank, bits)
 
+def _memory_size(text):
+    "Bytes of a GPU; raises ValueError for a number whose unit was forgotten"
+    size = parse_bytes(text)
+    if 0 < size < 2**20:
+        raise ValueError(f'{text!r} is {human_bytes(size)}, which no GPU has: name the unit, for example {size}GiB')
+    return size
+
 def _images(batch, input_size):
     "Images of a size, without data; None where no size was named"
     if input_size is None:
@@ -47,8 +54,8 @@ def _predicted(model, batch, fit, lora, bits, kw):
     if not fit:
         found = predict.breakdown(built, batch, **kw)
         return answer_of(found._page(), found.to_json())
-    most = predict.largest_batch(built, parse_bytes(fit), **kw)
-    row = dict(model=model, memory=parse_bytes(fit), largest_batch=most)
+    size = _memory_size(fit)
+    row = dict(model=model, memory=size, largest_batch=predict.largest_batch(built, size, **kw))
     return answer_of(Table([row], formats=dict(memory=human_bytes)))
 
 def _show_prediction(model, batch, fit, lora, bits, kw, as_json):
@@ -65,7 +72,8 @@ def _memory(
     model: Annotated[
         str,
         typer.Argument(
-            help='Architecture of timm, type or class of transformers, path to a config.json, or package.module:function.'
+            help='Architecture of timm, type or class of transformers, path to a config.json, '
+            'or package.module:function.'
         ),
     ],
     batch: Annotated[int, typer.Option(help='Samples of a step.')] = 8,
@@ -296,7 +304,7 @@ def _gpus_command(
     found = [
         g
         for g in (map(find, names) if names else gpus())
-        if g.memory >= parse_bytes(memory) and vendor in ('', g.vendor)
+        if g.memory >= _memory_size(memory) and vendor in ('', g.vendor)
     ]
     if not found:
         raise ValueError(f'no GPU has {memory} or more')

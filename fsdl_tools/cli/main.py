@@ -79,8 +79,8 @@ def _usage(e):
     "What the parser found wrong, and what to type instead where that is known"
     text = e.format_message()
     if given := getattr(e, 'option_name', None):
-        advice = what_to_type(given.lstrip('-'), (), 'option')
-        return text if advice.startswith('there are') else f"{text.rstrip('.')}. For {given}, {advice}."
+        advice = what_to_type(given.lstrip('-'), _options(e), 'option')
+        return text if advice.startswith(('there are', 'did you')) else f"{text.rstrip('.')}. For {given}, {advice}."
     if 'unexpected extra argument' in text and 'model' in _options(e):
         return f'{text}. For a model, type --model NAME.'
     if (m := re.match(r"No such command '([^']+)'", text)) and (told := what_to_type(m[1], (), 'command')):

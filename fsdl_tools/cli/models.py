@@ -97,13 +97,18 @@ def _spec_of(model, asked, whole):
 
 @app.command('profile', rich_help_panel='Models')
 def _profile_command(
-    models: Annotated[List[str], typer.Argument(help='Architectures, paths to config.json, or package.module:function.', autocompletion=_names)],
+    models: Annotated[
+        List[str],
+        typer.Argument(
+            help='Architectures, paths to config.json, or package.module:function.', autocompletion=_names
+        ),
+    ],
     batch: Annotated[int, typer.Option(min=1, help='Samples.')] = 1,
     seq: Annotated[
         Optional[int], typer.Option(min=1, help='Tokens of a text. Default: 512, or the longest the model takes.')
     ] = None,
     input_size: Annotated[
-        Optional[str], typer.Option(help="Size of the images of a model of timm or of your own, for example 224 or 3x224x224.")
+        Optional[str], typer.Option(help="Size of the images, also of a model of your own, for example 224 or 3x224x224.")
     ] = None,
     precision: Annotated[str, typer.Option(help='fp32, bf16 or fp16.')] = 'fp32',
     task: Annotated[Optional[str], typer.Option(help='What to build a model of transformers for.')] = None,

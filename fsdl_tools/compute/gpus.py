@@ -113,7 +113,7 @@ def _all():
 _neutral = r'\b(tensor core|gpu|accelerator|dgx|hgx|oam|hbm\w*|gddr\w*|aqua vanjaram)\b'   # Say nothing of the part
 
 def _parts(name):
-    "Chip, form and gigabytes of a name as drivers, lspci and catalogues write it; empty or None for what it does not say"
+    "Chip, form and gigabytes of a name as drivers, lspci and catalogues write it; empty or None where it says none"
     text = str(name).lower()
     if in_brackets := re.search(r'\[(.+)\]', text):                        # lspci: GH100 [H100 SXM5 80GB]
         text = in_brackets[1]

@@ -35,6 +35,9 @@ hf_tasks = {
     'depth-estimation': 'FOR_DEPTH_ESTIMATION_',
     'video-classification': 'FOR_VIDEO_CLASSIFICATION_',
     'base': '',
+    'text-classification': 'FOR_SEQUENCE_CLASSIFICATION_',
+    'token-classification': 'FOR_TOKEN_CLASSIFICATION_',
+    'question-answering': 'FOR_QUESTION_ANSWERING_',
 }
 
 def _config_file(name):
@@ -73,8 +76,19 @@ def _cached(name):
         return None
     return found if isinstance(found, str) else None
 
+_weights = ('.bin', '.ckpt', '.gguf', '.h5', '.keras', '.msgpack', '.npz', '.onnx', '.pt', '.pth', '.safetensors', '.yaml')
+
 def _unknown(name, known):
     "Raise ValueError for a name of neither zoo: with the architecture of a checkpoint, or the nearest names"
+    plain = lambda text: re.sub('[^a-z0-9]', '', text.lower())
+    if alike := [k for k in known if plain(k) == plain(name)]:
+        raise ValueError(f'unknown model {name!r}: did you mean {alike[0]!r}?')
+    if Path(name).is_dir():
+        raise FileNotFoundError(f'the folder {name!r} holds no config.json, from which a model is built')
+    if Path(name).is_file() or Path(name).suffix.lower() in _weights:
+        raise ValueError(
+            f'{name!r} may hold weights, but no architecture: name the architecture, or the config.json beside the file'
+        )
     if re.search('[-/]', name) and (family := checkpoint_family(name)):
         raise ValueError(
             f'{name!r} is a checkpoint of the Hub, and nothing is fetched here: its architecture is {family!r}, so '
@@ -132,6 +146,25 @@ def model_class(
     found = getattr(transformers, name, None)
     fine = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     return found if fine and getattr(found, 'config_class', None) else None
+
+def _nothing_else(model, given):
+    "Refuse arguments that only a name of a zoo can have"
+    for key, value in given.items():
+        if value is not None:
+            kind = model if isinstance(model, str) else type(model).__name__
+            raise ValueError(f'{key} is for a model that is given by a name of timm or transformers, not for {kind}')
+
+def _made_of_class(name):
+    "A class of transformers as its name, or as its configuration where the class is somebody's own; the rest as it is"
+    if not isinstance(name, type) or not hasattr(name, 'config_class'):
+        return name
+    if model_class(name.__name__) is name:
+        return name.__name__
+    if not name.config_class:
+        return name
+    made = lambda **kw: name(name.config_class(**kw))
+    made.__qualname__ = name.__qualname__
+    return made
 
 def _text_of(name):
     "A name as text; raises TypeError for what is none"

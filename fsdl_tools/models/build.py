@@ -8,8 +8,8 @@ __all__ = ['shrink', 'from_config', 'build', 'longest_text', 'example_inputs', '
 # %% ../../nbs/models/03_build.ipynb #49d0c5d2
 import contextlib, inspect, re
 from ..core import fix_torchvision, one_of, positive, theirs
-from .architectures import find_class, is_factory, load_config, load_factory, locate, model_class
-from .architectures import offline, timm_fields
+from .architectures import _made_of_class, _nothing_else, find_class, is_factory, load_config
+from .architectures import load_factory, locate, offline, timm_fields
 from .spec import TransformerShape
 from .values import Values, bare_copy, recall, remember, watching
 
@@ -193,25 +193,6 @@ def from_config(
     return model
 
 # %% ../../nbs/models/03_build.ipynb #5bd5d13e
-def _nothing_else(model, given):
-    "Refuse arguments that only a name of a zoo can have"
-    for key, value in given.items():
-        if value is not None:
-            kind = model if isinstance(model, str) else type(model).__name__
-            raise ValueError(f'{key} is for a model that is given by a name of timm or transformers, not for {kind}')
-
-def _made_of_class(name):
-    "A class of transformers as its name, or as its configuration where the class is somebody's own; the rest as it is"
-    if not isinstance(name, type) or not hasattr(name, 'config_class'):
-        return name
-    if model_class(name.__name__) is name:
-        return name.__name__
-    if not name.config_class:
-        return name
-    made = lambda **kw: name(name.config_class(**kw))
-    made.__qualname__ = name.__qualname__
-    return made
-
 def _build_own(make, device, kw):
     "What a function or a class of the caller makes; raises ValueError for what fails there, or is no module"
     import torch
