@@ -170,9 +170,9 @@ def parse_dollars(
     plain = re.sub(r'^(\d+),(\d+)$', r'\1.\2', plain)
     m = re.fullmatch(r'([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([km]?)', plain, re.ASCII)
     if m is None or isinstance(text, bool):
-        raise ValueError(f'{what} must be a number of dollars, not {text!r}')
+        raise ValueError(f'{what} must be a number, not {text!r}')
     if not math.isfinite(dollars := float(m[1]) * dict(k=1e3, m=1e6).get(m[2], 1)):
-        raise ValueError(f'{what} must be a finite number, not {text!r}')
+        raise ValueError(f'{what} is at most 1e308, not {text!r}')
     return dollars
 
 

@@ -83,7 +83,7 @@ def _unknown(name, known):
     plain = lambda text: re.sub('[^a-z0-9]', '', text.lower())
     if alike := [k for k in known if plain(k) == plain(name)]:
         raise ValueError(f'unknown model {name!r}: did you mean {alike[0]!r}?')
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         raise FileNotFoundError(f'the folder {name!r} holds no config.json, from which a model is built')
     if Path(name).is_file() or Path(name).suffix.lower() in _weights:
         raise ValueError(
