@@ -71,13 +71,35 @@ _packed = {
     b'PAR1': 'Parquet: rename it to .parquet, not',
 }
 
+_not_text = {
+    b'\x93NUMPY': 'a NumPy array',
+    b'\x80\x02\x8a\x0a': 'a pickle of PyTorch',
+    b'\x80\x04\x95': 'a pickle',
+    b'\x80\x05\x95': 'a pickle',
+    b'ARROW1': 'an Arrow file',
+    b'%PDF': 'a PDF',
+    b'\xff\xd8\xff': 'a JPEG',
+    b'\x89PNG': 'a PNG',
+    b'GIF8': 'a GIF',
+    b'\x89HDF': 'an HDF5 file',
+    b'SQLite f': 'an SQLite database',
+    b'\x7fELF': 'a program',
+}
+
 def _plain(path):
     "`path`, unless its first bytes say that it holds something else than text"
     with open(path, 'rb') as f:
-        head = f.read(8)
+        head = f.read(512)
     for magic, what in _packed.items():
         if head.startswith(magic):
             raise ValueError(f'{str(path)!r} is {what} it first')
+    kind = next((what for magic, what in _not_text.items() if head.startswith(magic)), '')
+    if head[257:262] == b'ustar':
+        kind = 'a tar archive'
+    if head[:2] in (b'\xff\xfe', b'\xfe\xff') and head.count(0) > len(head) // 4:
+        kind = 'text in UTF-16'
+    if kind:
+        raise ValueError(f"{str(path)!r} is {kind}: expected text in UTF-8, or a .parquet file")
     return path
 
 # %% ../../nbs/training/01_corpora.ipynb #c0a6be24
@@ -195,7 +217,7 @@ def _walk(folder, whole):
 # %% ../../nbs/training/01_corpora.ipynb #13faf001
 def _subfolders(folder):
     "Names of the folders in a folder, hidden ones left out"
-    return [c for c in sorted(os.listdir(folder)) if c[0] != '.' and (folder / c).is_dir()]
+    return [c for c in sorted(os.listdir(folder)) if c[0] != '.' and c != '__MACOSX' and (folder / c).is_dir()]
 
 def _is_image(path, folder):
     hidden = any(part[0] == '.' for part in path.relative_to(folder).parts)
@@ -209,6 +231,15 @@ def _image_folder(folder):
             f'no images in subfolders of {str(folder)!r}: expected one subfolder a class, '
             f'with files such as {", ".join(_suffixes[:3])}'
         )
+    lists = sorted(p.name for p in folder.glob('*') if p.suffix.lower() in ('.csv', '.tsv', '.json', '.jsonl'))
+    if len(found) == 1 and (lists or any(any((folder / c).glob('metadata.*')) for c in found)):
+        raise ValueError(
+            f'all images of {str(folder)!r} are in one folder, and {(lists or ["its metadata"])[0]} is not read: '
+            'expected one subfolder a class'
+        )
+    inner = folder / next(iter(found))
+    if len(found) == 1 and _splits(inner):
+        raise ValueError(f'{str(folder)!r} holds one folder alone, which is no class: give {str(inner)!r}')
     if empty := [c for c, f in found.items() if not f]:
         raise ValueError(f'no images in the class folder {empty[0]!r} of {str(folder)!r}')
     return [(f, i) for i, files in enumerate(found.values()) for f in files], list(found)
