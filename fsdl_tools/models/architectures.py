@@ -280,6 +280,9 @@ def _check_field(key, value):
         raise ValueError(f'{key} {value!r} would have to be fetched')
     limit = _most.get(key, 4096)
     numbers = value if isinstance(value, list) else [value]
+    below = [n for n in numbers if isinstance(n, (int, float)) and n < 0]
+    if below and key.startswith(('num_', 'n_')) and _counts.search(key):
+        raise ValueError(f'{key} is {value!r}: a number of things is not negative')
     if _counts.search(key) and any(isinstance(n, (int, float)) and abs(n) > limit for n in numbers):
         raise ValueError(f'{key} is {value!r}: no model has more than {limit:,}')
 
