@@ -1,6 +1,7 @@
 """How many planted faults does `verify` find, and how many right files does it refuse?
 
     python benchmarks/onnx_mutations.py run [--seconds 400] [--backwards]    # resumable: stops after so long, goes on where it stopped
+    python benchmarks/onnx_mutations.py run --kinds precision  # only these kinds again, and the right files
     python benchmarks/onnx_mutations.py collect                # writes fsdl_tools/data/results/onnx_mutations.json
 
 Small networks of many kinds are exported. Then one thing at a time is changed in the file: a weight, an operator, an attribute, a constant, the names of outputs, a branch,
@@ -364,11 +365,12 @@ def verified(path, module, specs):
     return v.ok, v.reason[:200]
 
 
-def mutants(name, module, specs, path, feeds, right, tries=None):
+def mutants(name, module, specs, path, feeds, right, tries=None, chosen=()):
     "One record for each planted change of a network"
     import onnx
     whole, seen = onnx.load(str(path)), set()
     for kind, (plant, n) in kinds.items():
+        if chosen and kind not in chosen: continue
         for k in range(tries or n * more.get(kind, 1) if kind != 'outputs' or len(whole.graph.output) > 1 else 0):
             rng, m = random.Random(f'{name} {kind} {k}'), copy.deepcopy(whole)
             words = plant(m, rng)
@@ -490,7 +492,7 @@ def rights(name, module, specs, path):
         yield dict(network=name, by=by, verified=ok, why=why)
 
 
-def of_network(name, module, specs, tries=None, only=None):
+def of_network(name, module, specs, tries=None, only=None, chosen=()):
     "Everything about one network"
     from fsdl_tools.onnx.export import export
     from fsdl_tools.onnx.graph import infer, random_inputs, session
@@ -502,7 +504,7 @@ def of_network(name, module, specs, tries=None, only=None):
         right = [infer(own, f) for f in feeds]
         yield dict(network=name, by='export, opset 20', verified=True, why='')
         if only != 'mutants': yield from rights(name, module, specs, path)
-        if only != 'rights': yield from mutants(name, module, specs, path, feeds, right, tries)
+        if only != 'rights': yield from mutants(name, module, specs, path, feeds, right, tries, chosen)
 
 
 def done():
@@ -510,7 +512,7 @@ def done():
     return {json.loads(l)['done'] for l in lines.read_text().splitlines() if '"done"' in l} if lines.exists() else set()
 
 
-def run(seconds, backwards=False):
+def run(seconds, backwards=False, chosen=()):
     "Network after network; a network that was begun is done again. A second process may come from the other end"
     import torch
     torch.set_num_threads(1)
@@ -521,7 +523,7 @@ def run(seconds, backwards=False):
         if time.time() - t0 > seconds:
             print('to be continued')
             sys.exit(3)
-        rows = list(of_network(name, module, specs))
+        rows = list(of_network(name, module, specs, chosen=chosen))
         with open(lines, 'a') as f: f.writelines(json.dumps(r) + '\n' for r in [*rows, dict(done=name)])
         planted = [r for r in rows if 'kind' in r]
         hit = [r for r in planted if r['matters']]
@@ -543,14 +545,18 @@ def collect():
     every = [json.loads(l) for l in lines.read_text().splitlines()]
     rows = list({(r['network'], r.get('kind'), r.get('number'), r.get('by')): r for r in every if 'network' in r}.values())
     planted, right = [r for r in rows if 'kind' in r], [r for r in rows if r.get('verified') is not None]
-    by_kind = {k: summary([r for r in planted if r['kind'] == k]) for k in kinds}
+    fresh = {r['kind'] for r in planted}
+    before = json.loads(result.read_text(encoding='utf-8')) if fresh < set(kinds) else dict(kinds=[])
+    by_kind = {k['kind']: dict(planted=k['planted'], matter=k['matter'], refused=round(k['refused']*k['matter']), allclose=round(k['allclose']*k['matter']), date=k.get('date', before['date'])) for k in before['kinds']}
+    by_kind |= {k: summary([r for r in planted if r['kind'] == k]) | dict(date=str(datetime.date.today())) for k in fresh}
+    missed = [m for m in before.get('missed', []) if m['kind'] not in fresh] + [r for r in planted if r['matters'] and not r['refused']]
     share = lambda s: dict(planted=s['planted'], matter=s['matter'], refused=s['refused'] / s['matter'] if s['matter'] else 1., allclose=s['allclose'] / s['matter'] if s['matter'] else 1.)
     who = list(dict.fromkeys(r['by'] for r in right))
     out = dict(date=str(datetime.date.today()), versions={p: md.version(p) for p in ('torch', 'onnx', 'onnxruntime', 'onnxscript', 'onnxslim')},
                conditions=f'{len(networks())} small networks with random weights, seeds by name; {unseen} unseen inputs; planted: those that run; matter: off by more than ten tolerances (10⁻³ of the spread)',
-               kinds=[dict(kind=k) | share(s) for k, s in by_kind.items()], total=summary(planted),
+               kinds=[dict(kind=k) | share(by_kind[k]) | dict(date=by_kind[k]['date']) for k in kinds], total={f: sum(s[f] for s in by_kind.values()) for f in ('planted', 'matter', 'refused', 'allclose')},
                right=[dict(by=w, files=sum(r['by'] == w for r in right), refused=sum(r['by'] == w and not r['verified'] for r in right)) for w in who],
-               could_not=[r for r in rows if 'verified' in r and r['verified'] is None], missed=[r for r in planted if r['matters'] and not r['refused']],
+               could_not=[r for r in rows if 'verified' in r and r['verified'] is None], missed=missed,
                refused_right=[r for r in right if not r['verified']])
     result.write_text(json.dumps(out, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
     print(json.dumps(dict(total=out['total'], kinds=out['kinds'], right=out['right']), indent=1))
@@ -561,5 +567,6 @@ if __name__ == '__main__':
     p.add_argument('command', choices=['run', 'collect'])
     p.add_argument('--seconds', type=float, default=400)
     p.add_argument('--backwards', action='store_true', help='begin with the last network')
+    p.add_argument('--kinds', nargs='+', default=(), choices=list(kinds), help='only these; the others keep what was recorded')
     a = p.parse_args()
-    run(a.seconds, a.backwards) if a.command == 'run' else collect()
+    run(a.seconds, a.backwards, a.kinds) if a.command == 'run' else collect()

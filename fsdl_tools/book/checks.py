@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['module_of', 'exported_names', 'stale_modules', 'not_exported', 'untracked', 'unclean', 'mixed_imports',
-           'out_of_order', 'linted', 'lint_problems', 'long_modules', 'source_problems', 'check_cache',
-           'recorded_seconds', 'run_notebooks', 'run_in_kernel']
+           'out_of_order', 'lint_problems', 'long_modules', 'source_problems', 'check_cache', 'recorded_seconds',
+           'run_notebooks', 'run_in_kernel']
 
 # %% ../../nbs/book/06_checks.ipynb #ca8f6225
-import ast, importlib.util, json, os, re, select, shutil, signal, subprocess, sys, tempfile, time, tomllib
+import ast, importlib.util, json, os, re, select, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 from ..core import human_seconds, one_of, positive
 from ..files import write_atomic
@@ -180,24 +180,17 @@ def _imported(node, package, library):
     return {'.'.join(base)} | {'.'.join([*base, a.name]) for a in node.names}
 
 # %% ../../nbs/book/06_checks.ipynb #e10a77c6
-def linted(
-    root='.' # Top of the project
-) -> list:   # Paths
-    "The modules that `ruff.toml` lists"
-    return tomllib.loads((Path(root)/'ruff.toml').read_text(encoding='utf-8'))['include']
-
 def lint_problems(
     root='.' # Top of the project
 ) -> list:   # Path, line and what is wrong
-    "What ruff finds in the listed modules, and listed modules that are not there"
-    lost = [f'{name}: listed in ruff.toml, and not there' for name in linted(root) if not (Path(root)/name).exists()]
+    "What ruff finds in the modules"
     command = [sys.executable, '-m', 'ruff', 'check', '--output-format=json', '.']
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     if done.returncode not in (0, 1):
         raise RuntimeError(f'ruff: {done.stderr[-2000:]}')
     found = [p for p in json.loads(done.stdout) if not _in_head(p)]
     where = lambda p: f"{Path(p['filename']).relative_to(Path(root).resolve())}:{p['location']['row']}"
-    return lost + [f"{where(p)}: {p['code']} {p['message']}" for p in found]
+    return [f"{where(p)}: {p['code']} {p['message']}" for p in found]
 
 def _in_head(problem):
     "Is it in the list of names that nbdev writes above the first cell?"

@@ -161,7 +161,8 @@ def claims_table(
         )
         for c in every
     ]
-    return Table(rows, caption=f'{len(rows)} sentences of the lecture notes, {len(found)} measured')
+    said = f'{len(rows)} sentences of the lecture notes, {len(found)} with a figure of today, measured or predicted'
+    return Table(rows, caption=said)
 
 
 def _verdict(claim, found):

@@ -6,6 +6,7 @@
 __all__ = ['Step', 'Guide', 'guide', 'draw_tree']
 
 # %% ../../nbs/book/14_guide.ipynb #eaeff79c
+import re
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -14,6 +15,7 @@ from ..compute.gpus import Cluster, find
 from ..compute.planner import Estimate, estimate
 from ..compute.model_sizes import model_columns
 from ..compute.search import market, search
+from ..compute.uncertainty import nearest_runs, told_apart
 from ..core import Record, human_bytes, human_dollars, human_seconds, one_of, parse_count, parse_dollars
 from ..core import parse_seconds, positive, read_results
 from ..parallel.layout import Layout, layout_precisions
@@ -53,7 +55,8 @@ class Guide(Record):
         "The walk as text to read"
         lines = [f'**{self.model}, {self.gpus} × {self.gpu}: {self.advice}**', '']
         for i, step in enumerate(self.steps, 1):
-            link = f'[{step.page}]({up}/{step.page}.ipynb)'
+            name = re.sub(r'\d+_', '', step.page).replace('_', ' ')
+            link = f'[{name}]({up}/{step.page}.ipynb)'
             lines.append(f'{i}. *{step.question}* {_plain(step.answer)} ({link})')
         return '\n'.join(lines)
 
@@ -125,13 +128,13 @@ _uncut = dict(tp=1, pp=1, cp=1, ep=1)  # Only the data is shared
 _refusals = ('does not fit on', 'no layout of')  # How the planner says that nothing fits
 
 
-def _best(case, gpus, offload='none', **values):
-    "The estimate of the fastest layout that fits and what is in the way where none does"
+def _best(case, gpus, offload='none', which='best', **values):
+    "The estimate of the best layout, or of the fastest, that fits, and what is in the way where none does"
     try:
         if case.sizes is None:
             return _best_of_images(case, gpus, offload, values.get('zero', (0, 1, 2, 3))), ''
         kw = dict(precision=case.precision, framework=case.framework, offload=offload, **values)
-        return search(case.model, case.cluster(gpus), case.batch, case.seq, **kw).best, ''
+        return getattr(search(case.model, case.cluster(gpus), case.batch, case.seq, **kw), which), ''
     except ValueError as why:
         if not any(words in str(why) for words in _refusals):
             raise  # not that nothing fits: something is missing, and a walk that goes on would be a wrong one
@@ -209,7 +212,7 @@ def _in_time(case, plan):
 
 def _ask_time(case, seen):
     "Is one GPU fast enough?"
-    plan, why = _best(case, 1)
+    plan, why = _best(case, 1, which='fastest')
     if plan is None:
         raise ValueError(why)
     seen |= dict(one=plan, plan=plan)
@@ -218,7 +221,7 @@ def _ask_time(case, seen):
     enough = in_time if in_time is not None else case.gpus == 1
     asked = f', and {human_seconds(case.within)} were given' if in_time is not None else '; no deadline was given'
     text = f'{"Yes" if enough else "No"}. One {case.gpu.name} takes {text}{asked}.'
-    how = _call(case, 1)
+    how = _call(case, 1, which='fastest')
     outcome = 'yes' if enough or case.gpus == 1 else 'no'
     return Step('time', _asked['time'], text, figure, unit, how, 'compute/02_step_time', *_go('time', outcome))
 
@@ -234,17 +237,27 @@ def _ask_ddp(case, seen):
     times = seen['one'].step_time / plan.step_time
     seconds = plan.seconds['data_comm']
     summed = f'{human_seconds(seconds)} of it are' if seconds else 'none of it is'
-    text = f'Yes: a step is {times:.1f} times as fast as on one GPU; {summed} spent waiting for gradients to be summed.'
+    text = f'Yes: a step is {times:.1f} times as fast as on one GPU; {summed} spent waiting for gradients to be summed'
+    text += _said_of_room(seen['one'], plan)
     return Step('ddp', _asked['ddp'], text, times, 'times', how, page, *_go('ddp', 'yes'))
 
 
-def _call(case, gpus, more=''):
+def _said_of_room(one, plan):
+    "How many samples a copy takes at once, where that is fewer than on one GPU alone"
+    before, now = one.layout.micro_batch, plan.layout.micro_batch
+    if now >= before or plan.layout.recompute != one.layout.recompute:
+        return '.'
+    room = human_bytes(plan.first['communication'])
+    return f'. A copy sets {room} aside for messages, so that {now:,} samples fit at once in place of {before:,}.'
+
+
+def _call(case, gpus, more='', which='best'):
     "The call that gives the plan again"
     cluster = f'Cluster({case.gpu.name!r}, {gpus})'
     if case.sizes is None:
         return f'best_plan({case.name!r}, {cluster}, {case.batch})[1]'
     more += '' if 'offload' in more else ", offload='none'"
-    return f'search({case.name!r}, {cluster}, {case.batch}, {case.seq}{more}).best'
+    return f'search({case.name!r}, {cluster}, {case.batch}, {case.seq}{more}).{which}'
 
 
 def _only_data(case):
@@ -305,8 +318,19 @@ def _said_of_cut(case, plan, axes, uncut):
         kinds = ' and '.join(_cuts[axis] for axis in axes)
         return f'Yes, {kinds} parallelism: {plan.layout}, {gain or "since nothing else fits"}.'
     if uncut.layout.zero != plan.layout.zero:
-        return f'No; sharing states as well is as good or better: {plan.layout} is {gain}.'
+        return _said_of_sharing(plan, uncut, gain)
     return f'No: {plan.layout} is the simplest of the fastest.'
+
+
+def _said_of_sharing(plan, uncut, gain):
+    "Sharing states although copies fit: how much is gained, and whether anybody could tell"
+    error = told_apart(plan.family)
+    certain = uncut.step_time > plan.step_time * (1 + error)
+    spare = f'{human_bytes(plan.margin)} of a card stay free in place of {human_bytes(uncut.margin)}'
+    if certain:
+        return f'Sharing states is, cutting is not: {plan.layout} is {gain}.'
+    words = 'less than the planner can tell apart'
+    return f'Not for speed: {plan.layout} is predicted {gain}, {words} ({error:.1%}), but {spare}. Either will do.'
 
 # %% ../../nbs/book/14_guide.ipynb #41857505
 def _ask_offload(case, seen):
@@ -368,10 +392,24 @@ def _ask_where(case, seen):
     bill, unit = (figure, unit) if plan.price is None else _bill(case, plan)
     cost = 'no dated price is known for this GPU' if plan.price is None else _said_of_bill(case, plan)
     place = 'One machine' if machines == 1 else f'{machines:,} machines'
-    text = f'{place}, {text}: {cost}. Start it with the target {scheduler}.{_late(case, plan)}'
+    text = f'{place}, {text}: {cost}. `fsdl launch --on {scheduler}` starts it.{_unlike(plan)}{_late(case, plan)}'
     how = f'plan.cost({case.tokens:g})' if case.tokens and plan.price else 'plan.price'
     page = 'compute/07_cost'
     return Step('where', _asked['where'], text, bill, unit, how, page, *_go('where', 'then'))
+
+
+def _unlike(plan):
+    "What was published of the same model on the same machine, where the plan promises more than anybody measured"
+    if not plan.family:
+        return ''
+    near = nearest_runs(plan.family, plan.gpu, plan.parameters, plan.gpus, plan.seq, n=3)
+    same = [r for r in near if r['gpus'] == plan.gpus and r['seq'] == plan.seq and r['distance'] < 1.5]
+    rates = [r['measured'] for r in same]
+    if not rates or plan.step_high is None or plan.step_high >= min(rates):
+        return ''
+    run = min(same, key=lambda r: r['measured'])
+    published = f"{run['model'] or run['run']} as {run['layout']} took {human_seconds(run['measured'])} a step"
+    return f' Published runs of this size on this machine were slower ({published}): take it as a bound to aim at.'
 
 
 def _bill(case, plan):
@@ -412,7 +450,7 @@ def _ask_track(case, seen):
     row = next(r for r in read_results('tracking')['rows'] if r['name'] == f'the run log, followed into {tracker}')
     share = 100 * row['call_us'] / 1e6 / seen['plan'].step_time
     text = f'{tracker}: {_reasons[seen["seen_by"]]}. '
-    text += f'A call a step took {row["call_us"]:.0f} µs, {share:.2g} % of this step.'
+    text += f'A call of the run log that it follows took {row["call_us"]:.0f} µs, {share:.2g} % of this step.'
     how = "read_results('tracking')"
     return Step('track', _asked['track'], text, share, 'per cent', how, 'operations/11_tracking', *_go('track', 'then'))
 
@@ -423,7 +461,7 @@ _asked = dict(
     time='Is one GPU fast enough?',
     ddp='Do copies on all GPUs help (DDP)?',
     zero='Does it fit with shared states (ZeRO)?',
-    cut='Is it worth cutting matrices or layers too?',
+    cut='Is sharing states, or cutting, worth it too?',
     offload='… with states on the host (offload)?',
     more='How many GPUs hold it?',
     where='Where, and for how much?',
@@ -451,16 +489,8 @@ _branches = {
     ('track', 'then'): '',
 }
 _askers = dict(
-    model=_ask_model,
-    data=_ask_data,
-    time=_ask_time,
-    ddp=_ask_ddp,
-    zero=_ask_zero,
-    cut=_ask_cut,
-    offload=_ask_offload,
-    more=_ask_more,
-    where=_ask_where,
-    track=_ask_track,
+    **dict(model=_ask_model, data=_ask_data, time=_ask_time, ddp=_ask_ddp, zero=_ask_zero, cut=_ask_cut),
+    **dict(offload=_ask_offload, more=_ask_more, where=_ask_where, track=_ask_track),
 )
 
 
@@ -509,18 +539,9 @@ def _advice(plan):
     return f'{", ".join(names) or "one GPU is enough"} ({layout})'
 
 # %% ../../nbs/book/14_guide.ipynb #4decb471
-_places = dict(
-    model=(1, 0),
-    data=(0, 1),
-    zero=(2, 1),
-    time=(0, 2),
-    ddp=(0, 3),
-    cut=(1, 4),
-    offload=(2, 5),
-    more=(2, 6),
-    where=(1, 7),
-    track=(1, 8),
-)  # Column and row of each question
+# Column and row of each question
+_places = dict(model=(1, 0), data=(0, 1), zero=(2, 1), time=(0, 2), ddp=(0, 3), cut=(1, 4), offload=(2, 5))
+_places |= dict(more=(2, 6), where=(1, 7), track=(1, 8))
 
 
 def _center(name):

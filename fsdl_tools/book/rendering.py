@@ -173,7 +173,8 @@ def zensical(
         d = Path(d).resolve()
         write_pages(proc, toc, cfg, d / 'pages')
         _copy_assets(root, d / 'pages')
-        (d / 'mkdocs.yml').write_text(yaml.safe_dump(zensical_config(cfg, toc, imprint(root, cfg)), sort_keys=False), encoding='utf-8')
+        config = yaml.safe_dump(zensical_config(cfg, toc, imprint(root, cfg)), sort_keys=False)
+        (d / 'mkdocs.yml').write_text(config, encoding='utf-8')
         command = [sys.executable, '-m', 'zensical', 'build', '--clean', '-f', str(d / 'mkdocs.yml')]
         done = subprocess.run(command, cwd=d, capture_output=True, text=True, timeout=600)
         if done.returncode or re.search(r'(?i)warning|error', _said(done)):
@@ -185,7 +186,8 @@ def _for_quarto(lines, cfg):
     "Markdown for Quarto: diagrams are cells of its own kind, pictures keep their text, no link leads to nothing"
     text = single_links(addressed(''.join(lines), cfg), cfg['doc_host'] + cfg['doc_baseurl'])
     text = text.replace('```mermaid\n', '```{mermaid}\n')
-    text = re.sub(r'^(!\[[^\]\n]+\]\([^)\n]+\))$', r'\1&nbsp;', text, flags=re.M)  # alone, its text would be a caption only
+    # alone, an image's text would be a caption only
+    text = re.sub(r'^(!\[[^\]\n]+\]\([^)\n]+\))$', r'\1&nbsp;', text, flags=re.M)
     if not published(cfg):
         text = re.sub(r'\[source\]\([^)]*\)\{[^}]*\}\s*', '', text)
     return text.splitlines(True)  # a single string would lose its line breaks in Quarto
@@ -268,7 +270,8 @@ def quarto(
     proc = process(root)
     for notebook in proc.rglob('*.ipynb'):
         notebook.write_text(_quarto_notebook(notebook.read_text(encoding='utf-8'), cfg), encoding='utf-8')
-    (proc / 'nbdev.yml').write_text(yaml.safe_dump(quarto_settings(cfg, imprint(root, cfg)), allow_unicode=True), encoding='utf-8')
+    config = yaml.safe_dump(quarto_settings(cfg, imprint(root, cfg)), allow_unicode=True)
+    (proc / 'nbdev.yml').write_text(config, encoding='utf-8')
     command = [shutil.which('quarto'), 'render', '--no-cache']
     done = subprocess.run(command, cwd=proc, capture_output=True, text=True, timeout=1800)
     wrong = quarto_errors(_said(done))

@@ -149,7 +149,7 @@ def _plan_command(
     precision: Annotated[
         Optional[str], typer.Option(help='bf16, fp16, amp_bf16, fp8, fp32. Default: as --layout says, or bf16.')
     ] = None,
-    uneven: Annotated[bool, typer.Option(help='Allow stages with different numbers of layers.')] = False,
+    uneven: Annotated[bool, typer.Option(help='May stages have different numbers of layers?')] = True,
     lora_rank: Annotated[
         Optional[int], typer.Option(help='Rank of adapters on frozen weights. Default: every weight is trained.')
     ] = None,

@@ -6,7 +6,7 @@
 __all__ = ['run', 'main']
 
 # %% ../../nbs/cli/06_main.ipynb #55a1793c
-import os, re, signal, sys
+import os, re, signal, sys, warnings
 from typing import Annotated
 import typer
 from ..core import said_here, what_to_type
@@ -102,8 +102,15 @@ def _parsed(words):
 def run(
     args:list=None # Words after fsdl; default: those of this process
 ) -> int:          # Exit code: 0, or 2 after a user's mistake
-    "Run the command line; a user's mistake is one line on the error stream"
+    "Run the command line; a user's mistake is one line on the error stream, warnings of other libraries are none"
     plain_terminal()
+    with warnings.catch_warnings():
+        if not sys.warnoptions:      # python -W shows them
+            warnings.simplefilter('ignore')
+        return _answered(args)
+
+def _answered(args):
+    "The exit code, whatever happens"
     try:
         return _parsed(_in_order(list(sys.argv[1:] if args is None else args)))
     except typer.Exit as e:

@@ -215,7 +215,7 @@ def estimate(
     cluster,          # A Cluster
     global_batch:int, # Sequences (or images) of a step
     seq:int=None,     # Tokens of a sequence; default: the model's longest, at most 8,192
-    uneven:bool=False,# May pipeline stages have different numbers of layers?
+    uneven:bool=True, # May pipeline stages have different numbers of layers?
     network:str='',   # A cluster whose network was measured, such as jean-zay; default: the Cluster's bandwidth
     calibration=None  # A Calibration of the cluster: its constants instead of everybody's
 ) -> Estimate:        # Raises ValueError for a layout that the model or the cluster does not allow
@@ -330,6 +330,9 @@ def _assumptions(cluster, layout, c, gpu):
         said.append(f'gradients of {first("grad_bytes"):g} bytes')
     said.append(_whose_kernels(layout, first))
     said += _usual_recipe(layout, first)
+    stages = layout.pp * layout.vp
+    if first('layers') % stages:
+        said.append(f'{first("layers"):g} layers on {stages} stages, some with one layer more')
     domain = cluster.gpu.nvlink_domain or 8
     if cluster.gpus > domain and cluster.gpus_per_node > domain:
         said.append(f'{cluster.gpus_per_node} GPUs share NVLink, but {cluster.gpu.name} come in domains of {domain}')

@@ -174,8 +174,15 @@ class Search:
 
     @property
     def best(self) -> Estimate:
-        "The estimate of the fastest layout that fits"
+        "The estimate at the top: of the fastest layouts, which count as equal, the simplest and emptiest"
         return self.estimate(0)
+
+    @property
+    def fastest(self) -> Estimate:
+        "The estimate of the layout with the shortest step, by however little"
+        those_that_fit = np.sort(self.order)
+        place = np.flatnonzero(self.order == those_that_fit[np.argmin(self.seconds['total'])])
+        return self.estimate(int(place[0]))
 
     def table(
         self,
@@ -427,7 +434,7 @@ def best_plan(
     layout='',  # A Layout or its text; empty: the best one is looked for
     framework=None,  # Whose constants to use; default: as the layout says, otherwise pytorch
     precision=None,  # One of layout_precisions; default: as the layout says, otherwise bf16
-    uneven: bool = False,  # May the stages of a given layout have different numbers of layers?
+    uneven: bool = True,  # May the stages of a given layout have different numbers of layers?
     **more,  # Fields of the layout such as lora_rank or optimizer, for the search also values to try such as tp or cp
 ) -> tuple:  # A Search (None where there was none) and an Estimate; raises ValueError when nothing fits
     "The search (None where there was none) and the estimate of `layout`, or of the best one"

@@ -477,6 +477,7 @@ def explain_memory(
         sorted(rows, key=lambda r: -r['bytes'])[:n],
         formats=dict(bytes=human_bytes, share='{:.0%}'.format),
         caption=f'Alive at the peak of {human_bytes(peak)}, in the {trace.phase(tick)} phase',
+        notes=f'The largest {min(n, len(rows))} of {len(rows)} groups.',
     )
 
 # %% ../../nbs/memory/02_measure.ipynb #616694b0

@@ -290,11 +290,12 @@ def _position_tables(model):
         table = type(m).__name__.endswith('Embedding') and getattr(getattr(m, 'weight', None), 'ndim', 0) == 2
         if table and re.search(r'pos|wpe', end) and not leave.search(name):
             tables[name] = _rows(m)
-    if tables:                # constants as long as the longest text, of which a part is taken
-        for name, b in model.named_buffers():
-            if re.search(r'(position|token_type)_ids$', name) and not leave.search(name):
-                tables[name] = b.shape[-1]
-    return tables
+    return tables | _position_constants(model, leave) if tables else {}
+
+def _position_constants(model, leave=_not_text_tables):
+    "Constants as long as the longest text, of which a part is taken: name -> how many tokens"
+    found = {name: b.shape[-1] for name, b in model.named_buffers() if re.search(r'(position|token_type)_ids$', name)}
+    return {name: length for name, length in found.items() if not leave.search(name)}
 
 def _reads_text(model):
     "Does a model take a sequence whose length we choose?"
@@ -306,8 +307,10 @@ def longest_text(
     model # A module that build made
 ):        # Tokens; None where nothing in the model ends (rotary, ALiBi, relative positions, no positions)
     "The longest text that a model can read: as long as its table of positions"
-    if not _reads_text(model) or any(hasattr(m, 'make_weights') or hasattr(m, 'make_weight') for m in model.modules()):
-        return None                       # no text, or sinusoids that are made longer when they are needed
+    if not _reads_text(model):
+        return None
+    if any(hasattr(m, 'make_weights') or hasattr(m, 'make_weight') for m in model.modules()):
+        return min(_position_constants(model).values(), default=None)     # sinusoids are made longer when needed
     if tables := _position_tables(model):
         return min(tables.values())
     text = model.config.get_text_config(decoder=True)

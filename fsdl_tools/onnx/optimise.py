@@ -294,6 +294,9 @@ def benchmark(
     progress=None   # Function called with a line of text at each step
 ) -> list:          # A Timing a runner, batch size and thread count
     "Eager torch against each file, interleaved"
+    for path in files.values():
+        if not Path(path).exists():
+            raise FileNotFoundError(f'there is no file {str(path)!r}')
     src, out, say = model if isinstance(model, Source) else None, [], progress or (lambda s: None)
     mod = src.module if src else model
     specs = src.specs if src else specs_of(inputs) if inputs is not None else specs_of_file(next(iter(files.values())))

@@ -213,7 +213,8 @@ class Images(_Data):
 def _synthetic_tokens(seq, seed, n=4096):
     "Tokens for n windows: each is the one before plus 3 modulo 256, but one in 20 is random"
     if n*seq > 2**27:
-        raise ValueError(f'synthetic text has at most {2**27 // n:,} tokens a sample, not {seq:,}: it is made in memory')
+        most = 2**27 // n
+        raise ValueError(f'synthetic text has at most {most:,} tokens a sample, not {seq:,}: it is made in memory')
     rng = _rng(_made, seed)
     jump = np.where(rng.random(n*seq + 1) < .05, rng.integers(0, 256, n*seq + 1), 3)
     return (jump.cumsum() % 256).astype(np.uint8)

@@ -193,7 +193,8 @@ class Trainer:
         )
         self.lock = lock_folder(c.folder) if c.folder and self.rank == 0 else contextlib.nullcontext()
         if c.folder and self.rank == 0:
-            _check_folder(self.c, self.data, self.held, self.layout.optimizer)    # another may have trained in it meanwhile
+            # another may have trained in it meanwhile
+            _check_folder(self.c, self.data, self.held, self.layout.optimizer)
         self.saver = Checkpointer(self.folder/'checkpoints', c.keep) if c.folder else None
         if c.folder:
             self._open_folder()

@@ -73,11 +73,28 @@ def agrees(step, found, walk):
     if step.name in ('zero', 'more'): assert found.fits
     if step.name == 'time': assert found.fits and found.gpus == 1
     if step.name == 'ddp':
-        one = search(walk.model, Cluster(walk.gpu, 1), walk.plan.global_batch, walk.plan.seq).best
+        one = search(walk.model, Cluster(walk.gpu, 1), walk.plan.global_batch, walk.plan.seq, offload='none').fastest
         assert step.figure == pytest.approx(one.step_time / found.step_time)
     if step.name == 'cut': assert found.layout == walk.plan.layout
     if step.name == 'offload': assert found.device == step.figure
     if step.name == 'where': assert found == step.figure
+
+
+def test_the_planner_takes_the_layout_that_a_walk_prints(walks):
+    for walk in walks.values():
+        if walk.plan is None: continue
+        e = walk.plan
+        again = estimate(walk.model, str(e.layout), Cluster(walk.gpu, e.gpus), e.global_batch, e.seq)
+        assert again.step_time == e.step_time and again.device == e.device
+
+
+def test_a_plan_faster_than_anything_published_says_so(walks):
+    assert 'Published runs of this size on this machine were slower' in next(s.answer for s in walks['cut'].steps if s.name == 'where')
+    assert 'Published' not in next(s.answer for s in walks['copies'].steps if s.name == 'where')
+
+
+def test_a_difference_below_the_error_decides_nothing(walks):
+    assert 'Either will do' in next(s.answer for s in walks['copies'].steps if s.name == 'cut')
 
 
 def test_what_nobody_has_measured_is_said(walks):

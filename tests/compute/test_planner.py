@@ -78,8 +78,15 @@ def test_published_parameter_counts():
         assert abs(got - n) <= (30_000 if name == 'bloom-176b' else 0), (name, got, n)    # BLOOM has one more norm, on its embeddings
 
 
+def test_stages_of_unequal_length_are_estimated_and_said():
+    e = estimate('gpt2-xl', 'dp2,pp4,vp5', A100, 512, 1024)
+    assert '48 layers on 20 stages, some with one layer more' in e.assumed
+    with pytest.raises(ValueError, match='layers 48 cannot be divided by pp·vp=20'): estimate('gpt2-xl', 'dp2,pp4,vp5', A100, 512, 1024, uneven=False)
+    assert not any('stages' in s for s in estimate('gpt2-xl', 'dp2,pp4,vp3', A100, 512, 1024).assumed)
+
+
 @pytest.mark.parametrize('text, words', [('dp4,tp3,pp1', ['do not fill 8']), ('tp8', ['heads 25', 'tp=8']), ('dp1,pp5', ['do not fill']),
-    ('dp2,pp4,vp5', ['layers 48', 'pp·vp=20']), ('dp8,micro_batch=100', ['global_batch 512', 'dp·micro_batch=800']), ('dp8,zero=7', ['zero', 'from 0 to 3']), ('dp0,tp8', ['dp', 'positive']),
+    ('dp8,micro_batch=100', ['global_batch 512', 'dp·micro_batch=800']), ('dp8,zero=7', ['zero', 'from 0 to 3']), ('dp0,tp8', ['dp', 'positive']),
     ('dp8,speed=3', ["unknown field of a layout 'speed'"]), ('dp8,dp8', ['given twice']), ('8', ['cannot read']), ('dp8,precision=bf17', ['precision', 'bf16']), ('dp8,shard=3,zero=3', ['shard=3', 'divide'])])
 def test_impossible_layouts_say_why(text, words):
     with pytest.raises(ValueError) as e: estimate('gpt2-xl', text, A100, 512, 1024)

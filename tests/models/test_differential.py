@@ -21,8 +21,12 @@ def shapes(spec): return {l.name: l.output for l in spec.layers if l.flops}
 
 def agree(make, slow, **kw):
     "The same operations in the same layers, with outputs of the same shapes, without data and with"
-    bare = profile(make, fused=False, **kw)
+    try: bare = profile(make, fused=False, **kw)
+    except ValueError as e:
+        if 'cannot be built' in str(e): pytest.skip(f'no such configuration: {str(e)[:100]}')      # a tiny one that the architecture refuses
+        raise
     if bare.params > LARGEST: pytest.skip(f'{bare.params:,} parameters are too many to make')
+    if bare.activations > 2**31: pytest.skip(f'{bare.activations:,} bytes of activations are too many to keep')
     if bare.flops > MOST * (100 if slow else 1): pytest.skip(f'{bare.flops:,} operations are too many to compute')
     real = profile(make, real=True, **kw)
     assert (bare.params, bare.flops, bare.active) == (real.params, real.flops, real.active)

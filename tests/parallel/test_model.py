@@ -50,7 +50,7 @@ def test_there_are_28_of_them():
     assert len(list(eight())) == 28 and len({p.values[0].split(',zero')[0] for p in eight()}) == 10
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize('text', eight())
 def test_eight_ranks_equal_one_process(text): equal_to_one(text)
 
@@ -75,7 +75,7 @@ def draw_layout(seed):
         return text, d * micro * n
 
 
-@pytest.mark.sweep(8)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize('seed', range(60))
 def test_random_layouts_equal_one_process(seed):
     text, size = draw_layout(seed)
@@ -83,7 +83,7 @@ def test_random_layouts_equal_one_process(seed):
     equal_to_one(text, steps=3, size=size, norms_bar=rounding)
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize('text', ['dp2,pp3', 'pp5', 'pp3,vp2,schedule=interleaved', 'dp2,tp2,pp2,vp3,zero=1', 'pp2,schedule=zb1p,recompute=full',
                                   'dp4,zero=3,shard=2', 'dp4,pp2,zero=3,shard=2', 'dp2,tp2,zero=3,shard=1', 'pp4,schedule=gpipe', 'dp2,tp2,pp2,zero=2,recompute=selective'])
 def test_uneven_stages_virtual_stages_and_hybrid_shards(text):
@@ -110,7 +110,7 @@ def _small_vocab(text, c):
 
 # ---- half precision ----
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize('text', ['dp1,tp2', 'dp2,tp2', 'dp1,tp2,pp2', 'dp2,zero=3', 'dp2,tp2,zero=3', 'dp2,pp2,zero=1'])
 @pytest.mark.parametrize('precision', ['bf16', 'amp_bf16'])
 def test_half_precision_stays_near(text, precision):
@@ -136,7 +136,7 @@ def _evaluated(text, n, blank):
     return out, [t.tolist() for p in parts for t in p]
 
 
-@pytest.mark.sweep(12)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize('text', ['dp1', 'dp2', 'dp1,pp2', 'dp1,pp4', 'dp2,tp2,pp2', 'dp1,pp2,vp2', 'dp2,pp2,zero=3', 'dp2,zero=3', 'dp1,pp2,schedule=zb1p'])
 @pytest.mark.parametrize('n, blank', [(3, 1), (5, 0), (1, 2), (4, 0)])
 def test_evaluation_with_any_number_of_micro_batches(text, n, blank):
@@ -158,7 +158,7 @@ def _clipped(text, limit):
     return [clip_gradients(run.parameters(), limit, run.mesh).item(), clip_gradients(run.parameters(), float('inf'), run.mesh).item()]
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize('limit', [.1, 1e6, float('inf')])
 def test_clipping_leaves_the_norm_asked_for(limit):
     whole = _clipped('dp1,micro_batch=4,precision=fp32', limit)

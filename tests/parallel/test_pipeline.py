@@ -179,7 +179,7 @@ def reference(batch=16):
     return whole[batch]
 
 
-@pytest.mark.sweep(12)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize('world', [1, 2, 4])
 @pytest.mark.parametrize('name, micro_batches, virtual', [('naive', 2, 1), ('gpipe', 1, 1), ('gpipe', 8, 1), ('1f1b', 1, 1), ('1f1b', 2, 1), ('1f1b', 16, 1), ('interleaved', 2, 2), ('interleaved', 8, 2), ('zb1p', 2, 1), ('zb1p', 8, 1)])
 def test_every_schedule_equals_one_process(world, name, micro_batches, virtual):
