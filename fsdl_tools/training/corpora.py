@@ -237,9 +237,6 @@ def _image_folder(folder):
             f'all images of {str(folder)!r} are in one folder, and {(lists or ["its metadata"])[0]} is not read: '
             'expected one subfolder a class'
         )
-    inner = folder / next(iter(found))
-    if len(found) == 1 and _splits(inner):
-        raise ValueError(f'{str(folder)!r} holds one folder alone, which is no class: give {str(inner)!r}')
     if empty := [c for c, f in found.items() if not f]:
         raise ValueError(f'no images in the class folder {empty[0]!r} of {str(folder)!r}')
     return [(f, i) for i, files in enumerate(found.values()) for f in files], list(found)
@@ -251,6 +248,8 @@ def _splits(folder):
     "(folder to train on, folder to evaluate on or None) where the subfolders are splits, not classes; else None"
     names = {c.lower(): c for c in _subfolders(folder)}
     first = next((names[n] for n in _train_names if n in names), None)
+    if len(names) == 1 and not first and _splits(inner := folder / next(iter(names.values()))):
+        raise ValueError(f'{str(folder)!r} holds one folder alone, which is no class: give {str(inner)!r}')
     if not first or set(names) - {*_train_names, *_held_names} or not _subfolders(folder / first):
         return None
     held = next((names[n] for n in _held_names if n in names), None)
