@@ -108,7 +108,7 @@ def _profile_command(
         Optional[int], typer.Option(min=1, help='Tokens of a text. Default: 512, or the longest the model takes.')
     ] = None,
     input_size: Annotated[
-        Optional[str], typer.Option(help="Size of the images, also of a model of your own, for example 224 or 3x224x224.")
+        Optional[str], typer.Option(help="Size of the images, also of your own model, for example 224 or 3x224x224.")
     ] = None,
     precision: Annotated[str, typer.Option(help='fp32, bf16 or fp16.')] = 'fp32',
     task: Annotated[Optional[str], typer.Option(help='What to build a model of transformers for.')] = None,

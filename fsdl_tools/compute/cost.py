@@ -261,7 +261,7 @@ def priced(
 def experiments(
     offers,                   # Offers
     task:str='bert_large_squad', # A task of the suite
-    samples=None,             # To train on, a number or 10M; default: what the suite's reference machine does in its hours
+    samples=None,             # To train on, also 10M; default: what the suite's reference machine does in its hours
     precision:str='fp16',     # fp16 or fp32
     suite:str='Lambda 2023',  # One of suites
     **how                     # spot_mtbf, checkpoint, restart, every: see priced

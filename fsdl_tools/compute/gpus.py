@@ -140,7 +140,8 @@ def _like(name):
     "The Gpu that has what the name says, under whatever order, or None"
     chip, form, size = _parts(name)
     table = _by_parts()
-    for chip in (chip, f'rtx{chip}', f'gtx{chip}') if chip[:1].isdigit() else (chip,):
+    chips = (chip, f'rtx{chip}', f'gtx{chip}') if chip[:1].isdigit() else (chip,)
+    for chip in chips:
         for asked in ((chip, form, size), (chip, form.rstrip('0123456789'), size), (chip, '', size)):
             if (g := table.get(asked)) and _has(g, asked, form, size):
                 return g

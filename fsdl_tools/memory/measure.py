@@ -272,11 +272,16 @@ def _micro_step(tr, model, inputs, loss, precision, mark):
         if p.grad is not None:
             tr.watch(p.grad, 'gradients')
 
+def _built(model, inputs, device):
+    "A module, and inputs for eight samples where none were given"
+    model = model if isinstance(model, nn.Module) else build(model, device=device)
+    return model, example_inputs(model, 8, device=device) if inputs is None else inputs
+
 @understands
 @with_gradients
 def measure(
     model,              # Any torch.nn.Module, or whatever build takes: a name, a config.json, a configuration
-    inputs=None,        # One batch: a tensor, a dict of named tensors or a tuple; or (input, target). Default: 8 samples
+    inputs=None,        # One batch: a tensor, a dict of named tensors, a tuple, or (input, target); default: 8 samples
     optimizer='adamw',  # Name in optimizers, an optimizer or its class, or a function from parameters to one
     precision='fp32',   # One of precisions
     recompute=(),       # True: every repeated block, as blocks_of finds them; or names of modules
@@ -287,10 +292,7 @@ def measure(
     "Run one training step of `model` and record every byte"
     positive('accumulation', accumulation)
     precision = our_word('precision', precision, _precisions)
-    if not isinstance(model, nn.Module):
-        model = build(model, device='cpu' if real else 'meta')
-    if inputs is None:
-        inputs = example_inputs(model, 8, device='cpu' if real else 'meta')
+    model, inputs = _built(model, inputs, 'cpu' if real else 'meta')
     given = with_target(model, inputs)
     model, batch = prepare(model, given, precision, real)
     cut = lambda i: tree_map_only(torch.Tensor, lambda t: t.chunk(accumulation)[i], batch)

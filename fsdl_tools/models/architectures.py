@@ -76,7 +76,7 @@ def _cached(name):
         return None
     return found if isinstance(found, str) else None
 
-_weights = ('.bin', '.ckpt', '.gguf', '.h5', '.keras', '.msgpack', '.npz', '.onnx', '.pt', '.pth', '.safetensors', '.yaml')
+_weights = '.bin .ckpt .gguf .h5 .keras .msgpack .npz .onnx .pt .pth .safetensors .yaml'.split()
 
 def _unknown(name, known):
     "Raise ValueError for a name of neither zoo: with the architecture of a checkpoint, or the nearest names"
