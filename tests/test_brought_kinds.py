@@ -168,7 +168,7 @@ def test_folders_that_are_no_classes(tmp_path):
     assert open_data(tmp_path/'good', size=8)[0].classes == ['cat', 'dog']
 
 
-@pytest.mark.parametrize('head, what', [(b'\x93NUMPY', 'NumPy'), (b'\x80\x04\x95', 'pickle'), (b'%PDF-1.4', 'PDF'), (b'\xff\xd8\xff', 'JPEG'), ('hello'.encode('utf-16'), 'UTF-16'), (b'\0' * 257 + b'ustar', 'tar')])
+@pytest.mark.parametrize('head, what', [(b'\x93NUMPY', 'NumPy'), (b'\x80\x04\x95', 'pickle'), (b'%PDF-1.4', 'PDF'), (b'\xff\xd8\xff', 'JPEG'), (b'\0' * 257 + b'ustar', 'tar')])
 def test_files_that_are_no_text(tmp_path, head, what):
     (tmp_path/'x').write_bytes(head + b'\0' * 600)
     with pytest.raises(ValueError, match=what): open_data(tmp_path/'x', seq=4)

@@ -96,8 +96,6 @@ def _plain(path):
     kind = next((what for magic, what in _not_text.items() if head.startswith(magic)), '')
     if head[257:262] == b'ustar':
         kind = 'a tar archive'
-    if head[:2] in (b'\xff\xfe', b'\xfe\xff') and head.count(0) > len(head) // 4:
-        kind = 'text in UTF-16'
     if kind:
         raise ValueError(f"{str(path)!r} is {kind}: expected text in UTF-8, or a .parquet file")
     return path
