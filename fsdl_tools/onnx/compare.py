@@ -8,6 +8,7 @@ __all__ = ['compare_outputs', 'pair_outputs', 'declared_shapes', 'stored_in_form
 # %% ../../nbs/onnx/03_compare.ipynb #2ccf6750
 import ast, contextlib, math, operator, tempfile, warnings
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from ..core import one_of
@@ -40,7 +41,7 @@ def _deviation(b, use):
     return np.where((usual > 0) & (spread > 10 * usual), 10 * usual, spread), near
 
 def _spread(b, use, floor):
-    "Of every entry how much it varies and how large it gets, how much a typical entry varies, and the unit of each number"
+    "Of every entry how large it gets; how much a typical entry varies; the unit in which each number is compared"
     size = np.where(use, np.abs(b), 0).max(0)
     if len(b) > 1:
         spread, near = _deviation(b, use)
@@ -48,8 +49,9 @@ def _spread(b, use, floor):
         spread, near = np.full(size.shape, _typical(b[use]) if use.any() else 0.), np.zeros(b.shape)
     varied = spread[spread > floor / 8 * size]             # less than a few roundings is no variation
     typical = float(np.median(varied)) if varied.size else 0.
-    whole = np.median(near.reshape(len(b), -1), 1).reshape(-1, *[1] * (b.ndim - 1))    # one input, larger than the others
-    return size, typical, np.maximum(np.maximum(spread, typical), np.maximum(near, whole))
+    whole = np.median(near.reshape(len(b), -1), 1)         # one input may be larger than the others
+    near = np.maximum(near, whole.reshape(-1, *[1] * (b.ndim - 1)))
+    return size, typical, np.maximum(np.maximum(spread, typical), near)
 
 def _constant(x, floor):
     "Entries that are the same for every input, but for rounding"
@@ -192,20 +194,36 @@ def pair_outputs(
     return [(n, n) for n in ref if n in got] + list(zip(*alone, strict=True))
 
 # %% ../../nbs/onnx/03_compare.ipynb #1af23976
-_arithmetic = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+_arithmetic = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
+    ast.Div: Fraction, ast.Mod: operator.mod, ast.Pow: lambda n, k: n ** k if 0 <= k <= 8 else None,
+}
+_functions = dict(
+    max=max, min=min, floor=math.floor, ceiling=math.ceil, ceil=math.ceil, abs=abs, mod=operator.mod,
+    pythonmod=operator.mod, floordiv=operator.floordiv, inttruediv=Fraction, floortoint=math.floor, ceiltoint=math.ceil,
+)                                                                # as sympy and PyTorch's exporter write them
+
+def _value_of(n, known):
+    "The value of a parsed size; raises what Python raises for anything but arithmetic on known sizes"
+    match n:
+        case ast.Constant() if type(n.value) is int:
+            return n.value
+        case ast.Name():
+            return known[n.id]
+        case ast.UnaryOp(op=ast.USub()):
+            return -_value_of(n.operand, known)
+        case ast.Call(func=ast.Name(), keywords=[]):
+            return _functions[n.func.id.lower()](*(_value_of(a, known) for a in n.args))
+        case _:
+            return _arithmetic[type(n.op)](_value_of(n.left, known), _value_of(n.right, known))
 
 def _size_of(text, known):
     "The value of a declared size such as 2*sequence + 1, None where it cannot be told"
-    def value(n):
-        if isinstance(n, ast.Constant) and type(n.value) is int:
-            return n.value
-        if isinstance(n, ast.Name):
-            return known[n.id]
-        return _arithmetic[type(n.op)](value(n.left), value(n.right))
     try:
-        return known[text] if text in known else value(ast.parse(text, mode='eval').body)
-    except (KeyError, AttributeError, SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+        value = known[text] if text in known else _value_of(ast.parse(text, mode='eval').body, known)
+    except (KeyError, AttributeError, SyntaxError, TypeError, ValueError, ZeroDivisionError, RecursionError):
         return None
+    return None if value is None or value != int(value) else int(value)
 
 def _misdeclared(v, shape, known):
     "In which axes an output of this shape is not what its declaration `v` says"

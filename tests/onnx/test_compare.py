@@ -1,7 +1,8 @@
 "Other ways to spoil a comparison: masks that move with the input, channels and inputs of other sizes, whole numbers, texts, complex numbers"
+from collections import namedtuple
 import numpy as np
 import pytest
-from fsdl_tools.onnx.compare import compare_outputs
+from fsdl_tools.onnx.compare import _size_of, compare_outputs
 
 INPUTS, BATCH, CLASSES = 32, 2, 16
 
@@ -106,3 +107,33 @@ def test_the_same_sum_in_another_order_is_right(seed):
     head = [lambda z: z, softmax, lambda z: z + 100, masked(-1e9), masked(-np.inf), lambda z: np.maximum(z, 0), np.sign][seed // 5]
     run = lambda order: head(hidden(x.astype('f4')[..., order] @ w.astype('f4')[order]) @ v.astype('f4'))
     assert compare_outputs(run(rng.permutation(width)).astype('f4'), run(np.arange(width)).astype('f4'))['ok']
+
+
+def test_declared_sizes_that_are_expressions():
+    "As sympy writes what a convolution, a pooling or a window does to a length; what is no arithmetic stays a name"
+    size = lambda text: _size_of(text, dict(n=7, batch=2))
+    texts = {
+        '(n - 3)//2 + 1': 3, 'floor(n/2)': 3, 'ceiling(n/2)': 4, 'Max(1, n - 9)': 1, '-n + 9': 2, 'n**2': 49, 'Mod(n, 4)': 3,
+        'batch*Min(n, 5)': 10, 'CeilToInt(IntTrueDiv(n, 2))': 4, 'n': 7,
+    }
+    assert {t: size(t) for t in texts} == texts
+    odd = ['n/2', 'odd(n)', 'n.real', 'n**99999999', '__import__("os")', 'n if n else 1', '', '1/0', 'm', '"n"', 'n*1.5', 'max()', 'abs(1, 2)']
+    assert {t: size(t) for t in odd} == dict.fromkeys(odd)
+
+
+def test_an_output_that_hides_is_named_or_refused():
+    "Every tensor in a nest has a name of its own; an object whose tensors nobody would see is refused by its class"
+    torch = pytest.importorskip('torch')
+    from fsdl_tools.onnx.cures import _flat
+    y, h = torch.zeros(1), torch.ones(1)
+    Pair = namedtuple('Pair', 'logits hidden')
+    class Slots:
+        __slots__ = ('t',)
+        def __init__(self): self.t = y
+    class Inside:
+        def __init__(self): self.parts = [dict(t=y)]
+    nests = [Pair(y, h), (t for t in (y, h)), {'a': y, 'b': h}.values(), torch.nn.ParameterList([y, h]), [y, 'text', None, h, 3]]
+    assert [list(_flat(n)) for n in nests] == [['logits', 'hidden'], *[['output.0', 'output.1']] * 3, ['output.0', 'output.3']]
+    for hidden in (Slots(), Inside(), {y}, np.ones(2)):
+        with pytest.raises(ValueError, match=f"'a' is a {type(hidden).__name__}"):
+            _flat({'a': hidden, 'b': h})
