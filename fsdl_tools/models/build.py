@@ -453,7 +453,8 @@ def _holds_experts(name, m):
     kind, end = type(m).__name__, name.rpartition('.')[2]
     if isinstance(m, (torch.nn.ModuleList, torch.nn.ModuleDict)):
         return end == 'experts' or 'Experts' in kind
-    return ('Experts' in kind or kind.endswith('CDMoE')) and 'Shared' not in kind
+    shared = 'share' in name.lower()                    # not in the class: there is a family called GraniteMoeShared
+    return ('Experts' in kind or kind.endswith('CDMoE')) and not shared
 
 def _how_many(m):
     "Experts in a module that holds them"
@@ -523,6 +524,15 @@ def _mixture_widths(c):
         shared_ffn=_first(c, 'shared_expert_intermediate_size', 'shared_intermediate_size', default=shared),
     )
 
+def _shared_width(model, hidden):
+    "Width of the MLP that every token meets beside the experts, by the matrix that leads back; nothing without one"
+    for name, m in model.named_modules():
+        if re.search(r'(^|\.)shared?_(experts?|mlp)$', name):
+            back = [l.in_features for l in m.children() if getattr(l, 'out_features', 0) == hidden]
+            if back:
+                return dict(shared_ffn=back[-1])
+    return {}
+
 def _latent(c):
     "Ranks and widths of attention on compressed keys and values (arXiv 2405.04434)"
     if not _first(c, 'kv_lora_rank'):
@@ -575,7 +585,7 @@ def shape_of(
     )
     if mixture:
         many, visits, _ = next(iter(experts_of(model).values()))
-        d |= dict(experts=many, experts_per_token=visits) | mixture | _mixture_widths(c)
+        d |= dict(experts=many, experts_per_token=visits) | mixture | _mixture_widths(c) | _shared_width(model, hidden)
     try:
         return TransformerShape(**d | _latent(c))
     except (ValueError, TypeError):

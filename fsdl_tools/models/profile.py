@@ -94,7 +94,8 @@ class _Tally:
         "Count one operation"
         row = self.row
         if rule := _rule(func._overloadpacket):
-            row['flops'] += int(rule(*args, **kwargs, out_val=out))
+            complex_ = any(t.is_complex() for t in _tensors(out))       # a complex multiply-add is four real ones
+            row['flops'] += int(rule(*args, **kwargs, out_val=out)) * (4 if complex_ else 1)
             row['activations'] += _tensors(out)[0].numel()
         elif _has_no_formula(func):
             self.uncounted.add(func._overloadpacket.__name__)
@@ -195,7 +196,8 @@ def _as_arguments(inputs):
     import torch
     if isinstance(inputs, dict):
         return dict(inputs)
-    return [inputs] if isinstance(inputs, torch.Tensor) or _is_shape(inputs) else list(inputs)
+    one = isinstance(inputs, torch.Tensor) or _is_shape(inputs) or hasattr(inputs, '__array__')
+    return [inputs] if one else list(inputs)
 
 def _moved(x, device, values):
     "Example inputs on a device: tensors, shapes, or lists and dicts of them; `values` notes their numbers on meta"
@@ -205,6 +207,8 @@ def _moved(x, device, values):
         if there.is_meta and not x.is_meta:
             values.learn(there, x.detach())
         return there
+    if hasattr(x, '__array__') and hasattr(x, 'dtype'):
+        return _moved(torch.as_tensor(x, device='cpu'), device, values)
     if isinstance(x, dict):
         return {k: _moved(v, device, values) for k, v in x.items()}
     if _is_shape(x):
@@ -244,6 +248,9 @@ def _unvalidated():
     finally:
         Distribution.set_default_validate_args(old)
 
+# What PyTorch says when code wants the numbers of a tensor that has none, or a kernel that only exists for those
+_asks_for_data = re.compile('no data|[Mm]eta tensors?|meta device|Tensor.__format__|meta Long tensor|fake impl')
+
 def _run(model, inputs, fused, name, device='meta', values=None):
     "The tally of one forward pass; what meta cannot do becomes one line"
     import torch
@@ -256,7 +263,7 @@ def _run(model, inputs, fused, name, device='meta', values=None):
         with exact, torch.device(device), _unvalidated(), metered(model, inputs, fused, values) as tally:
             _call(model, inputs)
     except Exception as e:             # whatever the code of a model raises
-        if isinstance(e, UnknownValue) or device == 'meta' and re.search('no data|on meta tensors', str(e)):
+        if isinstance(e, UnknownValue) or device == 'meta' and _asks_for_data.search(str(e)):
             said = 'its forward pass depends on the values of tensors (real=True computes them)'
             raise ValueError(f'{what}: {said}') from e
         with theirs(what):
@@ -343,7 +350,8 @@ def profile(
         else:
             inputs = _moved(_as_arguments(inputs), device, values)
         model, inputs = _cast(model.train(train), inputs, precision)
-        return _spec(model, inputs, _run(model, inputs, fused, name, device, values), name, precision)
+        tally = _run(model, inputs, fused, name, device, values)
+        return _spec(model, inputs, tally, name, precision).replace(assumed=values.assumed)
 
 def _called(model):
     "What a model is called that has to be built"
@@ -521,6 +529,8 @@ def _left_out(spec):
     if spec.unused:
         more = f' and {len(spec.unused) - 3} more' if len(spec.unused) > 3 else ''
         said.append(f"{', '.join(spec.unused[:3])}{more} did not run on these inputs")
+    if spec.assumed:
+        said.append('a branch is left to chance, and the likelier one is counted')
     return f"{spec.name}: {', '.join(said)}" if said else ''
 
 # %% ../../nbs/models/04_profile.ipynb #3d40c7c2

@@ -122,6 +122,7 @@ class ModelSpec(Record):
     active:int=0               # Parameters that one token meets; of a mixture only the experts it visits; 0 means all
     uncounted:tuple[str, ...]=()  # Operations that ran and compute something, but have no formula for their FLOPs
     unused:tuple[str, ...]=()  # Modules that have parameters and did not run on these inputs
+    assumed:bool=False         # Was a branch left to chance, and its likelier outcome counted?
 
     def __post_init__(self):
         one_of('kind of model', self.kind, _kinds)

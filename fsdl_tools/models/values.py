@@ -38,6 +38,8 @@ class Values:
         self.most = most
         self.left = budget
         self._twins = WeakIdKeyDictionary()      # storage without data -> with data; gone when the first is gone
+        self._drawn = WeakIdKeyDictionary()      # those whose numbers follow from one drawn at random
+        self.assumed = False                     # has such a number been read?
 
     def learn(self,
         t,    # A tensor without data
@@ -79,6 +81,19 @@ class Values:
     ):
         "Nothing is known any more of `t`, nor of what shares its storage"
         self._twins.pop(t.untyped_storage(), None)
+        self._drawn.pop(t.untyped_storage(), None)
+
+    def draw(self,
+        t # A tensor without data
+    ):
+        "Note that the numbers of `t` follow from one that was drawn at random, and taken as ½"
+        self._drawn[t.untyped_storage()] = True
+
+    def drawn(self,
+        x # A nest of tensors
+    ) -> bool: # False for what only follows from constants
+        "Does one of these tensors follow from a number drawn at random?"
+        return any(t.untyped_storage() in self._drawn for t in _tensors_in(x) if _without_data(t))
 
     def learn_model(self,
         bare, # A copy of a module, without data
@@ -160,6 +175,12 @@ def _half(t):
     with _disable_current_modes():
         return torch.full(t.shape, .5, dtype=t.dtype, device='cpu')
 
+def _chance(name, args):
+    "Of a number between 0 and 1, compared with a bound: is the answer certain, likely, or open?"
+    if name not in ('lt', 'le', 'gt', 'ge') or len(args) < 2 or not isinstance(args[1], (int, float)):
+        return 'likely'
+    return 'open' if args[1] == .5 else 'likely' if 0 < args[1] < 1 else 'certain'
+
 def _compute(func, known):
     "An operation on real numbers; None for what the CPU cannot compute"
     import torch
@@ -211,9 +232,12 @@ class Follower:
         known = self._known(args, kwargs)
         random = _tagged(func, 'nondeterministic_seeded')
         moves = func._overloadpacket.__name__ in ('set_', 'resize_', 'resize_as_')
-        if known is None or random or moves or _compute(func, known) is None:
-            for t in written:
+        unknown = known is None or random or moves or _compute(func, known) is None
+        for t in written:
+            if unknown:
                 self.values.forget(t)
+            elif self.values.drawn((args, kwargs)):
+                self.values.draw(t)
         return out
 
     def _new(self, func, args, kwargs):
@@ -226,21 +250,28 @@ class Follower:
             return self._from_numbers(func, args, kwargs, e)
         new = [t for t in _tensors_in(out) if _without_data(t)]
         if new and sum(t.numel() for t in new) <= self.values.most:
-            self._learn(func, self._known(args, kwargs), out)
+            name, chance = func._overloadpacket.__name__, ''
+            if self.values.drawn((args, kwargs)):
+                chance = _chance(name, args)
+            if chance != 'open':
+                self._learn(func, self._known(args, kwargs), out, chance == 'likely')
         return out
 
-    def _learn(self, func, known, out):
-        "Note what is known of new tensors"
+    def _learn(self, func, known, out, drawn=False):
+        "Note what is known of new tensors, and whether it follows from a number that was drawn"
         if known is None:
             return
         if _tagged(func, 'nondeterministic_seeded'):
             if func._overloadpacket.__name__ == 'rand' and out.numel() == 1:
                 self.values.learn(out, _half(out))
+                self.values.draw(out)
         elif 'empty' not in func._overloadpacket.__name__:
             real = _tensors_in(_compute(func, known))
             for t, value in zip(_tensors_in(out), real, strict=False):
                 if _without_data(t) and t.shape == value.shape:
                     self.values.learn(t, value)
+                    if drawn:
+                        self.values.draw(t)
 
     def _from_numbers(self, func, args, kwargs, error):
         "What an operation returns whose result, or its shape, depends on numbers; raises UnknownValue"
@@ -251,6 +282,7 @@ class Follower:
         if result is None:
             what = 'a number is read from a tensor' if name == '_local_scalar_dense' else f'the shape of {name}'
             raise UnknownValue(f'{what} that depends on values which are not known') from error
+        self.values.assumed |= self.values.drawn((args, kwargs))
         device = next((t.device for t in _tensors_in((args, kwargs)) if _without_data(t)), 'meta')
         return self._bare(result, device)
 

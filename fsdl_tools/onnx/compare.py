@@ -6,8 +6,9 @@
 __all__ = ['compare_outputs', 'pair_outputs', 'declared_shapes', 'stored_in_format']
 
 # %% ../../nbs/onnx/03_compare.ipynb #2ccf6750
-import ast, contextlib, math, operator, tempfile
+import ast, contextlib, math, operator, tempfile, warnings
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from ..core import one_of
@@ -29,24 +30,54 @@ def _typical(x):
     near = 1.4826 * np.median(np.abs(x - np.median(x)))
     return near if near > 0 else x.std()
 
-def _spread(b, floor):
-    "Of every entry how much it varies from input to input and how large it gets, and how much a typical entry varies"
-    x = np.where(np.isfinite(b), b, 0)
-    size = np.abs(x).max(0)
-    spread = x.std(0, ddof=1) if len(x) > 1 else np.full(size.shape, _typical(x) if x.size else 0.)
+def _deviation(b, use):
+    "Of every entry how much it varies from input to input: usually, and with its rare large values"
+    n = use.sum(0)
+    mean = np.where(use, b, 0).sum(0) / np.maximum(n, 1)
+    spread = np.sqrt((np.where(use, b - mean, 0) ** 2).sum(0) / np.maximum(n - 1, 1))
+    known = np.where(use, b, mean)
+    near = np.abs(known - np.median(known, 0))
+    usual = 1.4826 * np.median(near, 0)
+    return np.where((usual > 0) & (spread > 10 * usual), 10 * usual, spread), near
+
+def _spread(b, use, floor):
+    "Of every entry how large it gets; how much a typical entry varies; the unit in which each number is compared"
+    size = np.where(use, np.abs(b), 0).max(0)
+    if len(b) > 1:
+        spread, near = _deviation(b, use)
+    else:
+        spread, near = np.full(size.shape, _typical(b[use]) if use.any() else 0.), np.zeros(b.shape)
     varied = spread[spread > floor / 8 * size]             # less than a few roundings is no variation
-    return spread, size, float(np.median(varied)) if varied.size else 0.
+    typical = float(np.median(varied)) if varied.size else 0.
+    whole = np.median(near.reshape(len(b), -1), 1)         # one input may be larger than the others
+    near = np.maximum(near, whole.reshape(-1, *[1] * (b.ndim - 1)))
+    return size, typical, np.maximum(np.maximum(spread, typical), near)
 
 def _constant(x, floor):
     "Entries that are the same for every input, but for rounding"
     return (x == x[:1]).all(0) | (x.max(0) - x.min(0) <= floor * np.abs(x).max(0))
 
-def _masked(a, b, kind, typical):
-    "Entries that are the same huge number for every input, on both sides: a mask, whichever number it is written with"
+def _mask_of(b):
+    "Numbers that are written over answers: infinite, or one of a few that recur, far beyond all others"
+    infinite = np.isinf(b)
+    sizes = np.abs(b[np.isfinite(b) & (b != 0)])
+    if not sizes.size or sizes.max() < 1e3:
+        return infinite
+    sizes.sort()
+    gaps = np.flatnonzero(sizes[1:] > 100 * sizes[:-1])
+    for k in gaps[sizes[gaps + 1] >= 1e3]:
+        beyond = sizes[k + 1:]
+        different = 1 + int((beyond[1:] > 1.001 * beyond[:-1]).sum())          # a score may have been added to a mask
+        if different <= 8 and beyond.size >= 2 * different:
+            return infinite | (np.abs(b) >= beyond[0]) & np.isfinite(b)
+    return infinite
+
+def _both_masked(a, b, mask, kind, typical):
+    "Numbers that are a mask on both sides, whichever number it is written with"
     limit, far, floor = _limits.get(kind, 1e30), 1e3 * typical, _floor(kind)
-    constant = _constant(a, floor) & _constant(b, floor) & (np.sign(a[0]) == np.sign(b[0]))
-    huge = np.minimum(np.abs(a[0]), np.abs(b[0])) > far
-    return constant & huge & (np.abs(a[0]) >= limit)
+    constant = _constant(a, floor) & _constant(b, floor)
+    huge = np.minimum(np.abs(a), np.abs(b)) > far
+    return (constant | mask) & huge & (np.abs(a) >= limit) & (np.sign(a) == np.sign(b))
 
 def _winners(a, b, slack):
     "Share of rows whose largest entry is still the same one, or one that was as large within `slack`"
@@ -58,29 +89,87 @@ def _winners(a, b, slack):
 def _apart(why, top1=None):
     return dict(max_abs=None, max_rel=None, top1=top1, spread=None, ok=False, why=why)
 
+def _by_channel(x, axis):
+    "The numbers of each channel in a row, of many a sample"
+    rows = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
+    return rows[:, ::max(1, rows.shape[1] // 512)]
+
+def _wrong_channel(apart, b, use, most, allowed):
+    "A channel whose usual difference is a good part of how much that channel itself varies, in words"
+    if len(b) < 2:
+        return ''
+    near = np.abs(b - np.median(b, 0))
+    for axis in sorted({2, b.ndim - 1}) if b.ndim > 2 else ():
+        known = _by_channel(use, axis)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')               # a channel that is a mask throughout
+            middle = lambda x, known=known, axis=axis: np.nanmedian(np.where(known, _by_channel(x, axis), np.nan), 1)
+            own, wrong, fine = map(middle, (near, apart, allowed))
+        bad = np.flatnonzero((own > fine) & (wrong > fine) & (wrong > most * own))
+        if bad.size:
+            k = int(bad[0])
+            return f'entry {k} of axis {axis - 1} is off by {wrong[k] / own[k]:.0%} of how much it varies itself'
+    return ''
+
+def _wrong_numbers(apart, noise, least):
+    "Whole numbers that are not the same ones, in words: they are names and counts, and the next one is another"
+    differ = apart > 10 * noise
+    if differ.mean() > 1 - least or len(differ) > 1 and differ.mean(0).max() > .5:
+        return f'{differ.mean():.1%} of the whole numbers are others'
+    return ''
+
+def _plain(x):
+    "Numbers in float64; of complex ones both parts"
+    return np.stack([x.real, x.imag], -1) if x.dtype.kind == 'c' else x.astype('float64')
+
+def _words(a, b):
+    "How far texts are from the reference: the same, or not"
+    same = a.astype(str) == b.astype(str)
+    varied = float((b != b[:1]).any())
+    why = '' if same.all() else f'{1 - same.mean():.1%} of the texts are others'
+    return dict(max_abs=float(not same.all()), max_rel=None, top1=None, spread=varied, ok=not why, why=why)
+
+def _mismatch(a, b):
+    "Why two arrays cannot be compared at all, in words"
+    kinds = [dict(i='u', V='f', O='U', S='U').get(x.dtype.kind, x.dtype.kind) for x in (a, b)]
+    if a.shape != b.shape:
+        return f'shape {list(a.shape[1:])} instead of {list(b.shape[1:])}'
+    return f'{a.dtype} instead of {b.dtype}' if kinds[0] != kinds[1] else ''
+
 def _compare(a, b, kind, rtol, top, noise=0., least=_enough):
     "How far answers to several inputs, stacked, are from the reference"
-    kinds = [{'i': 'u', 'V': 'f'}.get(x.dtype.kind, x.dtype.kind) for x in (a, b)]
-    if a.shape != b.shape:
-        return _apart(f'shape {list(a.shape[1:])} instead of {list(b.shape[1:])}')
-    if kinds[0] != kinds[1]:
-        return _apart(f'{a.dtype} instead of {b.dtype}')
+    if why := _mismatch(a, b):
+        return _apart(why)
     if b.size == 0:
         return dict(max_abs=0., max_rel=0., top1=None, spread=0., ok=True, why='')
-    a, b = a.astype('float64'), b.astype('float64')
+    if b.dtype.kind in 'OSU':
+        return _words(a, b)
+    whole = b.dtype.kind in 'iu'
+    return _measured(_plain(a), _plain(b), kind, rtol, top, noise, least, whole)
+
+def _measured(a, b, kind, rtol, top, noise, least, whole):
+    "The same for numbers in float64; are they `whole`?"
     own, floor = _tolerances[kind][0], _floor(kind)
-    with np.errstate(invalid='ignore'):
-        spread, size, typical = _spread(b, floor)
-        scale = np.maximum(spread, typical) + (floor * size + 10 * noise) / own
-        same = (a == b) | (np.isnan(a) & np.isnan(b)) | _masked(a, b, kind, typical)
-    top1 = _winners(a, b, 2 * own * scale.min(-1)) if top and b.shape[-1] > 1 else None
+    with np.errstate(invalid='ignore', over='ignore'):
+        mask = _mask_of(b)
+        use = np.isfinite(b) & ~mask
+        size, typical, unit = _spread(np.where(np.isfinite(b), b, 0), use, floor)
+        few = np.where(use, floor * size, floor * np.abs(b)) + 10 * noise
+        scale = np.where(use, unit, 0) + few / own
+        same = (a == b) | (np.isnan(a) & np.isnan(b)) | _both_masked(a, b, mask, kind, typical)
+    winners = [np.where(mask & (b > 0), -np.inf, x) for x in (a, b)]
+    top1 = _winners(*winners, 2 * own * scale.min(-1)) if top and b.shape[-1] > 1 else None
     if not (np.isfinite(a) & np.isfinite(b) | same).all():
         return _apart('not finite where the other is', top1)
     apart = np.where(same, 0, np.abs(np.where(same, 0, a) - np.where(same, 0, b)))
     rel = float(min((apart / np.where(scale > 0, scale, 1e-30)).max(), 1e9))
-    why = '' if rel <= rtol else f'relative difference {rel:.1e}'
-    if not why and top1 is not None and top1 < least:
-        why = f'only {top1:.0%} of the rows keep their largest entry'
+    reasons = [
+        f'relative difference {rel:.1e}' if rel > rtol else '',
+        f'only {top1:.0%} of the rows keep their largest entry' if top1 is not None and top1 < least else '',
+        _wrong_numbers(apart, noise, least) if whole else '',
+        _wrong_channel(apart, np.where(use, b, 0), use, max(.1, rtol / 2), few),
+    ]
+    why = next(filter(None, reasons), '')
     return dict(max_abs=float(apart.max()), max_rel=rel, top1=top1, spread=typical, ok=not why, why=why)
 
 def compare_outputs(
@@ -105,20 +194,36 @@ def pair_outputs(
     return [(n, n) for n in ref if n in got] + list(zip(*alone, strict=True))
 
 # %% ../../nbs/onnx/03_compare.ipynb #1af23976
-_arithmetic = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+_arithmetic = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
+    ast.Div: Fraction, ast.Mod: operator.mod, ast.Pow: lambda n, k: n ** k if 0 <= k <= 8 else None,
+}
+_functions = dict(
+    max=max, min=min, floor=math.floor, ceiling=math.ceil, ceil=math.ceil, abs=abs, mod=operator.mod,
+    pythonmod=operator.mod, floordiv=operator.floordiv, inttruediv=Fraction, floortoint=math.floor, ceiltoint=math.ceil,
+)                                                                # as sympy and PyTorch's exporter write them
+
+def _value_of(n, known):
+    "The value of a parsed size; raises what Python raises for anything but arithmetic on known sizes"
+    match n:
+        case ast.Constant() if type(n.value) is int:
+            return n.value
+        case ast.Name():
+            return known[n.id]
+        case ast.UnaryOp(op=ast.USub()):
+            return -_value_of(n.operand, known)
+        case ast.Call(func=ast.Name(), keywords=[]):
+            return _functions[n.func.id.lower()](*(_value_of(a, known) for a in n.args))
+        case _:
+            return _arithmetic[type(n.op)](_value_of(n.left, known), _value_of(n.right, known))
 
 def _size_of(text, known):
     "The value of a declared size such as 2*sequence + 1, None where it cannot be told"
-    def value(n):
-        if isinstance(n, ast.Constant) and type(n.value) is int:
-            return n.value
-        if isinstance(n, ast.Name):
-            return known[n.id]
-        return _arithmetic[type(n.op)](value(n.left), value(n.right))
     try:
-        return known[text] if text in known else value(ast.parse(text, mode='eval').body)
-    except (KeyError, AttributeError, SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+        value = known[text] if text in known else _value_of(ast.parse(text, mode='eval').body, known)
+    except (KeyError, AttributeError, SyntaxError, TypeError, ValueError, ZeroDivisionError, RecursionError):
         return None
+    return None if value is None or value != int(value) else int(value)
 
 def _misdeclared(v, shape, known):
     "In which axes an output of this shape is not what its declaration `v` says"

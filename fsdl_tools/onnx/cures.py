@@ -7,6 +7,7 @@ __all__ = ['named_outputs', 'randomise', 'calibrate', 'attempts']
 
 # %% ../../nbs/onnx/02_cures.ipynb #06ca498f
 import contextlib, copy, dataclasses, inspect
+from collections.abc import Iterable
 from .graph import InputSpec, _cause, random_inputs
 
 # %% ../../nbs/onnx/02_cures.ipynb #baf38ca4
@@ -79,30 +80,48 @@ class _Flat:
                 return tuple(named_outputs(self.model, dict(zip(names, args, strict=True))).values())
         return Flat().eval()
 
+_simple = (type(None), bool, int, float, complex, str, bytes)
+
 def _items(x):
-    "What is inside a nest, with names: of a dict, a sequence or a record"
+    "What is inside a nest, with names: of a dict, a record, a sequence, or of what can be gone through once"
     if hasattr(x, 'items'):
         return list(x.items())
     if dataclasses.is_dataclass(x):
         return [(f.name, getattr(x, f.name)) for f in dataclasses.fields(x)]
-    return list(enumerate(x)) if isinstance(x, (list, tuple)) else []
+    if hasattr(x, '_fields'):                         # namedtuple
+        return list(zip(x._fields, x, strict=True))
+    ordered = isinstance(x, Iterable) and not isinstance(x, (*_simple, set, frozenset)) and not hasattr(x, 'shape')
+    return list(enumerate(x)) if ordered else []
 
-def _holds_tensors(x):
-    "Is there a tensor inside an object that is no nest?"
+def _parts(x):
+    "What an object consists of: its attributes, and what is in a set"
+    declared = [getattr(cls, '__slots__', ()) for cls in type(x).__mro__]
+    slots = [s for names in declared for s in ([names] if isinstance(names, str) else names)]
+    attributes = [*getattr(x, '__dict__', {}).values(), *(getattr(x, s, None) for s in slots)]
+    return [*attributes, *(x if isinstance(x, (set, frozenset)) else ())]
+
+def _holds_tensors(x, depth=4):
+    "Is there a tensor, or an array, inside an object that is no nest?"
     import torch
-    return any(torch.is_tensor(v) for v in getattr(x, '__dict__', {}).values())
+    if isinstance(x, _simple) or isinstance(x, type):
+        return False
+    if torch.is_tensor(x) or type(x).__module__ == 'numpy':
+        return True
+    inside = [v for _, v in _items(x)] if isinstance(x, (dict, list, tuple)) else _parts(x)
+    return depth > 0 and any(_holds_tensors(v, depth - 1) for v in inside)
 
 def _walk(x, name=''):
     "(dotted name, tensor) of every tensor in a nest; raises ValueError for an object that hides some"
     import torch
     if torch.is_tensor(x):
         yield name or 'output', x
-    elif _holds_tensors(x) and not _items(x) and 'cache' not in type(x).__name__.lower():
+        return
+    inside = _items(x)
+    if not inside and 'cache' not in type(x).__name__.lower() and _holds_tensors(x):
         raise ValueError(f'output {name!r} is a {type(x).__name__}, whose tensors cannot be outputs of a graph')
-    else:
-        for n, v in _items(x):
-            here = str(n) if isinstance(n, str) else f'output.{n}'
-            yield from _walk(v, f'{name}.{n}' if name else here)
+    for n, v in inside:
+        here = str(n) if isinstance(n, str) else f'output.{n}'
+        yield from _walk(v, f'{name}.{n}' if name else here)
 
 def _flat(x, taken=()):
     "Tensors in a nest by their dotted names; a name that is taken already gets a number"
@@ -130,7 +149,8 @@ def named_outputs(
     "Run `module` and give every tensor it returns a name"
     params = inspect.signature(module.forward).parameters
     kw = {k: v for k, v in dict(use_cache=False, return_dict=True).items() if k in params and hasattr(module, 'config')}
-    named = hasattr(module, 'config') or set(feed) <= set(params)
+    only_names = [p.kind.name for p in params.values()] == ['VAR_KEYWORD']
+    named = hasattr(module, 'config') or only_names or set(feed) <= set(params)
     out = module(**feed, **kw) if named else module(*feed.values())
     if kw and 'last_hidden_state' in out:
         out = {k: v for k, v in out.items() if k != 'past_key_values'}

@@ -85,8 +85,8 @@ def _change_buffers_once(model):
             m.register_forward_hook(lambda m, *_, kept=kept: _take_back(m, kept), always_call=True)
 
 def _lend(m, kept):
-    "In a repeated forward pass, let a module work on copies of its buffers"
-    if torch._C._current_graph_task_id() != -1:
+    "In a repeated forward pass, let a module work on copies of its buffers; a compiled one changes them once anyway"
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
         kept.append(dict(m._buffers))
         m._buffers.update({n: b.clone() for n, b in m._buffers.items() if b is not None})
 

@@ -115,18 +115,26 @@ def _as_text(path, piece=2**20):
         raise ValueError(f'{str(path)!r} is not UTF-8 text but probably {what}, which {how} converts: {e}') from e
 
 # %% ../../nbs/training/01_corpora.ipynb #16c09b03
+def _tokens_from(tok, before, text, done):
+    "(tokens, their places) of a text after what came before, cut so that none lies across the end of what is done"
+    for skip in (*range(min(len(before), 32) + 1), 0):   # a run of one letter is cut into tokens from its beginning
+        enc = tok.encode(before[skip:] + text, add_special_tokens=False)
+        places = np.array(enc.offsets, np.int64).reshape(-1, 2) - (len(before) - skip)
+        if not before or not ((places[:, 0] < done) & (places[:, 1] > done)).any():
+            break                                        # never: a word longer than what is looked at, already out
+    return np.array(enc.ids, np.int64), places
+
 def _encoded(pieces, tok, context=4096):
     "Arrays of tokens of a text that comes in pieces: together those of the whole text"
-    before, here = '', next(pieces, '')
+    before, here, done = '', next(pieces, ''), 0
     while here:
         after = next(pieces, '')
-        text = before + here + after[:context]
-        enc = tok.encode(text, add_special_tokens=False)
-        starts = np.array([a for a, _ in enc.offsets], np.int64)
-        mine = (starts >= len(before)) | (not before)
+        ids, places = _tokens_from(tok, before, here + after[:context], done)
+        mine = (places[:, 0] >= done) | (not before)
         if after:
-            mine &= starts < len(before) + len(here)
-        yield np.array(enc.ids, np.int64)[mine]
+            mine &= places[:, 0] < len(here)
+        yield ids[mine]
+        done = max(0, places[mine, 1].max(initial=0) - len(here))       # of the next piece
         before, here = (before + here)[-context:], after
 
 # %% ../../nbs/training/01_corpora.ipynb #d62ec53f

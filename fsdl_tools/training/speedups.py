@@ -105,6 +105,9 @@ class DigitNet(nn.Module):
         sizes = [1, width, 2*width, 4*width]
         self.blocks = nn.ModuleList(self.block(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
         self.head, self.recompute = nn.Linear(4*width, 10), recompute
+        if recompute:
+            from fsdl_tools.parallel.model import _change_buffers_once
+            _change_buffers_once(self)               # or the norms would count every batch twice
 
     @staticmethod
     def block(

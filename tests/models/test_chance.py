@@ -1,0 +1,69 @@
+"Counts that hang on a number drawn at random, on complex numbers, on arrays of numpy, on how a family of mixtures is called"
+import numpy as np
+import pytest
+from fsdl_tools.core import fix_torchvision
+fix_torchvision()
+import torch
+from torch import nn
+from fsdl_tools.models.build import active_parameters, build, experts_of, shape_of
+from fsdl_tools.models.profile import compare_models, profile
+
+torch.set_num_threads(1)
+
+
+class Fn(nn.Module):
+    "A function of its input and a linear layer"
+    def __init__(self, f): super().__init__(); self.layer, self.f = nn.Linear(64, 64), f
+    def forward(self, *xs): return self.f(self.layer, *xs)
+
+
+X, ONCE = torch.ones(2, 64), 2 * 2 * 64 * 64
+
+
+@pytest.mark.parametrize('draw', [lambda: torch.rand(1), lambda: torch.rand([]), lambda: torch.rand(()).clone(), lambda: torch.rand(1).view(())])
+def test_a_branch_left_to_chance_is_said(draw):
+    "A certain outcome is counted, a likely one is counted and named, an even one is refused"
+    drop = lambda p: Fn(lambda layer, x: x if draw() < p else layer(x))
+    certain, likely, seldom = (profile(drop(p), X) for p in (0., .1, .9))
+    assert (certain.flops, certain.assumed) == (ONCE, False) and profile(drop(1.), X).flops == 0
+    assert (likely.flops, likely.assumed, seldom.flops, seldom.assumed) == (ONCE, True, 0, True)
+    assert 'left to chance' in compare_models([likely]).notes and 'chance' not in (compare_models([certain]).notes or '')
+    with pytest.raises(ValueError, match='depends on the values'): profile(drop(.5), X)
+    assert profile(drop(.5), X, real=True).flops in (0, ONCE)
+
+
+@pytest.mark.parametrize('f', [
+    lambda layer, x: layer(x) if layer(x).detach().numpy().max() > 0 else x, lambda layer, x: layer(x) if float(f'{layer(x).max():.2f}') > 0 else x,
+    lambda layer, x: layer(x) if layer(x)[0].tolist()[0] > 0 else x, lambda layer, x: layer(x) if 5. in layer(x) else x, lambda layer, x: layer(x[layer(x)[:, 0] > 0]),
+    lambda layer, x: [layer(x) for _ in range(int(layer(x).abs().max()) + 1)], lambda layer, x: layer(x) if torch.randn(1) > 0 else x,
+    lambda layer, x: nn.utils.rnn.pack_padded_sequence(layer(x)[None], torch.tensor([2]), batch_first=True).data],
+    ids='numpy format tolist in mask range normal packed'.split())
+def test_whatever_asks_for_a_number_is_told_the_same(f):
+    with pytest.raises(ValueError, match=r'depends on the values of tensors \(real=True computes them\)'): profile(Fn(f), X)
+    assert profile(Fn(f), X, real=True).flops >= 0
+
+
+@pytest.mark.parametrize('real', [False, True])
+def test_complex_products_are_four_real_ones(real):
+    a, b = torch.ones(4, 8, dtype=torch.complex64), torch.ones(8, 16, dtype=torch.complex64)
+    assert profile(Fn(lambda layer, a, b: a @ b), [a, b], real=real).flops == 4 * 2 * 4 * 8 * 16
+    assert profile(Fn(lambda layer, a, b: (a @ b).real), [a, b], real=real).flops == 4 * 2 * 4 * 8 * 16
+
+
+@pytest.mark.parametrize('real', [False, True])
+@pytest.mark.parametrize('x', [np.ones((2, 64), 'f4'), [np.ones((2, 64), 'f4')], dict(x=np.ones((2, 64), 'f4'))], ids=['array', 'list', 'dict'])
+def test_arrays_of_numpy_are_inputs(x, real):
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.layer = nn.Linear(64, 64)
+        def forward(self, x): return self.layer(x)
+    s = profile(Net(), x, real=real)
+    assert s.flops == ONCE and s.inputs[0].shape == (2, 64)
+
+
+@pytest.mark.parametrize('name, shared', [('granitemoeshared', 'shared_intermediate_size'), ('granitemoehybrid', 'shared_intermediate_size'), ('qwen3_next', 'shared_expert_intermediate_size'), ('llama4_text', 'intermediate_size')])
+def test_shared_experts_are_met_by_every_token(name, shared):
+    "By what the modules are called, not the family: one is called GraniteMoeShared"
+    m = build(name, device='meta', tiny=True, **{shared: 96})
+    mixtures = experts_of(m)
+    assert mixtures and active_parameters(m) == sum(p.numel() for p in m.parameters()) - sum(p * (n - k) // n for n, k, p in mixtures.values())
+    assert active_parameters(m) < sum(p.numel() for p in m.parameters()) and shape_of(m).shared_ffn == 96
