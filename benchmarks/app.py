@@ -42,7 +42,7 @@ def moves(page, url, name, label, count):
     "Seconds of so many moves of one slider"
     page.goto(f'{url}/?page={name}', wait_until='load')
     page.wait_for_selector('[data-testid=stMetricValue], [data-testid=stAlert]', timeout=60_000)
-    box = page.locator('[data-testid=stSlider]').filter(has_text=label).locator('[role=slider]')
+    box = page.locator('[data-testid=stSlider]').filter(has_text=label).get_by_role('slider')
     took = []
     for number in range(count):
         before = page.evaluate('location.search')
