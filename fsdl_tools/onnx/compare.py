@@ -196,7 +196,7 @@ def pair_outputs(
 # %% ../../nbs/onnx/03_compare.ipynb #1af23976
 _arithmetic = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
-    ast.Div: Fraction, ast.Mod: operator.mod, ast.Pow: lambda n, k: n ** k if 0 <= k <= 8 else None,
+    ast.Div: Fraction, ast.Mod: operator.mod, ast.Pow: lambda n, k: n ** k if 0 <= k <= 8 and abs(n) < 2**32 else None,
 }
 _functions = dict(
     max=max, min=min, floor=math.floor, ceiling=math.ceil, ceil=math.ceil, abs=abs, mod=operator.mod,

@@ -1,5 +1,7 @@
 "Other ways to spoil a comparison: masks that move with the input, channels and inputs of other sizes, whole numbers, texts, complex numbers"
 from collections import namedtuple
+import time
+
 import numpy as np
 import pytest
 from fsdl_tools.onnx.compare import _size_of, compare_outputs
@@ -107,6 +109,14 @@ def test_the_same_sum_in_another_order_is_right(seed):
     head = [lambda z: z, softmax, lambda z: z + 100, masked(-1e9), masked(-np.inf), lambda z: np.maximum(z, 0), np.sign][seed // 5]
     run = lambda order: head(hidden(x.astype('f4')[..., order] @ w.astype('f4')[order]) @ v.astype('f4'))
     assert compare_outputs(run(rng.permutation(width)).astype('f4'), run(np.arange(width)).astype('f4'))['ok']
+
+
+def test_a_declared_size_cannot_keep_anybody_busy():
+    text = 'n'
+    for _ in range(30): text = f'({text})**8'
+    started = time.monotonic()
+    assert _size_of(text, dict(n=9)) is None and _size_of('(' * 5000 + 'n' + ')' * 5000, dict(n=9)) is None
+    assert time.monotonic() - started < 5
 
 
 def test_declared_sizes_that_are_expressions():
