@@ -499,7 +499,7 @@ def _options(args):
             continue
         value = value or next(words, '')
         if value != 'any' and not value.isdecimal():
-            raise CheckFailed(f"--seed takes a whole number, or any for another one every time, not {value!r}")
+            raise CheckFailed('a seed that is none', [f'--seed {value!r}'], 'a whole number, or any')
         seed = secrets.randbelow(10**6) if value == 'any' else int(value)
     return given, seed, rest
 
