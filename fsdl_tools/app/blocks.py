@@ -36,6 +36,8 @@ class Control(Record):
         "The value that a text means"
         if len(text) > 200 or not text.isprintable():
             raise ValueError(f'{self.label}: at most 200 printable characters')
+        if self.name == 'model' and ':' in text:      # package.module:function, which a library would import and call
+            raise ValueError(f'{self.label}: an address names no code, and {text!r} is a function')
         if text == '' and self.kind != 'switch':
             return None
         return _parsers[self.kind](self, text)

@@ -93,6 +93,21 @@ def test_no_address_is_a_traceback(name, address, data):
     assert all('\n' not in text for text in wrong)
 
 
+@pytest.mark.parametrize('model', ['os:abort', 'antigravity:x', 'tests.app.test_app:called', 'a.b:c.d', ':', 'x:'])
+@pytest.mark.parametrize('name', ['train', 'guide', 'plan', 'memory', 'cost'])
+def test_an_address_names_no_code(name, model):
+    "A link that somebody sends must not import or call anything: the library takes functions by their name, the app does not"
+    blocks = answer(name, dict(model=model))
+    assert any('names no code' in str(b.content) for b in blocks if b.kind == 'note')
+    assert not CALLED
+
+
+CALLED = []
+
+
+def called(*args, **kw): CALLED.append(args)
+
+
 @pytest.mark.parametrize('model', ['no-such-model', '../../etc/passwd', '[bold]x', 'x' * 300, '', 'hf-hub:timm/resnet50', 'gpt2\x1b[2J'])
 @pytest.mark.parametrize('name', ['train', 'guide', 'plan', 'memory', 'cost'])
 def test_a_model_that_is_none_is_one_note(name, model):
