@@ -242,7 +242,7 @@ def gpu_parts(
     calls = {e['args']['correlation']: e['ts'] for e in done if 'correlation' in (e.get('args') or {}) and e.get('cat') not in _on_gpu}
     busy, taken, at = _busy(works, calls, host, starts)
     mine = [(e['ts'], e['ts'] + e['dur']) for e in done if (e.get('pid'), e.get('tid')) == main]
-    whole = [min(a for a, _ in mine), max(b for _, b in [*mine, *taken])]
+    whole = [min(a for a, _ in [*mine, *taken]), max(b for _, b in [*mine, *taken])]
     steps = min(e['ts'] for e in kernels), max(e['ts'] + e['dur'] for e in kernels)
     idle = _idle(_minus([whole], taken), steps, host, starts)
     attention, again = (_launched_by(done, calls, at, wanted) for wanted in (_written_out, _again))
@@ -259,9 +259,9 @@ def _busy(works, calls, host, starts):
         if length > 0:
             busy[_part_launched(e, calls, host, starts)] += length
             by_call[(e.get('args') or {}).get('correlation')] += length
-            taken.append((max(e['ts'], reached), e['ts'] + e['dur']))
+            taken.append([max(e['ts'], reached), e['ts'] + e['dur']])
             reached = e['ts'] + e['dur']
-    exposed = _minus(_union([(e['ts'], e['ts'] + e['dur']) for e in messages]), _union(taken))
+    exposed = [list(s) for s in _minus(_union([[e['ts'], e['ts'] + e['dur']] for e in messages]), _union(taken))]
     if exposed:
         busy['communication'] += _length(exposed)
     return busy, _union([*taken, *exposed]), by_call
