@@ -293,6 +293,13 @@ def test_axe_finds_nothing_serious_in_the_app(browser, server, root, name, schem
     assert not found, found
 
 
+def test_the_tree_of_the_guide_is_a_picture_with_words(browser, server):
+    page = browser.new_page()
+    at(page, server, 'guide')
+    page.wait_for_function("() => [...document.querySelectorAll('img[alt]')].some(i => i.naturalWidth > 200 && i.alt.length > 5)")
+    page.close()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_200_addresses_in_a_real_browser(browser, server):
@@ -307,6 +314,7 @@ def test_200_addresses_in_a_real_browser(browser, server):
         at(page, server, name, **address)
         blocks = answer(name, address)
         figures = [str(b.content) for b in blocks if b.kind == 'figure']
+        page.wait_for_function("n => document.querySelectorAll('[data-testid=stMetricValue]').length === n", arg=len(figures))
         assert [x.inner_text() for x in page.locator('[data-testid=stMetricValue]').all()] == figures, state
         assert page.locator('[data-testid=stAlert]').count() == len([b for b in blocks if b.kind == 'note']), state
         assert page.locator('text=Traceback').count() == 0
