@@ -6,17 +6,17 @@
 __all__ = ['kept_by', 'Recorder', 'record', 'block_bytes', 'optimizer_bytes', 'load', 'breakdown', 'largest_batch']
 
 # %% ../../nbs/memory/03_predict.ipynb #17b3f410
-import contextlib, functools, threading, warnings
+import contextlib, warnings
 from dataclasses import dataclass
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import FunctionCtx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from ..core import human_bytes, one_of, our_word, parse_bytes, positive, read_data, theirs, understands
+from ..core import human_bytes, one_of, our_word, parse_bytes, positive, theirs, understands
 from .measure import Breakdown, autocast, call, cross_entropy, in_modules, logits_of, loss_against
 from .measure import mode_of, optimizer_kind, optimizers, prepare, to_recompute, with_gradients, with_target
+from .gpu import on_cuda
 from .tracker import run_op, tensors
 from ..models.spec import ModelSpec
 from ..models.build import build, example_inputs, longest_text
@@ -99,124 +99,6 @@ def kept_by(
         (_keep_stats, lambda: [args[0], *outs[1:]]),
     ]
     return next((keep() for names, keep in rules if name in names), None)
-
-# %% ../../nbs/memory/03_predict.ipynb #5c1e70a4
-_low_keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-
-def _eligible(t):
-    "Does autocast change the type of such a tensor?"
-    return _is(t) and t.is_floating_point() and t.dtype != torch.float64
-
-def _cast(x, dtype):
-    "The tensors of floats in `x` in another type"
-    return tree_map_only(torch.Tensor, lambda t: t.to(dtype) if _eligible(t) else t, x)
-
-def _with_output(op, args, kwargs):
-    "An operation that is told the type of its result, unless the caller has told it"
-    at = [a.name for a in op._schema.arguments].index('dtype')
-    given = args[at] if at < len(args) else kwargs.get('dtype')
-    if given is None and _eligible(args[0]):
-        args, kwargs = args[:at], kwargs | dict(dtype=torch.float32)
-    return op(*args, **kwargs)
-
-def _norm(op, args, kwargs):
-    "A norm whose result has the type that its first argument is cast to"
-    if not _eligible(args[0]):
-        return op(*args, **kwargs)
-    args = (*args, False) if len(args) == 3 else args       # keepdim
-    return torch.ops.aten.norm(*args, **kwargs, dtype=torch.float32)
-
-def _promoted(op, args, kwargs):
-    "An operation in the widest type among its tensors"
-    wide = any(t.dtype == torch.float32 for t in tensors((args, kwargs)))
-    dtype = torch.float32 if wide else torch.get_autocast_dtype('cpu')
-    return op(*_cast(args, dtype), **_cast(kwargs, dtype))
-
-def _in_type(dtype):
-    "An operation in one type"
-    return lambda op, args, kwargs: op(*_cast(args, dtype()), **_cast(kwargs, dtype()))
-
-# What autocast does before an operation, by the word in autocast.csv
-_casts = dict(
-    lower=_in_type(lambda: torch.get_autocast_dtype('cpu')),
-    fp32=_in_type(lambda: torch.float32),
-    fp32_output=_with_output,
-    fp32_append=_norm,
-    promote=_promoted,
-    none=lambda op, args, kwargs: op(*args, **kwargs),
-)
-
-def _operation(name):
-    "An operation of ATen by its name, for example pow.Tensor_Scalar"
-    packet, _, overload = name.partition('.')
-    return getattr(getattr(torch.ops.aten, packet), overload or 'default')
-
-def _caster(name, policy, thread):
-    "What stands in for an operation under the CPU's autocast: CUDA's policy in one thread, the CPU's own in others"
-    op, cast = _operation(name), _casts[policy]
-    def run(keys, *args, **kwargs):
-        if threading.get_ident() != thread and policy != 'none':
-            return op.redispatch(keys - _low_keys, *args, **kwargs)
-        own = cast if threading.get_ident() == thread else _casts['fp32']
-        with torch._C._ExcludeDispatchKeyGuard(_low_keys):
-            return own(op, args, kwargs)
-    return run
-
-@functools.cache
-def _exchanged():
-    "(operation, policy) of what CUDA's autocast treats otherwise than the CPU's does, in the PyTorch that is installed"
-    on_cuda = set(torch._C._dispatch_get_registrations_for_dispatch_key('AutocastCUDA'))
-    on_cpu = set(torch._C._dispatch_get_registrations_for_dispatch_key('AutocastCPU'))
-    rows = [(r['operation'], r['policy']) for r in read_data('autocast.csv') if r['policy'] in _casts]
-    only = [(n, p) for n, p in rows if f'aten::{n}' in on_cuda - on_cpu]
-    return only + [(n, p) for n, p in rows if p == 'none' and f'aten::{n}' in on_cpu - on_cuda]
-
-def _has_fused_kernel(q, k, v, mask):
-    "Has CUDA a fused attention for these? As can_use_flash_attention and can_use_mem_efficient_attention decide"
-    given = [q, k, v] + tensors([mask])
-    if not q.dim() == k.dim() == v.dim() == 4 or any(t.stride(-1) != 1 for t in given):
-        return False
-    widths, aligned = {q.shape[-1], k.shape[-1], v.shape[-1]}, 16 // q.element_size()
-    flash = mask is None and q.element_size() == 2 and len(widths) == 1 and max(widths) <= 256
-    return flash or q.shape[-1] == k.shape[-1] and not any(w % aligned for w in widths)
-
-def _efficient(q, k, v, mask, is_causal, scale):
-    "Attention by the kernel that takes a mask with a gradient"
-    if mask is not None:
-        n = mask.shape[-1]
-        mask = F.pad(mask, (0, -n % 8))[..., :n] if n % 8 else mask
-        mask = mask.expand(*q.shape[:3], k.shape[2])
-    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-    return efficient(q, k, v, mask, True, 0., is_causal, scale=scale)[0]
-
-def _attention(thread):
-    "What stands in for scaled_dot_product_attention: the kernel that CUDA would take, in one thread"
-    op = torch.ops.aten.scaled_dot_product_attention.default
-    def run(q, k, v, mask=None, dropout=0., is_causal=False, *, scale=None, enable_gqa=False):
-        how = dict(scale=scale, enable_gqa=enable_gqa)
-        if threading.get_ident() != thread:
-            return op.decompose(q, k, v, mask, dropout, is_causal, **how)
-        if not _has_fused_kernel(q, k, v, mask):
-            return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, mask, dropout, is_causal, **how)[0]
-        if _grad(mask) or q.shape[-1] != v.shape[-1]:
-            return _efficient(q, k, v, mask, is_causal, scale)
-        return op.decompose(q, k, v, mask, 0., is_causal, **how)      # a kernel makes its dropout mask again
-    return run
-
-@contextlib.contextmanager
-def _on_cuda():
-    "CUDA's autocast and its choice of attention for tensors without data, which stand on the CPU"
-    library, thread = torch.library.Library('aten', 'IMPL'), threading.get_ident()
-    try:
-        library.impl('scaled_dot_product_attention', _attention(thread), 'AutogradCPU')
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'Warning only once for all operators')
-            for name, policy in _exchanged():
-                run = _caster(name, policy, thread)
-                library.impl(name, run, 'AutocastCPU', with_keyset=True, allow_override=True)
-        yield
-    finally:
-        library._destroy()
 
 # %% ../../nbs/memory/03_predict.ipynb #be185d1e
 @dataclass(eq=False)
@@ -338,7 +220,7 @@ def record(
         rec,
         _own_functions(rec),
         in_modules(model, rec.where, rec.enter),
-        _on_cuda() if kernels == 'cuda' else contextlib.nullcontext(),
+        on_cuda() if kernels == 'cuda' else contextlib.nullcontext(),
     ):
         with autocast(model, precision):
             logits = logits_of(call(model, inputs))
