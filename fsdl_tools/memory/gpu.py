@@ -85,9 +85,9 @@ def _exchanged():
     only = [(n, p) for n, p in rows if f'aten::{n}' in cuda - cpu]
     return only + [(n, p) for n, p in rows if p == 'none' and f'aten::{n}' in cpu - cuda]
 
-# %% ../../nbs/memory/03_gpu.ipynb #982c9e70
+# %% ../../nbs/memory/03_gpu.ipynb #cf7725ff
 def _has_fused_kernel(q, k, v, mask):
-    "Has CUDA a fused attention for these? As can_use_flash_attention and can_use_mem_efficient_attention decide"
+    "Has CUDA a fused attention for these? As PyTorch's sdp_utils.cpp decides, for keys of as many heads"
     given = [q, k, v] + tensors([mask])
     if not q.dim() == k.dim() == v.dim() == 4 or any(t.stride(-1) != 1 for t in given):
         return False
