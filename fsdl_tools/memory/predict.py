@@ -9,15 +9,14 @@ __all__ = ['kept_by', 'Recorder', 'record', 'block_bytes', 'optimizer_bytes', 'l
 import contextlib, warnings
 from dataclasses import dataclass
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import FunctionCtx
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from ..core import human_bytes, one_of, our_word, parse_bytes, positive, theirs, understands
 from .measure import Breakdown, autocast, call, cross_entropy, in_modules, logits_of, loss_against
 from .measure import mode_of, optimizer_kind, optimizers, prepare, to_recompute, with_gradients, with_target
+from .gpu import on_cuda
 from .tracker import run_op, tensors
 from ..models.spec import ModelSpec
 from ..models.build import build, example_inputs, longest_text
@@ -207,18 +206,6 @@ def _own_functions(rec):
     finally:
         FunctionCtx.save_for_backward = save
 
-class _Fused(TorchFunctionMode):
-    "Attention without dropout, which every device has a fused kernel for"
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            args, kwargs = (
-                args[:4] + args[5:],
-                {k: v for k, v in kwargs.items() if k != 'dropout_p'}
-                | (dict(is_causal=args[5]) if len(args) > 5 else {}),
-            )
-        return func(*args[:4], **kwargs) if func is F.scaled_dot_product_attention else func(*args, **kwargs)
-
 def record(
     model,              # A fake module, from prepare
     inputs,             # Fake inputs
@@ -233,7 +220,7 @@ def record(
         rec,
         _own_functions(rec),
         in_modules(model, rec.where, rec.enter),
-        _Fused() if kernels == 'cuda' else contextlib.nullcontext(),
+        on_cuda() if kernels == 'cuda' else contextlib.nullcontext(),
     ):
         with autocast(model, precision):
             logits = logits_of(call(model, inputs))
