@@ -235,7 +235,7 @@ def theirs(
         yield
     except ImportError:
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:                   # a script that parses its own command line ends the program
         said = ' '.join(str(e).partition('Exception raised from')[0].split())[:300]     # PyTorch adds its C++ frames
         kind = '' if said and isinstance(e, ValueError) else type(e).__name__
         raise ValueError(': '.join(filter(None, [what, kind, said]))) from e

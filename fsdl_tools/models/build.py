@@ -196,8 +196,11 @@ def from_config(
 def _build_own(make, device, kw):
     "What a function or a class of the caller makes; raises ValueError for what fails there, or is no module"
     import torch
+    fix_torchvision()
     called = load_factory(make) if isinstance(make, str) else make
     said = make if isinstance(make, str) else getattr(make, '__qualname__', repr(make))
+    if isinstance(called, torch.nn.Module):      # the name of a model that its module has made already
+        return build(called, device=device, **kw)
     values = Values()
     with torch.device(device), watching(values) if str(device) == 'meta' else contextlib.nullcontext():
         with theirs(f'{said} made no model'):

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from ..core import Record, fix_torchvision, need, one_of, positive
+from ..models.architectures import is_factory
 from .graph import _cause, read_onnx, session
 from .cures import _as_it_was, _cures
 from .sources import Source, _config_path, _offline, _read_config, _say_size
 from .cures import attempts
-from .sources import _tame_config, _with_fields
+from .sources import _seeded, _tame_config, _with_fields
 from .compare import compare_outputs, declared_shapes
 from .export import _metadata, _name_for, _save, install, staging
 
@@ -32,6 +33,14 @@ def _decoder_config(what, kw):
         return _with_fields(lambda d: tr.AutoConfig.for_model(name, **d), {}, kw)
     return _with_fields(type(what).from_dict, what.to_dict(), kw) if kw else what
 
+def _own_decoder(what, seed, kw):
+    "The causal model that a function of the caller makes: the same weights for the same seed"
+    m = _seeded(what, seed, kw)
+    if not hasattr(getattr(m, 'config', None), 'model_type') or not m.get_output_embeddings():
+        said = what if isinstance(what, str) else getattr(what, '__qualname__', 'the function')
+        raise ValueError(f'{said} makes a {type(m).__name__}, which is no causal language model of transformers')
+    return m
+
 def open_decoder(
     what,             # A transformers model type, a configuration or config.json, a checkpoint or a causal model
     pretrained=False, # Load published weights (needs network)
@@ -45,6 +54,8 @@ def open_decoder(
     import transformers as tr
     if isinstance(what, torch.nn.Module):
         return what.eval()
+    if is_factory(what):
+        return _own_decoder(what, seed, kw)
     if pretrained:
         return tr.AutoModelForCausalLM.from_pretrained(what, trust_remote_code=False, **kw).eval()
     c = _decoder_config(what, kw)

@@ -269,6 +269,21 @@ def test_quantising_files_with_external_data(tmp_path, monkeypatch, kind, limit)
     if limit and kind == 'fp16': assert inspect_onnx(tmp_path/'b.onnx').external
 
 
+@pytest.mark.timeout(300)
+def test_what_is_quantised_already_is_refused_and_calibration_is_read(tmp_path):
+    x, m = torch.randn(4, 6), nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 8))
+    p = made(m, tmp_path/'a.onnx', dict(input=x), external=True)
+    small = {k: tmp_path/f'{k}.onnx' for k in ('int8', 'static', 'fp16')}
+    for kind, out in small.items():
+        for _ in range(2): assert quantise(p, out, kind, calibration=dict(input=x)).verified         # over the file of before too, one dict of tensors is calibration data
+    for first in small.values():
+        for kind in small:
+            with pytest.raises(ValueError, match='in fewer bits already'): quantise(first, tmp_path/'c.onnx', kind, calibration=dict(input=x))
+    with pytest.raises(TypeError, match='a list of dicts'): quantise(p, tmp_path/'c.onnx', 'static', calibration=[x])
+    with pytest.raises(ValueError, match='feeds is empty'): quantise(p, tmp_path/'c.onnx', feeds=[])
+    assert quantise(p, p, 'int8').verified and not list(tmp_path.glob('*.data')) and not (tmp_path/'c.onnx').exists()     # over itself: its data goes with it
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize('kind', ['int8', 'static', 'fp16'])
