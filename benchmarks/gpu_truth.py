@@ -13,10 +13,8 @@ import datetime
 import importlib.metadata
 import json
 import platform
-import subprocess
 import sys
 import time
-from pathlib import Path
 import numpy as np
 import measure_models
 from fsdl_tools.compute.columns import _attention, complete_columns, kernel_of, resolve, time_constants
@@ -27,6 +25,7 @@ from fsdl_tools.files import write_atomic
 
 PRODUCTS = [(8192, 8192, 8192), (16384, 4096, 4096), (8192, 14336, 4096), (4096, 28672, 8192), (2048, 2048, 2048)]
 ATTENTION = [(heads, size, seq) for heads, size in ((32, 64), (32, 128), (16, 256)) for seq in (2048, 8192, 16384)]
+LARGER = ['resnet50:256', 'vit_base_patch16_224:128', 'convnext_base:64', 'efficientnet_b0:256', 'gpt2:32', 'llama-160m:32', 'llama-1b:16']
 OPTIMIZERS = ['adamw', 'adamw fused', 'sgd']
 PARAMETERS = 200_000_000
 TINY = dict(products=[(256, 256, 256)], attention=[(2, 64, 256)], parameters=100_000)
@@ -169,12 +168,15 @@ def measure(row, device):
         return dict(measured_seconds=by['sdpa'], by_kernel=by)
     if what == 'update':
         return dict(measured_seconds=measured_update(device, *which))
-    code = 'import json, measure_models as m; print(json.dumps(m.measure({!r}, {})[0]))'.format(*which)
-    r = subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300)
-    if r.returncode:
-        return dict(error=r.stderr.strip().splitlines()[-1][:200])
-    got = json.loads(r.stdout.splitlines()[-1])
-    return dict(measured_seconds=got['seconds'], measured_bytes=got['allocated'], reserved_bytes=got['reserved'])
+    import gc
+    import torch
+    try:
+        got, _ = measure_models.measure(*which, kernels=40)
+    except torch.cuda.OutOfMemoryError as e:
+        return dict(error=str(e).splitlines()[0][:200])
+    finally:
+        gc.collect()
+    return dict(measured_seconds=got['seconds'], measured_bytes=got['allocated'], reserved_bytes=got['reserved'], kernels=got['kernels'])
 
 
 def about(device):
@@ -199,7 +201,8 @@ def main(argv):
     a = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     a.add_argument('--device', default='cuda', choices=['cuda', 'cpu'])
     a.add_argument('--gpu', help='name in gpus.csv; default: the card found, or an H100')
-    a.add_argument('--models', nargs='*', help='MODEL:BATCH; default: those of measure_models.py on a GPU, none on a CPU')
+    a.add_argument('--models', nargs='*', help='MODEL:BATCH; default: those of measure_models.py and larger batches on a GPU, none on a CPU')
+    a.add_argument('--only', nargs='*', help='product, attention, update or model')
     a.add_argument('--out', required=True)
     a = a.parse_args(argv)
     import torch
@@ -207,15 +210,17 @@ def main(argv):
         sys.exit('there is no CUDA device here; --device cpu shows that the script runs')
     gpu = find(a.gpu or (torch.cuda.get_device_name(0) if a.device == 'cuda' else 'H100')).name
     tiny = a.device == 'cpu'
-    models = a.models if a.models is not None else [] if tiny else measure_models.MODELS
+    models = a.models if a.models is not None else [] if tiny else [*measure_models.MODELS, *LARGER]
     rows = list(predict(gpu, models, tiny))
+    if a.only:
+        rows = [r for r in rows if r['what'].startswith(tuple(a.only))]
     doc = about(a.device) | dict(gpu=gpu, rows=rows)
     write_atomic(f'{a.out}.predicted', json.dumps(doc, indent=1) + '\n')
     for row in rows:
         if not (tiny and row['what'] in ('product fp8', 'model')):
             row |= measure(row, a.device)
         show(row)
-    write_atomic(a.out, json.dumps(doc, indent=1) + '\n')
+        write_atomic(a.out, json.dumps(doc, indent=1) + '\n')      # what was measured stays, wherever the time ends
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ MODELS = ['resnet18:32', 'resnet50:16', 'vit_small_patch16_224:16', 'convnext_ti
 SEQ = 512
 CONFIGS = {'gpt2': ('GPT2Config', dict(resid_pdrop=0., embd_pdrop=0., attn_pdrop=0., n_positions=SEQ, activation_function='gelu')),
            'llama-160m': ('LlamaConfig', dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=12, intermediate_size=2048, vocab_size=32000, max_position_embeddings=SEQ)),
+           'llama-1b': ('LlamaConfig', dict(hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, intermediate_size=8192, vocab_size=32000, max_position_embeddings=SEQ)),
            'qwen2-small': ('Qwen2Config', dict(hidden_size=896, num_hidden_layers=12, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864, vocab_size=32000, max_position_embeddings=SEQ))}
 
 
@@ -33,8 +34,12 @@ def build(name):
 
 
 def batch_of(name, spec, n, device):
+    "Arguments of a step; fake tensors get a mask, since no value can be looked at to see that none is needed"
     import torch
     if name not in CONFIGS: return (torch.zeros((n, *spec.inputs[0].shape[1:]), device=device),), {}
+    if device == 'cuda':
+        ids = torch.randint(1000, (n, SEQ), device=device)          # one id alone would queue up at its embedding
+        return (ids,), dict(labels=ids)
     ids = torch.zeros((n, SEQ), dtype=torch.int64, device=device)
     return (ids,), dict(attention_mask=torch.zeros((n, 1, SEQ, SEQ), device=device), labels=ids)
 
@@ -62,19 +67,46 @@ def trace(name, n):
     return dict(allocated=next(v for k, v in peak.items() if str(getattr(k, 'value', k)) == 'Total')), spec
 
 
-def measure(name, n, steps=12):
-    "Peak bytes and seconds of a step on the GPU"
+def measure(name, n, steps=12, kernels=0):
+    "Peak bytes and seconds of a step on the GPU, and the longest kernels of a step: (name, microseconds, calls)"
     import torch
     make, spec = build(name)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     model = make().cuda().train()
     opt = torch.optim.AdamW(model.parameters(), fused=True)
     args, kw = batch_of(name, spec, n, 'cuda')
     times = []
+
+    def step():
+        torch.cuda.synchronize()
+        t = time.perf_counter()
+        with torch.autocast('cuda', torch.bfloat16):
+            out = loss_of(model(*args, **kw))
+        out.backward()
+        opt.step()
+        opt.zero_grad()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - t)
+
     for _ in range(steps):
-        torch.cuda.synchronize(); t = time.perf_counter()
-        with torch.autocast('cuda', torch.bfloat16): out = loss_of(model(*args, **kw))
-        out.backward(); opt.step(); opt.zero_grad(); torch.cuda.synchronize(); times.append(time.perf_counter() - t)
-    return dict(allocated=torch.cuda.max_memory_allocated(), reserved=torch.cuda.max_memory_reserved(), seconds=sorted(times[steps//3:])[len(times[steps//3:])//2]), spec
+        step()
+    seconds = sorted(times[steps//3:])[len(times[steps//3:])//2]
+    got = dict(allocated=torch.cuda.max_memory_allocated(), reserved=torch.cuda.max_memory_reserved(), seconds=seconds)
+    return got | (dict(kernels=longest_kernels(step, kernels)) if kernels else {}), spec
+
+
+def longest_kernels(step, most):
+    "The kernels that take most of a step: (name, microseconds, calls)"
+    from torch.profiler import ProfilerActivity, profile
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as prof:
+        step()
+    took = {}
+    for e in prof.events():
+        if str(e.device_type).endswith('CUDA'):
+            total, calls = took.get(e.name, (0., 0))
+            took[e.name] = total + e.time_range.elapsed_us(), calls + 1
+    return [(name[:160], round(t, 1), k) for name, (t, k) in sorted(took.items(), key=lambda x: -x[1][0])[:most]]
 
 
 def one(name, n):

@@ -6,6 +6,7 @@
 Each model runs in a process of its own, so that no cached segment helps the next. Writes fsdl_tools/data/results/memory_gpu.json.
 """
 import argparse, datetime, json, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 import torch
@@ -42,20 +43,34 @@ def one(name, batch, seq, precision, device):
     row = dict(model=name, batch=batch, seq=seq, precision=precision, predicted=p.to_dict(), replayed_reserved_cpu_kernels=replayed, replayed_allocated_cpu_kernels=rounded)
     return row | (dict(measured=train(name, batch, seq, precision, device)) if device == 'cuda' else {})
 
+def in_a_process(a, name, precision):
+    "The row of a model, whose process ends with it; an error is a row too"
+    done = subprocess.run([sys.executable, __file__, '--device', a.device, '--seq', str(a.seq), '--one', name, precision], capture_output=True, text=True)
+    if done.returncode:
+        row = dict(model=name, precision=precision, error=done.stderr.strip().splitlines()[-1][:300])
+        print(row, flush=True)
+        return row
+    row = json.loads(done.stdout.splitlines()[-1])
+    m = row.get('measured', {})
+    if a.jobs > 1:
+        m.pop('device', None)
+    got = ' '.join(f'{k} {human_bytes(v)}' for k, v in m.items())
+    print(f"{name:32}{precision:6} predicted {human_bytes(row['predicted']['peak']):>11}  replayed {human_bytes(row['replayed_reserved_cpu_kernels']):>11} {got}", flush=True)
+    return row
+
 if __name__ == '__main__':
     a = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     a.add_argument('--device', default='cuda', choices=['cuda', 'cpu']); a.add_argument('--models', nargs='*', default=list(models)); a.add_argument('--seq', type=int, default=512)
     a.add_argument('--one', nargs=2, metavar=('MODEL', 'PRECISION'), help=argparse.SUPPRESS)
+    a.add_argument('--jobs', type=int, default=1, help='models at a time; what the device reports as used is then left out'); a.add_argument('--out', default=str(out))
     a = a.parse_args()
     if a.device == 'cuda' and not torch.cuda.is_available(): sys.exit('there is no CUDA device here; --device cpu shows the predictions')
     if a.one: print(json.dumps(one(a.one[0], models[a.one[0]], a.seq, a.one[1], a.device))); sys.exit()
-    rows = []
-    for name in a.models:
-        for precision in ('fp32', 'amp'):
-            done = subprocess.run([sys.executable, __file__, '--device', a.device, '--seq', str(a.seq), '--one', name, precision], stdout=subprocess.PIPE, text=True, check=True)
-            rows.append(r := json.loads(done.stdout.splitlines()[-1]))
-            m = r.get('measured', {})
-            print(f"{name:32}{precision:6} predicted {human_bytes(r['predicted']['peak']):>11}  replayed {human_bytes(r['replayed_reserved_cpu_kernels']):>11}", *(f'{k} {human_bytes(v)}' for k, v in m.items()), flush=True)
+    cases = [(name, precision) for name in a.models for precision in ('fp32', 'amp')]
+    with ThreadPoolExecutor(a.jobs) as pool:
+        rows = list(pool.map(lambda case: in_a_process(a, *case), cases))
     if a.device == 'cuda':
         card = torch.cuda.get_device_properties(0)
-        write_atomic(out, json.dumps(dict(date=str(datetime.date.today()), device=card.name, memory=card.total_memory, cuda=torch.version.cuda, versions={k: version(k) for k in ('torch', 'timm', 'transformers')}, rows=rows), indent=1) + '\n')
+        versions = {k: version(k) for k in ('torch', 'timm', 'transformers')}
+        doc = dict(date=str(datetime.date.today()), device=card.name, memory=card.total_memory, cuda=torch.version.cuda, versions=versions, rows=rows)
+        write_atomic(a.out, json.dumps(doc, indent=1) + '\n')

@@ -244,19 +244,23 @@ def kernels() -> list: # Names for the column kernel
 
 _usual_kernel = {'Hopper': 'cudnn', 'Blackwell': 'cudnn', 'Ampere': 'fa2'}
 
+_sdpa_since = 2026.2   # PyTorch 2.11 takes cuDNN on Hopper by itself (seen on an H200: results/gpu_truth.json)
+
 def kernel_of(
-    framework:str, # As framework_of names it
-    gpu,           # A Gpu, its name or its JSON text
-    kernel:str=''  # One of kernels(); empty: what the framework takes by itself
-) -> str:          # Name of a kernel of attention_rates.csv, or empty where none is known for the GPU
-    "The attention kernel of a run: cuDNN for Transformer Engine and XLA from Hopper on, else FlashAttention-2"
+    framework:str,           # As framework_of names it
+    gpu,                     # A Gpu, its name or its JSON text
+    kernel:str='',           # One of kernels(); empty: what the framework takes by itself
+    software:float=math.inf  # Year in which the framework's version came out
+) -> str:                    # Name of a kernel of attention_rates.csv, or empty where none is known for the GPU
+    "The kernel of a run: cuDNN for Transformer Engine and XLA from Hopper on, and on Hopper for PyTorch since 2.11; else FlashAttention-2"
     arch = next((n for n in _kin(gpu)[::-1] if n in _usual_kernel), None)
     if arch is None:
         return ''
     if kernel and kernel != 'sdpa':
         return kernel
-    te = framework_of(framework) in ('megatron-core', 'jax')
-    return _usual_kernel[arch] if te else 'fa2'
+    own = framework_of(framework)
+    by_sdpa = own in ('pytorch', 'torchtitan') and arch == 'Hopper' and software >= _sdpa_since
+    return _usual_kernel[arch] if by_sdpa or own in ('megatron-core', 'jax') else 'fa2'
 
 # %% ../../nbs/compute/02_columns.ipynb #88b8e82d
 @functools.cache
@@ -304,6 +308,15 @@ def _racks(c):
         c['gpu'] = np.broadcast_to(np.array(found)[where], shape)
 
 # %% ../../nbs/compute/02_columns.ipynb #7be0a3c4
+def _old_sdpa(c): # Columns with years of software; extended in place
+    "Runs of PyTorch from before it took cuDNN on Hopper by itself"
+    old = c['software'] < _sdpa_since
+    if old.any():
+        own = lambda f, k: k in ('', 'sdpa') and framework_of(f) in ('pytorch', 'torchtitan')
+        found, where = _each(lambda f, g, k: kernel_of(f, g, k, 0.) if own(f, k) else k, c['framework'], c['gpu'], c['kernel'])
+        shape = np.broadcast_shapes(*(np.shape(c[n]) for n in ('framework', 'gpu', 'kernel', 'software')))
+        c['kernel'] = np.where(old, np.broadcast_to(np.array(found)[where], shape), c['kernel'])
+
 _graph_years = dict(whole=2026.5, deepep=2026.2)  # From when on; racks had a dispatcher of their own before
 
 def _usual_launches(c): # Columns with the sizes of NVLink domains and years of software; extended in place
@@ -407,6 +420,7 @@ def complete_columns(
     fill('dense_ffn', c['ffn'])
     fill('document', c['seq'])
     fill('software', np.take(*_each(_release, c['framework'])))
+    _old_sdpa(c)
     _racks(c)
     c['frozen'] = np.where(c['lora_rank'] > 0, 1.0, c['frozen'])
     c['nvlink_domain'] = np.take(*_each(lambda g: find(g).nvlink_domain or 8, c['gpu'])).astype(float)

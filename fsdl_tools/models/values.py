@@ -245,7 +245,8 @@ class Follower:
         try:
             out = func(*args, **kwargs)
         except (RuntimeError, NotImplementedError) as e:
-            if not _tagged(func, 'data_dependent_output', 'dynamic_output_shape'):
+            leaves = func._overloadpacket.__name__ == '_to_copy'      # .cpu(), .tolist(): data is asked for
+            if not leaves and not _tagged(func, 'data_dependent_output', 'dynamic_output_shape'):
                 raise
             return self._from_numbers(func, args, kwargs, e)
         new = [t for t in _tensors_in(out) if _without_data(t)]
@@ -280,9 +281,12 @@ class Follower:
             return func(*plain, **kwargs)
         result = None if known is None else _compute(func, known)
         if result is None:
-            what = 'a number is read from a tensor' if name == '_local_scalar_dense' else f'the shape of {name}'
+            reads = name in ('_local_scalar_dense', '_to_copy')
+            what = 'a number is read from a tensor' if reads else f'the shape of {name}'
             raise UnknownValue(f'{what} that depends on values which are not known') from error
         self.values.assumed |= self.values.drawn((args, kwargs))
+        if name == '_to_copy':
+            return result
         device = next((t.device for t in _tensors_in((args, kwargs)) if _without_data(t)), 'meta')
         return self._bare(result, device)
 

@@ -222,7 +222,8 @@ def _watch_checkpoint(clock, fn):
     "torch.utils.checkpoint.checkpoint: what runs inside will run again"
     def forward(*args, **kw):
         start = clock.now()
-        out = fn(*args, **kw)
+        with clock.mark('fsdl>recomputation'):
+            out = fn(*args, **kw)
         clock.recomputed += clock.now() - start
         return out
     return forward
@@ -271,6 +272,8 @@ def _silent(fn):
 def _without_places(part, clock):
     "Pairs for _replaced that take a part out; empty: it cannot be taken out from outside"
     at = lambda where: _owners(where)
+    if part == 'casts' and torch.cuda.is_available():
+        return []                                            # `to` moves batches to the GPU as well
     if part == 'loader':
         return [(a, _cached(clock.loaders)) for a in at('torch.utils.data:DataLoader.__iter__')]
     if part == 'recomputation':

@@ -6,10 +6,11 @@
 __all__ = ['cures', 'nothing', 'Diagnosis', 'diagnose', 'diagnose_trace', 'script_loop']
 
 # %% ../../nbs/training/11_diagnose.ipynb #216df1c7
-import contextlib, functools, json, re, resource, sys
+import contextlib, functools, gc, json, re, resource, sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+import torch
 import torch.distributed as dist
 from ..core import Record, human_seconds, positive
 from ..files import followed, write_atomic
@@ -17,7 +18,7 @@ from ..table import Table
 from .clock import _Clock, _Loader, _Quiet, _replaced, _watching, _without, _without_places
 from .clock import _removable
 from .speedups import paired_ratio
-from .traces import gpu_idle, hidden_costs, profiled, read_trace, step_parts, trace_parts
+from .traces import gpu_idle, gpu_parts, hidden_costs, profiled, read_trace, step_parts, trace_parts
 
 # %% ../../nbs/training/11_diagnose.ipynb #c6a04abe
 cures = {
@@ -35,6 +36,7 @@ cures = {
     'copying weights': 'update averages in place (torch._foreach_lerp_), not by copies',
     'disk': 'no fsync in the loop: a thread, or once at the end',
     'clipping': 'torch.nn.utils.clip_grad_norm_(params, 1., foreach=True), once for all',
+    'transfers': 'pin_memory=True and .to(device, non_blocking=True); send bytes (uint8) and convert on the GPU',
     'casts': 'make the data in the type and on the device where it is needed',
     'optimizer': 'fused=True, or foreach=True',
     'recomputation': 'switch it off where memory allows, or only for the largest layers',
@@ -122,11 +124,26 @@ def _used():
     r = resource.getrusage(resource.RUSAGE_SELF)
     return r.ru_utime + r.ru_stime, r.ru_stime
 
+_collect = gc.collect      # by this name no probe counts it
+
+def _settle():
+    "Wait until a GPU has done what was launched"
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+def _clean():
+    "What earlier runs left on a GPU goes now: freed in a forked worker of a loader it would end that worker"
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        _collect()
+        torch.cuda.synchronize()
+
 def _timed(loop):
     "(seconds, part of the work that the kernel did, seconds of a processor)"
+    _clean()
     now, (used, kernel) = _Quiet(), _used()
     start = now()
     loop()
+    _settle()
     took, (used_after, kernel_after) = now() - start, _used()
     used, kernel = used_after - used, kernel_after - kernel
     return took, kernel/max(used, took), used
@@ -141,6 +158,7 @@ def _watched(loop):
 def _marked(loop):
     "The loop with its watched parts marked in the trace"
     def run():
+        _clean()
         with _watching(_Clock(mark=True)):
             loop()
     return run
@@ -179,7 +197,7 @@ def _share_rows(runs, traced):
     return sorted((r for r in rows if r['share'] >= .005), key=lambda r: -r['share'])
 
 # %% ../../nbs/training/11_diagnose.ipynb #0615cb92
-_working = ('watched', 'forward', 'backward', 'python', 'copies')    # parts that are the training itself
+_working = ('watched', 'forward', 'backward', 'python', 'copies', 'set-up')    # parts that are the training itself
 
 def _hidden_rows(runs, hidden, traced):
     "Shares of what is no part of its own: recomputation, compiling, the kernel, attention, small operations"
@@ -198,11 +216,11 @@ def _hidden_rows(runs, hidden, traced):
     extra['small operations'] = [rest*v if crowded else 0. for v in left]
     return [_row(k, v) for k, v in extra.items()]
 
-def _suspects(rows, clock):
+def _suspects(rows, clock, due=_due):
     "Parts that take more than their due, the largest first"
     found = []
     for r in rows:
-        if r['part'] in _working or r['share'] < _due.get(r['part'], .1):
+        if r['part'] in _working or r['share'] < due.get(r['part'], .1):
             continue
         cause = _cause_of(r['part'], clock)
         gain = 1/max(1 - r['share'], .01)
@@ -216,15 +234,15 @@ def _share(part, run):
     hidden = dict(recomputation=clock.recomputed, recompiling=compiled, loader=loading)
     return min(hidden.get(part, clock.seconds[part])/took, .99)
 
-def _check(loop, suspect, clock, repeats):
+def _check(loop, suspect, clock, repeats, promise=None):
     "The loop with the suspect taken out, in turns with the loop as it is: predicted and measured gain"
     whole, bare, promised = [], [], []
     for _ in range(repeats):
-        run = _watched(loop)
+        run = _watched(loop) if promise is None else (None, *_timed(loop))
         with _without(suspect['part'], clock):
             bare.append(_timed(loop)[0])
         whole.append(run[1])
-        promised.append(1/max(1 - _share(suspect['part'], run), .01))
+        promised.append(promise or 1/max(1 - _share(suspect['part'], run), .01))
     r = paired_ratio(whole, bare)
     return dict(cause=suspect['cause'], predicted=_spread(promised)[0], measured=r.mid, low=r.low, high=r.high)
 
@@ -249,13 +267,20 @@ def diagnose(
     events = profiled(_marked(loop))
     if trace:
         write_atomic(trace, json.dumps(dict(traceEvents=events)))
-    traced = trace_parts(events)
-    rows, clock = _share_rows(runs, traced), runs[-1][0]
-    suspects = _suspects(rows + _hidden_rows(runs, hidden_costs(events), traced), clock)
-    checks, notes = [], []
+    clock, checks, notes = runs[-1][0], [], []
+    on_gpu = gpu_idle(events) is not None
+    if on_gpu:
+        found = [gpu_parts(events)] + [gpu_parts(profiled(_marked(loop))) for _ in range(repeats - 1)]
+        rows, hidden = _gpu_rows(found, [p[0] for p in plain]), _gpu_hidden(found, plain, runs)
+        suspects = _suspects(rows + hidden, clock, _due_on_gpu)
+        notes.append(f'the GPU worked for {_spread([_busy_share(g, p[0]) for g, p in zip(found, plain, strict=True)])[0]:.0%} of the time')
+    else:
+        traced = trace_parts(events)
+        rows = _share_rows(runs, traced)
+        suspects = _suspects(rows + _hidden_rows(runs, hidden_costs(events), traced), clock)
     for s in suspects[:1] if check else []:
         if _removable(s['part'], clock):
-            checks.append(_check(loop, s, clock, repeats))
+            checks.append(_check(loop, s, clock, repeats, _promise(s, rows) if on_gpu else None))
         else:
             notes.append(f"{s['cause']} cannot be taken out from outside: try the cure")
     overhead = _spread([(r[4] - p[2])/p[0] for p, r in zip(plain, runs, strict=True)])[0]
@@ -306,6 +331,8 @@ def diagnose_trace(
 ) -> Diagnosis: # Nothing can be taken out: there is no loop to run
     "What the loop waited for that left this trace"
     events = read_trace(path)
+    if gpu_idle(events) is not None:
+        return _diagnose_gpu_trace(events)
     parts = step_parts(events)
     rows = [_row(part, [p[part]/p['wall'] for p in parts]) for part in parts[0] if part != 'wall']
     rows = [r for r in rows if r['share'] >= .005]
@@ -316,11 +343,68 @@ def diagnose_trace(
     extra = [_row('unfused attention', [hidden['unfused attention']/whole['wall']])]
     clock.loaders.append(_Loader(workers=1))       # a trace does not say how many there were
     found = _suspects([dict(r, part=names.get(r['part'], r['part'])) for r in rows] + extra, clock)
-    idle = gpu_idle(events)
     notes = [f'shares of {len(parts)} steps' if len(parts) > 1 else 'no steps are marked: no intervals']
-    if idle is not None:
-        notes.append(f'the GPU was idle for {idle:.0%} of the time')
     return Diagnosis(_spread([p['wall'] for p in parts])[0]/1e6, rows, found, [], 0., len(parts), notes)
+
+# %% ../../nbs/training/11_diagnose.ipynb #6a9b0012
+_due_on_gpu = {**_due, 'small operations': .3}
+_of_launching = ('forward', 'backward', 'python', 'copies')    # idle in these, the GPU waits for the next launch
+
+def _scales(parts, wall):
+    "Factors from microseconds of a trace, busy and idle, to shares of an unwatched run of `wall` seconds"
+    busy, idle = sum(parts.busy.values()), sum(parts.idle.values())
+    left = max(1e6*wall - busy, 0.)                            # recording stretches only what the host does
+    return min(1e6*wall/max(busy, 1e-9), 1.)/(1e6*wall), left/max(idle, 1e-9)/(1e6*wall)
+
+def _busy_share(parts, wall):
+    "Share of the time in which the GPU works"
+    return sum(parts.busy.values())*_scales(parts, wall)[0]
+
+def _gpu_rows(found, walls):
+    "Shares by part of runs on a GPU: what it worked on for a part, and what it waited for"
+    shares = defaultdict(list)
+    names = {p for g in found for p in (*g.busy, *g.idle)}
+    for g, wall in zip(found, walls, strict=True):
+        busy, idle = _scales(g, wall)
+        for p in names:
+            shares[p].append(g.busy.get(p, 0.)*busy + g.idle.get(p, 0.)*idle)
+    rows = [_row(p, values) for p, values in shares.items()]
+    return sorted((r for r in rows if r['share'] >= .005), key=lambda r: -r['share'])
+
+def _waits_for_launches(parts, idle):
+    "Share of the time in which a GPU waits for the next of many launches; 0 where there are few"
+    waited = sum(parts.idle.get(p, 0.) for p in _of_launching)
+    return waited*idle if waited < 100*parts.kernels else 0.   # more than 100 microseconds each: something else is slow
+
+def _gpu_hidden(found, plain, runs):
+    "Shares of what is no part of its own: recomputation, compiling, attention, launches"
+    extra = defaultdict(list)
+    for g, (wall, *_), (_, took, _, compiled, _) in zip(found, plain, runs, strict=True):
+        busy, idle = _scales(g, wall)
+        extra['recomputation'].append(g.again*busy)
+        extra['unfused attention'].append(g.attention*busy)
+        extra['recompiling'].append(min(compiled/took, .99))
+        extra['small operations'].append(max(0., _waits_for_launches(g, idle) - compiled/took))
+    return [_row(k, v) for k, v in extra.items()]
+
+def _promise(suspect, rows):
+    "Gain if a suspect went away; with a loader go its workers"
+    share = {r['part']: r['share'] for r in rows}
+    gone = suspect['share'] + (share.get('starting workers', 0.) if suspect['part'] == 'loader' else 0.)
+    return 1/max(1 - gone, .01)
+
+def _diagnose_gpu_trace(events):
+    "The diagnosis of a trace with kernels"
+    g = gpu_parts(events)
+    wall, clock = g.wall/1e6, _Clock()
+    clock.loaders.append(_Loader(workers=1))                   # a trace does not say how many there were
+    rows = _gpu_rows([g], [wall])
+    busy, idle = _scales(g, wall)
+    extra = {'recomputation': g.again*busy, 'unfused attention': g.attention*busy, 'small operations': _waits_for_launches(g, idle)}
+    suspects = _suspects(rows + [_row(k, [v]) for k, v in extra.items()], clock, _due_on_gpu)
+    notes = ['one trace: no intervals', f'the GPU worked for {_busy_share(g, wall):.0%} of the time']
+    return Diagnosis(wall, rows, suspects, [], 0., 1, notes)
+
 
 # %% ../../nbs/training/11_diagnose.ipynb #b1b009f4
 def script_loop(

@@ -54,7 +54,9 @@ def test_a_bridge_joins_two_and_a_rack_of_boards_is_another_part():
 # 2 attention kernels
 
 def test_the_rate_of_attention_is_the_kernels():
-    assert kernel_of('megatron-core', 'H100') == 'cudnn' and kernel_of('pytorch', 'H100') == kernel_of('megatron-core', 'A100') == 'fa2'
+    assert kernel_of('megatron-core', 'H100') == kernel_of('pytorch', 'H100') == 'cudnn'
+    assert kernel_of('pytorch', 'H100', software=2025.) == kernel_of('megatron-core', 'A100') == 'fa2'
+    assert kernel_of('nanotron', 'H100') == kernel_of('pytorch', 'A100') == 'fa2'
     assert kernel_of('pytorch', 'H100', 'fa3') == 'fa3' and kernel_of('pytorch', 'MI355X') == '' and 'sdpa' in kernels()
     run = dict(layers=32, hidden=4096, heads=32, ffn=11008, gated_mlp=True, vocab=32000, tied=False, seq=32768, gpu='H100', gpus=8, tp=1, pp=1, dp=8, global_batch=8)
     at = lambda **kw: float(step_time(run | kw)['attention'])

@@ -103,3 +103,25 @@ def test_what_runs_inside_operators_is_counted_or_refused_in_a_line(kind, says, 
         assert len(str(e.value)) < 200 and ' object at 0x' not in str(e.value)
         with torch.no_grad(): assert torch.equal(m(x), before)              # the module still runs
     assert export(m, tmp_path/'a.onnx', x).verified
+
+
+class ReadsItsWidths(torch.nn.Module):
+    "Sizes of layers computed by tensors and read as lists, as timm's regnets did"
+    def __init__(self, drawn=False):
+        super().__init__()
+        widths = (torch.rand(3)*8 if drawn else torch.arange(1, 4)*8).int().tolist()
+        self.layers = torch.nn.Sequential(*[torch.nn.Linear(a, b) for a, b in zip([4, *widths], widths, strict=False)])
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_known_values_may_leave_meta():
+    from fsdl_tools.models.values import UnknownValue, Values, watching
+    with torch.device('meta'), watching(Values()):
+        x = torch.arange(4)*2
+        assert x.int().tolist() == [0, 2, 4, 6] and x.cpu().device.type == 'cpu' and torch.equal(x.to('cpu'), torch.tensor([0, 2, 4, 6], device='cpu'))
+        net = ReadsItsWidths()
+        with pytest.raises(UnknownValue, match='not known'): torch.empty(2).tolist()
+        with pytest.raises(UnknownValue, match='not known'): ReadsItsWidths(drawn=True)
+    assert [tuple(layer.weight.shape) for layer in net.layers] == [(8, 4), (16, 8), (24, 16)]
