@@ -226,6 +226,17 @@ def printable(
     bad = lambda c: unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp') and c not in '\n\t\u200d'
     return ''.join(repr(c)[1:-1] if bad(c) else c for c in str(text))
 
+def _hidden(said):
+    "What PyTorch means when operators take functions whose insides nobody can follow; empty for anything else"
+    if found := re.search(r'rule registered for HigherOrderOperator (\w+)', said):
+        if dynamo := sys.modules.get('torch._dynamo'):
+            dynamo.reset()              # what was compiled meanwhile would fail for ever after
+        name = found[1].removesuffix('_impl')
+        return [f'what the operator {name} of PyTorch does inside cannot be followed: write it as an if or a loop']
+    if re.search(r'BatchedTensorImpl|TensorWrapper|torch\.func\.', said):
+        return ['what vmap, grad and others of torch.func do inside cannot be followed']
+    return []
+
 @contextlib.contextmanager
 def theirs(
     what:str # What is being done, for the message
@@ -235,10 +246,10 @@ def theirs(
         yield
     except ImportError:
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:                   # a script that parses its own command line ends the program
         said = ' '.join(str(e).partition('Exception raised from')[0].split())[:300]     # PyTorch adds its C++ frames
         kind = '' if said and isinstance(e, ValueError) else type(e).__name__
-        raise ValueError(': '.join(filter(None, [what, kind, said]))) from e
+        raise ValueError(': '.join(filter(None, [what, *(_hidden(said) or (kind, said))]))) from e
 
 # %% ../nbs/00_core.ipynb #5f0c61a0
 @functools.cache

@@ -16,7 +16,8 @@ from fsdl_tools.models.architectures import locate
 from fsdl_tools.models.build import build
 from fsdl_tools.models.profile import profile
 from fsdl_tools.models.spec import ModelSpec
-from fsdl_tools.onnx.verify import noted_source
+from fsdl_tools.onnx.export import export
+from fsdl_tools.onnx.verify import noted_source, verify
 from fsdl_tools.operations.launch import Job
 from fsdl_tools.operations.sweeps import Budget
 from fsdl_tools.training.data import open_data
@@ -178,3 +179,53 @@ def test_negative_counts_are_refused(tmp_path, capsys):
     (tmp_path/'config.json').write_text(json.dumps(dict(model_type='t5', d_model=32, num_heads=2, d_kv=16, d_ff=32, vocab_size=64, num_layers=1, num_decoder_layers=-1)))
     code, text = said(['profile', str(tmp_path)], capsys)
     assert code == 2 and 'num_decoder_layers' in text
+
+
+class Adds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+    def forward(self, a, b): return self.inner(a) - 2 * b
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "A function that writes a module of one's own into an empty working folder"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    def write(name, text):
+        (tmp_path/f'{name}.py').write_text('from torch import nn\nimport torch\n' + text)
+        return name
+    return write
+
+
+@pytest.mark.parametrize('name, text, typed, answer', [
+    ('own_syntax', 'def f(:', 'own_syntax:f', 'own_syntax cannot be imported: SyntaxError'), ('own_raise', "raise RuntimeError('at\\nimport')", 'own_raise:f', 'own_raise cannot be imported: RuntimeError: at import'),
+    ('own_exit', 'import sys; sys.exit(3)', 'own_exit:f', 'own_exit cannot be imported: SystemExit: 3'), ('own_attr', 'torch.no_such_thing', 'own_attr:f', "own_attr cannot be imported: AttributeError: module 'torch'"),
+    ('own_missing', 'import no_such_module_at_all', 'own_missing:f', 'own_missing cannot be imported: No module named'), ('own_quits', 'def f(): raise SystemExit(4)', 'own_quits:f', 'own_quits:f made no model: SystemExit: 4'),
+    ('own_file', '', 'own_file.py', 'type own_file:function'), ('own_file', '', './own_file.py:make', 'type own_file:make'), ('own_file', '', 'own_file.py:make', 'type own_file:make'), ('own_file', '', 'own_file:', 'type own_file:function'),
+    ('own_outer', 'class Outer:\n    class Inner(nn.Linear): pass', 'own_outer:Outer.Inne', "did you mean 'Inner'"), ('own_script', 'def f(): return torch.jit.script(nn.Linear(3, 2))', 'own_script:f', 'the module that it was made from')])
+def test_what_is_wrong_with_code_of_ones_own(own, name, text, typed, answer):
+    own(name, text)
+    with pytest.raises((ValueError, TypeError, ImportError), match=re.escape(answer)) as e: export(typed, 'a.onnx', torch.zeros(2, 3))
+    assert '\n' not in str(e.value) and not os.path.exists('a.onnx')
+
+
+def test_own_code_is_exported_by_name(own, capsys):
+    own('own_good', 'made = nn.Linear(3, 2)\ndef make(width=4): return nn.Linear(3, width)\ndef image():\n    import timm\n    return timm.create_model("test_resnet")\n'
+        'def text():\n    import transformers as t\n    return t.GPT2LMHeadModel(t.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50, bos_token_id=1, eos_token_id=1))')
+    assert export('own_good:make', 'a.onnx', torch.randn(2, 3), width=5).verified       # the first import draws numbers for `made`
+    assert verify('a.onnx', 'own_good:make', width=5).ok and verify('a.onnx', 'own_good:make', seed=0, width=5).ok
+    assert export('own_good:make', 'b.onnx', torch.randn(2, 3)).verified and said(['verify', 'b.onnx', '--against', 'own_good:make'], capsys)[0] == 0      # what it reads, its file says
+    assert export('own_good:made', 'c.onnx', torch.randn(2, 3).numpy()).verified
+    assert said(['export', 'own_good:image', '-o', 'd.onnx'], capsys)[0] == 0
+    assert said(['export', 'own_good:text', '-o', 'e.onnx', '--cache'], capsys)[0] == 0
+    assert 'no causal language model' in said(['export', 'own_good:image', '-o', 'f.onnx', '--cache'], capsys)[1]
+    assert 'name the function or class that makes it' in said(['train', '--model', 'own_good:made'], capsys)[1]
+
+
+def test_inputs_of_ones_own_by_name_and_those_that_are_none(tmp_path):
+    a, b = torch.randn(2, 2, 3)
+    assert export(Adds(), tmp_path/'a.onnx', dict(b=b, a=a)).inputs == ('b: float32[batch, 3]', 'a: float32[batch, 3]')
+    for bad in (3, dict(a=None, b=b), ([1, 2], b)):
+        with pytest.raises(TypeError, match='an example input is a tensor or an array'): export(Adds(), tmp_path/'b.onnx', bad)

@@ -6,12 +6,22 @@
 __all__ = []
 
 # %% ../../nbs/cli/05_diagnosing.ipynb #0026fff6
+import re
 from pathlib import Path
 from typing import Annotated, List
 import typer
 from .common import Json, app, show
+from ..core import theirs
+from ..files import read_limited
 
 # %% ../../nbs/cli/05_diagnosing.ipynb #fa712f8b
+def _check_program(words):
+    "Raise ValueError for a file that Python cannot read; what fails while it runs, its own traceback tells"
+    first = next((w for w in words if not re.fullmatch(r'python[\d.]*', Path(w).name)), '')
+    if Path(first).is_file():
+        with theirs(f'{first} is no program of Python'):
+            compile(read_limited(first, 2**26), first, 'exec')
+
 @app.command('diagnose', rich_help_panel='Train')
 def _diagnose_command(
     words: Annotated[
@@ -30,4 +40,6 @@ def _diagnose_command(
 
     if len(words) == 1 and Path(words[0]).suffix in ('.json', '.gz'):
         return show(diagnose_trace(words[0]), as_json)
-    show(diagnose(script_loop(words), repeats, check, trace), as_json)
+    loop = script_loop(words)
+    _check_program(words)
+    show(diagnose(loop, repeats, check, trace), as_json)

@@ -78,9 +78,20 @@ def _cached(name):
 
 _weights = '.bin .ckpt .gguf .h5 .keras .msgpack .npz .onnx .pt .pth .safetensors .yaml'.split()
 
+def _meant_function(module, function):
+    "How a function of one's own is written, for the message"
+    return f'for a function of your own type {module}:{function}'
+
+def _check_function(name):
+    "Raise ValueError for a function of one's own that is written as the path of its file, or without its name"
+    if m := re.fullmatch(r'(?:\./)?([A-Za-z_][\w/]*)\.py(?::(\w*))?|([A-Za-z_][\w.]*):\s*', name):
+        module = (m[1] or m[3]).replace('/', '.')
+        raise ValueError(f'unknown model {name!r}: {_meant_function(module, m[2] or "function")}')
+
 def _unknown(name, known):
     "Raise ValueError for a name of neither zoo: with the architecture of a checkpoint, or the nearest names"
     plain = lambda text: re.sub('[^a-z0-9]', '', text.lower())
+    _check_function(name)
     if alike := [k for k in known if plain(k) == plain(name)]:
         raise ValueError(f'unknown model {name!r}: did you mean {alike[0]!r}?')
     if name and Path(name).is_dir():
@@ -95,8 +106,7 @@ def _unknown(name, known):
             f'type {family!r} for its default size, or the path of the config.json of {name!r}'
         )
     if re.fullmatch(r'[A-Za-z_]\w*(\.\w+)+', name) and importlib.util.find_spec(name.partition('.')[0]):
-        module, _, function = name.rpartition('.')
-        raise ValueError(f'unknown model {name!r}: for a function of your own type {module}:{function}')
+        raise ValueError(f'unknown model {name!r}: {_meant_function(*name.rsplit(".", 1))}')
     one_of('model', name, known)
 
 _named_factory = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_][\w.]*')
@@ -112,25 +122,35 @@ def is_factory(
         return False
     return bool(_named_factory.fullmatch(text)) and not Path(text).exists()
 
+def _imported(module, name):
+    "The module of a caller's function; what goes wrong in its code is told in one line, with its name"
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    fix_torchvision()                            # before that code imports timm or transformers
+    try:
+        with theirs(f'{module} cannot be imported'):
+            return importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        if e.name and module != e.name and not module.startswith(e.name + '.'):
+            raise ModuleNotFoundError(f'{module} cannot be imported: {e}', name=e.name) from None
+        where = f'looked in {here!r} and in what is installed'
+        raise ValueError(f'there is no module {e.name!r} for {name!r}: {where}') from None
+    except ImportError as e:
+        raise ImportError(f'{module} cannot be imported: {e}') from None
+
 def load_factory(
     name:str # package.module:function
 ):           # The function; raises ValueError saying what is missing
     "Import a function by its name; modules of the working folder are found too"
     module, _, rest = name.partition(':')
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)
-    try:
-        found = importlib.import_module(module)
-        for part in rest.split('.'):
-            found = getattr(found, part)
-    except ModuleNotFoundError as e:
-        if e.name and module != e.name and not module.startswith(e.name + '.'):
-            raise                                # the module is there, something that it imports is not
-        where = f'looked in {here!r} and in what is installed'
-        raise ValueError(f'there is no module {e.name!r} for {name!r}: {where}') from None
-    except AttributeError:
-        near = nearest(rest, vars(sys.modules[module]), 1)
-        raise ValueError(f'{module} has no {rest!r}' + (f': did you mean {near[0]!r}?' if near else '')) from None
+    _check_function(name)
+    found = _imported(module, name)
+    for part in rest.split('.'):
+        if not hasattr(found, part):
+            near = nearest(part, vars(found) if hasattr(found, '__dict__') else (), 1)
+            said = f'{module} has no {rest!r}' + (f': did you mean {near[0]!r}?' if near else '')
+            raise ValueError(said)
+        found = getattr(found, part)
     if not callable(found):
         raise ValueError(f'{name} is no function but a {type(found).__name__}')
     return found

@@ -10,7 +10,7 @@ import contextlib, inspect, re
 from ..core import fix_torchvision, one_of, positive, theirs
 from .architectures import _made_of_class, _nothing_else, find_class, is_factory, load_config
 from .architectures import load_factory, locate, offline, timm_fields
-from .spec import TransformerShape
+from .spec import TransformerShape, from_shape
 from .values import Values, bare_copy, recall, remember, watching
 
 # %% ../../nbs/models/03_build.ipynb #9c7ccb3a
@@ -196,8 +196,11 @@ def from_config(
 def _build_own(make, device, kw):
     "What a function or a class of the caller makes; raises ValueError for what fails there, or is no module"
     import torch
+    fix_torchvision()
     called = load_factory(make) if isinstance(make, str) else make
     said = make if isinstance(make, str) else getattr(make, '__qualname__', repr(make))
+    if isinstance(called, torch.nn.Module):      # the name of a model that its module has made already
+        return build(called, device=device, **kw)
     values = Values()
     with torch.device(device), watching(values) if str(device) == 'meta' else contextlib.nullcontext():
         with theirs(f'{said} made no model'):
@@ -553,10 +556,28 @@ def _kv_heads(c):
         return 1 if c.multi_query else c.num_attention_heads
     return _first(c, 'num_key_value_heads', 'num_kv_heads', default=1 if getattr(c, 'multi_query', 0) else 0)
 
+def _described(model):
+    "Parameters of that part of a model which its text configuration describes, and of its head"
+    c = model.config.get_text_config()
+    text = next((m for m in model.modules() if getattr(m, 'config', None) is c), model)
+    sizes = {id(p): p.numel() for p in text.parameters()}
+    with contextlib.suppress(NotImplementedError):
+        head = model.get_output_embeddings()
+        sizes |= {id(p): p.numel() for p in head.parameters()} if head is not None else {}
+    return sum(sizes.values())
+
+def _leads_back(model, shape, within):
+    "Does the arithmetic of `from_shape` count the parameters of the model? Two stacks it does not count at all"
+    if shape.decoder_layers:
+        return True
+    params = _described(model)
+    return abs(from_shape(shape, seq=1).params - params) <= within * params
+
 def shape_of(
-    model # A module of transformers, on any device
-):        # A TransformerShape, or None when the model is not one that such a shape describes
-    "The shape of a transformer, from its configuration and modules"
+    model,     # A module of transformers, on any device
+    within=.05 # Share of its parameters by which the shape may miss it: poolers, norms of heads, tables of segments
+):             # A TransformerShape, or None when the model is not one that such a shape describes
+    "The shape of a transformer, from its configuration and modules, where it leads back to the model's parameters"
     c = model.config.get_text_config()
     layers = _first(c, 'num_hidden_layers', 'encoder_layers', 'num_layers', 'n_layer')
     hidden = _first(c, 'hidden_size', 'd_model', 'n_embd')
@@ -572,11 +593,11 @@ def shape_of(
         hidden=hidden,
         heads=heads,
         vocab=_first(c, 'vocab_size'),
-        ffn=_first(c, 'intermediate_size', 'ffn_dim', 'encoder_ffn_dim', 'd_ff', 'n_inner', 'ffn_hidden_size'),
+        ffn=_first(c, 'intermediate_size', 'ffn_dim', 'encoder_ffn_dim', 'd_ff', 'dff', 'n_inner', 'ffn_hidden_size'),
         kv_heads=_kv_heads(c),
         head_dim=_first(c, 'head_dim', 'd_kv'),
         max_seq=_first(c, 'max_position_embeddings', 'n_positions', default=2048),
-        gated_mlp=bool(re.search(r'gate_proj|gate_up_proj|\.w3\b|wi_0', names)),
+        gated_mlp=bool(re.search(r'gate_proj|gate_up_proj|\.w3\b|wi_0|mlp\.Wi\b', names)),
         tied=_tied(model),
         norm='rmsnorm' if any('rms' in t for t in types) else 'layernorm',
         positions=_positions(model, c),
@@ -587,9 +608,10 @@ def shape_of(
         many, visits, _ = next(iter(experts_of(model).values()))
         d |= dict(experts=many, experts_per_token=visits) | mixture | _mixture_widths(c) | _shared_width(model, hidden)
     try:
-        return TransformerShape(**d | _latent(c))
+        shape = TransformerShape(**d | _latent(c))
     except (ValueError, TypeError):
         return None      # numbers that do not fit together are not a plain transformer's
+    return shape if _leads_back(model, shape, within) else None
 
 def _tied(model):
     "Does the head share the embedding? Read off the modules; a model without a head is taken to"

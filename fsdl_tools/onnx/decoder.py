@@ -7,16 +7,18 @@ __all__ = ['open_decoder', 'greedy_torch', 'cache_shapes', 'with_cache', 'Decode
            'export_decoder']
 
 # %% ../../nbs/onnx/05_decoder.ipynb #b3b0cf45
-import contextlib, io, logging, time, warnings
+import contextlib, io, logging, re, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from ..core import Record, fix_torchvision, need, one_of, positive
+from ..models.architectures import is_factory
+from ..models.build import longest_text
 from .graph import _cause, read_onnx, session
 from .cures import _as_it_was, _cures
 from .sources import Source, _config_path, _offline, _read_config, _say_size
 from .cures import attempts
-from .sources import _tame_config, _with_fields
+from .sources import _seeded, _tame_config, _with_fields
 from .compare import compare_outputs, declared_shapes
 from .export import _metadata, _name_for, _save, install, staging
 
@@ -32,6 +34,14 @@ def _decoder_config(what, kw):
         return _with_fields(lambda d: tr.AutoConfig.for_model(name, **d), {}, kw)
     return _with_fields(type(what).from_dict, what.to_dict(), kw) if kw else what
 
+def _own_decoder(what, seed, kw):
+    "The causal model that a function of the caller makes: the same weights for the same seed"
+    m = _seeded(what, seed, kw)
+    if not hasattr(getattr(m, 'config', None), 'model_type') or not m.get_output_embeddings():
+        said = what if isinstance(what, str) else getattr(what, '__qualname__', 'the function')
+        raise ValueError(f'{said} makes a {type(m).__name__}, which is no causal language model of transformers')
+    return m
+
 def open_decoder(
     what,             # A transformers model type, a configuration or config.json, a checkpoint or a causal model
     pretrained=False, # Load published weights (needs network)
@@ -45,6 +55,8 @@ def open_decoder(
     import transformers as tr
     if isinstance(what, torch.nn.Module):
         return what.eval()
+    if is_factory(what):
+        return _own_decoder(what, seed, kw)
     if pretrained:
         return tr.AutoModelForCausalLM.from_pretrained(what, trust_remote_code=False, **kw).eval()
     c = _decoder_config(what, kw)
@@ -81,21 +93,46 @@ def _positions(
     "Positions count tokens, not columns"
     return (mask.cumsum(-1) - 1).clip(0)
 
+def _whole_numbers(given):
+    "Token ids as an array; raises ValueError for rows of different lengths, TypeError for what is no whole number"
+    try:
+        a = np.asarray(given)
+    except ValueError:
+        raise ValueError(
+            'rows of token ids differ in length: pad them on the left, and give a mask with zeros there'
+        ) from None
+    if a.dtype.kind not in 'iu' and a.size:
+        raise TypeError(f'token ids are an array of whole numbers, not {type(given).__name__} of {a.dtype}')
+    return a.astype('int64')
+
 def _padded(
-    ids, # [batch, length] token ids
-    mask # The same shape: zeros for padding, which has to be on the left; None for no padding
-):       # Both as int64; raises ValueError
+    ids,  # [batch, length] token ids
+    mask, # The same shape: zeros for padding, which has to be on the left; None for no padding
+    vocab # How many tokens there are, None where that is not known
+):        # Both as int64; raises ValueError or TypeError
     "Tokens and their mask, checked: the next token is predicted from the last column, so padding there is an error"
-    ids = np.asarray(ids, 'int64')
+    ids = _whole_numbers(ids)
     if ids.ndim != 2 or not ids.size:
         raise ValueError(f'token ids are [batch, length], not {list(ids.shape)}')
-    mask = np.ones_like(ids) if mask is None else np.asarray(mask, 'int64')
+    if ids.min() < 0 or vocab and ids.max() >= vocab:
+        most = f' to {vocab - 1}' if vocab else ' or more'
+        raise ValueError(f'token ids are 0{most}, not {ids.min() if ids.min() < 0 else ids.max()}')
+    mask = np.ones_like(ids) if mask is None else np.asarray(mask)
     if mask.shape != ids.shape:
         raise ValueError(f'a mask of {list(mask.shape)} for token ids of {list(ids.shape)}')
     for i, row in enumerate(mask.tolist()):
         if row != sorted(row) or row[-1] != 1 or not set(row) <= {0, 1}:
             raise ValueError(f'row {i} of the mask is {row}: padding (0) belongs on the left, before the tokens (1)')
-    return ids, mask
+    return ids, mask.astype('int64')
+
+def _check_room(longest, mask, n):
+    "Raise ValueError for a text that becomes longer than a model can read; its last token is not read"
+    length = int(mask.sum(-1).max())
+    if longest and length + n - 1 > longest:
+        raise ValueError(
+            f'{length} tokens and {n} more do not fit: the model reads {longest}, so n is at most '
+            f'{max(longest + 1 - length, 0)} here'
+        )
 
 def greedy_torch(
     model,  # Causal language model
@@ -105,7 +142,8 @@ def greedy_torch(
 ):            # [batch, length + n] token ids
     "The slow and obvious way: the whole text again for every token, no cache"
     import torch, inspect
-    ids, mask = map(torch.as_tensor, _padded(ids, mask))
+    ids, mask = map(torch.as_tensor, _padded(ids, mask, model.config.get_text_config().vocab_size))
+    _check_room(longest_text(model), mask, n)
     takes = 'position_ids' in inspect.signature(model.forward).parameters
     with torch.no_grad():
         for _ in range(n):
@@ -193,12 +231,26 @@ def _trace_step(
         logging.disable(logging.NOTSET)
 
 # %% ../../nbs/onnx/05_decoder.ipynb #d01e6c6f
+def _noted_length(text):
+    "The longest text, as a file notes it; None where it notes none"
+    return int(text) if re.fullmatch('[1-9][0-9]{0,8}', text or '') else None
+
+def _stops(stop):
+    "Token ids at which a text ends, as an array; raises TypeError for what is no id"
+    several = hasattr(stop, '__iter__') and not isinstance(stop, str) and getattr(stop, 'ndim', 1)
+    given = [] if stop is None else list(stop) if several else [stop]
+    for t in given:
+        if isinstance(t, bool) or not hasattr(t, '__index__') or not 0 <= int(t) < 2**63:
+            raise TypeError(f'stop is a token id, or several: whole numbers from 0, not {t!r}')
+    return np.array([int(t) for t in given], 'int64')
+
 class Decoder:
     "Generates text from a file with cache inputs"
     def __init__(self, path, threads=1):
         self.session = session(path, threads)
         self.takes = [i.name for i in self.session.get_inputs()]
         self.gives = [o.name for o in self.session.get_outputs()]
+        self.longest = _noted_length(self.session.get_modelmeta().custom_metadata_map.get('fsdl.longest'))
         self.past = {i.name: i.shape for i in self.session.get_inputs() if i.name.startswith('past_key_values.')}
         if not self.past:
             raise ValueError(
@@ -229,9 +281,10 @@ class Decoder:
         stop=None  # Token id, or several, at which the text of a row ends; what comes after it is that token again
     ):             # [batch, length + n] token ids, fewer when every row has stopped
         "Greedy text"
-        ids, mask = _padded(ids, mask)
-        positive('n', n)
-        stops = np.array([] if stop is None else np.atleast_1d(stop), 'int64')
+        size = self.session.get_outputs()[0].shape[-1]
+        ids, mask = _padded(ids, mask, size if isinstance(size, int) else None)
+        _check_room(self.longest, mask, positive('n', n))
+        stops = _stops(stop)
         past, new = self.empty(len(ids)), ids
         ended = np.zeros((len(ids), 1), bool)
         for _ in range(n):
@@ -302,10 +355,17 @@ def _logits(model, ids, mask):
         return model(input_ids=ids, attention_mask=mask, use_cache=False, **kw).logits.numpy()
 
 # %% ../../nbs/onnx/05_decoder.ipynb #93a2e623
+def _room(model, n):
+    "How many tokens can be generated when a decoder is checked: n, or fewer; raises ValueError where there is no room"
+    longest = longest_text(model)
+    if longest and longest < 8:                         # five cached and three new tokens are traced
+        raise ValueError(f'{model.config.model_type} reads {longest} tokens, and a decoder is checked with 8')
+    return min(positive('n', n), longest - 5) if longest else positive('n', n)
+
 def export_decoder(
     model,         # As in open_decoder
     path,          # Where to; written in one step
-    n=32,          # Tokens that must be equal
+    n=32,          # Tokens that must be equal; fewer where the model does not read so many
     opset=20,      # ONNX operator set
     external=None, # Weights in a file beside; default: only above 1.9 GB
     progress=None, # Function called with a line of text at each step: how large the model is, what is tried
@@ -314,7 +374,7 @@ def export_decoder(
     "Export a causal language model as one graph that prefills and decodes, and check the text it writes"
     t0, say = time.time(), progress or (lambda s: None)
     m = model if hasattr(model, 'forward') else open_decoder(model, progress=say, **kw)
-    name, shapes = m.config.model_type, cache_shapes(m)
+    name, shapes, n = m.config.model_type, cache_shapes(m), _room(m, n)
     with staging(path) as tmp, _as_it_was(m):
         made, cures, got, tried = _attempt_decoder(m, tmp/_name_for(path), n, opset, external, say)
         size = sum(f.stat().st_size for f in tmp.glob(made.name + '*'))
@@ -340,7 +400,7 @@ def _attempt_decoder(m, made, n, opset, external, say):
                 for c in cures:
                     s.enter_context(_cures[c][1](m))
                 prog = _trace_step(m, opset)
-            note = Source(m, [], name, dict(kind='decoder with cache'))
+            note = Source(m, [], name, dict(kind='decoder with cache', longest=longest_text(m)))
             prog.model.metadata_props.update(_metadata(note, cures, None))
             _save(prog, made, external)
             got = check_decoder(made, m, n)

@@ -78,6 +78,8 @@ def _agreement(
         sizes = [dict(batch=1, sequence=5), dict(batch=3, sequence=12), dict(batch=8, sequence=7)]
         feeds = [random_inputs(specs, seed=i, **at) for i, at in enumerate(sizes)]
     feeds, form = list(feeds), _format(_typed(read_onnx(path)))
+    if not feeds:
+        raise ValueError('there are no inputs to compare on: feeds is empty')
     rtol = _tolerances[form][0] if rtol is None else rtol
     with _file_ways(original) as old, _file_ways(path) as new:
         answer = next(iter(old.ways.values()))
@@ -210,6 +212,31 @@ _kinds = {
     'fp16': ('fp16', .03, .9),
 }           # kind -> its name, the difference that is usual, the share of rows that must keep their largest output
 
+_needs_calibration = "static quantisation needs calibration data: a list of dicts such as {'pixel_values': array}"
+
+def _calibration(feeds):
+    "Calibration data as dicts of arrays; raises ValueError for none, TypeError for something else"
+    feeds = [] if feeds is None else [feeds] if isinstance(feeds, dict) else list(feeds)
+    if not feeds:
+        raise ValueError(_needs_calibration)
+    for feed in feeds:
+        if not isinstance(feed, dict):
+            raise TypeError(f'{_needs_calibration}, not of {type(feed).__name__}')
+    return [{name: np.asarray(value) for name, value in feed.items()} for feed in feeds]
+
+def _check_fresh(path, name):
+    "Raise ValueError for a file whose weights are stored in fewer bits already"
+    import onnx
+    model = read_onnx(path)
+    kinds = {t.data_type for t in model.graph.initializer}
+    done = sorted({n.op_type for n in model.graph.node if 'Quantize' in n.op_type or n.op_type.endswith('Integer')})
+    if not done and onnx.TensorProto.FLOAT not in kinds:
+        done = [s for s in ('float16', 'bfloat16') if getattr(onnx.TensorProto, s.upper()) in kinds]
+    if done:
+        raise ValueError(
+            f'{name}: {str(path)!r} is in fewer bits already ({", ".join(done)}): give the file with float32 weights'
+        )
+
 def quantise(
     path,        # An .onnx file with float32 weights
     out,         # Where to
@@ -222,8 +249,8 @@ def quantise(
     "Store weights in fewer bits, and say what that did to the answers"
     need('onnxruntime', 'onnx')
     name, tol, least = _kinds[one_of('kind of quantisation', kind, _kinds)]
-    if kind == 'static' and not (calibration := list(calibration or [])):
-        raise ValueError("static quantisation needs calibration data: a list of dicts such as {'pixel_values': array}")
+    calibration = _calibration(calibration) if kind == 'static' else None
+    _check_fresh(path, name)
     make = dict(int8=_dynamic, static=_static(calibration), fp16=_half)[kind]
     return _rewrite(path, out, name, make, tol if rtol is None else rtol, inputs, feeds, least)
 

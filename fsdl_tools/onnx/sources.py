@@ -10,7 +10,7 @@ import contextlib, inspect, json
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import fix_torchvision, human_bytes, one_of, short_repr, what_to_type
-from ..models.architectures import is_factory, locate, model_class, timm_fields
+from ..models.architectures import is_factory, load_factory, locate, model_class, timm_fields
 from ..models.build import build
 from .cures import _hf_specs, calibrate, randomise
 from .graph import InputSpec, _cause
@@ -245,13 +245,26 @@ def open_model(
         info['calibrated'] = calibrate(m, specs) or None
     return Source(m, specs, name, info | dict(seed=seed, pretrained=pretrained))
 
-def _own_source(what, seed, kw, inputs=None):
-    "The model that a function or a class of the caller makes: the same weights for the same seed"
+def _check_scripted(module):
+    "Raise TypeError for a module of TorchScript, which the exporter cannot trace"
     import torch
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError('a scripted module cannot be traced: give the module that it was made from')
+
+def _seeded(what, seed, kw):
+    "What a function of the caller makes; its module is imported first, as that may draw random numbers too"
+    import torch
+    if isinstance(what, str):
+        load_factory(what)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        m = build(what, **kw)
+        return build(what, **kw)
+
+def _own_source(what, seed, kw, inputs=None):
+    "The model that a function or a class of the caller makes: the same weights for the same seed"
+    m = _seeded(what, seed, kw)
     name = what if isinstance(what, str) else getattr(what, '__qualname__', 'model')
+    _check_scripted(m)
     if inputs is not None:
         specs, info = specs_of(inputs, m), {}
         _look_at_ids(specs)
@@ -320,6 +333,7 @@ def _source(model, inputs, kw, say=None):
     for name in kw:
         known = ('model', 'path', 'inputs', 'opset', 'dynamic', 'sizes', 'external', 'rtol', 'metadata', 'progress')
         raise ValueError(f'unknown argument of export {name!r} for a module: {what_to_type(name, known)}')
+    _check_scripted(model)
     if inputs is None:
         if not hasattr(model, 'config'):
             raise ValueError(
@@ -342,12 +356,24 @@ def _look_at_ids(specs):
         )
 
 # %% ../../nbs/onnx/02_sources.ipynb #8c0ffe08
+def _example(value):
+    "An example input as a tensor; raises TypeError for what is none"
+    import numpy as np
+    import torch
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return torch.as_tensor(value)
+    raise TypeError(
+        f'an example input is a tensor or an array, not {type(value).__name__}: '
+        'give one tensor, a tuple of tensors, or a dict of tensors by name'
+    )
+
 def _by_name(inputs, module):
     "Example inputs as a dict: one tensor, or several in a tuple, are named as the arguments of `forward`"
     import torch
-    several = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
-    if not all(isinstance(t, torch.Tensor) for t in several):
+    several = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+    if several and all(isinstance(t, InputSpec) for t in several):
         return None
+    several = [_example(t) for t in several]
     names = list(inspect.signature(module.forward).parameters) if module is not None else []
     names += [f'input{i}' for i in range(len(names), len(several))]
     return dict(zip(names, several, strict=False))
@@ -369,5 +395,5 @@ def specs_of(
             str(t.dtype).removeprefix('torch.'),
             int(t.max()) + 1 if t.numel() and not t.is_floating_point() else 2,
         )
-        for k, t in inputs.items()
+        for k, t in ((k, _example(v)) for k, v in inputs.items())
     ]

@@ -14,6 +14,7 @@ from ..core import Record, positive
 from ..table import Table
 from .graph import _cause, _fit, _true_inputs, random_inputs, read_onnx, specs_of_file
 from .cures import _as_it_was, named_outputs, _tensor
+from ..models.architectures import is_factory
 from .sources import _source, _tame_config, specs_of
 from .compare import _compare, _file_ways, _format, _tolerances, _typed, declared_shapes, pair_outputs
 
@@ -269,7 +270,8 @@ def _against(path, against, note, inputs, kw):
     "The Source to compare with, from what the caller said, and from what the file says about itself"
     seed = _json(note, 'seed', lambda v: type(v) is int and abs(v) < 2**63, 'a whole number')
     named = not hasattr(against, 'forward')
-    given = specs_of_file(path) if inputs is None and not named else inputs
+    own = not named or is_factory(against)                   # what it reads, its file says
+    given = specs_of_file(path) if inputs is None and own else inputs
     src = _source(against, given, kw if kw or not named or seed is None else dict(seed=seed))
     mark = graph_fingerprint(src.module) if 'weights' in note else None
     if mark != note.get('weights'):

@@ -518,22 +518,43 @@ def read_csv(
     "The run in Lightning's CSV, with hparams.yaml beside it"
     path = Path(path)
     found = Found(path, 'csv')
-    found.about['id'] = path.parent.name
+    if path.name == 'metrics.csv':                        # of the folder that the logger made
+        found.about['id'] = path.parent.name
     found.params |= yaml_values(path.parent / 'hparams.yaml', found.warn)
-    text = read_limited(path, 2**30).decode('utf-8', 'replace').replace('\0', '\ufffd')
+    text = read_limited(path, 2**30).decode('utf-8-sig', 'replace').replace('\0', '\ufffd')
     old = csv.field_size_limit(10_000_000)
     try:
-        _csv_rows(found, csv.DictReader(io.StringIO(text)))
+        rows = csv.DictReader(io.StringIO(text, newline=None))
+        rows.fieldnames = _csv_names(found, rows.fieldnames)
+        _csv_rows(found, rows)
     except csv.Error as e:
-        found.warn(f'line {e}: what follows was left out')
+        found.warn(f'{e}: what follows was left out')
     finally:
         csv.field_size_limit(old)
     return found.run()
 
+def _csv_names(found, names):
+    "Names of columns without spaces around them; of two by one name only the last can be read"
+    names = [n.strip() for n in names or ()]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            found.warn(f'there are {names.count(name)} columns {name!r}: the last is read')
+    return names
+
+def _check_width(found, line, row):
+    "Say that a line has more values than there are columns, or fewer"
+    if more := row.get(None):
+        found.warn(f'line {line}: {len(more)} values more than columns, which were left out')
+    if missing := [name for name, text in row.items() if name is not None and text is None]:
+        found.warn(f'line {line}: no value for {", ".join(map(repr, missing))}')
+
 def _csv_rows(found, rows):
     "Lines of a table whose columns are metrics"
     for i, row in enumerate(rows):
+        _check_width(found, i + 2, row)
         step = _csv_number(row.get('step'))
+        if step is None and row.get('step'):
+            found.warn(f'line {i + 2}: the step {row["step"][:40]!r} is no number, and counted as {i}')
         if step is None or step != step or math.isinf(step):
             step = i
         for name, text in row.items():
@@ -543,9 +564,14 @@ def _csv_rows(found, rows):
             elif text and name not in ('step', None):
                 found.warn(f'line {i + 2}, column {name!r}: {str(text)[:40]!r} is no number')
 
+_plain_number = re.compile(r'\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*', re.ASCII | re.IGNORECASE)
+_no_number = re.compile(r'\s*[+-]?(nan|inf(inity)?)\s*', re.IGNORECASE)
+
 def _csv_number(text):
-    "A number, or None where the cell is empty or holds something else"
-    try:
-        return float(text) if text and isinstance(text, str) else None
-    except ValueError:
+    "A number, or None where the cell is empty or holds something else: 1_0 and 1e309 are no numbers in a table"
+    if not isinstance(text, str):
         return None
+    if _no_number.fullmatch(text):
+        return float(text)
+    value = float(text) if _plain_number.fullmatch(text) else math.inf
+    return None if math.isinf(value) else value

@@ -6,7 +6,7 @@
 __all__ = ['read_neptune_offline', 'read_neptune_export', 'read_comet', 'read_clearml', 'recognise', 'read_all', 'read']
 
 # %% ../../nbs/operations/15_tracking_read.ipynb #40ebafc0
-import json, os, sqlite3, struct, zipfile
+import json, os, re, sqlite3, struct, zipfile
 from datetime import timezone
 from decimal import Decimal
 from pathlib import Path
@@ -445,7 +445,7 @@ def _zip_kind(path, raw):
 # %% ../../nbs/operations/15_tracking_read.ipynb #28b78850
 def _text_kind(path, raw):
     "What kind of text it is"
-    first = raw.lstrip().split(b'\n', 1)[0]
+    first = re.split(rb'[\r\n]', raw.removeprefix(b'\xef\xbb\xbf').lstrip(), maxsplit=1)[0]    # after a byte-order mark
     if first[:1] == b'{':
         try:
             d = loads(first)
@@ -460,7 +460,7 @@ def _text_kind(path, raw):
         if b'"log_history"' in raw or 'log_history' in d:
             return 'trainer_state'
         return 'jsonl' if d else 'trainer_state' if Path(path).name == 'trainer_state.json' else None
-    header = first.split(b',')
+    header = [name.strip(b' \t"') for name in first.split(b',')]
     return 'csv' if b'step' in header or b'epoch' in header else None
 
 # %% ../../nbs/operations/15_tracking_read.ipynb #0803237d

@@ -255,6 +255,8 @@ def call_factory(
 ):            # What it returns; raises TypeError when it needs something else
     "Call a function with those arguments that it has parameters for"
     factory = load_factory(name)
+    if hasattr(factory, 'forward') and not isinstance(factory, type):
+        raise TypeError(f'{name} is a {type(factory).__name__} made already: name the function or class that makes it')
     wanted = inspect.signature(factory).parameters
     needs = [n for n, p in wanted.items() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if missing := [n for n in needs if n not in offers]:

@@ -69,6 +69,42 @@ def test_shared_experts_are_met_by_every_token(name, shared):
     assert active_parameters(m) < sum(p.numel() for p in m.parameters()) and shape_of(m).shared_ffn == 96
 
 
+# Operators that take functions
+
+class Chooses(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+    def forward(self, x): return torch.cond(x.sum() > 0, lambda x: self.a(x), lambda x: self.b(self.a(x)), (x,))
+
+
+class Repeats(Chooses):
+    def forward(self, x):
+        from torch._higher_order_ops.while_loop import while_loop
+        return while_loop(lambda i, x: i < 5, lambda i, x: (i + 1, self.a(x)), (torch.tensor(0), x))[1]
+
+
+class Maps(Chooses):
+    def forward(self, x): return torch.vmap(self.a)(x)
+
+
+@pytest.mark.parametrize('kind, says', [(Chooses, 'operator cond of PyTorch'), (Repeats, 'operator while_loop of PyTorch'), (Maps, 'others of torch.func')])
+def test_what_runs_inside_operators_is_counted_or_refused_in_a_line(kind, says, tmp_path):
+    from fsdl_tools.memory.measure import measure
+    from fsdl_tools.memory.predict import breakdown
+    from fsdl_tools.onnx.export import export
+    m, x = kind().eval(), torch.randn(4, 8)
+    with torch.no_grad(): before = m(x)
+    asks = [lambda: breakdown(m, 4, inputs=(x,))]
+    if kind is Maps: assert profile(m, x).flops == profile(m, x, real=True).flops == 2 * 4 * 8 * 8      # vmap alone is counted
+    else: asks += [lambda: profile(m, x), lambda: profile(m, x, real=True), lambda: measure(m, (x,))]
+    for ask in asks:
+        with pytest.raises(ValueError, match=says) as e: ask()
+        assert len(str(e.value)) < 200 and ' object at 0x' not in str(e.value)
+        with torch.no_grad(): assert torch.equal(m(x), before)              # the module still runs
+    assert export(m, tmp_path/'a.onnx', x).verified
+
+
 class ReadsItsWidths(torch.nn.Module):
     "Sizes of layers computed by tensors and read as lists, as timm's regnets did"
     def __init__(self, drawn=False):

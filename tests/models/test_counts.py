@@ -58,6 +58,19 @@ def test_a_shape_leads_back_to_the_model(name):
     assert abs(plain.params / params - 1) < 2e-4 and abs(plain.active / active_parameters(m) - 1) < 1e-3     # norms of heads are not in a shape
 
 
+@pytest.mark.parametrize('name, plain', [
+    ('mamba2', False), ('jetmoe', False), ('gemma4_text', False), ('gemma3n_text', False), ('hrm_text', False), ('phi4_multimodal', False), ('zamba2', False), ('recurrent_gemma', False), ('albert', False), ('electra', False), ('squeezebert', False),
+    ('xlstm', True), ('ctrl', True), ('modernbert', True), ('bert', True), ('jamba', True), ('llava', True), ('qwen2_5_vl', True)])
+def test_a_shape_that_does_not_lead_back_is_none(name, plain):
+    m = build(name, device='meta')
+    shape = shape_of(m)
+    assert (shape is not None) == plain
+    if plain:
+        text = next(k for k in m.modules() if getattr(k, 'config', None) is m.config.get_text_config())       # of LLaVA the language model alone
+        params = sum({id(p): p.numel() for part in (text, m.get_output_embeddings() or text) for p in part.parameters()}.values())
+        assert abs(from_shape(shape, seq=8).params / params - 1) < .05
+
+
 @pytest.mark.parametrize('fields, active', [
     (dict(num_local_experts=8, num_experts_per_tok=2), 2), (dict(num_local_experts=4, num_experts_per_tok=4), 4), (dict(num_local_experts=2, num_experts_per_tok=1), 1)])
 def test_a_token_meets_the_experts_it_visits(fields, active):

@@ -19,6 +19,7 @@ from fsdl_tools.onnx import optimise as optimise_module
 from fsdl_tools.onnx.compare import compare_outputs, declared_shapes, pair_outputs
 from fsdl_tools.onnx.cures import _flat, _hf_specs, _segments, named_outputs
 from fsdl_tools.onnx.sources import open_model, tiny_config
+from fsdl_tools.onnx.decoder import Decoder, export_decoder, greedy_torch, open_decoder
 from fsdl_tools.onnx.export import export, install, staging
 from fsdl_tools.onnx.graph import InputSpec, infer, inspect_onnx, random_inputs, read_onnx, session, specs_of_file
 from fsdl_tools.onnx.optimise import quantise
@@ -267,6 +268,21 @@ def test_quantising_files_with_external_data(tmp_path, monkeypatch, kind, limit)
     names = sorted(f.name for f in tmp_path.iterdir())
     assert names == sorted(['b.onnx', 'in', *inspect_onnx(tmp_path/'b.onnx').external])
     if limit and kind == 'fp16': assert inspect_onnx(tmp_path/'b.onnx').external
+
+
+@pytest.mark.timeout(300)
+def test_what_is_quantised_already_is_refused_and_calibration_is_read(tmp_path):
+    x, m = torch.randn(4, 6), nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 8))
+    p = made(m, tmp_path/'a.onnx', dict(input=x), external=True)
+    small = {k: tmp_path/f'{k}.onnx' for k in ('int8', 'static', 'fp16')}
+    for kind, out in small.items():
+        for _ in range(2): assert quantise(p, out, kind, calibration=dict(input=x)).verified         # over the file of before too, one dict of tensors is calibration data
+    for first in small.values():
+        for kind in small:
+            with pytest.raises(ValueError, match='in fewer bits already'): quantise(first, tmp_path/'c.onnx', kind, calibration=dict(input=x))
+    with pytest.raises(TypeError, match='a list of dicts'): quantise(p, tmp_path/'c.onnx', 'static', calibration=[x])
+    with pytest.raises(ValueError, match='feeds is empty'): quantise(p, tmp_path/'c.onnx', feeds=[])
+    assert quantise(p, p, 'int8').verified and not list(tmp_path.glob('*.data')) and not (tmp_path/'c.onnx').exists()     # over itself: its data goes with it
 
 
 @pytest.mark.slow
@@ -549,3 +565,40 @@ def test_planted_faults(name):
     hit = [r for r in rows if r.get('matters')]
     assert hit and all(r['refused'] for r in hit), [r for r in hit if not r['refused']]
     assert not [r for r in rows if r.get('verified') is False]
+
+
+# Text that a decoder is given
+
+@pytest.fixture(scope='module')
+def short(tmp_path_factory):
+    "A GPT-2 of sixteen positions and its file"
+    model = open_decoder(tiny_config('gpt2', n_positions=16))
+    path = tmp_path_factory.mktemp('decoder')/'g.onnx'
+    assert export_decoder(model, path).tokens == 33                     # of 32 asked for, as many as it reads
+    return model, Decoder(path)
+
+
+@pytest.mark.parametrize('ids, kw, error, says', [
+    ([[1, 2], [1]], {}, ValueError, 'differ in length: pad them on the left'), ('hello', {}, TypeError, 'whole numbers'), ([[1.5, 2]], {}, TypeError, 'whole numbers'), ([[-1, 2]], {}, ValueError, 'token ids are 0 to 98, not -1'),
+    ([[99]], {}, ValueError, 'not 99'), ([[]], {}, ValueError, 'batch, length'), ([[1, 2, 3]], dict(n=15), ValueError, 'n is at most 14'), ([[1] * 17], dict(n=1), ValueError, 'at most 0'), ([[1]], dict(n=0), ValueError, 'positive'),
+    ([[1, 0]], dict(mask=[[1, 0]]), ValueError, 'on the left'), ([[0, 1]], dict(mask=[[.5, 1]]), ValueError, 'on the left'), ([[0, 1]], dict(mask=[[0, 0]]), ValueError, 'on the left')])
+def test_a_prompt_that_cannot_be_read_is_one_line(short, ids, kw, error, says):
+    model, decoder = short
+    with pytest.raises(error, match=says) as e: decoder.generate(ids, **dict(n=3) | kw)
+    assert len(str(e.value)) < 200
+    if 'n' not in kw or kw['n']:
+        with pytest.raises(error, match=says): greedy_torch(model, ids, **dict(n=3) | kw)
+
+
+def test_texts_of_any_length_stop_where_they_are_told_to(short):
+    model, decoder = short
+    ids, mask = [[0, 0, 1, 2], [4, 1, 2, 3]], np.array([[0, 0, 1, 1], [1, 1, 1, 1]], bool)
+    both = decoder.generate(ids, 6, mask)
+    assert (both == greedy_torch(model, ids, 6, mask)).all() and (both[0, 2:] == decoder.generate([[1, 2]], 6)[0]).all()
+    assert decoder.generate([[1] * 4], 13).shape == (1, 17)             # the last token is not read
+    text = decoder.generate([[4, 1, 2, 3]], 6)[0, 4:].tolist()
+    for stop in (text[2], np.int64(text[2]), torch.tensor(text[2]), (text[2], 98), {text[2]}, np.array([text[2]])):
+        assert decoder.generate([[4, 1, 2, 3]], 6, stop=stop)[0, 4:].tolist() == text[:text.index(text[2]) + 1]
+    for stop in ('.', 1.5, -1, True, [[1, 2]], 10**20):
+        with pytest.raises(TypeError, match='a token id, or several'): decoder.generate([[1, 2]], 6, stop=stop)
+    with pytest.raises(ValueError, match='reads 4 tokens, and a decoder is checked with 8'): export_decoder(tiny_config('gpt2', n_positions=4), 'never.onnx')

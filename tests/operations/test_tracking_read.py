@@ -408,3 +408,16 @@ def test_pieces_across_blocks():
 
 
 def test_recognise(files): assert {k: recognise(files/p) for k, p in single.items()} == {k: {'neptune': 'neptune_offline'}.get(k, k) for k in single}
+
+
+@pytest.mark.parametrize('text, points, warning', [
+    ('\ufeffstep,loss\r\n0,1\r\n', 1, ''), (' step , loss \n 0 , 1 \n', 1, ''), ('"step","loss"\n"0","1"\n', 1, ''), ('step,loss\r0,1\r1,2\r', 2, ''), ('step,loss\n', 0, ''), ('step,loss\n0,nan\n1,inf\n2,1e308\n', 3, ''),
+    ('step,loss\n0,1,9,9\n', 1, 'line 2: 2 values more than columns'), ('step,loss\n0\n', 0, "line 2: no value for 'loss'"), ('step,loss\n0,1_0\n', 0, "'1_0' is no number"), ('step,loss\n1_0,1\n', 1, "the step '1_0' is no number"),
+    ('step,loss\n0,1e309\n', 0, "'1e309' is no number"), ('step,loss\n0,\u0661\n', 0, 'is no number'), ('step,loss,loss\n0,1,2\n', 1, "2 columns 'loss'"), ('step,loss\n0,"1\n1,2\n', 0, 'is no number')])
+def test_tables_of_metrics_as_they_come(tmp_path, text, points, warning):
+    "Marks, quotes and line ends of other programs are read; what a table has too much, too little or by no number is said"
+    path = tmp_path/'mine.csv'
+    path.write_bytes(text.encode())
+    assert recognise(path) == 'csv'
+    r = read(path)
+    assert r.id == 'mine' and r.points() == points and bool(r.warnings) == bool(warning) and warning in ' '.join(r.warnings)
