@@ -146,7 +146,8 @@ def _drawn(st, block, number):
     elif block.kind == 'picture':
         name = html.escape(block.title, quote=True)
         data = base64.b64encode(block.content.encode()).decode()
-        st.html(f'<img alt="{name}" style="max-width: 100%" src="data:image/svg+xml;base64,{data}">')  # st.image has no alt
+        source = f'data:image/svg+xml;base64,{data}'
+        st.html(f'<img alt="{name}" style="max-width: 100%" src="{source}">')      # the image of st.image has no words
 
 
 def _show_all(st, blocks):

@@ -7,6 +7,7 @@ __all__ = ['table_facts', 'said_of_age', 'data_table']
 
 # %% ../../nbs/book/08_data.ipynb #b7827299
 import datetime
+import gzip
 import json
 import re
 from pathlib import Path
@@ -37,8 +38,9 @@ def _dates(text):
 
 def _rows_and_newest(name, date):
     "How many rows a table has, or figures a measurement, and its newest date; `date` where its rows have none"
-    text = Path(data_path(name)).read_text(encoding='utf-8')
-    if name.endswith('.json'):
+    data = Path(data_path(name)).read_bytes()
+    text = (gzip.decompress(data) if name.endswith('.gz') else data).decode()
+    if '.json' in name:
         found = json.loads(text)
         return _figures(found) or _figures(found, str), max(_dates(text), default='')
     rows = read_data(name, text=('date',))

@@ -252,7 +252,7 @@ def kernel_of(
     kernel:str='',           # One of kernels(); empty: what the framework takes by itself
     software:float=math.inf  # Year in which the framework's version came out
 ) -> str:                    # Name of a kernel of attention_rates.csv, or empty where none is known for the GPU
-    "The kernel of a run: cuDNN for Transformer Engine and XLA from Hopper on, and on Hopper for PyTorch since 2.11; else FlashAttention-2"
+    "The kernel of a run: cuDNN for Transformer Engine and XLA from Hopper on, on Hopper for PyTorch 2.11; else FA2"
     arch = next((n for n in _kin(gpu)[::-1] if n in _usual_kernel), None)
     if arch is None:
         return ''
@@ -313,7 +313,8 @@ def _old_sdpa(c): # Columns with years of software; extended in place
     old = c['software'] < _sdpa_since
     if old.any():
         own = lambda f, k: k in ('', 'sdpa') and framework_of(f) in ('pytorch', 'torchtitan')
-        found, where = _each(lambda f, g, k: kernel_of(f, g, k, 0.) if own(f, k) else k, c['framework'], c['gpu'], c['kernel'])
+        before = lambda f, g, k: kernel_of(f, g, k, 0.) if own(f, k) else k
+        found, where = _each(before, c['framework'], c['gpu'], c['kernel'])
         shape = np.broadcast_shapes(*(np.shape(c[n]) for n in ('framework', 'gpu', 'kernel', 'software')))
         c['kernel'] = np.where(old, np.broadcast_to(np.array(found)[where], shape), c['kernel'])
 

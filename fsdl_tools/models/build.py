@@ -8,7 +8,7 @@ __all__ = ['shrink', 'from_config', 'build', 'longest_text', 'example_inputs', '
 # %% ../../nbs/models/03_build.ipynb #49d0c5d2
 import contextlib, inspect, re
 from ..core import fix_torchvision, one_of, positive, theirs
-from .architectures import _made_of_class, _nothing_else, find_class, is_factory, load_config
+from .architectures import _fit, _made_of_class, _nothing_else, find_class, is_factory, load_config
 from .architectures import load_factory, locate, offline, timm_fields
 from .spec import TransformerShape, from_shape
 from .values import Values, bare_copy, recall, remember, watching
@@ -74,55 +74,6 @@ def _build_timm(
         )
     model.input_size = size
     return model
-
-# %% ../../nbs/models/03_build.ipynb #ff3489ab
-# Values that a default configuration leaves open although its class needs them,
-# from the checkpoint that the family is named for
-_holes = dict(
-    deepseek_v2=dict(num_experts_per_tok=6),
-    dots1=dict(n_routed_experts=128, num_experts_per_tok=6, n_shared_experts=2),
-    xmod=dict(default_language='en_XX'),
-    esm=dict(vocab_size=33, pad_token_id=1, mask_token_id=32),
-    cohere_compass_text=dict(
-        rope_parameters={
-            k: dict(rope_type='default', rope_theta=10000.0) for k in ('full_attention', 'sliding_attention')
-        }
-    ),
-    granitemoehybrid=dict(layer_types=(['linear_attention'] * 3 + ['full_attention']) * 8),
-    lfm2_moe=dict(layer_types=(['conv'] * 3 + ['full_attention']) * 8),
-)
-
-def _fit(config, cls):
-    "`config`, or the part of it that `cls` is made for, with its holes filled"
-    want = getattr(cls, 'config_class', None)
-    if want and not isinstance(config, want):
-        config = next((p for k in config.sub_configs if isinstance(p := getattr(config, k, None), want)), config)
-    if cls.__name__ == 'ReformerModelWithLMHead':
-        config.is_decoder = True
-    if config.model_type == 'dbrx' and not hasattr(config.attn_config, 'rope_theta'):
-        config.attn_config.rope_theta, config.attn_config.clip_qkv = 5e5, 8
-    text = config.get_text_config()
-    _fill(text)
-    for k in ('image_token_id', 'image_token_index'):        # the default of LLaVA and others is a row too far
-        rows = getattr(text, 'vocab_size', None)
-        if isinstance(rows, int) and isinstance(getattr(config, k, None), int) and getattr(config, k) >= rows > 0:
-            setattr(config, k, rows - 1)
-    return config
-
-def _fill(
-    t # Configuration of the text model, changed in place
-):
-    "Set what a text model leaves open: heads, and what `_holes` knows of its type"
-    d, fill = vars(t), _holes.get(t.model_type, {})
-    if 'layer_types' in fill:
-        fill = fill | dict(layer_types=fill['layer_types'][:t.num_hidden_layers])
-    if d.get('num_key_value_heads', 0) is None:
-        t.num_key_value_heads = t.num_attention_heads
-    if d.get('head_dim', 0) is None:
-        t.head_dim = t.hidden_size // t.num_attention_heads
-    for k, v in fill.items():
-        if not d.get(k) or k == 'layer_types' and 'full_attention' not in d[k]:
-            setattr(t, k, v)
 
 # %% ../../nbs/models/03_build.ipynb #fdd6f133
 _few = dict(

@@ -369,7 +369,6 @@ def _example(value):
 
 def _by_name(inputs, module):
     "Example inputs as a dict: one tensor, or several in a tuple, are named as the arguments of `forward`"
-    import torch
     several = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
     if several and all(isinstance(t, InputSpec) for t in several):
         return None

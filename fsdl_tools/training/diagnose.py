@@ -246,6 +246,13 @@ def _check(loop, suspect, clock, repeats, promise=None):
     r = paired_ratio(whole, bare)
     return dict(cause=suspect['cause'], predicted=_spread(promised)[0], measured=r.mid, low=r.low, high=r.high)
 
+def _check_wishes(repeats, trace):
+    "Raises ValueError for too few repeats, FileNotFoundError for a trace that could not be written"
+    if positive('repeats', repeats) < 2:
+        raise ValueError('repeats must be at least 2: an interval needs two runs')
+    if trace and not followed(trace).absolute().parent.is_dir():
+        raise FileNotFoundError(f'there is no folder {str(Path(trace).parent)!r} to write the trace into')
+
 def diagnose(
     loop,             # Function without arguments that trains a few steps; it is called several times
     repeats:int=3,    # Runs for each number, at least 2
@@ -253,10 +260,7 @@ def diagnose(
     trace:str=''      # Write the Chrome trace of the profiled run here
 ) -> Diagnosis:       # On several ranks: the same on each; call it on all of them
     "What a training loop waits for, what to try first, and whether that is true"
-    if positive('repeats', repeats) < 2:
-        raise ValueError('repeats must be at least 2: an interval needs two runs')
-    if trace and not followed(trace).absolute().parent.is_dir():
-        raise FileNotFoundError(f'there is no folder {str(Path(trace).parent)!r} to write the trace into')
+    _check_wishes(repeats, trace)
     loop()                                            # warm: imports, caches, allocators
     if dist.is_initialized() and dist.get_world_size() > 1:
         return _diagnose_ranks(loop, repeats)
@@ -267,22 +271,19 @@ def diagnose(
     events = profiled(_marked(loop))
     if trace:
         write_atomic(trace, json.dumps(dict(traceEvents=events)))
-    clock, checks, notes = runs[-1][0], [], []
-    on_gpu = gpu_idle(events) is not None
+    clock, on_gpu = runs[-1][0], gpu_idle(events) is not None
     if on_gpu:
-        found = [gpu_parts(events)] + [gpu_parts(profiled(_marked(loop))) for _ in range(repeats - 1)]
-        rows, hidden = _gpu_rows(found, [p[0] for p in plain]), _gpu_hidden(found, plain, runs)
-        suspects = _suspects(rows + hidden, clock, _due_on_gpu)
-        notes.append(f'the GPU worked for {_spread([_busy_share(g, p[0]) for g, p in zip(found, plain, strict=True)])[0]:.0%} of the time')
+        rows, suspects, notes = _judged_on_gpu(loop, events, plain, runs)
     else:
-        traced = trace_parts(events)
+        traced, notes = trace_parts(events), []
         rows = _share_rows(runs, traced)
         suspects = _suspects(rows + _hidden_rows(runs, hidden_costs(events), traced), clock)
-    for s in suspects[:1] if check else []:
-        if _removable(s['part'], clock):
-            checks.append(_check(loop, s, clock, repeats, _promise(s, rows) if on_gpu else None))
-        else:
-            notes.append(f"{s['cause']} cannot be taken out from outside: try the cure")
+    checks = []
+    if check and suspects and _removable(suspects[0]['part'], clock):
+        promise = _promise(suspects[0], rows) if on_gpu else None
+        checks.append(_check(loop, suspects[0], clock, repeats, promise))
+    elif check and suspects:
+        notes.append(f"{suspects[0]['cause']} cannot be taken out from outside: try the cure")
     overhead = _spread([(r[4] - p[2])/p[0] for p, r in zip(plain, runs, strict=True)])[0]
     return Diagnosis(_spread([p[0] for p in plain])[0], rows, suspects, checks, overhead, repeats, notes)
 
@@ -387,6 +388,14 @@ def _gpu_hidden(found, plain, runs):
         extra['small operations'].append(max(0., _waits_for_launches(g, idle) - compiled/took))
     return [_row(k, v) for k, v in extra.items()]
 
+def _judged_on_gpu(loop, events, plain, runs):
+    "(rows, suspects, notes) of a loop whose trace has kernels; it is recorded as often as it was watched"
+    found = [gpu_parts(events)] + [gpu_parts(profiled(_marked(loop))) for _ in runs[1:]]
+    rows, hidden = _gpu_rows(found, [p[0] for p in plain]), _gpu_hidden(found, plain, runs)
+    worked = _spread([_busy_share(g, p[0]) for g, p in zip(found, plain, strict=True)])[0]
+    suspects = _suspects(rows + hidden, runs[-1][0], _due_on_gpu)
+    return rows, suspects, [f'the GPU worked for {worked:.0%} of the time']
+
 def _promise(suspect, rows):
     "Gain if a suspect went away; with a loader go its workers"
     share = {r['part']: r['share'] for r in rows}
@@ -400,7 +409,8 @@ def _diagnose_gpu_trace(events):
     clock.loaders.append(_Loader(workers=1))                   # a trace does not say how many there were
     rows = _gpu_rows([g], [wall])
     busy, idle = _scales(g, wall)
-    extra = {'recomputation': g.again*busy, 'unfused attention': g.attention*busy, 'small operations': _waits_for_launches(g, idle)}
+    extra = {'recomputation': g.again*busy, 'unfused attention': g.attention*busy}
+    extra['small operations'] = _waits_for_launches(g, idle)
     suspects = _suspects(rows + [_row(k, [v]) for k, v in extra.items()], clock, _due_on_gpu)
     notes = ['one trace: no intervals', f'the GPU worked for {_busy_share(g, wall):.0%} of the time']
     return Diagnosis(wall, rows, suspects, [], 0., 1, notes)

@@ -178,7 +178,7 @@ class GpuParts:
     wall: float = 0.                            # All of it: the sum of both
     kernels: int = 0                            # How many ran
     attention: float = 0.                       # Of busy: softmax and masks of attention that was written out
-    again: float = 0.                           # Of busy: what runs inside checkpoint(), and runs once more in the backward pass
+    again: float = 0.                           # Of busy: what runs inside checkpoint(), to be repeated
 
 _first_of_all = [
     ('reading results', re.compile(r'^aten::_local_scalar_dense')),
@@ -232,14 +232,16 @@ def gpu_parts(
 ) -> GpuParts:  # Raises ValueError where there are no kernels
     "Divide a run between what the GPU worked on and what it waited for"
     done = [e for e in events if e.get('ph') == 'X' and 'dur' in e and 'ts' in e]
-    works = sorted((e for e in done if e.get('cat') in _on_gpu), key=lambda e: (e['name'].startswith('nccl'), e['ts']))
+    messages_last = lambda e: (e['name'].startswith('nccl'), e['ts'])
+    works = sorted((e for e in done if e.get('cat') in _on_gpu), key=messages_last)
     kernels = [e for e in works if e['cat'] == 'kernel']
     main = _main_thread(done)
     if not kernels or main is None:
-        raise ValueError('the trace has no kernels of a GPU: record it with ProfilerActivity.CUDA and ProfilerActivity.CPU')
+        raise ValueError('the trace has no kernels of a GPU: record it with the activities CPU and CUDA')
     host = _host_spans(done, main)
     starts = [h[0] for h in host]
-    calls = {e['args']['correlation']: e['ts'] for e in done if 'correlation' in (e.get('args') or {}) and e.get('cat') not in _on_gpu}
+    of_host = [e for e in done if e.get('cat') not in _on_gpu and 'correlation' in (e.get('args') or {})]
+    calls = {e['args']['correlation']: e['ts'] for e in of_host}
     busy, taken, at = _busy(works, calls, host, starts)
     mine = [(e['ts'], e['ts'] + e['dur']) for e in done if (e.get('pid'), e.get('tid')) == main]
     whole = [min(a for a, _ in [*mine, *taken]), max(b for _, b in [*mine, *taken])]
@@ -251,7 +253,7 @@ def gpu_parts(
     return GpuParts(dict(busy), dict(idle), whole[1] - whole[0], len(kernels), attention, again)
 
 def _busy(works, calls, host, starts):
-    "(part -> microseconds, disjoint spans of the GPU, call -> microseconds); where two run at once, the first counts, and NCCL last"
+    "(part -> microseconds, disjoint spans of the GPU, call -> microseconds); of two at once the first counts"
     busy, by_call, taken, reached = Counter(), Counter(), [], -1e30
     messages = [e for e in works if e['name'].startswith('nccl')]
     for e in works[:len(works) - len(messages)]:
@@ -261,13 +263,14 @@ def _busy(works, calls, host, starts):
             by_call[(e.get('args') or {}).get('correlation')] += length
             taken.append([max(e['ts'], reached), e['ts'] + e['dur']])
             reached = e['ts'] + e['dur']
-    exposed = [list(s) for s in _minus(_union([[e['ts'], e['ts'] + e['dur']] for e in messages]), _union(taken))]
+    sent = _union([[e['ts'], e['ts'] + e['dur']] for e in messages])
+    exposed = [list(s) for s in _minus(sent, _union(taken))]
     if exposed:
         busy['communication'] += _length(exposed)
     return busy, _union([*taken, *exposed]), by_call
 
 def _idle(gaps, steps, host, starts):
-    "Part -> microseconds in which the GPU was idle; before the first kernel and after the last it is set-up, unless it has a mark"
+    "Part -> microseconds in which the GPU was idle; before the first kernel and after the last: set-up, unless marked"
     idle = Counter()
     for a, b in gaps:
         inside = steps[0] <= a < steps[1]
@@ -289,5 +292,6 @@ def _launched_by(events, calls, by_call, wanted):
     "Microseconds of the GPU on what was launched inside wanted events"
     inside = [(a, b, '') for a, b in _union([(e['ts'], e['ts'] + e['dur']) for e in events if wanted(e)])]
     starts = [a for a, _, _ in inside]
-    return sum(t for call, t in by_call.items() if call in calls and any(_overlap((calls[call], calls[call] + 1e-3), inside, starts)))
+    wanted_call = lambda call: call in calls and any(_overlap((calls[call], calls[call] + 1e-3), inside, starts))
+    return sum(t for call, t in by_call.items() if wanted_call(call))
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from fsdl_tools.compute.gpus import Cluster, find
-from fsdl_tools.compute.planner import _passes, estimate, image_constants
+from fsdl_tools.compute.planner import _passes, estimate, _image_constants
 from fsdl_tools.core import GiB, read_data, read_results
 from fsdl_tools.models.profile import profile
 from fsdl_tools.models.spec import Layer
@@ -47,8 +47,8 @@ def test_a_small_batch_takes_as_long_as_starting_it():
 def test_batchnorm_wants_as_many_channels_as_there_are_multiprocessors():
     layer = lambda kind, channels, params=0: Layer(name='x', kind=kind, params=params, output=(1, channels, 8, 8), calls=1)
     narrow, wide, wider = (_passes(layer('BatchNorm2d', n), 132) for n in (33, 132, 1024))
-    assert narrow == pytest.approx(4*wide) and wide == wider == image_constants()['batchnorm_passes']
-    assert _passes(layer('Conv2d', 96, 96*9), 132) == image_constants()['thin_passes'] and _passes(layer('Conv2d', 96, 96*96), 132) == 1.
+    assert narrow == pytest.approx(4*wide) and wide == wider == _image_constants()['batchnorm_passes']
+    assert _passes(layer('Conv2d', 96, 96*9), 132) == _image_constants()['thin_passes'] and _passes(layer('Conv2d', 96, 96*96), 132) == 1.
 
 
 def test_norms_stay_in_fp32_under_autocast():
