@@ -18,7 +18,7 @@ from ..table import Table
 def _data_files() -> list:  # Names such as gpus.csv and results/zoo.json, sorted
     "Every table of the library"
     folder = data_path('tables.csv').parent
-    found = [p.relative_to(folder).as_posix() for ending in ('csv', 'json') for p in folder.rglob(f'*.{ending}')]
+    found = [p.relative_to(folder).as_posix() for kind in ('csv', 'json', 'gz') for p in folder.rglob(f'*.{kind}')]
     return sorted(name for name in found if not any(part[0] in '._' for part in name.split('/')))
 
 

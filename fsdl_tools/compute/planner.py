@@ -324,7 +324,7 @@ def record_of(
 def _assumptions(cluster, layout, c, gpu):
     "In words, what an estimate takes for granted because neither layout nor cluster says it"
     first = lambda k: np.ravel(c[k])[0]
-    said = ['attention kernel ' + kernel_of(layout.framework, gpu, layout.kernel)] if layout.flash else []
+    said = ['attention kernel ' + kernel_of(layout.framework, gpu, str(first('kernel')))] if layout.flash else []
     said = said if said and said[0].split()[2:] else []
     if not layout.grad_bytes:
         said.append(f'gradients of {first("grad_bytes"):g} bytes')
