@@ -43,6 +43,16 @@ def one(name, batch, seq, precision, device):
     row = dict(model=name, batch=batch, seq=seq, precision=precision, predicted=p.to_dict(), replayed_reserved_cpu_kernels=replayed, replayed_allocated_cpu_kernels=rounded)
     return row | (dict(measured=train(name, batch, seq, precision, device)) if device == 'cuda' else {})
 
+def in_gib(row, before):
+    "A row as the page reads it; `before` is what an earlier prediction said, where there was one"
+    if 'error' in row:
+        return row
+    gib = lambda n: round(n/2**30, 3)
+    predicted = gib(row['predicted']['peak'])
+    told = {k: row[k] for k in ('model', 'batch', 'seq', 'precision')} | dict(settings=smaller.get(row['model'], {}))
+    told |= dict(before_gib=before.get((row['model'], row['precision']), predicted), predicted_gib=predicted)
+    return told | {f'{k}_gib': gib(v) for k, v in row['measured'].items()}
+
 def in_a_process(a, name, precision):
     "The row of a model, whose process ends with it; an error is a row too"
     done = subprocess.run([sys.executable, __file__, '--device', a.device, '--seq', str(a.seq), '--one', name, precision], capture_output=True, text=True)
@@ -72,5 +82,8 @@ if __name__ == '__main__':
     if a.device == 'cuda':
         card = torch.cuda.get_device_properties(0)
         versions = {k: version(k) for k in ('torch', 'timm', 'transformers')}
-        doc = dict(date=str(datetime.date.today()), device=card.name, memory=card.total_memory, cuda=torch.version.cuda, versions=versions, rows=rows)
+        known = json.loads(out.read_text()) if out.exists() else dict(rows=[], conditions='')
+        before = {(r['model'], r['precision']): r['before_gib'] for r in known['rows']}
+        doc = dict(date=str(datetime.date.today()), device=card.name, memory=card.total_memory, cuda=torch.version.cuda, versions=versions,
+                   conditions=known['conditions'], rows=[in_gib(r, before) for r in rows])
         write_atomic(a.out, json.dumps(doc, indent=1) + '\n')

@@ -141,17 +141,36 @@ def _proven(c, truth, predict, prior):
     factors = {k: float(f'{math.exp(v):.4g}') for k, v in zip(prior, x, strict=True)}
     return factors, float(np.median(before)), float(np.median(after))
 
+def _figure(row, name):
+    "A measured figure; raises ValueError naming column and value unless it is positive and finite"
+    try:
+        x = float(row[name])
+    except (TypeError, ValueError):
+        x = math.nan
+    if not 0 < x < math.inf:
+        raise ValueError(f'{name} must be a positive number, not {row[name]!r}')
+    return x
+
 def _measured(rows, names):
-    "Rows that have one of these figures, and the figure of each"
-    found = [(r, next(float(r[n]) for n in names if r.get(n))) for r in rows if any(r.get(n) for n in names)]
-    return [r for r, _ in found], np.array([v for _, v in found])
+    "Rows that have one of these figures, checked, and the figure of each; raises ValueError naming the run"
+    found, figures = [], []
+    for number, row in enumerate(rows, 1):
+        given = [n for n in names if str(row.get(n) or '').strip()]
+        if not given:
+            continue
+        try:
+            figures.append(_figure(row, given[0]))
+            found.append((row, check_row(row)))
+        except ValueError as e:
+            raise ValueError(f'run {number}: {e}') from None
+    return found, np.array(figures)
 
 def _time_factors(rows):
     "Factors of time, and errors, from rows with a measured step; none below three"
     timed, seconds = _measured(rows, ('step_time_s', 'step_seconds'))
     if len(timed) < 3:
         return 0, {}, 0.0, 0.0
-    c = complete_columns(columns([check_row(r) for r in timed]))
+    c = complete_columns(columns([known for _, known in timed]))
     return len(timed), *_proven(c, seconds, _seconds, _prior)
 
 def _memory_factors(rows):
@@ -159,9 +178,9 @@ def _memory_factors(rows):
     peaks, gib = _measured(rows, ('peak_mem_gib', 'peak_gib'))
     if len(peaks) < 3:
         return 0, {}, 0.0, 0.0
-    c = complete_columns(columns([check_row(r) for r in peaks]))
+    c = complete_columns(columns([known for _, known in peaks]))
     kind = lambda r: r.get('mem_kind') or r.get('peak_kind') or 'device'
-    c['kind'] = np.array([_kinds.index(one_of('mem_kind', kind(r), _kinds)) for r in peaks])
+    c['kind'] = np.array([_kinds.index(one_of('mem_kind', kind(r), _kinds)) for r, _ in peaks])
     return len(peaks), *_proven(c, gib * GiB, _bytes, _memory_prior)
 
 def fit_cluster(

@@ -97,7 +97,10 @@ def _from_config(config):
         m = from_config(config)
     s = shape_of(m)
     if s is None:
-        raise ValueError(f'{config.model_type} is not a transformer of one stack: it has no layers, hidden or heads')
+        raise ValueError(
+            f'{config.model_type} is not a transformer of one stack: no layers, hidden size and heads lead back to its '
+            'parameters; its profile can be planned, over data: estimate(profile(…, train=True), …)'
+        )
     more = _mixture(config) | dict(block=config.get_text_config().model_type)
     return _from_shape(s, sum(p.numel() for p in m.parameters()), more)
 

@@ -292,6 +292,9 @@ def test_three_runs_correct_a_cluster_and_contradictions_do_not(tmp_path, capsys
     torn = fit_cluster([r | dict(step_seconds=f*r['step_seconds']) for r, f in zip(bloom[:4], (1.3, .75, 1.3, .75), strict=True)])
     assert all(abs(math.log(f)) < .08 for f in torn.factors.values())
     with pytest.raises(ValueError, match='3 runs'): fit_cluster(bloom[:2])
+    for bad in ('fast', '-1', 'nan', 'inf'):
+        with pytest.raises(ValueError, match=f'run 2: step_seconds must be a positive number, not {bad!r}'): fit_cluster([slow[0], slow[1] | dict(step_seconds=bad), *slow[2:]])
+    with pytest.raises(ValueError, match='run 3: layers'): fit_cluster([*slow[:2], slow[2] | dict(layers='many'), *slow[3:]])
     with open(tmp_path/'runs.csv', 'w', newline='') as f:
         w = csv.DictWriter(f, slow[0])
         w.writeheader()
