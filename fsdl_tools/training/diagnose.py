@@ -413,6 +413,7 @@ def _diagnose_gpu_trace(events):
     extra['small operations'] = _waits_for_launches(g, idle)
     suspects = _suspects(rows + [_row(k, [v]) for k, v in extra.items()], clock, _due_on_gpu)
     notes = ['one trace: no intervals', f'the GPU worked for {_busy_share(g, wall):.0%} of the time']
+    notes.append(f'from the first kernel to the last it was idle for {gpu_idle(events):.0%}')
     return Diagnosis(wall, rows, suspects, [], 0., 1, notes)
 
 
