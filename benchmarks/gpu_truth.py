@@ -96,7 +96,11 @@ def predict(gpu, models, tiny):
         yield dict(what='update', which=[name, parameters], predicted_seconds=seconds)
     for m in models:
         name, batch = m.split(':')
-        got = predicted_model(gpu, name, int(batch))
+        try:
+            got = predicted_model(gpu, name, int(batch))
+        except ValueError as e:                     # a network that this version of a zoo cannot make
+            yield dict(what='model', which=[name, int(batch)], error=str(e).splitlines()[0][:200])
+            continue
         yield dict(what='model', which=[name, int(batch)], predicted_seconds=got['seconds'], predicted_bytes=got['bytes'])
 
 
@@ -172,8 +176,8 @@ def measure(row, device):
     import torch
     try:
         got, _ = measure_models.measure(*which, kernels=40)
-    except torch.cuda.OutOfMemoryError as e:
-        return dict(error=str(e).splitlines()[0][:200])
+    except Exception as e:                          # the next row is not this one's
+        return dict(error=f'{type(e).__name__}: {e}'.splitlines()[0][:200])
     finally:
         gc.collect()
     return dict(measured_seconds=got['seconds'], measured_bytes=got['allocated'], reserved_bytes=got['reserved'], kernels=got['kernels'])
@@ -217,7 +221,7 @@ def main(argv):
     doc = about(a.device) | dict(gpu=gpu, rows=rows)
     write_atomic(f'{a.out}.predicted', json.dumps(doc, indent=1) + '\n')
     for row in rows:
-        if not (tiny and row['what'] in ('product fp8', 'model')):
+        if 'error' not in row and not (tiny and row['what'] in ('product fp8', 'model')):
             row |= measure(row, a.device)
         show(row)
         write_atomic(a.out, json.dumps(doc, indent=1) + '\n')      # what was measured stays, wherever the time ends

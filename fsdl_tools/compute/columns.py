@@ -264,9 +264,9 @@ def kernel_of(
 
 # %% ../../nbs/compute/02_columns.ipynb #88b8e82d
 @functools.cache
-def _attention(framework, gpu, kernel, head_dim):
+def _attention(framework, gpu, kernel, head_dim, recent='True'):
     "Forward and backward rate as shares of the 16-bit peak, and the length at which half of it is reached"
-    name = kernel_of(framework, gpu, kernel)
+    name = kernel_of(framework, gpu, kernel, math.inf if recent == 'True' else 0.)
     arch = next((n for n in _kin(gpu) if (name, n) in _rates()), None)
     if arch is None:
         return math.nan, math.nan, 0.0
@@ -308,16 +308,6 @@ def _racks(c):
         c['gpu'] = np.broadcast_to(np.array(found)[where], shape)
 
 # %% ../../nbs/compute/02_columns.ipynb #7be0a3c4
-def _old_sdpa(c): # Columns with years of software; extended in place
-    "Runs of PyTorch from before it took cuDNN on Hopper by itself"
-    old = c['software'] < _sdpa_since
-    if old.any():
-        own = lambda f, k: k in ('', 'sdpa') and framework_of(f) in ('pytorch', 'torchtitan')
-        before = lambda f, g, k: kernel_of(f, g, k, 0.) if own(f, k) else k
-        found, where = _each(before, c['framework'], c['gpu'], c['kernel'])
-        shape = np.broadcast_shapes(*(np.shape(c[n]) for n in ('framework', 'gpu', 'kernel', 'software')))
-        c['kernel'] = np.where(old, np.broadcast_to(np.array(found)[where], shape), c['kernel'])
-
 _graph_years = dict(whole=2026.5, deepep=2026.2)  # From when on; racks had a dispatcher of their own before
 
 def _usual_launches(c): # Columns with the sizes of NVLink domains and years of software; extended in place
@@ -421,7 +411,6 @@ def complete_columns(
     fill('dense_ffn', c['ffn'])
     fill('document', c['seq'])
     fill('software', np.take(*_each(_release, c['framework'])))
-    _old_sdpa(c)
     _racks(c)
     c['frozen'] = np.where(c['lora_rank'] > 0, 1.0, c['frozen'])
     c['nvlink_domain'] = np.take(*_each(lambda g: find(g).nvlink_domain or 8, c['gpu'])).astype(float)
@@ -470,6 +459,7 @@ def resolve(
     k |= dict(zip(('half', 'peak', 'narrow', 'width', 'hbm', 'link'), np.array(hw, float)[i].T, strict=True))
     if np.isnan(k['peak']).any():
         raise ValueError(_first_refusal(c, k['peak']))
-    at, i = _each(_attention, c['framework'], c['gpu'], c['kernel'], c['head_dim'])
+    recent = c['software'] >= _sdpa_since
+    at, i = _each(_attention, c['framework'], c['gpu'], c['kernel'], c['head_dim'], recent)
     k |= dict(zip(('attend', 'attend_back', 'attend_half'), np.array(at, float)[i].T, strict=True))
     return k

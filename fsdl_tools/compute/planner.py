@@ -324,8 +324,8 @@ def record_of(
 def _assumptions(cluster, layout, c, gpu):
     "In words, what an estimate takes for granted because neither layout nor cluster says it"
     first = lambda k: np.ravel(c[k])[0]
-    said = ['attention kernel ' + kernel_of(layout.framework, gpu, str(first('kernel')))] if layout.flash else []
-    said = said if said and said[0].split()[2:] else []
+    kernel = kernel_of(layout.framework, gpu, layout.kernel, first('software')) if layout.flash else ''
+    said = [f'attention kernel {kernel}'] if kernel else []
     if not layout.grad_bytes:
         said.append(f'gradients of {first("grad_bytes"):g} bytes')
     said.append(_whose_kernels(layout, first))
@@ -453,11 +453,16 @@ def _image_constants() -> dict: # Name -> value
     "The constants of profiled networks, from planner_images.csv"
     return {r['name']: float(r['value']) for r in read_data('planner_images.csv')}
 
-_kept_whole = re.compile(r'(Layer|Group|RMS|Rms)Norm|Softmax')   # CUDA's autocast computes these in fp32
+@functools.cache
+def _in_fp32(kind):
+    "Does CUDA's autocast compute such a module in fp32? LayerNorm2d is layer_norm, and RMS norms do so by themselves"
+    operation = re.sub('(?<=[a-z])(?=[A-Z])', '_', kind).lower().rstrip('123d')
+    fp32 = {r['operation'].split('.')[0] for r in read_data('autocast.csv') if r['policy'].startswith('fp32')}
+    return operation in fp32 or operation.endswith(('layer_norm', 'rms_norm', 'rmsnorm'))
 
 def _kept(spec, half):
     "Bytes of a sample kept for the backward pass; `half` of what autocast does not compute in fp32"
-    whole = sum(x.saved for x in spec.layers if _kept_whole.search(x.kind))
+    whole = sum(x.saved for x in spec.layers if _in_fp32(x.kind))
     return (spec.saved - whole)*half + whole
 
 _thin = 64     # Products for each output of a convolution, below which no tensor core helps
@@ -471,17 +476,18 @@ def _passes(layer, multiprocessors):
         return k['thin_passes']
     return 1.
 
-def _multiprocessors(gpu):
-    "Streaming multiprocessors of a GPU's generation"
-    known = time_constants()['multiprocessors'][1]
-    return known.get(gpu.arch, known['any'])
+def _constant(name, which):
+    "A constant of planner_time.csv"
+    known = time_constants()[name][1]
+    return known.get(which, known['any'])
 
 def _image_seconds(spec, l, cluster, batch, one, half):
     "Seconds by cause of plain PyTorch, channels first: products, passes over memory, the host, a ring all-reduce"
     k, n = _image_constants(), batch/l.dp/one
     s = dict.fromkeys(causes, 0.)
     seen = sum(x.traffic for x in spec.layers)
-    passed = sum(x.traffic*_passes(x, _multiprocessors(cluster.gpu)) for x in spec.layers) + spec.traffic - seen
+    sms = _constant('multiprocessors', cluster.gpu.arch)
+    passed = sum(x.traffic*_passes(x, sms) for x in spec.layers) + spec.traffic - seen
     s['matmul'] = 3*spec.flops*n/(k['product_share']*_peak(cluster.gpu, l.precision))
     s['elementwise'] = 3*passed*half*n/(k['memory_share']*cluster.gpu.bandwidth)
     s['recompute'] = (s['matmul'] + s['elementwise'])/3*(l.recompute != 'none')
@@ -496,7 +502,8 @@ def _image_seconds(spec, l, cluster, batch, one, half):
         )
     link = 1. if math.isnan(link) else link
     s['data_comm'] = max(2*2*spec.params*(l.dp - 1)/l.dp/link - k['overlap']*s['matmul'], 0.)
-    s['optimizer'] = k['optimizer_bytes']*spec.params/(k['memory_share']*cluster.gpu.bandwidth)
+    moved = _constant('adam_bytes', 'pytorch')*_constant('optimizer_traffic', l.optimizer)
+    s['optimizer'] = moved*spec.params/(k['memory_share']*cluster.gpu.bandwidth)
     return s
 
 

@@ -111,9 +111,22 @@ class LowRank(nn.Module):
 # %% ../../nbs/memory/04_adapters.ipynb #2dbc9db6
 _heads = ('lm_head', 'embed_out', 'classifier', 'score', 'head', 'fc')
 
+def _is_turned(m):
+    "Is this the Conv1D of GPT-2 in transformers: a linear layer whose weight is [inputs, outputs]?"
+    return type(m).__name__ == 'Conv1D' and hasattr(m, 'nf') and m.weight.dim() == 2
+
+def _as_linear(m):
+    "A linear layer with the weights of a Conv1D; a linear layer as it is"
+    if not _is_turned(m):
+        return m
+    turned = nn.Linear(*m.weight.shape, device='meta')
+    turned.weight = nn.Parameter(m.weight.detach().T.contiguous(), requires_grad=False)
+    turned.bias = m.bias
+    return turned
+
 def _adaptable(model):
     "Names of the linear layers that get an adapter: all but the head"
-    linear = [n for n, m in model.named_modules() if type(m) is nn.Linear]
+    linear = [n for n, m in model.named_modules() if type(m) is nn.Linear or _is_turned(m)]
     return [n for n in linear if n.rpartition('.')[2] not in _heads]
 
 def add_adapters(
@@ -130,7 +143,7 @@ def add_adapters(
     if not names:
         raise ValueError(f'{type(model).__name__} has no linear layers that an adapter could stand beside')
     for name in names:
-        linear = model.get_submodule(name)
+        linear = _as_linear(model.get_submodule(name))
         parent, _, own = name.rpartition('.')
         base = Frozen4bit(linear) if bits == 4 else linear
         setattr(model.get_submodule(parent), own, LowRank(base, rank, like=linear.weight))

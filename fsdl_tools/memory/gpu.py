@@ -119,9 +119,17 @@ def _attention(thread):
     return run
 
 # %% ../../nbs/memory/03_gpu.ipynb #0d7ad86c
+_alone = threading.RLock()      # what is exchanged is exchanged for the whole process
+
 @contextlib.contextmanager
 def on_cuda():
-    "CUDA's autocast and its choice of attention for tensors without data, which stand on the CPU"
+    "CUDA's autocast and its choice of attention for tensors without data, which stand on the CPU; other threads wait"
+    with _alone, _exchange():
+        yield
+
+@contextlib.contextmanager
+def _exchange():
+    "Functions that stand in for operations of PyTorch, while the block runs"
     library, thread = torch.library.Library('aten', 'IMPL'), threading.get_ident()
     try:
         library.impl('scaled_dot_product_attention', _attention(thread), 'AutogradCPU')

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from ..core import human_bytes, one_of, our_word, parse_bytes, positive, theirs, understands
 from .measure import Breakdown, autocast, call, cross_entropy, in_modules, logits_of, loss_against
 from .measure import mode_of, optimizer_kind, optimizers, prepare, to_recompute, with_gradients, with_target
-from .gpu import on_cuda
+from .gpu import _alone, on_cuda
 from .tracker import run_op, tensors
 from ..models.spec import ModelSpec
 from ..models.build import build, example_inputs, longest_text
@@ -216,6 +216,7 @@ def record(
     "Write down one forward pass and its loss"
     rec = Recorder(kernels, recall(model))
     with (
+        _alone,                       # a function of PyTorch is exchanged meanwhile, for all threads
         mode_of(model),
         rec,
         _own_functions(rec),

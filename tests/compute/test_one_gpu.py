@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from fsdl_tools.compute.gpus import Cluster, find
-from fsdl_tools.compute.planner import _passes, estimate, _image_constants
+from fsdl_tools.compute.planner import _image_constants, _in_fp32, _passes, estimate
 from fsdl_tools.core import GiB, read_data, read_results
 from fsdl_tools.models.profile import profile
 from fsdl_tools.models.spec import Layer
@@ -55,6 +55,17 @@ def test_norms_stay_in_fp32_under_autocast():
     half, full = (now('vit_small_patch16_224', 64, precision=p).first['activations'] for p in ('amp_bf16', 'fp32'))
     assert .5 < half/full < .7
     assert now('resnet18', 64).first['activations'] == pytest.approx(.5*now('resnet18', 64, precision='fp32').first['activations'], rel=.01)
+
+
+def test_which_modules_autocast_computes_in_fp32():
+    whole = 'LayerNorm LayerNorm2d T5LayerNorm GroupNorm GroupNorm1 LlamaRMSNorm RmsNorm RmsNorm2d Softmax'.split()
+    halved = 'BatchNorm2d BatchNormAct2d Conv1d Conv2d Linear ReLU GELU Embedding Attention'.split()
+    assert [k for k in whole if not _in_fp32(k)] == [k for k in halved if _in_fp32(k)] == []
+
+
+def test_an_update_moves_what_its_optimizer_moves():
+    at = lambda optimizer: estimate(profile('resnet18', train=True), f'micro_batch=8,optimizer={optimizer}', Cluster('H200 SXM', 1), 8).seconds['optimizer']
+    assert at('adam') > at('momentum') > at('sgd')
 
 
 def test_every_constant_has_a_source_and_a_date():

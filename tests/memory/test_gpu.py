@@ -210,3 +210,32 @@ def test_models_that_had_no_part_in_the_rules_lack_as_little(row):
     missing = row['measured_gib'] - predicted(*row['which']) / 2**30
     assert 0 < missing < .3
     assert row['measured_gib'] < 3 or missing < .035 * row['measured_gib']
+
+
+def test_two_threads_predict_as_one_does():
+    "What stands in for PyTorch's functions is exchanged for the whole process: the second thread waits"
+    names = ('gpt2', 'convnext_tiny')
+    step = lambda name: breakdown(build(name, device='meta'), 2, 64, precision='amp').to_dict()
+    alone, together = {n: step(n) for n in names}, []
+    threads = [threading.Thread(target=lambda n=n: together.append((n, step(n)))) for n in names*2]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert len(together) == 4 and all(alone[n] == found for n, found in together)
+
+
+def test_nobody_else_is_inside():
+    inside, left, seen = threading.Event(), threading.Event(), []
+
+    def other():
+        inside.wait()
+        with on_cuda(): seen.append(left.is_set())
+
+    t = threading.Thread(target=other)
+    t.start()
+    with on_cuda(), on_cuda(), torch.autocast('cpu', torch.bfloat16):
+        inside.set()
+        t.join(.2)
+        assert torch.pow(torch.ones(4, dtype=torch.bfloat16), 2).dtype == torch.float32
+        left.set()
+    t.join()
+    assert seen == [True]

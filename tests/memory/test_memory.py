@@ -279,3 +279,17 @@ def test_a_part_without_gradients_keeps_nothing():
     x = (torch.randn(16, 64),)
     p, m = breakdown(Frozen(), inputs=x, kernels='cpu'), summary(measure(Frozen(), x))
     assert p.activations == m.activations == 16 * 512 * 4
+
+
+def test_adapters_stand_beside_the_turned_layers_of_gpt2():
+    from fsdl_tools.memory.adapters import add_adapters
+    from fsdl_tools.models.build import build
+    base = build('gpt2', tiny=True).eval()
+    ids = torch.arange(8)[None]
+    for bits in (16, 4):
+        m = add_adapters(base, rank=2, bits=bits).eval()
+        wide = {n: w for n, w in base.named_parameters() if n.endswith(('c_attn.weight', 'c_proj.weight', 'c_fc.weight'))}
+        trained = sum(p.numel() for p in m.parameters() if p.requires_grad)
+        assert trained == 2*sum(sum(w.shape) for w in wide.values()) and len(wide) == 4*base.config.n_layer
+        if bits == 16: torch.testing.assert_close(m(ids).logits, base(ids).logits)
+    assert not any(hasattr(n, 'down') for n in base.modules())          # what was handed over stays as it was
