@@ -1,8 +1,9 @@
 """Faults planted in training loops: does diagnose name them first, leave healthy loops alone, and predict what taking them out gains?
 
-    python benchmarks/diagnose.py [--only NAME ...] [--repeats 3]
+    python benchmarks/diagnose.py [--only NAME ...] [--repeats 5]
 
-The result is fsdl_tools/data/results/diagnose.json. The tests take their cases from here.
+Each case runs in a process of its own, so that none finds what another left in the memory of its process. The result is
+fsdl_tools/data/results/diagnose.json. The tests take their cases from here, and so does benchmarks/diagnose_peers.py.
 """
 import argparse
 import contextlib
@@ -12,6 +13,7 @@ import gc
 import io
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -48,6 +50,9 @@ class Pictures(Dataset):
 def net(depth=2): return nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), *[nn.Sequential(nn.Conv2d(24, 24, 3, padding=1), nn.ReLU()) for _ in range(depth)], nn.Flatten(), nn.Linear(24*22*22, 32), nn.Linear(32, 10))
 
 
+around = lambda model: contextlib.nullcontext()        # each step runs inside it; another tool may put its own here
+
+
 class Loop:
     "A training loop with hooks for faults; made anew for each call"
     def __init__(self, data=None, workers=0, batch=8, model=None, opt=torch.optim.SGD, each=None, call=None, before=None, wrap=None, steps=8, **kw):
@@ -60,12 +65,13 @@ class Loop:
         opt = self.opt(model.parameters(), lr=1e-3, **self.kw)
         for step, (x, y) in enumerate(DataLoader(self.data, self.batch, num_workers=self.workers)):
             if step >= self.steps: break
-            if self.before: x = self.before(x)
-            opt.zero_grad()
-            loss = F.cross_entropy(self.call(model, x), y)
-            loss.backward()
-            if self.each: self.each(step, model, opt, loss)
-            opt.step()
+            with around(model):
+                if self.before: x = self.before(x)
+                opt.zero_grad()
+                loss = F.cross_entropy(self.call(model, x), y)
+                loss.backward()
+                if self.each: self.each(step, model, opt, loss)
+                opt.step()
 
 
 @contextlib.contextmanager
@@ -158,7 +164,8 @@ def recompiling():
     def step(x): return model(x).sum()
     fresh = types.FunctionType(step.__code__.replace(co_name=f'step_{time.time_ns()}'), globals(), 'step', None, step.__closure__)
     fast = torch.compile(fresh, backend='eager', dynamic=False)
-    for n in range(2, 8): fast(torch.randn(n, 16)).backward()
+    for n in range(2, 8):
+        with around(model): fast(torch.randn(n, 16)).backward()
 
 
 def new_buffers(x):
@@ -180,11 +187,12 @@ def ddp(slow=None, barrier=0, bucket=25., sync_often=False, burn_for=.02):
         opt = torch.optim.SGD(model.parameters(), lr=.01)
         x = torch.randn(16 if sync_often else 192, 384)
         for step in range(6):
-            if dist.get_rank() == slow: time.sleep(burn_for)
-            for _ in range(barrier): dist.barrier()
-            for _ in range(8 if sync_often else 1): model(x).square().mean().backward()
-            opt.step()
-            opt.zero_grad()
+            with around(model):
+                if dist.get_rank() == slow: time.sleep(burn_for)
+                for _ in range(barrier): dist.barrier()
+                for _ in range(8 if sync_often else 1): model(x).square().mean().backward()
+                opt.step()
+                opt.zero_grad()
     return loop
 
 
@@ -252,23 +260,41 @@ def row(name, repeats):
     return dict(name=name, expected=expected, found=d.first, right=d.first == expected, share=share, predicted=check.get('predicted'), measured=check.get('measured'), overhead=d.overhead, suspects=[(s['cause'], round(s['share'], 3)) for s in d.suspects])
 
 
+kept = dict(MALLOC_MMAP_THRESHOLD_=str(32 << 20), MALLOC_TRIM_THRESHOLD_=str(8 << 30))       # what glibc is told, in bytes
+
+
+def alone(name, repeats):
+    "The row of a case, from a process of its own, whose heap does not go back to the system at the end of a step: that is a fault by itself"
+    words = [sys.executable, __file__, '--row', name, '--repeats', str(repeats)]
+    return json.loads(subprocess.run(words, env=os.environ | kept, check=True, stdout=subprocess.PIPE, timeout=600).stdout.splitlines()[-1])
+
+
+def told(r):
+    "A row in a line"
+    gain = f"{r['predicted']:.2f} {r['measured']:.2f}" if r['measured'] else ''
+    return ' '.join(['ok   ' if r['right'] else 'WRONG', r['name'], '->', r['found'], str(r['suspects']), gain, f"{r['overhead']:+.0%}"])
+
+
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument('--only', nargs='*')
+    p.add_argument('--only', nargs='*', metavar='NAME')
+    p.add_argument('--row', metavar='NAME', help='print the row of this case, and write nothing')
     p.add_argument('--add', action='store_true', help='only cases that the file does not have')
-    p.add_argument('--repeats', type=int, default=3)
+    p.add_argument('--repeats', type=int, default=5)
     p.add_argument('--out', default=str(Path(__file__).parent.parent/'fsdl_tools/data/results/diagnose.json'))
     a = p.parse_args()
     torch.set_num_threads(1)
+    if a.row:
+        print(json.dumps(row(a.row, a.repeats)))
+        return
     names, out = [*CASES, *HEALTHY], Path(a.out)
-    rows = json.loads(out.read_text())['cases'] if a.add and out.exists() else []
-    conditions = f'{a.repeats} repeats; one thread a process, 2 cores shared with other work'
+    unknown = sorted(set(a.only or []) - set(names))
+    if unknown: p.error(f'no case is named {unknown[0]!r}; they are {", ".join(names)}')
+    rows = json.loads(out.read_text())['cases'] if (a.add or a.only) and out.exists() else []
+    conditions = f'{a.repeats} repeats; a process for each case, one thread in it, freed memory kept by the process; 2 cores'
     for name in a.only or [n for n in names if n not in {r['name'] for r in rows}]:
-        rows = [r for r in rows if r['name'] != name]
-        start = time.perf_counter()
-        rows.append(row(name, a.repeats))
-        r = rows[-1]
-        print('ok   ' if r['right'] else 'WRONG', name, '->', r['found'], r['suspects'], r['predicted'] and round(r['predicted'], 2), r['measured'] and round(r['measured'], 2), f"{r['overhead']:+.0%}", f'{time.perf_counter() - start:.1f} s', file=sys.stderr, flush=True)
+        rows = [r for r in rows if r['name'] != name] + [alone(name, a.repeats)]
+        print(told(rows[-1]), file=sys.stderr, flush=True)
         rows.sort(key=lambda r: names.index(r['name']))
         out.write_text(json.dumps(dict(date=datetime.date.today().isoformat(), torch=torch.__version__, conditions=conditions, cases=rows), indent=1) + '\n')
 

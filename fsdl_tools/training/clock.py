@@ -100,6 +100,7 @@ def _replaced(pairs):
 
 # %% ../../nbs/training/11_clock.ipynb #c4904c22
 _named = ('loader', 'backward', 'optimizer', 'communication')    # what a trace names by itself
+_enough = 2000                                                   # calls of a part tell what the others are like
 
 class _Quiet:
     "The wall clock without the time this thread was ready and stood in the queue for a processor (Linux)"
@@ -123,18 +124,22 @@ class _Quiet:
 class _Clock:
     "Seconds by part, of one thread; only the outermost part runs"
 
-    def __init__(self, mark=False):
+    def __init__(self, mark=False, often=None):
         self.thread, self.part, self.now = threading.get_ident(), None, _Quiet()
         self.mark = torch.profiler.record_function if mark else (lambda name: contextlib.nullcontext())
         self.fetching = multiprocessing.RawArray('d', 2*128)    # by worker: seconds, batches
         self.seconds, self.calls = Counter(), Counter()
         self.loaders, self.recomputed, self.evaluating = [], 0., False
+        self.often = often or {}                                # part -> calls of a whole run, counted before
 
     def watch(self,
-        part:str, # Whose time it is
-        fn        # A function
-    ):            # The same function, timed
+        part:str,     # Whose time it is
+        fn,           # A function
+        put_back=None # Called with the timed function, puts the other back
+    ):                # The same function, timed
         "Wrap a function"
+        counted = bool(put_back) and self.often.get(part, 0) > _enough
+
         @functools.wraps(fn, updated=('__dict__',) if hasattr(fn, '__dict__') else ())
         def timed(*args, **kw):
             if self.part is not None or threading.get_ident() != self.thread:
@@ -147,7 +152,25 @@ class _Clock:
                 self.seconds[part] += self.now() - start
                 self.calls[part] += 1
                 self.part = None
+                if counted and self.calls[part] >= _enough:
+                    put_back(timed)
         return timed
+
+    def count_all(self):
+        "Where only the first calls were timed, take the others to be like them, less what the clock itself takes"
+        for part, calls in self.calls.items():
+            if self.often.get(part, 0) > _enough <= calls:
+                each = max(self.seconds[part]/calls - _own_seconds(), 0.)
+                self.seconds[part] = each*max(self.often[part], calls)
+
+def _own_seconds(n=1000):
+    "Seconds that a clock counts for a call that does nothing"
+    clock = _Clock()
+    look = clock.watch('nothing', _nothing)
+    for _ in range(n):
+        look()
+    return clock.seconds['nothing']/n
+
 
 # %% ../../nbs/training/11_clock.ipynb #a7841e85
 @dataclass
@@ -243,13 +266,23 @@ def _watching(clock):
     pairs = []
     for probe in probes:
         if probe.where not in _special:
-            pairs += [(at, clock.watch(probe.part, at[2])) for at in _owners(probe.where)]
+            pairs += [(at, clock.watch(probe.part, at[2], _putting_back(at))) for at in _owners(probe.where)]
     for where, make in _special.items():
         pairs += [(at, make(clock, at[2])) for at in _owners(where)]
     with _replaced(pairs):
         yield
     if clock.part == 'evaluation':
         _end_evaluation(clock)
+    clock.count_all()
+
+def _putting_back(at):
+    "A function that puts back what stood at a place (object, name, function), if ours still stands there"
+    owner, name, fn = at
+
+    def put_back(ours):
+        if vars(owner).get(name) is ours:
+            setattr(owner, name, fn)
+    return put_back
 
 # %% ../../nbs/training/11_clock.ipynb #aed3627b
 def _cached(loaders):

@@ -41,7 +41,7 @@ cures = {
     'optimizer': 'fused=True, or foreach=True',
     'recomputation': 'switch it off where memory allows, or only for the largest layers',
     'recompiling': 'pad to a few lengths, or torch.compile(dynamic=True)',
-    'allocator': 'keep large buffers instead of making them anew in each step (out=, .zero_())',
+    'allocator': 'keep large buffers (out=, .zero_()), or let the process keep what is freed: MALLOC_TRIM_THRESHOLD_',
     'barrier': 'no dist.barrier() in the loop: collectives wait by themselves',
     'communication': 'larger buckets (bucket_cap_mb), no_sync() while accumulating, compressed gradients',
     'slow rank': 'find out what this rank does besides, or give it less',
@@ -51,7 +51,7 @@ cures = {
 nothing = 'nothing to cure'
 
 # %% ../../nbs/training/11_diagnose.ipynb #9d5cd1a1
-_due = {'starting workers': .5, 'optimizer': .3, 'evaluation': .25,
+_due = {'starting workers': .5, 'handing over': .06, 'optimizer': .3, 'evaluation': .25,
         'communication': .15, 'slow rank': .12, 'small operations': .5,
         'unfused attention': .1, 'allocator': .2, 'recomputation': .12, 'reading results': .06}
 
@@ -77,15 +77,15 @@ class Diagnosis(Record):
         return Table([text(r) for r in self.parts], caption=f'One run of the loop: {human_seconds(self.wall)}')
 
     def advice(self) -> Table: # At most three rows
-        "What to try first, with the most it can gain, and what taking it out gained"
+        "What to try first, what it gains by its share of the time, and what taking it out gained"
         found = {c['cause']: c for c in self.checks}
         rows = []
         for s in self.suspects[:3]:
             c = found.get(s['cause'])
             gained = f"{c['measured']:.2f} × ({c['low']:.2f}–{c['high']:.2f})" if c else 'not taken out'
-            promise = {'gains at most': f"{s['gain']:.2f} ×", 'taken out, it gained': gained}
+            promise = {'gain by its share': f"{s['gain']:.2f} ×", 'taken out, it gained': gained}
             rows.append({'cause': s['cause']} | promise | {'try': s['try']})
-        columns = ['cause', 'gains at most', 'taken out, it gained', 'try']
+        columns = ['cause', 'gain by its share', 'taken out, it gained', 'try']
         return Table(rows, columns=columns, caption=f'First: {self.first}', notes='; '.join(self.notes))
 
     def _repr_markdown_(self):
@@ -148,18 +148,18 @@ def _timed(loop):
     used, kernel = used_after - used, kernel_after - kernel
     return took, kernel/max(used, took), used
 
-def _watched(loop):
+def _watched(loop, often=None):
     "One run with all probes: (clock, seconds, part of the kernel, seconds of compiling, seconds of a processor)"
-    clock, compiled = _Clock(), _compiling()
+    clock, compiled = _Clock(often=often), _compiling()
     with _watching(clock):
         took, kernel, used = _timed(loop)
     return clock, took, kernel, _compiling() - compiled, used
 
-def _marked(loop):
-    "The loop with its watched parts marked in the trace"
+def _marked(loop, clock=None):
+    "The loop with its watched parts marked in the trace; the clock counts their calls"
     def run():
         _clean()
-        with _watching(_Clock(mark=True)):
+        with _watching(clock or _Clock(mark=True)):
             loop()
     return run
 
@@ -220,9 +220,9 @@ def _suspects(rows, clock, due=_due):
     "Parts that take more than their due, the largest first"
     found = []
     for r in rows:
-        if r['part'] in _working or r['share'] < due.get(r['part'], .1):
-            continue
         cause = _cause_of(r['part'], clock)
+        if r['part'] in _working or r['share'] < due.get(cause, due.get(r['part'], .1)):
+            continue
         gain = 1/max(1 - r['share'], .01)
         found.append(dict(r, cause=cause, gain=gain) | {'try': cures[cause]})
     return sorted(found, key=lambda s: -s['share'])
@@ -238,7 +238,7 @@ def _check(loop, suspect, clock, repeats, promise=None):
     "The loop with the suspect taken out, in turns with the loop as it is: predicted and measured gain"
     whole, bare, promised = [], [], []
     for _ in range(repeats):
-        run = _watched(loop) if promise is None else (None, *_timed(loop))
+        run = _watched(loop, clock.often) if promise is None else (None, *_timed(loop))
         with _without(suspect['part'], clock):
             bare.append(_timed(loop)[0])
         whole.append(run[1])
@@ -264,11 +264,11 @@ def diagnose(
     loop()                                            # warm: imports, caches, allocators
     if dist.is_initialized() and dist.get_world_size() > 1:
         return _diagnose_ranks(loop, repeats)
-    plain, runs = [], []
+    counting, plain, runs = _Clock(mark=True), [], []
+    events = profiled(_marked(loop, counting))
     for _ in range(repeats):
         plain.append(_timed(loop))
-        runs.append(_watched(loop))
-    events = profiled(_marked(loop))
+        runs.append(_watched(loop, counting.calls))
     if trace:
         write_atomic(trace, json.dumps(dict(traceEvents=events)))
     clock, on_gpu = runs[-1][0], gpu_idle(events) is not None
