@@ -11,7 +11,7 @@ import concurrent.futures, csv, hashlib, json, os, re, shutil, socket, ssl, subp
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import Record, human_bytes, one_of
-from .needs import make_lock, missing_imports, plain_name, requirements, site_extras
+from .needs import course_extras, make_lock, missing_imports, plain_name, requirements
 
 # %% ../../nbs/book/04_install.ipynb #3ea74fa0
 class SetupError(RuntimeError):
@@ -469,14 +469,14 @@ def _lock(args):
 
 _tasks = dict(
     setup=lambda args: set_up(args[0].replace(',', ' ').split(), report=_lines),
-    site=lambda args: set_up(['dev', *site_extras(), *args], report=_lines),
+    site=lambda args: set_up(['dev', *course_extras(), *args], report=_lines),
     ready=lambda args: ready(),
     port=lambda args: _port_free(int(args[0])),
     lock=_lock,
 )
 
 def install_command():
-    "What ./course calls: setup EXTRAS, site (dev and what the pages need, and further extras), ready, port N or lock"
+    "What ./course calls: setup EXTRAS, site (dev, all that the course needs, and further extras), ready, port N or lock"
     task, *args = sys.argv[1:]
     try:
         _tasks[one_of('task', task, _tasks)](args)
