@@ -153,6 +153,16 @@ def parse_seconds(
 
 _money = r'^(us\s*\$|\$|usd)\s*|\s*(us\s*\$|\$|usd|dollars?)?(\s*(/|per |an )\s*(gpu[\s-]*)?h(ou)?r?)?$'
 
+_amount = r'([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([km]?)'      # number, thousands or millions
+
+def _with_a_point(plain):
+    "An amount without marks between thousands, and with a point before the cents: of 1,020.50, 1.020,50 or 20,50"
+    if re.fullmatch(r'\d{1,3}(,\d{3})+\.\d*', plain):
+        return plain.replace(',', '')
+    if re.fullmatch(r'\d{1,3}(\.\d{3})+,\d*', plain):
+        return plain.replace('.', '').replace(',', '.')
+    return re.sub(r'^(\d+),(\d+)$', r'\1.\2', plain)
+
 def parse_dollars(
     text,            # 2.49, $2.5/h, 20 USD, 1,020.50, 20,50, $1.2k
     what='a price'   # For the message
@@ -163,15 +173,11 @@ def parse_dollars(
         raise ValueError(f'{what} is in US dollars, not {text!r}')
     if re.fullmatch(r'\d{1,3}(,\d{3})+', plain):
         raise ValueError(f'{what} {text!r} has two readings: write thousands without a comma')
-    if re.fullmatch(r'\d{1,3}(,\d{3})+\.\d*', plain):
-        plain = plain.replace(',', '')
-    elif re.fullmatch(r'\d{1,3}(\.\d{3})+,\d*', plain):
-        plain = plain.replace('.', '').replace(',', '.')
-    plain = re.sub(r'^(\d+),(\d+)$', r'\1.\2', plain)
-    m = re.fullmatch(r'([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([km]?)', plain, re.ASCII)
+    m = re.fullmatch(_amount, _with_a_point(plain), re.ASCII)
     if m is None or isinstance(text, bool):
         raise ValueError(f'{what} must be a number, not {text!r}')
-    if not math.isfinite(dollars := float(m[1]) * dict(k=1e3, m=1e6).get(m[2], 1)):
+    dollars = float(m[1]) * dict(k=1e3, m=1e6).get(m[2], 1)
+    if not math.isfinite(dollars):
         raise ValueError(f'{what} is at most 1e308, not {text!r}')
     return dollars
 
@@ -288,6 +294,15 @@ def our_word(
     found = said_here(given, choices, kind)
     return found[0] if found else one_of(kind, given, choices)
 
+def _advice(given, choices, kind):
+    "What words.csv tells somebody who wrote `given`, where it can be followed here"
+    told = _vocabulary()[kind].get(_plain(given), ())
+    if kind == 'argument':                          # a name is advice only where it is a choice
+        return [w for w in told if not w.isidentifier()]
+    if kind == 'option' and choices:                # an option too
+        return [w for w in told if all(o in choices for o in re.findall(r'--([\w-]+)', w))]
+    return told
+
 def what_to_type(
     given:str, # A word that is no choice
     choices,   # The words that are known here
@@ -296,11 +311,7 @@ def what_to_type(
     "What somebody who wrote `given` can write instead"
     if meant := said_here(given, choices, kind):
         return f'type {meant[0]}'
-    told = _vocabulary()[kind].get(_plain(given), ())
-    if kind == 'argument':                          # a name is advice only where it is a choice
-        told = [w for w in told if not w.isidentifier()]
-    if kind == 'option' and choices:                # an option too
-        told = [w for w in told if all(o in choices for o in re.findall(r'--([\w-]+)', w))]
+    told = _advice(given, choices, kind)
     if told:
         return told[0].removeprefix('nothing: ') if told[0].startswith('nothing') else f'type {told[0]}'
     if near := nearest(given, choices, 1):
@@ -347,35 +358,35 @@ def need(
         ) from None
 
 # %% ../nbs/00_core.ipynb #80c48bfb
-def _fits(v, t):
-    "Does value `v` fit annotation `t`? Unions, lists, tuples, dicts and numbers are understood, the rest by class"
-    origin, args = typing.get_origin(t), typing.get_args(t)
-    if t in (typing.Any, None) or isinstance(t, str):
-        return True
-    if origin in (typing.Union, types.UnionType):
+_unions = typing.Union, types.UnionType
+_generic = *_unions, typing.Literal, list, tuple, dict
+_numbers = {float: (int, float), int: int}       # annotation -> what fits it; True and False fit neither
+
+def _fits_generic(v, origin, args):
+    "Does a value fit a union, a literal, or a list, tuple or dict of something?"
+    if origin in _unions:
         return any(v is None if a is type(None) else _fits(v, a) for a in args)
     if origin is typing.Literal:
         return v in args
-    if origin in (list, tuple):
-        return (
-            isinstance(v, (list, tuple)) and all(_fits(x, args[0]) for x in v) if args else isinstance(v, (list, tuple))
-        )
     if origin is dict:
         return isinstance(v, dict) and all(_fits(x, args[1]) for x in v.values())
-    if t is float:
-        return isinstance(v, (int, float)) and not isinstance(v, bool)
-    if t is int:
-        return isinstance(v, int) and not isinstance(v, bool)
-    return (
-        isinstance(v, t)
-        or (isinstance(v, dict) and dataclasses.is_dataclass(t))
-        or (t is tuple and isinstance(v, list))
-    )
+    return isinstance(v, (list, tuple)) and (not args or all(_fits(x, args[0]) for x in v))
+
+def _fits(v, t):
+    "Does value `v` fit annotation `t`? Unions, lists, tuples, dicts and numbers are understood, the rest by class"
+    if t in (typing.Any, None) or isinstance(t, str):
+        return True
+    if typing.get_origin(t) in _generic:
+        return _fits_generic(v, typing.get_origin(t), typing.get_args(t))
+    if t in _numbers:
+        return isinstance(v, _numbers[t]) and not isinstance(v, bool)
+    fields = isinstance(v, dict) and dataclasses.is_dataclass(t)
+    return isinstance(v, t) or fields or (t is tuple and isinstance(v, list))
 
 def _revive(v, t):
     "JSON value `v` as type `t`: nested records and tuples come back as such"
     origin, args = typing.get_origin(t), typing.get_args(t)
-    if origin in (typing.Union, types.UnionType):
+    if origin in _unions:
         return next((_revive(v, a) for a in args if a is not type(None) and _fits(v, a)), v)
     if isinstance(t, type) and issubclass(t, Record) and isinstance(v, dict):
         return t.from_dict(v)
@@ -407,6 +418,16 @@ def short_repr(
     if len(whole) <= _screen:
         return whole
     return f"{kind}({', '.join(f'{n}={_short(getattr(record, n))}' for n in names)})"
+
+def _check_names(cls, given):
+    "Raises ValueError for a name that is no field of the class, and for a field without default that is not given"
+    fields = [f for f in dataclasses.fields(cls) if f.init]
+    for name in given:
+        one_of(f'field of {cls.__name__}', name, [f.name for f in fields])
+    needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    lacking = [name for name in needed if name not in given]
+    if lacking:
+        raise ValueError(f"{cls.__name__} lacks {', '.join(lacking)}")
 
 class Record:
     "Base of the frozen dataclasses: JSON in and out, `replace`, and a readable page in a notebook"
@@ -452,17 +473,13 @@ class Record:
         "The record that `to_dict` made"
         if not isinstance(d, dict):
             raise TypeError(f'a {cls.__name__} is a JSON object with named fields, not {type(d).__name__}')
-        fields, hints = {f.name: f for f in dataclasses.fields(cls) if f.init}, typing.get_type_hints(cls)
-        for k in d:
-            one_of(f'field of {cls.__name__}', k, fields)
-        needed = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in d]
-        if needed:
-            raise ValueError(f"{cls.__name__} lacks {', '.join(needed)}")
-        for k, v in d.items():
-            want = getattr(hints[k], '__name__', hints[k])
-            if not _fits(v, hints[k]):
-                raise TypeError(f'{cls.__name__}.{k} must be {want}, not {v!r}')
-        return cls(**{k: _revive(v, hints[k]) for k, v in d.items()})
+        _check_names(cls, d)
+        hints = typing.get_type_hints(cls)
+        for name, value in d.items():
+            if not _fits(value, hints[name]):
+                want = getattr(hints[name], '__name__', hints[name])
+                raise TypeError(f'{cls.__name__}.{name} must be {want}, not {value!r}')
+        return cls(**{name: _revive(value, hints[name]) for name, value in d.items()})
 
     @classmethod
     def from_json(cls,
