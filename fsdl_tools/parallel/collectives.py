@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['all_reduces', 'Send', 'Schedule', 'naive_all_reduce', 'tree_broadcast', 'tree_all_reduce', 'ring_reduce_scatter',
            'ring_all_gather', 'ring_all_reduce', 'simulate_ring', 'draw_ring', 'execute', 'all_reduce',
-           'check_against_torch', 'sent_by_rank', 'CommCounter', 'wire_bytes', 'measure_bytes',
-           'measure_reduce_scatter', 'ping_pong', 'fit_alpha_beta', 'schedule_seconds']
+           'largest_difference', 'check_against_torch', 'sent_by_rank', 'CommCounter', 'wire_bytes', 'wire_sent',
+           'measure_bytes', 'measure_reduce_scatter', 'ping_pong', 'fit_alpha_beta', 'schedule_seconds']
 
 # %% ../../nbs/parallel/02_collectives.ipynb #c92bc890
 import contextlib, os, socket, sys, time
@@ -50,14 +50,11 @@ def tree_broadcast(
     root:int=0 # The rank that has the data
 ) -> Schedule: # ⌈log2 n⌉ steps
     "In each step, everybody who has the data sends it to one who has not"
-    hops = [2**i for i in range((n - 1).bit_length())]
     at = lambda r: (r + root) % n
-    return Schedule(
-        'tree broadcast',
-        n,
-        1,
-        tuple(tuple(Send(at(r), at(r + h), 0, False) for r in range(h) if r + h < n) for h in hops),
-    )
+
+    def step(have):
+        return tuple(Send(at(r), at(r + have), 0, False) for r in range(have) if r + have < n)
+    return Schedule('tree broadcast', n, 1, tuple(step(2**i) for i in range((n - 1).bit_length())))
 
 def tree_all_reduce(
     n:int # Ranks
@@ -68,27 +65,21 @@ def tree_all_reduce(
     return Schedule('tree', n, 1, up + down)
 
 # %% ../../nbs/parallel/02_collectives.ipynb #3aee6fa1
+def _round(n, first, add):
+    "n - 1 steps round a ring: in step s each rank sends chunk `rank + first - s` to its right neighbour"
+    return tuple(tuple(Send(r, (r + 1) % n, (r + first - s) % n, add) for r in range(n)) for s in range(n - 1))
+
 def ring_reduce_scatter(
     n:int # Ranks
 ) -> Schedule: # n - 1 steps, after which rank r has the sum of chunk r
     "Partial sums travel round the ring"
-    return Schedule(
-        'ring reduce-scatter',
-        n,
-        n,
-        tuple(tuple(Send(r, (r + 1) % n, (r - s - 1) % n, True) for r in range(n)) for s in range(n - 1)),
-    )
+    return Schedule('ring reduce-scatter', n, n, _round(n, -1, True))
 
 def ring_all_gather(
     n:int # Ranks
 ) -> Schedule: # n - 1 steps, after which everybody has what rank r had as chunk r
     "Finished chunks travel round the ring"
-    return Schedule(
-        'ring all-gather',
-        n,
-        n,
-        tuple(tuple(Send(r, (r + 1) % n, (r - s) % n, False) for r in range(n)) for s in range(n - 1)),
-    )
+    return Schedule('ring all-gather', n, n, _round(n, 0, False))
 
 def ring_all_reduce(
     n:int # Ranks
@@ -99,20 +90,40 @@ def ring_all_reduce(
 all_reduces = {'naive': naive_all_reduce, 'tree': tree_all_reduce, 'ring': ring_all_reduce}
 
 # %% ../../nbs/parallel/02_collectives.ipynb #f3724ff3
+def _after(step, old, name):
+    "Which ranks are summed in each chunk after a step, whose messages all leave at once"
+    new = [list(row) for row in old]
+    for s in step:
+        mine, got = new[s.dst][s.chunk], old[s.src][s.chunk]
+        if s.add and set(mine) & set(got):
+            raise ValueError(f'{name}: {s} adds a rank twice')
+        new[s.dst][s.chunk] = sorted(mine + got) if s.add else got
+    return new
+
 def simulate_ring(
     schedule # The timetable
 ) -> list:   # States: before the first step, and after each; state[rank][chunk] lists the ranks that are summed in it
     "Whose data is where, step by step; raises ValueError when something would be added twice"
-    now = [[[r] for _ in range(schedule.chunks)] for r in range(schedule.world)]
-    states = [now]
+    states = [[[[r] for _ in range(schedule.chunks)] for r in range(schedule.world)]]
     for step in schedule.steps:
-        old, now = now, [list(row) for row in now]
-        for s in step:
-            if s.add and set(now[s.dst][s.chunk]) & set(old[s.src][s.chunk]):
-                raise ValueError(f'{schedule.name}: {s} adds a rank twice')
-            now[s.dst][s.chunk] = sorted(now[s.dst][s.chunk] + old[s.src][s.chunk]) if s.add else old[s.src][s.chunk]
-        states.append(now)
+        states.append(_after(step, states[-1], schedule.name))
     return states
+
+def _draw_counts(ax, counts):
+    "A cell for each chunk of each rank, with how many ranks are summed in it"
+    world = len(counts)
+    ax.imshow(counts, cmap='Blues', vmin=0, vmax=1.6 * world, aspect='auto')
+    for rank, row in enumerate(counts):
+        for chunk, n in enumerate(row):
+            ax.text(chunk, rank, n, ha='center', va='center', weight='bold' if n == world else 'normal')
+    ax.set(xlabel='chunk', xticks=range(len(counts[0])), yticks=range(world))
+    ax.grid(False)
+
+def _frame(ax, step):
+    "Frames round what has arrived in a step"
+    from matplotlib.patches import Rectangle
+    for s in step:
+        ax.add_patch(Rectangle((s.chunk - .46, s.dst - .46), .92, .92, fill=False, ec=palette[1], lw=2))
 
 def draw_ring(
     schedule,     # The timetable
@@ -121,29 +132,26 @@ def draw_ring(
     "One panel a step: rows are ranks, columns chunks, numbers count the ranks summed, frames what has just arrived"
     plt, states = plot_style(), simulate_ring(schedule)
     fig, axes = plt.subplots(1, len(states), figsize=(1.45 * len(states), .5 + 1.3), sharey=True)
-    for i, (ax, state) in enumerate(zip(axes, states, strict=True)):
-        ax.imshow(
-            [[len(c) for c in row] for row in state], cmap='Blues', vmin=0, vmax=1.6 * schedule.world, aspect='auto'
-        )
-        for r, row in enumerate(state):
-            for c, who in enumerate(row):
-                ax.text(
-                    c, r, len(who), ha='center', va='center', weight='bold' if len(who) == schedule.world else 'normal'
-                )
-        for s in schedule.steps[i-1] if i else ():
-            ax.add_patch(plt.Rectangle((s.chunk - .46, s.dst - .46), .92, .92, fill=False, ec=palette[1], lw=2))
-        ax.set(
-            title=f'step {i}' if i else 'start',
-            xlabel='chunk',
-            xticks=range(schedule.chunks),
-            yticks=range(schedule.world),
-        )
-        ax.grid(False)
-    axes[0].set_ylabel('rank')
+    for ax, state in zip(axes, states, strict=True):
+        _draw_counts(ax, [[len(ranks) for ranks in row] for row in state])
+    axes[0].set(title='start', ylabel='rank')
+    for i, step in enumerate(schedule.steps, 1):
+        _frame(axes[i], step)
+        axes[i].set_title(f'step {i}')
     fig.suptitle(title, weight='bold', x=.01, ha='left')
     return fig
 
 # %% ../../nbs/parallel/02_collectives.ipynb #7f53403b
+def _exchange(chunks, step, rank):
+    "Send and receive what one step asks of this rank, and add or keep what has come"
+    got = [(s, torch.empty_like(chunks[s.chunk])) for s in step if s.dst == rank]
+    ops = [dist.P2POp(dist.isend, chunks[s.chunk], s.dst) for s in step if s.src == rank]
+    ops += [dist.P2POp(dist.irecv, buf, s.src) for s, buf in got]
+    for work in dist.batch_isend_irecv(ops) if ops else ():
+        work.wait()
+    for s, buf in got:
+        chunks[s.chunk].add_(buf) if s.add else chunks[s.chunk].copy_(buf)
+
 def execute(
     schedule, # The timetable; its world is the process group's
     x         # This rank's tensor, contiguous; changed in place
@@ -155,13 +163,7 @@ def execute(
         raise ValueError(f'a timetable for {schedule.world} ranks, a group of {dist.get_world_size()}')
     chunks, rank = x.view(-1).tensor_split(schedule.chunks), dist.get_rank()
     for step in schedule.steps:
-        got = [(s, torch.empty_like(chunks[s.chunk])) for s in step if s.dst == rank]
-        ops = [dist.P2POp(dist.isend, chunks[s.chunk], s.dst) for s in step if s.src == rank]
-        ops += [dist.P2POp(dist.irecv, buf, s.src) for s, buf in got]
-        for work in dist.batch_isend_irecv(ops) if ops else ():
-            work.wait()
-        for s, buf in got:
-            chunks[s.chunk].add_(buf) if s.add else chunks[s.chunk].copy_(buf)
+        _exchange(chunks, step, rank)
     return chunks
 
 def all_reduce(
@@ -197,26 +199,42 @@ def _broadcast(
     return x
 
 # %% ../../nbs/parallel/02_collectives.ipynb #f9e104d7
+def _by_torch(x):
+    "The sum over all ranks, and everybody's tensor"
+    total = x.clone()
+    dist.all_reduce(total)
+    whole = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(whole, x)
+    return total, whole
+
+def _ours_and_theirs(x):
+    "Pairs of what our collectives and torch's make of this rank's tensor"
+    rank, n = dist.get_rank(), dist.get_world_size()
+    total, whole = _by_torch(x)
+    pairs = [(all_reduce(x.clone(), algorithm), total) for algorithm in all_reduces]
+    pairs.append((_reduce_scatter(x.clone()), total.tensor_split(n)[rank]))
+    pairs.append((_all_gather(x), torch.cat(whole)))
+    pairs.append((_broadcast(x.clone(), n - 1), whole[n - 1]))
+    return pairs
+
+def largest_difference(
+    got, # Tensor
+    ref  # Tensor of the same shape
+) -> float: # 0 where there are no numbers
+    "Largest difference, relative to the largest number of `ref`"
+    return ((got - ref).abs().max() / ref.abs().max()).item() if ref.numel() else 0.
+
 def check_against_torch(
     sizes # Numbers of elements
 ) -> float: # Largest relative difference on floats; raises AssertionError where whole numbers differ
     "Run on every rank: our collectives and torch's on the same data"
-    r, n, worst = dist.get_rank(), dist.get_world_size(), 0.
+    worst = 0.
     for size in sizes:
-        for dtype in (torch.int64, torch.float32):
-            x = (torch.randn(size, generator=torch.Generator().manual_seed(r)) * 100).to(dtype)
-            want = x.clone()
-            dist.all_reduce(want)
-            whole = [torch.empty_like(x) for _ in range(n)]
-            dist.all_gather(whole, x)
-            results = [all_reduce(x.clone(), a) for a in all_reduces]
-            pairs = [(got, want) for got in results] + [(_reduce_scatter(x.clone()), want.tensor_split(n)[r]),
-                     (_all_gather(x), torch.cat(whole)), (_broadcast(x.clone(), n - 1), whole[n - 1])]
-            for got, ref in pairs:
-                if dtype == torch.int64:
-                    assert torch.equal(got, ref), (size, got, ref)
-                elif size:
-                    worst = max(worst, ((got - ref).abs().max() / ref.abs().max()).item() if ref.numel() else 0.)
+        x = torch.randn(size, generator=torch.Generator().manual_seed(dist.get_rank())) * 100
+        for got, ref in _ours_and_theirs(x.to(torch.int64)):
+            assert torch.equal(got, ref), (size, got, ref)
+        for got, ref in _ours_and_theirs(x):
+            worst = max(worst, largest_difference(got, ref))
     return worst
 
 # %% ../../nbs/parallel/02_collectives.ipynb #97c58017
@@ -256,16 +274,13 @@ def _kind(name):
 def _size(x):
     return sum(t.numel() * t.element_size() for t in tree_leaves(x) if isinstance(t, torch.Tensor))
 
-def _members(func, args):
-    "Number of ranks that take part in a call"
+def _group(func, args):
+    "The process group of a call"
     if func.namespace == 'c10d':
-        return next(
-            dist.ProcessGroup.unbox(a)
-            for a in args
-            if isinstance(a, torch.ScriptObject) and 'ProcessGroup' in str(a._type())
-        ).size()
+        is_group = lambda a: isinstance(a, torch.ScriptObject) and 'ProcessGroup' in str(a._type())
+        return dist.ProcessGroup.unbox(next(filter(is_group, args)))
     group = args[-1]
-    return dist.distributed_c10d._resolve_process_group(group).size() if isinstance(group, str) else group.size()
+    return dist.distributed_c10d._resolve_process_group(group) if isinstance(group, str) else group
 
 # %% ../../nbs/parallel/02_collectives.ipynb #99bf5527
 class CommCounter(TorchDispatchMode):
@@ -275,13 +290,18 @@ class CommCounter(TorchDispatchMode):
         super().__init__()
         self.calls, self.payload, self.sent = Counter(), Counter(), Counter()
 
+    def _count(self, kind, func, args):
+        "Note a call, and what a ring sends for it"
+        n, size = _group(func, args).size(), max(map(_size, args))
+        if kind == 'all_gather' and func.namespace != 'c10d':
+            size *= n                            # it is not told where the whole goes, only this rank's part
+        self.calls[kind] += 1
+        self.payload[kind] += size
+        self.sent[kind] += size * _factors[kind](n)
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace in ('c10d', '_c10d_functional') and (kind := _kind(func._schema.name)):
-            n = _members(func, args)
-            size = max(map(_size, args)) * (n if func.namespace != 'c10d' and kind == 'all_gather' else 1)
-            self.calls[kind] += 1
-            self.payload[kind] += size
-            self.sent[kind] += size * _factors[kind](n)
+            self._count(kind, func, args)
         return func(*args, **(kwargs or {}))
 
     @property
@@ -302,6 +322,16 @@ def wire_bytes() -> int: # Bytes over all TCP sockets of this process since they
                     total += _bytes_sent(s)
     return total
 
+def wire_sent(
+    step # Function without arguments, called once
+) -> int: # Bytes
+    "Run on every rank: what this process sends while `step` runs, by the kernel"
+    dist.barrier()                                     # connections are made
+    before = wire_bytes()
+    step()
+    dist.barrier()                                     # what was sent has also left
+    return wire_bytes() - before
+
 def _bytes_sent(s):
     "Offset 200 of struct tcp_info holds tcpi_bytes_sent (linux/tcp.h, since 4.19)"
     if s.family not in (socket.AF_INET, socket.AF_INET6) or s.type != socket.SOCK_STREAM:
@@ -315,15 +345,15 @@ def measure_bytes(
     algorithm:str  # naive, tree, ring, or torch for the library's own
 ) -> dict:         # Bytes this rank has sent: counted by torch, counted by the kernel (None except on Linux)
     "Run on every rank: one all-reduce, watched"
-    step = dist.all_reduce if algorithm == 'torch' else lambda x: all_reduce(x, algorithm)
-    step(torch.ones(16))                               # connections are made, greetings exchanged
-    dist.barrier()
-    before = wire_bytes() if sys.platform.startswith('linux') else 0
-    with CommCounter() as c:
-        step(torch.ones(numel))
-    dist.barrier()                                     # what was sent has also left
-    after = wire_bytes() if sys.platform.startswith('linux') else None
-    return dict(counted=c.total, wire=after and after - before)
+    reduce = dist.all_reduce if algorithm == 'torch' else lambda x: all_reduce(x, algorithm)
+    counter = CommCounter()
+
+    def step():
+        with counter:
+            reduce(torch.ones(numel))
+    reduce(torch.ones(16))                              # connections are made, greetings exchanged
+    wire = wire_sent(step) if sys.platform.startswith('linux') else step()
+    return dict(counted=counter.total, wire=wire)
 
 # %% ../../nbs/parallel/02_collectives.ipynb #b33f23d7
 def measure_reduce_scatter(
@@ -333,30 +363,28 @@ def measure_reduce_scatter(
     n, out = dist.get_world_size(), {}
     single = getattr(dist, 'reduce_scatter_single', None) or dist.reduce_scatter_tensor   # renamed in PyTorch 2.13
     theirs = lambda x: single(torch.empty(len(x) // n), x)
-    for name, step in (('ours', _reduce_scatter), ('torch', theirs)):
-        step(torch.ones(n))
-        dist.barrier()
-        before = wire_bytes()
-        step(torch.ones(numel))
-        dist.barrier()
-        out[name] = wire_bytes() - before
+    for name, scatter in (('ours', _reduce_scatter), ('torch', theirs)):
+        scatter(torch.ones(n))
+        out[name] = wire_sent(lambda f=scatter: f(torch.ones(numel)))
     return out
 
 # %% ../../nbs/parallel/02_collectives.ipynb #c414485e
+def _there_and_back(x):
+    "Seconds that a message between ranks 0 and 1 is under way, both ways"
+    me, start = dist.get_rank(), time.perf_counter()
+    for turn in (0, 1):
+        dist.send(x, 1 - me) if me == turn else dist.recv(x, 1 - me)
+    return time.perf_counter() - start
+
 def ping_pong(
     sizes,        # Message sizes in bytes
     repeats:int=20 # Round trips a size
 ) -> list:        # Pairs (bytes, seconds one way), the best of all
     "Run on two ranks: how long a message takes"
-    me, out = dist.get_rank(), []
+    out = []
     for size in sizes:
-        x, times = torch.zeros(size, dtype=torch.uint8), []
-        for _ in range(repeats):
-            t0 = time.perf_counter()
-            for turn in (0, 1):
-                dist.send(x, 1 - me) if me == turn else dist.recv(x, 1 - me)
-            times.append((time.perf_counter() - t0) / 2)
-        out.append((size, min(times)))
+        x = torch.zeros(size, dtype=torch.uint8)
+        out.append((size, min(_there_and_back(x) for _ in range(repeats)) / 2))
     return out
 
 def fit_alpha_beta(
@@ -370,6 +398,11 @@ def fit_alpha_beta(
     beta = float(np.exp(rest(k).mean()))
     return float(k) * beta, beta
 
+def _busiest(step):
+    "The most messages that one rank sends, or receives, in a step"
+    sent, received = Counter(s.src for s in step), Counter(s.dst for s in step)
+    return max([0, *sent.values(), *received.values()])
+
 def schedule_seconds(
     schedule,   # The timetable
     size:float, # Bytes of the tensor
@@ -378,7 +411,4 @@ def schedule_seconds(
 ) -> float:     # Seconds, when each rank sends and receives one message at a time
     "Cost of a timetable: each step takes as long as its busiest rank"
     piece = alpha + beta * size / schedule.chunks
-    busiest = lambda step: max(
-        max(sum(s.src == r for s in step), sum(s.dst == r for s in step)) for r in range(schedule.world)
-    )
-    return sum(busiest(step) for step in schedule.steps) * piece
+    return sum(map(_busiest, schedule.steps)) * piece

@@ -17,10 +17,10 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
-from .collectives import CommCounter, wire_bytes
+from .collectives import CommCounter, wire_sent
 from ..core import one_of
 from ..models.gpt import GPT, keep_layers
-from .zero import storage_bytes
+from .zero import keep_saved, storage_bytes
 from .tensor import check_divisible, check_gpt, check_length, modes, tensor_parallel
 
 # %% ../../nbs/parallel/10_dtensor.ipynb #92fd9106
@@ -51,26 +51,38 @@ def layer_plan(
         'mlp.down': row,
     }
 
-def _tables_plan(
-    model,                  # A GPT or a stage of one
-    sequence_parallel:bool, # Are activations between matrices cut along time?
-    loss_parallel:bool      # Do logits stay cut along the vocabulary?
-) -> list:                  # Pairs of a module and its style, in the order in which they are applied
-    "How what is not a block is cut"
-    between, time = (Shard(1), Shard(0)) if sequence_parallel else (Replicate(), Replicate())
-    first = [
-        (model.emb, RowwiseParallel(input_layouts=Replicate(), output_layouts=between)),
-        (model.pos, PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=time)),
+def _entrance_plan(model, between, sequence_parallel):
+    "How the embeddings are cut: tokens and positions arrive whole"
+    whole, place = Replicate(), Shard(0) if sequence_parallel else Replicate()
+    return [
+        (model.emb, RowwiseParallel(input_layouts=whole, output_layouts=between)),
+        (model.pos, PrepareModuleInput(input_layouts=whole, desired_input_layouts=place)),
         (model.pos, Whole(0 if sequence_parallel else None)),
     ]
-    logits = (
-        dict(output_layouts=Shard(-1), use_local_output=False) if loss_parallel else dict(output_layouts=Replicate())
-    )
-    last = [
+
+def _exit_plan(model, between, sequence_parallel, loss_parallel):
+    "How the last norm and the head are cut"
+    logits = dict(output_layouts=Shard(-1), use_local_output=False)
+    if not loss_parallel:
+        logits = dict(output_layouts=Replicate())
+    return [
         (model.norm, Whole(1 if sequence_parallel else None)),
         (model.head, ColwiseParallel(input_layouts=between, **logits)),
     ]
-    return first * (model.emb is not None) + last * (model.head is not None)
+
+def _plan(
+    model,                  # A GPT or a stage of one
+    sequence_parallel:bool, # Are activations between matrices cut along time?
+    loss_parallel:bool      # Do logits stay cut along the vocabulary?
+) -> list:                  # Pairs of a module and its style or styles, in the order in which they are applied
+    "How a model is cut"
+    between = Shard(1) if sequence_parallel else Replicate()
+    plan = [(block, layer_plan(sequence_parallel)) for block in model.layers.values()]
+    if model.emb is not None:
+        plan += _entrance_plan(model, between, sequence_parallel)
+    if model.head is not None:
+        plan += _exit_plan(model, between, sequence_parallel, loss_parallel)
+    return plan
 
 def parallelize(
     model,                       # A GPT or a stage of one, the same weights on every rank of mesh; changed in place
@@ -85,9 +97,7 @@ def parallelize(
     check_divisible(model.config, mesh.size(), model.emb is not None or model.head is not None)
     if sequence_parallel and model.emb is not None:
         model.register_forward_pre_hook(lambda m, args: check_length(args[0].shape[1], mesh.size()))
-    for block in model.layers.values():
-        parallelize_module(block, mesh, layer_plan(sequence_parallel), src_data_rank=None)
-    for module, style in _tables_plan(model, sequence_parallel, loss_parallel):
+    for module, style in _plan(model, sequence_parallel, loss_parallel):
         parallelize_module(module, mesh, style, src_data_rank=None)
     for p in model.parameters():
         p.register_hook(lambda g, to=p.placements: g.redistribute(placements=to))
@@ -102,7 +112,8 @@ def layer_traffic(
     width:int=4    # Bytes a number
 ) -> dict:         # Collective -> (calls, bytes sent by a rank), forward and backward (arXiv 2205.05198 sec. 4.2.2)
     "What one transformer layer sends in a training step, by rings"
-    one, small = (tp - 1) / tp * tokens * hidden * width, 2 * (tp - 1) / tp * hidden * width
+    one = (tp - 1) / tp * tokens * hidden * width          # bytes of all-gathering or reduce-scattering activations
+    small = 2 * (tp - 1) / tp * hidden * width             # of all-reducing the gradient of a norm or a bias
     if one_of('mode', mode, modes) == 'tensor':
         return dict(all_reduce=(4, 4 * 2 * one))
     gathers = 4 if mode == 'sequence' else 6
@@ -114,15 +125,15 @@ def watched(
 ) -> dict:       # Calls, payload and bytes sent by collective; bytes on the wire
     "Forward and backward through a layer, counted"
     step = lambda: block(x.clone().requires_grad_()).sum().backward()
+    counter = CommCounter()
+
+    def counted():
+        with counter:
+            step()
     step()
-    dist.barrier()                                      # connections are made
-    before = wire_bytes()
-    with CommCounter() as c:
-        step()
-    dist.barrier()
-    return dict(
-        calls=dict(c.calls), sent={k: round(v) for k, v in c.sent.items()}, total=c.total, wire=wire_bytes() - before
-    )
+    wire = wire_sent(counted)
+    sent = {kind: round(size) for kind, size in counter.sent.items()}
+    return dict(calls=dict(counter.calls), sent=sent, total=counter.total, wire=wire)
 
 def _one_layer(
     config, # A GPTConfig
@@ -131,19 +142,15 @@ def _one_layer(
     time:int=64 # Tokens of each
 ) -> tuple: # A layer of a parallel GPT, and an input for it
     "What is measured below"
-    model = keep_layers(GPT(config), 0, 1)
+    model, ranks = keep_layers(GPT(config), 0, 1), dist.get_world_size()
     cut = mode.endswith('sequence') or mode == 'regather'
-    model = (
-        parallelize(model, init_device_mesh('cpu', (dist.get_world_size(),)), cut)
-        if mode.startswith('dtensor')
-        else tensor_parallel(model, mode)
-    )
-    return model.layers['0'], torch.randn(
-        size,
-        time // (dist.get_world_size() if cut else 1),
-        model.config.hidden,
-        generator=torch.Generator().manual_seed(0),
-    )
+    if mode.startswith('dtensor'):
+        model = parallelize(model, init_device_mesh('cpu', (ranks,)), cut)
+    else:
+        model = tensor_parallel(model, mode)
+    tokens = time // ranks if cut else time
+    x = torch.randn(size, tokens, model.config.hidden, generator=torch.Generator().manual_seed(0))
+    return model.layers['0'], x
 
 _layer_kinds = [*modes, 'dtensor', 'dtensor sequence']
 def traffic(
@@ -161,7 +168,7 @@ def _saved_bytes(
     "Activation memory of a layer, measured"
     where = lambda t: getattr(t, '_local_tensor', t).untyped_storage().data_ptr()
     kept, own = [], {where(p) for p in module.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with keep_saved(kept):
         _alive = module(x.requires_grad_())      # what it keeps lives as long as it does
     return storage_bytes([t for t in kept if where(t) not in own])
 

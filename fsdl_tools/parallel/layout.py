@@ -33,6 +33,19 @@ _alias = {
     'nemo': 'megatron-core',
 }
 
+_degrees = ['dp', 'tp', 'pp', 'cp', 'ep', 'vp']            # In the order in which they are written
+_numbers = {'grad_bytes': [0, 2, 4], 'weight_bits': [16, 8, 4]}
+_words = {
+    'recompute': recomputations,
+    'precision': layout_precisions,
+    'schedule': schedules,
+    'offload': _offloads,
+    'optimizer': _optimizers,
+    'recipe': _recipes,
+    'graphs': ['', *_graphs],
+    'dispatcher': ['', *_dispatchers],
+}
+
 @functools.cache
 def framework_of(
     name:str # As written in a table: nanotron, 'Megatron-Core r0.8', 'torchtitan FSDP2'; empty: plain PyTorch
@@ -78,50 +91,53 @@ class Layout(Record):
         if isinstance(self.dp, str):
             raise ValueError(f'text is read by parse_layout({self.dp!r}); a Layout takes fields such as dp=2')
         self._in_our_words()
-        for f in 'dp tp pp cp vp ep micro_batch'.split():
-            positive(f, getattr(self, f))
-        for f, ok in (('grad_bytes', [0, 2, 4]), ('weight_bits', [16, 8, 4])):
-            if getattr(self, f) not in ok:
-                raise ValueError(f'{f} must be one of {ok}, not {getattr(self, f)!r}')
+        self._check_numbers()
+        for name, words in _words.items():
+            one_of(name, getattr(self, name), words)
+        framework_of(self.framework)
+        self._check_experts_and_weights()
+        self._check_schedule()
+        self._check_shards()
+
+    def _check_numbers(self):
+        "Each number by itself"
+        for name in 'dp tp pp cp vp ep micro_batch'.split():
+            positive(name, getattr(self, name))
+        for name, known in _numbers.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f'{name} must be one of {known}, not {getattr(self, name)!r}')
         if self.zero not in (0, 1, 2, 3):
             raise ValueError(f'zero must be a ZeRO stage from 0 to 3, not {self.zero!r}')
         if not isinstance(self.shard, int) or self.shard < 0:
             raise ValueError(f'shard must be 0 or a number of ranks, not {self.shard!r}')
-        for f, ok in (
-            ('recompute', recomputations),
-            ('precision', layout_precisions),
-            ('schedule', schedules),
-            ('offload', _offloads),
-            ('optimizer', _optimizers),
-            ('recipe', _recipes),
-            ('graphs', ['', *_graphs]),
-            ('dispatcher', ['', *_dispatchers]),
-        ):
-            one_of(f, getattr(self, f), ok)
-        framework_of(self.framework)
-        self._rules()
 
     def _in_our_words(self):
         "recompute=True is full, bfloat16 is bf16, AdamW is adamw"
         said = dict(recompute=str(self.recompute).lower(), precision=self.precision, optimizer=self.optimizer)
-        known = dict(recompute=recomputations, precision=layout_precisions, optimizer=_optimizers)
-        for f, given in said.items():
-            meant = said_here(given, known[f], f)
-            if meant and meant[0] != getattr(self, f):
-                object.__setattr__(self, f, meant[0])
+        for name, given in said.items():
+            meant = said_here(given, _words[name], name)
+            if meant and meant[0] != getattr(self, name):
+                object.__setattr__(self, name, meant[0])
 
-    def _rules(self):
-        "What cannot be combined, whatever the model"
-        if (self.dp*self.cp*self.tp) % self.ep:
-            raise ValueError(f'ep={self.ep} must divide dp·cp·tp = {self.dp*self.cp*self.tp}')
+    def _check_experts_and_weights(self):
+        "Which ranks can share experts, and which weights can be coarse, whatever the model"
+        ranks = self.dp*self.cp*self.tp
+        if ranks % self.ep:
+            raise ValueError(f'ep={self.ep} must divide dp·cp·tp = {ranks}')
         if self.weight_bits < 16 and not self.lora_rank:
             raise ValueError(f'weight_bits={self.weight_bits} needs frozen weights: give lora_rank')
+
+    def _check_schedule(self):
+        "Which schedule goes with virtual stages"
         if self.vp > 1 and self.pp == 1:
             raise ValueError(f'vp={self.vp} needs a pipeline: pp must be more than 1')
         if self.schedule == 'interleaved' and self.vp == 1:
             raise ValueError('the interleaved schedule needs vp of 2 or more')
         if self.vp > 1 and self.schedule not in ('1f1b', 'interleaved'):
             raise ValueError(f'vp={self.vp} needs the 1f1b or interleaved schedule, not {self.schedule}')
+
+    def _check_shards(self):
+        "What HSDP needs"
         if self.shard and self.zero < 3:
             raise ValueError(f'shard={self.shard} is HSDP and needs zero=3, not {self.zero}')
         if self.shard and (self.dp*self.cp) % self.shard:
@@ -133,15 +149,10 @@ class Layout(Record):
         return self.dp*self.tp*self.pp*self.cp
 
     def __str__(self):
-        plain = {f.name: f.default for f in fields(self)}
-        size = [
-            f'{k}{getattr(self, k)}'
-            for k in 'dp tp pp cp ep vp'.split()
-            if k in ('dp', 'tp', 'pp') or getattr(self, k) > 1
-        ]
-        rest = {k: v for k, v in self.to_dict().items() if k not in 'dp tp pp cp ep vp'.split()}
-        more = [f'{k}={v}' for k, v in rest.items() if v != plain[k]]
-        return ','.join(size + more)
+        plain, given = {f.name: f.default for f in fields(self)}, self.to_dict()
+        sizes = [f'{k}{given[k]}' for k in _degrees if k in ('dp', 'tp', 'pp') or given[k] > 1]
+        more = [f'{k}={v}' for k, v in given.items() if k not in _degrees and v != plain[k]]
+        return ','.join(sizes + more)
 
 # %% ../../nbs/parallel/11_layout.ipynb #7f4c12dc
 def _value(name, text):
@@ -164,25 +175,48 @@ def _strategy(part):
             return dict(zero=int(stage[0][-1])) | (dict(dp=int(ranks)) if ranks else {})
     return None
 
+@functools.cache
+def _field_names():
+    return tuple(f.name for f in fields(Layout))
+
+def _fields_of(part, text):
+    "Field -> value of one part of a layout's text, and whether it is the name of a strategy"
+    m = re.fullmatch(r'([a-z_]+)=(.+)|([a-z]+)(\d+)', part)
+    name, value = (m[1] or m[3], m[2] or m[4]) if m else (None, None)
+    strategy = None if name in _field_names() else _strategy(part.lower())
+    if strategy is not None:
+        return strategy, True
+    if not m:
+        raise ValueError(f'cannot read {part!r} in the layout {text!r}: expected parts such as dp2 or zero=1')
+    one_of('field of a layout', name, _field_names())
+    return {name: _value(name, value)}, False
+
 def _parts(text):
     "Field -> value, for each part of a layout's text, and whether a strategy was named"
     out, named = {}, False
     for part in filter(None, re.split(r'[,\s]+', str(text))):
-        m = re.fullmatch(r'([a-z_]+)=(.+)|([a-z]+)(\d+)', part)
-        known = [f.name for f in fields(Layout)]
-        found = None if m and (m[1] or m[3]) in known else _strategy(part.lower())
-        if found is None:
-            if not m:
-                raise ValueError(f'cannot read {part!r} in the layout {text!r}: expected parts such as dp2 or zero=1')
-            name = one_of('field of a layout', m[1] or m[3], known)
-            found = {name: _value(name, m[2] or m[4])}
-        else:
-            named = True
+        found, strategy = _fields_of(part, text)
+        named = named or strategy
         for name, value in found.items():
             if name in out:
                 raise ValueError(f'{name} is given twice in the layout {text!r}')
             out[name] = value
     return out, named
+
+def _add_beside(found, beside, text):
+    "Fields given beside the text, among those that it says"
+    for name, value in beside.items():
+        one_of('field of a layout', name, _field_names())
+        if found.setdefault(name, value) != value:
+            raise ValueError(f'{name} is given twice: {found[name]!r} in the layout {str(text)!r}, {value!r} beside it')
+
+def _replicas(found, world, text):
+    "Replicas of a strategy that names no number of ranks: what the other axes leave of the world"
+    rest = math.prod(found.get(axis, 1) for axis in ('tp', 'pp', 'cp'))
+    if world is None or world % rest:
+        full = f"dp8,zero={found['zero']}" if found['zero'] else 'dp8'
+        raise ValueError(f'the layout {text!r} does not say over how many ranks: type for example {full}')
+    return world // rest
 
 def parse_layout(
     text:str, # For example dp2,tp2,pp2 or dp8,tp4,pp12,zero=1,micro_batch=2; fsdp8 is dp8,zero=3
@@ -190,20 +224,13 @@ def parse_layout(
     **beside # Fields given beside the text, which may not say otherwise
 ) -> Layout: # Raises ValueError naming the part that cannot be read, or the field that is given twice
     "The layout that `text` describes; a `Layout` passes through"
-    out, named = (text.to_dict(), False) if isinstance(text, Layout) else _parts(text)
-    for name, value in beside.items():
-        one_of('field of a layout', name, [f.name for f in fields(Layout)])
-        if out.setdefault(name, value) != value:
-            raise ValueError(f'{name} is given twice: {out[name]!r} in the layout {str(text)!r}, {value!r} beside it')
+    found, named = (text.to_dict(), False) if isinstance(text, Layout) else _parts(text)
+    _add_beside(found, beside, text)
     if isinstance(text, Layout):
         return text
-    if named and 'dp' not in out:
-        rest = math.prod(out.get(f, 1) for f in ('tp', 'pp', 'cp'))
-        if world is None or world % rest:
-            full = f"dp8,zero={out['zero']}" if out['zero'] else 'dp8'
-            raise ValueError(f'the layout {text!r} does not say over how many ranks: type for example {full}')
-        out['dp'] = world // rest
-    return Layout(**out)
+    if named and 'dp' not in found:
+        found['dp'] = _replicas(found, world, text)
+    return Layout(**found)
 
 
 # %% ../../nbs/parallel/11_layout.ipynb #1be82f19
@@ -219,6 +246,19 @@ def _check_stages(l, layers, uneven):
     if not uneven:
         _even('layers', layers, 'pp·vp', l.pp*l.vp)
 
+def _check_batch(l, global_batch):
+    "Does every replica get as many micro-batches, and every stage of an interleaved schedule?"
+    at_once = l.dp*l.micro_batch
+    _even('global_batch', global_batch, 'dp·micro_batch', at_once)
+    if l.vp > 1:
+        _even('micro-batches', global_batch//at_once, 'pp', l.pp)
+
+def _check_heads(l, heads, kv_heads):
+    "Does every rank that shares a layer get as many heads?"
+    _even('heads', heads or 0, 'tp', l.tp)
+    if kv_heads and kv_heads % l.tp and l.tp % kv_heads:
+        raise ValueError(f'kv_heads {kv_heads} and tp={l.tp}: one must divide the other')
+
 def check_layout(
     layout:Layout,        # The layout
     gpus:int=None,        # World size it must fill
@@ -231,16 +271,12 @@ def check_layout(
     l = parse_layout(layout)
     if gpus is not None and l.world != gpus:
         raise ValueError(f'dp·tp·pp·cp = {l.dp}·{l.tp}·{l.pp}·{l.cp} = {l.world} ranks do not fill {gpus} GPUs')
-    _even('heads', heads or 0, 'tp', l.tp)
-    if kv_heads and kv_heads % l.tp and l.tp % kv_heads:
-        raise ValueError(f'kv_heads {kv_heads} and tp={l.tp}: one must divide the other')
+    _check_heads(l, heads, kv_heads)
     _even('ffn', ffn or 0, 'tp', l.tp)
     _even('seq', seq or 0, 'cp', l.cp)
     _check_stages(l, layers or l.pp*l.vp, uneven)
     if global_batch:
-        _even('global_batch', global_batch, 'dp·micro_batch', l.dp*l.micro_batch)
-        if l.vp > 1:
-            _even('micro-batches', global_batch//(l.dp*l.micro_batch), 'pp', l.pp)
+        _check_batch(l, global_batch)
     return l
 
 # %% ../../nbs/parallel/11_layout.ipynb #ca5fbd94
@@ -264,11 +300,37 @@ def groups(
 ) -> list:   # Lists of ranks
     "The ranks that communicate along `axis`"
     l = parse_layout(layout)
-    stride = math.prod(getattr(l, a) for a in axes[axes.index(one_of('axis', axis, axes))+1:])
-    n = getattr(l, axis)
-    return [[s + i*stride for i in range(n)] for s in range(l.world) if s // stride % n == 0]
+    faster = axes[axes.index(one_of('axis', axis, axes)) + 1:]
+    n, stride = getattr(l, axis), math.prod(getattr(l, a) for a in faster)
+    first = [rank for rank in range(l.world) if rank // stride % n == 0]
+    return [[rank + i*stride for i in range(n)] for rank in first]
 
 # %% ../../nbs/parallel/11_layout.ipynb #ba51857a
+_gap = .4                         # between the boxes of two replicas; a rank is as wide as 1
+
+def _corner(l, rank):
+    "Where the square of a rank begins, to the right and upwards"
+    at = coordinates(l, rank)
+    box = l.tp*l.cp + _gap
+    return at['dp']*box + at['cp']*l.tp + at['tp'], -at['pp']
+
+def _label_axes(ax, l):
+    "Stages down, replicas to the right"
+    box, stages, replicas = l.tp*l.cp + _gap, range(l.pp), range(l.dp)
+    ax.set(xlim=(-0.2, l.dp * box), ylim=(-l.pp + 0.9, 1), title=f'{l}: {l.world} ranks')
+    ax.set_yticks([0.4 - i for i in stages], [f'stage {i}' for i in stages])
+    names = [f'replica {i}' for i in replicas]
+    ax.set_xticks([(i + 0.5) * box - 0.2 for i in replicas], names, rotation=0 if l.dp < 9 else 90)
+    ax.grid(False)
+
+def _square(ax, l, rank, colour):
+    "A rank, with its number where there is room"
+    from matplotlib.patches import Rectangle
+    x, y = _corner(l, rank)
+    ax.add_patch(Rectangle((x, y), .92, .8, color=colour, alpha=.75))
+    if l.world <= 64:
+        ax.text(x + .46, y + .4, str(rank), ha='center', va='center', fontsize=8, color='white')
+
 def draw_layout(
     layout,               # A Layout or its text, of at most 512 ranks
     gpus_per_node:int=8,  # For the colours
@@ -279,25 +341,12 @@ def draw_layout(
     if l.world > 512:
         raise ValueError(f'{l.world} ranks are too many to draw: at most 512')
     plt = need('matplotlib.pyplot', 'plot')
-    inner = l.tp*l.cp
     if ax is None:
-        _, ax = plt.subplots(figsize=(min(2 + .42*l.dp*inner, 11), min(1.2 + .5*l.pp, 6)))
-    for r in range(l.world):
-        at = coordinates(l, r)
-        x, y = at['dp']*(inner + .4) + at['cp']*l.tp + at['tp'], -at['pp']
-        ax.add_patch(plt.Rectangle((x, y), .92, .8, color=palette[r//gpus_per_node % 6], alpha=.75))
-        if l.world <= 64:
-            ax.text(x + .46, y + .4, str(r), ha='center', va='center', fontsize=8, color='white')
-    ax.set(
-        xlim=(-0.2, l.dp * (inner + 0.4)),
-        ylim=(-l.pp + 0.9, 1),
-        title=f'{l}: {l.world} ranks',
-        yticks=[0.4 - i for i in range(l.pp)],
-        xticks=[(i + 0.5) * (inner + 0.4) - 0.2 for i in range(l.dp)],
-    )
-    ax.set_yticklabels([f'stage {i}' for i in range(l.pp)])
-    ax.set_xticklabels([f'replica {i}' for i in range(l.dp)], rotation=0 if l.dp < 9 else 90)
-    ax.grid(False)
+        size = min(2 + .42*l.dp*l.tp*l.cp, 11), min(1.2 + .5*l.pp, 6)
+        ax = plt.subplots(figsize=size)[1]
+    for rank in range(l.world):
+        _square(ax, l, rank, palette[rank//gpus_per_node % 6])
+    _label_axes(ax, l)
     return ax
 
 # %% ../../nbs/parallel/11_layout.ipynb #a3c2210f
@@ -311,8 +360,13 @@ def axis_bytes(
     "tp: four all-reduces a layer and micro-batch (arXiv 1909.08053); pp: activations and gradients; dp: one all-reduce"
     l = parse_layout(layout)
     ring = lambda n: 2*(n - 1)/n
-    n, piece = global_batch/(l.dp*l.micro_batch), l.micro_batch*seq*hidden*width
-    return dict(tp=ring(l.tp)*4*piece*n*layers/l.pp, pp=2*piece*n*(l.pp > 1), dp=ring(l.dp)*params/(l.tp*l.pp)*width)
+    n = global_batch/(l.dp*l.micro_batch)              # micro-batches
+    piece = l.micro_batch*seq*hidden*width             # bytes of the activations between two layers
+    return dict(
+        tp=ring(l.tp)*4*piece*n*layers/l.pp,
+        pp=2*piece*n*(l.pp > 1),
+        dp=ring(l.dp)*params/(l.tp*l.pp)*width,
+    )
 
 # %% ../../nbs/parallel/11_layout.ipynb #47c9b0cf
 _runnable_precisions = ['fp32', 'tf32', 'bf16', 'amp_bf16']
@@ -333,27 +387,28 @@ def check_runnable(
             f'tp={l.tp}, pp={l.pp}: only GPTs of this library are split by matrix and layer; '
             'models of timm and transformers by batch (dp, zero)'
         )
-    if l.cp > 1:
-        raise ValueError(f'cp={l.cp} can be planned but not run here: cp must be 1')
-    for f, plain in (('ep', 1), ('lora_rank', 0)):
-        if getattr(l, f) != plain:
-            raise ValueError(f'{f}={getattr(l, f)} can be planned but not run here: it must be {plain}')
-    if l.offload != 'none':
-        raise ValueError(f'offload={l.offload} can be planned but not run here: it must be none')
-    if not l.flash:
-        raise ValueError('flash=False can be planned but not run here: attention is always fused')
-    one_of('precision that can be run', l.precision, _runnable_precisions)
-    _check_tensor(l, c, seq)
+    _check_carried_out(l)
+    if l.tp > 1:
+        _check_tensor(l, c, seq)
     _check_pipeline(l, global_batch)
     return l
 
+def _check_carried_out(l):
+    "Refuse what can be planned only"
+    if l.cp > 1:
+        raise ValueError(f'cp={l.cp} can be planned but not run here: cp must be 1')
+    for name, plain in (('ep', 1), ('lora_rank', 0), ('offload', 'none')):
+        if getattr(l, name) != plain:
+            raise ValueError(f'{name}={getattr(l, name)} can be planned but not run here: it must be {plain}')
+    if not l.flash:
+        raise ValueError('flash=False can be planned but not run here: attention is always fused')
+    one_of('precision that can be run', l.precision, _runnable_precisions)
+
 def _check_tensor(l, c, seq):
     "What tensor parallelism needs beyond heads and ffn"
-    if l.tp > 1 and c.vocab % l.tp:
-        raise ValueError(f'vocab {c.vocab} cannot be divided by tp={l.tp}: the remainder is {c.vocab % l.tp}')
-    if l.tp > 1 and c.ctx % l.tp:
-        raise ValueError(f'ctx {c.ctx} cannot be divided by tp={l.tp}: the remainder is {c.ctx % l.tp}')
-    if l.tp > 1 and l.seq_parallel and seq and seq % l.tp:
+    _even('vocab', c.vocab, 'tp', l.tp)
+    _even('ctx', c.ctx, 'tp', l.tp)
+    if l.seq_parallel and seq and seq % l.tp:
         raise ValueError(f'seq {seq} cannot be divided by tp={l.tp}: seq_parallel=false allows it')
 
 def _check_pipeline(l, global_batch):

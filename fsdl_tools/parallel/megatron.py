@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from .collectives import CommCounter
+from .collectives import CommCounter, largest_difference
 from .ranks import on_ranks
 from .tensor import ColumnParallel, RowParallel
 
@@ -19,20 +19,24 @@ def _theirs(first, second, sequence):
     "Megatron-core's column- and row-parallel layer with the weights of two nn.Linear"
     from megatron.core import ModelParallelConfig
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-    n, rank = dist.get_world_size(), dist.get_rank()
     config = ModelParallelConfig(
-        tensor_model_parallel_size=n, sequence_parallel=sequence, use_cpu_initialization=True,
+        tensor_model_parallel_size=dist.get_world_size(), sequence_parallel=sequence, use_cpu_initialization=True,
         gradient_accumulation_fusion=False,
     )
     kw = dict(config=config, init_method=nn.init.normal_, bias=True, skip_bias_add=False)
     column = ColumnParallelLinear(first.in_features, first.out_features, gather_output=False, **kw)
     row = RowParallelLinear(second.in_features, second.out_features, input_is_parallel=True, **kw)
-    with torch.no_grad():
-        column.weight.copy_(first.weight.chunk(n)[rank])
-        column.bias.copy_(first.bias.chunk(n)[rank])
-        row.weight.copy_(second.weight.chunk(n, 1)[rank])
-        row.bias.copy_(second.bias)
+    _copy_parts(first, column, second, row)
     return column, row
+
+@torch.no_grad()
+def _copy_parts(first, column, second, row):
+    "This rank's outputs of the first layer, and its inputs of the second; the second bias is whole"
+    n, rank = dist.get_world_size(), dist.get_rank()
+    column.weight.copy_(first.weight.chunk(n)[rank])
+    column.bias.copy_(first.bias.chunk(n)[rank])
+    row.weight.copy_(second.weight.chunk(n, 1)[rank])
+    row.bias.copy_(second.bias)
 
 # %% ../../nbs/parallel/14_megatron.ipynb #7e11aa01
 def _gradients_of(column, row, x):
@@ -48,34 +52,50 @@ def _watched(forward, x, against):
     return out.detach(), dict(calls=dict(c.calls), bytes=c.total)
 
 # %% ../../nbs/parallel/14_megatron.ipynb #7e11aa02
+def _run_ours(linears, x, weight, sequence):
+    "Name -> output or gradient on this rank, and what was sent, of our layers"
+    mode = 'regather' if sequence else 'tensor'
+    column, row = ColumnParallel(linears[0], mode), RowParallel(linears[1], mode)
+    x = x.clone().requires_grad_()
+    out, sent = _watched(lambda x: row(F.gelu(column(x))), x, weight)
+    return {**_gradients_of(column, row, x), 'output': out}, sent
+
+def _run_theirs(linears, x, weight, sequence):
+    "The same of Megatron-core's, which puts time first"
+    column, row = _theirs(*linears, sequence)
+    x = x.transpose(0, 1).contiguous().requires_grad_()
+    out, sent = _watched(lambda x: row(F.gelu(column(x)[0]))[0], x, weight.transpose(0, 1))
+    found = _gradients_of(column, row, x)
+    if sequence:
+        dist.all_reduce(found['row.bias'])                     # Megatron leaves this sum to finalize_model_grads
+    return {**found, 'input': x.grad.transpose(0, 1), 'output': out.transpose(0, 1)}, sent
+
+def _start_megatron():
+    "Let Megatron-core know the ranks; it makes buffers on the current GPU, of which there is none"
+    from megatron.core import parallel_state
+    torch.cuda.current_device = lambda: torch.device('cpu')
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=dist.get_world_size())
+
+def _mlp(batch, time, hidden, ffn):
+    "Two linear layers, an input, and the weights of the outputs in a loss; the same on every rank"
+    torch.manual_seed(0)
+    linears = nn.Linear(hidden, ffn), nn.Linear(ffn, hidden)
+    return linears, *torch.randn(2, batch, time, hidden).unbind()
+
 def megatron_rank(
     sequence:bool=False, # With sequence parallelism? Megatron's gathers twice, as our mode regather
     batch:int=4, time:int=16, # Of the input
     hidden:int=32, ffn:int=96 # Widths
 ) -> dict:               # Largest relative differences of outputs and gradients; calls and bytes of both
     "Run on every rank: an MLP by Megatron-core's layers and by ours"
-    from megatron.core import parallel_state
-    # buffers are made on the current GPU; there is none
-    torch.cuda.current_device = lambda: torch.device('cpu')
+    _start_megatron()
     n, rank = dist.get_world_size(), dist.get_rank()
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=n)
-    torch.manual_seed(0)
-    first, second = nn.Linear(hidden, ffn), nn.Linear(ffn, hidden)
-    x, weight = torch.randn(2, batch, time, hidden).unbind()
-    mode = 'regather' if sequence else 'tensor'
-    share = (lambda t: t.chunk(n, 1)[rank]) if sequence else (lambda t: t)
-    ours, theirs = (ColumnParallel(first, mode), RowParallel(second, mode)), _theirs(first, second, sequence)
-    a = share(x).clone().requires_grad_()
-    b = share(x).transpose(0, 1).contiguous().requires_grad_()         # Megatron puts time first
-    mine, sent = _watched(lambda x: ours[1](F.gelu(ours[0](x))), a, share(weight))
-    run_theirs = lambda x: theirs[1](F.gelu(theirs[0](x)[0]))[0]
-    other, their_sent = _watched(run_theirs, b, share(weight).transpose(0, 1))
-    got, want = _gradients_of(*theirs, b), _gradients_of(*ours, a)
-    got['input'] = got['input'].transpose(0, 1)
+    linears, x, weight = _mlp(batch, time, hidden, ffn)
     if sequence:
-        dist.all_reduce(got['row.bias'])                       # Megatron leaves this sum to finalize_model_grads
-    far = {k: ((got[k] - w).abs().max() / w.abs().max()).item() for k, w in want.items()}
-    far['output'] = ((other.transpose(0, 1) - mine).abs().max() / mine.abs().max()).item()
+        x, weight = (t.chunk(n, 1)[rank] for t in (x, weight))
+    wanted, sent = _run_ours(linears, x, weight, sequence)
+    got, their_sent = _run_theirs(linears, x, weight, sequence)
+    far = {name: largest_difference(got[name], w) for name, w in wanted.items()}
     return dict(sequence=sequence, ranks=n, apart=far, ours=sent, theirs=their_sent)
 
 # %% ../../nbs/parallel/14_megatron.ipynb #7e11aa03

@@ -23,11 +23,12 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from fastcore.basics import patch
 from ..models.tiny import rule_batch
-from .ddp import named, sync_batchnorm
+from .ddp import as_one, no_gradient, sync_batchnorm
 from ..models.gpt import GPT, GPTBlock, GPTConfig, gpt_config, keep_layers
 from .layout import check_runnable, coordinates, parse_layout
 from .schedules import balance
 from .tensor import check_gpt
+from .units import in_backward
 from .zero_libraries import shard_blocks, watch_routes
 from .dtensor import parallelize
 
@@ -55,11 +56,15 @@ def stage_bounds(
     return balance(costs, stages)
 
 # %% ../../nbs/parallel/12_model.ipynb #24c08708
+def _blocks(model):
+    "The layers of a GPT; none of another model"
+    return [m for m in model.modules() if isinstance(m, GPTBlock)]
+
 def _recompute(model, how):
     "Let layers forget what they computed, and compute it again in the backward pass"
-    blocks = [m for m in model.modules() if isinstance(m, GPTBlock)]
     if how == 'none':
         return
+    blocks = _blocks(model)
     _change_buffers_once(model)
     if not blocks:
         return _recompute_zoo(model, how)
@@ -86,7 +91,7 @@ def _change_buffers_once(model):
 
 def _lend(m, kept):
     "In a repeated forward pass, let a module work on copies of its buffers; a compiled one changes them once anyway"
-    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+    if not torch.compiler.is_compiling() and in_backward():
         kept.append(dict(m._buffers))
         m._buffers.update({n: b.clone() for n, b in m._buffers.items() if b is not None})
 
@@ -149,8 +154,8 @@ class Parallel:
         l = self.layout
         self.mesh = make_mesh(l, device) if dist.is_initialized() else None
         self.at = coordinates(l, dist.get_rank() if self.mesh else 0)
-        indices = [self.at['pp'] + i*l.pp for i in range(l.vp)]             # of the stages that this rank holds
-        self.last = indices[-1] == l.pp*l.vp - 1
+        indices = range(self.at['pp'], l.pp*l.vp, l.pp)                     # of the stages that this rank holds
+        self.last = l.pp*l.vp - 1 in indices
         self.stages = [self._prepare(self._cut(model, i)) for i in indices]
         self.schedule = self._schedule(indices) if l.pp > 1 else None
 
@@ -160,9 +165,9 @@ class Parallel:
         if l.pp == 1:
             return model
         check_gpt(model, 'cut into stages')
-        # a rank with several stages needs several modules
-        part = GPT(model.config) if l.vp > 1 else model
-        if l.vp > 1:
+        part = model
+        if l.vp > 1:                       # a rank with several stages needs several modules
+            part = GPT(model.config)
             part.load_state_dict(model.state_dict())
         return keep_layers(part, *stage_bounds(model.config, l.pp*l.vp)[i])
 
@@ -174,19 +179,20 @@ class Parallel:
         if l.tp > 1:
             parallelize(model, self.mesh['tp'], l.seq_parallel)
         _recompute(model, l.recompute)
-        if l.compile:
-            for m in model.modules():
-                if isinstance(m, GPTBlock):
-                    m.compile()
-        if l.precision == 'amp_bf16' or (l.precision == 'bf16' and not (l.zero and self.mesh)):
+        for block in _blocks(model) if l.compile else []:
+            block.compile()
+        return self._by_batch(model)
+
+    def _by_batch(self, model):
+        "Cut by batch, and compute in the precision of the layout"
+        l, zero = self.layout, self.layout.zero and self.mesh
+        if l.precision == 'amp_bf16' or (l.precision == 'bf16' and not zero):
             _autocast(model, self.device)
-        if l.zero and self.mesh:
+        if zero:
             return _shard(model, l, self.mesh)
-        return (
-            nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-            if l.dp > 1 and l.tp * l.pp == 1
-            else model
-        )
+        if l.dp > 1 and l.tp * l.pp == 1:
+            return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        return model
 
     def _schedule(self, indices):
         "torch's pipeline schedule over the stages of this rank"
@@ -226,18 +232,16 @@ def _run(self:Parallel, batches):
 def _run_pipeline(self:Parallel, batches, train=True):
     "The same through torch's schedule"
     x, y = (torch.cat(t) for t in zip(*batches, strict=True))
-    losses, call = [], self.schedule.step if train else self.schedule.eval
-    call(
-        *[x] if self.at['pp'] == 0 else [],
-        target=y if self.last else None,
-        losses=losses if self.last else None,
-        **dict(return_outputs=False) if train else {},
-    )
-    return (
-        torch.stack([v.detach() for v in losses]).sum() / (len(batches) if train else 1)
-        if self.last
-        else torch.zeros((), device=self.device)
-    )
+    inputs, losses = [x] if self.at['pp'] == 0 else [], []
+    targets = dict(target=y, losses=losses) if self.last else {}
+    if train:
+        self.schedule.step(*inputs, **targets, return_outputs=False)
+    else:
+        self.schedule.eval(*inputs, **targets)
+    if not self.last:
+        return torch.zeros((), device=self.device)
+    total = torch.stack([v.detach() for v in losses]).sum()
+    return total / len(batches) if train else total
 
 @patch
 def _add_up(self:Parallel, value):
@@ -248,6 +252,15 @@ def _add_up(self:Parallel, value):
     dist.all_reduce(value)
     return value
 
+def _targets_that_count(batches):
+    "How many targets are not -100, a scalar tensor"
+    return sum((y != -100).sum() for _, y in batches)
+
+@patch
+def _here(self:Parallel, batches):
+    "Micro-batches on this rank's device"
+    return [tuple(t.to(self.device) for t in b) for b in batches]
+
 @patch
 def step(self:Parallel,
     batches # This replica's micro-batches: (inputs, targets) each
@@ -255,7 +268,7 @@ def step(self:Parallel,
     "Forward and backward of one step"
     if len(batches) != self.n:
         raise ValueError(f'a step has {self.n} micro-batches here, not {len(batches)}')
-    batches = [tuple(t.to(self.device) for t in b) for b in batches]
+    batches = self._here(batches)
     self.loss.scale = self.n * self.layout.dp / max(self._count(batches), 1)
     loss = self._run_pipeline(batches) if self.schedule else self._run(batches)
     self._check_used()
@@ -265,8 +278,7 @@ def step(self:Parallel,
 @patch
 def _count(self:Parallel, batches):
     "Targets that count, over all replicas: each has the same part in the mean, whatever micro-batch it is in"
-    count = sum((y != -100).sum() for _, y in batches)
-    return self._add_up(count.double()).item()
+    return self._add_up(_targets_that_count(batches).double()).item()
 
 @patch
 def _check_used(self:Parallel):
@@ -275,10 +287,7 @@ def _check_used(self:Parallel):
     if not isinstance(m, nn.parallel.DistributedDataParallel):
         return
     if missing := [n for n, p in m.module.named_parameters() if p.requires_grad and p.grad is None]:
-        raise RuntimeError(
-            f'rank {dist.get_rank()}: no gradient for {named(missing)}; dp needs every parameter in every step: '
-            'zero=2 and 3 allow what no rank uses'
-        )
+        raise no_gradient(missing, '; dp needs every parameter in every step: zero=2 and 3 allow what no rank uses')
 
 @patch
 def _average(self:Parallel):
@@ -286,11 +295,11 @@ def _average(self:Parallel):
     l = self.layout
     if l.zero or l.dp == 1 or l.tp*l.pp == 1:
         return
-    grads = [getattr(p.grad, '_local_tensor', p.grad) for p in self.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat, group=self.mesh['replicate'].get_group())
-    for g, new in zip(grads, (flat / l.dp).split([g.numel() for g in grads]), strict=True):
-        g.copy_(new.view_as(g))
+
+    def mean(flat):
+        dist.all_reduce(flat, group=self.mesh['replicate'].get_group())
+        flat /= l.dp
+    as_one([getattr(p.grad, '_local_tensor', p.grad) for p in self.parameters() if p.grad is not None], mean)
 
 @patch
 def parameters(self:Parallel):
@@ -298,30 +307,34 @@ def parameters(self:Parallel):
     return (p for m in self.stages for p in m.parameters())
 
 # %% ../../nbs/parallel/12_model.ipynb #a1495f5f
+def _cut_along(g):
+    "Axes of the mesh along which a gradient is cut"
+    if not isinstance(g, DTensor):
+        return ()
+    places = zip(g.device_mesh.mesh_dim_names, g.placements, strict=True)
+    return tuple(axis for axis, place in places if not place.is_replicate())
+
+def _by_cut(grads):
+    "Axes along which gradients are cut -> this rank's parts of them"
+    parts = {}
+    for g in grads:
+        parts.setdefault(_cut_along(g), []).append(getattr(g, '_local_tensor', g))
+    return parts
+
 def clip_gradients(
     params,         # Parameters with gradients; DTensors or plain ones
     max_norm:float, # Gradients are scaled down to this norm; infinity only measures
     mesh=None       # From make_mesh; None: this process has everything
 ):                  # Norm before clipping, a scalar tensor, the same on every rank
     "Scale gradients down by their norm over all ranks"
-    parts = {}
-    for g in (p.grad for p in params if p.grad is not None):
-        cut = (
-            tuple(
-                n
-                for n, place in zip(g.device_mesh.mesh_dim_names, g.placements, strict=True)
-                if not place.is_replicate()
-            )
-            if isinstance(g, DTensor)
-            else ()
-        )
-        parts.setdefault(cut, []).append(getattr(g, '_local_tensor', g))
+    parts = _by_cut(p.grad for p in params if p.grad is not None)
     total = sum((_sum_squares(parts[cut], cut, mesh) for cut in sorted(parts)), torch.zeros(()))
     if mesh is not None and mesh['pp'].size() > 1:
         dist.all_reduce(total, group=mesh['pp'].get_group())
     norm = total.sqrt()
     if max_norm < float('inf'):
-        torch._foreach_mul_([g for gs in parts.values() for g in gs], (max_norm / (norm + 1e-6)).clamp(max=1.))
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.)
+        torch._foreach_mul_([g for gs in parts.values() for g in gs], scale)
     return norm
 
 def _sum_squares(grads, cut, mesh):
@@ -332,22 +345,28 @@ def _sum_squares(grads, cut, mesh):
     return total
 
 # %% ../../nbs/parallel/12_model.ipynb #7a2beb39
+@contextlib.contextmanager
+def _evaluating(modules):
+    "Inside, no gradients, and layers that behave otherwise in training do not"
+    for m in modules:
+        m.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m in modules:
+            m.train()
+
 @patch
 def evaluate(self:Parallel,
     batches # This replica's micro-batches, as many on every rank; targets of -100 do not count
 ) -> tuple: # (mean loss, number of targets) over all replicas
     "Forward only"
-    batches = [tuple(t.to(self.device) for t in b) for b in batches]
+    batches = self._here(batches)
     self.loss.scale, run = 1., self._evaluate_pipeline if self.schedule else self._evaluate_plain
-    for m in self.stages:
-        m.eval()
-    try:
-        with torch.no_grad():
-            total = run(batches)
-    finally:
-        for m in self.stages:
-            m.train()
-    count = torch.tensor(float(sum((y != -100).sum() for _, y in batches)))
+    with _evaluating(self.stages):
+        total = run(batches)
+    count = torch.tensor(float(_targets_that_count(batches)))
     total, count = self._add_up(torch.stack([total.cpu().double(), count.double()])).tolist()
     return total / max(count, 1), round(count)
 
@@ -359,7 +378,8 @@ def _evaluate_plain(self:Parallel, batches):
 def _evaluate_pipeline(self:Parallel, batches):
     "Through the schedule, which wants its number of micro-batches: what is missing is filled with what does not count"
     x, y = batches[-1]
-    full = batches + [(x, torch.full_like(y, -100))]*(-len(batches) % self.n)
+    nothing = x, torch.full_like(y, -100)
+    full = batches + [nothing]*(-len(batches) % self.n)
     return sum(self._run_pipeline(full[i:i + self.n], train=False) for i in range(0, len(full), self.n))
 
 # %% ../../nbs/parallel/12_model.ipynb #90e45c56
@@ -372,6 +392,16 @@ def _micro_batches(
     mine = [t.tensor_split(layout.dp)[at['dp']] for t in batch]
     return list(zip(*(t.split(layout.micro_batch) for t in mine), strict=True))
 
+def _train(run, training, clip):
+    "Losses, and norms before clipping, of AdamW on a list of steps, each of which is a list of micro-batches"
+    opt, losses, norms = torch.optim.AdamW(run.parameters(), lr=1e-3), [], []
+    for batches in training:
+        opt.zero_grad()
+        losses.append(run.step(batches).item())
+        norms.append(clip_gradients(run.parameters(), clip, run.mesh).item())
+        opt.step()
+    return losses, norms
+
 def ten_steps(
     text:str='dp1',         # A layout
     config='gpt-tiny',      # A GPT
@@ -383,10 +413,5 @@ def ten_steps(
     l, c = parse_layout(text), gpt_config(config)
     check_runnable(l, c, size, seq, dist.get_world_size() if dist.is_initialized() else 1)
     run = Parallel(GPT(c), l, size // (l.dp*l.micro_batch))
-    opt, losses, norms = torch.optim.AdamW(run.parameters(), lr=1e-3), [], []
-    for s in range(steps):
-        opt.zero_grad()
-        losses.append(run.step(_micro_batches(rule_batch(s, size, seq), l, run.at)).item())
-        norms.append(clip_gradients(run.parameters(), clip, run.mesh).item())
-        opt.step()
-    return losses, norms, run.evaluate(_micro_batches(rule_batch(steps, size, seq), l, run.at))
+    *training, unseen = [_micro_batches(rule_batch(s, size, seq), l, run.at) for s in range(steps + 1)]
+    return *_train(run, training, clip), run.evaluate(unseen)

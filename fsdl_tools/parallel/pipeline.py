@@ -14,12 +14,9 @@ from fastcore.basics import patch
 from torch.overrides import TorchFunctionMode
 from .ranks import on_ranks
 from .schedules import Op, Span, Trace, simulate, timetable
-from .zero import storage_bytes
+from .zero import keep_saved, storage_bytes
 
 # %% ../../nbs/parallel/07_pipeline.ipynb #29bdb734
-def _same(t):
-    return t
-
 class ModuleStage:
     "A piece of a model"
     split = False               # is the backward pass in two parts? Set by the pipeline
@@ -40,21 +37,22 @@ class ModuleStage:
         "Output of micro-batch i; with a target its loss"
         x, todo, saved = x.detach(), [], []
         x.requires_grad_(x.is_floating_point())
-        hooks = (
-            torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, _same)
-            if self.watch
-            else contextlib.nullcontext()
-        )
-        with hooks, Later(todo) if self.split else contextlib.nullcontext():
-            y = self.module(x)
-            if target is None and not torch.is_tensor(y):
-                what = f'{type(self.module).__name__} returned a {type(y).__name__}'
-                raise TypeError(f'{what}: a stage hands on one tensor')
-            if target is not None:
-                y = self.loss(y, target)
+        nothing = contextlib.nullcontext()
+        with keep_saved(saved) if self.watch else nothing, Later(todo) if self.split else nothing:
+            y = self._run(x, target)
         self.kept[i], self.later[i] = (x, y), todo
         self._count(i, saved)
         return y.detach()
+
+    def _run(self, x, target):
+        "Output of the module; with a target its loss"
+        y = self.module(x)
+        if target is not None:
+            return self.loss(y, target)
+        if not torch.is_tensor(y):
+            what = f'{type(self.module).__name__} returned a {type(y).__name__}'
+            raise TypeError(f'{what}: a stage hands on one tensor')
+        return y
 
     def backward(self,
         i,    # Number of the micro-batch
@@ -153,39 +151,46 @@ class Pipeline:
     ):              # Raises ValueError when timetable, stages and group do not fit together
         self.t, self.stages, self.group, self.rank = t, stages, group, dist.get_rank(group)
         self.peers = dist.get_process_group_ranks(group or dist.group.WORLD)
-        if len(self.peers) != t.ranks:
-            raise ValueError(f'a timetable for {t.ranks} ranks, a group of {len(self.peers)}')
-        if sorted(stages) != (own := list(range(self.rank, t.stages, t.ranks))):
-            raise ValueError(f'rank {self.rank} has stages {sorted(stages)}, the timetable gives it {own}')
-        if t.micro_batches > 1:
-            for s in stages.values():
-                _check_stage(s)
-        simulate(t)                                     # raises ValueError where it would hang
+        self._check()
         for s in stages.values():
             s.split = t.split
         self.shape, self.dtype = torch.Size(shape), dtype
         self.buffer = lambda: torch.empty(shape, dtype=dtype, device=device)
         self.spans, self.most = [], 0
 
+    def _check(self):
+        "Refuse a timetable that does not fit the group or the stages, or that would hang"
+        t = self.t
+        if len(self.peers) != t.ranks:
+            raise ValueError(f'a timetable for {t.ranks} ranks, a group of {len(self.peers)}')
+        if sorted(self.stages) != (own := list(range(self.rank, t.stages, t.ranks))):
+            raise ValueError(f'rank {self.rank} has stages {sorted(self.stages)}, the timetable gives it {own}')
+        if t.micro_batches > 1:
+            for s in self.stages.values():
+                _check_stage(s)
+        simulate(t)                                     # raises ValueError where it would hang
+
     def step(self,
         inputs=None, # The batch; needed where stage 0 is
         targets=None # Its targets; needed where the last stage is
     ):               # Mean loss where the last stage is, else None
         "Forward and backward passes of a batch; gradients are left in the parameters"
-        self.inputs, self.targets, self.losses = (
-            self._cut('inputs', inputs, 0),
-            self._cut('targets', targets, self.t.stages - 1),
-            [],
-        )
-        self.parts = _parts(self.targets)
-        self.spans, self.here, self.posted, self.sent = [], {}, {}, {}
         ops = self.t.ops[self.rank]
+        self._begin(inputs, targets)
         self.coming = [n for n in map(self.source, ops) if n and n.stage not in self.stages]
         for op in ops:
             self._do(op)
         for work, _ in self.sent.values():
             work.wait()
         return sum(self.losses).item() if self.losses else None
+
+    def _begin(self, inputs, targets):
+        "Micro-batches, and empty boxes: results for stages of this rank, messages to come, messages sent"
+        self.inputs = self._cut('inputs', inputs, 0)
+        self.targets = self._cut('targets', targets, self.t.stages - 1)
+        self.parts = _parts(self.targets)
+        self.losses, self.spans = [], []
+        self.here, self.posted, self.sent = {}, {}, {}
 
     def _cut(self, what, batch, stage):
         "The micro-batches of a batch"
@@ -208,14 +213,20 @@ class Pipeline:
 
     def _do(self, op):
         "Take, work, send"
-        x, stage, start = self._take(op), self.stages[op.stage], time.perf_counter()
-        if op.kind == 'F':
-            out = stage.forward(op.micro, x, self.targets[op.micro] if op.stage == self.t.stages - 1 else None)
-        else:
-            out = stage.backward(op.micro, x) if op.kind == 'B' else stage.weight(op.micro)
+        x, start = self._take(op), time.perf_counter()
+        out = self._work(op, x)
         end = time.perf_counter()
         self._give(op, out)
         self.spans.append(Span(self.rank, op, start, end))
+
+    def _work(self, op, x):
+        "Let the stage do it"
+        stage, i = self.stages[op.stage], op.micro
+        if op.kind == 'W':
+            return stage.weight(i)
+        if op.kind == 'B':
+            return stage.backward(i, x)
+        return stage.forward(i, x, self.targets[i] if op.stage == self.t.stages - 1 else None)
 
 # %% ../../nbs/parallel/07_pipeline.ipynb #be42f63e
 @patch
@@ -243,21 +254,34 @@ def _expect(self:Pipeline):
 @patch
 def _give(self:Pipeline, op, out):
     "Hand the result to the stage that needs it"
+    if op.kind == 'W':
+        return
     to = op.stage + (1 if op.kind == 'F' else -1)
-    if op.kind == 'B' and (sent := self.sent.pop(Op('F', op.stage, op.micro), None)):
-        sent[0].wait()        # it has arrived: its gradient is here
-    if op.kind == 'F' and to == self.t.stages:
+    if op.kind == 'B':
+        self._arrived(Op('F', op.stage, op.micro))
+    if to == self.t.stages:
         part = self.parts[op.micro]
         self.losses.append(out * part if part else torch.zeros(()))        # the mean over no target is not a number
-    elif op.kind == 'W' or to < 0:
-        return
     elif to in self.stages:
         self.here[op] = out
-    else:
-        if (out.shape, out.dtype) != (self.shape, self.dtype):
-            what = f'{tuple(out.shape)} of {out.dtype}, the pipeline was told {tuple(self.shape)} of {self.dtype}'
-            raise ValueError(f'stage {op.stage} hands on {what}')
-        self.sent[op] = dist.isend(out.contiguous(), self.peers[to % self.t.ranks], self.group, self._tag(op)), out
+    elif to >= 0:
+        self._send(op, out, to)
+
+@patch
+def _arrived(self:Pipeline, op):
+    "The gradient of an output is here: so the output, if it was sent, is there"
+    if op in self.sent:
+        work, _ = self.sent.pop(op)
+        work.wait()
+
+@patch
+def _send(self:Pipeline, op, out, to):
+    "Start a message to the rank of another stage"
+    if (out.shape, out.dtype) != (self.shape, self.dtype):
+        what = f'{tuple(out.shape)} of {out.dtype}, the pipeline was told {tuple(self.shape)} of {self.dtype}'
+        raise ValueError(f'stage {op.stage} hands on {what}')
+    peer = self.peers[to % self.t.ranks]
+    self.sent[op] = dist.isend(out.contiguous(), peer, self.group, self._tag(op)), out
 
 @patch
 def _tag(self:Pipeline, op):

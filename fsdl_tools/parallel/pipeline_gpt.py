@@ -47,6 +47,15 @@ def gpt_step(
     pipe = Pipeline(t, stages, (batch // micro_batches, c.ctx, c.hidden))
     return [s.module for s in stages.values()], pipe.step, pipe
 
+def _train(modules, step, batches):
+    "Loss of each batch, from AdamW on the gradients that `step` leaves; None where another rank knows it"
+    opt, losses = adamw([p for m in modules for p in m.parameters()], eps=1e-4), []
+    for batch in batches:
+        losses.append(step(*batch))
+        opt.step()
+        opt.zero_grad()
+    return losses
+
 def train_stages(
     name:str,          # One of pipeline.timetables
     micro_batches:int=8, # m
@@ -60,17 +69,12 @@ def train_stages(
     "Run on every rank: train a GPT on a pipeline"
     c = gpt_config(config)
     modules, step, pipe = make(name, micro_batches, virtual, c, batch, watch)
-    opt, losses = adamw([p for m in modules for p in m.parameters()], eps=1e-4), []
-    for s in range(steps):
-        losses.append(step(*rule_batch(s, batch, c.ctx)))
-        opt.step()
-        opt.zero_grad()
-    most = sum(s.most for s in pipe.stages.values()) if watch else None
+    losses = _train(modules, step, (rule_batch(s, batch, c.ctx) for s in range(steps)))
     return dict(
         losses=losses if losses[-1] is not None else None,
         parameters=arrays(modules),
         spans=getattr(pipe, 'spans', None),
-        most=most,
+        most=sum(s.most for s in pipe.stages.values()) if watch else None,
     )
 
 # %% ../../nbs/parallel/08_pipeline_gpt.ipynb #3065183f
@@ -82,6 +86,17 @@ torch_schedules = {
     'zbv': ('ScheduleZBVZeroBubble', 2),
 }
 
+def _check_equal_parts(targets, micro_batches):
+    "Refuse targets of which micro-batches have more or fewer that count"
+    if len({int((t != -100).sum()) for t in targets.chunk(micro_batches)}) > 1:
+        raise ValueError("targets of -100: torch's schedules give each micro-batch the same weight")
+
+def _torch_schedule(name, stages, micro_batches, loss):
+    "A schedule of PyTorch over the stages of this rank"
+    from torch.distributed.pipelining import schedules
+    kind, virtual = torch_schedules[name]
+    return getattr(schedules, kind)(stages if virtual > 1 else stages[0], micro_batches, loss_fn=loss)
+
 def torch_pipeline(
     name:str,          # One of torch_schedules
     modules:dict,      # Number of a stage -> module, of this rank
@@ -91,20 +106,19 @@ def torch_pipeline(
     device='cpu'       # Where the modules are
 ):                     # A function like Pipeline.step
     "PyTorch's pipeline over the same stages"
-    from torch.distributed import pipelining
-    kind, virtual = torch_schedules[one_of('schedule', name, torch_schedules)]
-    stages, last = (
-        [pipelining.PipelineStage(m, s, parts, torch.device(device)) for s, m in modules.items()],
-        parts - 1 in modules,
-    )
-    schedule = getattr(pipelining.schedules, kind)(stages if virtual > 1 else stages[0], micro_batches, loss_fn=loss)
+    from torch.distributed.pipelining import PipelineStage
+    one_of('schedule', name, torch_schedules)
+    stages = [PipelineStage(m, s, parts, torch.device(device)) for s, m in modules.items()]
+    schedule = _torch_schedule(name, stages, micro_batches, loss)
 
     def step(x, y):
-        losses = []
-        if last and len({int((t != -100).sum()) for t in y.chunk(micro_batches)}) > 1:
-            raise ValueError("targets of -100: torch's schedules give each micro-batch the same weight")
-        schedule.step(*([x] if 0 in modules else []), target=y if last else None, losses=losses if last else None)
-        return sum(losses).item() / len(losses) if last else None
+        given, losses = [x] if 0 in modules else [], []
+        if parts - 1 not in modules:
+            schedule.step(*given)
+            return None
+        _check_equal_parts(y, micro_batches)
+        schedule.step(*given, target=y, losses=losses)
+        return sum(losses).item() / len(losses)
     return step
 
 def torch_step(

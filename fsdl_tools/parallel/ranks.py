@@ -6,8 +6,8 @@
 __all__ = ['RankError', 'RankTimeout', 'free_port', 'on_ranks']
 
 # %% ../../nbs/parallel/01_ranks.ipynb #0463ce9c
-import contextlib, faulthandler, inspect, os, pickle, re, signal, socket, sys, tempfile, threading, time, traceback
-import warnings
+import contextlib, faulthandler, inspect, itertools, os, pickle, re, signal, socket, sys, tempfile, threading, time
+import traceback, warnings
 import multiprocessing as mp
 from dataclasses import dataclass
 from datetime import timedelta
@@ -149,6 +149,11 @@ class _Rank:
         finally:
             theirs.close()  # so that our end sees the end of file when the rank dies
 
+    @property
+    def failed(self):
+        "Is what it reported anything but a result?"
+        return self.said is not None and self.said[0] != 'result'
+
     def hear(self):
         "Take in the rank's report, or the news of its death"
         if self.said:
@@ -196,10 +201,9 @@ def _gather(ranks, timeout):
         wait([r.conn for r in silent], 0.1)
         for r in silent:
             r.hear()
-        if not failed and any(r.said and r.said[0] != 'result' for r in ranks):
+        if not failed and any(r.failed for r in ranks):
             failed, end = True, min(end, time.monotonic() + 0.5)
-    bad = [r for r in ranks if r.said and r.said[0] != 'result']
-    return min(bad, key=_suspicion) if bad else None
+    return min((r for r in ranks if r.failed), key=_suspicion, default=None)
 
 def _suspicion(r):
     "Sort key: first those with a reason of their own, then aborted ones, then those that lost a peer"
@@ -207,46 +211,62 @@ def _suspicion(r):
     aborted = 'SIGABRT' in r.said[1]  # NCCL aborts a rank that lost a peer
     return 2 if lost else 1 if aborted else 0, r.when
 
+def _written(folder, rank, what):
+    "What a rank has written so far: its out, log or stack"
+    path = Path(folder) / f'{rank}.{what}'
+    return path.read_text(errors='replace') if path.exists() else ''
+
+def _frames(stack):
+    "(file, line, function) of each call under way in a rank's main thread, the innermost first"
+    threads = [t for t in stack.split('\n\n') if '_rank_main' in t.replace('\n', '')]
+    return re.findall(r'File "(.*?)", line (\d+) in (\S+)', threads[-1]) if threads else []
+
 def _where(rank, folder):
-    "Ask a silent rank for its stack: (does it wait for others?, a line for people)"
-    path = Path(folder) / f'{rank}.stack'
-    text = path.read_text() if path.exists() else ''
-    threads = [t for t in text.split('\n\n') if '_rank_main' in t or '_rank_main' in t.replace('\n', '')]
-    frames = re.findall(r'File "(.*?)", line (\d+) in (\S+)', threads[-1]) if threads else []
-    mine = next((f for f in frames if '/torch/' not in f[0]), None)
-    if not mine:
-        return False, 'is somewhere outside Python'
-    inside = [f[2] for f in frames[: frames.index(mine)] if '/torch/distributed/' in f[0] and f[2] != 'wrapper']
-    return bool(
-        inside
-    ), f'{f"waits in {inside[-1]}, called by" if inside else "is in"} {mine[2]} ({Path(mine[0]).name}:{mine[1]})'
+    "Where a silent rank is: (does it wait for others?, the rank, a line for people)"
+    frames = _frames(_written(folder, rank, 'stack'))
+    theirs = list(itertools.takewhile(lambda frame: '/torch/' in frame[0], frames))
+    if len(theirs) == len(frames):
+        return False, rank, 'is somewhere outside Python'
+    file, line, function = frames[len(theirs)]
+    inside = [f for path, _, f in theirs if '/torch/distributed/' in path and f != 'wrapper']
+    how = f'waits in {inside[-1]}, called by' if inside else 'is in'
+    return bool(inside), rank, f'{how} {function} ({Path(file).name}:{line})'
 
 # %% ../../nbs/parallel/01_ranks.ipynb #a18190f6
+def _ask(ranks, folder):
+    "Where silent ranks are, those that wait for nobody first"
+    for r in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(r.proc.pid, signal.SIGUSR1)
+    time.sleep(0.3)                          # they write it down
+    return sorted(_where(r.rank, folder) for r in ranks)
+
 def _timed_out(ranks, call):
     "The error for ranks that have not reported, with the place each of them is at"
     late = [r for r in ranks if not r.said]
-    for r in late:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(r.proc.pid, signal.SIGUSR1)
-    time.sleep(0.3)
-    seen = sorted((waits, r.rank, text) for r in late for waits, text in [_where(r.rank, call.folder)])
-    lines = [f'rank {rank} {text}' for _, rank, text in seen] + [f'rank {r.rank} had returned' for r in ranks if r.said]
-    return RankTimeout(
-        f'{len(late)} of {len(ranks)} ranks were not done within {call.timeout:g} s: ' + '; '.join(lines), seen[0][1]
-    )
+    seen = _ask(late, call.folder)
+    lines = [f'rank {rank} {place}' for _, rank, place in seen]
+    lines += [f'rank {r.rank} had returned' for r in ranks if r.said]
+    _, blamed, _ = seen[0]
+    what = f'{len(late)} of {len(ranks)} ranks were not done within {call.timeout:g} s'
+    return RankTimeout(f'{what}: ' + '; '.join(lines), blamed)
+
+def _last_words(log):
+    "What a rank wrote before it died: its fatal error, or else the end"
+    fatal = log.rfind('Fatal Python error')
+    return log[fatal:][:2000] if fatal >= 0 else log[-2000:]
 
 def _failed(r, call):
     "The error for a rank that raised or died"
-    log = Path(call.folder) / f'{r.rank}.log'
-    words = log.read_text(errors='replace') if log.exists() and r.said[0] == 'died' else ''
-    last = words[words.rfind('Fatal Python error') :][:2000] if 'Fatal Python error' in words else words[-2000:]
-    return RankError(f'rank {r.rank} of {call.world_size} {r.said[1]}', r.rank, r.said[2] or last)
+    kind, what, detail = r.said
+    if kind == 'died':
+        detail = _last_words(_written(call.folder, r.rank, 'log'))
+    return RankError(f'rank {r.rank} of {call.world_size} {what}', r.rank, detail)
 
 def _forward(call):
     "Pass on what the ranks printed, in order of rank"
     for rank in range(call.world_size):
-        out = Path(call.folder) / f'{rank}.out'
-        for line in out.read_text(errors='replace').splitlines() if out.exists() else []:
+        for line in _written(call.folder, rank, 'out').splitlines():
             sys.stdout.write(f'[rank {rank}] {line}\n')
 
 # %% ../../nbs/parallel/01_ranks.ipynb #c2fa17f6
@@ -275,6 +295,12 @@ def _check(world_size, timeout, device, backend):
     if backend == 'nccl' and world_size > (have := torch.cuda.device_count()):
         raise ValueError(f'rank {have} has no GPU: NCCL needs one a rank, {world_size} asked for, {have} found')
 
+def _meant(names):
+    "A hint, when one of these names resembles an option of on_ranks"
+    options = [n for n, p in inspect.signature(on_ranks).parameters.items() if p.kind == p.KEYWORD_ONLY]
+    near = [option for name in names for option in nearest(name, options, 1)]
+    return f'; did you mean the option {near[0]!r} of on_ranks?' if near else ''
+
 def _check_call(fn, args, kw):
     "Refuse arguments that the function does not take, before anything is started"
     try:
@@ -284,10 +310,7 @@ def _check_call(fn, args, kw):
     try:
         signature.bind(*args, **kw)
     except TypeError as e:
-        options = [n for n, p in inspect.signature(on_ranks).parameters.items() if p.kind == p.KEYWORD_ONLY]
-        near = [o for k in kw for o in nearest(k, options, 1)]
-        hint = f'; did you mean the option {near[0]!r} of on_ranks?' if near else ''
-        raise TypeError(f'{getattr(fn, "__name__", fn)}: {e}{hint}') from None
+        raise TypeError(f'{getattr(fn, "__name__", fn)}: {e}{_meant(kw)}') from None
 
 def _warm():
     "Import now what torch imports at the first step, so that not every rank has to"
@@ -303,6 +326,10 @@ def _importable(fn):
     ):
         where = 'must be defined in a module, not in a cell or in another function'
         raise ValueError(f'ranks that are spawned import their function: {fn.__qualname__} {where}')
+
+def _start_method(device):
+    "How processes are started here: CUDA does not survive a fork, and Windows has none"
+    return 'spawn' if device == 'cuda' or torch.cuda.is_initialized() or os.name == 'nt' else 'fork'
 
 def on_ranks(
     fn,  # Called as fn(*args, **kw) on every rank; returns something that can be pickled
@@ -321,33 +348,43 @@ def on_ranks(
     backend = backend or ('nccl' if device == 'cuda' else 'gloo')
     _check(world_size, timeout, device, backend)
     _check_call(fn, args, kw)
-    start = start or ('spawn' if device == 'cuda' or torch.cuda.is_initialized() or os.name == 'nt' else 'fork')
+    start = start or _start_method(device)
     _warm() if start == 'fork' else _importable(fn)
     with tempfile.TemporaryDirectory(prefix='fsdl-ranks-', ignore_cleanup_errors=True) as folder:
         call = _Call(
-            fn,
-            args,
-            kw,
-            world_size,
-            device,
-            backend,
-            folder,
-            _claim(port) if port else free_port(),
-            port is not None,
-            init,
-            timeout,
-            tuple((env or {}).items()),
+            fn=fn,
+            args=args,
+            kw=kw,
+            world_size=world_size,
+            device=device,
+            backend=backend,
+            folder=folder,
+            port=_claim(port) if port else free_port(),
+            tcp=port is not None,
+            init=init,
+            timeout=timeout,
+            env=tuple((env or {}).items()),
         )
         return _run(call, mp.get_context(start))
+
+def _start_ranks(call, ctx, ranks):
+    "Start the ranks of `call`, each of which is in `ranks` as soon as it lives"
+    with _lock, warnings.catch_warnings():
+        warnings.filterwarnings('ignore', '.*use of fork', DeprecationWarning)
+        for r in range(call.world_size):
+            ranks.append(_Rank(r, call, ctx))
+
+def _stop_all(ranks):
+    "End every rank, also when one of them cannot be stopped"
+    with contextlib.ExitStack() as every_one:
+        for r in ranks:
+            every_one.callback(r.stop)
 
 def _run(call, ctx):
     "Start the ranks of `call`, wait for them, and leave nothing behind"
     ranks = []
     try:
-        with _lock, warnings.catch_warnings():
-            warnings.filterwarnings('ignore', '.*use of fork', DeprecationWarning)
-            for r in range(call.world_size):
-                ranks.append(_Rank(r, call, ctx))
+        _start_ranks(call, ctx, ranks)
         bad = _gather(ranks, call.timeout)
         if bad:
             raise _failed(bad, call)
@@ -355,7 +392,5 @@ def _run(call, ctx):
             raise _timed_out(ranks, call)
         return [r.said[1] for r in ranks]
     finally:
-        with contextlib.ExitStack() as every_one:  # also when one of them cannot be stopped
-            for r in ranks:
-                every_one.callback(r.stop)
+        _stop_all(ranks)
         _forward(call)

@@ -7,6 +7,7 @@ __all__ = ['real_modules', 'real_strategies', 'PipelineModel', 'real_module', 'a
 
 # %% ../../nbs/parallel/13_real.ipynb #1b8ac9c0
 import contextlib
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -204,20 +205,27 @@ def _from_all(found):
     dist.all_gather_object(parts, found)
     return {n: t for part in parts for n, t in part.items()}
 
+def _unit_gradients(units):
+    "Name -> whole gradient, of the units that have one"
+    out = {}
+    for u in units:
+        if u.shard.grad is not None:
+            flat = u.shard.grad.new_empty(u.shard.numel() * u.world)
+            all_gather(flat, u.shard.grad.contiguous())
+            out |= dict(zip(u.names.values(), u.split(flat), strict=True))
+    return out
+
+def _gradients(net):
+    "Name -> gradient, of the parameters that have one"
+    return {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+
 def _whole_gradients(model, net):
     "Name -> whole gradient, whatever has cut it"
     if isinstance(model, Zero1):
-        out = {}
-        for u in model.units:
-            if u.shard.grad is not None:
-                flat = u.shard.grad.new_empty(u.shard.numel() * u.world)
-                all_gather(flat, u.shard.grad.contiguous())
-                out |= dict(zip(u.names.values(), u.split(flat), strict=True))
-        return out
-    grads = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+        return _unit_gradients(model.units)
     if isinstance(model, PipelineModel):
-        return _from_all(grads)
-    return {n: g.full_tensor() if isinstance(g, DTensor) else g.clone() for n, g in grads.items()}
+        return _from_all(_gradients(net))
+    return {n: g.full_tensor() if isinstance(g, DTensor) else g.clone() for n, g in _gradients(net).items()}
 
 def _apart(got, wanted):
     "Largest difference of a tensor in the 2-norm, relative to it and to a thousandth of all"
@@ -225,9 +233,9 @@ def _apart(got, wanted):
         raise ValueError(f'only one side has {sorted(got.keys() ^ wanted.keys())[:5]}')
     if not wanted:
         return 0.
-    floor = 1e-3 * torch.stack([w.double().norm() for w in wanted.values()]).norm()
-    apart = lambda g, w: ((g - w).norm() / max(w.norm(), floor)).item()
-    return max(apart(got[n].double(), w.double()) for n, w in wanted.items())
+    wanted = {n: w.double() for n, w in wanted.items()}
+    floor = 1e-3 * torch.stack([w.norm() for w in wanted.values()]).norm()
+    return max(((got[n].double() - w).norm() / max(w.norm(), floor)).item() for n, w in wanted.items())
 
 def _state_everywhere(model, net):
     "What each rank sees of the state"
@@ -277,6 +285,44 @@ def asks_unused(
     "Some modules leave parameters without a gradient, on a rank or on all"
     return name.startswith(('bert', 'routed')) and strategy in ('DDP', 'ZeRO-1', 'ZeRO-2', 'ZeRO-3')
 
+class _Beside:
+    "A module in one process, and beside it the same one in a strategy"
+
+    def __init__(self, name, strategy, kw):
+        self.alone, self.batch, self.loss_of = real_module(name)
+        self.net = sync_batchnorm(real_module(name)[0])
+        self.total = _trained_bytes(self.net)
+        self.model = real_strategies[one_of('strategy', strategy, real_strategies)](self.net, **kw)
+        self.watch = _Whole(self.net) if strategy == 'FSDP' else contextlib.nullcontext()
+        self.strategy, self.loss, self.gradient, self.logged = strategy, 0., 0., 0
+
+    def step(self, seed, size):
+        "Forward and backward of both, and how far they have come apart"
+        inputs, y = self.batch(seed, size)
+        wanted = self.loss_of(self.alone(*inputs), y)
+        wanted.backward()
+        with self.watch:
+            got = _one_step(self.model, self.loss_of, inputs, y)
+        self.loss = max(self.loss, abs(got - wanted.item()) / abs(wanted.item()))
+        self.gradient = max(self.gradient, _apart(_whole_gradients(self.model, self.net), _gradients(self.alone)))
+        self.logged = max([self.logged, *(held for _, held in getattr(self.model, 'log', []))])
+
+    def state(self):
+        "How far the state dicts are apart"
+        return _apart(_state_everywhere(self.model, self.net), self.alone.state_dict())
+
+    def whole(self):
+        "Largest share of the trained bytes that this rank has had whole at a time"
+        if self.strategy == 'ZeRO-3':
+            return self.logged / self.total
+        if self.strategy == 'pipeline':
+            return _trained_bytes(self.model.mine) / self.total
+        return getattr(self.watch, 'most', self.total) / self.total
+
+def _trained_bytes(module):
+    "Bytes of the parameters that are trained"
+    return sum(p.nbytes for p in module.parameters() if p.requires_grad)
+
 def train_real(
     name:str,     # One of real_modules
     strategy:str, # One of real_strategies
@@ -285,30 +331,14 @@ def train_real(
     **kw          # find_unused_parameters
 ) -> dict:        # Largest relative differences of losses, gradients, state dict; largest share that is whole at a time
     "Run on every rank: a real module in a strategy, beside the same module in one process"
-    alone, batch, loss_of = real_module(name)
-    net = sync_batchnorm(real_module(name)[0])
-    total = sum(p.nbytes for p in dict.fromkeys(net.parameters()) if p.requires_grad)
-    model = real_strategies[one_of('strategy', strategy, real_strategies)](net, **kw)
-    watch = _Whole(net) if strategy == 'FSDP' else contextlib.nullcontext()
-    opts = [_sgd(p for p in m.parameters() if p.requires_grad) for m in (alone, model)]
-    far, most = dict(loss=0., gradient=0.), 0
+    both = _Beside(name, strategy, kw)
+    opts = [_sgd(p for p in m.parameters() if p.requires_grad) for m in (both.alone, both.model)]
     for s in range(steps):
-        inputs, y = batch(s, size)
-        wanted = loss_of(alone(*inputs), y)
-        wanted.backward()
-        with watch:
-            got = _one_step(model, loss_of, inputs, y)
-        far['loss'] = max(far['loss'], abs(got - wanted.item()) / abs(wanted.item()))
-        grads = {n: p.grad for n, p in alone.named_parameters() if p.grad is not None}
-        far['gradient'] = max(far['gradient'], _apart(_whole_gradients(model, net), grads))
-        most = max([most, *(b for _, b in getattr(model, 'log', []))])
+        both.step(s, size)
         for o in opts:
             o.step()
             o.zero_grad()
-    far['state'] = _apart(_state_everywhere(model, net), alone.state_dict())
-    mine = [p.nbytes for p in model.mine.parameters() if p.requires_grad] if strategy == 'pipeline' else [total]
-    whole = {'ZeRO-3': most, 'FSDP': getattr(watch, 'most', 0)}.get(strategy, sum(mine))
-    return far | dict(whole=whole / total)
+    return dict(loss=both.loss, gradient=both.gradient, state=both.state(), whole=both.whole())
 
 def _one_step(model, loss_of, inputs, y):
     "Forward and backward on this rank's share; the loss of the whole batch"

@@ -7,9 +7,10 @@ __all__ = ['timetables', 'Op', 'Timetable', 'timetable', 'simulate', 'Span', 'Tr
            'draw_memory', 'balance', 'layer_costs']
 
 # %% ../../nbs/parallel/06_schedules.ipynb #4c17cbad
-import math
+import math, operator
 from collections import Counter
 from dataclasses import dataclass
+from itertools import accumulate
 from ..core import Record, one_of, palette, plot_style, positive
 from ..table import Table
 
@@ -63,23 +64,41 @@ def _merge(forward, backward, warm):
     return forward[:warm] + [o for pair in pairs for o in pair] + backward[len(forward) - warm:]
 
 def _1f1b(r, p, m, v):
-    return _merge([Op('F', r, i) for i in range(m)], [Op('B', r, i) for i in range(m)], min(p - 1 - r, m))
+    forward, backward = [Op('F', r, i) for i in range(m)], [Op('B', r, i) for i in range(m)]
+    return _merge(forward, backward, min(p - 1 - r, m))
+
+def _order(m, v, size):
+    "Pairs (which of its stages, micro-batch) as a rank works on them: a group of micro-batches, stage after stage"
+    return [(c, first + i) for first in range(0, m, size) for c in range(v) for i in range(size)]
 
 def _interleaved(r, p, m, v):
     "Micro-batches go in groups of p through the rank's stages, one stage after another"
     size = m // max(1, m // p)
-    order = [(c, g + i) for g in range(0, m, size) for c in range(v) for i in range(size)]
-    forward, backward = [Op('F', c*p + r, i) for c, i in order], [Op('B', (v - 1 - c)*p + r, i) for c, i in order]
-    return _merge(forward, backward, min(2*(p - 1 - r) + (v - 1)*size, m*v))
+    order = _order(m, v, size)
+    forward = [Op('F', c*p + r, i) for c, i in order]
+    backward = [Op('B', (v - 1 - c)*p + r, i) for c, i in order]
+    warm = 2*(p - 1 - r) + (v - 1)*size
+    return _merge(forward, backward, min(warm, m*v))
 
 def _zb1p(r, p, m, v):
     "1F1B whose weight gradients come r micro-batches late"
     out = []
-    for o in _1f1b(r, p, m, v):
-        out += [o] + ([Op('W', r, o.micro - r)] if o.kind == 'B' and o.micro >= r else [])
+    for op in _1f1b(r, p, m, v):
+        out.append(op)
+        if op.kind == 'B' and op.micro >= r:
+            out.append(Op('W', r, op.micro - r))
     return out + [Op('W', r, i) for i in range(max(m - r, 0), m)]
 
 timetables = {'naive': _naive, 'gpipe': _gpipe, '1f1b': _1f1b, 'interleaved': _interleaved, 'zb1p': _zb1p}
+
+def _check_rounds(p, m):
+    "Interleaved runs as many rounds as p goes into m, all of them alike"
+    rounds = max(1, m // p)
+    if m % rounds:
+        raise ValueError(
+            f'interleaved with {p} ranks runs {rounds} rounds of equal size: '
+            f'{m} micro-batches cannot be divided by {rounds}'
+        )
 
 def timetable(
     name:str,          # One of timetables
@@ -89,15 +108,12 @@ def timetable(
 ) -> Timetable:        # Raises ValueError for what the schedule cannot do
     "The order of work of a schedule"
     p, m, v = positive('stages', stages), positive('micro_batches', micro_batches), positive('virtual', virtual)
-    one_of('schedule', name, timetables)
+    work = timetables[one_of('schedule', name, timetables)]
     if (v > 1) != (name == 'interleaved'):
         raise ValueError(f"virtual={v} does not go with {name}: interleaved needs 2 or more, the others 1")
-    if name == 'interleaved' and m % (rounds := max(1, m // p)):
-        raise ValueError(
-            f'interleaved with {p} ranks runs {rounds} rounds of equal size: '
-            f'{m} micro-batches cannot be divided by {rounds}'
-        )
-    return Timetable(name, p, m, v, tuple(tuple(timetables[name](r, p, m, v)) for r in range(p)))
+    if name == 'interleaved':
+        _check_rounds(p, m)
+    return Timetable(name, p, m, v, tuple(tuple(work(r, p, m, v)) for r in range(p)))
 
 # %% ../../nbs/parallel/06_schedules.ipynb #bc8787dd
 def _needs(t, op):
@@ -109,6 +125,11 @@ def _needs(t, op):
         return [B(op.stage)]
     return [F(op.stage)] + ([B(op.stage + 1)] if op.stage + 1 < t.stages else [])
 
+def _own_work(t, rank):
+    "What a rank has to do: every kind of work on each of its stages, for each micro-batch"
+    kinds, stages = 'FBW' if t.split else 'FB', range(rank, t.stages, t.ranks)
+    return Counter(Op(k, s, i) for k in kinds for s in stages for i in range(t.micro_batches))
+
 def _check_timetable(
     t # A Timetable
 ):    # The same; raises ValueError naming the first operation that is missing, doubled or on the wrong rank
@@ -116,15 +137,10 @@ def _check_timetable(
     if len(t.ops) != t.ranks:
         raise ValueError(f'{t.name}: lists of work for {len(t.ops)} ranks, expected {t.ranks}')
     for r, ops in enumerate(t.ops):
-        want = Counter(
-            Op(k, s, i)
-            for k in ('FBW' if t.split else 'FB')
-            for s in range(r, t.stages, t.ranks)
-            for i in range(t.micro_batches)
-        )
-        for o in want - Counter(ops):
+        want, done = _own_work(t, r), Counter(ops)
+        for o in want - done:
             raise ValueError(f'{t.name}: rank {r} never does {o}')
-        for o in Counter(ops) - want:
+        for o in done - want:
             raise ValueError(f'{t.name}: rank {r} does {o} ' + ('twice' if o in want else 'which is not its own'))
     return t
 
@@ -143,16 +159,39 @@ def _costs(t, forward, backward, weight):
     for x, y in zip(b, w, strict=True):
         if y >= x:
             raise ValueError(f'weight={y:g} is a part of backward={x:g} and must be less')
-    return {'F': f, 'B': [x - y for x, y in zip(b, w, strict=True)] if t.split else b, 'W': w}
+    if t.split:
+        b = [x - y for x, y in zip(b, w, strict=True)]
+    return {'F': f, 'B': b, 'W': w}
 
-def _deadlock(t, todo, ends):
-    "Who waits for what"
-    waits = [
-        f"rank {r} waits before {ops[0]} for {next(n for n in _needs(t, ops[0]) if n not in ends)}"
-        for r, ops in enumerate(todo)
-        if ops
-    ]
-    return f'{t.name} comes to a standstill: ' + '; '.join(waits)
+class _Work:
+    "A timetable that is being carried out: what each rank has still to do, when it is free, when operations ended"
+
+    def __init__(self, t, cost, send):
+        self.t, self.cost, self.send = t, cost, send
+        self.todo, self.free = [list(ops) for ops in t.ops], [0.] * t.ranks
+        self.ends, self.spans = {}, []
+
+    def advance(self, rank):
+        "Let a rank work until it must wait"
+        todo = self.todo[rank]
+        while todo and self.ends.keys() >= (needs := set(_needs(self.t, todo[0]))):
+            op = todo.pop(0)
+            start = max([self.free[rank]] + [self.arrival(n, rank) for n in needs])
+            self.free[rank] = self.ends[op] = start + self.cost[op.kind][op.stage]
+            self.spans.append(Span(rank, op, start, self.free[rank]))
+
+    def arrival(self, op, rank):
+        "When a rank has the result of an operation, in seconds"
+        return self.ends[op] + self.send * (op.stage % self.t.ranks != rank)
+
+    def deadlock(self):
+        "Who waits for what"
+        waits = []
+        for r, ops in enumerate(self.todo):
+            if ops:
+                lacking = next(n for n in _needs(self.t, ops[0]) if n not in self.ends)
+                waits.append(f'rank {r} waits before {ops[0]} for {lacking}')
+        return f'{self.t.name} comes to a standstill: ' + '; '.join(waits)
 
 def simulate(
     t,             # A Timetable
@@ -162,21 +201,17 @@ def simulate(
     send:float=0.  # Seconds that a message between ranks takes; nobody works on it
 ):                 # A Trace; raises ValueError where the ranks would wait for each other forever
     "When everything happens"
-    cost, ends, free, spans = _costs(_check_timetable(t), forward, backward, weight), {}, [0.] * t.ranks, []
+    cost = _costs(_check_timetable(t), forward, backward, weight)
     if not send >= 0:
         raise ValueError(f'send must be 0 or more seconds, not {send!r}')
-    todo = [list(ops) for ops in t.ops]
-    while any(todo):
-        before = len(spans)
-        for r, ops in enumerate(todo):
-            while ops and ends.keys() >= (need := set(_needs(t, ops[0]))):
-                op = ops.pop(0)
-                start = max([free[r]] + [ends[n] + send * (n.stage % t.ranks != r) for n in need])
-                free[r] = ends[op] = start + cost[op.kind][op.stage]
-                spans.append(Span(r, op, start, free[r]))
-        if len(spans) == before:
-            raise ValueError(_deadlock(t, todo, ends))
-    return Trace(t, tuple(spans))
+    work = _Work(t, cost, send)
+    while any(work.todo):
+        before = len(work.spans)
+        for rank in range(t.ranks):
+            work.advance(rank)
+        if len(work.spans) == before:
+            raise ValueError(work.deadlock())
+    return Trace(t, tuple(work.spans))
 
 @dataclass(frozen=True)
 class Span(Record):
@@ -199,13 +234,11 @@ class Trace(Record):
 
     @property
     def busy(self):
-  
         "Seconds at work, by rank"
         return [sum(s.end - s.start for s in self.spans if s.rank == r) for r in range(self.timetable.ranks)]
 
     @property
     def share(self):
-
         "Bubble: idle part of all time of all ranks"
         return 1 - sum(self.busy) / (self.timetable.ranks * self.seconds)
 
@@ -217,23 +250,21 @@ class Trace(Record):
     @property
     def active(self):
         "The most ranks that were at work at once"
-        events, now, most = sorted([(s.start, 1) for s in self.spans] + [(s.end, -1) for s in self.spans]), 0, 0
-        for _, d in events:
-            now += d
-            most = max(most, now)
-        return most
+        events = sorted([(s.start, 1) for s in self.spans] + [(s.end, -1) for s in self.spans])
+        return max(accumulate((change for _, change in events), initial=0))
 
     @property
     def peaks(self):
         "The most micro-batches whose activations a rank kept, by rank; a stage counts 1/v"
-        t, out = self.timetable, []
-        for r in range(t.ranks):
-            kinds, now, most = [s.op.kind for s in sorted(self.spans, key=lambda s: s.start) if s.rank == r], 0, 0
-            for k in kinds:
-                now += (k == 'F') - (k == ('W' if t.split else 'B'))
-                most = max(most, now)
-            out.append(most if t.virtual == 1 else most / t.virtual)
-        return out
+        most = [self._most_kept(r) for r in range(self.timetable.ranks)]
+        v = self.timetable.virtual
+        return most if v == 1 else [n / v for n in most]
+
+    def _most_kept(self, rank):
+        "The most forward passes of a rank whose activations were still needed"
+        last = 'W' if self.timetable.split else 'B'
+        kinds = [s.op.kind for s in sorted(self.spans, key=lambda s: s.start) if s.rank == rank]
+        return max(accumulate(((k == 'F') - (k == last) for k in kinds), initial=0))
 
     def _page(self):
         rows = [
@@ -252,21 +283,26 @@ _names = {'F': 'forward', 'B': 'backward', 'W': 'weight gradient'}
 
 def _bars(ax, trace, kind, chunk, start):
     "All spans of one kind and one stage of each rank; later stages are paler"
-    t, mine = (
-        trace.timetable,
-        [s for s in trace.spans if s.op.kind == kind and s.op.stage // trace.timetable.ranks == chunk],
-    )
+    t = trace.timetable
+    mine = [s for s in trace.spans if s.op.kind == kind and s.op.stage // t.ranks == chunk]
+    look = dict(fc=palette['FBW'.index(kind)], ec='white', lw=0.5, alpha=1 - 0.55 * chunk / t.virtual)
     for r in range(t.ranks):
         at = [(s.start - start, s.end - s.start) for s in mine if s.rank == r]
-        ax.broken_barh(
-            at,
-            (r - 0.45, 0.9),
-            fc=palette['FBW'.index(kind)],
-            ec='white',
-            lw=0.5,
-            alpha=1 - 0.55 * chunk / t.virtual,
-            label=_names[kind] if r == chunk == 0 else None,
-        )
+        ax.broken_barh(at, (r - 0.45, 0.9), label=_names[kind] if r == chunk == 0 else None, **look)
+
+def _numbers(ax, spans, start, until):
+    "The micro-batch of each operation, where it fits into the bar"
+    white = dict(ha='center', va='center', color='white', fontsize=7)
+    for s in spans:
+        if (s.end - s.start) / until > .013:
+            ax.text((s.start + s.end) / 2 - start, s.rank, s.op.micro, **white)
+
+def _time_axis(ax, ranks, unit, until):
+    "Ranks downwards, time to the right, the legend below"
+    ax.grid(False)
+    ax.invert_yaxis()
+    ax.set(xlabel=f'time ({unit})', ylabel='rank', yticks=range(ranks), xlim=(0, until))
+    ax.legend(ncols=3, loc='upper right', bbox_to_anchor=(1, -.5/ranks), fontsize=8, borderaxespad=0)
 
 def draw_schedule(
     trace,           # A Trace
@@ -284,15 +320,9 @@ def draw_schedule(
     for kind in 'FBW'[:2 + t.split]:
         for chunk in range(t.virtual):
             _bars(ax, trace, kind, chunk, start)
-    for s in trace.spans:
-        if (s.end - s.start) / until > .013:
-            ax.text(
-                (s.start + s.end) / 2 - start, s.rank, s.op.micro, ha='center', va='center', color='white', fontsize=7
-            )
-    ax.grid(False)
-    ax.invert_yaxis()
-    ax.set(title=title, xlabel=f'time ({unit})', ylabel='rank', yticks=range(t.ranks), xlim=(0, until))
-    ax.legend(ncols=3, loc='upper right', bbox_to_anchor=(1, -.5/t.ranks), fontsize=8, borderaxespad=0)
+    _numbers(ax, trace.spans, start, until)
+    _time_axis(ax, t.ranks, unit, until)
+    ax.set_title(title)
     return ax
 
 # %% ../../nbs/parallel/06_schedules.ipynb #c3714f8d
@@ -309,14 +339,21 @@ def bubble_formula(
     timetable(name, p, m, v)
     if name == 'naive':
         return p - 1.
+    if v > 1 and m % p:
+        raise ValueError(f'the formula for interleaved holds when p={p} divides m; {m} is not a multiple')
     if name != 'zb1p':
-        if v > 1 and m % p:
-            raise ValueError(f'the formula for interleaved holds when p={p} divides m; {m} is not a multiple')
         return (p - 1) / (v*m)
     weight = backward/2 if weight is None else weight
-    return ((p - 1)*(forward + backward - weight) - (min(m, p) - 1)*weight) / (m*(forward + backward))
+    idle = (p - 1)*(forward + backward - weight)
+    filled = (min(m, p) - 1)*weight                # what the weights' late gradients fill of it
+    return (idle - filled) / (m*(forward + backward))
 
 # %% ../../nbs/parallel/06_schedules.ipynb #9af4af70
+def _beside(i, many):
+    "Middle and width of bar number i of `many` that stand round one place, of width 1"
+    width = .84 / many
+    return (i - (many - 1) / 2) * width, width
+
 def draw_memory(
     traces:dict,  # Label -> Trace, all with the same number of ranks
     title:str='', # What the figure shows
@@ -324,59 +361,59 @@ def draw_memory(
 ):                # The matplotlib axes
     "The most activations that each rank keeps, by schedule"
     ax = plot_style().subplots()[1] if ax is None else ax
-    ranks, width = next(iter(traces.values())).timetable.ranks, .84 / len(traces)
+    ranks = range(next(iter(traces.values())).timetable.ranks)
     for i, (label, trace) in enumerate(traces.items()):
-        bars = ax.bar(
-            [r + (i - (len(traces) - 1) / 2) * width for r in range(ranks)],
-            trace.peaks,
-            width * 0.94,
-            label=label,
-            color=palette[i],
-        )
+        middle, width = _beside(i, len(traces))
+        bars = ax.bar([r + middle for r in ranks], trace.peaks, width * 0.94, label=label, color=palette[i])
         ax.bar_label(bars, fmt='{:g}', fontsize=8)
-    ax.set(title=title, xlabel='rank', ylabel='micro-batches kept at once', xticks=range(ranks))
+    ax.set(title=title, xlabel='rank', ylabel='micro-batches kept at once', xticks=ranks)
     ax.grid(axis='x', visible=False)
     ax.legend()
     return ax
 
 # %% ../../nbs/parallel/06_schedules.ipynb #f87d0bac
 def _best(costs, parts, price, join):
-    "Dynamic programme: (price, cut) of the first n costs in k parts, for k = 1, 2 … parts"
-    n, row = len(costs), None
-    for k in range(1, parts + 1):
-        ends = range(k, n - (parts - k) + 1)
-        if k == 1:
-            row = {j: (price(0, j), [(0, j)]) for j in ends}
-        else:
-            row = {
-                j: min(
-                    ((join(row[i][0], price(i, j)), row[i][1] + [(i, j)]) for i in range(k - 1, j) if i in row),
-                    key=lambda x: x[0],
-                )
-                for j in ends
-            }
+    "Dynamic programme: (price, cut) of all costs in so many parts"
+    n = len(costs)
+    row = {j: (price(0, j), [(0, j)]) for j in range(1, n - parts + 2)}   # of the first j costs in one part
+    for k in range(2, parts + 1):
+        row = {j: _one_more(row, j, price, join) for j in range(k, n - (parts - k) + 1)}
     return row[n]
+
+def _one_more(row, j, price, join):
+    "The cheapest (price, cut) of the first j costs, the last part being a new one"
+    ways = [(join(before, price(i, j)), cut + [(i, j)]) for i, (before, cut) in row.items() if i < j]
+    return min(ways, key=lambda way: way[0])
+
+def _checked(costs, parts):
+    "The costs as floats, when they can be cut into so many parts"
+    costs = [float(c) for c in costs]
+    if positive('parts', parts) > len(costs):
+        raise ValueError(f'{len(costs)} layers cannot be cut into {parts} parts: each part needs one')
+    for i, c in enumerate(costs):
+        if not (c >= 0 and math.isfinite(c)):
+            raise ValueError(f'the cost of layer {i} must be a finite number of 0 or more, not {c}')
+    return costs
 
 def balance(
     costs,    # Of each layer, in order: seconds, FLOPs or bytes; none negative
     parts:int # Number of stages
 ) -> list:    # Pairs (start, stop) that follow each other; raises ValueError when there are more parts than layers
     "Cut a row of layers so that the largest sum of costs is least, and the parts as even as that allows"
-    costs, parts = [float(c) for c in costs], positive('parts', parts)
-    if parts > len(costs):
-        raise ValueError(f'{len(costs)} layers cannot be cut into {parts} parts: each part needs one')
-    for i, c in enumerate(costs):
-        if not (c >= 0 and math.isfinite(c)):
-            raise ValueError(f'the cost of layer {i} must be a finite number of 0 or more, not {c}')
+    costs = _checked(costs, parts)
     upto = [math.fsum(costs[:i]) for i in range(len(costs) + 1)]
     size = lambda i, j: upto[j] - upto[i]
     limit = _best(costs, parts, size, max)[0] * (1 + 1e-12)
-    return _best(costs, parts, lambda i, j: size(i, j)**2 if size(i, j) <= limit else math.inf, lambda a, b: a + b)[1]
+    uneven = lambda i, j: size(i, j)**2 if size(i, j) <= limit else math.inf
+    return _best(costs, parts, uneven, operator.add)[1]
 
 # %% ../../nbs/parallel/06_schedules.ipynb #002d489b
 def layer_costs(
     config # A GPTConfig
 ) -> list: # FLOPs a token of each layer's forward pass; the head is counted with the last layer
     "What the layers of a GPT cost: two operations a weight, and attention's products with all of the context"
-    h, block = config.hidden, 2*(4*config.hidden**2 + 2*config.hidden*config.width) + 4*config.ctx*config.hidden
-    return [block]*(config.layers - 1) + [block + 2*h*config.vocab]
+    h = config.hidden
+    weights = 4*h**2 + 2*h*config.width
+    block = 2*weights + 4*config.ctx*h
+    head = 2*h*config.vocab
+    return [block]*(config.layers - 1) + [block + head]

@@ -70,23 +70,24 @@ class Reduce(Function):
         return g, None
 
 # %% ../../nbs/parallel/09_tensor.ipynb #12bfbf48
+def _along(x, dim, length, collective, group):
+    "A collective along `dim`, where its result is so long"
+    x = x.movedim(dim, 0).contiguous()
+    out = x.new_empty(length, *x.shape[1:])
+    collective(out, x, group=group)
+    return out.movedim(0, dim).contiguous()
+
 def gather(
     x,          # This rank's part, of the same shape on all ranks
     dim,        # Dimension along which the parts are joined
     group=None  # Process group; default: all ranks
 ):              # The whole, contiguous
     "Parts along `dim` to the whole"
-    x = x.movedim(dim, 0).contiguous()
-    out = x.new_empty(len(x) * dist.get_world_size(group), *x.shape[1:])
-    all_gather(out, x, group=group)
-    return out.movedim(0, dim).contiguous()
+    return _along(x, dim, x.shape[dim] * dist.get_world_size(group), all_gather, group)
 
 def _scatter(x, dim, group=None):
     "This rank's part along `dim` of the sum over ranks"
-    x = x.movedim(dim, 0).contiguous()
-    out = x.new_empty(len(x) // dist.get_world_size(group), *x.shape[1:])
-    reduce_scatter(out, x, group=group)
-    return out.movedim(0, dim).contiguous()
+    return _along(x, dim, x.shape[dim] // dist.get_world_size(group), reduce_scatter, group)
 
 class Gather(Function):
     "Entrance with sequence parallelism: all-gather along time forward, reduce-scatter backward"
@@ -169,15 +170,12 @@ class Regathered(Function):
         "Gather once more, for the gradients of the weights"
         x, *weights = ctx.saved_tensors
         whole = gather(x, 1, ctx.group).flatten(0, 1)
-        own = [
-            (g.flatten(0, 1).T @ whole, g.sum((0, 1)) if ctx.needs_input_grad[2 * i + 3] else None)
-            for i, g in enumerate(grads)
-        ]
-        return (
-            _scatter(sum(g @ w for g, w in zip(grads, weights, strict=True)), 1, ctx.group),
-            None,
-            *[t for pair in own for t in pair],
-        )
+        own = []
+        for i, g in enumerate(grads):
+            own.append(g.flatten(0, 1).T @ whole)
+            own.append(g.sum((0, 1)) if ctx.needs_input_grad[2 * i + 3] else None)
+        of_whole = sum(g @ w for g, w in zip(grads, weights, strict=True))
+        return _scatter(of_whole, 1, ctx.group), None, *own
 
 def _enter(x, layers, mode, group):
     "The outputs of column-parallel layers that share one input"
@@ -186,14 +184,24 @@ def _enter(x, layers, mode, group):
     x = (Copy if mode == 'tensor' else Gather).apply(x, group)
     return [F.linear(x, l.weight, l.bias) for l in layers]
 
-def _leave(x, mode, group):
-    return (Reduce if mode == 'tensor' else Scatter).apply(x, group)
 
 # %% ../../nbs/parallel/09_tensor.ipynb #333d054e
-def _shared(p, mode, group):
-    return p if mode == 'tensor' or p is None else Copy.apply(p, group)
+class _Cut(nn.Module):
+    "A layer of which each rank has a part"
 
-class ColumnParallel(nn.Module):
+    def __init__(self, mode, group):
+        super().__init__()
+        self.mode, self.group = mode, group
+
+    def shared(self, p):
+        "A parameter that all ranks have, for tokens of which each has some: its gradient is summed"
+        return p if self.mode == 'tensor' or p is None else Copy.apply(p, self.group)
+
+    def leave(self, out):
+        "A part of a sum to the sum, or to this rank's tokens of it"
+        return (Reduce if self.mode == 'tensor' else Scatter).apply(out, self.group)
+
+class ColumnParallel(_Cut):
     "Some of the outputs of a linear layer"
 
     def __init__(self,
@@ -201,8 +209,7 @@ class ColumnParallel(nn.Module):
         mode='tensor', # One of modes: how the input arrives
         group=None     # Process group; default: all ranks
     ):
-        super().__init__()
-        self.mode, self.group = one_of('mode', mode, modes), group
+        super().__init__(one_of('mode', mode, modes), group)
         self.weight, self.bias = _part(linear.weight, 0, group), _part(linear.bias, 0, group)
 
     def forward(self,
@@ -211,7 +218,7 @@ class ColumnParallel(nn.Module):
         "This rank's outputs"
         return _enter(x, [self], self.mode, self.group)[0]
 
-class RowParallel(nn.Module):
+class RowParallel(_Cut):
     "A linear layer of which each rank has some of the inputs; the bias is added once, after the sum"
 
     def __init__(self,
@@ -219,16 +226,15 @@ class RowParallel(nn.Module):
         mode='tensor', # One of modes: how the output leaves
         group=None     # Process group; default: all ranks
     ):
-        super().__init__()
-        self.mode, self.group = one_of('mode', mode, modes), group
+        super().__init__(one_of('mode', mode, modes), group)
         self.weight, self.bias = _part(linear.weight, 1, group), _part(linear.bias, None)
 
     def forward(self,
         x  # (batch, time, inputs/tp)
     ):     # (batch, time, hidden); time/tp of the tokens where the mode is not tensor
         "The sum over the ranks, then the bias"
-        out = _leave(F.linear(x, self.weight), self.mode, self.group)
-        return out if self.bias is None else out + _shared(self.bias, self.mode, self.group)
+        out = self.leave(F.linear(x, self.weight))
+        return out if self.bias is None else out + self.shared(self.bias)
 
 # %% ../../nbs/parallel/09_tensor.ipynb #893ef3dd
 class ParallelMLP(MLP):
@@ -262,26 +268,18 @@ class ParallelAttention(Attention):
         q, k, v = map(self.split, _enter(x, [self.q, self.k, self.v], self.mode, self.group))
         return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
-class ParallelNorm(nn.Module):
+class ParallelNorm(_Cut):
     "A LayerNorm whose parameters every rank has"
 
     def __init__(self, whole, mode='tensor', group=None):
-        super().__init__()
-        self.eps, self.mode, self.group, self.weight, self.bias = (
-            whole.eps,
-            mode,
-            group,
-            _part(whole.weight, None),
-            _part(whole.bias, None),
-        )
+        super().__init__(mode, group)
+        self.eps, self.weight, self.bias = whole.eps, _part(whole.weight, None), _part(whole.bias, None)
 
     def forward(self,
         x  # (batch, time, hidden); time/tp of the tokens where the mode is not tensor
     ):     # The same shape
         "Normalise the tokens that this rank has"
-        return F.layer_norm(
-            x, self.weight.shape, *(_shared(p, self.mode, self.group) for p in (self.weight, self.bias)), self.eps
-        )
+        return F.layer_norm(x, self.weight.shape, self.shared(self.weight), self.shared(self.bias), self.eps)
 
 # %% ../../nbs/parallel/09_tensor.ipynb #0602b3d8
 def check_length(
@@ -301,12 +299,12 @@ def _owned(numbers, size, group):
     mine = (local >= 0) & (local < size)
     return local.where(mine, 0), mine
 
-class VocabParallelEmbedding(nn.Module):
+class VocabParallelEmbedding(_Cut):
     "Some of the rows of an embedding"
 
     def __init__(self, whole, mode='tensor', group=None):
-        super().__init__()
-        self.mode, self.group, self.weight = mode, group, _part(whole.weight, 0, group)
+        super().__init__(mode, group)
+        self.weight = _part(whole.weight, 0, group)
 
     def forward(self,
         tokens  # (batch, time) token numbers, the same on all ranks
@@ -315,14 +313,14 @@ class VocabParallelEmbedding(nn.Module):
         if self.mode != 'tensor':
             check_length(tokens.shape[1], dist.get_world_size(self.group))
         local, mine = _owned(tokens, len(self.weight), self.group)
-        return _leave(F.embedding(local, self.weight) * mine.unsqueeze(-1), self.mode, self.group)
+        return self.leave(F.embedding(local, self.weight) * mine.unsqueeze(-1))
 
-class ParallelPositions(nn.Module):
+class ParallelPositions(_Cut):
     "Embeddings of positions, for this rank's part of the sequence"
 
     def __init__(self, whole, mode='tensor', group=None):
-        super().__init__()
-        self.mode, self.group, self.weight = mode, group, _part(whole.weight, None)
+        super().__init__(mode, group)
+        self.weight = _part(whole.weight, None)
 
     def forward(self,
         at  # (time,) positions, the same on all ranks
@@ -330,9 +328,21 @@ class ParallelPositions(nn.Module):
         "Rows for this rank's part of the sequence"
         if self.mode != 'tensor':
             at = at.chunk(dist.get_world_size(self.group))[dist.get_rank(self.group)]
-        return F.embedding(at, _shared(self.weight, self.mode, self.group))
+        return F.embedding(at, self.shared(self.weight))
 
 # %% ../../nbs/parallel/09_tensor.ipynb #da0c5888
+def _check_targets(targets, vocab):
+    "Refuse token numbers that are none"
+    bad = (targets < 0) | (targets >= vocab)
+    if bad.any():
+        raise ValueError(f'target {targets[bad][0].item()} is not in a vocabulary of {vocab}')
+
+def _largest(logits, group):
+    "The largest logit of each token, over the ranks"
+    top = logits.detach().amax(-1)
+    dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
+    return top
+
 def vocab_parallel_loss(
     logits,    # (batch, time, vocab/tp): this rank's part of the vocabulary
     targets,   # (batch, time) token numbers
@@ -340,16 +350,12 @@ def vocab_parallel_loss(
 ):             # A scalar, the same on all ranks; raises ValueError for a target outside the vocabulary
     "Mean cross-entropy without gathering the logits; every target counts (arXiv 1909.08053 sec. 3)"
     logits, size = logits.to(torch.promote_types(logits.dtype, torch.float32)), logits.shape[-1]
-    if (bad := (targets < 0) | (targets >= size * dist.get_world_size(group))).any():
-        raise ValueError(
-            f'target {targets[bad][0].item()} is not in a vocabulary of {size * dist.get_world_size(group)}'
-        )
-    top = logits.detach().amax(-1)
-    dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
-    z = logits - top.unsqueeze(-1)
+    _check_targets(targets, size * dist.get_world_size(group))
+    z = logits - _largest(logits, group).unsqueeze(-1)
     local, mine = _owned(targets, size, group)
     hit = z.gather(-1, local.unsqueeze(-1)).squeeze(-1) * mine
-    return (Reduce.apply(z.exp().sum(-1), group).log() - Reduce.apply(hit, group)).mean()
+    log_sum = Reduce.apply(z.exp().sum(-1), group).log()
+    return (log_sum - Reduce.apply(hit, group)).mean()
 
 # %% ../../nbs/parallel/09_tensor.ipynb #2c4f9659
 def check_divisible(
@@ -377,6 +383,15 @@ def check_gpt(
             'plan of its layers for torch.distributed.tensor.parallel.parallelize_module, or split it by batch'
         )
 
+_block = {'attn': ParallelAttention, 'mlp': ParallelMLP, 'norm1': ParallelNorm, 'norm2': ParallelNorm}
+_entrance = {'emb': VocabParallelEmbedding, 'pos': ParallelPositions}
+_exit = {'norm': ParallelNorm, 'head': ColumnParallel}
+
+def _replace(module, kinds, mode, group):
+    "Put this rank's part in the place of each layer that `kinds` names"
+    for name, kind in kinds.items():
+        setattr(module, name, kind(getattr(module, name), mode, group))
+
 def tensor_parallel(
     model,         # A GPT or a stage of one, with the same weights on every rank; changed in place
     mode='tensor', # tensor; sequence: activations between matrices are cut along time; regather: and gathered twice
@@ -386,20 +401,12 @@ def tensor_parallel(
     one_of('mode', mode, modes)
     check_gpt(model, 'cut by matrix')
     check_divisible(model.config, dist.get_world_size(group), model.emb is not None or model.head is not None)
-    for b in model.layers.values():
-        b.attn, b.mlp, b.norm1, b.norm2 = (
-            new(old, mode, group)
-            for new, old in (
-                (ParallelAttention, b.attn),
-                (ParallelMLP, b.mlp),
-                (ParallelNorm, b.norm1),
-                (ParallelNorm, b.norm2),
-            )
-        )
+    for block in model.layers.values():
+        _replace(block, _block, mode, group)
     if model.emb is not None:
-        model.emb, model.pos = VocabParallelEmbedding(model.emb, mode, group), ParallelPositions(model.pos, mode, group)
+        _replace(model, _entrance, mode, group)
     if model.head is not None:
-        model.norm, model.head = ParallelNorm(model.norm, mode, group), ColumnParallel(model.head, mode, group)
+        _replace(model, _exit, mode, group)
     return model
 
 # %% ../../nbs/parallel/09_tensor.ipynb #1ebe1b0d

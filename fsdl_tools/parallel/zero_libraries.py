@@ -19,10 +19,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .collectives import CommCounter
 from .ranks import on_ranks
 from ..core import MiB
-from .ddp import DataParallel, broadcast_all, check_module, named, sync_batchnorm, used_anywhere
+from .ddp import DataParallel, after_backward, broadcast_all, check_module, extremes, no_gradient
+from .ddp import over_ranks, sync_batchnorm, tiny_shares, used_anywhere
 from ..models.tiny import share, tiny_batch, tiny_loss, tiny_model, train_batches, train_alone, adamw, worst
-from .units import _in_backward, _owners, units_of
-from .zero import Zero1
+from .units import in_backward, _owners, units_of
+from .zero import Zero1, use_the_same
 
 # %% ../../nbs/parallel/05_zero_libraries.ipynb #f7fada18
 def _whole_blocks(
@@ -46,17 +47,11 @@ class _Routes:
 
     def _agree(self, i):
         "Is every rank about to gather block number i?"
-        if _in_backward():
+        if in_backward():
             return                      # recomputation: in the order of the forward pass
-        seen = torch.tensor([i, -i], device=next(self.module.parameters()).device)
-        dist.all_reduce(seen, dist.ReduceOp.MAX)
-        both = sorted({seen[0].item(), -seen[1].item()})
-        if len(both) > 1:
-            a, b = (self.names[j] for j in both)
-            raise RuntimeError(
-                f'one rank gathers {b}, another {a}: every rank must use the same parts in the same order; '
-                'put parts that a router chooses from into one block, which is gathered as a whole'
-            )
+        least, largest = extremes(i, next(self.module.parameters()).device)
+        if least != largest:
+            raise RuntimeError(f'one rank gathers {self.names[largest]}, another {self.names[least]}: {use_the_same}')
 
     def _watch(self, module, args, out):
         "Wait for the backward pass"
@@ -67,8 +62,7 @@ class _Routes:
     def _start(self, grad):
         if not self.queued:
             self.queued = True
-            later = torch.autograd.Variable._execution_engine.queue_callback
-            later(lambda: later(self._check))            # after that of fully_shard
+            after_backward(lambda: after_backward(self._check))            # after that of fully_shard
 
     def _check(self):
         "After the backward pass: a gradient on every rank, or on none"
@@ -76,10 +70,8 @@ class _Routes:
         params = {p: n for n, p in self.module.named_parameters() if p.requires_grad}
         missing = {p for p in params if p.grad is None}
         if some := missing & used_anywhere(list(params), missing):
-            raise RuntimeError(
-                f'rank {dist.get_rank()}: no gradient for {named(n for p, n in params.items() if p in some)}, '
-                'which other ranks have used; use every parameter in every step'
-            )
+            lacking = (n for p, n in params.items() if p in some)
+            raise no_gradient(lacking, ', which other ranks have used; use every parameter in every step')
 
 def watch_routes(
     module,    # Sharded by fully_shard
@@ -143,6 +135,10 @@ def zero_redundancy(
 zero_redundancy.reference = adamw
 
 # %% ../../nbs/parallel/05_zero_libraries.ipynb #1ec1229a
+def _local_bytes(tensors):
+    "Bytes that this rank has of DTensors"
+    return sum(t.to_local().nbytes for t in tensors)
+
 def fsdp_accounted(
     name='mlp' # Tiny model
 ) -> dict:     # Bytes by category on this rank, and bytes sent in the second step
@@ -152,12 +148,15 @@ def fsdp_accounted(
     for s in range(2):
         with CommCounter() as comm:
             tiny_loss(model, share(tiny_batch(name, 16, s))).backward()
-            size = lambda ts: sum(t.to_local().nbytes for t in ts)
-            grads = size(p.grad for p in model.parameters())
+            gradients = _local_bytes(p.grad for p in model.parameters())
             opt.step()
             opt.zero_grad()
-    states = size(t for s in opt.state.values() for t in s.values() if t.dim())
-    return dict(parameters=size(model.parameters()), gradients=grads, optimizer=states, sent=comm.total)
+    return dict(
+        parameters=_local_bytes(model.parameters()),
+        gradients=gradients,
+        optimizer=_local_bytes(t for state in opt.state.values() for t in state.values() if t.dim()),
+        sent=comm.total,
+    )
 
 # %% ../../nbs/parallel/05_zero_libraries.ipynb #fc6d84d4
 class Offloaded(torch.optim.Optimizer):
@@ -170,11 +169,8 @@ class Offloaded(torch.optim.Optimizer):
         folder=None               # Keep them in files there, mapped into memory
     ):
         super().__init__(list(params), {})
-        self.fast, self.folder, self.device = (
-            [p for g in self.param_groups for p in g['params']],
-            folder and Path(folder),
-            device,
-        )
+        self.fast = [p for g in self.param_groups for p in g['params']]
+        self.device, self.folder = device, folder and Path(folder)
         self.slow = [nn.Parameter(self._place(p.detach(), f'{i}.param')) for i, p in enumerate(self.fast)]
         # one each, so that only one parameter is being worked on
         self.opts = [make([q]) for q in self.slow]
@@ -189,20 +185,29 @@ class Offloaded(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         "Bring each gradient to the slow memory, update there, and bring the parameter back"
-        for i, (p, q, opt) in enumerate(zip(self.fast, self.slow, self.opts, strict=True)):
-            if p.grad is None:
-                continue
-            q.grad, first = p.grad.to(self.device), not opt.state
-            p.grad = None                                         # the fast memory is free at once
-            opt.step()
-            q.grad = None
-            p.copy_(q)
-            if first and self.folder:
-                for k, t in opt.state[q].items():
-                    if t.dim():
-                        opt.state[q][k] = self._place(t, f'{i}.{k}')
-            if self.folder:
-                self._flush(i)
+        for i, p in enumerate(self.fast):
+            if p.grad is not None:
+                self._update(i)
+
+    def _update(self, i):
+        "A step of one parameter"
+        p, q, opt = self.fast[i], self.slow[i], self.opts[i]
+        q.grad, first = p.grad.to(self.device), not opt.state
+        p.grad = None                                             # the fast memory is free at once
+        opt.step()
+        q.grad = None
+        p.copy_(q)
+        if first and self.folder:
+            self._place_states(i)
+        if self.folder:
+            self._flush(i)
+
+    def _place_states(self, i):
+        "Move the states that a first step has made to files"
+        states = self.opts[i].state[self.slow[i]]
+        for name, t in states.items():
+            if t.dim():
+                states[name] = self._place(t, f'{i}.{name}')
 
     def _flush(self, i):
         "Write what has changed, so that the system can use the pages for something else"
@@ -216,6 +221,29 @@ def _resident() -> int: # Bytes
     line = next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('RssAnon'))
     return int(line.split()[1]) * 1024
 
+def _settle():
+    "Give freed memory back to the system, now and from now on, and take the first step that makes torch import more"
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, MiB)                         # M_MMAP_THRESHOLD: of large blocks, when they are freed
+    libc.malloc_trim(0)                           # of what is free already
+    tiny = nn.Linear(1, 1)
+    tiny(torch.ones(1)).backward()
+    adamw(tiny.parameters()).step()
+
+def _watched_step(model, opt, x):
+    "One step: (loss, resident bytes before it, with weights, gradients and states, seconds)"
+    start = time.perf_counter()
+    loss = (model(x) - x).square().mean()
+    loss.backward()
+    held = _resident()
+    opt.step()
+    opt.zero_grad()
+    return loss.item(), held, time.perf_counter() - start
+
+def _wide_mlp(width):
+    "Six square layers, with an activation after each"
+    return nn.Sequential(*[m for _ in range(6) for m in (nn.Linear(width, width), nn.ReLU())])
+
 def offload_run(
     folder=None,  # Where to offload to; None keeps everything in RAM
     width=1024,   # Width of the network
@@ -223,27 +251,14 @@ def offload_run(
 ) -> dict:        # Losses, growth of resident memory in bytes, bytes per parameter, seconds of a step
     "Train a wide MLP with AdamW, offloaded or not"
     torch.manual_seed(0)
-    # large blocks go back to the system when they are freed (M_MMAP_THRESHOLD), and those that are free already
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-3, MiB)
-    libc.malloc_trim(0)
-    tiny = nn.Linear(1, 1)                        # what torch imports for a first step is not counted
-    tiny(torch.ones(1)).backward()
-    adamw(tiny.parameters()).step()
+    _settle()
     before = _resident()
-    model = nn.Sequential(*[m for _ in range(6) for m in (nn.Linear(width, width), nn.ReLU())])
+    model = _wide_mlp(width)
     opt = Offloaded(model.parameters(), folder=folder) if folder else adamw(model.parameters())
-    x, n, losses, times = torch.randn(8, width), sum(p.numel() for p in model.parameters()), [], []
-    for _ in range(steps):
-        start = time.perf_counter()
-        loss = (model(x) - x).square().mean()
-        loss.backward()
-        held = _resident() - before                                 # before the step: weights, gradients, states
-        opt.step()
-        opt.zero_grad()
-        losses.append(loss.item())
-        times.append(time.perf_counter() - start)
-    return dict(losses=losses, bytes=held, per_parameter=held / n, seconds=sorted(times[1:])[len(times) // 2 - 1])
+    x, params = torch.randn(8, width), sum(p.numel() for p in model.parameters())
+    losses, resident, times = zip(*[_watched_step(model, opt, x) for _ in range(steps)], strict=True)
+    held, timed = resident[-1] - before, sorted(times[1:])
+    return dict(losses=list(losses), bytes=held, per_parameter=held / params, seconds=timed[steps // 2 - 1])
 
 def _alone(rank_fn, *args):
     return on_ranks(rank_fn, 1, *args, init=False, timeout=120)[0]
@@ -273,9 +288,8 @@ def shards(
         _make_states(model, opt)
     out = dict(model.module.named_buffers())
     for i, u in enumerate(model.units):
-        numel = sum(p.numel() for p in u.params)
-        for name, t in {'shard': u.shard.detach(), **opt.state[u.shard]}.items():
-            out[f'{i}.{name}'] = _part_of(t, numel, mesh) if t.dim() else t
+        mine = {'shard': u.shard.detach(), **opt.state[u.shard]}
+        out |= {f'{i}.{name}': _part_of(t, u.numel, mesh) if t.dim() else t for name, t in mine.items()}
     model.stale = True  # whoever has the shards may fill them
     return out
 
@@ -321,19 +335,16 @@ def deepspeed_rank(
     import deepspeed
     deepspeed.init_distributed(dist_backend='gloo')
     model = sync_batchnorm(tiny_model(name))
-    batches = [share(tiny_batch(name, 16, s)) for s in range(steps)]
-    engine = deepspeed.initialize(
-        model=model, optimizer=adamw(model.parameters()), config=_deepspeed_config(stage, len(batches[0][0]), offload)
-    )[0]
+    batches = tiny_shares(name, steps)
+    config = _deepspeed_config(stage, len(batches[0][0]), offload)
+    engine = deepspeed.initialize(model=model, optimizer=adamw(model.parameters()), config=config)[0]
     losses = []
     for b in batches:
         loss = tiny_loss(engine, b)
         engine.backward(loss)
         engine.step()
         losses.append(loss.detach())
-    out = torch.stack(losses)
-    dist.all_reduce(out)
-    return (out / dist.get_world_size()).tolist()
+    return over_ranks(losses)
 
 def run_deepspeed(
     payload:dict # ranks, stages, models and offload
@@ -359,27 +370,28 @@ def run_deepspeed(
     return rows
 
 # %% ../../nbs/parallel/05_zero_libraries.ipynb #09c4e8a2
+def _fairscale(what, model):
+    "The model and its optimizer, one or both of them FairScale's"
+    from fairscale.nn import checkpoint_wrapper
+    from fairscale.nn.data_parallel import ShardedDataParallel
+    from fairscale.optim import OSS
+    if what == 'checkpoint_wrapper':
+        model = ddp(checkpoint_wrapper(model))
+        return model, adamw(model.parameters())
+    opt = OSS(model.parameters(), torch.optim.AdamW, lr=3e-3)
+    if what == 'OSS':
+        return ddp(model), opt
+    buffer = {} if what == 'ShardedDDP' else dict(reduce_buffer_size=0)
+    return ShardedDataParallel(model, opt, **buffer), opt
+
 def fairscale_rank(
     what:str,   # OSS, ShardedDDP, ShardedDDP without buffer, or checkpoint_wrapper
     name='mlp', # Tiny model
     steps=20    # Steps
 ) -> list:      # Losses over all ranks
     "What a rank does with FairScale"
-    from fairscale.nn import checkpoint_wrapper
-    from fairscale.nn.data_parallel import ShardedDataParallel
-    from fairscale.optim import OSS
-    model = sync_batchnorm(tiny_model(name))
-    if what == 'checkpoint_wrapper':
-        model = ddp(checkpoint_wrapper(model))
-        opt = adamw(model.parameters())
-    else:
-        opt = OSS(model.parameters(), torch.optim.AdamW, lr=3e-3)
-        model = (
-            ddp(model)
-            if what == 'OSS'
-            else ShardedDataParallel(model, opt, **({} if what == 'ShardedDDP' else dict(reduce_buffer_size=0)))
-        )
-    return train_batches(model, [share(tiny_batch(name, 16, s)) for s in range(steps)], opt)
+    model, opt = _fairscale(what, sync_batchnorm(tiny_model(name)))
+    return train_batches(model, tiny_shares(name, steps), opt)
 
 _fairscale_parts = ('OSS', 'ShardedDDP', 'ShardedDDP without buffer', 'checkpoint_wrapper')
 
