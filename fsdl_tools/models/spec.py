@@ -76,19 +76,27 @@ class TransformerShape(Record):
             if not getattr(self, k):
                 object.__setattr__(self, k, v)
 
+    def _fill_open(self):
+        "Give every field that was left open what it stands for"
+        if not self.head_dim and self.hidden % self.heads:
+            raise ValueError(f'hidden {self.hidden} is not a multiple of heads {self.heads}: give head_dim')
+        self._fill(ffn=4 * self.hidden, kv_heads=self.heads, head_dim=self.hidden // self.heads)
+        self._fill(dense_ffn=self.ffn, value_dim=self.head_dim)
+
+    def _check_parts(self):
+        "Raise ValueError for heads or experts that cannot be shared out"
+        if self.heads % self.kv_heads:
+            raise ValueError(f'heads {self.heads} is not a multiple of kv_heads {self.kv_heads}')
+        if self.experts and not 0 < self.experts_per_token <= self.experts:
+            raise ValueError(f'experts_per_token must be 1 to {self.experts}, not {self.experts_per_token}')
+
     def __post_init__(self):
         for f in 'layers hidden heads expert_every'.split():
             positive(f, getattr(self, f))
         one_of('norm', self.norm, ['layernorm', 'rmsnorm'])
         one_of('positions', self.positions, ['learned', 'rotary', 'alibi', 'relative', 'none'])
-        if not self.head_dim and self.hidden % self.heads:
-            raise ValueError(f'hidden {self.hidden} is not a multiple of heads {self.heads}: give head_dim')
-        self._fill(ffn=4 * self.hidden, kv_heads=self.heads, head_dim=self.hidden // self.heads)
-        self._fill(dense_ffn=self.ffn, value_dim=self.head_dim)
-        if self.heads % self.kv_heads:
-            raise ValueError(f'heads {self.heads} is not a multiple of kv_heads {self.kv_heads}')
-        if self.experts and not 0 < self.experts_per_token <= self.experts:
-            raise ValueError(f'experts_per_token must be 1 to {self.experts}, not {self.experts_per_token}')
+        self._fill_open()
+        self._check_parts()
 
     def has_experts(self,
         i:int # A block, from 0
@@ -127,9 +135,8 @@ class ModelSpec(Record):
     def __post_init__(self):
         one_of('kind of model', self.kind, _kinds)
         one_of('source of model', self.source, ['timm', 'transformers', 'module', 'shape'])
-        for f in ['params', 'trainable', 'flops']:
-            if getattr(self, f) < 0:
-                raise ValueError(f'{f} cannot be negative: {getattr(self, f)}')
+        if below := [f for f in ('params', 'trainable', 'flops') if getattr(self, f) < 0]:
+            raise ValueError(f'{below[0]} cannot be negative: {getattr(self, below[0])}')
         if not 0 <= self.active <= self.params:
             raise ValueError(f'active parameters must be 0 to {self.params:,}, not {self.active:,}')
         if not self.active:
@@ -150,21 +157,22 @@ def _norm(s, name, seq):
     "A norm over the residual stream"
     return Layer(name, 'Norm', s.hidden * (2 if s.norm == 'layernorm' else 1), 0, (1, seq, s.hidden))
 
+def _through(s, seq, name, rank, outer, beside=0):
+    "A projection to `outer` numbers by way of `rank`, with a norm there; `beside` more numbers stay below"
+    down = _linear(name + '_down', seq, s.hidden, rank + beside)
+    norm = Layer(name + '_norm', 'Norm', rank, 0, (1, seq, rank))
+    return [down, norm, _linear(name + '_up', seq, rank, outer)]
+
 def _projections(s, seq, name):
     "Queries, keys and values of one block; with kv_rank they pass through fewer dimensions (arXiv 2405.04434)"
-    q = s.heads * s.head_dim
+    queries = s.heads * s.head_dim
     if not s.kv_rank:
-        return [_linear(name + 'qkv', seq, s.hidden, q + s.kv_heads * (s.head_dim + s.value_dim), s.qkv_bias)]
-    into = [_linear(name + 'q', seq, s.hidden, q)]
-    if s.q_rank:
-        down, up = _linear(name + 'q_down', seq, s.hidden, s.q_rank), _linear(name + 'q_up', seq, s.q_rank, q)
-        into = [down, Layer(name + 'q_norm', 'Norm', s.q_rank, 0, (1, seq, s.q_rank)), up]
+        keys_and_values = s.kv_heads * (s.head_dim + s.value_dim)
+        return [_linear(name + 'qkv', seq, s.hidden, queries + keys_and_values, s.qkv_bias)]
+    whole = [_linear(name + 'q', seq, s.hidden, queries)]
+    q = _through(s, seq, name + 'q', s.q_rank, queries) if s.q_rank else whole
     keys_and_values = s.heads * (s.head_dim - s.rope_dim + s.value_dim)
-    return into + [
-        _linear(name + 'kv_down', seq, s.hidden, s.kv_rank + s.rope_dim),
-        Layer(name + 'kv_norm', 'Norm', s.kv_rank, 0, (1, seq, s.kv_rank)),
-        _linear(name + 'kv_up', seq, s.kv_rank, keys_and_values),
-    ]
+    return q + _through(s, seq, name + 'kv', s.kv_rank, keys_and_values, s.rope_dim)
 
 def _attention(s, seq, name):
     "Attention of one block: projections, the two products without parameters, and the way out"
@@ -175,9 +183,9 @@ def _attention(s, seq, name):
 
 def _mlp(s, seq, name, width, copies=1, active=1):
     "The matrices of one MLP, or of all experts of a mixture"
-    gate = [_linear(name + 'gate', seq, s.hidden, width, s.mlp_bias, copies, active)] if s.gated_mlp else []
-    up = _linear(name + 'up', seq, s.hidden, width, s.mlp_bias, copies, active)
-    return [*gate, up, _linear(name + 'down', seq, width, s.hidden, s.mlp_bias, copies, active)]
+    into = ['gate', 'up'] if s.gated_mlp else ['up']
+    matrices = [(n, s.hidden, width) for n in into] + [('down', width, s.hidden)]
+    return [_linear(name + n, seq, inner, outer, s.mlp_bias, copies, active) for n, inner, outer in matrices]
 
 def _feed_forward(s, seq, i, name):
     "The second half of block `i`: a dense MLP, or a router, its experts and those that every token visits"
@@ -198,6 +206,28 @@ def _idle(s):
     one = sum(l.params for l in _mlp(s, 1, '', s.ffn))
     return sum(map(s.has_experts, range(s.layers))) * (s.experts - s.experts_per_token) * one
 
+def _table(s, seq, name, rows):
+    "A table with a row of the residual stream's width for each token or position"
+    return Layer(name, 'Embedding', rows * s.hidden, 0, (1, seq, s.hidden))
+
+def _all_layers(s, seq):
+    "Layers of a plain transformer of shape `s` over `seq` tokens, in the order in which they run"
+    yield _table(s, seq, 'embed', s.vocab)
+    if s.positions == 'learned':
+        yield _table(s, seq, 'positions', s.max_seq)
+    for i in range(s.layers):
+        yield from _block(s, seq, i)
+    yield _norm(s, 'norm', seq)
+    yield _linear('head', seq, s.hidden, s.vocab, copies=0 if s.tied else 1)
+
+def _check_plain(s, seq, kind):
+    "Raise ValueError for what is no plain transformer, or longer than its table of positions"
+    one_of('kind of transformer', kind, ['decoder', 'encoder'])
+    if s.decoder_layers:
+        raise ValueError('a plain transformer has one stack of blocks: decoder_layers must be 0')
+    if seq > s.max_seq and s.positions == 'learned':
+        raise ValueError(f'seq {seq} is longer than the table of positions, {s.max_seq}')
+
 def from_shape(
     shape:TransformerShape, # The numbers
     name:str='transformer', # What to call it
@@ -205,34 +235,22 @@ def from_shape(
     kind:str='decoder'      # decoder or encoder
 ) -> ModelSpec:             # With a layer for every matrix, norm and attention
     "The `ModelSpec` of a plain transformer, by arithmetic alone"
-    s, seq = shape, positive('seq', seq or shape.max_seq)
-    one_of('kind of transformer', kind, ['decoder', 'encoder'])
-    if s.decoder_layers:
-        raise ValueError('a plain transformer has one stack of blocks: decoder_layers must be 0')
-    if seq > s.max_seq and s.positions == 'learned':
-        raise ValueError(f'seq {seq} is longer than the table of positions, {s.max_seq}')
-    out = (1, seq, s.hidden)
-    layers = [Layer('embed', 'Embedding', s.vocab * s.hidden, 0, out)]
-    if s.positions == 'learned':
-        layers.append(Layer('positions', 'Embedding', s.max_seq * s.hidden, 0, out))
-    for i in range(s.layers):
-        layers += _block(s, seq, i)
-    layers.append(_norm(s, 'norm', seq))
-    layers.append(_linear('head', seq, s.hidden, s.vocab, copies=0 if s.tied else 1))
-    total = lambda f: sum(getattr(l, f) for l in layers)
-    emb = sum(l.params for l in layers if l.kind == 'Embedding')
+    seq = positive('seq', seq or shape.max_seq)
+    _check_plain(shape, seq, kind)
+    layers = tuple(_all_layers(shape, seq))
+    params = sum(l.params for l in layers)
     return ModelSpec(
         name,
         'shape',
         kind,
-        total('params'),
-        total('params'),
-        emb,
-        flops=total('flops'),
-        activations=total('activations'),
+        params,
+        params,
+        sum(l.params for l in layers if l.kind == 'Embedding'),
+        flops=sum(l.flops for l in layers),
+        activations=sum(l.activations for l in layers),
         family='transformer',
         inputs=(Input('input_ids', (1, seq), 'int64'),),
-        layers=tuple(layers),
-        shape=s,
-        active=total('params') - _idle(s),
+        layers=layers,
+        shape=shape,
+        active=params - _idle(shape),
     )
