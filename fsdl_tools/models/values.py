@@ -12,6 +12,14 @@ import contextlib, copy, functools, sys, threading, weakref
 class UnknownValue(ValueError):
     "A number was read that nobody knows: it depends on weights or inputs that have no data"
 
+@contextlib.contextmanager
+def _unwatched():
+    "Inside, operations work on data: nobody who watches operations sees them, and no gradient follows"
+    import torch
+    from torch.utils._python_dispatch import _disable_current_modes
+    with _disable_current_modes(), torch.no_grad():
+        yield
+
 def _without_data(t):
     "Is `t` a tensor that has a shape and no numbers: on the meta device, or fake?"
     from torch._subclasses.fake_tensor import FakeTensor
@@ -47,11 +55,10 @@ class Values:
     ):
         "Note what `t` stands for; what is larger than `most`, or beyond the budget, is not followed"
         import torch
-        from torch.utils._python_dispatch import _disable_current_modes
         if t.numel() > min(self.most, self.left):
             return
         self.left -= t.numel()
-        with _disable_current_modes(), torch.no_grad():
+        with _unwatched():
             real = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device='cpu')
             real.copy_(value)
         self._twins[t.untyped_storage()] = real.untyped_storage()
@@ -67,13 +74,12 @@ class Values:
     ):    # A tensor with data, which shares what is known of the storage; None when nothing is known
         "The numbers of `t`; those of a tensor that has data are its own"
         import torch
-        from torch.utils._python_dispatch import _disable_current_modes
         if not _without_data(t):
             return t
         found = self._twins.get(t.untyped_storage())
         if found is None:
             return None
-        with _disable_current_modes(), torch.no_grad():
+        with _unwatched():
             return torch.empty(0, dtype=t.dtype, device='cpu').set_(found, t.storage_offset(), t.shape, t.stride())
 
     def forget(self,
@@ -118,10 +124,9 @@ _look_ups |= {name + '_': where for name, where in _look_ups.items()}      # in 
 
 def _in_range(name, index, rows, negative=False):
     "Raise IndexError unless all of `index` name one of `rows` rows"
-    from torch.utils._python_dispatch import _disable_current_modes
     if not index.numel():
         return
-    with _disable_current_modes():
+    with _unwatched():
         least, most = int(index.min()), int(index.max())
     if most >= rows or least < (-rows if negative else 0):
         worst = most if most >= rows else least
@@ -148,11 +153,20 @@ def _check_indices(values, name, args):
             if known is not None:
                 _in_range(name, known, args[0].shape[d], negative=True)
 
+def _name(func):
+    "Name of an ATen operation, for example add_"
+    return func._overloadpacket.__name__
+
 @functools.lru_cache(maxsize=None)
 def _tagged(func, *names):
     "Does PyTorch mark this operation with one of these tags?"
     import torch
     return any(getattr(torch.Tag, n) in func.tags for n in names)
+
+def _asks_for_numbers(func):
+    "Does the result of this operation, or its shape, depend on the numbers in its arguments?"
+    leaves = _name(func) == '_to_copy'                        # .cpu(), .tolist(): data is asked for
+    return leaves or _tagged(func, 'data_dependent_output', 'dynamic_output_shape')
 
 def _written(func, args, kwargs):
     "The tensors without data that an operation writes into"
@@ -162,17 +176,19 @@ def _written(func, args, kwargs):
             out += _tensors_in(args[i] if i < len(args) else kwargs.get(a.name))
     return [t for t in out if _without_data(t)]
 
+def _device_of(x):
+    "Where the first tensor without data stands; meta where there is none"
+    return next((t.device for t in _tensors_in(x) if _without_data(t)), 'meta')
+
 def _chosen(mask):
     "The places that a mask chooses, a tensor for each dimension"
-    from torch.utils._python_dispatch import _disable_current_modes
-    with _disable_current_modes():
+    with _unwatched():
         return list(mask.nonzero().unbind(1))
 
 def _half(t):
     "½ in the shape of `t`"
     import torch
-    from torch.utils._python_dispatch import _disable_current_modes
-    with _disable_current_modes():
+    with _unwatched():
         return torch.full(t.shape, .5, dtype=t.dtype, device='cpu')
 
 def _chance(name, args):
@@ -183,16 +199,22 @@ def _chance(name, args):
 
 def _compute(func, known):
     "An operation on real numbers; None for what the CPU cannot compute"
-    import torch
-    from torch.utils._python_dispatch import _disable_current_modes
     args, kwargs = known
     if kwargs.get('device') is not None:
         kwargs = kwargs | dict(device='cpu')
-    with _disable_current_modes(), torch.no_grad():
+    with _unwatched():
         try:
             return func(*args, **kwargs)
         except (RuntimeError, NotImplementedError):
             return None
+
+def _refusal(name):
+    "The error for an operation that needs numbers which nobody knows"
+    reads = name in ('_local_scalar_dense', '_to_copy')
+    what = 'a number is read from a tensor' if reads else f'the shape of {name}'
+    return UnknownValue(f'{what} that depends on values which are not known')
+
+_moves = ('set_', 'resize_', 'resize_as_')      # operations after which a tensor lies elsewhere
 
 # %% ../../nbs/models/02_values.ipynb #2b813d60
 class Follower:
@@ -208,7 +230,7 @@ class Follower:
         kwargs # Its named arguments, or None
     ):         # What it returns; raises UnknownValue, or IndexError for a known index outside its table
         "One operation, on what has no data and on what is known"
-        kwargs, name = kwargs or {}, func._overloadpacket.__name__
+        kwargs, name = kwargs or {}, _name(func)
         _check_indices(self.values, name, args)
         if func.is_view and name != 'lift_fresh':
             return func(*args, **kwargs)                    # the same storage has the same twin
@@ -227,68 +249,78 @@ class Follower:
     def _in_place(self, func, args, kwargs):
         "An operation that writes into its arguments"
         out = func(*args, **kwargs)
-        if not (written := _written(func, args, kwargs)):
+        written = _written(func, args, kwargs)
+        if not written:
             return out
-        known = self._known(args, kwargs)
-        random = _tagged(func, 'nondeterministic_seeded')
-        moves = func._overloadpacket.__name__ in ('set_', 'resize_', 'resize_as_')
-        unknown = known is None or random or moves or _compute(func, known) is None
+        if not self._written_too(func, args, kwargs):
+            note = self.values.forget
+        elif self.values.drawn((args, kwargs)):
+            note = self.values.draw
+        else:
+            return out
         for t in written:
-            if unknown:
-                self.values.forget(t)
-            elif self.values.drawn((args, kwargs)):
-                self.values.draw(t)
+            note(t)
         return out
+
+    def _written_too(self, func, args, kwargs):
+        "Write into the numbers that are known as well; False where they are not known, or cannot be computed"
+        known = self._known(args, kwargs)
+        if known is None or _name(func) in _moves or _tagged(func, 'nondeterministic_seeded'):
+            return False
+        return _compute(func, known) is not None
 
     def _new(self, func, args, kwargs):
         "An operation that returns something new"
         try:
             out = func(*args, **kwargs)
         except (RuntimeError, NotImplementedError) as e:
-            leaves = func._overloadpacket.__name__ == '_to_copy'      # .cpu(), .tolist(): data is asked for
-            if not leaves and not _tagged(func, 'data_dependent_output', 'dynamic_output_shape'):
+            if not _asks_for_numbers(func):
                 raise
             return self._from_numbers(func, args, kwargs, e)
         new = [t for t in _tensors_in(out) if _without_data(t)]
         if new and sum(t.numel() for t in new) <= self.values.most:
-            name, chance = func._overloadpacket.__name__, ''
-            if self.values.drawn((args, kwargs)):
-                chance = _chance(name, args)
-            if chance != 'open':
-                self._learn(func, self._known(args, kwargs), out, chance == 'likely')
+            self._follow(func, args, kwargs, out)
         return out
+
+    def _follow(self, func, args, kwargs, out):
+        "Note what is known of a result, unless it is left to an even chance"
+        drawn = self.values.drawn((args, kwargs))
+        chance = _chance(_name(func), args) if drawn else ''
+        if chance != 'open':
+            self._learn(func, self._known(args, kwargs), out, chance == 'likely')
 
     def _learn(self, func, known, out, drawn=False):
         "Note what is known of new tensors, and whether it follows from a number that was drawn"
         if known is None:
             return
-        if _tagged(func, 'nondeterministic_seeded'):
-            if func._overloadpacket.__name__ == 'rand' and out.numel() == 1:
-                self.values.learn(out, _half(out))
-                self.values.draw(out)
-        elif 'empty' not in func._overloadpacket.__name__:
-            real = _tensors_in(_compute(func, known))
-            for t, value in zip(_tensors_in(out), real, strict=False):
-                if _without_data(t) and t.shape == value.shape:
-                    self.values.learn(t, value)
-                    if drawn:
-                        self.values.draw(t)
+        if not _tagged(func, 'nondeterministic_seeded'):
+            if 'empty' not in _name(func):
+                self._learn_each(out, _compute(func, known), drawn)
+        elif _name(func) == 'rand' and out.numel() == 1:
+            self._learn_one(out, _half(out), drawn=True)
+
+    def _learn_each(self, out, real, drawn):
+        "Note the tensors of a result that has no data, from the same result with data"
+        for t, value in zip(_tensors_in(out), _tensors_in(real), strict=False):
+            if _without_data(t) and t.shape == value.shape:
+                self._learn_one(t, value, drawn)
+
+    def _learn_one(self, t, value, drawn):
+        "Note what a tensor stands for"
+        self.values.learn(t, value)
+        if drawn:
+            self.values.draw(t)
 
     def _from_numbers(self, func, args, kwargs, error):
         "What an operation returns whose result, or its shape, depends on numbers; raises UnknownValue"
-        name, known = func._overloadpacket.__name__, self._known(args, kwargs)
+        name, known = _name(func), self._known(args, kwargs)
         if name == 'index' and known is None and (plain := self._without_masks(args)):
             return func(*plain, **kwargs)
         result = None if known is None else _compute(func, known)
         if result is None:
-            reads = name in ('_local_scalar_dense', '_to_copy')
-            what = 'a number is read from a tensor' if reads else f'the shape of {name}'
-            raise UnknownValue(f'{what} that depends on values which are not known') from error
+            raise _refusal(name) from error
         self.values.assumed |= self.values.drawn((args, kwargs))
-        if name == '_to_copy':
-            return result
-        device = next((t.device for t in _tensors_in((args, kwargs)) if _without_data(t)), 'meta')
-        return self._bare(result, device)
+        return result if name == '_to_copy' else self._bare(result, _device_of((args, kwargs)))
 
     def _bare(self, result, device):
         "Numbers as they are; tensors as ones without data, whose values are known"
