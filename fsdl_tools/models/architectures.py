@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hf_tasks', 'checkpoint_family', 'is_factory', 'load_factory', 'model_class', 'locate', 'tasks_of', 'parts_of',
-           'find_class', 'offline', 'timm_fields', 'load_config']
+           'find_class', 'offline', 'timm_fields', 'load_config', 'shrink']
 
 # %% ../../nbs/models/03_architectures.ipynb #a9fc9111
 import contextlib, copy, importlib, importlib.util, json, os, re, sys
@@ -509,3 +509,29 @@ def _fill_layer_types(t, kinds):
     "Set the kinds of layers where none is named, or none with full attention"
     if 'full_attention' not in (vars(t).get('layer_types') or ()):
         t.layer_types = kinds[:t.num_hidden_layers]
+
+_depths = (
+    'num_encoder_layers num_decoder_layers num_hidden_layers num_layers encoder_layers decoder_layers n_layer n_layers'
+).split()
+_by_layer = ('layer_types', 'mlp_layer_types', 'layers_block_type')        # lists with an entry for each layer
+
+def _cut(c, name, kind, shorter):
+    "Set a field of a configuration to a shorter value, where it is of this kind and can be set"
+    # some compute one of these from others, and refuse to set it
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        if isinstance(getattr(c, name, None), kind):
+            setattr(c, name, shorter(getattr(c, name)))
+
+def shrink(
+    config # A configuration object of transformers; changed in place
+):         # The same object
+    "Cut a configuration to two layers, whatever it calls them"
+    for c in parts_of(config):
+        if isinstance(getattr(c, 'depths', None), (list, tuple)):
+            c.depths = [1] * len(c.depths)
+            continue     # a vision model in stages
+        for name in _depths:
+            _cut(c, name, int, lambda layers: min(2, layers))
+        for name in _by_layer:
+            _cut(c, name, list, lambda kinds: kinds[:2])
+    return config
