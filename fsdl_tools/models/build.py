@@ -10,7 +10,7 @@ import contextlib, inspect, re
 from functools import partial
 from ..core import fix_torchvision, one_of, positive, theirs
 from .architectures import _fit, _made_of_class, _nothing_else, find_class, is_factory, load_config
-from .architectures import load_factory, locate, offline, shrink, timm_fields
+from .architectures import fixed_inputs, load_factory, locate, offline, shrink, timm_fields
 from .spec import TransformerShape, from_shape, human_shape
 from .values import Values, bare_copy, recall, remember, watching, watching_on
 
@@ -257,9 +257,8 @@ def _position_constants(model, leave=_not_text_tables):
 
 def _reads_text(model):
     "Does a model take a sequence whose length we choose?"
-    return model.main_input_name not in _images or 'input_ids' in inspect.signature(model.forward).parameters
+    return model.main_input_name not in fixed_inputs or 'input_ids' in inspect.signature(model.forward).parameters
 
-_images = ('pixel_values', 'pixel_values_videos', 'input_values')
 
 def _said_longest(model):
     "The longest text by the configuration of a model with positions of its own making, or with none"
