@@ -55,7 +55,9 @@ def configuration(architecture, folder, **sizes):
 
 def step(architecture, precision, layers, recompute=False, batch=samples, seq=tokens, **sizes):
     "The memory of a step of SGD, which keeps nothing and needs nothing besides"
+    from fsdl_tools.memory import gpu
     from fsdl_tools.memory.predict import breakdown
+    gpu._groups_with_mask = True        # a fused kernel also for few heads of keys in fp32, as since PyTorch 2.14
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         path = configuration(architecture, folder, layers=layers, **sizes)

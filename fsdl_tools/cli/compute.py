@@ -39,6 +39,14 @@ def _images(batch, input_size):
     from fsdl_tools.models.build import _size
     return torch.empty(batch, *_size(input_size, (3, 224, 224)), device='meta')
 
+def _check_lengths(model, seq, input_size):
+    "Raise ValueError for a number of tokens, or a size of images, that the model has no input for"
+    from fsdl_tools.models.architectures import is_factory, reads_sequence
+    if seq is not None and (input_size is not None or not reads_sequence(model)):
+        raise ValueError(f'--seq is for models of text: leave it away for the images of {model}')
+    if input_size is not None and not is_factory(model) and reads_sequence(model):
+        raise ValueError(f'--input-size is for models of images, and {model} reads text: --seq says how much')
+
 def _show_measured(model, batch, seq, input_size, recompute, kw, as_json):
     "Run the step on tensors without data, and show what it kept"
     from fsdl_tools.memory import measure as mem
@@ -89,7 +97,9 @@ def _memory(
     ] = 'adamw',
     recompute: Annotated[bool, typer.Option('--recompute', help='Recompute the activations of every block.')] = False,
     accumulation: Annotated[int, typer.Option(help='Micro-batches the batch is cut into.')] = 1,
-    kernels: Annotated[str, typer.Option(help='Whose kernels to assume: cuda or cpu.')] = 'cuda',
+    kernels: Annotated[
+        Optional[str], typer.Option(help='Whose kernels to assume: cuda or cpu. Default: cuda.')
+    ] = None,
     lora: Annotated[
         Optional[int], typer.Option(min=1, help='Train adapters of this rank beside frozen weights (LoRA).')
     ] = None,
@@ -108,13 +118,16 @@ def _memory(
     `fsdl memory resnet50 --batch 256 --fit 24GiB`,
     `fsdl memory llama --batch 1 --precision bf16 --lora 16 --bits 4`
     """
+    _check_lengths(model, seq, input_size)
     kw = dict(precision=precision, optimizer=optimizer, accumulation=accumulation)
     if measured:
         if fit:
             raise ValueError('--fit searches among predictions: leave --measure away')
+        if kernels not in (None, 'cpu'):
+            raise ValueError("--measure runs the CPU's kernels: leave --kernels away")
         adapted = _with_adapters(model, lora, bits)
         return _show_measured(adapted, batch, seq, input_size, recompute, kw, as_json)
-    kw |= dict(seq=seq, input_size=input_size, recompute=recompute, kernels=kernels)
+    kw |= dict(seq=seq, input_size=input_size, recompute=recompute, kernels=kernels or 'cuda')
     _show_prediction(model, batch, fit, lora, bits, kw, as_json)
 
 # %% ../../nbs/cli/04_compute.ipynb #1895403f

@@ -95,6 +95,15 @@ def _spec_of(model, asked, whole):
         kept_answer('profile', dict(model=model, **asked), lambda: _profiled(model, asked), packages, [model])
     )
 
+def _check_options(models, seq, task):
+    "Raise ValueError for a number of tokens, or a task, that none of the models has a use for"
+    from fsdl_tools.models.architectures import locate, reads_sequence
+    names = ', '.join(models)
+    if task is not None and all(locate(m)[0] == 'timm' for m in models):
+        raise ValueError(f'--task is for models of transformers: leave it away for {names}')
+    if seq is not None and not any(reads_sequence(m, task) for m in models):
+        raise ValueError(f'--seq is for models of text: leave it away for {names}')
+
 @app.command('profile', rich_help_panel='Models')
 def _profile_command(
     models: Annotated[
@@ -122,6 +131,7 @@ def _profile_command(
     `fsdl profile path/to/config.json --seq 2048 --tree 2`, `fsdl profile gpt2 --json`
     """
     from fsdl_tools.models import profile as prof
+    _check_options(models, seq, task)
     asked = dict(batch=batch, seq=seq, input_size=input_size, precision=precision, task=task)
     whole = bool(layers or tree or as_json)
     specs = [_spec_of(m, asked, whole) for m in models]

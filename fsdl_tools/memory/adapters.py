@@ -15,14 +15,22 @@ from ..core import one_of, positive
 # %% ../../nbs/memory/04_adapters.ipynb #06b3bd69
 _block, _outer = 64, 256         # weights a scale, and scales a scale of scales (arXiv 2305.14314 section 3)
 
+def _parts(n, size):
+    "How many parts of a size `n` things fill, the last one perhaps in part"
+    return -(-n // size)
+
 def four_bit_bytes(
     n:int # Weights of one matrix
 ) -> int: # Bytes
     "What a matrix of `n` weights takes in four bits, scales included"
-    blocks = -(-n // _block)
-    return -(-n // 2) + blocks + 4 * -(-blocks // _outer)
+    blocks = _parts(n, _block)
+    return _parts(n, 2) + blocks + 4 * _parts(blocks, _outer)
 
 # %% ../../nbs/memory/04_adapters.ipynb #ead1c62b
+def _rows(x, size):
+    "Numbers in rows of a size, the last one filled with zeros"
+    return F.pad(x, (0, -len(x) % size)).view(-1, size)
+
 class _Through(torch.autograd.Function):
     "A linear layer whose weight is made from four bits when it is needed, and kept in neither direction"
     @staticmethod
@@ -40,28 +48,31 @@ class Frozen4bit(nn.Module):
         super().__init__()
         n, device = linear.weight.numel(), linear.weight.device
         self.out_features, self.in_features = linear.weight.shape
-        blocks = -(-n // _block)
-        self.register_buffer('packed', torch.empty(-(-n // 2), dtype=torch.uint8, device=device))
+        blocks = _parts(n, _block)
+        self.register_buffer('packed', torch.empty(_parts(n, 2), dtype=torch.uint8, device=device))
         self.register_buffer('scales', torch.empty(blocks, dtype=torch.uint8, device=device))
-        self.register_buffer('outer', torch.empty(-(-blocks // _outer), dtype=torch.float32, device=device))
+        self.register_buffer('outer', torch.empty(_parts(blocks, _outer), dtype=torch.float32, device=device))
         self.bias = linear.bias
         if not linear.weight.is_meta:
             self._pack(linear.weight.detach().float().flatten())
 
     def _pack(self, w):
         "Round to sixteen even steps between the largest magnitudes of a block"
-        blocks = F.pad(w, (0, -len(w) % _block)).view(-1, _block)
+        blocks = _rows(w, _block)
         most = blocks.abs().amax(1).clamp(min=1e-12)
-        outer = F.pad(most, (0, -len(most) % _outer)).view(-1, _outer).amax(1)
-        self.outer.copy_(outer)
-        self.scales.copy_((most / outer.repeat_interleave(_outer)[:len(most)] * 255).ceil().clamp(1, 255))
-        steps = (blocks / self._scale()[:, None] * 7.5 + 7.5).round().clamp(0, 15).to(torch.uint8).flatten()[:len(w)]
-        steps = F.pad(steps, (0, len(w) % 2))
-        self.packed.copy_(steps[::2] * 16 + steps[1::2])
+        self.outer.copy_(_rows(most, _outer).amax(1))
+        self.scales.copy_((most / self._outer_by_block() * 255).ceil().clamp(1, 255))
+        steps = (blocks / self._scale()[:, None] * 7.5 + 7.5).round().clamp(0, 15)
+        high, low = _rows(steps.to(torch.uint8).flatten()[:len(w)], 2).T
+        self.packed.copy_(high * 16 + low)
+
+    def _outer_by_block(self):
+        "The scale of the scale of each block"
+        return self.outer.repeat_interleave(_outer)[:len(self.scales)]
 
     def _scale(self):
         "The scale of each block"
-        return self.scales.float() / 255 * self.outer.repeat_interleave(_outer)[:len(self.scales)]
+        return self.scales.float() / 255 * self._outer_by_block()
 
     def weight_as(self,
         like # A tensor of the type wanted
@@ -129,6 +140,13 @@ def _adaptable(model):
     linear = [n for n, m in model.named_modules() if type(m) is nn.Linear or _is_turned(m)]
     return [n for n in linear if n.rpartition('.')[2] not in _heads]
 
+def _put_adapter(model, name, rank, bits):
+    "Put a correction beside one linear layer of a model, in place"
+    linear = _as_linear(model.get_submodule(name))
+    base = Frozen4bit(linear) if bits == 4 else linear
+    parent, _, own = name.rpartition('.')
+    setattr(model.get_submodule(parent), own, LowRank(base, rank, like=linear.weight))
+
 def add_adapters(
     model,        # A torch.nn.Module, on any device; it is not changed
     rank:int=16,  # Rank of the corrections
@@ -143,8 +161,5 @@ def add_adapters(
     if not names:
         raise ValueError(f'{type(model).__name__} has no linear layers that an adapter could stand beside')
     for name in names:
-        linear = _as_linear(model.get_submodule(name))
-        parent, _, own = name.rpartition('.')
-        base = Frozen4bit(linear) if bits == 4 else linear
-        setattr(model.get_submodule(parent), own, LowRank(base, rank, like=linear.weight))
+        _put_adapter(model, name, rank, bits)
     return model

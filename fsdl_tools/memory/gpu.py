@@ -69,31 +69,52 @@ def _caster(name, policy, thread):
     "What stands in for an operation under the CPU's autocast: CUDA's policy in one thread, the CPU's own in others"
     op, cast = _operation(name), _casts[policy]
     def run(keys, *args, **kwargs):
-        if threading.get_ident() != thread and policy != 'none':
+        here = threading.get_ident() == thread
+        if not here and policy != 'none':
             return op.redispatch(keys - _low_keys, *args, **kwargs)
-        own = cast if threading.get_ident() == thread else _casts['fp32']
+        own = cast if here else _casts['fp32']
         with torch._C._ExcludeDispatchKeyGuard(_low_keys):
             return own(op, args, kwargs)
     return run
 
+def _registered(key):
+    "Names of the operations that have a function of their own for a dispatch key"
+    return {name.removeprefix('aten::') for name in torch._C._dispatch_get_registrations_for_dispatch_key(key)}
+
 @functools.cache
 def _exchanged():
     "(operation, policy) of what CUDA's autocast treats otherwise than the CPU's does, in the PyTorch that is installed"
-    cuda = set(torch._C._dispatch_get_registrations_for_dispatch_key('AutocastCUDA'))
-    cpu = set(torch._C._dispatch_get_registrations_for_dispatch_key('AutocastCPU'))
+    cuda, cpu = _registered('AutocastCUDA'), _registered('AutocastCPU')
     rows = [(r['operation'], r['policy']) for r in read_data('autocast.csv') if r['policy'] in _casts]
-    only = [(n, p) for n, p in rows if f'aten::{n}' in cuda - cpu]
-    return only + [(n, p) for n, p in rows if p == 'none' and f'aten::{n}' in cpu - cuda]
+    only = [(n, p) for n, p in rows if n in cuda - cpu]
+    return only + [(n, p) for n, p in rows if p == 'none' and n in cpu - cuda]
 
 # %% ../../nbs/memory/03_gpu.ipynb #cf7725ff
-def _has_fused_kernel(q, k, v, mask):
-    "Has CUDA a fused attention for these? As PyTorch's sdp_utils.cpp decides, for keys of as many heads"
+def _same_heads(q, k, v, enable_gqa=False):
+    "Have keys and values as many samples and heads as queries, or with `enable_gqa` heads for groups of queries?"
+    same = k.shape[:2] == v.shape[:2] and q.shape[0] == k.shape[0]
+    return same and (q.shape[1] == k.shape[1] or enable_gqa and q.shape[1] % k.shape[1] == 0)
+
+def _is_flash(q, k, v, mask, enable_gqa):
+    "Can the kernel without a mask be taken: 16 bits, one width of up to 256 for all three?"
+    widths = {q.shape[-1], k.shape[-1], v.shape[-1]}
+    narrow = q.element_size() == 2 and len(widths) == 1 and max(widths) <= 256
+    return mask is None and narrow and _same_heads(q, k, v, enable_gqa)
+
+# Since 2.14 the kernel that takes a mask has heads for groups of queries too: supports_gqa in
+# can_use_mem_efficient_attention, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (pytorch/pytorch#191085)
+_groups_with_mask = torch.__version__ >= (2, 14)
+
+def _has_fused_kernel(q, k, v, mask, enable_gqa=False):
+    "Has CUDA a fused attention for these, as sdp_utils.cpp of PyTorch decides? 4 dimensions, the last one dense"
     given = [q, k, v] + tensors([mask])
     if not q.dim() == k.dim() == v.dim() == 4 or any(t.stride(-1) != 1 for t in given):
         return False
-    widths, aligned = {q.shape[-1], k.shape[-1], v.shape[-1]}, 16 // q.element_size()
-    flash = mask is None and q.element_size() == 2 and len(widths) == 1 and max(widths) <= 256
-    return flash or q.shape[-1] == k.shape[-1] and not any(w % aligned for w in widths)
+    if _is_flash(q, k, v, mask, enable_gqa):
+        return True
+    aligned = 16 // q.element_size()
+    fits = q.shape[-1] == k.shape[-1] and not any(t.shape[-1] % aligned for t in (q, k, v))
+    return fits and _same_heads(q, k, v, enable_gqa and _groups_with_mask)
 
 def _efficient(q, k, v, mask, is_causal, scale):
     "Attention by the kernel that takes a mask with a gradient"
@@ -104,18 +125,22 @@ def _efficient(q, k, v, mask, is_causal, scale):
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
     return efficient(q, k, v, mask, True, 0., is_causal, scale=scale)[0]
 
+_attend = torch.ops.aten.scaled_dot_product_attention.default
+
+def _as_cuda_attends(q, k, v, mask, dropout, is_causal, *, scale, enable_gqa):
+    "Attention by the kernel that CUDA would take"
+    how = dict(scale=scale, enable_gqa=enable_gqa)
+    if not _has_fused_kernel(q, k, v, mask, enable_gqa):
+        return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, mask, dropout, is_causal, **how)[0]
+    if (mask is not None and mask.requires_grad) or q.shape[-1] != v.shape[-1]:
+        return _efficient(q, k, v, mask, is_causal, scale)
+    return _attend.decompose(q, k, v, mask, 0., is_causal, **how)      # a kernel makes its dropout mask again
+
 def _attention(thread):
     "What stands in for scaled_dot_product_attention: the kernel that CUDA would take, in one thread"
-    op = torch.ops.aten.scaled_dot_product_attention.default
     def run(q, k, v, mask=None, dropout=0., is_causal=False, *, scale=None, enable_gqa=False):
-        how = dict(scale=scale, enable_gqa=enable_gqa)
-        if threading.get_ident() != thread:
-            return op.decompose(q, k, v, mask, dropout, is_causal, **how)
-        if not _has_fused_kernel(q, k, v, mask):
-            return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, mask, dropout, is_causal, **how)[0]
-        if (mask is not None and mask.requires_grad) or q.shape[-1] != v.shape[-1]:
-            return _efficient(q, k, v, mask, is_causal, scale)
-        return op.decompose(q, k, v, mask, 0., is_causal, **how)      # a kernel makes its dropout mask again
+        attend = _as_cuda_attends if threading.get_ident() == thread else _attend.decompose
+        return attend(q, k, v, mask, dropout, is_causal, scale=scale, enable_gqa=enable_gqa)
     return run
 
 # %% ../../nbs/memory/03_gpu.ipynb #0d7ad86c

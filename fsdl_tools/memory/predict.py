@@ -8,16 +8,18 @@ __all__ = ['kept_by', 'Recorder', 'record', 'block_bytes', 'optimizer_bytes', 'l
 # %% ../../nbs/memory/03_predict.ipynb #17b3f410
 import contextlib, warnings
 from dataclasses import dataclass
+from functools import partial
 import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from ..core import human_bytes, one_of, our_word, parse_bytes, positive, theirs, understands
-from .measure import Breakdown, autocast, call, cross_entropy, in_modules, logits_of, loss_against
-from .measure import mode_of, optimizer_kind, optimizers, prepare, to_recompute, with_gradients, with_target
+from .measure import Breakdown, autocast, call, cross_entropy, logits_of, loss_against
+from .measure import mode_of, optimizer_kind, optimizers, prepare, to_recompute
+from .measure import with_gradients, with_target
 from .gpu import _alone, on_cuda
-from .tracker import run_op, tensors
+from .tracker import in_modules, run_op, tensors
 from ..models.spec import ModelSpec
 from ..models.build import build, example_inputs, longest_text
 from ..models.values import Follower, recall
@@ -27,6 +29,7 @@ _words = str.split
 _keep_input  = set(_words('''gelu silu hardswish hardsigmoid mish softplus hardtanh leaky_relu abs cos sin log log1p pow
                            erf atan clamp clamp_min clamp_max avg_pool2d avg_pool3d
                            _adaptive_avg_pool2d glu reflection_pad2d var log_sigmoid_forward'''))
+_copied = _keep_input - {'leaky_relu'}      # in place they keep a copy of what they overwrite
 _keep_output = set(
     _words('relu sigmoid tanh exp expm1 sqrt rsqrt reciprocal elu celu _softmax _safe_softmax _log_softmax')
 )
@@ -59,22 +62,39 @@ def _grad(t):
 def _factors(i, j, args):
     return [args[j]] * (_grad(args[i]) and _is(args[j])) + [args[i]] * _grad(args[j])
 
+def _of_quotient(args, outs):
+    "What a division keeps: nothing of a number, and its numerator only where the denominator has a gradient"
+    if not _is(args[1]):
+        return []
+    return [args[1]] + [args[0]] * _grad(args[1])
+
+# Operations whose rule is none of the sets above
+_cases = dict(
+    div=_of_quotient,
+    _grouped_mm=lambda args, outs: _factors(0, 1, args) + tensors(args[2:3]),
+    nll_loss_forward=lambda args, outs: [*args[:2], *outs[1:]],
+    log_sigmoid_forward=lambda args, outs: [args[0], *outs[1:]],
+) | dict.fromkeys(_words('max min topk sort median native_dropout'), lambda args, outs: outs[1:])
+
 def _special(name, args, outs):
-    "Rules with a case distinction; None when `name` has no such rule"
-    if name == 'div':
-        return ([args[1]] + [args[0]] * _grad(args[1])) if _is(args[1]) else []
-    if name == 'pow' and _is(args[1]):
-        return [*args[:2], *outs]
-    if name in ('max', 'min', 'topk', 'sort', 'median', 'native_dropout'):
-        return outs[1:]
-    if name == '_grouped_mm':
-        return _factors(0, 1, args) + tensors(args[2:3])
-    if name == 'nll_loss_forward':
-        return [*args[:2], *outs[1:]]
-    if name == 'log_sigmoid_forward':
-        return [args[0], *outs[1:]]
+    "Rules of single operations; None when `name` has no such rule"
     if name.startswith('_scaled_dot_product'):
         return tensors(args) + outs
+    if name == 'pow' and _is(args[1]):
+        return [*args[:2], *outs]
+    return _cases[name](args, outs) if name in _cases else None
+
+# The other operations, and what is kept of their arguments and results; the first that names an operation holds
+_rules = [
+    (_keep_factors, lambda name, args, outs: _factors(*_keep_factors[name], args)),
+    (_keep_index, lambda name, args, outs: [t for i in _keep_index[name] for t in tensors(args[i])]),
+    (_keep_nothing, lambda name, args, outs: []),
+    (_keep_input, lambda name, args, outs: [args[0]]),
+    (_keep_output, lambda name, args, outs: outs[:1]),
+    (_keep_both, lambda name, args, outs: [args[0], *outs]),
+    (_keep_inputs, lambda name, args, outs: tensors(args)[:2]),
+    (_keep_stats, lambda name, args, outs: [args[0], *outs[1:]]),
+]
 
 def kept_by(
     name:str,  # An ATen operation, for example addmm
@@ -86,19 +106,7 @@ def kept_by(
         return []
     if (special := _special(name, args, outs)) is not None:
         return special
-    if name in _keep_factors:
-        return _factors(*_keep_factors[name], args)
-    if name in _keep_index:
-        return [t for i in _keep_index[name] for t in tensors(args[i])]
-    rules = [
-        (_keep_nothing, lambda: []),
-        (_keep_input, lambda: [args[0]]),
-        (_keep_output, lambda: outs[:1]),
-        (_keep_both, lambda: [args[0], *outs]),
-        (_keep_inputs, lambda: tensors(args)[:2]),
-        (_keep_stats, lambda: [args[0], *outs[1:]]),
-    ]
-    return next((keep() for names, keep in rules if name in names), None)
+    return next((keep(name, args, outs) for names, keep in _rules if name in names), None)
 
 # %% ../../nbs/memory/03_predict.ipynb #be185d1e
 @dataclass(eq=False)
@@ -135,13 +143,25 @@ class Recorder(TorchDispatchMode):
         self.sizes.setdefault(id(st), st.nbytes())
         return id(st)
 
+    def keys(self,
+        ts # Tensors
+    ):     # A tuple of whole numbers
+        "The numbers of their storages"
+        return tuple(map(self.key, ts))
+
+    def bytes_of(self,
+        ts # Tensors
+    ):     # Bytes
+        "The size of their storages, each counted once"
+        return sum(self.sizes[k] for k in set(self.keys(ts)))
+
     def enter(self,
         name,  # Name of the module
         args,  # What it is called with
         kwargs # Its named arguments
     ):
         "Note the tensors that a module starts with: recomputing it needs them"
-        self.entered.setdefault(name, tuple(map(self.key, tensors([args, kwargs]))))
+        self.entered.setdefault(name, self.keys(tensors([args, kwargs])))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = run_op(func, args, kwargs, self.follower)
@@ -155,42 +175,43 @@ class Recorder(TorchDispatchMode):
         outs  # Tensors that it returned
     ):
         "Write down one operation, and what its backward pass keeps"
-        base = name[:-1] if name.endswith('_') and name[:-1] else name
+        base = name.removesuffix('_') or name
         follows = torch.is_grad_enabled()        # not in a block without gradients, nor inside somebody's own function
-        kept = kept_by(base, args, outs) if follows else []
+        ins, made = tensors(args), self.keys(outs)
+        kept = self._kept(base, args, outs) if follows else ()
+        if kept and base != name and base in _copied:
+            kept = (self._copy_of(kept[0]),)
+        self._mark(base, args, ins, made)
+        grads = self.keys(t for t in ins if t.requires_grad and follows)
+        self.ops.append(_Op(base, self.where[-1], self.phase, self.keys(ins), grads, made, kept))
+
+    def _kept(self, base, args, outs):
+        "Storages that the backward pass of an operation needs; where no rule is known, those of its arguments"
+        kept = kept_by(base, args, outs)
         if kept is None:
             self.unknown.add(base)
-            kept = tensors(args)
-        ins, outs, kept = tensors(args), tuple(map(self.key, outs)), list(map(self.key, kept))
-        in_place = base != name and base in _keep_input - {'leaky_relu'}
-        if in_place and kept:           # it has to keep a copy of what it overwrites
-            copy = -len(self.ops) - 1
-            self.sizes[copy], kept = self.sizes[kept[0]], [copy]
+        return self.keys(tensors(args) if kept is None else kept)
+
+    def _copy_of(self, key):
+        "A storage as large as another: what an operation in place keeps of what it overwrites"
+        copy = -len(self.ops) - 1
+        self.sizes[copy] = self.sizes[key]
+        return copy
+
+    def _mark(self, base, args, ins, made):
+        "Note casts of parameters and masks of dropout; a mask that is multiplied with takes a byte a number on a GPU"
         if base == 'bernoulli':
-            self._masks |= set(outs)
+            self._masks.update(made)
         if base == '_to_copy' and isinstance(args[0], nn.Parameter):
-            self.casts |= set(outs)
+            self.casts.update(made)
         if base == 'mul' and self.kernels == 'cuda':
-            for t in ins:
-                if self.key(t) in self._masks:
-                    self.sizes[self.key(t)] = t.numel()
-        self.ops.append(
-            _Op(
-                base,
-                self.where[-1],
-                self.phase,
-                tuple(map(self.key, ins)),
-                tuple(self.key(t) for t in ins if t.requires_grad and follows),
-                outs,
-                tuple(kept),
-            )
-        )
+            self.sizes.update({self.key(t): t.numel() for t in ins if self.key(t) in self._masks})
 
     def keep(self,
         kept # Tensors
     ):
         "Note what a function with a backward pass of its own keeps, beside what its operations do"
-        self.ops[-1].kept += tuple(map(self.key, tensors(kept)))
+        self.ops[-1].kept += self.keys(tensors(kept))
 
 @contextlib.contextmanager
 def _own_functions(rec):
@@ -302,12 +323,12 @@ def _first_uses(ops):
 def _make_gradients(op, live, own, grad):
     "Gradients of what `op` read are born, or stand in the storage of the gradient of its output"
     mine = {grad[o] for o in op.outs if o in grad}
+    passed = next(iter(mine), None) if op.name in _pass_on else None
     for k in op.grads:
-        if k in op.outs or k in grad or k in own:
-            continue
-        grad[k] = next(iter(mine)) if op.name in _pass_on and mine else ('grad', k)
-        live.sizes[grad[k]] = live.sizes[grad[k]] if grad[k] in live.sizes else live.sizes[k]
-        live.add([grad[k]])
+        if k not in op.outs and k not in grad and k not in own:
+            grad[k] = passed or ('grad', k)
+            live.sizes.setdefault(grad[k], live.sizes[k])
+            live.add([grad[k]])
 
 def _free_gradients(op, live, grad):
     "Gradients of what `op` returned die, unless another tensor's stands in the same storage"
@@ -317,17 +338,32 @@ def _free_gradients(op, live, grad):
             if g not in grad.values():
                 live.drop([g])
 
+def _made_again(ops, inside, block):
+    "Storages that a recomputed block keeps"
+    return [k for op in ops if inside(op) == block for k in op.kept]
+
 def _backward(ops, live, own, params, inside, again):
     "Run them backwards; `inside` tells the recomputed block of an operation, `again` that gradients are there already"
-    (owner, first), grad, seen = _first_uses(ops), {}, set()
+    (owner, first), grad, seen = _first_uses(ops), {}, {None, ''}
     for i, op in reversed(list(enumerate(ops))):
-        if (block := inside(op)) and block not in seen:
+        block = inside(op)
+        if block not in seen:
             seen.add(block)
-            live.add(k for o in ops if inside(o) == block for k in o.kept if k not in own)
+            live.add(k for k in _made_again(ops, inside, block) if k not in own)
         _make_gradients(op, live, own, grad)
         live.add(('weight', k) for k in op.grads if k in params and first[k] == i)
         live.drop([k for k in op.kept if owner[k] == i] + [('weight', k) for k in op.grads if again])
         _free_gradients(op, live, grad)
+
+def _block_of(names, op):
+    "Which of these modules an operation belongs to; None for none of them"
+    return next((n for n in names if op.where == n or op.where.startswith(n + '.')), None)
+
+def _left(rec, logits, recompute, inside):
+    "Storages that the forward pass leaves: what is kept, what recomputed blocks start with, the logits and the loss"
+    kept = {k for op in rec.ops if not inside(op) for k in op.kept}
+    entered = {k for n in recompute for k in rec.entered[n]}
+    return kept | entered | {logits, rec.ops[-1].outs[-1]}
 
 def _lifetimes(
     rec,          # Recorder of the forward pass
@@ -338,22 +374,23 @@ def _lifetimes(
     again=False   # Are gradients of earlier micro-batches there already?
 ):                # dict: kept storages, bytes at most in forward and loss, and in backward, above what is always there
     "The forward and backward pass as a sequence of births and deaths"
-    params = {rec.key(p) for p in model.parameters() if p.requires_grad}
-    own = params | {rec.key(t) for t in [*model.parameters(), *model.buffers(), *tensors(inputs)]}
-    def inside(op):
-        return next((n for n in recompute if op.where == n or op.where.startswith(n + '.')), None)
-    keep = (
-        {k for op in rec.ops if not inside(op) for k in op.kept}
-        | {k for n in recompute for k in rec.entered[n]}
-        | {logits, rec.ops[-1].outs[-1]}
-    )
+    params = set(rec.keys(p for p in model.parameters() if p.requires_grad))
+    own = set(rec.keys([*model.parameters(), *model.buffers(), *tensors(inputs)]))
+    inside = partial(_block_of, recompute)
+    keep = _left(rec, logits, recompute, inside) - own
     live = _Live(rec.sizes | {('weight', k): rec.sizes[k] for k in params})
-    _forward(rec.ops, live, keep - own, own)
+    _forward(rec.ops, live, keep, own)
     forward, live.most = live.most, live.now
     _backward(rec.ops, live, own, params, inside, again)
-    return dict(kept=keep - own, forward=forward, backward=live.most)
+    return dict(kept=keep, forward=forward, backward=live.most)
 
 # %% ../../nbs/memory/03_predict.ipynb #c0393623
+def _architecture(spec):
+    "The name that a ModelSpec was built by; raises ValueError where it says none"
+    if spec.source not in ('timm', 'transformers'):
+        raise ValueError(f'the spec of {spec.name!r} does not say how to build it: give the module itself')
+    return spec.name
+
 def load(
     model,       # What build takes (a name, a config.json, a configuration), a ModelSpec, or a torch.nn.Module
     batch:int,   # Samples
@@ -362,9 +399,7 @@ def load(
 ):               # (module, inputs); what is built lives on the meta device; raises ValueError when seq is too long
     "(module, inputs) from whatever says which model"
     if isinstance(model, ModelSpec):
-        if model.source not in ('timm', 'transformers'):
-            raise ValueError(f'the spec of {model.name!r} does not say how to build it: give the module itself')
-        model = model.name
+        model = _architecture(model)
     if not isinstance(model, nn.Module):
         model = build(model, device='meta')
     if inputs is not None:
@@ -374,9 +409,13 @@ def load(
     with theirs(f'no inputs for {type(model).__name__}'):
         return model, example_inputs(model, batch, seq)
 
+def _samples_of(inputs, default):
+    "Samples in a batch, by its first tensor that has any"
+    return next((t.shape[0] for t in tensors(inputs) if t.dim()), default)
+
 def _with_samples(inputs, samples):
     "The same inputs for another number of samples, without a byte more"
-    old = next((t.shape[0] for t in tensors(inputs) if t.dim()), 0)
+    old = _samples_of(inputs, 0)
     if not old:
         raise ValueError('the inputs have no samples that could be more or fewer')
     def resized(t):
@@ -384,6 +423,14 @@ def _with_samples(inputs, samples):
             return t
         return t[:samples] if samples < old else t[:1].expand(samples, *t.shape[1:])
     return tree_map_only(torch.Tensor, resized, inputs)
+
+def _micro_batch(batch, accumulation, inputs):
+    "Samples of a micro-batch, of a batch as large as the inputs or 8; raises ValueError for one that cannot be cut"
+    if batch is None:
+        batch = 8 if inputs is None else _samples_of(inputs, 1)
+    if positive('batch', batch) % positive('accumulation', accumulation):
+        raise ValueError(f'batch {batch} cannot be cut into {accumulation} micro-batches')
+    return batch // accumulation
 
 # Tensors of a parameter's size and type that are alive at once during its update, besides what is kept
 _transients = dict(sgd=0, momentum=0, adam=2, adamw=2, adafactor=1)
@@ -393,16 +440,22 @@ def _update_8bit(p):
     alive = 6 if p.numel() >= 4096 else 5         # a small one is not unpacked
     return 4 * p.numel() * (alive + (p.element_size() < 4))
 
+def _update_masters(params, kernels):
+    "Temporary bytes of MasterAdamW's update: gradients in fp32, and the update of the masters"
+    gradients = sum(4 * p.numel() for p in params if p.element_size() < 4)
+    masters = [4 * p.numel() for p in params]
+    return gradients + (sum(masters) if kernels == 'cuda' else 2 * max(masters))
+
 def _step_extra(params, optimizer, kernels):
     "Temporary bytes of the optimizer's step: the loop works on one tensor at a time, the GPU's foreach on all"
-    sizes = [p.numel() * p.element_size() for p in params]
     if optimizer == 'adamw8bit':
         return max(map(_update_8bit, params))
-    if optimizer == 'mixed':                      # gradients in fp32, and the update of the masters
-        gradients = sum(4 * p.numel() for p in params if p.element_size() < 4)
-        masters = [4 * p.numel() for p in params]
-        return gradients + (sum(masters) if kernels == 'cuda' else 2 * max(masters))
-    return sum(sizes) if kernels == 'cuda' and optimizer in ('adam', 'adamw') else _transients[optimizer] * max(sizes)
+    if optimizer == 'mixed':
+        return _update_masters(params, kernels)
+    sizes = [p.numel() * p.element_size() for p in params]
+    if kernels == 'cuda' and optimizer in ('adam', 'adamw'):
+        return sum(sizes)
+    return _transients[optimizer] * max(sizes)
 
 def _known_optimizer(optimizer):
     "Name of an optimizer whose states there is a rule for; raises ValueError for another"
@@ -430,16 +483,11 @@ def breakdown(
     "What a training step will keep in memory"
     optimizer = _known_optimizer(optimizer)
     precision = our_word('precision', precision, ('fp32', 'amp', 'bf16'))
-    target = None
-    if isinstance(model, nn.Module):
-        inputs, target = with_target(model, inputs)
-    if batch is None:
-        batch = 8 if inputs is None else next((t.shape[0] for t in tensors(inputs) if t.dim()), 1)
-    if positive('batch', batch) % positive('accumulation', accumulation):
-        raise ValueError(f'batch {batch} cannot be cut into {accumulation} micro-batches')
-    model, inputs = load(model, batch // accumulation, seq, inputs)
+    inputs, target = with_target(model, inputs) if isinstance(model, nn.Module) else (inputs, None)
+    samples = _micro_batch(batch, accumulation, inputs)
+    model, inputs = load(model, samples, seq, inputs)
     if target is not None:
-        target = _with_samples(target, batch // accumulation)
+        target = _with_samples(target, samples)
     model, (inputs, target) = prepare(model, (inputs, target), precision)
     names = to_recompute(model, recompute)
     rec, logits = record(model, inputs, precision, kernels, loss_against(loss, target))
@@ -447,45 +495,54 @@ def breakdown(
         warnings.warn(f"no rule for {', '.join(sorted(rec.unknown))}: counted as keeping their inputs", stacklevel=2)
     return _compose(rec, logits, model, (inputs, target), names, optimizer, accumulation, kernels)
 
+def _kept_bytes(rec, logits, kept):
+    "What is kept, by category: a storage belongs to the operation that made it first"
+    born = {}
+    for op in reversed(rec.ops):
+        for k in op.outs + op.kept:
+            born[k] = 'logits' if op.phase == 'loss' else 'casts' if k in rec.casts else 'activations'
+    born[logits] = 'logits'
+    sums = dict(activations=0, logits=0, casts=0)
+    for k in kept:
+        sums[born[k]] += rec.sizes[k]
+    return sums
+
+def _weights_again(model, trained):
+    "The most that a layer makes for itself in the backward pass: weights that are kept in four bits, for example"
+    layers = [m for m in model.modules() if hasattr(m, 'backward_bytes')]
+    return max((m.backward_bytes(trained[0].element_size()) for m in layers), default=0)
+
 def _compose(rec, logits, model, inputs, names, optimizer, accumulation, kernels):
     "The record, from what was written down and simulated"
     sim = _lifetimes(rec, logits, model, inputs, names, accumulation > 1)
-    size = lambda ts: sum({rec.key(t): rec.sizes[rec.key(t)] for t in ts}.values())
     trained = [p for p in model.parameters() if p.requires_grad]
-    born = {
-        k: 'logits' if op.phase == 'loss' else 'casts' if k in rec.casts else 'activations'
-        for op in reversed(rec.ops)
-        for k in op.outs + op.kept
-    } | {logits: 'logits'}
-    sums = {c: sum(rec.sizes[k] for k in sim['kept'] if born[k] == c) for c in ('activations', 'logits', 'casts')}
+    kept = _kept_bytes(rec, logits, sim['kept'])
     fixed = dict(
-        parameters=size(model.parameters()),
+        parameters=rec.bytes_of(model.parameters()),
         optimizer=optimizer_bytes(trained, optimizer),
-        buffers=size(model.buffers()),
-        batch=size(tensors(inputs)) * accumulation,
+        buffers=rec.bytes_of(model.buffers()),
+        batch=rec.bytes_of(tensors(inputs)) * accumulation,
     )
-    grads, base = size(trained), sum(fixed.values())
-    before = grads if accumulation > 1 else 0
-    again = [m.backward_bytes(trained[0].element_size()) for m in model.modules() if hasattr(m, 'backward_bytes')]
+    base, gradients = sum(fixed.values()), rec.bytes_of(trained)
+    before = base + (gradients if accumulation > 1 else 0)          # there when a later micro-batch begins
     moments = dict(
-        forward=base + before + sim['forward'],
-        backward=base + before + sim['backward'] + max(again, default=0),
-        step=base + grads + _step_extra(trained, optimizer, kernels),
+        forward=before + sim['forward'],
+        backward=before + sim['backward'] + _weights_again(model, trained),
+        step=base + gradients + _step_extra(trained, optimizer, kernels),
     )
     phase = max(moments, key=moments.get)
-    there = base + (grads if phase == 'step' else before) + (sum(sums.values()) if phase != 'step' else 0)
-    return Breakdown(
-        **fixed,
-        **sums,
-        gradients=grads,
-        temporary=max(0, moments[phase] - there),
-        peak=moments[phase],
-        peak_phase=phase,
-        source='predicted',
-        kernels=kernels,
-    )
+    peak, there = moments[phase], base + gradients if phase == 'step' else before + sum(kept.values())
+    found = fixed | kept | dict(gradients=gradients, temporary=max(0, peak - there), peak=peak, peak_phase=phase)
+    return Breakdown(**found, source='predicted', kernels=kernels)
 
 # %% ../../nbs/memory/03_predict.ipynb #7995c02f
+def _largest(fits, low, high):
+    "The largest whole number that fits, of those between one that does and one that does not"
+    while high - low > 1:
+        mid = (low + high) // 2
+        low, high = (mid, high) if fits(mid) else (low, mid)
+    return low
+
 def largest_batch(
     model,      # As for breakdown
     memory,     # Bytes that may be used at the peak, or a text such as 24GiB
@@ -497,12 +554,9 @@ def largest_batch(
     fits = lambda n: breakdown(model, n * step, **kw).peak <= memory
     if not fits(1):
         return 0
-    low, high = 1, 2
+    high = 2
     while fits(high):
         if high >= 2**20:
             raise ValueError(f'a batch of {high * step:,} still fits: is the memory meant to be {human_bytes(memory)}?')
-        low, high = high, 2 * high
-    while high - low > 1:
-        mid = (low + high) // 2
-        low, high = (mid, high) if fits(mid) else (low, mid)
-    return low * step
+        high *= 2
+    return _largest(fits, high // 2, high) * step

@@ -11,8 +11,8 @@ from pathlib import Path
 from ..core import human_bytes, human_count, one_of, our_word, positive, theirs, what_to_type
 from ..table import Table, pareto_front
 from .architectures import is_factory
-from .build import _size, active_parameters, build, example_inputs, shape_of
-from .spec import Input, Layer, ModelSpec, human_flop
+from .build import _size, active_parameters, build, example_inputs, shape_of, unseen
+from .spec import Input, Layer, ModelSpec, human_flop, human_shape
 from .values import Follower, UnknownValue, Values, bare_copy, constants, recall
 
 # %% ../../nbs/models/04_profile.ipynb #5b554dbb
@@ -73,6 +73,14 @@ def _tensors(x):
         return [x]
     return [t for t in tree_leaves(x) if isinstance(t, torch.Tensor)]
 
+def _elements(tensors):
+    "Numbers in some tensors"
+    return sum(t.numel() for t in tensors)
+
+def _bytes(tensors):
+    "Bytes of the numbers in some tensors"
+    return sum(t.numel() * t.element_size() for t in tensors)
+
 _zero = lambda: dict(flops=0, activations=0, saved=0, traffic=0, calls=0, output=())
 
 class _Tally:
@@ -92,17 +100,17 @@ class _Tally:
         self.stack.pop()
     def op(self, func, args, kwargs, out):
         "Count one operation"
-        row = self.row
+        row, made = self.row, _tensors(out)
         if rule := _rule(func._overloadpacket):
-            complex_ = any(t.is_complex() for t in _tensors(out))       # a complex multiply-add is four real ones
-            row['flops'] += int(rule(*args, **kwargs, out_val=out)) * (4 if complex_ else 1)
-            row['activations'] += _tensors(out)[0].numel()
+            real = 4 if any(t.is_complex() for t in made) else 1        # a complex multiply-add is four real ones
+            row['flops'] += int(rule(*args, **kwargs, out_val=out)) * real
+            row['activations'] += made[0].numel()
         elif _has_no_formula(func):
             self.uncounted.add(func._overloadpacket.__name__)
         if not func.is_view:
-            ins = _tensors((args, kwargs))
-            row['traffic'] += sum(t.numel() * t.element_size() for t in ins + _tensors(out))
-            self.read.update(t.untyped_storage()._cdata for t in ins)
+            read = _tensors((args, kwargs))
+            row['traffic'] += _bytes(read + made)
+            self.read.update(t.untyped_storage()._cdata for t in read)
     def save(self, t):
         "Count a tensor that autograd keeps, unless its memory was counted before"
         s = t.untyped_storage()
@@ -123,24 +131,27 @@ def _meter(tally, values):
             return out
     return Meter()
 
+def _fused_attention(q, k, v, mask, *how, scale):
+    "Attention by a kernel whose shape is defined on meta: without a mask and for one width the faster one"
+    import torch
+    aten, batch = torch.ops.aten, q.shape[:2]
+    if mask is None and q.shape[-1] == v.shape[-1] and batch == k.shape[:2] == v.shape[:2]:
+        return aten._scaled_dot_product_flash_attention(q, k, v, *how, scale=scale)[0]
+    if mask is not None:
+        mask = mask.expand(*batch, q.shape[2], k.shape[2]).to(q.dtype)
+    k, v = (t.expand(*batch, *t.shape[2:]) for t in (k, v))
+    return aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, *how, scale=scale)[0]
+
 def _attention(q, k, v, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
     "Scaled dot-product attention by the fused kernels, whose shapes are defined on meta"
     import torch
+    how = dropout_p, is_causal
     if not q.is_meta or q.dim() != 4:
-        return torch._C._nn.scaled_dot_product_attention(
-            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        plain = torch._C._nn.scaled_dot_product_attention
+        return plain(q, k, v, attn_mask, *how, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa and k.shape[1] != q.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
-    b = q.shape[:2]
-    if attn_mask is None and q.shape[-1] == v.shape[-1] and b == k.shape[:2] == v.shape[:2]:
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)[0]
-    if attn_mask is not None:
-        attn_mask = attn_mask.expand(*b, q.shape[2], k.shape[2]).to(q.dtype)
-    k, v = k.expand(*b, *k.shape[2:]), v.expand(*b, *v.shape[2:])
-    return torch.ops.aten._scaled_dot_product_efficient_attention(
-        q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale
-    )[0]
+    return _fused_attention(q, k, v, attn_mask, *how, scale=scale)
 
 def _grouped(a, b, *args, **kw):
     "Each row of `a` times one of the matrices `b`"
@@ -150,19 +161,27 @@ def _stand_in(fused):
     "A function mode that exchanges attention (when `fused`) and grouped matrix products"
     import torch
     from torch.overrides import TorchFunctionMode
-    swap = {
-        f: _grouped
-        for f in (getattr(torch.nn.functional, 'grouped_mm', None), getattr(torch, '_grouped_mm', None))
-        if f
-    }
+    functional = torch.nn.functional
+    products = getattr(functional, 'grouped_mm', None), getattr(torch, '_grouped_mm', None)
+    swap = {f: _grouped for f in products if f}
     if fused:
-        swap[torch._C._nn.scaled_dot_product_attention] = swap[torch.nn.functional.scaled_dot_product_attention] = (
-            _attention
-        )
+        attention = torch._C._nn.scaled_dot_product_attention, functional.scaled_dot_product_attention
+        swap |= dict.fromkeys(attention, _attention)
     class StandIn(TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
             return swap.get(func, func)(*args, **(kwargs or {}))
     return StandIn()
+
+@contextlib.contextmanager
+def _told(model, tally):
+    "Tell a tally which module is running, and what it returns"
+    with contextlib.ExitStack() as hooks:
+        for name, m in model.named_modules():
+            enter = m.register_forward_pre_hook(lambda m, a, name=name: tally.enter(name))
+            leave = m.register_forward_hook(lambda m, a, out: tally.leave(out))
+            hooks.callback(enter.remove)
+            hooks.callback(leave.remove)
+        yield
 
 @contextlib.contextmanager
 def metered(
@@ -173,18 +192,10 @@ def metered(
 ):             # Yields a Tally
     "Count whatever `model` does inside the context"
     import torch
-    tally, hooks = _Tally(model, inputs), []
-    meter = _meter(tally, recall(model) if values is None else values)
-    for name, m in model.named_modules():
-        hooks.append(m.register_forward_pre_hook(lambda m, a, name=name: tally.enter(name)))
-        hooks.append(m.register_forward_hook(lambda m, a, out: tally.leave(out)))
-    try:
-        saving = torch.autograd.graph.saved_tensors_hooks(tally.save, lambda t: t)
-        with saving, _stand_in(fused), constants(), meter:
-            yield tally
-    finally:
-        for h in hooks:
-            h.remove()
+    tally, known = _Tally(model, inputs), recall(model) if values is None else values
+    saving = torch.autograd.graph.saved_tensors_hooks(tally.save, lambda t: t)
+    with _told(model, tally), saving, _stand_in(fused), constants(), _meter(tally, known):
+        yield tally
 
 # %% ../../nbs/models/04_profile.ipynb #7beba063
 def _is_shape(x):
@@ -199,21 +210,26 @@ def _as_arguments(inputs):
     one = isinstance(inputs, torch.Tensor) or _is_shape(inputs) or hasattr(inputs, '__array__')
     return [inputs] if one else list(inputs)
 
+def _placed(t, device, values):
+    "A copy of a tensor on a device; `values` notes its numbers on meta"
+    there = t.detach().to(device, copy=True)
+    if there.is_meta and not t.is_meta:
+        values.learn(there, t.detach())
+    return there
+
 def _moved(x, device, values):
     "Example inputs on a device: tensors, shapes, or lists and dicts of them; `values` notes their numbers on meta"
     import torch
+    move = functools.partial(_moved, device=device, values=values)
     if isinstance(x, torch.Tensor):
-        there = x.detach().to(device, copy=True)
-        if there.is_meta and not x.is_meta:
-            values.learn(there, x.detach())
-        return there
+        return _placed(x, device, values)
     if hasattr(x, '__array__') and hasattr(x, 'dtype'):
-        return _moved(torch.as_tensor(x, device='cpu'), device, values)
+        return move(torch.as_tensor(x, device='cpu'))
     if isinstance(x, dict):
-        return {k: _moved(v, device, values) for k, v in x.items()}
+        return {k: move(v) for k, v in x.items()}
     if _is_shape(x):
         return torch.rand(*x, device=device)
-    return type(x)(_moved(i, device, values) for i in x) if isinstance(x, (tuple, list)) else x
+    return type(x)(map(move, x)) if isinstance(x, (tuple, list)) else x
 
 _precisions = dict(fp32='float32', bf16='bfloat16', fp16='float16')
 
@@ -251,19 +267,23 @@ def _unvalidated():
 # What PyTorch says when code wants the numbers of a tensor that has none, or a kernel that only exists for those
 _asks_for_data = re.compile('no data|[Mm]eta tensors?|meta device|Tensor.__format__|meta Long tensor|fake impl')
 
+def _looks_at_values(e, device):
+    "Was an error raised because tensors without data have no values?"
+    return isinstance(e, UnknownValue) or device == 'meta' and bool(_asks_for_data.search(str(e)))
+
 def _run(model, inputs, fused, name, device='meta', values=None):
     "The tally of one forward pass; what meta cannot do becomes one line"
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     # the fused kernel of the CPU has no formula
     exact = contextlib.nullcontext() if device == 'meta' else sdpa_kernel(SDPBackend.MATH)
-    shapes = ', '.join('×'.join(map(str, t.shape)) for t in _tensors(inputs))
+    shapes = ', '.join(human_shape(t.shape) for t in _tensors(inputs))
     what = f'{name} cannot be profiled with an input of {shapes}'
     try:
         with exact, torch.device(device), _unvalidated(), metered(model, inputs, fused, values) as tally:
             _call(model, inputs)
     except Exception as e:             # whatever the code of a model raises
-        if isinstance(e, UnknownValue) or device == 'meta' and _asks_for_data.search(str(e)):
+        if _looks_at_values(e, device):
             said = 'its forward pass depends on the values of tensors (real=True computes them)'
             raise ValueError(f'{what}: {said}') from e
         with theirs(what):
@@ -274,27 +294,26 @@ def _layers(model, tally):
     "A `Layer` for every module that has parameters of its own or did something"
     seen, out = set(), []
     for name, m in model.named_modules():
-        own = [p for p in m.parameters(recurse=False) if not (id(p) in seen or seen.add(id(p)))]
-        r = tally.rows.get(name, _zero())
-        if own or any(r[k] for k in ('flops', 'saved', 'traffic')):
-            out.append(Layer(name, type(m).__name__, sum(p.numel() for p in own), **r))
+        own, row = unseen(m.parameters(recurse=False), seen), tally.rows.get(name, _zero())
+        if own or row['flops'] or row['saved'] or row['traffic']:
+            out.append(Layer(name, type(m).__name__, _elements(own), **row))
     return tuple(out)
+
+def _decodes(model):
+    "Does a model that reads text foretell it?"
+    named = any(s in type(model).__name__ for s in ('CausalLM', 'LMHead', 'Decoder', 'ConditionalGeneration'))
+    return named or getattr(model.config, 'is_decoder', False)
 
 def _kind(model):
     "decoder, encoder, encoder-decoder, vision or other"
     if hasattr(model, 'pretrained_cfg'):
         return 'vision'
-    config, name = getattr(model, 'config', None), type(model).__name__
-    if config is None or not hasattr(model, 'main_input_name'):
+    if getattr(model, 'config', None) is None or not hasattr(model, 'main_input_name'):
         return 'other'
-    if getattr(config, 'is_encoder_decoder', False):
+    if getattr(model.config, 'is_encoder_decoder', False):
         return 'encoder-decoder'
-    if model.main_input_name == 'pixel_values':
-        return 'vision'
-    if model.main_input_name != 'input_ids':
-        return 'other'
-    decodes = any(s in name for s in ('CausalLM', 'LMHead', 'Decoder', 'ConditionalGeneration'))
-    return 'decoder' if decodes or getattr(config, 'is_decoder', False) else 'encoder'
+    text = 'decoder' if _decodes(model) else 'encoder'
+    return dict(input_ids=text, pixel_values='vision').get(model.main_input_name, 'other')
 
 def _origin(model):
     "Where a model comes from: source, family, library with version, licence, transformer shape"
@@ -317,6 +336,17 @@ def _origin(model):
     import torch
     return dict(source='module', family=type(model).__name__, library=f'torch {torch.__version__}')
 
+def _refuse(given):
+    "Raise ValueError for arguments that only a model given by its name can have"
+    for key in given:
+        known = ('inputs', 'batch', 'seq', 'precision', 'fused', 'train', 'real')
+        raise ValueError(f'{key}: only for a model that is given by name; {what_to_type(key, known)}')
+
+def _sized(size, named, batch):
+    "Inputs from what torchinfo calls input_size: as it is, or for code of one's own also the size of an image"
+    whole = isinstance(size, (tuple, list)) and len(size) > 3
+    return size if size is None or whole or not named else (batch, *_size(size, (3, 224, 224)))
+
 def profile(
     model,               # Name in a zoo, path to a config.json, a configuration, or a torch module
     inputs=None,         # Of a module: a tensor, a shape such as (1, 3, 224, 224), a list or a dict of these
@@ -332,13 +362,9 @@ def profile(
     import torch
     model, named = _named(model)
     if inputs is None and (not named or is_factory(model)):
-        inputs = kw.pop('input_size', None)          # as torchinfo calls it
-        if named and inputs is not None and not (isinstance(inputs, (tuple, list)) and len(inputs) > 3):
-            inputs = (batch, *_size(inputs, (3, 224, 224)))
-    if kw and not named:
-        key = next(iter(kw))
-        known = ('inputs', 'batch', 'seq', 'precision', 'fused', 'train', 'real')
-        raise ValueError(f'{key}: only for a model that is given by name; {what_to_type(key, known)}')
+        inputs = _sized(kw.pop('input_size', None), named, batch)
+    if not named:
+        _refuse(kw)
     precision = our_word('precision', precision, _precisions)
     name = _called(model) if named else type(model).__name__
     with torch.random.fork_rng(devices=[], enabled=real):
@@ -383,40 +409,45 @@ def _unused(model, tally):
     "The outermost modules that have parameters, none of which an operation has read"
     idle = []
     for name, m in model.named_modules():
-        asleep = not any(p.untyped_storage()._cdata in tally.read for p in m.parameters())
-        if name and asleep and any(True for _ in m.parameters()) and not any(name.startswith(n + '.') for n in idle):
+        params = list(m.parameters())
+        asleep = params and not any(p.untyped_storage()._cdata in tally.read for p in params)
+        if name and asleep and not any(name.startswith(n + '.') for n in idle):
             idle.append(name)
     return tuple(idle)
 
+def _counts(model):
+    "Parameters and buffers of a model, as fields of its spec"
+    import torch
+    params, buffers = list(model.parameters()), list(model.buffers())
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    return dict(
+        params=_elements(params),
+        trainable=_elements(p for p in params if p.requires_grad),
+        embedding=_elements(unseen((p for m in tables for p in m.parameters(recurse=False)), set())),
+        buffers=_elements(buffers),
+        buffer_bytes=_bytes(buffers),
+        active=active_parameters(model),
+    )
+
+def _inputs_of(inputs):
+    "An `Input` for each tensor that a model was called with"
+    named = inputs.items() if isinstance(inputs, dict) else ((f'input{i}', t) for i, t in enumerate(inputs))
+    kind = lambda t: str(t.dtype).removeprefix('torch.')
+    return tuple(Input(name, tuple(t.shape), kind(t)) for name, x in named for t in _tensors(x))
+
 def _spec(model, inputs, tally, name, precision):
     "The `ModelSpec` of a tally"
-    import torch
-    params, layers = list(model.parameters()), _layers(model, tally)
-    tables = {
-        id(p): p.numel()
-        for m in model.modules()
-        if isinstance(m, torch.nn.Embedding)
-        for p in m.parameters(recurse=False)
-    }
-    named = inputs.items() if isinstance(inputs, dict) else [(f'input{i}', t) for i, t in enumerate(inputs)]
-    ins = tuple(Input(k, tuple(t.shape), str(t.dtype).removeprefix('torch.')) for k, v in named for t in _tensors(v))
-    total = {k: sum(getattr(l, k) for l in layers) for k in ('flops', 'activations', 'saved', 'traffic')}
-    bufs = list(model.buffers())
+    layers = _layers(model, tally)
     return ModelSpec(
         name,
         kind=_kind(model),
-        params=sum(p.numel() for p in params),
-        trainable=sum(p.numel() for p in params if p.requires_grad),
-        embedding=sum(tables.values()),
-        buffers=sum(b.numel() for b in bufs),
-        buffer_bytes=sum(b.numel() * b.element_size() for b in bufs),
         precision=precision,
-        inputs=ins,
+        inputs=_inputs_of(inputs),
         layers=layers,
-        active=active_parameters(model),
         uncounted=tuple(sorted(tally.uncounted)),
         unused=_unused(model, tally),
-        **total,
+        **{k: sum(getattr(l, k) for l in layers) for k in ('flops', 'activations', 'saved', 'traffic')},
+        **_counts(model),
         **_origin(model),
     )
 
@@ -433,52 +464,56 @@ _formats = dict(
     share=lambda v: f'{v:.1%}',
 )
 
+_quantities = ['params', 'flops', 'activations', 'saved', 'traffic']
+
+def _layer_row(l, share):
+    "A layer as a row of a table"
+    row = dict(layer=l.name or '(top)', kind=l.kind, output=human_shape(l.output))
+    return row | dict(params=l.params, flops=l.flops, saved=l.saved, share=share)
+
 def largest(
     spec:ModelSpec,   # A profiled model
     n:int=10,         # How many layers
     by:str='params'   # params, flops, activations, saved or traffic
 ) -> Table:           # The layers, largest first, each with its share
     "The layers that take most of something"
-    one_of('quantity', by, ['params', 'flops', 'activations', 'saved', 'traffic'])
+    one_of('quantity', by, _quantities)
     total = getattr(spec, by) or 1
     top = sorted(spec.layers, key=lambda l: -getattr(l, by))[:positive('n', n)]
-    rows = [
-        dict(
-            layer=l.name or '(top)',
-            kind=l.kind,
-            output='×'.join(map(str, l.output)),
-            params=l.params,
-            flops=l.flops,
-            saved=l.saved,
-            share=getattr(l, by) / total,
-        )
-        for l in top
-    ]
+    rows = [_layer_row(l, getattr(l, by) / total) for l in top]
     return Table(rows, formats=_formats, caption=f'{spec.name}: most {by}')
+
+def _holders(name, depth):
+    "Names of the modules that a layer stands in, and its own, down to `depth` levels"
+    parts = name.split('.') if name else []
+    return ['.'.join(parts[:d]) for d in range(min(depth, len(parts)) + 1)]
+
+def _indented(key, top):
+    "A module's own name, moved in by its level; `top` for the whole model"
+    return '\u2003' * (key.count('.') + 1) + key.rpartition('.')[2] if key else top
 
 def tree(
     spec:ModelSpec, # A profiled model
     depth:int=2     # Levels of the module tree
 ) -> Table:         # A row for each module down to that level, children below their parents
     "Sums by module"
+    positive('depth', depth)
     sums = {}
     for l in spec.layers:
-        parts = l.name.split('.') if l.name else []
-        for key in {'.'.join(parts[:d]) for d in range(min(positive('depth', depth), len(parts)) + 1)}:
-            r = sums.setdefault(key, dict(params=0, flops=0, activations=0, saved=0))
-            for k in r:
-                r[k] += getattr(l, k)
-    rows = [
-        dict(module='\u2003' * (k.count('.') + 1 if k else 0) + (k.split('.')[-1] or spec.name), **r)
-        for k, r in sorted(sums.items(), key=lambda kr: _order(spec, kr[0]))
-    ]
+        for key in _holders(l.name, depth):
+            row = sums.setdefault(key, dict.fromkeys(('params', 'flops', 'activations', 'saved'), 0))
+            for k in row:
+                row[k] += getattr(l, k)
+    order = sorted(sums, key=functools.partial(_order, spec))
+    rows = [dict(module=_indented(key, spec.name), **sums[key]) for key in order]
     return Table(rows, formats=_formats, caption=f'{spec.name} by module')
 
 def _order(spec, key):
-    "Position of a module in the forward order: that of its first layer"
-    return next(
-        i for i, l in enumerate(spec.layers) if not key or l.name == key or l.name.startswith(key + '.')
-    ), key.count('.') + bool(key)
+    "Position of a module in the forward order: that of its first layer, then its level"
+    if not key:
+        return 0, 0
+    first = next(i for i, l in enumerate(spec.layers) if l.name == key or l.name.startswith(key + '.'))
+    return first, key.count('.') + 1
 
 _widths = dict(fp32=4, bf16=2, fp16=2, int8=1, int4=.5)
 
@@ -486,16 +521,20 @@ def memory_by_precision(
     specs # A spec or a list of them
 ) -> Table: # A row for each spec, a column for each precision; buffers are kept as they are
     "Bytes of the weights alone"
-    specs = [specs] if isinstance(specs, ModelSpec) else specs
-    rows = [
-        dict(model=s.name, params=s.params, **{k: math.ceil(s.params * w) + s.buffer_bytes for k, w in _widths.items()})
-        for s in specs
-    ]
-    return Table(
-        rows,
-        formats=dict(params=human_count, **{k: human_bytes for k in _widths}),
-        notes='training needs several times as much: see the memory chapter',
-    )
+    rows = []
+    for s in [specs] if isinstance(specs, ModelSpec) else specs:
+        sizes = {k: math.ceil(s.params * w) + s.buffer_bytes for k, w in _widths.items()}
+        rows.append(dict(model=s.name, params=s.params, **sizes))
+    formats = dict(params=human_count, **dict.fromkeys(_widths, human_bytes))
+    return Table(rows, formats=formats, notes='training needs several times as much: see the memory chapter')
+
+def _compared(s, active):
+    "A model as a row of a table, with the parameters that a token meets where `active`"
+    row = dict(model=s.name, kind=s.kind, input=human_shape(s.inputs[0].shape) if s.inputs else '', params=s.params)
+    if active:
+        row['active'] = s.active
+    row |= dict(flops=s.flops, activations=s.activations, saved=s.saved, traffic=s.traffic)
+    return row | dict(intensity=round(s.flops / s.traffic, 1) if s.traffic else None)
 
 def compare_models(
     models,  # Names, modules or specs
@@ -503,23 +542,9 @@ def compare_models(
 ) -> Table:  # A row for each
     "Several models side by side"
     specs = [m if isinstance(m, ModelSpec) else profile(m, **kw) for m in models]
-    rows = [
-        dict(
-            model=s.name,
-            kind=s.kind,
-            input='×'.join(map(str, s.inputs[0].shape)) if s.inputs else '',
-            params=s.params,
-            **({} if all(t.active == t.params for t in specs) else dict(active=s.active)),
-            flops=s.flops,
-            activations=s.activations,
-            saved=s.saved,
-            traffic=s.traffic,
-            intensity=round(s.flops / s.traffic, 1) if s.traffic else None,
-        )
-        for s in specs
-    ]
+    active = any(s.active != s.params for s in specs)
     notes = ['saved: kept for the backward pass; intensity: FLOPs per byte read or written', *map(_left_out, specs)]
-    return Table(rows, formats=_formats, notes='; '.join(filter(None, notes)))
+    return Table([_compared(s, active) for s in specs], formats=_formats, notes='; '.join(filter(None, notes)))
 
 def _left_out(spec):
     "What a count leaves out, in words; empty when nothing is"
@@ -545,24 +570,25 @@ def _evaluating(model):
         for m, training in before.items():
             m.training = training
 
+def _seconds(model, inputs):
+    "Time of one forward pass"
+    start = time.perf_counter()
+    model(**inputs)
+    return time.perf_counter() - start
+
 def latency(
     models:dict,   # Name -> (module, inputs as a dict)
     runs:int=5     # Rounds; in each round every model runs once, so that a busy machine slows all alike
 ) -> dict:         # Name -> median seconds of a forward pass
     "Measured forward time of several models, interleaved"
     import torch
-    times = {k: [] for k in models}
     with torch.inference_mode(), contextlib.ExitStack() as modes:
         for m, _ in models.values():
             modes.enter_context(_evaluating(m))
         for m, x in models.values():
             m(**x)         # the first run allocates
-        for _ in range(positive('runs', runs)):
-            for k, (m, x) in models.items():
-                start = time.perf_counter()
-                m(**x)
-                times[k].append(time.perf_counter() - start)
-    return {k: statistics.median(v) for k, v in times.items()}
+        rounds = [{k: _seconds(m, x) for k, (m, x) in models.items()} for _ in range(positive('runs', runs))]
+    return {k: statistics.median(r[k] for r in rounds) for k in models}
 
 def front(
     rows:list,    # Dicts

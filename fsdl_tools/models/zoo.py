@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from ..core import fix_torchvision, human_bytes, human_count, nearest, one_of, our_word, parse_count
 from ..core import positive, read_data, understands
 from ..table import Table
-from .spec import human_flop
+from .spec import Input, ModelSpec, human_flop
 
 # %% ../../nbs/models/02_zoo.ipynb #5b27467b
 @functools.lru_cache
@@ -24,16 +24,51 @@ _units = dict(params=human_count, flops=human_flop, activations=human_count, sav
 def _said(word, row):
     "Does `word`, which may hold * and ?, occur in the name, family or task of `row`?"
     word, fields = word.lower(), [str(row[k] or '').lower() for k in ('name', 'family', 'task')]
-    return any(fnmatch(f, word) for f in fields) if set('*?') & set(word) else any(word in f for f in fields)
+    fits = fnmatch if set('*?') & set(word) else str.__contains__
+    return any(fits(f, word) for f in fields)
+
+def _licences(row):
+    "Licences of the sets of weights of an architecture"
+    return (row['licences'] or '').split()
+
+def _alike(rows, key, want):
+    "Rows whose `key` is what is wanted; all of them where nothing is"
+    if want is None:
+        return rows
+    want = our_word(key, want, sorted({r[key] for r in rows if r[key]}))
+    return [r for r in rows if r[key] == want]
+
+def _licensed(rows, licence):
+    "Rows with weights under a licence; all of them where none is named"
+    if licence is None:
+        return rows
+    licence = our_word('licence', licence, sorted({l for r in index() for l in _licences(r)}))
+    return [r for r in rows if licence in _licences(r)]
+
+def _sized(rows, size):
+    "Rows whose input has this size, such as 3x224x224 or 224; all of them where none is named"
+    if size is None:
+        return rows
+    whole, square = str(size), f'x{size}x{size}'
+    return [r for r in rows if r['input'] and (r['input'] == whole or r['input'].endswith(square))]
 
 def _limit(rows, key, low, high):
     "Rows whose `key` is known and lies between the limits that are given"
     low, high = (parse_count(x) if x is not None else None for x in (low, high))
-    ok = lambda v: v is not None and (low is None or v >= low) and (high is None or v <= high)
-    return rows if low is high is None else [r for r in rows if ok(r[key])]
+    if low is high is None:
+        return rows
+    least, most = float('-inf') if low is None else low, float('inf') if high is None else high
+    return [r for r in rows if r[key] is not None and least <= r[key] <= most]
 
 # %% ../../nbs/models/02_zoo.ipynb #fb9df7c6
 _sorts = ['name', 'params', 'flops', 'activations', 'saved']
+
+_columns = 'name library family task input params flops activations saved licences'.split()
+
+def _nothing_fits(text):
+    "What is said where a search finds nothing: the nearest names"
+    near = nearest(text, [r['name'] for r in index()])
+    return f"nothing fits; names like {text!r}: {', '.join(near) or 'none'}"
 
 @understands
 def search_models(
@@ -51,30 +86,20 @@ def search_models(
     "Architectures of timm and transformers that fit a description"
     rows = list(index())
     for key, want in dict(library=library, task=task, family=family).items():
-        if want is not None:
-            want = our_word(key, want, sorted({r[key] for r in rows if r[key]}))
-            rows = [r for r in rows if r[key] == want]
-    if licence is not None:
-        licence = our_word('licence', licence, sorted({l for r in index() for l in (r['licences'] or '').split()}))
-        rows = [r for r in rows if licence in (r['licences'] or '').split()]
-    if input is not None:
-        rows = [
-            r for r in rows if r['input'] and (r['input'] == str(input) or r['input'].endswith(f'x{input}x{input}'))
-        ]
+        rows = _alike(rows, key, want)
+    rows = _sized(_licensed(rows, licence), input)
     rows = [r for r in rows if all(_said(w, r) for w in text.split())]
     rows = _limit(_limit(rows, 'params', min_params, max_params), 'flops', min_flops, max_flops)
-    t = Table(
-        rows,
-        'name library family task input params flops activations saved licences'.split(),
-        _units,
-        notes=''
-        if rows
-        else f"nothing fits; names like {text!r}: {', '.join(nearest(text, [r['name'] for r in index()])) or 'none'}",
-    )
+    t = Table(rows, _columns, _units, notes='' if rows else _nothing_fits(text))
     t = t.sort(one_of('column to sort by', sort, _sorts)) if rows else t
     return t if limit is None else t[:positive('limit', limit)]
 
 # %% ../../nbs/models/02_zoo.ipynb #6bd4a3da
+def _weights(arch, c):
+    "A row of the table for one published set of weights"
+    size = 'x'.join(map(str, c.input_size))
+    return dict(name=f'{arch}.{c.tag}', input=size, classes=c.num_classes, licence=c.license, hub=c.hf_hub_id)
+
 def tags(
     name:str # Architecture of timm, for example resnet50
 ) -> Table:  # A row for each published set of weights
@@ -83,17 +108,8 @@ def tags(
     import timm
     arch = name.removeprefix('timm/').split('.')[0]
     one_of('timm architecture', arch, timm.list_models())
-    cfgs = [timm.get_pretrained_cfg(n) for n in timm.list_pretrained(f'{arch}.*') if n.split('.')[0] == arch]
-    rows = [
-        dict(
-            name=f'{arch}.{c.tag}',
-            input='x'.join(map(str, c.input_size)),
-            classes=c.num_classes,
-            licence=c.license,
-            hub=c.hf_hub_id,
-        )
-        for c in cfgs
-    ]
+    published = [n for n in timm.list_pretrained(f'{arch}.*') if n.split('.')[0] == arch]
+    rows = [_weights(arch, timm.get_pretrained_cfg(n)) for n in published]
     return Table(rows, ['name', 'input', 'classes', 'licence', 'hub'])
 
 # %% ../../nbs/models/02_zoo.ipynb #5bec0002
@@ -104,20 +120,21 @@ def known_spec(
     name: str,  # Of an architecture
 ):  # A ModelSpec without its layers; None for a name without a row, or where other versions are installed
     "The profile of an architecture at its default input, from the table of results"
-    from fsdl_tools.models.spec import ModelSpec
     found = next((row for row in _spec_rows() if row['name'] == name), None)
-    if found is None or not _same_versions(found):
-        return None
-    numbers = {k: int(v) for k, v in found.items() if k in _counts}
-    texts = {k: found[k] for k in ('name', 'source', 'kind', 'family', 'library', 'precision')}
-    lists = {k: tuple(filter(None, found[k].split(';'))) for k in _lists}
-    inputs = tuple(_input_of(text) for text in filter(None, found['inputs'].split(';')))
-    return ModelSpec(**texts, **numbers, **lists, inputs=inputs, licence=found['licence'] or None)
+    return _spec_of(found) if found and _same_versions(found) else None
+
+
+def _spec_of(row):
+    "The ModelSpec that a row of the table holds"
+    numbers = {k: int(v) for k, v in row.items() if k in _counts}
+    texts = {k: row[k] for k in ('name', 'source', 'kind', 'family', 'library', 'precision')}
+    lists = {k: tuple(filter(None, row[k].split(';'))) for k in _lists}
+    inputs = tuple(map(_input_of, filter(None, row['inputs'].split(';'))))
+    return ModelSpec(**texts, **numbers, **lists, inputs=inputs, licence=row['licence'] or None)
 
 
 def _input_of(text):
     "An Input from its text, for example x:1x3x224x224:float32"
-    from fsdl_tools.models.spec import Input
     name, shape, dtype = text.split(':')
     return Input(name, tuple(int(n) for n in filter(None, shape.split('x'))), dtype)
 
@@ -133,13 +150,16 @@ def _spec_rows():
         yield from csv.DictReader(f)
 
 
+def _installed(package):
+    "The version of a package, without what comes after a plus; empty where it is not installed"
+    from importlib.metadata import PackageNotFoundError, version
+    try:
+        return version(package).partition('+')[0]
+    except PackageNotFoundError:
+        return ''
+
+
 def _same_versions(row):
     "Are the packages that made a row those that are installed?"
-    from importlib.metadata import PackageNotFoundError, version
-    for package, made in (row['library'].split(), ('torch', row['torch'])):
-        try:
-            if version(package).partition('+')[0] != made:
-                return False
-        except PackageNotFoundError:
-            return False
-    return True
+    package, made = row['library'].split()
+    return _installed(package) == made and _installed('torch') == row['torch']

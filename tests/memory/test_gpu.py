@@ -11,7 +11,7 @@ from torch import nn
 
 from fsdl_tools.core import fix_torchvision, read_data, read_results
 fix_torchvision()
-from fsdl_tools.memory.gpu import _casts, _exchanged, _has_fused_kernel, _operation, on_cuda
+from fsdl_tools.memory.gpu import _casts, _exchanged, _groups_with_mask, _has_fused_kernel, _operation, on_cuda
 from fsdl_tools.memory.measure import measure
 from fsdl_tools.memory.predict import breakdown
 from fsdl_tools.models.build import build
@@ -139,6 +139,33 @@ def test_which_attention_is_fused():
     assert not _has_fused_kernel(q, q, q, mask.transpose(-1, -2)) and not _has_fused_kernel(q.transpose(2, 3), q, q, None)
     odd = torch.empty(2, 4, 8, 66)
     assert not _has_fused_kernel(odd, odd, odd, None) and _has_fused_kernel(odd.bfloat16(), odd.bfloat16(), odd.bfloat16(), None) and not _has_fused_kernel(odd.bfloat16(), odd.bfloat16(), odd.bfloat16(), mask)
+
+
+def test_heads_for_groups_of_queries():
+    "The kernel without a mask has them; the other one, which fp32 needs, since PyTorch 2.14; without enable_gqa neither"
+    q, kv, three, mask = torch.empty(2, 8, 16, 64), torch.empty(2, 2, 16, 64), torch.empty(2, 3, 16, 64), torch.empty(16, 16)
+    low = lambda *ts: [t.bfloat16() for t in ts]
+    assert _has_fused_kernel(*low(q, kv, kv), None, True) and not _has_fused_kernel(*low(q, kv, kv), None)
+    assert _has_fused_kernel(q, kv, kv, None, True) == _has_fused_kernel(*low(q, kv, kv), mask, True) == _groups_with_mask
+    assert not _has_fused_kernel(q, three, three, None, True) and not _has_fused_kernel(*low(q, kv, q), None, True)
+    assert not _has_fused_kernel(q, q[:1], q[:1], None) and _has_fused_kernel(q, q, q, None, True)
+
+
+def test_which_version_has_them_is_what_the_source_says():
+    header = Path(torch.__file__).parent/'include'/'ATen'/'native'/'transformers'/'sdp_utils_cpp.h'
+    if not header.exists(): pytest.skip('this PyTorch came without its headers')
+    assert ('supports_mqa' in header.read_text()) == _groups_with_mask == (torch.__version__ >= (2, 14))       # both came with pytorch/pytorch#191085
+
+
+def test_a_llama_with_few_heads_of_keys_writes_its_scores_out_in_fp32(monkeypatch):
+    model = build('llama', device='meta', num_hidden_layers=1, hidden_size=512, intermediate_size=512, num_attention_heads=8, num_key_value_heads=2, vocab_size=64)
+    kept = lambda precision: breakdown(model, 2, 512, precision=precision, optimizer='sgd').activations
+    scores, found = 4 * 2 * 8 * 512**2, {}
+    for grouped in (False, True):
+        monkeypatch.setattr('fsdl_tools.memory.gpu._groups_with_mask', grouped)
+        found[grouped] = {precision: kept(precision) for precision in ('fp32', 'amp', 'bf16')}
+    assert scores <= found[False]['fp32'] - found[True]['fp32'] < 1.5 * scores
+    assert all(found[False][p] == found[True][p] for p in ('amp', 'bf16'))
 
 
 def test_attention_inside_a_module_of_torch_is_found():

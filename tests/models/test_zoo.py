@@ -218,6 +218,16 @@ def test_a_users_mistake_is_one_line(fsdl, args):
     code, out, err = fsdl(*args)
     assert (code, out, err.count('\n')) == (2, '', 1), (code, out, err)
 
+@pytest.mark.parametrize('args, option', [(('memory', 'resnet18', '--seq', '10'), '--seq'), (('memory', 'vit', '--seq', '10'), '--seq'), (('memory', 'gpt2', '--input-size', '224'), '--input-size'), (('memory', 'torch.nn:ReLU', '--input-size', '32', '--seq', '5'), '--seq'),
+                                          (('memory', 'resnet18', '--measure', '--kernels', 'cuda'), '--kernels'), (('profile', 'resnet18', 'vit', '--seq', '10'), '--seq'), (('profile', 'resnet18', '--task', 'causal-lm'), '--task')])
+def test_an_option_that_a_model_has_no_use_for_is_refused(fsdl, args, option):
+    code, out, err = fsdl(*args)
+    assert (code, out, err.count('\n')) == (2, '', 1) and option in err, (code, out, err)
+
+def test_a_length_is_for_those_that_have_one(fsdl):
+    code, out, _ = fsdl('profile', 'resnet18', 'gpt2', '--seq', '10', '--json')
+    assert code == 0 and [d['inputs'][0]['shape'] for d in json.loads(out)] == [[1, 3, 224, 224], [1, 10]]
+
 def test_json_output_is_json(fsdl):
     code, out, _ = fsdl('zoo', 'search', 'vit', '--max-params', '30M', '--sort', 'flops', '--json')
     rows = json.loads(out)
