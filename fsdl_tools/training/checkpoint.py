@@ -55,6 +55,10 @@ def _size(path):
         raise ValueError('a link' if stat.S_ISLNK(s.st_mode) else 'not an ordinary file')
     return s.st_size
 
+def _said(e):
+    "An error in one text: its kind and what it says"
+    return f'{type(e).__name__}: {e}'
+
 def _manifest(path):
     "What a manifest lists, all it says, and whether it fits its seal; raises ValueError when none can be read"
     file = path/'manifest.json'
@@ -66,7 +70,7 @@ def _manifest(path):
     except FileNotFoundError:
         raise ValueError('manifest.json is missing: the checkpoint was never finished') from None
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as e:
-        raise ValueError(f'manifest.json cannot be read: {type(e).__name__}: {e}') from None
+        raise ValueError(f'manifest.json cannot be read: {_said(e)}') from None
 
 def _file_problem(path, name, want, read):
     "What is wrong with one file, of which (bytes, sha256) are wanted; its content is looked at when `read`"
@@ -212,7 +216,7 @@ def _tried(fn):
     try:
         return fn(), None
     except Exception as e:
-        return None, f'{type(e).__name__}: {e}'
+        return None, _said(e)
 
 class Checkpointer:
     "Saves and loads the state of a run in a folder that no other run writes to; all ranks call and get the same answer"
@@ -244,7 +248,7 @@ class Checkpointer:
             if self._group:
                 dist.all_gather_object(every, mine, group=self._group)
         except RuntimeError as e:
-            lost = f'rank {self.rank} has lost another rank: {type(e).__name__}: {e}'
+            lost = f'rank {self.rank} has lost another rank: {_said(e)}'
             raise _Lost(what, [lost.splitlines()[0]]) from e
         return every
 
@@ -279,7 +283,8 @@ def _begin(self:Checkpointer, step, tmp):
     return tmp
 
 def _causes(e):
-    return [f'rank {r}: {type(x).__name__}: {x}' for r, (x, _) in sorted(e.failures.items())]
+    "What each rank has failed of"
+    return [f'rank {rank}: {_said(error)}' for rank, (error, _) in sorted(e.failures.items())]
 
 @patch
 def _shards(self:Checkpointer, what, tmp, copies):
@@ -341,8 +346,7 @@ def _work(self:Checkpointer, step, copies, extra):
     except CheckpointError as e:
         return self._fail(step, e)
     except Exception as e:
-        cause = f'rank {self.rank}: {type(e).__name__}: {e}'
-        return self._fail(step, CheckpointError(f'step {step} was not saved', [cause]))
+        return self._fail(step, CheckpointError(f'step {step} was not saved', [f'rank {self.rank}: {_said(e)}']))
     try:
         self._prune(step)
     except CheckpointError as e:

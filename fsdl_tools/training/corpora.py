@@ -156,9 +156,13 @@ def _begins_within(places, start, stop):
     return within
 
 # %% ../../nbs/training/01_corpora.ipynb #d62ec53f
+def _led_by(between, texts, encode):
+    "One array of texts, each after a `between`"
+    return np.concatenate([x for t in texts for x in (between, encode(t))])
+
 def _joined(groups, encode, between):
     "One array of all texts, with `between` between two"
-    parts = [np.concatenate([x for t in texts for x in (between, encode(t))]) for texts in groups if texts]
+    parts = [_led_by(between, texts, encode) for texts in groups if texts]
     return np.concatenate(parts)[len(between):] if parts else between[:0]
 
 _ends = ['<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '[EOS]', '<|im_end|>', '[SEP]']
@@ -178,6 +182,7 @@ def _tokenizer(path):
 
 # %% ../../nbs/training/01_corpora.ipynb #de2b3eca
 def _is_parquet(path):
+    "By its name"
     return path.suffix.lower() == '.parquet'
 
 def _bytes(path):

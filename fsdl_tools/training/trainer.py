@@ -236,6 +236,7 @@ class Trainer:
 
     @property
     def _metrics(self):
+        "The file of rows, as JSON"
         return self.folder/'metrics.jsonl'
 
     def _open_metrics(self):
