@@ -17,7 +17,6 @@ from torch.distributed.tensor import DTensor
 from ..core import human_bytes, nearest, positive
 from ..files import write_atomic
 from ..table import Table
-from .provenance import file_hash
 
 # %% ../../nbs/training/02_checkpoint.ipynb #d59df358
 class CheckpointError(RuntimeError):
@@ -42,6 +41,11 @@ def _name(step):
     if isinstance(step, bool) or not hasattr(step, '__index__') or step < 0:
         raise ValueError(f'step must be a whole number from 0, not {step!r}')
     return f'step-{int(step):08d}'
+
+def _sha256(path):
+    "Hex digest of a file"
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def _seal(manifest):
     "Digest of all that a manifest says, itself excepted"
@@ -79,7 +83,7 @@ def _file_problem(path, name, want, read):
     try:
         if (size := _size(path/name)) != want[0]:
             return f'{name} has {size:,} bytes instead of {want[0]}'
-        if read and file_hash(path/name) != want[1]:
+        if read and _sha256(path/name) != want[1]:
             return f'{name} does not have the checksum it was written with'
     except FileNotFoundError:
         return f'{name} is missing'
@@ -170,7 +174,7 @@ def _sync(path):
 def _enter(path):
     "A manifest's entry for a file, which is on the disk afterwards"
     _sync(path)
-    return {'bytes': _size(path), 'sha256': file_hash(path)}
+    return {'bytes': _size(path), 'sha256': _sha256(path)}
 
 def _finish(tmp, final, step, world, files, extra):
     "The last files, the manifest, and the rename that makes it a checkpoint"

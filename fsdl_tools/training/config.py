@@ -288,8 +288,9 @@ def _run_of(folder):
 
 def _reached(folder):
     "The newest step that the run in a folder has saved; 0: none"
-    found = [p for p in Path(folder).glob('checkpoints/step-*') if not p.is_symlink()]
-    return max((int(p.name[5:]) for p in found if p.name[5:].isdecimal()), default=0)
+    found = Path(folder).glob('checkpoints/step-*')
+    steps = [p.name.removeprefix('step-') for p in found if not p.is_symlink()]
+    return max((int(s) for s in steps if s.isdecimal()), default=0)
 
 def _check_folder(c, data, held, optimizer):
     "Refuse to mix two runs in one folder"

@@ -18,6 +18,12 @@ from .trainer import Trainer
 from .config import TrainConfig, check_config, lock_folder
 
 # %% ../../nbs/training/04_elastic.ipynb #c6db2f23
+def _row_text(row):
+    "Loss and speed of a step; where it has one, the loss held out"
+    text = f'loss {row["loss"]:.4f}  {row["samples_per_s"]:,.1f} samples/s  MFU {row["mfu"]:.1%}'
+    held = row.get('eval_loss')
+    return text if held is None else f'{text}  held out {held:.4f}'
+
 class _Progress:
     "Shows how far a run is: a bar in a terminal, a line now and then elsewhere"
 
@@ -36,9 +42,7 @@ class _Progress:
         r,  # A row of metrics
     ):
         "A step is done"
-        step, text = r['step'], f'loss {r["loss"]:.4f}  {r["samples_per_s"]:,.1f} samples/s  MFU {r["mfu"]:.1%}'
-        if r.get('eval_loss') is not None:
-            text += f'  held out {r["eval_loss"]:.4f}'
+        step, text = r['step'], _row_text(r)
         if self.console.is_terminal:
             self._move(text, step)
         elif step % self.every == 0 or step == self.c.steps:

@@ -48,6 +48,10 @@ def _mixed(
     "Convex combination of samples (arXiv 1710.09412 eq. 1)"
     return lam*x + (1 - lam)*x[order]
 
+def _span(centre, length, whole):
+    "Start and end of a length about a centre, cut off at the ends of the whole"
+    return max(centre - length//2, 0), min(centre + length//2, whole)
+
 def cut_box(
     height:int, width:int, # Of the pictures
     lam:float,             # Part of its own that was drawn
@@ -55,9 +59,8 @@ def cut_box(
 ) -> tuple:                # (top, bottom, left, right, part of its own that is left)
     "Box of CutMix (arXiv 1905.04899 eq. 2)"
     edge = math.sqrt(1 - lam)
-    h, w = int(height*edge), int(width*edge)
-    top, bottom = max(y - h//2, 0), min(y + h//2, height)
-    left, right = max(x - w//2, 0), min(x + w//2, width)
+    top, bottom = _span(y, int(height*edge), height)
+    left, right = _span(x, int(width*edge), width)
     cut = (bottom - top)*(right - left)
     return top, bottom, left, right, 1 - cut/(height*width)
 

@@ -183,6 +183,10 @@ def _line(**event):
     return _json(_plain(event)).encode('utf-8', 'backslashreplace').decode() + '\n'
 
 # %% ../../nbs/training/06_runlog.ipynb #4201aeea
+def _hole(name):
+    "What the line of a metric says of it, with a hole for its value"
+    return f'{_json(mask_text(str(name)))}:'.replace('%', '%%') + '%s'
+
 class RunLog:
     "Where a training loop logs: `log` costs microseconds, a thread writes the file"
 
@@ -241,8 +245,7 @@ class RunLog:
 
     def _template(self, names):
         "The line of these names, with holes for time, step and values; and its usual length in bytes"
-        pairs = ','.join(f'{_json(mask_text(str(n)))}:'.replace('%', '%%') + '%s' for n in names)
-        text = '{"t":%r,"step":%s,"m":{' + pairs + '}}\n'
+        text = '{"t":%r,"step":%s,"m":{' + ','.join(map(_hole, names)) + '}}\n'
         line = text.encode('utf-8', 'backslashreplace').decode()
         self._templates[names] = line, len(line.encode()) + 24 + 16 * len(names)
         return self._templates[names]
@@ -262,17 +265,13 @@ class RunLog:
 
 # %% ../../nbs/training/06_runlog.ipynb #0003bc4d
 def _new_file(path):
-    "Make a file to append to, which this process alone writes; its descriptor"
+    "Make a file to append to, and lock it, so that readers see whether its writer lives; its descriptor"
     fd = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_EXCL, 0o644)
-    _hold(fd)
-    return fd
-
-def _hold(fd):
-    "Lock the file, so that readers see whether its writer lives"
     with contextlib.suppress(OSError, ImportError):
         import fcntl
 
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return fd
 
 def _write_often(ref, wake):
     "Body of the writing thread; it ends with the log it belongs to"
@@ -543,14 +542,19 @@ def read_log(
     path = Path(path) / 'log.jsonl' if Path(path).is_dir() else Path(path)
     said = []
     lines = (event for event, _ in events(path, warn=said.append))
+    head = _first_line(lines, path)
+    known = _known_from(lines, lambda problem: said.append(f'{path}: a line was left out ({problem})'))
+    known['status'] = known['status'] or ('running' if alive(path) else 'killed')
+    return _as_run(head, known, said)
+
+def _first_line(lines, path):
+    "What the log of a run begins with; raises ValueError for another file"
     head = next(lines, None)
     if head is None:
         raise ValueError(f'{path} is not the log of a run: it has no complete line')
     if head.get('schema') != schema:
         raise ValueError(f'{path} is not the log of a run: its first line says schema {head.get("schema")!r}')
-    known = _known_from(lines, lambda problem: said.append(f'{path}: a line was left out ({problem})'))
-    known['status'] = known['status'] or ('running' if alive(path) else 'killed')
-    return _as_run(head, known, said)
+    return head
 
 def _known_from(lines, warn):
     "What the lines after the first say of a run; each that cannot be read is warned of"

@@ -299,6 +299,10 @@ def saved_bytes(
     return sum(kept.values())
 
 # %% ../../nbs/training/08_speedups.ipynb #b534d855
+def _with_room(room, n):
+    "The first row that has room for n tokens; where none has, the next new one"
+    return next((row for row, free in enumerate(room) if free >= n), len(room))
+
 def first_fit(
     lengths, # Of the sequences
     width:int # Of a row
@@ -308,7 +312,7 @@ def first_fit(
         raise ValueError(f'sequence {too_long[0]} has {lengths[too_long[0]]} tokens, more than a row of {width}')
     rows, room = [], []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        at = next((k for k, free in enumerate(room) if free >= lengths[i]), len(rows))
+        at = _with_room(room, lengths[i])
         if at == len(rows):
             rows.append([])
             room.append(width)
@@ -447,6 +451,11 @@ def chunked_loss(
     return _ChunkedLoss.apply(hidden, weight, targets, positive('chunks', chunks))
 
 # %% ../../nbs/training/08_speedups.ipynb #b2e690ca
+def _nearer(x):
+    "A step of the iteration, which makes of each singular value s: 3.4445 s − 4.775 s³ + 2.0315 s⁵"
+    gram = x @ x.T
+    return 3.4445*x + (-4.775*gram + 2.0315*gram @ gram) @ x
+
 def orthogonal(
     g,          # A matrix
     steps:int=5 # Of the iteration
@@ -456,6 +465,5 @@ def orthogonal(
     if turned := len(x) > x.shape[1]:
         x = x.T
     for _ in range(steps):
-        gram = x @ x.T
-        x = 3.4445*x + (-4.775*gram + 2.0315*gram @ gram) @ x
+        x = _nearer(x)
     return x.T if turned else x

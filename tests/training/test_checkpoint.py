@@ -260,7 +260,7 @@ def rewrite(p, change):
     m = json.loads((p/'manifest.json').read_text())
     change(m); m['seal'] = K._seal(m)
     (p/'manifest.json').write_text(json.dumps(m))
-def entry(p, name): return dict(bytes=Path(p, name).stat().st_size, sha256=K.file_hash(Path(p, name)))
+def entry(p, name): return dict(bytes=Path(p, name).stat().st_size, sha256=K._sha256(Path(p, name)))
 def to_link(p):
     f = shard(p); shutil.move(f, p.parent.parent/'elsewhere'); f.symlink_to(p.parent.parent/'elsewhere')
 
