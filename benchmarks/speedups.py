@@ -3,6 +3,8 @@
 Baseline and switches take turns in an order drawn anew; ratios are taken inside a turn (a turn of the way to an accuracy has a seed of its own).
 
     python benchmarks/speedups.py [--turns 5]
+    python benchmarks/speedups.py --only-switches                  # all switches; DeepSpeed and Muon stay as they are in the file
+    python benchmarks/speedups.py --only-switches bf16 recompute   # these two beside the baseline; all else stays as it is
 
 DeepSpeed runs in the side environment `sharding`; the result is fsdl_tools/data/results/speedups.json.
 """
@@ -19,6 +21,7 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import torch
 
+from fsdl_tools.core import one_of
 from fsdl_tools.environments import build_env, run_in
 from fsdl_tools.models.gpt import GPT, GPTConfig, lm_loss
 from fsdl_tools.models.tiny import rule_batch
@@ -67,12 +70,12 @@ def short_run(switches):
     return again
 
 
-def to_accuracy(turns):
-    "Seconds and steps by switch and turn; None where it was not reached"
-    seconds, steps, accuracy = ({k: [] for k in SWITCHES} for _ in range(3))
+def to_accuracy(turns, chosen):
+    "Seconds, steps and final accuracy by switch and turn; None where the accuracy was not reached"
+    seconds, steps, accuracy = ({k: [] for k in chosen} for _ in range(3))
     for seed in range(turns):
-        for name in random.Random(seed).sample(list(SWITCHES), len(SWITCHES)):
-            run = DigitRun(SWITCHES[name], seed=seed, steps=PLANNED)
+        for name in random.Random(seed).sample(list(chosen), len(chosen)):
+            run = DigitRun(chosen[name], seed=seed, steps=PLANNED)
             took, at = run.train_to(TARGET, clock=time.process_time)
             while run.done < PLANNED: run.step()
             seconds[name].append(took)
@@ -85,16 +88,17 @@ def to_accuracy(turns):
 def ratio(base, other): return None if None in other else paired_ratio(base, other).to_dict()
 
 
-def switches(turns):
-    took = interleaved({k: short_run(s) for k, s in SWITCHES.items()}, turns, clock=time.process_time)
+def switches(turns, names):
+    "A row for each of these switches, and the baseline that took turns with them"
+    chosen = {k: SWITCHES[k] for k in ['baseline', *names]}
+    took = interleaved({k: short_run(s) for k, s in chosen.items()}, turns, clock=time.process_time)
     print('steps done', file=sys.stderr, flush=True)
-    seconds, steps, accuracy = to_accuracy(turns)
+    seconds, steps, accuracy = to_accuracy(turns, chosen)
     whole = kept(Switches())
     rows = []
-    for k, s in SWITCHES.items():
-        if k == 'baseline': continue
+    for k in names:
         rows.append(dict(switch=k, step=ratio(took['baseline'], took[k]), to_accuracy=ratio(seconds['baseline'], seconds[k]), steps=statistics.median(steps[k]),
-                         kept=kept(s)/whole, accuracy=statistics.median(accuracy[k]), seconds=seconds[k]))
+                         kept=kept(chosen[k])/whole, accuracy=statistics.median(accuracy[k]), seconds=seconds[k]))
     return rows, dict(seconds=seconds['baseline'], steps=statistics.median(steps['baseline']), accuracy=statistics.median(accuracy['baseline']), step=took['baseline'])
 
 
@@ -138,24 +142,46 @@ def muon(steps=100):
     return dict(steps=steps, rows=rows, conditions='GPT of 2 layers and hidden size 48, the rule of models.tiny; mean of the last five losses; for Muon the matrices of the layers, the rest by AdamW at 3e-3')
 
 
-def main():
+def merged(old, rows, apart):
+    "A result with these rows in place of the old ones of the same switches; each says when and beside which baseline"
+    new = {r['switch']: r | dict(apart=apart) for r in rows}
+    return old | dict(rows=list(({r['switch']: r for r in old['rows']} | new).values()))
+
+
+def arguments(given):
+    "What was asked for; ends with a message for a name that is none, and where there is no file to merge into"
     p = argparse.ArgumentParser()
     p.add_argument('--turns', type=int, default=7)
-    p.add_argument('--only-switches', action='store_true', help='keep what the file says of DeepSpeed and Muon')
-    p.add_argument('--out', default=str(Path(__file__).parent.parent/'fsdl_tools/data/results/speedups.json'))
-    a = p.parse_args()
+    p.add_argument('--only-switches', nargs='*', metavar='NAME', help='keep what the file says of DeepSpeed and Muon; with names, measure these switches beside the baseline and keep all else')
+    p.add_argument('--out', type=Path, default=Path(__file__).parent.parent/'fsdl_tools/data/results/speedups.json')
+    a = p.parse_args(given)
+    try:
+        for name in a.only_switches or []: one_of('switch', name, [k for k in SWITCHES if k != 'baseline'])
+    except ValueError as e: p.error(str(e))
+    if a.only_switches is not None and not a.out.exists(): p.error(f'there is no {a.out} to keep anything of: measure all first')
+    return a
+
+
+def main(given=None):
+    a = arguments(given)
+    old = json.loads(a.out.read_text()) if a.only_switches is not None else {}
     torch.set_num_threads(1)
-    rows, baseline = switches(a.turns)
-    combined = together(a.turns, rows)
+    conditions = f'one CPU thread of a machine that had other work, seconds of the processor; accuracy {TARGET:.0%} on 297 test pictures; a turn of a step is {SHORT} steps; compile with a warm cache'
+    facts = dict(date=datetime.date.today().isoformat(), torch=torch.__version__, repeats=a.turns, planned=PLANNED, target=TARGET, conditions=conditions)
+    names = list(dict.fromkeys(a.only_switches or [])) or [k for k in SWITCHES if k != 'baseline']
+    rows, baseline = switches(a.turns, names)
+    out = merged(old, rows, facts | dict(baseline=baseline)) if a.only_switches else whole_result(a.turns, old, facts, rows, baseline)
+    a.out.write_text(json.dumps(out, indent=1) + '\n')
+
+
+def whole_result(turns, old, facts, rows, baseline):
+    "All that the file says, with the old measurements of DeepSpeed and Muon where they are kept"
+    combined = together(turns, rows)
     print('together done', file=sys.stderr, flush=True)
-    old = json.loads(Path(a.out).read_text()) if a.only_switches else {}
     if not old: build_env('sharding')
     deepspeed = old.get('deepspeed') or run_in('sharding', 'fsdl_tools.training.speedups:deepspeed_run', dict(turns=21), timeout=400)
     deepspeed |= dict(remarks=REMARKS, conditions='one thread; side environment sharding')
-    conditions = f'one CPU thread of a machine that had other work, seconds of the processor; accuracy {TARGET:.0%} on 297 test pictures; a turn of a step is {SHORT} steps; compile with a warm cache'
-    out = dict(date=datetime.date.today().isoformat(), torch=torch.__version__, repeats=a.turns, planned=PLANNED, target=TARGET, conditions=conditions,
-               baseline=baseline, rows=rows, together=combined, deepspeed=deepspeed, muon=old.get('muon') or muon())
-    Path(a.out).write_text(json.dumps(out, indent=1) + '\n')
+    return facts | dict(baseline=baseline, rows=rows, together=combined, deepspeed=deepspeed, muon=old.get('muon') or muon())
 
 
 if __name__ == '__main__': main()

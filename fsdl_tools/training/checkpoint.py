@@ -24,8 +24,10 @@ class CheckpointError(RuntimeError):
 
     def __init__(self, message, problems=()):
         self.problems = list(problems) or [message]
-        more = f' … and {len(problems) - 8} more' if len(problems) > 8 else ''
-        super().__init__(message + (': ' + '; '.join(self.problems[:8]) + more if problems else ''))
+        if problems:
+            more = f' … and {len(problems) - 8} more' if len(problems) > 8 else ''
+            message = message + ': ' + '; '.join(self.problems[:8]) + more
+        super().__init__(message)
 
 class _Lost(CheckpointError):
     "Another rank has died or does not answer: nothing can be agreed upon any more"
@@ -41,18 +43,14 @@ def _name(step):
     return f'step-{int(step):08d}'
 
 def _sha256(path):
-    "Hex digest of a file, read in pieces"
-    h = hashlib.sha256()
+    "Hex digest of a file"
     with open(path, 'rb') as f:
-        while piece := f.read(1 << 20):
-            h.update(piece)
-    return h.hexdigest()
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def _seal(manifest):
     "Digest of all that a manifest says, itself excepted"
-    return hashlib.sha256(
-        json.dumps({k: v for k, v in manifest.items() if k != 'seal'}, sort_keys=True).encode()
-    ).hexdigest()
+    said = {k: v for k, v in manifest.items() if k != 'seal'}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 def _size(path):
     "Bytes of an ordinary file; raises OSError or ValueError for anything else"
@@ -61,19 +59,25 @@ def _size(path):
         raise ValueError('a link' if stat.S_ISLNK(s.st_mode) else 'not an ordinary file')
     return s.st_size
 
+def _said(e):
+    "An error in one text: its kind and what it says"
+    return f'{type(e).__name__}: {e}'
+
 def _manifest(path):
     "What a manifest lists, all it says, and whether it fits its seal; raises ValueError when none can be read"
+    file = path/'manifest.json'
     try:
-        _size(path/'manifest.json')
-        m = json.loads((path/'manifest.json').read_text(encoding='utf-8'))
-        return {n: (e['bytes'], e['sha256']) for n, e in m['files'].items()}, m, m.get('seal') == _seal(m)
+        _size(file)
+        said = json.loads(file.read_text(encoding='utf-8'))
+        listed = {n: (e['bytes'], e['sha256']) for n, e in said['files'].items()}
+        return listed, said, said.get('seal') == _seal(said)
     except FileNotFoundError:
         raise ValueError('manifest.json is missing: the checkpoint was never finished') from None
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as e:
-        raise ValueError(f'manifest.json cannot be read: {type(e).__name__}: {e}') from None
+        raise ValueError(f'manifest.json cannot be read: {_said(e)}') from None
 
 def _file_problem(path, name, want, read):
-    "What is wrong with one file; its content is looked at when `read`"
+    "What is wrong with one file, of which (bytes, sha256) are wanted; its content is looked at when `read`"
     if name in ('', '.', '..') or name != os.path.basename(name) or '\\' in name:
         return f'{name!r} leads out of the folder'
     try:
@@ -86,21 +90,32 @@ def _file_problem(path, name, want, read):
     except (OSError, ValueError) as e:
         return f'{name}: {e}'
 
+def _manifest_problems(path, files, said, sealed):
+    "What in a manifest contradicts itself, this version, or the names in the folder"
+    if not sealed:
+        yield 'manifest.json has been changed: its seal is broken'
+    if said.get('format') != 1:
+        yield f"the format is {said.get('format')!r}, this version reads 1"
+    step = said.get('step')
+    if _step.fullmatch(path.name) and path.name != f'step-{str(step):0>8}':
+        yield f'the folder is {path.name}, the manifest speaks of step {step!r}'
+    if 'extra.json' not in files:
+        yield 'the manifest does not list extra.json'
+    for name in sorted(os.listdir(path)):
+        if name not in files and name != 'manifest.json':
+            yield f'{name} is not in the manifest'
+
 def _problems(path, rank=0, world=1):
     "What is wrong with a checkpoint; of the contents, this rank reads every world-th file"
     try:
-        files, m, sealed = _manifest(path)
+        files, said, sealed = _manifest(path)
     except ValueError as e:
         return [str(e)]
-    out = [] if sealed else ['manifest.json has been changed: its seal is broken']
-    if m.get('format') != 1:
-        out.append(f"the format is {m.get('format')!r}, this version reads 1")
-    if _step.fullmatch(path.name) and path.name != f"step-{str(m.get('step')):0>8}":
-        out.append(f"the folder is {path.name}, the manifest speaks of step {m.get('step')!r}")
-    if 'extra.json' not in files:
-        out.append('the manifest does not list extra.json')
-    out += [f'{n} is not in the manifest' for n in sorted(os.listdir(path)) if n not in files and n != 'manifest.json']
-    return out + [p for i, n in enumerate(sorted(files)) if (p := _file_problem(path, n, files[n], i % world == rank))]
+    out = list(_manifest_problems(path, files, said, sealed))
+    for i, name in enumerate(sorted(files)):
+        if problem := _file_problem(path, name, files[name], read=i % world == rank):
+            out.append(problem)
+    return out
 
 def verify_checkpoint(
     path # Folder of one checkpoint
@@ -117,11 +132,14 @@ def _check_tensor(name, t):
     if not isinstance(name, str) or name in ('', '__metadata__'):
         raise ValueError(f'{name!r} cannot be the name of a tensor')
     if t.is_meta or t.layout != torch.strided:
-        raise ValueError(
-            f'{name!r} is {"on the meta device" if t.is_meta else t.layout}: it has no contents that could be stored'
-        )
+        where = 'on the meta device' if t.is_meta else t.layout
+        raise ValueError(f'{name!r} is {where}: it has no contents that could be stored')
     if isinstance(t, DTensor) and any(p.is_partial() for p in t.placements):
         raise ValueError(f'{name!r} is a sum that has not been taken yet: {t.placements}')
+
+def _kind(dtype, shape):
+    "Type and shape of a tensor, as errors say them"
+    return f'{dtype} {tuple(shape)}'
 
 def _host_copy(name, t):
     "A copy in host memory that nothing else refers to; a DTensor stays one"
@@ -135,12 +153,13 @@ class _Planner(dcp.DefaultSavePlanner):
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def create_global_plan(self, all_plans):
-        first = {}
+        first = {}                      # name -> (rank, what it has)
         for rank, item in ((r, i) for r, plan in enumerate(all_plans) for i in plan.items):
-            now = f'{item.tensor_data.properties.dtype} {tuple(item.tensor_data.size)}'
-            before = first.setdefault(item.index.fqn, (rank, now))
-            if before[1] != now:
-                raise ValueError(f'{item.index.fqn!r} is {before[1]} on rank {before[0]} and {now} on rank {rank}')
+            name, data = item.index.fqn, item.tensor_data
+            now = _kind(data.properties.dtype, data.size)
+            other, before = first.setdefault(name, (rank, now))
+            if before != now:
+                raise ValueError(f'{name!r} is {before} on rank {other} and {now} on rank {rank}')
         return super().create_global_plan(all_plans)
 
 # %% ../../nbs/training/02_checkpoint.ipynb #500c5377
@@ -161,15 +180,8 @@ def _finish(tmp, final, step, world, files, extra):
     "The last files, the manifest, and the rename that makes it a checkpoint"
     (tmp/'extra.json').write_text(extra, encoding='utf-8')
     files = files | {'extra.json': _enter(tmp/'extra.json')}
-    m = dict(
-        format=1,
-        step=step,
-        world_size=world,
-        created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        files=files,
-        versions=dict(python=platform.python_version(), torch=torch.__version__, safetensors=version('safetensors')),
-    )
-    (tmp/'manifest.json').write_text(json.dumps(m | {'seal': _seal(m)}, indent=1), encoding='utf-8')
+    said = _to_seal(step, world, files)
+    (tmp/'manifest.json').write_text(json.dumps(said | {'seal': _seal(said)}, indent=1), encoding='utf-8')
     if bad := _problems(tmp, rank=-1):
         raise CheckpointError('do all ranks write to the same folder?', bad)
     _sync(tmp/'manifest.json')
@@ -178,6 +190,12 @@ def _finish(tmp, final, step, world, files, extra):
         _discard(final)
     os.rename(tmp, final)
     _sync(final.parent)
+
+def _to_seal(step, world, files):
+    "What a manifest says"
+    versions = dict(python=platform.python_version(), torch=torch.__version__, safetensors=version('safetensors'))
+    created = datetime.now(timezone.utc).isoformat(timespec='seconds')
+    return dict(format=1, step=step, world_size=world, created=created, files=files, versions=versions)
 
 def _discard(path):
     "Remove a checkpoint: first its name, at once, then its files"
@@ -192,6 +210,18 @@ def _sweep(folder):
         if _leftover.fullmatch(p.name) and p.is_dir() and not p.is_symlink():
             shutil.rmtree(p)
 
+def _own_group(timeout):
+    "A process group beside the one that trains, on the CPU"
+    timeout = timedelta(seconds=positive('timeout', timeout, integer=False))
+    return dist.new_group(backend='gloo', timeout=timeout)
+
+def _tried(fn):
+    "(what fn returns, None), or (None, the error that it raised)"
+    try:
+        return fn(), None
+    except Exception as e:
+        return None, _said(e)
+
 class Checkpointer:
     "Saves and loads the state of a run in a folder that no other run writes to; all ranks call and get the same answer"
 
@@ -202,42 +232,38 @@ class Checkpointer:
     ):
         self.folder, self.keep, self.failed = Path(folder).absolute(), positive('keep', keep), []
         str(self.folder).encode()      # raises UnicodeEncodeError where safetensors could not read later
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if (on := dist.is_initialized()) else (0, 1)
-        self._group = (
-            dist.new_group(backend='gloo', timeout=timedelta(seconds=positive('timeout', timeout, integer=False)))
-            if on
-            else None
-        )
+        self.rank, self.world, self._group = 0, 1, None
+        if dist.is_initialized():
+            self.rank, self.world, self._group = dist.get_rank(), dist.get_world_size(), _own_group(timeout)
         self._thread = self._error = None
         self._all(f'cannot keep checkpoints in {str(folder)!r}', lambda: self.rank == 0 and _sweep(self.folder))
 
     def _all(self, what, fn):
         "What fn returns on each rank; where it raises on one, the same CheckpointError on all"
-        try:
-            mine = fn(), None
-        except Exception as e:
-            mine = None, f'{type(e).__name__}: {e}'
+        every = self._gather(what, _tried(fn))
+        if bad := [f'rank {r}: {error}' for r, (_, error) in enumerate(every) if error]:
+            raise CheckpointError(what, bad)
+        return [value for value, _ in every]
+
+    def _gather(self, what, mine):
+        "What each rank has; raises _Lost where one does not answer"
         every = [mine]*self.world
         try:
             if self._group:
                 dist.all_gather_object(every, mine, group=self._group)
         except RuntimeError as e:
-            raise _Lost(
-                what, [f'rank {self.rank} has lost another rank: {type(e).__name__}: {e}'.splitlines()[0]]
-            ) from e
-        if bad := [f'rank {r}: {e}' for r, (_, e) in enumerate(every) if e]:
-            raise CheckpointError(what, bad)
-        return [v for v, _ in every]
+            lost = f'rank {self.rank} has lost another rank: {_said(e)}'
+            raise _Lost(what, [lost.splitlines()[0]]) from e
+        return every
 
     def _path(self, step):
         return self.folder/_name(step)
 
     def steps(self) -> list: # Steps, oldest first
         "Checkpoints on disk, by their names"
-        found = (
-            m for p in self.folder.iterdir() if (m := _step.fullmatch(p.name)) and p.is_dir() and not p.is_symlink()
-        )
-        return sorted(int(m[1]) for m in found if _name(int(m[1])) == m[0])
+        folders = [p.name for p in self.folder.iterdir() if p.is_dir() and not p.is_symlink()]
+        found = [int(m[1]) for name in folders if (m := _step.fullmatch(name)) and _name(int(m[1])) == name]
+        return sorted(found)
 
     def wait(self):
         "Until the save under way is finished; raises CheckpointError when it failed, on every rank"
@@ -261,7 +287,8 @@ def _begin(self:Checkpointer, step, tmp):
     return tmp
 
 def _causes(e):
-    return [f'rank {r}: {type(x).__name__}: {x}' for r, (x, _) in sorted(e.failures.items())]
+    "What each rank has failed of"
+    return [f'rank {rank}: {_said(error)}' for rank, (error, _) in sorted(e.failures.items())]
 
 @patch
 def _shards(self:Checkpointer, what, tmp, copies):
@@ -279,20 +306,24 @@ def _shards(self:Checkpointer, what, tmp, copies):
 @patch
 def _write(self:Checkpointer, step, copies, extra):
     "All of a save, or nothing"
+    what = f'step {step} was not saved'
     # rank 0's name is the one that counts
-    what, name = f'step {step} was not saved', f'.{_name(step)}.tmp-{secrets.token_hex(4)}'
-
-    def undo():
-        # what resists is removed at the next start
-        self.rank == 0 and shutil.rmtree(self.folder/name, ignore_errors=True)
+    mine = self.folder/f'.{_name(step)}.tmp-{secrets.token_hex(4)}'
     try:
-        tmp = self._all(what, lambda: self.rank == 0 and self._begin(step, self.folder/name))[0]
+        tmp = self._all(what, lambda: self.rank == 0 and self._begin(step, mine))[0]
         files = self._shards(what, tmp, copies)
         self._all(what, lambda: self.rank == 0 and _finish(tmp, self._path(step), step, self.world, files, extra))
     except BaseException as e:
-        # together: gone when anybody hears of it
-        undo() if not isinstance(e, CheckpointError) or isinstance(e, _Lost) else self._all(what, undo)
+        self._undo(what, mine, e)
         raise
+
+@patch
+def _undo(self:Checkpointer, what, tmp, error):
+    "Remove what a save has left that failed; what resists is removed at the next start"
+    remove = lambda: self.rank == 0 and shutil.rmtree(tmp, ignore_errors=True)
+    all_know = isinstance(error, CheckpointError) and not isinstance(error, _Lost)
+    # together: gone when anybody hears of it
+    self._all(what, remove) if all_know else remove()
 
 @patch
 def save(self:Checkpointer,
@@ -305,10 +336,8 @@ def save(self:Checkpointer,
     name, extra = _name(step), json.dumps({} if extra is None else extra, indent=1)
     self._settle()
     copies = {n: _host_copy(n, t) for n, t in tensors.items()}
-    self._error, self._thread = (
-        None,
-        threading.Thread(target=self._work, args=(int(step), copies, extra), name=f'save {name}'),
-    )
+    work = (int(step), copies, extra)
+    self._error, self._thread = None, threading.Thread(target=self._work, args=work, name=f'save {name}')
     self._thread.start()
     if wait:
         self.wait()
@@ -318,30 +347,34 @@ def _work(self:Checkpointer, step, copies, extra):
     "What the background thread does"
     try:
         self._write(step, copies, extra)
+    except CheckpointError as e:
+        return self._fail(step, e)
     except Exception as e:
-        self._error = (
-            e
-            if isinstance(e, CheckpointError)
-            else CheckpointError(f'step {step} was not saved', [f'rank {self.rank}: {type(e).__name__}: {e}'])
-        )
-        return self.failed.append((step, str(self._error)))
+        return self._fail(step, CheckpointError(f'step {step} was not saved', [f'rank {self.rank}: {_said(e)}']))
     try:
         self._prune(step)
     except CheckpointError as e:
         warnings.warn(str(e), stacklevel=2)      # the new one is there all the same
 
 @patch
+def _fail(self:Checkpointer, step, error):
+    "Keep an error for whoever waits, and on record"
+    self._error = error
+    self.failed.append((step, str(error)))
+
+@patch
 def _prune(self:Checkpointer, step):
     "Keep the one just written and the newest others that verify, `keep` in all; what is older goes"
-    good, steps = 0, self._all(f'step {step} is saved, but the older ones could not be listed', self.steps)[0]
-    for s in [step] + [s for s in reversed(steps) if s != step] if len(steps) > self.keep else []:
+    steps = self._all(f'step {step} is saved, but the older ones could not be listed', self.steps)[0]
+    if len(steps) <= self.keep:
+        return
+    good = 0
+    for s in [step, *(s for s in reversed(steps) if s != step)]:
         if good < self.keep:
             good += not self._check(s)
         else:
-            self._all(
-                f'step {step} is saved, but step {s} could not be removed',
-                lambda s=s: self.rank == 0 and _discard(self._path(s)),
-            )
+            what = f'step {step} is saved, but step {s} could not be removed'
+            self._all(what, lambda s=s: self.rank == 0 and _discard(self._path(s)))
 
 @patch
 def _check(self:Checkpointer, step):
@@ -362,16 +395,20 @@ def latest(self:Checkpointer): # Step; None: there is none
 # %% ../../nbs/training/02_checkpoint.ipynb #8c622ce6
 def _misfits(tensors, saved):
     "What cannot be filled from a checkpoint, and why"
-    want = {n: f'{t.dtype} {tuple(t.shape)}' for n, t in tensors.items()}
-    have = {n: f'{saved[n].properties.dtype} {tuple(saved[n].size)}' for n in tensors if n in saved}
     none = [n for n in tensors if n not in saved]
-    hints = [
-        f", did you mean {' or '.join(map(repr, near))}?" if i < 8 and (near := nearest(n, saved)) else ''
-        for i, n in enumerate(none)
-    ]
-    return [f'there is no {n!r}{h}' for n, h in zip(none, hints, strict=True)] + [
-        f'{n!r} was saved as {have[n]}, not {want[n]}' for n in have if have[n] != want[n]
-    ]
+    # names are looked for that are near: of many that are missing only the first, errors show no more
+    missing = [f'there is no {n!r}{_hint(n, saved) if i < 8 else ""}' for i, n in enumerate(none)]
+    return missing + [p for n, t in tensors.items() if n in saved and (p := _misfit(n, t, saved[n]))]
+
+def _misfit(name, t, saved):
+    "How a tensor differs in type or shape from what was saved"
+    want, have = _kind(t.dtype, t.shape), _kind(saved.properties.dtype, saved.size)
+    return f'{name!r} was saved as {have}, not {want}' if have != want else ''
+
+def _hint(name, names):
+    "Those that are almost called so; empty when there are none"
+    near = nearest(name, names)
+    return f", did you mean {' or '.join(map(repr, near))}?" if near else ''
 
 def _metadata(path):
     return dcp.HuggingFaceStorageReader(str(path)).read_metadata()
@@ -396,42 +433,60 @@ def load(self:Checkpointer,
     for n, t in tensors.items():
         _check_tensor(n, t)
     self._settle()
-    steps = self._all('cannot list the checkpoints', self.steps)[0]
-    found = self.latest() if step is None else step if step in steps else None
-    if found is None:
-        raise FileNotFoundError(
-            f"no {'good checkpoint' if step is None else f'checkpoint of step {step}'} in {str(self.folder)!r}: "
-            f"there are {steps}"
-        )
-    if step is not None and (bad := self._check(step)):
-        raise CheckpointError(f'step {step} does not verify', bad)
-    what, path = f'step {found} does not fit', self._path(found)
-    bad = self._all(what, lambda: _misfits(tensors, _metadata(path).state_dict_metadata))
-    if any(bad):
-        raise CheckpointError(what, [f'rank {r}: {p}' for r, some in enumerate(bad) for p in some])
+    found = self._find(step)
+    path = self._path(found)
+    self._check_fit(f'step {found} does not fit', path, tensors)
     try:
         _fill(path, tensors, self._group)
     except dcp.CheckpointException as e:
         raise CheckpointError(f'step {found} could not be read', _causes(e)) from None
     return found, json.loads((path/'extra.json').read_text(encoding='utf-8'))
 
+@patch
+def _find(self:Checkpointer, step):
+    "The step to load, which verifies: this one, or with None the latest"
+    steps = self._all('cannot list the checkpoints', self.steps)[0]
+    found = self.latest() if step is None else step
+    if found is None or step is not None and step not in steps:
+        what = 'good checkpoint' if step is None else f'checkpoint of step {step}'
+        raise FileNotFoundError(f'no {what} in {str(self.folder)!r}: there are {steps}')
+    if step is not None and (bad := self._check(step)):
+        raise CheckpointError(f'step {step} does not verify', bad)
+    return found
+
+@patch
+def _check_fit(self:Checkpointer, what, path, tensors):
+    "Refuse tensors that this checkpoint cannot fill, on any rank"
+    bad = self._all(what, lambda: _misfits(tensors, _metadata(path).state_dict_metadata))
+    if any(bad):
+        raise CheckpointError(what, [f'rank {r}: {p}' for r, some in enumerate(bad) for p in some])
+
+def _checkpoint_row(step, path):
+    "What can be said of a checkpoint; of what resuming passes over, why"
+    if path.is_symlink() or not path.is_dir():
+        problem = 'a link, not a folder' if path.is_symlink() else 'not a folder'
+        return dict(step=step, files=0, bytes=0, good=False, problem=problem)
+    bad, sizes = verify_checkpoint(path), [f.lstat().st_size for f in path.rglob('*') if f.is_file()]
+    return dict(step=step, files=len(sizes), bytes=sum(sizes), good=not bad, problem='; '.join(bad))
+
 def checkpoints(
     folder # Where a Checkpointer keeps them
 ) -> Table: # step, files, bytes, good, problem
     "All checkpoints of a run, read and verified"
-
-    def row(step, p):
-        if p.is_symlink() or not p.is_dir():            # what resuming passes over
-            problem = 'a link, not a folder' if p.is_symlink() else 'not a folder'
-            return dict(step=step, files=0, bytes=0, good=False, problem=problem)
-        bad, sizes = verify_checkpoint(p), [f.lstat().st_size for f in p.rglob('*') if f.is_file()]
-        return dict(step=step, files=len(sizes), bytes=sum(sizes), good=not bad, problem='; '.join(bad))
     found = sorted((int(m[1]), p) for p in Path(folder).iterdir() if (m := _step.fullmatch(p.name)))
-    return Table(
-        [row(*f) for f in found], ['step', 'files', 'bytes', 'good', 'problem'], formats={'bytes': human_bytes}
-    )
+    rows = [_checkpoint_row(step, p) for step, p in found]
+    return Table(rows, ['step', 'files', 'bytes', 'good', 'problem'], formats={'bytes': human_bytes})
 
 # %% ../../nbs/training/02_checkpoint.ipynb #9768c3d9
+def _empty_tensors(saved, prefix):
+    "Name without the prefix -> a tensor to fill, of each that was saved with it"
+    names = [n for n in saved if n.startswith(prefix) and n != prefix]
+    if not names:
+        raise ValueError(
+            f'no tensor has a name that starts with {prefix!r}; there are {", ".join(sorted(saved)[:5])} …'
+        )
+    return {n: torch.empty(saved[n].size, dtype=saved[n].properties.dtype) for n in names}
+
 def export_weights(
     path,               # Folder of one checkpoint
     out,                # The .safetensors file to write
@@ -441,19 +496,9 @@ def export_weights(
     path, out = Path(path), Path(out)
     if bad := verify_checkpoint(path):
         raise CheckpointError(f'{path.name} does not verify', bad)
-    saved = _metadata(path).state_dict_metadata
-    take = {
-        n: torch.empty(m.size, dtype=m.properties.dtype)
-        for n, m in saved.items()
-        if n.startswith(prefix) and n != prefix
-    }
-    if not take:
-        raise ValueError(
-            f'no tensor has a name that starts with {prefix!r}; there are {", ".join(sorted(saved)[:5])} …'
-        )
+    tensors = _empty_tensors(_metadata(path).state_dict_metadata, prefix)
     if out.absolute().parent.resolve() == path.resolve():
         raise ValueError('a checkpoint with one more file would no longer verify: write it elsewhere')
-    _fill(path, take)
-    return write_atomic(
-        out, safetensors.torch.save({n[len(prefix) :]: t for n, t in take.items()}, metadata={'format': 'pt'})
-    )
+    _fill(path, tensors)
+    weights = {n.removeprefix(prefix): t for n, t in tensors.items()}
+    return write_atomic(out, safetensors.torch.save(weights, metadata={'format': 'pt'}))

@@ -64,19 +64,27 @@ class TrainConfig(Record):
         for f in ('steps', 'global_batch', 'keep'):
             positive(f, getattr(self, f))
         for f in ('seq', 'image_size', 'warmup', 'seed', 'eval_every', 'eval_samples', 'save_every', 'workers'):
-            if not isinstance(v := getattr(self, f), int) or isinstance(v, bool) or v < 0:
-                raise ValueError(f'{f} must be 0 or a positive whole number, not {v!r}')
+            _check_count(f, getattr(self, f))
         positive('lr', self.lr, integer=False)
         one_of('lr_schedule', self.lr_schedule, lr_schedules)
         for f in ('clip', 'weight_decay'):
-            if not 0 <= getattr(self, f) < float('inf'):
-                raise ValueError(f'{f} must be 0 or positive and finite, not {getattr(self, f)!r}')
+            _check_amount(f, getattr(self, f))
         if self.device:
             one_of('device', self.device, ['cpu', 'cuda'])
         if (self.save_every or self.resume) and not self.folder:
             raise ValueError('checkpoints need a folder')
 
 # %% ../../nbs/training/03_config.ipynb #b83ca338
+def _check_count(field, value):
+    "Refuse what is no whole number from 0 up"
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f'{field} must be 0 or a positive whole number, not {value!r}')
+
+def _check_amount(field, value):
+    "Refuse what is no finite number from 0 up"
+    if not 0 <= value < float('inf'):
+        raise ValueError(f'{field} must be 0 or positive and finite, not {value!r}')
+
 def _name_factories(config):
     "Functions that were handed over become their names"
     for f in ('model', 'data'):
@@ -99,7 +107,8 @@ def lr_at(
     "Learning rate of a step: a function of the step, so that there is nothing to remember"
     if step < c.warmup:
         return c.lr*(step + 1)/c.warmup
-    return c.lr*lr_schedules[c.lr_schedule]((step - c.warmup)/max(c.steps - c.warmup, 1))
+    progress = (step - c.warmup)/max(c.steps - c.warmup, 1)
+    return c.lr*lr_schedules[c.lr_schedule](progress)
 
 # %% ../../nbs/training/03_config.ipynb #f25b2538
 def _kind(name):
@@ -107,35 +116,51 @@ def _kind(name):
     if name in gpts:
         return 'tokens', 'gpt'
     if is_factory(name):
-        return load_factory(name) and None, 'own'
-    try:
-        where, there = locate(name)
-    except ValueError as e:
-        one_of('model', name, [*gpts]) if nearest(name, gpts) else None
-        raise e
-    if where == 'timm':
+        load_factory(name)                      # raises ValueError where there is no such function
+        return None, 'own'
+    if _library_of(name) == 'timm':
         return 'images', 'timm'
+    return _task_of(name), 'transformers'
+
+def _library_of(name):
+    "timm or transformers; raises ValueError, which names the nearest of our GPTs where one is near"
+    try:
+        where, _ = locate(name)
+    except ValueError:
+        if nearest(name, gpts):
+            one_of('model', name, gpts)
+        raise
+    return where
+
+def _task_of(name):
+    "What a model of transformers is trained on: tokens or images"
     from fsdl_tools.models.build import find_class, load_config
     config = load_config(name)
     for task, kind in (('causal-lm', 'tokens'), ('image-classification', 'images')):
         with contextlib.suppress(ValueError):
-            return find_class(config, task) and kind, 'transformers'
+            find_class(config, task)
+            return kind
     raise ValueError(f'{name} can be trained neither on tokens (causal-lm) nor on images (image-classification)')
 
 # %% ../../nbs/training/03_config.ipynb #9c687190
-def _layout(c, config, device):
+def _layout(c, device):
     "The layout with micro-batch and precision filled in where its text leaves them open"
     l = parse_layout(c.layout)
     if 'precision' not in c.layout:
         l = l.replace(precision='fp32' if device == 'cpu' else 'bf16')
     if 'micro_batch' not in c.layout:
-        share = c.global_batch // l.dp if c.global_batch % l.dp == 0 else 1
-        l = l.replace(
-            micro_batch=next(
-                (share // n for n in (2 * l.pp, l.pp) if l.pp > 1 and share % n == 0), share if l.pp == 1 else 1
-            )
-        )
+        l = l.replace(micro_batch=_micro_batch(l, c.global_batch))
     return l
+
+def _micro_batch(l, global_batch):
+    "All samples of a replica at once; of a pipeline a part, so that its stages overlap"
+    share = global_batch // l.dp if global_batch % l.dp == 0 else 1
+    if l.pp == 1:
+        return share
+    for parts in (2*l.pp, l.pp):
+        if share % parts == 0:
+            return share // parts
+    return 1
 
 # %% ../../nbs/training/03_config.ipynb #45f769b7
 def check_config(
@@ -143,41 +168,65 @@ def check_config(
     world:int=None # Ranks there are; None: as many as the layout needs
 ) -> tuple:        # (config with nothing left open, layout, data to train on, to evaluate on, shape of the GPT or None)
     "Check a run before a process starts; raises ValueError or FileNotFoundError saying what is wrong"
-    (kind, source), device = _kind(c.model), c.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('device cuda: there is none here')
-    c = c.replace(
-        device=device,
-        seq=_seq(c, source) if kind == 'tokens' else 0 if kind else c.seq,
-        image_size=_size(c, source) if kind == 'images' else 0 if kind else c.image_size,
-    )
+    kind, source = _kind(c.model)
+    c = _sized(c.replace(device=_device(c)), kind, source)
     one_of('optimizer that can be run', parse_layout(c.layout).optimizer, _trainable)
-    data, held = open_data(
-        c.data, seq=c.seq or 64, size=c.image_size or 32, holdout=c.holdout, tokenizer=c.tokenizer or None, seed=c.seed
-    )
-    if kind and data.kind != kind:
-        raise ValueError(f'{c.model} is trained on {kind}, and {c.data!r} holds {data.kind}')
-    needs = {'tokens': 'vocab', 'images': 'classes'}.get(kind)
-    if needs and getattr(data, needs) is None:
-        raise ValueError(f'{c.model} must know how many outputs to have: give {c.data!r} a field {needs}')
-    shape = (
-        gpt_config(c.model, vocab=_round_up(data.vocab, gpts[c.model].vocab), ctx=max(c.seq, gpts[c.model].ctx))
-        if source == 'gpt'
-        else None
-    )
-    l = check_runnable(_layout(c, shape, device), shape, c.global_batch, c.seq or None, world)
-    for name in (c.model, c.data):
-        if l.world > 1 and name.startswith('__main__:') and not dist.is_initialized():
-            raise ValueError(f'{name} cannot be imported by the ranks of {l}: move the function into a module')
+    data, held = _open(c)
+    _check_kind(c, kind, data)
+    shape = _gpt_shape(c, data) if source == 'gpt' else None
+    l = check_runnable(_layout(c, c.device), shape, c.global_batch, c.seq or None, world)
+    _check_importable(c, l)
     if len(data) < c.global_batch:
         raise ValueError(f'{data.describe()}: fewer samples than a global batch of {c.global_batch}')
     if c.folder:
         _check_folder(c, data, held, l.optimizer)
     return c.replace(layout=str(l)), l, data, held, shape
 
+def _device(c):
+    "cpu or cuda; raises ValueError where there is no such device"
+    there = torch.cuda.is_available()
+    if c.device == 'cuda' and not there:
+        raise ValueError('device cuda: there is none here')
+    return c.device or ('cuda' if there else 'cpu')
+
+def _open(c):
+    "The data of a run: to train on, and to evaluate on"
+    sizes = dict(seq=c.seq or 64, size=c.image_size or 32)
+    return open_data(c.data, **sizes, holdout=c.holdout, tokenizer=c.tokenizer or None, seed=c.seed)
+
+def _check_kind(c, kind, data):
+    "Refuse data that the model is not trained on, or that do not say how many outputs it must have"
+    if not kind:
+        return
+    if data.kind != kind:
+        raise ValueError(f'{c.model} is trained on {kind}, and {c.data!r} holds {data.kind}')
+    field = dict(tokens='vocab', images='classes')[kind]
+    if getattr(data, field) is None:
+        raise ValueError(f'{c.model} must know how many outputs to have: give {c.data!r} a field {field}')
+
+def _gpt_shape(c, data):
+    "Our GPT, with a vocabulary and a context that the data fit into"
+    named = gpts[c.model]
+    return gpt_config(c.model, vocab=_round_up(data.vocab, named.vocab), ctx=max(c.seq, named.ctx))
+
+def _check_importable(c, l):
+    "Refuse a function of a script or notebook where other processes would have to find it"
+    for name in (c.model, c.data):
+        if l.world > 1 and name.startswith('__main__:') and not dist.is_initialized():
+            raise ValueError(f'{name} cannot be imported by the ranks of {l}: move the function into a module')
+
 # %% ../../nbs/training/03_config.ipynb #5bd99375
 def _round_up(vocab, least):
+    "At least so many, else the next multiple of 128"
     return least if vocab <= least else -(-vocab // 128)*128
+
+def _sized(c, kind, source):
+    "The config with the length of texts or the side of images filled in; 0 for what its model does not take"
+    if kind == 'tokens':
+        return c.replace(seq=_seq(c, source), image_size=0)
+    if kind == 'images':
+        return c.replace(seq=0, image_size=_size(c, source))
+    return c
 
 def _seq(c, source):
     "Tokens of a sample"
@@ -231,29 +280,48 @@ def _run_of(folder):
     if not f.exists():
         return None
     try:
-        d = json.loads(f.read_text(encoding='utf-8'))
-        parse_layout(d['config']['layout'])
-        return d | dict(config=dict(d['config']), samples=d['samples'])
+        said = json.loads(f.read_text(encoding='utf-8'))
+        parse_layout(said['config']['layout'])
+        return said | dict(config=dict(said['config']), samples=said['samples'])
     except (ValueError, LookupError, TypeError) as e:
         raise ValueError(f'{str(f)!r} is not the record of a run: {type(e).__name__}: {e}') from None
+
+def _reached(folder):
+    "The newest step that the run in a folder has saved; 0: none"
+    found = Path(folder).glob('checkpoints/step-*')
+    steps = [p.name.removeprefix('step-') for p in found if not p.is_symlink()]
+    return max((int(s) for s in steps if s.isdecimal()), default=0)
 
 def _check_folder(c, data, held, optimizer):
     "Refuse to mix two runs in one folder"
     if not (Path(c.folder)/'run.json').exists():
         return
-    found = [p for p in Path(c.folder).glob('checkpoints/step-*') if not p.is_symlink()]
-    steps = [int(p.name[5:]) for p in found if p.name[5:].isdecimal()]
-    if c.resume and c.steps < max(steps, default=0):
+    reached = _reached(c.folder)
+    if c.resume and c.steps < reached:
         raise ValueError(
-            f'the run in {c.folder!r} has reached step {max(steps)}: it cannot be resumed with steps={c.steps}'
+            f'the run in {c.folder!r} has reached step {reached}: it cannot be resumed with steps={c.steps}'
         )
     if not c.resume:
         raise FileExistsError(f'{c.folder!r} holds a run already: resume goes on with it, another folder keeps it')
     old = _run_of(c.folder)
+    _check_settings(c, old, dict(samples=len(data), optimizer=optimizer))
+    _check_content(c, old, _content(data, held))
+
+def _check_content(c, old, content):
+    "Refuse to go on with as many samples of other data; a version that noted no content is believed"
+    if old.get('content', content) != content:
+        before = old['config'].get('data')
+        raise ValueError(
+            f'the run in {c.folder!r} was trained on {before!r}, and {c.data!r} holds as many samples '
+            'with another content: it cannot be resumed with another'
+        )
+
+def _check_settings(c, old, facts):
+    "Refuse to go on with another model, batch and so on; facts: samples and optimizer of the run that is to go on"
     before = old['config'] | dict(
         samples=old['samples'], optimizer=parse_layout(old['config']['layout']).optimizer
     )
-    now = {k: getattr(c, k) for k in _essential} | dict(samples=len(data), optimizer=optimizer)
+    now = {k: getattr(c, k) for k in _essential} | facts
     if 'content' not in old:        # of a version that knew data by its name alone
         now |= dict(data=c.data, tokenizer=c.tokenizer)
     for k, v in now.items():
@@ -261,12 +329,6 @@ def _check_folder(c, data, held, optimizer):
             raise ValueError(
                 f'the run in {c.folder!r} has {k}={before.get(k)!r}, not {v!r}: it cannot be resumed with another'
             )
-    content = _content(data, held)
-    if old.get('content', content) != content:
-        raise ValueError(
-            f'the run in {c.folder!r} was trained on {before.get("data")!r}, and {c.data!r} holds as many samples '
-            'with another content: it cannot be resumed with another'
-        )
 
 # %% ../../nbs/training/03_config.ipynb #0d078357
 def _changes(
@@ -276,11 +338,13 @@ def _changes(
 ) -> dict:         # Field -> [before, now], and learning_rate; empty when nothing changes
     "What a run that goes on does differently from here on"
     old = TrainConfig.from_dict(before)
-    out = {k: [getattr(old, k), getattr(c, k)] for k in ('steps', *_schedule) if getattr(old, k) != getattr(c, k)}
-    rates = [lr_at(old, max(step - 1, 0)), lr_at(c, step)]
-    if not out or list(out) == ['steps'] and rates[1] == lr_at(old, step):
-        return {}                   # further, at the same rate
-    return out | dict(learning_rate=rates)
+    pairs = {k: [getattr(old, k), getattr(c, k)] for k in ('steps', *_schedule)}
+    out = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
+    rate = lr_at(c, step)
+    only_further = list(out) == ['steps'] and rate == lr_at(old, step)
+    if not out or only_further:
+        return {}
+    return out | dict(learning_rate=[lr_at(old, max(step - 1, 0)), rate])
 
 def _say_changes(changes, step):
     "One sentence for what changes"

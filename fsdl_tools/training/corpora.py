@@ -14,16 +14,17 @@ from ..core import nearest, need, one_of
 # %% ../../nbs/training/01_corpora.ipynb #0a7caadb
 _synthetic = ['synthetic', 'synthetic:tokens', 'synthetic:images']
 
+def _meant(path):
+    "A hint at what is called almost as a path that is not there; empty where nothing is"
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    near = nearest(path.name, [*_synthetic, *(p.name for p in beside)])
+    return f": did you mean {' or '.join(map(repr, near))}?" if near else ''
+
 def _regular(path, what='data'):
     "A path that can be read from start to end"
     path = Path(path)
     if not path.exists():
-        near = nearest(
-            path.name, _synthetic + [p.name for p in (path.parent.iterdir() if path.parent.is_dir() else ())]
-        )
-        raise FileNotFoundError(
-            f'no {what} at {str(path)!r}' + (f": did you mean {' or '.join(map(repr, near))}?" if near else '')
-        )
+        raise FileNotFoundError(f'no {what} at {str(path)!r}' + _meant(path))
     if not path.is_file():
         kind = 'a folder' if path.is_dir() else 'a pipe, a socket or a device'
         raise ValueError(f'the {what} at {str(path)!r} is {kind}: expected a file')
@@ -50,15 +51,17 @@ def _holds_text(kind):
     return str(kind) in ('string', 'large_string', 'string_view')
 
 def _text_column(path, schema):
+    "The column text, or the only one that holds texts"
     strings = [f.name for f in schema if _holds_text(f.type)]
-    if 'text' in strings or len(strings) == 1:
-        return 'text' if 'text' in strings else strings[0]
-    names, near = (
-        ', '.join(f'{f.name} ({f.type})' for f in schema),
-        ''.join(f'; the nearest is {n!r}' for n in nearest('text', schema.names, 1)),
-    )
+    if 'text' in strings:
+        return 'text'
+    if len(strings) == 1:
+        return strings[0]
+    columns = ', '.join(f'{f.name} ({f.type})' for f in schema)
+    near = ''.join(f'; the nearest is {n!r}' for n in nearest('text', schema.names, 1))
     raise ValueError(
-        f"{str(path)!r} has no column 'text' of strings, nor just one column of strings; its columns are {names}{near}"
+        f"{str(path)!r} has no column 'text' of strings, nor just one column of strings; "
+        f"its columns are {columns}{near}"
     )
 
 # %% ../../nbs/training/01_corpora.ipynb #eece4d2c
@@ -86,16 +89,17 @@ _not_text = {
     b'\x7fELF': 'a program',
 }
 
+def _begun(head, kinds):
+    "The kind of a file that begins like this, empty for an unknown one"
+    return next((what for magic, what in kinds.items() if head.startswith(magic)), '')
+
 def _plain(path):
     "`path`, unless its first bytes say that it holds something else than text"
     with open(path, 'rb') as f:
         head = f.read(512)
-    for magic, what in _packed.items():
-        if head.startswith(magic):
-            raise ValueError(f'{str(path)!r} is {what} it first')
-    kind = next((what for magic, what in _not_text.items() if head.startswith(magic)), '')
-    if head[257:262] == b'ustar':
-        kind = 'a tar archive'
+    if what := _begun(head, _packed):
+        raise ValueError(f'{str(path)!r} is {what} it first')
+    kind = 'a tar archive' if head[257:262] == b'ustar' else _begun(head, _not_text)
     if kind:
         raise ValueError(f"{str(path)!r} is {kind}: expected text in UTF-8, or a .parquet file")
     return path
@@ -108,11 +112,16 @@ def _as_text(path, piece=2**20):
             while text := f.read(piece):
                 yield text
     except UnicodeDecodeError as e:
-        with open(path, 'rb') as f:
-            wide = f.read(2) in (b'\xff\xfe', b'\xfe\xff')
-        what = 'UTF-16' if wide else 'Latin-1 or another of one byte a letter'
-        how = f"iconv -f {'UTF-16' if wide else 'WINDOWS-1252'} -t UTF-8"
+        what, how = _other_encoding(path)
         raise ValueError(f'{str(path)!r} is not UTF-8 text but probably {what}, which {how} converts: {e}') from e
+
+def _other_encoding(path):
+    "(what the encoding of a text probably is, how to convert it)"
+    with open(path, 'rb') as f:
+        wide = f.read(2) in (b'\xff\xfe', b'\xfe\xff')
+    if wide:
+        return 'UTF-16', 'iconv -f UTF-16 -t UTF-8'
+    return 'Latin-1 or another of one byte a letter', 'iconv -f WINDOWS-1252 -t UTF-8'
 
 # %% ../../nbs/training/01_corpora.ipynb #16c09b03
 def _tokens_from(tok, before, text, done):
@@ -120,7 +129,8 @@ def _tokens_from(tok, before, text, done):
     for skip in (*range(min(len(before), 32) + 1), 0):   # a run of one letter is cut into tokens from its beginning
         enc = tok.encode(before[skip:] + text, add_special_tokens=False)
         places = np.array(enc.offsets, np.int64).reshape(-1, 2) - (len(before) - skip)
-        if not before or not ((places[:, 0] < done) & (places[:, 1] > done)).any():
+        begin, end = places.T
+        if not before or not ((begin < done) & (end > done)).any():
             break                                        # never: a word longer than what is looked at, already out
     return np.array(enc.ids, np.int64), places
 
@@ -130,17 +140,29 @@ def _encoded(pieces, tok, context=4096):
     while here:
         after = next(pieces, '')
         ids, places = _tokens_from(tok, before, here + after[:context], done)
-        mine = (places[:, 0] >= done) | (not before)
-        if after:
-            mine &= places[:, 0] < len(here)
+        mine = _begins_within(places, done if before else None, len(here) if after else None)
         yield ids[mine]
         done = max(0, places[mine, 1].max(initial=0) - len(here))       # of the next piece
         before, here = (before + here)[-context:], after
 
+def _begins_within(places, start, stop):
+    "Which of the places (n, 2) begin from start on and before stop; None: no limit"
+    begin = places[:, 0]
+    within = np.ones(len(begin), bool)
+    if start is not None:
+        within &= begin >= start
+    if stop is not None:
+        within &= begin < stop
+    return within
+
 # %% ../../nbs/training/01_corpora.ipynb #d62ec53f
+def _led_by(between, texts, encode):
+    "One array of texts, each after a `between`"
+    return np.concatenate([x for t in texts for x in (between, encode(t))])
+
 def _joined(groups, encode, between):
     "One array of all texts, with `between` between two"
-    parts = [np.concatenate([x for t in texts for x in (between, encode(t))]) for texts in groups if texts]
+    parts = [_led_by(between, texts, encode) for texts in groups if texts]
     return np.concatenate(parts)[len(between):] if parts else between[:0]
 
 _ends = ['<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '[EOS]', '<|im_end|>', '[SEP]']
@@ -154,31 +176,44 @@ def _tokenizer(path):
         raise ValueError(f'{str(path)!r} is not the JSON of a tokenizer: {e}') from e
     tok.no_truncation()
     tok.no_padding()
-    return (
-        tok,
-        max(tok.get_vocab().values(), default=-1) + 1,
-        [i for t in _ends if (i := tok.token_to_id(t)) is not None][:1],
-    )
+    vocab = max(tok.get_vocab().values(), default=-1) + 1
+    ends = [i for t in _ends if (i := tok.token_to_id(t)) is not None]
+    return tok, vocab, ends[:1]
 
 # %% ../../nbs/training/01_corpora.ipynb #de2b3eca
+def _is_parquet(path):
+    "By its name"
+    return path.suffix.lower() == '.parquet'
+
+def _bytes(path):
+    "The bytes of a text where it lies, or of the rows of a Parquet file with a zero between two"
+    if not _is_parquet(path):
+        return np.memmap(_plain(path), np.uint8, 'r')
+    return _joined(_rows(path), lambda t: np.frombuffer(t.encode(), np.uint8), np.zeros(1, np.uint8))
+
+def _encoded_rows(path, tok, end, kind):
+    "Tokens of the rows of a Parquet file, with the end-of-text between two"
+    encode = lambda t: np.array(tok.encode(t, add_special_tokens=False).ids, kind)
+    return _joined(_rows(path), encode, np.array(end, kind))
+
+def _encoded_text(path, tok, kind):
+    "Tokens of a text file"
+    parts = [part.astype(kind) for part in _encoded(_as_text(_plain(path)), tok)]
+    return np.concatenate(parts) if parts else np.zeros(0, kind)
+
 def _tokens(path, tokenizer):
     "All tokens of a file, and the size of the vocabulary"
-    parquet = path.suffix.lower() == '.parquet'
-    if tokenizer is None and not parquet:
-        return np.memmap(_plain(path), np.uint8, 'r'), 256
     if tokenizer is None:
-        return _joined(_rows(path), lambda t: np.frombuffer(t.encode(), np.uint8), np.zeros(1, np.uint8)), 256
+        return _bytes(path), 256
     tok, vocab, end = _tokenizer(tokenizer)
-    if parquet and not end:
+    kind = np.uint16 if vocab <= 2**16 else np.uint32
+    if not _is_parquet(path):
+        return _encoded_text(path, tok, kind), vocab
+    if not end:
         raise ValueError(
             f"the tokenizer {str(tokenizer)!r} has no end-of-text to put between rows; looked for {', '.join(_ends)}"
         )
-    kind = np.uint16 if vocab <= 2**16 else np.uint32
-    encode = lambda t: np.array(tok.encode(t, add_special_tokens=False).ids, kind)
-    if parquet:
-        return _joined(_rows(path), encode, np.array(end, kind)), vocab
-    parts = [part.astype(kind) for part in _encoded(_as_text(_plain(path)), tok)]
-    return np.concatenate(parts) if parts else np.zeros(0, kind), vocab
+    return _encoded_rows(path, tok, end, kind), vocab
 
 # %% ../../nbs/training/01_corpora.ipynb #324091e0
 _suffixes = ['.jpg', '.jpeg', '.png', '.bmp', '.gif', '.ppm', '.tif', '.tiff', '.webp']
@@ -193,7 +228,9 @@ def read_image(
             if im.mode[0] in 'IF':
                 raise ValueError(f'its mode is {im.mode}, of more than 8 bits a channel')
             im = ImageOps.exif_transpose(im)
-            return (im.convert('RGBA') if im.mode == 'P' else im).convert('RGB')
+            if im.mode == 'P':
+                im = im.convert('RGBA')
+            return im.convert('RGB')
     except Exception as e:
         raise ValueError(f'cannot read the image {str(path)!r}: {e}') from e
 
@@ -229,36 +266,49 @@ def _is_image(path, folder):
     hidden = any(part[0] == '.' for part in path.relative_to(folder).parts)
     return path.suffix.lower() in _suffixes and path.is_file() and not hidden
 
-def _image_folder(folder):
-    "Pairs (path, class number), and the names of the classes"
-    found = {c: sorted(p for p in _walk(folder / c, folder) if _is_image(p, folder)) for c in _subfolders(folder)}
+def _unread_lists(folder, classes):
+    "What lies beside or among images as if it said their classes: names of files"
+    lists = sorted(p.name for p in folder.glob('*') if p.suffix.lower() in ('.csv', '.tsv', '.json', '.jsonl'))
+    metadata = any(any((folder / c).glob('metadata.*')) for c in classes)
+    return lists or ['its metadata']*metadata
+
+def _check_classes(folder, found):
+    "Refuse a folder whose images do not lie in one subfolder a class"
     if not any(found.values()):
         raise ValueError(
             f'no images in subfolders of {str(folder)!r}: expected one subfolder a class, '
             f'with files such as {", ".join(_suffixes[:3])}'
         )
-    lists = sorted(p.name for p in folder.glob('*') if p.suffix.lower() in ('.csv', '.tsv', '.json', '.jsonl'))
-    if len(found) == 1 and (lists or any(any((folder / c).glob('metadata.*')) for c in found)):
+    if len(found) == 1 and (lists := _unread_lists(folder, found)):
         raise ValueError(
-            f'all images of {str(folder)!r} are in one folder, and {(lists or ["its metadata"])[0]} is not read: '
+            f'all images of {str(folder)!r} are in one folder, and {lists[0]} is not read: '
             'expected one subfolder a class'
         )
-    if empty := [c for c, f in found.items() if not f]:
+    if empty := [c for c, files in found.items() if not files]:
         raise ValueError(f'no images in the class folder {empty[0]!r} of {str(folder)!r}')
+
+def _image_folder(folder):
+    "Pairs (path, class number), and the names of the classes"
+    found = {c: sorted(p for p in _walk(folder / c, folder) if _is_image(p, folder)) for c in _subfolders(folder)}
+    _check_classes(folder, found)
     return [(f, i) for i, files in enumerate(found.values()) for f in files], list(found)
 
 # %% ../../nbs/training/01_corpora.ipynb #f4536e13
 _train_names, _held_names = ['train', 'training'], ['val', 'valid', 'validation', 'dev', 'eval', 'test', 'testing']
 
+def _first_there(wanted, names):
+    "The first of the wanted names that there is, as it is written; or None"
+    return next((names[n] for n in wanted if n in names), None)
+
 def _splits(folder):
     "(folder to train on, folder to evaluate on or None) where the subfolders are splits, not classes; else None"
     names = {c.lower(): c for c in _subfolders(folder)}
-    first = next((names[n] for n in _train_names if n in names), None)
+    first = _first_there(_train_names, names)
     if len(names) == 1 and not first and _splits(inner := folder / next(iter(names.values()))):
         raise ValueError(f'{str(folder)!r} holds one folder alone, which is no class: give {str(inner)!r}')
     if not first or set(names) - {*_train_names, *_held_names} or not _subfolders(folder / first):
         return None
-    held = next((names[n] for n in _held_names if n in names), None)
+    held = _first_there(_held_names, names)
     return folder / first, held and folder / held
 
 def _held_items(folder, classes):

@@ -40,7 +40,9 @@ def epoch_order(
     "The order in which samples are read in an epoch, the same on every rank"
     positive('n', n)
     mixed = int(_rng(_order, seed, _natural('epoch', epoch)).integers(2**32))
-    return torch.randperm(n, generator=torch.Generator().manual_seed(mixed)).numpy() if shuffle else np.arange(n)
+    if not shuffle:
+        return np.arange(n)
+    return torch.randperm(n, generator=torch.Generator().manual_seed(mixed)).numpy()
 
 _kept_order = lru_cache(2)(epoch_order)         # a step asks for the order of the step before
 
@@ -56,17 +58,23 @@ def step_indices(
     if n < global_batch:
         raise ValueError(f'{n} samples do not fill a global_batch of {global_batch}: use at most {n}')
     epoch, k = divmod(int(step), n // global_batch)
-    return [(epoch, i) for i in _kept_order(n, epoch, seed, shuffle)[k*global_batch:(k + 1)*global_batch].tolist()]
+    start = k*global_batch
+    order = _kept_order(n, epoch, seed, shuffle)
+    return [(epoch, i) for i in order[start:start + global_batch].tolist()]
 
 # %% ../../nbs/training/01_data.ipynb #b76e988c
 def _share(global_batch, ranks, micro_batch):
     "Samples of a step on each rank"
     for what, v in (('global_batch', global_batch), ('ranks', ranks), ('micro_batch', micro_batch)):
         positive(what, v)
-    k, rest = divmod(global_batch, part := ranks*micro_batch)
+    at_once = ranks*micro_batch
+    turns, rest = divmod(global_batch, at_once)
     if rest:
-        raise ValueError(f'global_batch {global_batch} cannot be divided by ranks·micro_batch = {ranks}·{micro_batch}: '
-                              f'the nearest that can {"are " + str(k*part) + " and" if k else "is"} {(k + 1)*part}')
+        fewer = f'are {turns*at_once} and' if turns else 'is'
+        raise ValueError(
+            f'global_batch {global_batch} cannot be divided by ranks·micro_batch = {ranks}·{micro_batch}: '
+            f'the nearest that can {fewer} {(turns + 1)*at_once}'
+        )
     return global_batch // ranks
 
 def rank_indices(
@@ -88,6 +96,10 @@ def _blocks(n):
     if n <= _whole:
         return [(0, n)]
     return [(round(a), round(a) + _block) for a in np.linspace(0, n - _block, _whole//_block)]
+
+def _evenly(n, most):
+    "At most so many numbers from 0 to n - 1, evenly over them"
+    return {round(i) for i in np.linspace(0, n - 1, min(n, most))}
 
 class _Data:
     "What the two kinds of data share"
@@ -151,11 +163,27 @@ _mean, _std = np.float32([.485, .456, .406]), np.float32([.229, .224, .225])    
 
 def _square(w, h, rng):
     "Box to cut out: the middle, or with rng a random place"
-    side, x, y = min(w, h), .5, .5
+    side, right, down = min(w, h), .5, .5
     if rng:
-        side, x, y = side*rng.uniform(.7, 1), rng.random(), rng.random()
-    left, top = x*(w - side), y*(h - side)
+        side, right, down = side*rng.uniform(.7, 1), rng.random(), rng.random()
+    left, top = right*(w - side), down*(h - side)
     return left, top, min(left + side, w), min(top + side, h)
+
+def _pixels(im, size, rng):
+    "The square of an image as float32 (size, size, 3), 0 to 1; with rng a random place, and by chance mirrored"
+    square = im.resize((size, size), 2, _square(*im.size, rng))     # 2: bilinear
+    pixels = np.asarray(square, np.float32) / 255
+    mirrored = rng and rng.random() < .5
+    return pixels[:, ::-1] if mirrored else pixels
+
+def _said_of(item):
+    "What a digest says of an image: name and bytes of a file, or the item itself"
+    return (item.name, item.stat().st_size) if isinstance(item, Path) else item
+
+def _beginning(file):
+    "The first 64 KiB of a file"
+    with open(file, 'rb') as f:
+        return f.read(_block)
 
 class Images(_Data):
     "Images with classes, cut to a square and normalised"
@@ -167,16 +195,9 @@ class Images(_Data):
         augment:bool=True,    # Random crop and flip?
         read=read_image       # From an item to an RGB image of Pillow
     ):
-        self.name, self.items, self.classes, self.size, self.seed, self.augment, self.read, self.n = (
-            name,
-            items,
-            classes,
-            size,
-            seed,
-            augment,
-            read,
-            len(items),
-        )
+        self.name, self.items, self.classes = name, items, classes
+        self.size, self.seed, self.augment = size, seed, augment
+        self.read, self.n = read, len(items)
 
     def sample(self,
         i,       # Number of the sample, from 0
@@ -185,24 +206,18 @@ class Images(_Data):
         "A float32 tensor (3, size, size) and the number of the class"
         item, label = self.items[self._at(i)]
         rng = _rng(_crop, self.seed, epoch, i) if self.augment else None
-        im = self.read(item)
-        # 2: bilinear
-        pixels = np.asarray(im.resize((self.size, self.size), 2, _square(*im.size, rng)), np.float32) / 255
-        if rng and rng.random() < .5:
-            pixels = pixels[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(((pixels - _mean) / _std).transpose(2, 0, 1))), label
+        pixels = _pixels(self.read(item), self.size, rng)
+        channels_first = ((pixels - _mean) / _std).transpose(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(channels_first)), label
 
     def content(self):
         "A digest of the images, wherever they lie: name, class and size of each, the first 64 KiB of 1,024 of them"
         digest = hashlib.sha256(repr(self.classes).encode())
-        looked_at = {round(i) for i in np.linspace(0, self.n - 1, min(self.n, 1024))}
+        looked_at = _evenly(self.n, 1024)
         for i, (item, label) in enumerate(self.items):
-            file = item if isinstance(item, Path) else None
-            said = (file.name, file.stat().st_size) if file else item
-            digest.update(repr((label, said)).encode())
-            if file and i in looked_at:
-                with open(file, 'rb') as f:
-                    digest.update(f.read(_block))
+            digest.update(repr((label, _said_of(item))).encode())
+            if i in looked_at and isinstance(item, Path):
+                digest.update(_beginning(item))
         return digest.hexdigest()
 
     def describe(self):
@@ -215,8 +230,9 @@ def _synthetic_tokens(seq, seed, n=4096):
     if n*seq > 2**27:
         most = 2**27 // n
         raise ValueError(f'synthetic text has at most {most:,} tokens a sample, not {seq:,}: it is made in memory')
-    rng = _rng(_made, seed)
-    jump = np.where(rng.random(n*seq + 1) < .05, rng.integers(0, 256, n*seq + 1), 3)
+    rng, length = _rng(_made, seed), n*seq + 1
+    surprise = rng.random(length) < .05
+    jump = np.where(surprise, rng.integers(0, 256, length), 3)
     return (jump.cumsum() % 256).astype(np.uint8)
 
 _patterns = dict(
@@ -226,12 +242,20 @@ _patterns = dict(
     vertical=lambda u, v: np.sin(u),
 )
 
+def _synthetic_pixels(pattern, size, rng):
+    "A pattern in a random colour, with noise: float (size, size, 3), about 0 to 255"
+    at = np.linspace(-1, 1, size)*2*math.pi*rng.uniform(1, 2)      # radians along an edge
+    colour = rng.uniform(-1, 1, 3)
+    across, down = at + rng.uniform(-1, 1), at[:, None] + rng.uniform(-1, 1)
+    wave = pattern(across, down)[..., None]
+    noise = rng.normal(0, 12, (size, size, 3))
+    return 128 + 90*wave*colour/np.abs(colour).max() + noise
+
 def _synthetic_image(item, size, seed):
     "Image number `item`; its class is the number modulo 4"
-    Image, rng = need('PIL.Image', 'train', 'pillow'), _rng(_made, seed, item)
-    at, colours = np.linspace(-1, 1, size)*2*math.pi*rng.uniform(1, 2), rng.uniform(-1, 1, 3)
-    wave = list(_patterns.values())[item % 4](at + rng.uniform(-1, 1), at[:, None] + rng.uniform(-1, 1))
-    pixels = 128 + 90*wave[..., None]*colours/np.abs(colours).max() + rng.normal(0, 12, (size, size, 3))
+    Image = need('PIL.Image', 'train', 'pillow')
+    pattern = list(_patterns.values())[item % 4]
+    pixels = _synthetic_pixels(pattern, size, _rng(_made, seed, item))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 def factory_name(
@@ -249,6 +273,11 @@ def factory_name(
         raise ValueError(f'{name} cannot be imported by other processes: use a function at the top level of a module')
     return name
 
+def _needed(parameters):
+    "Names of those parameters of a signature that a call cannot leave out"
+    collecting = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return [n for n, p in parameters.items() if p.default is p.empty and p.kind not in collecting]
+
 def call_factory(
     name:str, # package.module:function
     **offers  # What the function may ask for by the name of a parameter
@@ -258,25 +287,39 @@ def call_factory(
     if hasattr(factory, 'forward') and not isinstance(factory, type):
         raise TypeError(f'{name} is a {type(factory).__name__} made already: name the function or class that makes it')
     wanted = inspect.signature(factory).parameters
-    needs = [n for n, p in wanted.items() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if missing := [n for n in needs if n not in offers]:
+    if missing := [n for n in _needed(wanted) if n not in offers]:
         raise TypeError(f'{name} needs {", ".join(missing)}; what it can have by name: {", ".join(offers)}')
     return factory(**{n: v for n, v in offers.items() if n in wanted})
+
+def _seed_all(seed):
+    "Seed the random numbers of torch, Python and numpy"
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 @contextlib.contextmanager
 def _fixed_random(*key):
     "Inside, random numbers of Python, numpy and torch depend on the key alone; afterwards all is as before"
     seed = int(_rng(_own, *key).integers(2**32))
-    states = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
+            _seed_all(seed)
             yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+def _kind_of(x, y):
+    "What a sample, a pair of tensors, is one of: tokens, images, or samples of another kind"
+    fractions = x.is_floating_point()
+    if x.dim() == 1 and y.shape == x.shape and not fractions:
+        return 'tokens'
+    return 'images' if x.dim() == 3 and fractions and not y.dim() else 'samples'
+
+def _as_bytes(t):
+    "The numbers of a tensor as they lie in memory"
+    return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 class Own(_Data):
     "Samples of somebody's own data set: anything with a length whose items are pairs of an input and a target"
@@ -293,13 +336,11 @@ class Own(_Data):
         self.kind = self._look() if self.n else 'samples'
 
     def _look(self):
-        "What the first sample is: tokens, images, or samples of another kind"
+        "The kind of the first sample; raises ValueError where targets are fractions"
         x, y = self.sample(0)
         if y.is_floating_point():
             raise ValueError(f'{self.name}: targets must be whole numbers, classes or tokens, not {y.dtype}')
-        if x.dim() == 1 and y.shape == x.shape and not x.is_floating_point():
-            return 'tokens'
-        return 'images' if x.dim() == 3 and x.is_floating_point() and not y.dim() else 'samples'
+        return _kind_of(x, y)
 
     def sample(self,
         i,       # Number of the sample, from 0
@@ -320,27 +361,30 @@ class Own(_Data):
     def content(self):
         "A digest of the samples: of their number, and of 64 of them as the first epoch sees them"
         digest = hashlib.sha256(f'{self.n} {self.kind}'.encode())
-        for i in sorted({round(i) for i in np.linspace(0, self.n - 1, min(self.n, 64))}):
+        for i in sorted(_evenly(self.n, 64)):
             for t in self.sample(i):
                 digest.update(f'{t.dtype} {tuple(t.shape)}'.encode())
-                digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+                digest.update(_as_bytes(t))
         return digest.hexdigest()
+
+def _check_data_set(name, part):
+    "Refuse what a function has returned when no run can go on anywhere in it"
+    if not (hasattr(part, '__len__') and hasattr(part, '__getitem__')):
+        raise ValueError(
+            f'{name} returned a {type(part).__name__}: expected a data set with a length and items, or two of them '
+            '(to train and to evaluate on), so that a run can go on anywhere'
+        )
 
 def _open_own(name, holdout, seed, **offers):
     "Data sets that a function has made: one, which is split, or two"
     made = call_factory(name, seed=seed, holdout=holdout, **offers)
-    pair = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    for part in pair:
-        if part is not None and not (hasattr(part, '__len__') and hasattr(part, '__getitem__')):
-            raise ValueError(
-                f'{name} returned a {type(part).__name__}: expected a data set with a length and items, or two of them '
-                '(to train and to evaluate on), so that a run can go on anywhere'
-            )
-    if pair[1] is not None:
-        return tuple(part if isinstance(part, _Data) else Own(name, part, seed=seed) for part in pair)
-    a, b = _split(len(made), holdout, name)
-    order = _rng(_holdout, seed).permutation(len(made))
-    return tuple(Own(name, made, sorted(map(int, which)), seed) for which in (order[:a], order[a:]))
+    items, held = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    _check_data_set(name, items)
+    if held is None:
+        parts = _split_at_random(len(items), holdout, name, seed)
+        return tuple(Own(name, items, which, seed) for which in parts)
+    _check_data_set(name, held)
+    return tuple(part if isinstance(part, _Data) else Own(name, part, seed=seed) for part in (items, held))
 
 # %% ../../nbs/training/01_data.ipynb #af27bc1f
 def _split(n, holdout, name):
@@ -350,17 +394,24 @@ def _split(n, holdout, name):
         raise ValueError(f'{name} has {n} samples, too few to hold out {holdout}: use holdout=0 or more data')
     return n - held, held
 
+def _split_at_random(n, holdout, name, seed):
+    "Numbers of the samples for training and of those for evaluation: two sorted lists"
+    first, _ = _split(n, holdout, name)
+    order = _rng(_holdout, seed).permutation(n)
+    return sorted(order[:first].tolist()), sorted(order[first:].tolist())
+
 def _open_tokens(name, tokens, vocab, seq, holdout):
+    "The first windows of a row of tokens to train on, the others to evaluate on"
     if len(tokens) <= seq:
         raise ValueError(f'{name} has {len(tokens)} tokens, fewer than a sample of seq + 1 = {seq + 1}')
-    a, b = _split((len(tokens) - 1) // seq, holdout, name)
-    return Tokens(name, tokens, seq, vocab, 0, a), Tokens(name, tokens, seq, vocab, a, b)
+    first, held = _split((len(tokens) - 1) // seq, holdout, name)
+    return Tokens(name, tokens, seq, vocab, 0, first), Tokens(name, tokens, seq, vocab, first, held)
 
 def _open_images(name, items, classes, size, holdout, seed, read=read_image):
-    a, b = _split(len(items), holdout, name)
-    order = _rng(_holdout, seed).permutation(len(items))
-    part = lambda which, augment: Images(name, [items[i] for i in sorted(which)], classes, size, seed, augment, read)
-    return part(order[:a], True), part(order[a:], False)
+    "Images to train on, which are augmented, and to evaluate on, which are not"
+    first, held = _split_at_random(len(items), holdout, name, seed)
+    part = lambda which, augment: Images(name, [items[i] for i in which], classes, size, seed, augment, read)
+    return part(first, True), part(held, False)
 
 def _open_folder(folder, size, holdout, seed):
     "Images of a folder whose subfolders are classes, or splits with classes in them"
@@ -371,9 +422,27 @@ def _open_folder(folder, size, holdout, seed):
     part = lambda items, augment: Images(repr(folder.name), items, classes, size, seed, augment)
     return part(items, True), part(_held_items(held, classes), False)
 
-def _made_images(name, size, holdout, seed):
-    items, read = [(i, i % 4) for i in range(1024)], partial(_synthetic_image, size=size, seed=seed)
+def _open_synthetic(name, seq, size, holdout, seed):
+    "Data that are made as they are read: images of four patterns, or tokens that follow a rule"
+    if name != 'synthetic:images':
+        return _open_tokens(name, _synthetic_tokens(seq, seed), 256, seq, holdout)
+    items = [(i, i % 4) for i in range(1024)]
+    read = partial(_synthetic_image, size=size, seed=seed)
     return _open_images(name, items, list(_patterns), size, holdout, seed, read)
+
+def _synthetic_name(source):
+    "The text of a source that is to be made, or False; raises ValueError for an empty one and an unknown one"
+    if not source:
+        raise ValueError('source is empty: expected a path, or one of ' + ', '.join(_synthetic))
+    return source.partition(':')[0] == 'synthetic' and one_of('synthetic data', source, _synthetic)
+
+def _check_reading(seq, size, holdout, seed):
+    "Refuse numbers by which no data can be read"
+    positive('seq', seq)
+    positive('size', size)
+    _natural('seed', seed, 2**32)
+    if isinstance(holdout, bool) or not 0 <= holdout < 1:
+        raise ValueError(f'holdout must be from 0 to below 1, not {holdout!r}')
 
 def open_data(
     source,            # synthetic, synthetic:images, text, Parquet, a folder of images, or package.module:function
@@ -383,26 +452,19 @@ def open_data(
     seed:int=0         # Of augmentation, of the images held out and of synthetic data
 ) -> tuple:            # To train and to evaluate on: Tokens, Images or Own; raises FileNotFoundError or ValueError
     "Open what a run reads"
-    positive('seq', seq)
-    positive('size', size)
-    _natural('seed', seed, 2**32)
-    if isinstance(holdout, bool) or not 0 <= holdout < 1:
-        raise ValueError(f'holdout must be from 0 to below 1, not {holdout!r}')
+    _check_reading(seq, size, holdout, seed)
     if is_factory(source):
         return _open_own(factory_name(source), holdout, seed, seq=seq, size=size, tokenizer=tokenizer)
     text, path = os.fspath(source), Path(source)
-    if not text:
-        raise ValueError('source is empty: expected a path, or one of ' + ', '.join(_synthetic))
-    made = text.partition(':')[0] == 'synthetic' and one_of('synthetic data', text, _synthetic)
+    made = _synthetic_name(text)
     if tokenizer is not None and (made or path.is_dir()):
         raise ValueError(f'a tokenizer is for text files and Parquet, not for {text!r}')
-    if made == 'synthetic:images':
-        return _made_images(made, size, holdout, seed)
     if made:
-        return _open_tokens(made, _synthetic_tokens(seq, seed), 256, seq, holdout)
+        return _open_synthetic(made, seq, size, holdout, seed)
     if path.is_dir():
         return _open_folder(path, size, holdout, seed)
-    return _open_tokens(repr(path.name), *_tokens(_regular(path), tokenizer), seq, holdout)
+    tokens, vocab = _tokens(_regular(path), tokenizer)
+    return _open_tokens(repr(path.name), tokens, vocab, seq, holdout)
 
 # %% ../../nbs/training/01_data.ipynb #08c0369c
 def _stacked(samples):
@@ -430,12 +492,8 @@ class Feed:
         start:int=0, stop:int=None,    # First step, and one past the last (default: without end)
         seed:int=0, workers:int=0      # Seed of the order; processes that read ahead (0: this one reads)
     ):
-        self.data, self.start, self.stop, self.workers = (
-            data,
-            _natural('start', start),
-            stop,
-            _natural('workers', workers),
-        )
+        self.data, self.start, self.stop = data, _natural('start', start), stop
+        self.workers = _natural('workers', workers)
         if stop is not None and _natural('stop', stop) < start:
             raise ValueError(f'stop={stop} is before start={start}')
         self.share, self.per_epoch = _share(global_batch, ranks, micro_batch) // micro_batch, len(data) // global_batch
@@ -444,24 +502,31 @@ class Feed:
 
     def __iter__(self):
         steps = range(self.start, self.stop) if self.stop is not None else itertools.count(self.start)
-        keys = (k for s in steps for k in self.at(s))
-        if self.workers:
-            batches = _told(
-                DataLoader(
-                    self.data,
-                    batch_sampler=keys,
-                    num_workers=self.workers,
-                    collate_fn=_stacked,
-                    timeout=600,
-                    generator=torch.Generator(),
-                )
-            )
-        else:
-            batches = (_stacked([self.data[k] for k in b]) for b in keys)
+        batches = self._batches(keys for step in steps for keys in self.at(step))
         while step := list(itertools.islice(batches, self.share)):
             yield step
 
+    def _batches(self, all_keys):
+        "A micro-batch for each list of keys (epoch, index), read here or by workers"
+        if not self.workers:
+            return (_stacked([self.data[k] for k in keys]) for keys in all_keys)
+        loader = DataLoader(
+            self.data,
+            batch_sampler=all_keys,
+            num_workers=self.workers,
+            collate_fn=_stacked,
+            timeout=600,
+            generator=torch.Generator(),
+        )
+        return _told(loader)
+
 # %% ../../nbs/training/01_data.ipynb #60b808d7
+def _padded_batch(data, start, micro_batch, n):
+    "Samples from start on, of the first n; where there are no more the last one stands in, with weight 0"
+    numbers = range(start, start + micro_batch)
+    x, y = _stacked([data.sample(min(i, n - 1)) for i in numbers])
+    return x, y, (torch.tensor(numbers) < n).float()
+
 def eval_batches(
     data,            # From open_data
     micro_batch:int, # Samples at once
@@ -473,6 +538,6 @@ def eval_batches(
     positive('ranks', ranks)
     _natural('rank', rank, ranks)
     n = len(data) if limit is None else min(len(data), _natural('limit', limit))
-    starts = range(rank*micro_batch, -(-n // (ranks*micro_batch))*ranks*micro_batch, ranks*micro_batch)
-    batch = lambda a: _stacked([data.sample(min(i, n - 1)) for i in range(a, a + micro_batch)])
-    return [(*batch(a), (torch.arange(a, a + micro_batch) < n).float()) for a in starts]
+    at_once = ranks*micro_batch
+    end = -(-n // at_once)*at_once
+    return [_padded_batch(data, start, micro_batch, n) for start in range(rank*micro_batch, end, at_once)]

@@ -18,6 +18,12 @@ from .trainer import Trainer
 from .config import TrainConfig, check_config, lock_folder
 
 # %% ../../nbs/training/04_elastic.ipynb #c6db2f23
+def _row_text(row):
+    "Loss and speed of a step; where it has one, the loss held out"
+    text = f'loss {row["loss"]:.4f}  {row["samples_per_s"]:,.1f} samples/s  MFU {row["mfu"]:.1%}'
+    held = row.get('eval_loss')
+    return text if held is None else f'{text}  held out {held:.4f}'
+
 class _Progress:
     "Shows how far a run is: a bar in a terminal, a line now and then elsewhere"
 
@@ -36,13 +42,11 @@ class _Progress:
         r,  # A row of metrics
     ):
         "A step is done"
-        text = f'loss {r["loss"]:.4f}  {r["samples_per_s"]:,.1f} samples/s  MFU {r["mfu"]:.1%}'
-        if r.get('eval_loss') is not None:
-            text += f'  held out {r["eval_loss"]:.4f}'
+        step, text = r['step'], _row_text(r)
         if self.console.is_terminal:
-            self._move(text, r['step'])
-        elif r['step'] % self.every == 0 or r['step'] == self.c.steps:
-            self._line(f'step {r["step"]}/{self.c.steps}  {text}')
+            self._move(text, step)
+        elif step % self.every == 0 or step == self.c.steps:
+            self._line(f'step {step}/{self.c.steps}  {text}')
 
     def evaluating(
         self,
@@ -62,16 +66,20 @@ class _Progress:
 
     def _move(self, text, step=None):
         "The bar, which starts with the first thing there is to show: only one rank has any"
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         if not self.bar:
-            said = TextColumn('{task.fields[said]}', markup=False)
-            model = TextColumn(printable(self.c.model), markup=False)
-            parts = [model, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), said]
-            self.bar = Progress(*parts, console=self.console)
+            self.bar = self._new_bar()
             self.task = self.bar.add_task('', total=self.c.steps, said='')
             self.bar.start()
         self.bar.update(self.task, said=text, **({} if step is None else dict(completed=step)))
+
+    def _new_bar(self):
+        "Model, bar, steps, time that is left, and what is said of the step"
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        said = TextColumn('{task.fields[said]}', markup=False)
+        model = TextColumn(printable(self.c.model), markup=False)
+        parts = [model, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), said]
+        return Progress(*parts, console=self.console)
 
     def close(self):
         "However the run ends, the terminal gets its cursor back"
@@ -169,21 +177,30 @@ def work(
 def _life(config, asked):
     "Join, fit, and wait for the others; the exit code"
     again = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
-    cuda = (config.device or ('cuda' if torch.cuda.is_available() else 'cpu')) == 'cuda'
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
-    else:
-        torch.set_num_threads(rank_threads())
+    backend = _prepare_device(config.device)
     if 'RANK' in os.environ:
-        _join('nccl' if cuda else 'gloo')
-    with contextlib.closing(_Progress(config)) as shown:
-        resume = config.resume or again and bool(config.folder)
-        t = Trainer(config.replace(resume=resume), shown.row, shown.evaluating)
-        asked.watch(t)
-        t.train()
+        _join(backend)
+    resume = config.resume or again and bool(config.folder)
+    trainer = _trained(config.replace(resume=resume), asked)
     if dist.is_initialized():
         dist.barrier()  # nobody leaves while another saves: srun and Kubernetes end the rest when one has left
-    return 0 if 'FSDL_AGENT' in os.environ else asked.code(t)
+    return 0 if 'FSDL_AGENT' in os.environ else asked.code(trainer)
+
+def _prepare_device(device):
+    "Take this rank's GPU, or its share of the cores; the backend that suits"
+    if (device or ('cuda' if torch.cuda.is_available() else 'cpu')) == 'cuda':
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+        return 'nccl'
+    torch.set_num_threads(rank_threads())
+    return 'gloo'
+
+def _trained(config, asked):
+    "A Trainer that has trained until its end, or until somebody asked"
+    with contextlib.closing(_Progress(config)) as shown:
+        trainer = Trainer(config, shown.row, shown.evaluating)
+        asked.watch(trainer)
+        trainer.train()
+    return trainer
 
 _useless = (ValueError, FloatingPointError, BlockingIOError)  # another attempt would end like this one
 
@@ -200,19 +217,24 @@ def _forget(errors):
 
 def _fail(e, errors):
     "Write an error down and say it last, in one line where a person can mend it; the exit code"
-    rank, lost = os.environ.get('RANK', '0'), _is_lost(e)
-    name = 'lost.txt' if lost else 'error.txt'
     said = f'{type(e).__name__}: {" ".join(str(e).split())}'
-    if errors and errors.is_dir() and not (errors / name).exists():
-        write_atomic(errors / name, f'rank {rank}: {said}' if 'RANK' in os.environ else said)
+    lost = _is_lost(e)
+    if errors and errors.is_dir():
+        _write_down(said, errors / ('lost.txt' if lost else 'error.txt'))
     if lost:
         said = _cause_of_others(errors) or f'another rank is lost: {said}'
     elif not isinstance(e, (*_useless, OSError)):
         traceback.print_exception(e)
-    print(f'rank {rank} ends: {said}', file=sys.stderr)
+    print(f'rank {os.environ.get("RANK", "0")} ends: {said}', file=sys.stderr)
     if isinstance(e, _useless) and 'FSDL_AGENT' in os.environ:
         os.kill(os.getppid(), signal.SIGTERM)
     return 1
+
+def _write_down(said, file):
+    "Keep why a rank has failed; the first that says so counts"
+    rank = f'rank {os.environ["RANK"]}: ' if 'RANK' in os.environ else ''
+    if not file.exists():
+        write_atomic(file, rank + said)
 
 def _cause_of_others(errors, patience=2.0):
     "What the rank has written that was lost; nothing when it was killed"
@@ -230,16 +252,9 @@ def _cause(errors):
 
 def _join(backend, minutes=30):
     "Become a member of torchrun's group, each attempt under a name of its own"
-    # the ranks meet in the agent's store, where those of the attempt before have left their addresses (torch 2.13)
     kw = dict(timeout=timedelta(minutes=minutes))
     if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':
-        rank, world = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
-        store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), world, False, **kw)
-        kw |= dict(
-            store=dist.PrefixStore(f'attempt_{os.environ["TORCHELASTIC_RESTART_COUNT"]}', store),
-            rank=rank,
-            world_size=world,
-        )
+        kw |= _in_store_of_agent(**kw)
     try:
         dist.init_process_group(backend, **kw)
     except dist.DistNetworkError as e:
@@ -248,6 +263,14 @@ def _join(backend, minutes=30):
         address, port = os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']
         taken = f'port {port} of {address} is taken: another program listens there'
         raise OSError(taken) from None
+
+def _in_store_of_agent(timeout):
+    "Arguments of init_process_group: the ranks meet in the agent's store, under a prefix for this attempt"
+    # there those of the attempt before have left their addresses (torch 2.13)
+    rank, world = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+    store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), world, False, timeout=timeout)
+    attempt = f'attempt_{os.environ["TORCHELASTIC_RESTART_COUNT"]}'
+    return dict(store=dist.PrefixStore(attempt, store), rank=rank, world_size=world)
 
 def _follow(parent, asked, stop_file):
     "Do not outlive the launcher; hear of a stop that it has written down"
@@ -297,6 +320,12 @@ def _hang_up(patience=60):
     _tidy()
     os._exit(1)
 
+def _check_type(config):
+    "Refuse what is no TrainConfig, such as the name of a model"
+    if not isinstance(config, TrainConfig):
+        given = repr(config) if isinstance(config, str) else '…'
+        raise TypeError(f'train takes a TrainConfig, not a {type(config).__name__}: train(TrainConfig({given}))')
+
 def train(
     config: TrainConfig,  # The run
     restarts: int = 3,  # How often ranks are started again after one has died
@@ -304,40 +333,39 @@ def train(
     log=None,  # File for what the ranks print; default: where this process prints
 ) -> list:  # Rows of metrics; raises RuntimeError when the run failed for good, Stopped when it was asked to stop
     "Train on this machine: in this process for a layout of one rank, else through `torchrun`"
-    if not isinstance(config, TrainConfig):
-        given = repr(config) if isinstance(config, str) else '…'
-        raise TypeError(f'train takes a TrainConfig, not a {type(config).__name__}: train(TrainConfig({given}))')
-    c, l, *_ = check_config(config)
-    if l.world == 1:
+    _check_type(config)
+    world = check_config(config)[1].world
+    if world == 1:
         return _alone(config)
-    if c.folder:
-        with lock_folder(c.folder):
+    if config.folder:
+        with lock_folder(config.folder):
             pass  # refused here, not in a rank
     with scratch('fsdl-train-') as tmp:
         c = config if config.folder else config.replace(folder=f'{tmp}/run')
         c.to_json(tmp/'config.json')
         with Asked() as asked:
-            code = _run_agent(_command(l.world, restarts, tmp), c, log, asked, timeout, tmp)
-        f = Path(c.folder) / 'metrics.jsonl'
-        rows = [json.loads(r) for r in f.read_text().splitlines()] if f.exists() else []
+            agent = _start_agent(_command(world, restarts, tmp), _agent_variables(world, c.folder, tmp), log)
+            code = _wait_for(agent, asked, timeout, tmp / 'stop')
+        rows = _rows_of(c.folder)
         if asked.signal and len(rows) < c.steps:
             asked.leave()
-        why = _cause(tmp)
-        kept = f'; {c.folder!r} keeps what was saved' if config.folder else ''
         if code:
-            raise RuntimeError(f'the run ended with exit code {code}{why}{kept}')
+            kept = f'; {c.folder!r} keeps what was saved' if config.folder else ''
+            raise RuntimeError(f'the run ended with exit code {code}{_cause(tmp)}{kept}')
         return rows
+
+def _rows_of(folder):
+    "The metrics of a run; none where it has not begun"
+    f = Path(folder) / 'metrics.jsonl'
+    return [json.loads(r) for r in f.read_text().splitlines()] if f.exists() else []
 
 def _alone(config):
     "A run of one rank, in this process"
     with Asked() as asked:
-        with contextlib.closing(_Progress(config)) as shown:
-            t = Trainer(config, shown.row, shown.evaluating)
-            asked.watch(t)
-            rows = t.train()
-    if asked.signal and t.step < t.c.steps:
+        trainer = _trained(config, asked)
+    if asked.signal and trainer.step < trainer.c.steps:
         asked.leave()
-    return rows
+    return trainer.rows
 
 def _command(world, restarts, tmp):
     "torchrun's, for all ranks on this machine"
@@ -354,27 +382,35 @@ def _command(world, restarts, tmp):
     start = [sys.executable, '-c', code.format('_agent'), *flags]
     return [*start, sys.executable, '-c', code.format('_main'), f'{tmp}/config.json']
 
-def _run_agent(cmd, config, log, asked, timeout, tmp):
-    "Start torchrun, wait for it, hand on what this process is asked; its exit code"
-    world = int(next(w for w in cmd if w.startswith('--nproc-per-node=')).partition('=')[2])
-    env = dict(FSDL_RUN=str(Path(config.folder).absolute()), FSDL_SCRATCH=str(tmp))
-    env |= {} if 'OMP_NUM_THREADS' in os.environ else dict(OMP_NUM_THREADS=str(rank_threads(world)))
-    env |= dict(GLOO_SOCKET_IFNAME='lo') if sys.platform.startswith('linux') else {}
+def _agent_variables(world, folder, tmp):
+    "What torchrun and its ranks find in their environment beside our own"
+    env = dict(FSDL_RUN=str(Path(folder).absolute()), FSDL_SCRATCH=str(tmp))
+    if 'OMP_NUM_THREADS' not in os.environ:
+        env['OMP_NUM_THREADS'] = str(rank_threads(world))
+    if sys.platform.startswith('linux'):
+        env['GLOO_SOCKET_IFNAME'] = 'lo'
+    return env
+
+def _start_agent(cmd, env, log):
+    "Start torchrun; its process"
     with open(log, 'ab') if log else contextlib.nullcontext() as out:
         # a session of its own: Ctrl-C reaches this process alone, which asks the ranks and waits for them
         kw = dict(stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
-        p = subprocess.Popen(cmd, env=os.environ | env, **kw)
+        return subprocess.Popen(cmd, env=os.environ | env, **kw)
+
+def _wait_for(agent, asked, timeout, stop_file):
+    "Wait for torchrun, hand on what this process is asked; its exit code"
     end = time.monotonic() + timeout if timeout else float('inf')
     try:
-        while p.poll() is None:
-            if asked.signal and not (Path(tmp) / 'stop').exists():
-                write_atomic(Path(tmp) / 'stop', str(asked.signal))
+        while agent.poll() is None:
+            if asked.signal and not stop_file.exists():
+                write_atomic(stop_file, str(asked.signal))
             if time.monotonic() > end:
                 raise TimeoutError(f'the run was not done within {timeout:g} s and has been stopped')
             time.sleep(0.05)
     finally:
-        _end(p)
-    return p.returncode
+        _end(agent)
+    return agent.returncode
 
 def _end(p):
     "Ask torchrun to stop its ranks, then insist"
@@ -398,16 +434,22 @@ def kill_one(
 
     f, end = Path(folder) / 'metrics.jsonl', time.monotonic() + timeout
     while time.monotonic() < end:
-        found = [
-            p
-            for p in psutil.process_iter(['pid', 'ppid', 'environ'])
-            if (p.info['environ'] or {}).get('FSDL_RUN') == str(Path(folder).absolute()) and 'RANK' in p.info['environ']
-        ]
-        ranks = [p for p in found if p.info['ppid'] not in {q.pid for q in found}]  # not those that read ahead for one
+        ranks = _ranks_in(folder)
         if f.exists() and f.read_text().count('\n') >= after and -len(ranks) <= which < len(ranks):
-            victim = sorted(ranks, key=lambda p: int(p.info['environ']['RANK']))[which]
             with contextlib.suppress(psutil.NoSuchProcess):
-                victim.kill()
-                return victim.pid
+                ranks[which].kill()
+                return ranks[which].pid
         time.sleep(0.02)
     raise TimeoutError(f'no run in {str(folder)!r} has reached step {after} within {timeout:g} s')
+
+def _ranks_in(folder):
+    "Processes of the ranks that train in a folder, in their order; without those that read ahead for one"
+    import psutil
+
+    ranks, run = {}, str(Path(folder).absolute())
+    for p in psutil.process_iter(['pid', 'ppid', 'environ']):
+        env = p.info['environ'] or {}
+        if env.get('FSDL_RUN') == run and 'RANK' in env:
+            ranks[p.pid] = p
+    leading = [p for p in ranks.values() if p.info['ppid'] not in ranks]
+    return sorted(leading, key=lambda p: int(p.info['environ']['RANK']))

@@ -7,7 +7,7 @@ __all__ = ['DamagedError', 'ChangedError', 'Packed', 'ahead', 'pack', 'Mapped', 
            'JpegFolder']
 
 # %% ../../nbs/training/09_loaders.ipynb #ef7d219e
-import contextlib, io, json, mmap, os, secrets, time, zlib
+import contextlib, io, itertools, json, mmap, os, secrets, time, zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from ..core import Record, need, one_of, positive
 from ..files import followed
-from .data import _mean, _natural, _rng, _std, epoch_order
+from .data import _mean, _natural, _rng, _square, _std, epoch_order
 from .corpora import _image_folder, read_image
 
 # %% ../../nbs/training/09_loaders.ipynb #e439e99e
@@ -60,6 +60,13 @@ def _nameless(folder):
     except OSError:
         return None
 
+def _hidden_file(hidden):
+    "(descriptor of a file to write, does it have this name already?)"
+    fd = _nameless(hidden.parent)
+    if fd is not None:
+        return fd, False
+    return os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644), True
+
 @contextlib.contextmanager
 def _complete_or_not_there(path):
     "A file to write that gets its name only when the block ends well"
@@ -67,10 +74,7 @@ def _complete_or_not_there(path):
     if path.exists() and not path.is_file():
         raise OSError(f'{str(path)!r} is no plain file: it is not replaced by one')
     hidden = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
-    fd = _nameless(path.parent)
-    named = fd is None
-    if named:
-        fd = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+    fd, named = _hidden_file(hidden)
     try:
         with open(fd, 'wb') as out:
             yield out
@@ -109,9 +113,7 @@ def ahead(
 # %% ../../nbs/training/09_loaders.ipynb #b7d3bfd6
 def _square_of(im, side):
     "The middle square of a picture, in side × side pixels"
-    edge = min(im.size)
-    left, top = (im.width - edge)/2, (im.height - edge)/2
-    return im.resize((side, side), 2, (left, top, left + edge, top + edge))     # 2: bilinear
+    return im.resize((side, side), 2, _square(*im.size, None))     # 2: bilinear
 
 def _as_jpeg(im, quality=95):
     "A picture as the bytes of a JPEG"
@@ -121,7 +123,7 @@ def _as_jpeg(im, quality=95):
 
 def _prepare(item, kind, side, skip):
     "(bytes, height, width) of a picture, or the error when that is to be skipped"
-    path = item[0]
+    path = Path(item[0])
     try:
         im = read_image(path)
     except ValueError as e:
@@ -130,15 +132,21 @@ def _prepare(item, kind, side, skip):
         return e
     if side:
         im = _square_of(im, side)
+    return _stored_bytes(im, path, kind, as_it_is=side is None), im.height, im.width
+
+def _stored_bytes(im, path, kind, as_it_is):
+    "A picture as a packed file keeps it: pixels, or a JPEG, of which one that is as it was keeps its own bytes"
     if kind == 'pixels':
-        blob = np.asarray(im).tobytes()
-    else:
-        keep = side is None and Path(path).suffix.lower() in ('.jpg', '.jpeg')
-        blob = Path(path).read_bytes() if keep else _as_jpeg(im)
-    return blob, im.height, im.width
+        return np.asarray(im).tobytes()
+    keep = as_it_is and path.suffix.lower() in ('.jpg', '.jpeg')
+    return path.read_bytes() if keep else _as_jpeg(im)
+
+def _pages(n):
+    "n bytes, rounded up to whole pages"
+    return -(-n // _page)*_page
 
 def _write_samples(out, items, made):
-    "Each sample from a page on: (index entries, numbers of the items that are in, of those that are not)"
+    "Each sample from a page on: (index entries, numbers of the items that are in, of those that are not, the end)"
     entries, kept, lost, at = [], [], [], _page
     for i, got in enumerate(made):
         if isinstance(got, Exception):
@@ -149,19 +157,24 @@ def _write_samples(out, items, made):
         out.write(blob)
         entries.append((at, len(blob), height, width, items[i][1], zlib.crc32(blob)))
         kept.append(i)
-        at += -(-len(blob) // _page)*_page
+        at += _pages(len(blob))
     return entries, kept, lost, at
+
+def _checksum(head, rest):
+    "Of the head, as if it said 0 for this, and of what follows the samples"
+    plain = head.copy()
+    plain['crc'] = 0
+    return zlib.crc32(rest, zlib.crc32(plain.tobytes()))
 
 def _write_index(out, kind, entries, about, at):
     "Index, names, and at last the head; the size of the file"
     index = np.array(entries, _entry).tobytes()
-    text = json.dumps(about).encode('utf-8', 'surrogateescape')
-    end = at + len(index) + len(text)
-    head = np.zeros(1, _head)
-    head[0] = (_magic, _version, _kinds.index(kind), len(entries), at, at + len(index), end, 0)
-    head['crc'] = zlib.crc32(text, zlib.crc32(index, zlib.crc32(head.tobytes())))     # the head too, while its crc is 0
+    rest = index + json.dumps(about).encode('utf-8', 'surrogateescape')
+    names, end = at + len(index), at + len(rest)
+    head = np.array([(_magic, _version, _kinds.index(kind), len(entries), at, names, end, 0)], _head)
+    head['crc'] = _checksum(head, rest)
     out.seek(at)
-    out.write(index + text)
+    out.write(rest)
     out.seek(0)
     out.write(head.tobytes())
     return end
@@ -177,6 +190,13 @@ def _same_shapes(entries, names):
             )
 
 # %% ../../nbs/training/09_loaders.ipynb #e3aa2ecd
+def _place_of(file):
+    "The absolute path of a file to write; raises FileNotFoundError where there is no folder for it"
+    path = Path(file).absolute()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(path.parent)!r}')
+    return path
+
 def pack(
     folder,            # Of images: one subfolder a class
     file,              # To write; it is complete or not there
@@ -190,20 +210,17 @@ def pack(
     one_of('kind', kind, _kinds)
     if side is not None:
         positive('side', side)
-    path = Path(file).absolute()
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(path.parent)!r}')
+    path = _place_of(file)
     items, classes = _image_folder(Path(folder))
-    names = [p.relative_to(folder).as_posix() for p, _ in items]
+    made = ahead(partial(_prepare, kind=kind, side=side, skip=skip), items, workers)
     with _complete_or_not_there(path) as out:
-        made = ahead(partial(_prepare, kind=kind, side=side, skip=skip), items, workers)
-        entries, kept, lost, at = _write_samples(out, items, made)
+        entries, kept, lost, end = _write_samples(out, items, made)
         if not entries:
             raise ValueError(f'none of the {len(items)} images in {str(folder)!r} can be decoded')
-        files, skipped = [names[i] for i in kept], [names[i] for i in lost]
+        files, skipped = ([items[i][0].relative_to(folder).as_posix() for i in which] for which in (kept, lost))
         if kind == 'pixels':
             _same_shapes(entries, files)
-        size = _write_index(out, kind, entries, dict(classes=classes, files=files, skipped=skipped), at)
+        size = _write_index(out, kind, entries, dict(classes=classes, files=files, skipped=skipped), end)
     source_bytes = sum(p.stat().st_size for p, _ in items)
     seconds = time.perf_counter() - start
     return Packed(str(path), kind, len(entries), len(classes), size, source_bytes, seconds, skipped)
@@ -213,8 +230,8 @@ def _identity(stat):
     "What tells one state of a file from another"
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
-def _read_head(view, path):
-    "(head, index, about) of a mapped file; raises DamagedError"
+def _head_of(view, path):
+    "The head of a mapped file that is a packed one, and as long as it says"
     if len(view) < _page:
         raise DamagedError(f'{str(path)!r} is no packed file: {len(view)} bytes are less than its first page')
     head = np.frombuffer(view, _head, 1)[0]
@@ -222,14 +239,26 @@ def _read_head(view, path):
         raise DamagedError(f'{str(path)!r} is no packed file of version {_version}: it begins with {bytes(view[:8])!r}')
     if int(head['end']) != len(view):
         raise DamagedError(f"{str(path)!r} has {len(view)} bytes, and its head says {int(head['end'])}")
+    return head
+
+def _read_head(view, path):
+    "(head, index, about) of a mapped file; raises DamagedError"
+    head = _head_of(view, path)
     at, names = int(head['index']), int(head['about'])
-    if not _page <= at <= names <= len(view) or names - at != int(head['n'])*_entry.itemsize:
+    length = int(head['n'])*_entry.itemsize
+    if not _page <= at <= names <= len(view) or names - at != length:
         raise DamagedError(f'the head of {str(path)!r} is damaged: its index cannot be from byte {at} to {names}')
-    plain = head.copy()
-    plain['crc'] = 0
-    if zlib.crc32(view[at:], zlib.crc32(plain.tobytes())) != head['crc']:
+    if _checksum(head, view[at:]) != head['crc']:
         raise DamagedError(f'the head or the index of {str(path)!r} does not match its checksum')
     return head, np.frombuffer(view[at:names], _entry), json.loads(bytes(view[names:]))
+
+def _map_file(path):
+    "(what tells this state of a file from another, a view of its bytes)"
+    with open(path, 'rb') as f:
+        state = os.fstat(f.fileno())
+        if not state.st_size:
+            raise DamagedError(f'{str(path)!r} is empty')
+        return _identity(state), memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
 
 @lru_cache(4)
 def _draws(n, seed, epoch):
@@ -248,11 +277,7 @@ class Mapped:
         verify:bool=True   # Compare each sample with its checksum when it is first read?
     ):
         self.path = Path(file).absolute()
-        with open(self.path, 'rb') as f:
-            self._is = _identity(os.fstat(f.fileno()))
-            if not self._is[2]:
-                raise DamagedError(f'{str(self.path)!r} is empty')
-            self._view = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+        self._is, self._view = _map_file(self.path)
         head, self.index, about = _read_head(self._view, self.path)
         self.stored, self.n = _kinds[int(head['kind'])], int(head['n'])
         self.classes, self.files, self.skipped = about['classes'], about['files'], about['skipped']
@@ -279,9 +304,8 @@ class Mapped:
         "All pictures as one array (n, height, width, 3): nothing is copied"
         first = self.index[0]
         height, width = int(first['height']), int(first['width'])
-        stride = -(-int(first['length']) // _page)*_page
-        shape, strides = (self.n, height, width, 3), (stride, width*3, 3, 1)
-        return np.ndarray(shape, np.uint8, self._view, _page, strides)
+        strides = _pages(int(first['length'])), width*3, 3, 1       # bytes
+        return np.ndarray((self.n, height, width, 3), np.uint8, self._view, _page, strides)
 
     def blob(self,
         i:int # Number of the sample
@@ -328,17 +352,20 @@ class Mapped:
     ):              # uint8 (len, 3, size, size), channels last in memory, and int64 (len,)
         "Some samples as tensors; raises DamagedError and ChangedError"
         self.unchanged()
-        which = [int(i) for i in which]
+        which, draws = [int(i) for i in which], _draws(self.n, self.seed, epoch)
+        x = self._squares(which, draws)
+        self.unchanged()
+        if self.augment:
+            _flip(x, draws[which, 2] < .5)
+        return x, torch.from_numpy(self.index['label'][which].astype(np.int64))
+
+    def _squares(self, which, draws):
+        "What is cut out of these samples"
         out = torch.empty(len(which), self.size, self.size, 3, dtype=torch.uint8)
-        into, draws = out.numpy(), _draws(self.n, self.seed, epoch)
+        into = out.numpy()
         for k, i in enumerate(which):
             into[k] = self._cut(self._picture(i), draws[i])
-        self.unchanged()
-        x = out.permute(0, 3, 1, 2)
-        for k, i in enumerate(which if self.augment else []):
-            if draws[i, 2] < .5:
-                x[k:k + 1] = x[k:k + 1].flip(3)   # one by one: fast in this memory format, a selection is slow
-        return x, torch.from_numpy(self.index['label'][which].astype(np.int64))
+        return out.permute(0, 3, 1, 2)
 
     def sample(self,
         i:int,      # Number of the sample
@@ -370,6 +397,11 @@ def _normalised(
     mean, std = (torch.from_numpy(v).view(3, 1, 1) for v in (_mean, _std))
     return (x.float()/255 - mean)/std
 
+def _flip(x, which):
+    "Mirror some pictures in place; which: bool (len(x),)"
+    for k in np.flatnonzero(which).tolist():
+        x[k:k + 1] = x[k:k + 1].flip(3)       # one by one: fast in this memory format, a selection is slow
+
 # %% ../../nbs/training/09_loaders.ipynb #36f48b0a
 def steps_per_epoch(
     n:int,           # Samples there are
@@ -400,8 +432,7 @@ def batches(
     workers:int=1              # Threads that read ahead; 0: none
 ):                             # Pairs (x, y) as Mapped.batch makes them, one a step
     "The steps of a rank, from any step on"
-    count = range(start, stop) if stop is not None else iter(lambda: None, 0)
-    steps = count if stop is not None else (start + i for i, _ in enumerate(count))
+    steps = range(start, stop) if stop is not None else itertools.count(start)
     parts = (step_part(len(data), step, global_batch, rank, ranks, seed) for step in steps)
     return ahead(lambda part: data.batch(part[1], part[0]), parts, workers)
 
@@ -420,9 +451,9 @@ class JpegFolder(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         path, label = self.items[i]
-        picture = np.asarray(read_image(path))
-        top, left = (int(torch.randint(d - self.size + 1, ())) for d in picture.shape[:2])
-        square = picture[top:top + self.size, left:left + self.size]
+        picture, size = np.asarray(read_image(path)), self.size
+        top, left = (int(torch.randint(d - size + 1, ())) for d in picture.shape[:2])
+        square = picture[top:top + size, left:left + size]
         if torch.rand(()) < .5:
             square = square[:, ::-1]
         return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1))), label

@@ -48,6 +48,10 @@ def _mixed(
     "Convex combination of samples (arXiv 1710.09412 eq. 1)"
     return lam*x + (1 - lam)*x[order]
 
+def _span(centre, length, whole):
+    "Start and end of a length about a centre, cut off at the ends of the whole"
+    return max(centre - length//2, 0), min(centre + length//2, whole)
+
 def cut_box(
     height:int, width:int, # Of the pictures
     lam:float,             # Part of its own that was drawn
@@ -55,10 +59,10 @@ def cut_box(
 ) -> tuple:                # (top, bottom, left, right, part of its own that is left)
     "Box of CutMix (arXiv 1905.04899 eq. 2)"
     edge = math.sqrt(1 - lam)
-    h, w = int(height*edge), int(width*edge)
-    top, bottom = max(y - h//2, 0), min(y + h//2, height)
-    left, right = max(x - w//2, 0), min(x + w//2, width)
-    return top, bottom, left, right, 1 - (bottom - top)*(right - left)/(height*width)
+    top, bottom = _span(y, int(height*edge), height)
+    left, right = _span(x, int(width*edge), width)
+    cut = (bottom - top)*(right - left)
+    return top, bottom, left, right, 1 - cut/(height*width)
 
 class _Mixing:
     "What MixUp and CutMix share: two targets, and a loss that is mixed as the pictures are"
@@ -111,8 +115,9 @@ class CutMix(_Mixing):
         at = [int(torch.randint(n, (), generator=self.rng)) for n in (height, width)]
         top, bottom, left, right, self.lam = cut_box(height, width, self.draw(), *at)
         self.order = torch.randperm(len(x), generator=self.rng)
+        box = ..., slice(top, bottom), slice(left, right)
         out = x.clone()
-        out[..., top:bottom, left:right] = x[self.order][..., top:bottom, left:right]
+        out[box] = x[self.order][box]
         return out, y
 
 # %% ../../nbs/training/12_methods.ipynb #d9734c00
@@ -319,42 +324,88 @@ def composer_apart(
     from fsdl_tools.core import fix_torchvision
     fix_torchvision()
     import composer
-    import composer.functional as cf
-    from composer.algorithms.blurpool.blurpool_layers import blur_2d
-    from composer.algorithms.cutmix.cutmix import _adjust_lambda, _rand_bbox
-    from composer.algorithms.ghost_batchnorm.ghost_batchnorm import GhostBatchNorm2d as Theirs
-    from composer.algorithms.layer_freezing.layer_freezing import _freeze_schedule
     g = torch.Generator().manual_seed(payload['seed'])
     x, y = torch.randn(12, 3, 16, 16, generator=g), torch.randint(0, 10, (12,), generator=g)
-    order, lam = torch.randperm(12, generator=g), .3
-    as_floats = lambda v: torch.as_tensor(v, dtype=torch.float).detach()
-    far = lambda a, b: float((as_floats(a) - as_floats(b)).abs().max())
-    out = dict(label_smoothing=far(cf.smooth_labels(torch.zeros(12, 10), y, .1), _smooth_targets(y, 10, .1)))
-    out['mixup'] = far(cf.mixup_batch(x, y, mixing=1 - lam, indices=order)[0], _mixed(x, order, lam))
+    order = torch.randperm(12, generator=g)
+    apart = dict(
+        label_smoothing=_smoothing_apart(y),
+        mixup=_mixup_apart(x, y, order),
+        cutmix=_cutmix_apart(),
+        ema=_ema_apart(),
+        blurpool=_blurpool_apart(x),
+        ghost_batchnorm=_ghost_apart(x),
+        layer_freezing=_freezing_apart(),
+        progressive_resizing=_resizing_apart(x, y),
+        sam=_sam_apart(),
+    )
+    return dict(version=composer.__version__, apart=apart)
+
+def _far(theirs, ours):
+    "Largest difference between two tensors, or two rows of numbers"
+    theirs, ours = (torch.as_tensor(v, dtype=torch.float).detach() for v in (theirs, ours))
+    return float((theirs - ours).abs().max())
+
+def _smoothing_apart(y):
+    "Smoothed targets"
+    import composer.functional as cf
+    return _far(cf.smooth_labels(torch.zeros(12, 10), y, .1), _smooth_targets(y, 10, .1))
+
+def _mixup_apart(x, y, order, lam=.3):
+    "Pictures that are sums of two; Composer's number is the part of the other"
+    import composer.functional as cf
+    return _far(cf.mixup_batch(x, y, mixing=1 - lam, indices=order)[0], _mixed(x, order, lam))
+
+def _cutmix_apart(lam=.3):
+    "The box, and what it leaves of the picture; Composer says width before height"
+    from composer.algorithms.cutmix.cutmix import _adjust_lambda, _rand_bbox
     box = _rand_bbox(16, 12, lam, cx=3, cy=9)
     top, bottom, left, right, left_over = cut_box(12, 16, lam, 9, 3)
     counted = _adjust_lambda(torch.zeros(1, 1, 12, 16), box)
-    out['cutmix'] = max(far(list(box), [left, top, right, bottom]), far(counted, left_over))
-    models = [nn.Linear(5, 4) for _ in range(3)]
-    models[2].load_state_dict(models[1].state_dict())
-    cf.compute_ema(models[0], models[1], smoothing=.9)
-    average_into(models[2], models[0], .9)
-    out['ema'] = far(models[1].weight, models[2].weight)
-    out['blurpool'] = far(blur_2d(x, stride=2), BlurPool(3)(x))
-    out['ghost_batchnorm'] = far(Theirs(nn.BatchNorm2d(3), 4)(x), GhostBatchNorm2d(3, 4)(x))
-    theirs = [_freeze_schedule(p/10, .5, 1.) for p in range(11)]
-    out['layer_freezing'] = far(theirs, [frozen_part(p/10) for p in range(11)])
+    return max(_far(list(box), [left, top, right, bottom]), _far(counted, left_over))
+
+def _ema_apart():
+    "A moving average after one step"
+    import composer.functional as cf
+    model, theirs, ours = (nn.Linear(5, 4) for _ in range(3))
+    ours.load_state_dict(theirs.state_dict())
+    cf.compute_ema(model, theirs, smoothing=.9)
+    average_into(ours, model, .9)
+    return _far(theirs.weight, ours.weight)
+
+def _blurpool_apart(x):
+    "Blurred and halved pictures"
+    from composer.algorithms.blurpool.blurpool_layers import blur_2d
+    return _far(blur_2d(x, stride=2), BlurPool(3)(x))
+
+def _ghost_apart(x):
+    "Pictures after a norm over parts of the batch"
+    from composer.algorithms.ghost_batchnorm.ghost_batchnorm import GhostBatchNorm2d as Theirs
+    return _far(Theirs(nn.BatchNorm2d(3), 4)(x), GhostBatchNorm2d(3, 4)(x))
+
+def _freezing_apart():
+    "The part of the layers that is frozen, at eleven points of the training"
+    from composer.algorithms.layer_freezing.layer_freezing import _freeze_schedule
+    points = [p/10 for p in range(11)]
+    return _far([_freeze_schedule(p, .5, 1.) for p in points], [frozen_part(p) for p in points])
+
+def _resizing_apart(x, y):
+    "Pictures of half the edge"
+    import composer.functional as cf
     resized = cf.resize_batch(x, y, scale_factor=.5, mode='resize')[0]
-    out['progressive_resizing'] = far(resized, F.interpolate(x, scale_factor=.5, mode='bilinear'))
-    out['sam'] = _sam_apart()
-    return dict(version=composer.__version__, apart=out)
+    return _far(resized, F.interpolate(x, scale_factor=.5, mode='bilinear'))
 
 def _sam_apart():
-    "One step of SGD with Composer's SAM beside ours"
-    from composer.algorithms.sam.sam import SAMOptimizer
+    "Weights after one step of SGD with SAM"
     net = nn.Linear(6, 1)
     twin = _twin(net).requires_grad_(True)
     x = torch.randn(20, 6)
+    _their_sam_step(net, x)
+    _our_sam_step(twin, x)
+    return _far(net.weight, twin.weight)
+
+def _their_sam_step(net, x):
+    "One step with Composer's optimizer, which calls back for the gradients"
+    from composer.algorithms.sam.sam import SAMOptimizer
 
     def closure(ddp_sync=True, loss_dict=None):
         net.zero_grad()
@@ -363,15 +414,17 @@ def _sam_apart():
         return loss
 
     SAMOptimizer(torch.optim.SGD(net.parameters(), lr=.1), rho=.05).step(closure)
-    twin(x).square().mean().backward()
-    params = list(twin.parameters())
+
+def _our_sam_step(net, x):
+    "One step with the gradient at the top"
+    net(x).square().mean().backward()
+    params = list(net.parameters())
     steps = SAM.climb(params, .05)
-    twin.zero_grad()
-    twin(x).square().mean().backward()
+    net.zero_grad()
+    net(x).square().mean().backward()
     with torch.no_grad():
         torch._foreach_sub_(params, steps)
     torch.optim.SGD(params, lr=.1).step()
-    return float((net.weight - twin.weight).abs().max())
 
 def composer_train(
     payload:dict # algorithms: pairs of a name in Composer and its arguments; epochs
@@ -385,24 +438,28 @@ def composer_train(
 def _composer_fit(name, kw, epochs):
     "One run; an algorithm that fails leaves its error in the row"
     import time
-    from composer import Trainer, algorithms
-    from composer.models import ComposerClassifier
-    from torch.utils.data import DataLoader, TensorDataset
+    from composer import algorithms
     x, y, test_x, test_y = digits()
     torch.manual_seed(0)
     net = DigitNet()
-    order = torch.Generator().manual_seed(0)
-    loader = DataLoader(TensorDataset(x, y), 64, shuffle=True, generator=order, drop_last=True)
-    opt = torch.optim.AdamW(net.parameters(), lr=3e-3)
     row, start = dict(name=name, accuracy=None, error=''), time.perf_counter()
     try:
         used = [getattr(algorithms, name)(**kw)] if name else []
-        quiet = dict(progress_bar=False, device='cpu', loggers=[], seed=0)
-        model = ComposerClassifier(net, num_classes=10)
-        data = dict(model=model, train_dataloader=loader, max_duration=f'{epochs}ep')
-        Trainer(**data, optimizers=opt, algorithms=used, **quiet).fit()
+        _train_by_composer(net, x, y, used, epochs)
         net.eval()
         row['accuracy'] = float((net(test_x).argmax(1) == test_y).float().mean())
     except Exception as e:
         row['error'] = f'{type(e).__name__}: {e}'[:120]
     return row | dict(seconds=time.perf_counter() - start)
+
+def _train_by_composer(net, x, y, used, epochs):
+    "Composer's Trainer on the CPU, with the algorithms that are used"
+    from composer import Trainer
+    from composer.models import ComposerClassifier
+    from torch.utils.data import DataLoader, TensorDataset
+    order = torch.Generator().manual_seed(0)
+    loader = DataLoader(TensorDataset(x, y), 64, shuffle=True, generator=order, drop_last=True)
+    opt = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    data = dict(model=ComposerClassifier(net, num_classes=10), train_dataloader=loader, max_duration=f'{epochs}ep')
+    quiet = dict(progress_bar=False, device='cpu', loggers=[], seed=0)
+    Trainer(**data, optimizers=opt, algorithms=used, **quiet).fit()

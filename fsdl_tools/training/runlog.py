@@ -183,6 +183,10 @@ def _line(**event):
     return _json(_plain(event)).encode('utf-8', 'backslashreplace').decode() + '\n'
 
 # %% ../../nbs/training/06_runlog.ipynb #4201aeea
+def _hole(name):
+    "What the line of a metric says of it, with a hole for its value"
+    return f'{_json(mask_text(str(name)))}:'.replace('%', '%%') + '%s'
+
 class RunLog:
     "Where a training loop logs: `log` costs microseconds, a thread writes the file"
 
@@ -198,19 +202,28 @@ class RunLog:
     ):
         self.folder, self.id = Path(folder), header.get('id', Path(folder).name)
         self.params, self.dropped, self.trouble = header.get('params', {}), 0, ''
-        self._fd = os.open(self.folder / 'log.jsonl', os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_EXCL, 0o644)
-        _hold(self._fd)
+        self._fd = _new_file(self.folder / 'log.jsonl')
         self._lines, self._size, self._rest = [], 0, b''
         self._templates, self._step, self._open = {}, 0, True
         self._lock, self._writing, self._wake = threading.Lock(), threading.Lock(), threading.Event()
         first = _line(schema=schema, started=time.time(), **header)
         self._put(first, len(first))
         self.flush()
+        self._start_thread()
+        self._pid, self._exit = os.getpid(), weakref.finalize(self, _left_open, self._fd)
+        _open_logs.add(self)
+
+    def _start_thread(self):
+        "Write in the background; the thread does not keep the log alive"
         work = (weakref.ref(self), self._wake)
         self._thread = threading.Thread(target=_write_often, args=work, name='fsdl-runlog', daemon=True)
         self._thread.start()
-        self._pid, self._exit = os.getpid(), weakref.finalize(self, _left_open, self._fd)
-        _open_logs.add(self)
+
+    def _start_thread(self):
+        "Write in the background; the thread does not keep the log alive"
+        work = (weakref.ref(self), self._wake)
+        self._thread = threading.Thread(target=_write_often, args=work, name='fsdl-runlog', daemon=True)
+        self._thread.start()
 
     def log(
         self,
@@ -232,8 +245,7 @@ class RunLog:
 
     def _template(self, names):
         "The line of these names, with holes for time, step and values; and its usual length in bytes"
-        pairs = ','.join(f'{_json(mask_text(str(n)))}:'.replace('%', '%%') + '%s' for n in names)
-        text = '{"t":%r,"step":%s,"m":{' + pairs + '}}\n'
+        text = '{"t":%r,"step":%s,"m":{' + ','.join(map(_hole, names)) + '}}\n'
         line = text.encode('utf-8', 'backslashreplace').decode()
         self._templates[names] = line, len(line.encode()) + 24 + 16 * len(names)
         return self._templates[names]
@@ -252,12 +264,14 @@ class RunLog:
                 self._wake.set()
 
 # %% ../../nbs/training/06_runlog.ipynb #0003bc4d
-def _hold(fd):
-    "Lock the file, so that readers see whether its writer lives"
+def _new_file(path):
+    "Make a file to append to, and lock it, so that readers see whether its writer lives; its descriptor"
+    fd = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_EXCL, 0o644)
     with contextlib.suppress(OSError, ImportError):
         import fcntl
 
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return fd
 
 def _write_often(ref, wake):
     "Body of the writing thread; it ends with the log it belongs to"
@@ -298,9 +312,14 @@ def flush(self: RunLog):
         with self._lock:
             self._size += len(self._rest) - before
     if error and not self.trouble:
-        self.trouble = f'{type(error).__name__}: {error.strerror}'
-        what = f'the log of run {self.id} cannot be written ({self.trouble})'
-        warnings.warn(f'{what}: training goes on, new lines wait in memory', RuntimeWarning, stacklevel=2)
+        self._warn(error)
+
+@patch
+def _warn(self: RunLog, error):
+    "Say once that the disk takes nothing"
+    self.trouble = f'{type(error).__name__}: {error.strerror}'
+    what = f'the log of run {self.id} cannot be written ({self.trouble})'
+    warnings.warn(f'{what}: training goes on, new lines wait in memory', RuntimeWarning, stacklevel=3)
 
 @patch
 def _event(self: RunLog, **event):
@@ -361,14 +380,18 @@ def artifact(
     "Keep a file: its hash goes into the log, its content once into the folder"
     digest = file_hash(path)
     kept = self.folder / 'artifacts' / digest
-    kept.parent.mkdir(exist_ok=True)
     if not kept.exists():
-        part = kept.with_name(f'.{digest}.{os.getpid()}')
-        shutil.copyfile(path, part)
-        os.replace(part, kept)
+        _copy_whole(path, kept)
     a = Artifact(mask_text(name or Path(path).name), digest, kept.stat().st_size, kind, f'artifacts/{digest}', step)
     self._event(artifact=a.to_dict())
     return a
+
+def _copy_whole(path, to):
+    "Copy a file, which is there as a whole or not at all"
+    to.parent.mkdir(exist_ok=True)
+    part = to.with_name(f'.{to.name}.{os.getpid()}')
+    shutil.copyfile(path, part)
+    os.replace(part, to)
 
 @patch
 def figure(
@@ -449,10 +472,9 @@ def start_run(
     id, given = _new_id(), os.environ.get('FSDL_RUN_FOLDER')
     own = Path(given) if given else Path(folder) / id
     own.mkdir(parents=True, exist_ok=bool(given))
-    header = dict(
-        id=id, name=mask_text(name), project=mask_text(project), params=mask(params or {}), tags=mask(tags or {})
-    )
-    return RunLog(own, **header, environment=environment(packages))
+    words = dict(name=mask_text(name), project=mask_text(project))
+    more = dict(params=mask(params or {}), tags=mask(tags or {}), environment=environment(packages))
+    return RunLog(own, id=id, **words, **more)
 
 # %% ../../nbs/training/06_runlog.ipynb #025173b5
 _longest = 64 * 1024 * 1024  # Bytes of a line that is still taken for one
@@ -472,17 +494,16 @@ def events(
     warn=None,  # Called with text for every line that cannot be read
 ):  # Yields (event as dict, offset behind it)
     "The whole lines of a write-ahead file"
+    warn = warn or (lambda text: None)
     with open(path, 'rb') as f:
         f.seek(offset)
         while raw := f.readline(_longest):
             if raw[-1:] != b'\n':
-                if warn:
-                    warn(f'{path}: the last line, from byte {offset} on, is not complete')
+                warn(f'{path}: the last line, from byte {offset} on, is not complete')
                 return
             event, start, offset = _parse_line(raw), offset, offset + len(raw)
             if event is None:
-                if warn:
-                    warn(f'{path}: the line at byte {start} is not a JSON object and was left out')
+                warn(f'{path}: the line at byte {start} is not a JSON object and was left out')
             else:
                 yield event, offset
 
@@ -519,25 +540,33 @@ def read_log(
 ) -> Run:  # Raises FileNotFoundError, or ValueError where it is no such file
     "The run that a write-ahead file tells of, also of a process that was killed"
     path = Path(path) / 'log.jsonl' if Path(path).is_dir() else Path(path)
-    said, head, last = [], None, 0.0
-    known = dict(params={}, tags={}, metrics={}, artifacts=[], status='')
-    for event, _ in events(path, warn=said.append):
-        if head is None:
-            head = event
-            if event.get('schema') != schema:
-                raise ValueError(
-                    f'{path} is not the log of a run: its first line says schema {event.get("schema")!r}'
-                )
-            continue
+    said = []
+    lines = (event for event, _ in events(path, warn=said.append))
+    head = _first_line(lines, path)
+    known = _known_from(lines, lambda problem: said.append(f'{path}: a line was left out ({problem})'))
+    known['status'] = known['status'] or ('running' if alive(path) else 'killed')
+    return _as_run(head, known, said)
+
+def _first_line(lines, path):
+    "What the log of a run begins with; raises ValueError for another file"
+    head = next(lines, None)
+    if head is None:
+        raise ValueError(f'{path} is not the log of a run: it has no complete line')
+    if head.get('schema') != schema:
+        raise ValueError(f'{path} is not the log of a run: its first line says schema {head.get("schema")!r}')
+    return head
+
+def _known_from(lines, warn):
+    "What the lines after the first say of a run; each that cannot be read is warned of"
+    known = dict(params={}, tags={}, metrics={}, artifacts=[], status='', ended=0.0)
+    for event in lines:
         try:
             _take(known, event)
         except (TypeError, ValueError, AttributeError) as e:
-            said.append(f'{path}: a line was left out ({type(e).__name__}: {e})')
-        if isinstance(t := event.get('t'), (int, float)):
-            last = t
-    if head is None:
-        raise ValueError(f'{path} is not the log of a run: it has no complete line')
-    return _as_run(head, known, last, said, path)
+            warn(f'{type(e).__name__}: {e}')
+        if isinstance(event.get('t'), (int, float)):
+            known['ended'] = event['t']
+    return known
 
 def _take(known, event):
     "One event into what is known of the run"
@@ -552,13 +581,16 @@ def _take(known, event):
     if 'end' in event:
         known['status'] = str(event['end'])
 
-def _as_run(head, known, last, said, path):
+def _as_run(head, known, said):
     "The record of everything that was read"
-    status = known['status'] or ('running' if alive(path) else 'killed')
-    params, tags = (head.get(k) if isinstance(head.get(k), dict) else {} for k in ('params', 'tags'))
+
+    def first(key, kind, otherwise):
+        "What the first line says, where it is of this kind"
+        value = head.get(key)
+        return value if isinstance(value, kind) else otherwise
+
     text = {k: str(head.get(k, '')) for k in ('id', 'name', 'project')}
-    env = head.get('environment') if isinstance(head.get('environment'), dict) else {}
-    started = head.get('started') if isinstance(head.get('started'), (int, float)) else 0.0
-    about = text | dict(source='fsdl', status=status, started=started, ended=last, environment=env)
-    merged = dict(params=params | known['params'], tags=tags | known['tags'])
-    return Run(**about, **merged, metrics=known['metrics'], artifacts=known['artifacts'], warnings=said)
+    known['params'] = first('params', dict, {}) | known['params']
+    known['tags'] = first('tags', dict, {}) | known['tags']
+    started, env = first('started', (int, float), 0.0), first('environment', dict, {})
+    return Run(**text, source='fsdl', started=started, environment=env, warnings=said, **known)

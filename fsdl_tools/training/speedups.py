@@ -65,9 +65,13 @@ def paired_ratio(
     if base.shape != other.shape or base.ndim != 1 or len(base) < 2:
         raise ValueError(f'two rows of equally many turns, at least two: not {base.shape} and {other.shape}')
     ratios = base/other
-    again = np.random.default_rng(seed).integers(0, len(ratios), (draws, len(ratios)))
-    low, high = np.percentile(np.median(ratios[again], axis=1), [2.5, 97.5])
+    low, high = np.percentile(_resampled_medians(ratios, draws, seed), [2.5, 97.5])
     return Ratio(float(low), float(np.median(ratios)), float(high), len(ratios))
+
+def _resampled_medians(values, draws, seed):
+    "Medians of so many rows, each of as many values, drawn with replacement"
+    again = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    return np.median(values[again], axis=1)
 
 def ratio_table(
     took:dict,     # What interleaved returned
@@ -89,8 +93,8 @@ def digits(
     "Handwritten digits, scaled up"
     rows = read_data('digits.csv', text=('pixels',))
     grey = [[int(c, 17)/16 for c in row['pixels']] for row in rows]
-    x = torch.tensor(grey).view(-1, 1, 8, 8)
-    x = F.interpolate(x, size=(positive('size', size),)*2, mode='bilinear')
+    small = torch.tensor(grey).view(-1, 1, 8, 8)
+    x = F.interpolate(small, size=(positive('size', size),)*2, mode='bilinear')
     y = torch.tensor([row['label'] for row in rows])
     return x[:1500], y[:1500], x[1500:], y[1500:]
 
@@ -127,6 +131,8 @@ class DigitNet(nn.Module):
         return self.head(x.mean((2, 3)))
 
 # %% ../../nbs/training/08_speedups.ipynb #a5320085
+_optimizers = dict(loop=dict(foreach=False), foreach=dict(foreach=True), fused=dict(fused=True))  # AdamW's arguments
+
 @dataclass(frozen=True)
 class Switches(Record):
     "What is turned on in a run; everything off is the baseline"
@@ -141,7 +147,7 @@ class Switches(Record):
 
     def __post_init__(self):
         one_of('precision', self.precision, ['fp32', 'bf16'])
-        one_of('optimizer', self.optimizer, ['loop', 'foreach', 'fused'])
+        one_of('optimizer', self.optimizer, _optimizers)
         positive('micro_batches', self.micro_batches)
         if not 0 <= self.augment <= 1:
             raise ValueError(f'augment is a part of the training, from 0 to 1, not {self.augment!r}')
@@ -155,6 +161,17 @@ def _edge(progress, full):
     "Edge of the pictures at this point of the training: half of it first, whole from two thirds on, in steps of two"
     part = min(1., .5 + .75*progress)
     return min(full, int(full*part)//2*2)
+
+def _new_model(switches, seed):
+    "The model of a run, whose weights depend on the seed alone; no other random number is drawn"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = DigitNet(recompute=switches.recompute)
+    return model.to(memory_format=torch.channels_last) if switches.channels_last else model
+
+def _scaled(x, edge):
+    "Pictures of this edge"
+    return x if edge == x.shape[-1] else F.interpolate(x, size=(edge, edge), mode='bilinear')
 
 class DigitRun:
     "One training run: `step`, `accuracy`, `train_to`"
@@ -170,14 +187,9 @@ class DigitRun:
         self.s, self.steps, self.done, self.methods = switches, steps, 0, list(methods)
         self.x, self.y, self.test_x, self.test_y = data or digits()
         self.batch = batch
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.model = DigitNet(recompute=switches.recompute)
+        self.model = _new_model(switches, seed)
         self.rng = torch.Generator().manual_seed(seed)
-        if switches.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
-        kinds = dict(loop=dict(foreach=False), foreach=dict(foreach=True), fused=dict(fused=True))
-        self.opt = torch.optim.AdamW(self.model.parameters(), lr=3e-3, **kinds[switches.optimizer])
+        self.opt = torch.optim.AdamW(self.model.parameters(), lr=3e-3, **_optimizers[switches.optimizer])
         self.forward = torch.compile(self.model) if switches.compile else self.model
         self.tell('start')
 
@@ -200,8 +212,8 @@ class DigitRun:
         x, y = self.x[which], self.y[which]
         if self.progress < self.s.augment:
             x = _shifted(x, self.rng)
-        if self.s.growing and (edge := _edge(self.progress, x.shape[-1])) < x.shape[-1]:
-            x = F.interpolate(x, size=(edge, edge), mode='bilinear')
+        if self.s.growing:
+            x = _scaled(x, _edge(self.progress, x.shape[-1]))
         if self.s.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         return x, y
@@ -216,8 +228,8 @@ class DigitRun:
         half = self.s.precision == 'bf16'
         with torch.autocast('cpu', torch.bfloat16) if half else contextlib.nullcontext():
             scores = self.forward(x)
-        losses = [m.loss for m in self.methods if hasattr(m, 'loss')]
-        return losses[-1](scores.float(), y) if losses else F.cross_entropy(scores.float(), y)
+        losses = [F.cross_entropy, *(m.loss for m in self.methods if hasattr(m, 'loss'))]
+        return losses[-1](scores.float(), y)
 
     def backward(self,
         x, y # A batch
@@ -287,6 +299,10 @@ def saved_bytes(
     return sum(kept.values())
 
 # %% ../../nbs/training/08_speedups.ipynb #b534d855
+def _with_room(room, n):
+    "The first row that has room for n tokens; where none has, the next new one"
+    return next((row for row, free in enumerate(room) if free >= n), len(room))
+
 def first_fit(
     lengths, # Of the sequences
     width:int # Of a row
@@ -296,11 +312,10 @@ def first_fit(
         raise ValueError(f'sequence {too_long[0]} has {lengths[too_long[0]]} tokens, more than a row of {width}')
     rows, room = [], []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        at = next((k for k, r in enumerate(room) if r >= lengths[i]), None)
-        if at is None:
+        at = _with_room(room, lengths[i])
+        if at == len(rows):
             rows.append([])
             room.append(width)
-            at = len(rows) - 1
         rows[at].append(i)
         room[at] -= lengths[i]
     return rows
@@ -335,29 +350,42 @@ def _give_gradients(sets, turn):
         for i, p in enumerate(params):
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(100*turn + i))
 
+def _curriculum():
+    "Lengths by DeepSpeed's scheduler, at every tenth of 120 steps"
+    from deepspeed.runtime.data_pipeline.curriculum_scheduler import CurriculumScheduler
+    straight = dict(total_curriculum_step=100, difficulty_step=8)
+    plan = dict(min_difficulty=8, max_difficulty=64, schedule_type='fixed_linear', schedule_config=straight)
+    return [CurriculumScheduler(plan).get_difficulty(s) for s in range(0, 121, 10)]
+
+def _race(turns):
+    "Seconds of three kinds of AdamW by turn, and how far DeepSpeed's weights end from torch's"
+    sets = {name: _parameters() for name in ('torch_loop', 'torch_fused', 'deepspeed')}
+    steps = {name: opt.step for name, opt in _contenders(**sets).items()}
+    took = {name: [] for name in sets}
+    for turn in range(turns):
+        _give_gradients(sets.values(), turn)
+        for name, seconds in interleaved(steps, 1, turn).items():
+            took[name] += seconds
+    pairs = zip(sets['torch_loop'], sets['deepspeed'], strict=True)
+    return took, max((a - b).abs().max().item() for a, b in pairs)
+
+def _contenders(torch_loop, torch_fused, deepspeed):
+    "One AdamW in three kinds, each over a set of parameters of its own"
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+    return dict(
+        torch_loop=torch.optim.AdamW(torch_loop, lr=1e-2, foreach=False),
+        torch_fused=torch.optim.AdamW(torch_fused, lr=1e-2, fused=True),
+        deepspeed=DeepSpeedCPUAdam(deepspeed, lr=1e-2, weight_decay=1e-2, adamw_mode=True),
+    )
+
 def deepspeed_run(
     payload:dict # turns: how often each optimizer steps
 ) -> dict:       # version, what is there, lengths of the curriculum, seconds of optimizers, and how far they end apart
     "What DeepSpeed has beyond ZeRO (runs where it is installed)"
     import deepspeed
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-    from deepspeed.runtime.data_pipeline.curriculum_scheduler import CurriculumScheduler
     torch.set_num_threads(1)
-    straight = dict(total_curriculum_step=100, difficulty_step=8)
-    plan = dict(min_difficulty=8, max_difficulty=64, schedule_type='fixed_linear', schedule_config=straight)
-    lengths = [CurriculumScheduler(plan).get_difficulty(s) for s in range(0, 121, 10)]
-    sets = dict(torch_loop=_parameters(), torch_fused=_parameters(), deepspeed=_parameters())
-    opts = dict(
-        torch_loop=torch.optim.AdamW(sets['torch_loop'], lr=1e-2, foreach=False),
-        torch_fused=torch.optim.AdamW(sets['torch_fused'], lr=1e-2, fused=True),
-        deepspeed=DeepSpeedCPUAdam(sets['deepspeed'], lr=1e-2, weight_decay=1e-2, adamw_mode=True),
-    )
-    took = {k: [] for k in opts}
-    for turn in range(payload['turns']):
-        _give_gradients(sets.values(), turn)
-        for k, v in interleaved({k: o.step for k, o in opts.items()}, 1, turn).items():
-            took[k] += v
-    apart = max((a - b).abs().max().item() for a, b in zip(sets['torch_loop'], sets['deepspeed'], strict=True))
+    lengths = _curriculum()
+    took, apart = _race(payload['turns'])
     there = {k: _there(m) for k, m in deepspeed_modules.items()}
     return dict(version=deepspeed.__version__, there=there, curriculum=lengths, took=took, apart=apart)
 
@@ -385,6 +413,14 @@ def one_bit(
     return sent, wanted - sent
 
 # %% ../../nbs/training/08_speedups.ipynb #5adae8dd
+def _loss_and_gradient(logits, targets):
+    "Sum of the cross-entropies of some tokens, and its gradient by their logits: softmax minus one-hot"
+    lse = logits.logsumexp(1)
+    wanted = logits.gather(1, targets[:, None])[:, 0]
+    gradient = (logits - lse[:, None]).exp_()
+    gradient[torch.arange(len(targets)), targets] -= 1
+    return (lse - wanted).sum(), gradient
+
 class _ChunkedLoss(torch.autograd.Function):
     "The gradient of each chunk is made while its logits are there"
 
@@ -393,13 +429,10 @@ class _ChunkedLoss(torch.autograd.Function):
         dh, dw, total = torch.empty_like(hidden), torch.zeros_like(weight), 0.
         n = len(targets)
         for h, t, into in zip(hidden.chunk(chunks), targets.chunk(chunks), dh.chunk(chunks), strict=True):
-            logits = h @ weight.T
-            lse = logits.logsumexp(1)
-            total = total + (lse - logits.gather(1, t[:, None])[:, 0]).sum()
-            part = (logits - lse[:, None]).exp_()
-            part[torch.arange(len(t)), t] -= 1
-            into.copy_(part @ weight / n)
-            dw += part.T @ h / n
+            loss, gradient = _loss_and_gradient(h @ weight.T, t)
+            total = total + loss
+            into.copy_(gradient @ weight / n)
+            dw += gradient.T @ h / n
         ctx.save_for_backward(dh, dw)
         return total/n
 
@@ -418,6 +451,11 @@ def chunked_loss(
     return _ChunkedLoss.apply(hidden, weight, targets, positive('chunks', chunks))
 
 # %% ../../nbs/training/08_speedups.ipynb #b2e690ca
+def _nearer(x):
+    "A step of the iteration, which makes of each singular value s: 3.4445 s − 4.775 s³ + 2.0315 s⁵"
+    gram = x @ x.T
+    return 3.4445*x + (-4.775*gram + 2.0315*gram @ gram) @ x
+
 def orthogonal(
     g,          # A matrix
     steps:int=5 # Of the iteration
@@ -427,6 +465,5 @@ def orthogonal(
     if turned := len(x) > x.shape[1]:
         x = x.T
     for _ in range(steps):
-        gram = x @ x.T
-        x = 3.4445*x + (-4.775*gram + 2.0315*gram @ gram) @ x
+        x = _nearer(x)
     return x.T if turned else x

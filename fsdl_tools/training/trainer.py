@@ -10,7 +10,7 @@ import contextlib, json, math, platform, time, warnings
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from .data import Feed, call_factory, eval_batches, is_factory
+from .data import Feed, _seed_all, call_factory, eval_batches, is_factory
 from .checkpoint import CheckpointError, Checkpointer, export_weights
 from .config import TrainConfig, _changes, _check_folder, _content, _kind, _run_of, _say_changes
 from .config import _trainable, check_config, lock_folder, lr_at
@@ -30,18 +30,22 @@ def training_tensors(
     plain = lambda n: n.removeprefix('module.')                             # DDP's prefix
     model = {f'model.{plain(n)}': t for m in run.stages for n, t in m.state_dict().items()}
     params = {plain(n): p for m in run.stages for n, p in m.named_parameters()}
-    return model | {
-        f'optimizer.{n}.{k}': v
-        for n, p in params.items()
-        for k, v in opt.state.get(p, {}).items()
-        if torch.is_tensor(v)
-    }
+    return model | _state_tensors(opt, params)
+
+def _state_tensors(opt, params):
+    "What the optimizer keeps of each parameter, by name"
+    out = {}
+    for n, p in params.items():
+        for k, v in opt.state.get(p, {}).items():
+            if torch.is_tensor(v):
+                out[f'optimizer.{n}.{k}'] = v
+    return out
 
 def _make_states(opt):
     "A step of length zero: the optimizer allocates its states, and nothing else changes"
     rates = [g['lr'] for g in opt.param_groups]
-    for g in opt.param_groups:
-        g['lr'] = 0. if not torch.is_tensor(g['lr']) else torch.zeros_like(g['lr'])
+    for g, lr in zip(opt.param_groups, rates, strict=True):
+        g['lr'] = torch.zeros_like(lr) if torch.is_tensor(lr) else 0.
         for p in g['params']:
             p.grad = torch.zeros_like(p) if p.requires_grad else None
     opt.step()
@@ -52,11 +56,9 @@ def _make_states(opt):
 # %% ../../nbs/training/03_trainer.ipynb #b35d4323
 def _reseed(seed, step, replica):
     "Random state as a function of where the run is"
-    import random, numpy as np
+    import numpy as np
     mixed = int(np.random.SeedSequence([seed, step, replica]).generate_state(1, np.uint64)[0]) >> 1
-    torch.manual_seed(mixed)
-    random.seed(mixed)
-    np.random.seed(mixed % 2**32)
+    _seed_all(mixed)
 
 def _measure_peak(
     device:str='cpu',    # cpu or cuda
@@ -65,15 +67,17 @@ def _measure_peak(
 ) -> float:              # Operations per second of a matrix product on this rank, while the others do the same
     "What MFU refers to"
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if 'bf16' in precision else torch.float32)
-    sync, best = torch.cuda.synchronize if device == 'cuda' else (lambda: None), float('inf')
     if dist.is_initialized():
         dist.barrier()
-    for _ in range(4):
-        t = time.perf_counter()
-        a @ a
-        sync()
-        best = min(best, time.perf_counter() - t)
-    return 2*n**3/best
+    return 2*n**3/min(_product_seconds(a) for _ in range(4))
+
+def _product_seconds(a):
+    "Seconds of a matrix times itself, until it is there"
+    start = time.perf_counter()
+    a @ a
+    if a.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 def _counted_flops(model, x):
     "Operations of a forward pass on one sample, as torch counts them; the model stays as it is"
@@ -96,29 +100,24 @@ def sample_flops(
     "Model FLOPs, recomputation not counted"
     if is_factory(c.model):
         return 3 * _counted_flops(model, x)
-    if shape:
-        return (
-            6
-            * (shape.layers * (4 * shape.hidden**2 + 2 * shape.hidden * shape.width) + shape.vocab * shape.hidden)
-            * c.seq
-            + 12 * shape.layers * shape.hidden * c.seq**2
-        )
+    return _gpt_flops(shape, c.seq) if shape else 3 * _profiled_flops(c)
+
+def _gpt_flops(shape, seq):
+    "Operations of forward and backward for a sample of seq tokens"
+    layer = 4 * shape.hidden**2 + 2 * shape.hidden * shape.width          # weights: attention, MLP
+    weights = shape.layers * layer + shape.vocab * shape.hidden
+    attention = 12 * shape.layers * shape.hidden * seq**2                 # scores, and their sum of values
+    return 6 * weights * seq + attention
+
+def _profiled_flops(c):
+    "Operations of a forward pass of a model of timm or transformers on one sample"
     from fsdl_tools.models.profile import profile
     kind, source = _kind(c.model)
-    return (
-        3
-        * profile(
-            c.model,
-            seq=c.seq or 1,
-            **(
-                dict(task='causal-lm')
-                if kind == 'tokens'
-                else {}
-                if source == 'transformers'
-                else dict(input_size=c.image_size)
-            ),
-        ).flops
-    )
+    if kind == 'tokens':
+        what = dict(task='causal-lm')
+    else:
+        what = {} if source == 'transformers' else dict(input_size=c.image_size)
+    return profile(c.model, seq=c.seq or 1, **what).flops
 
 def _make_model(
     c:TrainConfig, # A complete one
@@ -132,14 +131,28 @@ def _make_model(
     torch.manual_seed(c.seed)
     if source == 'own':
         return _own_model(c, data)
-    if source == 'timm':
-        return build(c.model, input_size=c.image_size, num_classes=len(data.classes))
     if kind == 'images':
-        return build(c.model, 'image-classification', input_size=c.image_size, num_labels=len(data.classes))
+        return _image_model(c, source, len(data.classes))
+    return _text_model(c, data.vocab)
+
+def _image_model(c, source, classes):
+    "A classifier of timm or transformers"
+    if source == 'timm':
+        return build(c.model, input_size=c.image_size, num_classes=classes)
+    return build(c.model, 'image-classification', input_size=c.image_size, num_labels=classes)
+
+def _text_model(c, vocab):
+    "A language model of transformers; raises ValueError where the data have tokens that it does not know"
     m = build(c.model, 'causal-lm', use_cache=False)
-    if data.vocab > m.config.get_text_config().vocab_size:
-        raise ValueError(f'{c.model} knows {m.config.get_text_config().vocab_size} tokens, the data has {data.vocab}')
+    known = m.config.get_text_config().vocab_size
+    if vocab > known:
+        raise ValueError(f'{c.model} knows {known} tokens, the data has {vocab}')
     return m
+
+def _make_optimizer(params, c, kind):
+    "The optimizer of a layout, such as momentum"
+    more = dict(momentum=.9) if kind == 'momentum' else {}
+    return _trainable[kind](params, lr=c.lr, weight_decay=c.weight_decay, **more)
 
 def _own_model(c, data):
     "The module that somebody's function makes"
@@ -163,6 +176,15 @@ class _Some:
     def sample(self, i, epoch=0):
         return self.data.sample(self.at[i], epoch)
 
+def _without_padding(x, y, weight):
+    "A micro-batch in which the loss passes over targets of weight 0"
+    counts = weight.view(-1, *[1]*(y.dim() - 1)) > 0
+    return x, torch.where(counts, y, -100)
+
+def _as_lines(rows):
+    "Rows of metrics as text, one a line"
+    return ''.join(json.dumps(r) + '\n' for r in rows)
+
 class Trainer:
     "One rank of a run"
 
@@ -172,32 +194,36 @@ class Trainer:
         evaluating=None     # Called with (samples done, samples in all) during an evaluation, on rank 0
     ):
         world = dist.get_world_size() if dist.is_initialized() else 1
-        self.rank, self.report, self.stop = dist.get_rank() if world > 1 else 0, report or (lambda row: None), False
+        self.rank = dist.get_rank() if world > 1 else 0
+        self.report, self.stop = report or (lambda row: None), False
         self.evaluating = evaluating if evaluating and not self.rank else lambda done, of: None
         self.c, self.layout, self.data, self.held, shape = check_config(config, world)
+        self._build(shape)
+        self.peak = _measure_peak(self.c.device, self.layout.precision)*world
+        self.step, self.rows, self.behind, self.told = 0, [], False, 0
+        self.folder = Path(self.c.folder) if self.c.folder else None
+        self.lock, self.saver = contextlib.nullcontext(), None
+        if self.folder:
+            self._claim_folder()
+            self._open_folder()
+
+    def _build(self, shape):
+        "Model and optimizer, in their layout; the operations of a step"
         c, l = self.c, self.layout
         if l.precision == 'tf32':
             torch.backends.cuda.matmul.allow_tf32 = True
         model = _make_model(c, self.data, shape)
-        flops = sample_flops(c, shape, model, self.data.sample(0)[0])
+        self.per_step = sample_flops(c, shape, model, self.data.sample(0)[0])*c.global_batch
         self.run = Parallel(model, l, c.global_batch // (l.dp*l.micro_batch), c.device)
-        kw = dict(weight_decay=c.weight_decay) | (dict(momentum=.9) if l.optimizer == 'momentum' else {})
-        self.opt = _trainable[l.optimizer](self.run.parameters(), lr=c.lr, **kw)
-        self.per_step, self.peak = flops*c.global_batch, _measure_peak(c.device, l.precision)*world
-        self.step, self.rows, self.folder, self.behind, self.told = (
-            0,
-            [],
-            Path(c.folder) if c.folder else None,
-            False,
-            0,
-        )
-        self.lock = lock_folder(c.folder) if c.folder and self.rank == 0 else contextlib.nullcontext()
-        if c.folder and self.rank == 0:
+        self.opt = _make_optimizer(self.run.parameters(), c, l.optimizer)
+
+    def _claim_folder(self):
+        "Nobody else trains in it from now on; and a place for checkpoints"
+        if self.rank == 0:
+            self.lock = lock_folder(self.c.folder)
             # another may have trained in it meanwhile
             _check_folder(self.c, self.data, self.held, self.layout.optimizer)
-        self.saver = Checkpointer(self.folder/'checkpoints', c.keep) if c.folder else None
-        if c.folder:
-            self._open_folder()
+        self.saver = Checkpointer(self.folder/'checkpoints', self.c.keep)
 
     def _open_folder(self):
         "Go on from the newest good checkpoint, or start a record of the run"
@@ -208,22 +234,26 @@ class Trainer:
         self._open_metrics()
         self._open_record()
 
+    @property
+    def _metrics(self):
+        "The file of rows, as JSON"
+        return self.folder/'metrics.jsonl'
+
     def _open_metrics(self):
         "The rows up to this step"
-        f = self.folder/'metrics.jsonl'
-        for line in f.read_text(encoding='utf-8', errors='replace').splitlines() if f.exists() else []:
+        f = self._metrics
+        lines = f.read_text(encoding='utf-8', errors='replace').splitlines() if f.exists() else []
+        for line in lines:
             with contextlib.suppress(json.JSONDecodeError):
                 # the last one may be cut short
-                self.rows += [r for r in [json.loads(line)] if r['step'] <= self.step]
-        write_atomic(f, ''.join(json.dumps(r) + '\n' for r in self.rows))
+                row = json.loads(line)
+                if row['step'] <= self.step:
+                    self.rows.append(row)
+        write_atomic(f, _as_lines(self.rows))
 
     def _open_record(self):
         "run.json: what decides the result, and what has been changed on the way"
-        before = _run_of(self.folder)
-        changed = before.get('changed', []) if before else []
-        if before and self.step and (now := _changes(before['config'], self.c, self.step)):
-            warnings.warn(_say_changes(now, self.step), stacklevel=2)
-            changed = [*changed, dict(step=self.step, **now)]
+        changed = self._changed()
         d = dict(
             config=self.c.to_dict(),
             samples=len(self.data),
@@ -233,6 +263,18 @@ class Trainer:
             changed=changed,
         )
         write_atomic(self.folder/'run.json', json.dumps(d, indent=1))
+
+    def _changed(self):
+        "Changes of the configuration so far, a dict for each step from which one holds; says what changes now"
+        before = _run_of(self.folder)
+        if not before:
+            return []
+        changed = before.get('changed', [])
+        now = _changes(before['config'], self.c, self.step) if self.step else None
+        if not now:
+            return changed
+        warnings.warn(_say_changes(now, self.step), stacklevel=2)
+        return [*changed, dict(step=self.step, **now)]
 
     def _note(self, row):
         "Keep a row of metrics, in the file as well"
@@ -250,69 +292,76 @@ class Trainer:
         "Add the newest row to the file; after a failure, all rows"
         if not self.folder:
             return
-        f = self.folder/'metrics.jsonl'
         if self.behind:
-            write_atomic(f, ''.join(json.dumps(r) + '\n' for r in self.rows))
+            write_atomic(self._metrics, _as_lines(self.rows))
         else:
-            with open(f, 'a') as out:
-                out.write(json.dumps(self.rows[-1]) + '\n')
+            with open(self._metrics, 'a') as out:
+                out.write(_as_lines(self.rows[-1:]))
         self.behind = False
 
     def _hear(self):
         "Say which saves have failed since this was last asked"
-        told, self.told = self.told, len(self.saver.failed) if self.saver else 0
-        for _, why in self.saver.failed[told:] if self.saver and self.rank == 0 else []:
-            warnings.warn(f'{why}; the run goes on with the checkpoints it has', stacklevel=2)
+        failed = self.saver.failed[self.told:] if self.saver else []
+        self.told += len(failed)
+        if self.rank == 0:
+            for _, why in failed:
+                warnings.warn(f'{why}; the run goes on with the checkpoints it has', stacklevel=2)
 
     def one_step(self,
         batches  # This replica's micro-batches, pairs (inputs, targets)
     ):
         "Forward, backward, clip, update; (loss, norm of the gradients)"
+        lr = lr_at(self.c, self.step)
         for g in self.opt.param_groups:
-            g['lr'] = lr_at(self.c, self.step)
+            g['lr'] = lr
         _reseed(self.c.seed, self.step, self.run.at['dp'])
         self.opt.zero_grad()
-        loss = self.run.step(batches)
-        loss, norm = (
-            loss.item(),
-            clip_gradients(self.run.parameters(), self.c.clip or float('inf'), self.run.mesh).item(),
-        )
-        if not math.isfinite(loss + norm):
-            raise FloatingPointError(
-                f'step {self.step + 1}: the loss is {loss}, the norm of the gradients {norm}, '
-                f'at a learning rate of {lr_at(self.c, self.step):g}; checkpoints of earlier steps stay'
-            )
+        loss = self.run.step(batches).item()
+        longest = self.c.clip or float('inf')
+        norm = clip_gradients(self.run.parameters(), longest, self.run.mesh).item()
+        self._check_finite(loss, norm, lr)
         self.opt.step()
         self.step += 1
         return loss, norm
+
+    def _check_finite(self, loss, norm, lr):
+        "No step is taken, and none recorded, from gradients that are no numbers"
+        if not math.isfinite(loss + norm):
+            raise FloatingPointError(
+                f'step {self.step + 1}: the loss is {loss}, the norm of the gradients {norm}, '
+                f'at a learning rate of {lr:g}; checkpoints of earlier steps stay'
+            )
 
     def evaluate(self):
         "Mean loss over the data held out, or eval_samples of them; None where there are none"
         n = min(len(self.held), self.c.eval_samples or len(self.held))
         if not n:
             return None
+        total = targets = 0
+        for start, stop in self._pieces(n):
+            loss, count = self.run.evaluate(self._held_out(start, stop, n))
+            total, targets = total + loss*count, targets + count
+            self.evaluating(stop, n)
+        return total/max(targets, 1)
+
+    def _pieces(self, n):
+        "n samples in parts of whole micro-batches, after each of which progress is reported: pairs (start, stop)"
         at_once = self.layout.micro_batch*self.layout.dp
         piece = max(_piece//at_once, 1)*at_once
-        total = targets = 0
-        for a in range(0, n, piece):
-            loss, count = self.run.evaluate(self._held_out(a, min(a + piece, n), n))
-            total, targets = total + loss*count, targets + count
-            self.evaluating(min(a + piece, n), n)
-        return total/max(targets, 1)
+        return [(start, min(start + piece, n)) for start in range(0, n, piece)]
 
     def _held_out(self, start, stop, n):
         "This replica's micro-batches of samples start to stop, of n that are spread evenly over the data held out"
         some = _Some(self.held, [i*len(self.held)//n for i in range(start, stop)])
         parts = eval_batches(some, self.layout.micro_batch, self.run.at['dp'], self.layout.dp)
-        return [(x, torch.where(w.view(-1, *[1]*(y.dim() - 1)) > 0, y, -100)) for x, y, w in parts]
+        return [_without_padding(*part) for part in parts]
 
     def save(self,
         wait=False  # Until it is on the disk?
     ):
         "A checkpoint of this step, in the background"
-        self.saver.save(
-            self.step, training_tensors(self.run, self.opt), dict(config=self.c.to_dict(), step=self.step), wait=wait
-        )
+        extra = dict(config=self.c.to_dict(), step=self.step)
+        self.saver.save(self.step, training_tensors(self.run, self.opt), extra, wait=wait)
 
     def train(self) -> list: # Rows of metrics, a dict a step
         "All steps that are left; then evaluate, save, and write the weights"
@@ -320,40 +369,49 @@ class Trainer:
             return self._train()
 
     def _train(self):
-        c, l = self.c, self.layout
-        feed = (
-            Feed(
-                self.data, c.global_batch, l.micro_batch, self.run.at['dp'], l.dp, self.step, c.steps, c.seed, c.workers
-            )
-            if self.step < c.steps
-            else []
-        )
-        then = time.perf_counter()
+        "Step by step; `train` without the lock"
+        feed, then = self._feed(), time.perf_counter()
         for batches in feed:
-            lr = lr_at(c, self.step)
+            lr = lr_at(self.c, self.step)
             loss, norm = self.one_step(batches)
-            ends, now = self.step == c.steps or self._stopped(), time.perf_counter()
-            row = dict(
-                step=self.step,
-                loss=loss,
-                norm=norm,
-                lr=lr,
-                seconds=now - then,
-                samples_per_s=c.global_batch / (now - then),
-                mfu=self.per_step / (now - then) / self.peak,
-            )
-            if self.step == c.steps or c.eval_every and self.step % c.eval_every == 0:
-                row['eval_loss'] = self.evaluate()
-            self._note(row)
+            ends = self.step == self.c.steps or self._stopped()
+            self._note(self._row(loss, norm, lr, time.perf_counter() - then))
             self._hear()
-            if c.save_every and self.step % c.save_every == 0 and not ends:
-                self.save()
             if ends:
                 break
+            if self._due(self.c.save_every):
+                self.save()
             then = time.perf_counter()
         if self.saver:
             self._close()
         return self.rows
+
+    def _feed(self):
+        "The steps that are left, of this replica"
+        c, l = self.c, self.layout
+        if self.step >= c.steps:
+            return []
+        place = dict(rank=self.run.at['dp'], ranks=l.dp, start=self.step, stop=c.steps)
+        return Feed(self.data, c.global_batch, l.micro_batch, **place, seed=c.seed, workers=c.workers)
+
+    def _due(self, every):
+        "Is this a step after which to do what is done every so many steps? 0: never"
+        return every and self.step % every == 0
+
+    def _row(self, loss, norm, lr, seconds):
+        "The metrics of the step that is done; of one after which to evaluate, with that loss"
+        row = dict(
+            step=self.step,
+            loss=loss,
+            norm=norm,
+            lr=lr,
+            seconds=seconds,
+            samples_per_s=self.c.global_batch / seconds,
+            mfu=self.per_step / seconds / self.peak,
+        )
+        if self.step == self.c.steps or self._due(self.c.eval_every):
+            row['eval_loss'] = self.evaluate()
+        return row
 
     def _stopped(self):
         "Has anybody been asked to stop? Every rank hears of it in the same step"

@@ -41,6 +41,8 @@ class Loader:
 def points(): return Points()
 def noisy(seed): return Points(noisy=True)
 def pair(size): return Points(64), Points(16)
+def no_second(): return Points(), None
+def forgetful(): Points()
 def stream(): return Loader()
 def regression(): return [(torch.zeros(3), 1.5)] * 8
 def triples(): return [(1, 2, 3)] * 8
@@ -133,7 +135,9 @@ def test_what_a_function_returns_is_looked_at(mine):
     a, b = open_data('brought_here:pair', size=8)
     assert (len(a), len(b), a.kind, a.classes) == (64, 16, 'samples', ['left', 'right', 'top'])
     assert open_data('brought_here:words', seq=9)[0].kind == 'tokens' and open_data('brought_here:pictures', size=8)[0].kind == 'images'
-    for data, error, says in (('stream', ValueError, 'returned a Loader: expected a data set with a length'), ('regression', ValueError, 'targets must be whole numbers'), ('triples', ValueError, r'item \d is a tuple, not a pair'),
+    split, alone = open_data('brought_here:points'), open_data('brought_here:no_second')        # nothing to evaluate on: a part is held out
+    assert [(len(d), d.content()) for d in split] == [(len(d), d.content()) for d in alone]
+    for data, error, says in (('forgetful', ValueError, 'returned a NoneType: expected a data set with a length'), ('stream', ValueError, 'returned a Loader: expected a data set with a length'), ('regression', ValueError, 'targets must be whole numbers'), ('triples', ValueError, r'item \d is a tuple, not a pair'),
                               ('greedy', TypeError, 'needs data, colour; what it can have by name'), ('point', ValueError, "did you mean 'Points'"), ('number', ValueError, 'is no function but a int')):
         with pytest.raises(error, match=says): open_data(f'brought_here:{data}')
     with pytest.raises(ValueError, match="no module 'brought_there'"): open_data('brought_there:points')

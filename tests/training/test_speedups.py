@@ -1,4 +1,5 @@
 """Ratios that can be trusted, switches that change nothing but time, methods that keep to their papers, and the side environments behind them"""
+import importlib.util
 import json
 import math
 import random
@@ -184,6 +185,41 @@ def test_ghost_norm_in_evaluation_is_a_norm():
     ghost.eval()
     x = torch.randn(8, 3, 4, 4)
     assert torch.allclose(ghost(x), F.batch_norm(x, ghost.running_mean, ghost.running_var, ghost.weight, ghost.bias))
+
+
+# The benchmark, a few switches at a time
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    spec = importlib.util.spec_from_file_location('speedups_benchmark', ROOT/'benchmarks'/'speedups.py')
+    b = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(b)
+    for name, value in (('PLANNED', 5), ('SHORT', 2), ('TARGET', 0.)): monkeypatch.setattr(b, name, value)
+    b.file = tmp_path/'speedups.json'
+    b.file.write_text((ROOT/'fsdl_tools/data/results/speedups.json').read_text())
+    return b
+
+
+def test_named_switches_take_their_places_and_all_else_stays(bench):
+    before, threads = json.loads(bench.file.read_text()), torch.get_num_threads()
+    bench.main(['--turns', '2', '--only-switches', 'recompute', 'bf16', 'recompute', '--out', str(bench.file)])
+    torch.set_num_threads(threads)
+    after = json.loads(bench.file.read_text())
+    assert [r['switch'] for r in after['rows']] == [r['switch'] for r in before['rows']]
+    assert {k: v for k, v in after.items() if k != 'rows'} == {k: v for k, v in before.items() if k != 'rows'}
+    changed = [b for a, b in zip(before['rows'], after['rows']) if a != b]
+    assert [r['switch'] for r in changed] == ['bf16', 'recompute']
+    for r in changed:
+        assert r['step']['pairs'] == r['to_accuracy']['pairs'] == r['apart']['repeats'] == len(r['seconds']) == len(r['apart']['baseline']['seconds']) == 2
+        assert r['apart']['torch'] == torch.__version__ and 'seconds of the processor' in r['apart']['conditions']
+
+
+@pytest.mark.parametrize('given, says', [(['bf61'], "unknown switch 'bf61': did you mean 'bf16'?"), (['recompute', 'fused'], "unknown switch 'fused': did you mean 'optimizer: fused'?"),
+                                         (['baseline'], "unknown switch 'baseline'"), (['bf16', '--out', 'nowhere/at/all.json'], 'there is no nowhere/at/all.json to keep anything of')])
+def test_a_switch_that_is_none_is_refused_before_anything_is_measured(bench, monkeypatch, capsys, given, says):
+    monkeypatch.setattr(bench, 'switches', lambda *a: pytest.fail('measured'))
+    with pytest.raises(SystemExit): bench.main(['--only-switches', *given] + (['--out', str(bench.file)] if '--out' not in given else []))
+    assert says in capsys.readouterr().err.replace('\n', ' ')
 
 
 # The real ones, in their side environments
