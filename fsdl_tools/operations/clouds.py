@@ -194,11 +194,11 @@ class SageMaker(Target):
         named = _aws_name.fullmatch(job.name)
         out = complaints((not named, f'name {job.name!r}: up to 63 letters, digits and dashes'))
         out += bad_image(job.image) + _no_secrets(job, 'SageMaker')
-        address = f'output {self.output!r}: an address that starts with s3:// is expected'
+        output = f'output {self.output!r}: an address that starts with s3:// is expected'
         instance = f'instance {self.instance!r}: expected for example ml.p4d.24xlarge'
         return out + complaints(
             (not _aws_role.fullmatch(self.role), f'role {self.role!r}: not the name of a role'),
-            (not _aws_output.fullmatch(self.output), address),
+            (not _aws_output.fullmatch(self.output), output),
             *_long_arguments(d['AlgorithmSpecification'].get('ContainerArguments', [])),
             (len(d.get('Environment', {})) > 100, 'more than 100 variables'),
             (job.retries > 30, f'{job.retries} retries, SageMaker takes 30'),
@@ -319,6 +319,13 @@ _det_kept = 'nodes processes gpus gpu gpu_memory cpus memory time folder on_pree
 _det_start = ('python3', '-m', 'determined.launch.torch_distributed', '--no-python', '--')
 
 
+def _behind_start(words, told):
+    "What a rank runs: the words behind Determined's launcher, where there are several ranks"
+    n = len(_det_start)
+    starts = tuple(words[:n]) == _det_start
+    return words[n:] if starts and told.get('nodes', 1) * told.get('processes', 1) > 1 else words
+
+
 def _pairs(lines, mark):
     "Names and values that stand on either side of a mark"
     return {name: value for name, _, value in (line.partition(mark) for line in lines)}
@@ -358,9 +365,7 @@ class Determined(_ByCommand):
         words, where = list(d['entrypoint']), d.get('environment', {})
         told = {k: json.loads(v) for k, v in _pairs(d.get('labels', []), ': ').items()}
         only_known('labels', told, _det_kept)
-        start = len(_det_start)
-        if tuple(words[:start]) == _det_start and told.get('nodes', 1) * told.get('processes', 1) > 1:
-            words = words[start:]
+        words = _behind_start(words, told)
         command, env, found = unwire(words, _pairs(where.get('environment_variables', []), '='))
         one_of('searcher', d['searcher']['name'], ['single'])
         fields = dict(name=d['name'], command=command, env=env, secrets=found)

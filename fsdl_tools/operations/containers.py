@@ -226,16 +226,24 @@ def _docker_limits(limits):
     return options + ([('--gpus', limits['nvidia.com/gpu'])] if 'nvidia.com/gpu' in limits else [])
 
 
+def _docker_folders(c):
+    "Where a container starts, and the host's folders that it sees, as pairs of option and value"
+    folders = [m['mountPath'] for m in c.get('volumeMounts', ())]
+    start = [('--workdir', c['workingDir'])] if 'workingDir' in c else []
+    return start + [('--volume', f'{folder}:{folder}') for folder in folders]
+
+
+def _docker_env(name, entries):
+    "Variables, as pairs of option and value; the port of the first rank follows from the Pod's name"
+    port = 20000 + zlib.crc32(name.encode()) % 12000
+    env = {e['name']: e['value'] for e in entries} | dict(MASTER_PORT=port)
+    return [('--env', f'{key}={value}') for key, value in env.items()]
+
+
 def _docker_words(pod, i):
     "What docker run is told of one container of a Pod"
     c = pod['spec']['containers'][i]
-    port = 20000 + zlib.crc32(pod['metadata']['name'].encode()) % 12000
-    env = {e['name']: e['value'] for e in c['env']} | dict(MASTER_PORT=port)
-    folders = [m['mountPath'] for m in c.get('volumeMounts', ())]
-    options = _docker_pod(pod, i)
-    options += [('--workdir', c['workingDir'])] if 'workingDir' in c else []
-    options += [('--volume', f'{folder}:{folder}') for folder in folders]
-    options += [('--env', f'{key}={value}') for key, value in env.items()]
+    options = _docker_pod(pod, i) + _docker_folders(c) + _docker_env(pod['metadata']['name'], c['env'])
     first, *others = c['command']
     options += [*_docker_limits(c['resources']['limits']), ('--entrypoint', first)]
     return ['run', '--detach', *itertools.chain(*options), c['image'], *others]

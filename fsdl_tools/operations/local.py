@@ -231,7 +231,8 @@ def _settled(job, code, late, asked):
 
 def _attempts(d, job, log, asked):
     "Attempts until one succeeds, or no retry is left; how it ended"
-    for _ in range(job.retries + 1 if job.ranks == 1 else 1):
+    most = job.retries + 1 if job.ranks == 1 else 1  # with more ranks, torchrun starts them again
+    for _ in range(most):
         if asked:
             return Status('cancelled', 'not started')
         try:

@@ -88,14 +88,17 @@ class Ray(Target):
             (job.image, 'an image: the nodes of the cluster run theirs'),
         )
 
+    def _request(self, path, body):
+        data = None if body is None else body.encode()
+        return urllib.request.Request(f'{self.address}/api/{path}', data, {'Content-Type': 'application/json'})
+
     def ask(
         self,
         path: str,  # Below /api/
         body: str = None,  # JSON to send; None: only ask
     ):  # Raises TargetError
         "What the job server answers"
-        data, kind = None if body is None else body.encode(), {'Content-Type': 'application/json'}
-        request = urllib.request.Request(f'{self.address}/api/{path}', data, kind)
+        request = self._request(path, body)
         try:
             with urllib.request.urlopen(request, timeout=self.patience) as r:
                 return json.loads(r.read())
