@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['pod_schema', 'meta_schema', 'to_yaml', 'from_yaml', 'expand', 'carries', 'bad_name', 'quantity', 'bad_image',
-           'keys_beyond', 'annotations', 'annotated', 'env_list', 'resources', 'start', 'taken', 'container_of',
-           'one_container', 'read_container', 'refuse_keys', 'of_kind', 'secret_rules', 'folder_rules', 'Kubectl',
-           'Kubernetes']
+           'keys_beyond', 'annotations', 'annotated', 'start', 'taken', 'container_of', 'one_container',
+           'read_container', 'refuse_keys', 'of_kind', 'secret_rules', 'folder_rules', 'Kubectl', 'Kubernetes']
 
 # %% ../../nbs/operations/05_kubernetes.ipynb #f236f9c2
 import json, re
@@ -208,7 +207,7 @@ def annotated(
     found.pop('token', None)
     return {k: json.loads(v) for k, v in found.items()}
 
-def env_list(
+def _env_list(
     env,  # Variables
     found=(),  # Secrets
     more=(),  # Entries that come first
@@ -248,7 +247,7 @@ def _read_env(
 
 _bytes = lambda n: f'{n // MiB}Mi' if n % MiB == 0 else str(n)
 
-def resources(
+def _resources(
     job: Job,  # The job
 ) -> dict:  # Limits of a container
     "What a container may use"
@@ -312,8 +311,8 @@ def container_of(
     "What a container is told of a job, whoever starts its ranks"
     threads = dict(name='OMP_NUM_THREADS', value=str(job.cpus))
     body = dict(name=name, image=job.image, command=list(words)) | stated(workingDir=job.folder)
-    entries = env_list(env, job.secrets, [*first, threads])
-    return body | dict(env=entries, resources=dict(limits=resources(job)))
+    entries = _env_list(env, job.secrets, [*first, threads])
+    return body | dict(env=entries, resources=dict(limits=_resources(job)))
 
 def one_container(
     job: Job,  # The job

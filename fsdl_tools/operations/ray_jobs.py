@@ -14,8 +14,6 @@ from .launch import unwire, wire
 from .local import with_threads, without_threads
 
 # %% ../../nbs/operations/08_ray_jobs.ipynb #9753a407
-_ranks = 'from fsdl_tools.operations.ray_jobs import ranks_on_ray; ranks_on_ray()'
-_train = 'from fsdl_tools.operations.ray_jobs import train_on_ray; train_on_ray()'
 _shape = 'nodes processes cpus gpus time retries grace'.split()
 _kept = 'name gpu gpu_memory memory image layout on_preempt'.split()
 _keys = 'entrypoint submission_id runtime_env metadata'.split()
@@ -43,7 +41,8 @@ class Ray(Target):
 
     address: str = 'http://127.0.0.1:8265'  # Of the job server
     patience: float = 4.5  # Seconds in which it has to answer
-    title, driver = 'Ray', _ranks
+    title = 'Ray'
+    driver = 'from fsdl_tools.operations.ray_jobs import ranks_on_ray; ranks_on_ray()'  # What the entry point runs
 
     def _entry(self, job, command):
         "The words of the entry point"
@@ -274,7 +273,7 @@ def _config_of(job):
 class RayTrain(Ray):
     "Ray Train on a Ray cluster"
 
-    driver = _train
+    driver = 'from fsdl_tools.operations.ray_jobs import train_on_ray; train_on_ray()'
 
     def _command(self, words):
         if words[1:3] != ['-c', self.driver]:
