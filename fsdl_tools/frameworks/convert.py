@@ -81,6 +81,28 @@ def _window(node):
     return list(zip(given['kernel_shape'], given.get('strides', ones), pads[:k], pads[k:],
                     given.get('dilations', ones), strict=True))
 
+def _over(axes):
+    "What a pooling over these axes alone is told, from what _window says of each"
+    kernel, strides, before, after, dilations = zip(*axes, strict=True)
+    return dict(kernel_shape=kernel, strides=strides, pads=(*before, *after), dilations=dilations)
+
+def _turns(node, name, order):
+    "Nodes that put the axes of a pooling's input into an order, and those of its output back"
+    from onnx import helper
+    back = [order.index(i) for i in range(len(order))]
+    turn = helper.make_node('Transpose', node.input[:1], [f'{name}_turned'], perm=order)
+    return turn, helper.make_node('Transpose', [f'{name}_whole'], node.output[:1], perm=back)
+
+def _leading(name, n):
+    "Nodes that drop the first n axes, all of size 1, from NAME_turned, and that give them back to NAME_pooled"
+    from onnx import helper
+    axes = helper.make_tensor(f'{name}_axes', 7, [n], range(n))
+    drop, give = ('Squeeze', 'Unsqueeze') if n else ('Identity', 'Identity')
+    which = [f'{name}_axes'] if n else []
+    constant = helper.make_node('Constant', [], [f'{name}_axes'], value=axes)
+    before = helper.make_node(drop, [f'{name}_turned', *which], [f'{name}_image'])
+    return [constant, before], helper.make_node(give, [f'{name}_pooled', *which], [f'{name}_whole'])
+
 def _pooled_in_space(node, name):
     "A pooling node whose window covers batch and channels as well, as nodes that pool over space only; or itself"
     from onnx import helper
@@ -89,21 +111,11 @@ def _pooled_in_space(node, name):
     space = [i for i in range(len(axes)) if i not in idle]
     if len(axes) < 4 or len(idle) > 2:
         return [node]
-    order = [0, 1, *(2 + i for i in idle), *(2 + i for i in space)]      # the first two axes are 1 and 1
-    back = [order.index(i) for i in range(len(order))]
-    drop = [f'{name}_axes'] if idle else []
-    x, y = node.input[0], node.output[0]
-    kernel, strides, before, after, dilations = zip(*(axes[i] for i in space), strict=True)
-    window = dict(kernel_shape=kernel, strides=strides, pads=(*before, *after), dilations=dilations)
-    lead = helper.make_tensor(f'{name}_axes', 7, [len(idle)], range(len(idle)))
-    return [
-        helper.make_node('Transpose', [x], [f'{name}_turned'], perm=order),
-        helper.make_node('Constant', [], [f'{name}_axes'], value=lead),
-        helper.make_node('Squeeze' if idle else 'Identity', [f'{name}_turned', *drop], [f'{name}_image']),
-        helper.make_node(node.op_type, [f'{name}_image'], [f'{name}_pooled'], **window),
-        helper.make_node('Unsqueeze' if idle else 'Identity', [f'{name}_pooled', *drop], [f'{name}_whole']),
-        helper.make_node('Transpose', [f'{name}_whole'], [y], perm=back),
-    ]
+    turn, turn_back = _turns(node, name, [0, 1, *(2 + i for i in idle + space)])      # the first two axes are 1 and 1
+    drop, give = _leading(name, len(idle))
+    window = _over([axes[i] for i in space])
+    pool = helper.make_node(node.op_type, [f'{name}_image'], [f'{name}_pooled'], **window)
+    return [turn, *drop, pool, give, turn_back]
 
 def _pool_in_space(path):
     "Rewrite the poolings of a file that have more than three axes, which onnxruntime does not run"

@@ -13,6 +13,20 @@ from .interface import Runner, runner
 from .task import Model
 
 # %% ../../nbs/frameworks/05_jax_family.ipynb #abf116e5
+def _jax_layer(x, w, kind):
+    "A convolution that keeps the size, or a product with a matrix"
+    import jax
+    if kind == 'conv':
+        return jax.lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return x @ w
+
+def _jax_pool(x, smooth):
+    "Mean or largest of four neighbours: half the height, half the width"
+    import jax
+    start, join, scale = (0., jax.lax.add, .25) if smooth else (-np.inf, jax.lax.max, 1)
+    window = (1, 2, 2, 1)
+    return scale * jax.lax.reduce_window(x, start, join, window, window, 'VALID')
+
 def jax_forward(
     model:Model, # The architecture
     p:dict,      # Name -> array
@@ -21,20 +35,14 @@ def jax_forward(
     "`model` in plain JAX"
     import jax
     act = functools.partial(jax.nn.gelu, approximate=False) if model.smooth else jax.nn.relu
-    start, join, scale = (0., jax.lax.add, .25) if model.smooth else (-np.inf, jax.lax.max, 1)
     for l in model.layers:
         if l.grid:
             x = x.reshape(-1, l.n_in)
-        w, b = p[f'{l.name}.w'], p[f'{l.name}.b']
-        x = (
-            jax.lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-            if l.kind == 'conv'
-            else x @ w
-        ) + b
+        x = _jax_layer(x, p[f'{l.name}.w'], l.kind) + p[f'{l.name}.b']
         if l is not model.layers[-1]:
             x = act(x)
         if l.pool:
-            x = scale * jax.lax.reduce_window(x, start, join, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')
+            x = _jax_pool(x, model.smooth)
     return x
 
 def jax_loss(
@@ -114,19 +122,23 @@ class JaxJit(JaxRunner):
         return self.jax.jit(step)
 
 # %% ../../nbs/frameworks/05_jax_family.ipynb #971d43eb
+def _haiku_layer(l):
+    "A layer with parameters"
+    import haiku as hk
+    return hk.Conv2D(l.n_out, 3, name=l.name) if l.kind == 'conv' else hk.Linear(l.n_out, name=l.name)
+
 def haiku_net(
     model:Model # The architecture
 ):              # A pair of pure functions, init and apply
     "`model` in Haiku"
     import haiku as hk, jax
-    act, pool = (
-        (functools.partial(jax.nn.gelu, approximate=False), hk.avg_pool) if model.smooth else (jax.nn.relu, hk.max_pool)
-    )
+    gelu = functools.partial(jax.nn.gelu, approximate=False)
+    act, pool = (gelu, hk.avg_pool) if model.smooth else (jax.nn.relu, hk.max_pool)
     def net(x):
         for l in model.layers:
             if l.grid:
                 x = hk.Flatten()(x)
-            x = hk.Conv2D(l.n_out, 3, name=l.name)(x) if l.kind == 'conv' else hk.Linear(l.n_out, name=l.name)(x)
+            x = _haiku_layer(l)(x)
             if l is not model.layers[-1]:
                 x = act(x)
             if l.pool:
@@ -158,7 +170,8 @@ class HaikuRunner(JaxJit):
         "Set all weights, nested by layer"
         self.params = collections.defaultdict(dict)
         for k, v in w.items():
-            self.params[k.split('/')[0]][k.split('/')[1]] = self.jax.numpy.array(v)
+            layer, name = k.split('/')
+            self.params[layer][name] = self.jax.numpy.array(v)
         self.params = dict(self.params)
 
     def dump(self):
@@ -166,24 +179,22 @@ class HaikuRunner(JaxJit):
         return {f'{m}/{n}': np.array(v) for m, d in self.params.items() for n, v in d.items()}
 
 # %% ../../nbs/frameworks/05_jax_family.ipynb #c01b1e43
+def _nnx_layer(l, rngs):
+    "A layer with parameters"
+    from flax import nnx
+    return nnx.Conv(l.n_in, l.n_out, (3, 3), rngs=rngs) if l.kind == 'conv' else nnx.Linear(l.n_in, l.n_out, rngs=rngs)
+
 def nnx_net(
     model:Model # The architecture
 ):              # A flax.nnx.Module
     "`model` in Flax NNX"
     from flax import nnx
-    act, pool = (
-        (functools.partial(nnx.gelu, approximate=False), nnx.avg_pool) if model.smooth else (nnx.relu, nnx.max_pool)
-    )
+    gelu = functools.partial(nnx.gelu, approximate=False)
+    act, pool = (gelu, nnx.avg_pool) if model.smooth else (nnx.relu, nnx.max_pool)
     class Net(nnx.Module):
         def __init__(self, rngs):
             for l in model.layers:
-                setattr(
-                    self,
-                    l.name,
-                    nnx.Conv(l.n_in, l.n_out, (3, 3), rngs=rngs)
-                    if l.kind == 'conv'
-                    else nnx.Linear(l.n_in, l.n_out, rngs=rngs),
-                )
+                setattr(self, l.name, _nnx_layer(l, rngs))
         def __call__(self, x):
             for l in model.layers:
                 if l.grid:

@@ -12,16 +12,22 @@ from .interface import Runner, runner
 from .task import Model
 
 # %% ../../nbs/frameworks/03_pytorch.ipynb #ce5c3f9c
+def _torch_layer(l):
+    "A layer with parameters"
+    from torch import nn
+    return nn.Conv2d(l.n_in, l.n_out, 3, padding=1) if l.kind == 'conv' else nn.Linear(l.n_in, l.n_out)
+
 def torch_net(
     model:Model # The architecture
 ):              # A torch.nn.Sequential with named layers
     "`model` in PyTorch"
     from torch import nn
-    net, act, pool = collections.OrderedDict(), *((nn.GELU, nn.AvgPool2d) if model.smooth else (nn.ReLU, nn.MaxPool2d))
+    net = collections.OrderedDict()
+    act, pool = (nn.GELU, nn.AvgPool2d) if model.smooth else (nn.ReLU, nn.MaxPool2d)
     for l in model.layers:
         if l.grid:
             net['flatten'] = nn.Flatten()
-        net[l.name] = nn.Conv2d(l.n_in, l.n_out, 3, padding=1) if l.kind == 'conv' else nn.Linear(l.n_in, l.n_out)
+        net[l.name] = _torch_layer(l)
         if l is not model.layers[-1]:
             net[f'{l.name}_act'] = act()
         if l.pool:

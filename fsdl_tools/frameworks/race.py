@@ -86,18 +86,26 @@ class _Entry:
         if not self.speeds:
             return _Lap(self.name, self.first, note=self.note)
         ratio = statistics.median(a/b for a, b in zip(self.speeds, ref.speeds, strict=False))
-        return _Lap(
-            self.name,
-            self.first,
-            statistics.median(self.speeds),
-            min(self.speeds),
-            max(self.speeds),
-            ratio,
-            self.cpu / self.wall,
-            float(np.abs(self.losses - ref.losses).max()) if len(self.losses) == len(ref.losses) else None,
-        )
+        speed, low, high = statistics.median(self.speeds), min(self.speeds), max(self.speeds)
+        return _Lap(self.name, self.first, speed, low, high, ratio, self.cpu / self.wall, self.gap(ref))
+    def gap(self, ref):
+        "Largest difference of a loss from the reference's; None while one of the two is ahead"
+        same = len(self.losses) == len(ref.losses)
+        return float(np.abs(self.losses - ref.losses).max()) if same else None
 
 # %% ../../nbs/frameworks/08_race.ipynb #f9d4bad2
+def _lap_steps(task, laps, warm):
+    "Steps of each lap; raises ValueError for too few"
+    each = (len(task.xs) - warm) // laps
+    if each < 1:
+        raise ValueError(f'{laps} laps need at least {laps + warm} steps, not {len(task.xs)}')
+    return each
+
+def _in_turn(entries, k):
+    "Another one begins each lap"
+    first = k % len(entries)
+    return entries[first:] + entries[:first]
+
 def race(
     task,        # The task; its steps are shared out among the laps
     names=None,  # Names of runners, the reference first; default: all
@@ -105,9 +113,8 @@ def race(
 ):               # Yields a list of Lap after each event, the last one final; raises ValueError for too few steps
     "Train `task` in all frameworks by turns on one core, and time them"
     names = [one_of('framework', n, runners) for n in dict.fromkeys(names or runners)]
-    warm, each = 3, (len(task.xs) - 3) // laps
-    if each < 1:
-        raise ValueError(f'{laps} laps need at least {laps + warm} steps, not {len(task.xs)}')
+    warm = 3
+    each = _lap_steps(task, laps, warm)
     field = [_Entry(task, n) for n in names]
     there = [e for e in field if not e.note]
     standings = lambda: [e.standing(there[0] if there else None) for e in field]
@@ -119,42 +126,36 @@ def race(
             e.drive(1, warm)
             yield standings()
         for k in range(laps if there else 0):
-            for e in there[k % len(there):] + there[:k % len(there)]:
-                e.lap(warm + k*each, warm + (k+1)*each)
+            begin = warm + k*each
+            for e in _in_turn(there, k):
+                e.lap(begin, begin + each)
             yield standings()
+
+_columns = [
+    ('framework', 'framework', None),
+    ('first step', 'first', human_seconds),
+    ('samples/CPU s', 'speed', '{:,.0f}'.format),
+    ('slowest', 'low', '{:,.0f}'.format),
+    ('fastest', 'high', '{:,.0f}'.format),
+    ('ratio', 'ratio', '{:.2f}×'.format),
+    ('cores', 'cores', '{:.2f}'.format),
+    ('Δ loss', 'gap', '{:.0e}'.format),
+]
+
+def _standing_row(lap):
+    "A row of the table; with a note where the framework does not run"
+    row = {title: getattr(lap, field) for title, field, _ in _columns}
+    return row | ({'note': lap.note} if lap.note else {})
 
 def race_table(
     standings # A list of Lap
 ) -> Table:   # A row each, the fastest first
     "The standings of a race"
-    rows = [
-        {
-            'framework': s.framework,
-            'first step': s.first,
-            'samples/CPU s': s.speed,
-            'slowest': s.low,
-            'fastest': s.high,
-            'ratio': s.ratio,
-            'cores': s.cores,
-            'Δ loss': s.gap,
-        }
-        | ({'note': s.note} if s.note else {})
-        for s in sorted(standings, key=lambda s: -(s.speed or 0))
-    ]
-    ref, whole = next((s.framework for s in standings if not s.note), 'none'), '{:,.0f}'.format
-    return Table(
-        rows,
-        formats={
-            'first step': human_seconds,
-            'samples/CPU s': whole,
-            'slowest': whole,
-            'fastest': whole,
-            'ratio': '{:.2f}×'.format,
-            'cores': '{:.2f}'.format,
-            'Δ loss': '{:.0e}'.format,
-        },
-        notes=f'first step and speed in CPU seconds; ratio: to {ref}; cores: CPU over wall time',
-    )
+    ref = next((s.framework for s in standings if not s.note), 'none')
+    by_speed = sorted(standings, key=lambda s: -(s.speed or 0))
+    formats = {title: show for title, _, show in _columns if show}
+    notes = f'first step and speed in CPU seconds; ratio: to {ref}; cores: CPU over wall time'
+    return Table(map(_standing_row, by_speed), formats=formats, notes=notes)
 
 # %% ../../nbs/frameworks/08_race.ipynb #3353b0a1
 def overhead(

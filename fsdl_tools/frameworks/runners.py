@@ -82,28 +82,23 @@ def _gaps(
         logits=_gap(run.logits, ref.logits),
     )
 
+def _run_row(r, ref):
+    "First and last loss of a run, and how far it is from another; or why there is none"
+    if r.note:
+        return dict(framework=r.framework, note=r.note)
+    row = {'framework': r.framework, 'first loss': float(r.losses[0]), 'last loss': float(r.losses[-1])}
+    return row | {f'Δ {k}': v for k, v in _gaps(r, ref).items() if k != 'worst'}
+
 def compare_runs(
     runs,     # Runs; those with a note keep their row
     ref:TrainedRun=None # What to compare with; default: the first
 ) -> Table:   # A row a run
     "Runs side by side"
     ref = ref or runs[0]
-    rows = [
-        dict(framework=r.framework)
-        | (
-            dict(note=r.note)
-            if r.note
-            else {'first loss': float(r.losses[0]), 'last loss': float(r.losses[-1])}
-            | {f'Δ {k}': v for k, v in _gaps(r, ref).items() if k != 'worst'}
-        )
-        for r in runs
-    ]
-    return Table(
-        rows,
-        formats={'first loss': '{:.6f}'.format, 'last loss': '{:.6f}'.format}
-        | {f'Δ {k}': '{:.1e}'.format for k in ('losses', 'weights', 'logits')},
-        notes=f'Δ is the largest absolute difference from {ref.framework}.',
-    )
+    rows = [_run_row(r, ref) for r in runs]
+    formats = dict.fromkeys(['first loss', 'last loss'], '{:.6f}'.format)
+    formats |= dict.fromkeys(['Δ losses', 'Δ weights', 'Δ logits'], '{:.1e}'.format)
+    return Table(rows, formats=formats, notes=f'Δ is the largest absolute difference from {ref.framework}.')
 
 def check(
     runs,         # Runs; those with a note are passed over
@@ -127,6 +122,5 @@ def as_double(
     task:Task # A task in float32
 ) -> Task:    # The same numbers in float64
     "`task` in double precision, for PyTorch"
-    return Task(
-        task.model, task.xs.astype('f8'), task.ys, {k: v.astype('f8') for k, v in task.weights.items()}, task.lr
-    )
+    weights = {k: v.astype('f8') for k, v in task.weights.items()}
+    return Task(task.model, task.xs.astype('f8'), task.ys, weights, task.lr)

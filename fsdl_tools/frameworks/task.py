@@ -127,6 +127,12 @@ def _to_first(
     channels, height, width = layer.grid
     return w.T.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).reshape(w.shape[1], -1)
 
+def _mover(a, b):
+    "How a weight in dialect `a` is laid out in dialect `b`: a function of the weight and its layer"
+    if a.last == b.last:
+        return lambda w, layer: w
+    return to_last if b.last else _to_first
+
 def translate(
     weights:dict, # Name -> array in the source's dialect
     layers,       # The layers of the model
@@ -136,19 +142,25 @@ def translate(
     "Parameters renamed and laid out anew"
     a, b = (dialects[one_of('dialect', d, dialects)] for d in (source, target))
     _fits(weights, layers, a, source)
-    move = (lambda w, l: w) if a.last == b.last else to_last if b.last else _to_first
+    move = _mover(a, b)
     out = {}
     for l in layers:
         out[b.weight.format(l.name)] = np.ascontiguousarray(move(weights[a.weight.format(l.name)], l))
         out[b.bias.format(l.name)] = weights[a.bias.format(l.name)]
     return out
 
-def _fits(weights, layers, d, name):
-    "Are `weights` those of `layers` in dialect `d`?"
+def _shapes(layers, d):
+    "Name -> shape of each parameter of `layers` in dialect `d`"
     want = {d.bias.format(l.name): (l.n_out,) for l in layers}
     for l in layers:
-        io, k = (l.n_in, l.n_out), (3, 3) if l.kind == 'conv' else ()
-        want[d.weight.format(l.name)] = k + io if d.last else io[::-1] + k
+        in_out = (l.n_in, l.n_out)
+        window = (3, 3) if l.kind == 'conv' else ()
+        want[d.weight.format(l.name)] = window + in_out if d.last else in_out[::-1] + window
+    return want
+
+def _fits(weights, layers, d, name):
+    "Are `weights` those of `layers` in dialect `d`?"
+    want = _shapes(layers, d)
     if odd := set(want) ^ set(weights):
         raise ValueError(f"not the parameters of this model as {name} names them: {', '.join(sorted(odd))}")
     for k, s in want.items():
@@ -165,12 +177,8 @@ def save_weights(
     "Write parameters as safetensors, with dialect and model in the metadata"
     _fits(weights, model.layers, dialects[one_of('dialect', dialect, dialects)], dialect)
     st = need('safetensors.numpy', package='safetensors')
-    return write_atomic(
-        path,
-        st.save(
-            {k: np.ascontiguousarray(v) for k, v in weights.items()}, metadata=dict(dialect=dialect, model=model.name)
-        ),
-    )
+    arrays = {k: np.ascontiguousarray(v) for k, v in weights.items()}
+    return write_atomic(path, st.save(arrays, metadata=dict(dialect=dialect, model=model.name)))
 
 def load_weights(
     path,          # A file of save_weights
@@ -180,8 +188,7 @@ def load_weights(
     with need('safetensors', package='safetensors').safe_open(path, 'numpy') as f:
         meta, weights = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     if missing := {'dialect', 'model'} - set(meta):
-        raise ValueError(
-            f"{Path(path).name!r} does not name its {' and '.join(sorted(missing))}: was it written by save_weights?"
-        )
+        what = ' and '.join(sorted(missing))
+        raise ValueError(f'{Path(path).name!r} does not name its {what}: was it written by save_weights?')
     model = models[one_of('model', meta['model'], models)]
     return translate(weights, model.layers, meta['dialect'], target or meta['dialect']), model

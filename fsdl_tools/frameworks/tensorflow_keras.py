@@ -12,18 +12,24 @@ from .interface import Runner, runner
 from .task import Model
 
 # %% ../../nbs/frameworks/04_tensorflow_keras.ipynb #118506a6
+def _keras_layer(l, activation):
+    "A layer with parameters, and what follows it"
+    from keras import layers as K
+    kw = dict(name=l.name, activation=activation)
+    return K.Conv2D(l.n_out, 3, padding='same', **kw) if l.kind == 'conv' else K.Dense(l.n_out, **kw)
+
 def keras_net(
     model:Model # The architecture
 ):              # A keras.Sequential with named layers
     "`model` in Keras"
     from keras import Input, Sequential, layers as K
     act, pool = ('gelu', K.AveragePooling2D) if model.smooth else ('relu', K.MaxPooling2D)
-    net = [Input(model.shape[1:] + model.shape[:1] if len(model.shape) == 3 else model.shape)]
+    channels_last = model.shape[1:] + model.shape[:1] if len(model.shape) == 3 else model.shape
+    net = [Input(channels_last)]
     for l in model.layers:
-        kw = dict(name=l.name, activation=None if l is model.layers[-1] else act)
         if l.grid:
             net.append(K.Flatten())
-        net.append(K.Conv2D(l.n_out, 3, padding='same', **kw) if l.kind == 'conv' else K.Dense(l.n_out, **kw))
+        net.append(_keras_layer(l, None if l is model.layers[-1] else act))
         if l.pool:
             net.append(pool(2))
     return Sequential(net)
@@ -39,9 +45,8 @@ class KerasRunner(Runner):
         need('tensorflow', 'frameworks')
         keras = need('keras', 'frameworks')
         self.net, self.losses = keras_net(self.task.model), []
-        self.net.compile(
-            keras.optimizers.SGD(self.task.lr), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        )
+        entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        self.net.compile(keras.optimizers.SGD(self.task.lr), entropy)
         self.spy = keras.callbacks.LambdaCallback(
             on_train_begin=lambda logs: self.tick(),
             on_train_batch_begin=lambda i, logs: self.net.reset_metrics(),
@@ -92,6 +97,10 @@ class KerasRunner(Runner):
         return {k: v.numpy() for k, v in self.variables().items()}
 
 # %% ../../nbs/frameworks/04_tensorflow_keras.ipynb #63eb280b
+def _tf_layer(nn, x, w, kind):
+    "A convolution that keeps the size, or a product with a matrix; nn is tf.nn"
+    return nn.conv2d(x, w, 1, 'SAME') if kind == 'conv' else x @ w
+
 def tf_forward(
     model:Model, # The architecture
     p:dict,      # Name -> tf.Variable
@@ -104,8 +113,7 @@ def tf_forward(
     for l in model.layers:
         if l.grid:
             x = tf.reshape(x, (-1, l.n_in))
-        w, b = p[f'{l.name}/kernel'], p[f'{l.name}/bias']
-        x = (nn.conv2d(x, w, 1, 'SAME') if l.kind == 'conv' else x @ w) + b
+        x = _tf_layer(nn, x, p[f'{l.name}/kernel'], l.kind) + p[f'{l.name}/bias']
         if l is not model.layers[-1]:
             x = act(x)
         if l.pool:
@@ -130,9 +138,8 @@ class TFRunner(Runner):
         "Forward, gradients from the tape, and SGD on each variable"
         tf, ps = self.tf, list(self.params.values())
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(y, tf_forward(self.task.model, self.params, x))
-            )
+            logits = tf_forward(self.task.model, self.params, x)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
         for p, g in zip(ps, tape.gradient(loss, ps), strict=True):
             p.assign_sub(self.task.lr * g)
         return loss

@@ -15,9 +15,11 @@ from fsdl_tools.operations.launch import (
     Status,
     Target,
     TargetError,
+    complaints,
     kept_fields,
     only_known,
     rank_command,
+    stated,
     torchrun,
     unwire,
     wire,
@@ -32,6 +34,13 @@ def _no_secrets(job, where):
         for s in job.secrets
         if s.kind != 'file'
     ]
+
+
+def _job_of(words, env, fields, told):
+    "The job of a text: what a machine runs, variables, what the text says of them, and what it keeps for us"
+    words = rank_command(words, fields['nodes'] * told.get('processes', 1))
+    command, env, found = unwire(words, env)
+    return Job(command=command, env=env, secrets=found, **fields | told)
 
 
 class _ByCommand(Target):
@@ -72,7 +81,8 @@ class _ByCommand(Target):
 # %% ../../nbs/operations/09_clouds.ipynb #6ae1f7d4
 _hosts = (
     'import json,os,sys;c=json.load(open("/opt/ml/input/config/resourceconfig.json"));h=sorted(c["hosts"]);'
-    'os.environ.update(PET_NNODES=str(len(h)),PET_NODE_RANK=str(h.index(c["current_host"])),PET_MASTER_ADDR=h[0]);os.execvp(sys.argv[1],sys.argv[1:])'
+    'os.environ.update(PET_NNODES=str(len(h)),PET_NODE_RANK=str(h.index(c["current_host"])),PET_MASTER_ADDR=h[0]);'
+    'os.execvp(sys.argv[1],sys.argv[1:])'
 )
 _aws_schema = dict(
     TrainingJobName=None,
@@ -91,6 +101,10 @@ _aws_schema = dict(
     CheckpointConfig=dict(S3Uri=None, LocalPath=None),
 )
 _aws_kept = 'processes gpus gpu gpu_memory cpus memory folder on_preempt grace layout'.split()
+_aws_name = re.compile(r'[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}')
+_aws_role = re.compile(r'arn:aws[a-z-]*:iam::\d{12}:role/?[\w+=,.@/-]+')
+_aws_output = re.compile(r'(https|s3)://([^/]+)/?(.*)')
+_aws_instance = re.compile(r'ml\.[a-z0-9-]+\.[a-z0-9]+')
 _aws_words = dict(InProgress='running', Completed='succeeded', Failed='failed', Stopping='running', Stopped='cancelled')
 
 
@@ -100,6 +114,13 @@ def _aws_carries(text):
 
 def _aws_env(text):
     return len(text) <= 512 and carries(text)
+
+
+def _long_arguments(arguments):
+    "Rules on what a machine is given to run"
+    total = (len(arguments) > 100, f'{len(arguments)} arguments, SageMaker takes 100 of 256 characters')
+    sizes = enumerate(map(len, arguments))
+    return [total, *((n > 256, f'argument {i} has {n} characters, SageMaker takes 256') for i, n in sizes)]
 
 
 def _aws(service, target):
@@ -127,38 +148,34 @@ class SageMaker(Target):
     patience: float = 4.5  # Seconds in which it has to answer
     title, accepted = 'SageMaker', False
 
+    def _algorithm(self, job, command):
+        "What each machine runs: where there are several ranks, torchrun, told what AWS knows of the machines"
+        many = [self.python, '-c', _hosts, self.python, *torchrun, f'--nproc-per-node={job.processes}']
+        many += ['--master-port=29500', '--no-python']
+        first, *others = [*(many if job.ranks > 1 else ()), *command]
+        run = dict(TrainingImage=job.image, TrainingInputMode='File', ContainerEntrypoint=[first])
+        return run | stated(ContainerArguments=others)
+
+    def _extras(self, job, env, token):
+        "What the request holds only where there is something to say"
+        kept = kept_fields(job, _aws_kept)
+        out = stated(Environment=env)
+        out |= dict(RetryStrategy=dict(MaximumRetryAttempts=job.retries)) if job.retries else {}
+        out |= dict(HyperParameters=dict(fsdl=json.dumps(kept))) if kept else {}
+        return out | (dict(Tags=[dict(Key='fsdl-token', Value=token)]) if token else {})
+
     def _render(self, job, token):
         odd = [k for k, v in job.env.items() if not _aws_env(v)]
         command, env = wire(job, _aws_carries, self.python, named=lambda k: k not in odd)
-        many = (
-            self.python,
-            '-c',
-            _hosts,
-            self.python,
-            *torchrun,
-            f'--nproc-per-node={job.processes}',
-            '--master-port=29500',
-            '--no-python',
-        )
-        words = [*(many if job.ranks > 1 else ()), *command]
-        algorithm = dict(TrainingImage=job.image, TrainingInputMode='File', ContainerEntrypoint=words[:1]) | (
-            dict(ContainerArguments=words[1:]) if words[1:] else {}
-        )
         out = dict(
             TrainingJobName=job.name,
             RoleArn=self.role,
-            AlgorithmSpecification=algorithm,
+            AlgorithmSpecification=self._algorithm(job, command),
             OutputDataConfig=dict(S3OutputPath=self.output),
+            ResourceConfig=dict(InstanceType=self.instance, InstanceCount=job.nodes, VolumeSizeInGB=self.volume),
+            StoppingCondition=dict(MaxRuntimeInSeconds=job.time),
         )
-        out |= dict(
-            ResourceConfig=dict(InstanceType=self.instance, InstanceCount=job.nodes, VolumeSizeInGB=self.volume)
-        )
-        out |= dict(StoppingCondition=dict(MaxRuntimeInSeconds=job.time))
-        out |= dict(Environment=env) if env else {}
-        out |= dict(RetryStrategy=dict(MaximumRetryAttempts=job.retries)) if job.retries else {}
-        kept = kept_fields(job, _aws_kept)
-        out |= dict(HyperParameters=dict(fsdl=json.dumps(kept))) if kept else {}
-        return json.dumps(out | (dict(Tags=[dict(Key='fsdl-token', Value=token)]) if token else {}), indent=1) + '\n'
+        return json.dumps(out | self._extras(job, env, token), indent=1) + '\n'
 
     def _parse(self, text):
         d = json.loads(text)
@@ -167,45 +184,25 @@ class SageMaker(Target):
         words = [*a.get('ContainerEntrypoint', []), *a.get('ContainerArguments', [])]
         told = json.loads(d.get('HyperParameters', {}).get('fsdl', '{}'))
         only_known('the hyperparameter fsdl', told, _aws_kept)
-        words = rank_command(words, d['ResourceConfig']['InstanceCount'] * told.get('processes', 1))
-        command, env, found = unwire(words, d.get('Environment', {}))
-        fields = dict(
-            name=d['TrainingJobName'],
-            nodes=d['ResourceConfig']['InstanceCount'],
-            time=d['StoppingCondition']['MaxRuntimeInSeconds'],
-            retries=d.get('RetryStrategy', {}).get('MaximumRetryAttempts', 0),
-            image=a.get('TrainingImage', ''),
-        )
-        return Job(command=command, env=env, secrets=found, **fields | told)
+        fields = dict(name=d['TrainingJobName'], nodes=d['ResourceConfig']['InstanceCount'])
+        fields |= dict(time=d['StoppingCondition']['MaxRuntimeInSeconds'], image=a.get('TrainingImage', ''))
+        fields |= dict(retries=d.get('RetryStrategy', {}).get('MaximumRetryAttempts', 0))
+        return _job_of(words, d.get('Environment', {}), fields, told)
 
     def _rules(self, job):
         d = json.loads(self.render(job))
-        out = (
-            []
-            if re.fullmatch(r'[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}', job.name)
-            else [f'name {job.name!r}: up to 63 letters, digits and dashes']
-        )
+        named = _aws_name.fullmatch(job.name)
+        out = complaints((not named, f'name {job.name!r}: up to 63 letters, digits and dashes'))
         out += bad_image(job.image) + _no_secrets(job, 'SageMaker')
-        if not re.fullmatch(r'arn:aws[a-z-]*:iam::\d{12}:role/?[\w+=,.@/-]+', self.role):
-            out.append(f'role {self.role!r}: not the name of a role')
-        if not re.fullmatch(r'(https|s3)://([^/]+)/?(.*)', self.output):
-            out.append(f'output {self.output!r}: an address that starts with s3:// is expected')
-        arguments = d['AlgorithmSpecification'].get('ContainerArguments', [])
-        if len(arguments) > 100:
-            out.append(f'{len(arguments)} arguments, SageMaker takes 100 of 256 characters')
-        out += [
-            f'argument {i} has {len(a)} characters, SageMaker takes 256'
-            for i, a in enumerate(arguments)
-            if len(a) > 256
-        ]
-        if len(d.get('Environment', {})) > 100:
-            out.append('more than 100 variables')
-        if job.retries > 30:
-            out.append(f'{job.retries} retries, SageMaker takes 30')
-        return out + (
-            []
-            if re.fullmatch(r'ml\.[a-z0-9-]+\.[a-z0-9]+', self.instance)
-            else [f'instance {self.instance!r}: expected for example ml.p4d.24xlarge']
+        output = f'output {self.output!r}: an address that starts with s3:// is expected'
+        instance = f'instance {self.instance!r}: expected for example ml.p4d.24xlarge'
+        return out + complaints(
+            (not _aws_role.fullmatch(self.role), f'role {self.role!r}: not the name of a role'),
+            (not _aws_output.fullmatch(self.output), output),
+            *_long_arguments(d['AlgorithmSpecification'].get('ContainerArguments', [])),
+            (len(d.get('Environment', {})) > 100, 'more than 100 variables'),
+            (job.retries > 30, f'{job.retries} retries, SageMaker takes 30'),
+            (not _aws_instance.fullmatch(self.instance), instance),
         )
 
     def _call(self, operation, service='sagemaker', **values):
@@ -224,12 +221,9 @@ class SageMaker(Target):
     def _status(self, handle):
         "As AWS describes it"
         d = self._call('describe_training_job', TrainingJobName=handle.id)
+        word = d['TrainingJobStatus']
         late = d.get('SecondaryStatus') == 'MaxRuntimeExceeded'
-        return Status(
-            'timeout' if late else _aws_words.get(d['TrainingJobStatus'], 'unknown'),
-            d['TrainingJobStatus'],
-            d.get('FailureReason', ''),
-        )
+        return Status('timeout' if late else _aws_words.get(word, 'unknown'), word, d.get('FailureReason', ''))
 
     def _logs(self, handle):
         "From CloudWatch, of all machines"
@@ -291,44 +285,29 @@ class Anyscale(_ByCommand):
     def _render(self, job, token):
         d = json.loads(self._ray().render(job))
         workers = [dict(instance_type=self.instance, min_nodes=job.nodes, max_nodes=job.nodes)]
-        out = dict(
-            name=job.name,
-            image_uri=job.image,
-            entrypoint=d['entrypoint'],
-            env_vars=d['runtime_env'].get('env_vars', {}),
-        )
-        out |= {'working_dir': job.folder} if job.folder else {}
-        out |= dict(
-            max_retries=job.retries,
-            timeout_s=job.time,
-            compute_config=dict(head_node=dict(instance_type=self.head), worker_nodes=workers),
-        )
+        machines = dict(head_node=dict(instance_type=self.head), worker_nodes=workers)
+        variables = d['runtime_env'].get('env_vars', {})
         kept = {k: v for k, v in d['metadata'].items() if k not in ('name', 'image')}
-        return to_yaml(out | (dict(tags=kept) if kept else {}))
+        out = dict(name=job.name, image_uri=job.image, entrypoint=d['entrypoint'], env_vars=variables)
+        out |= stated(working_dir=job.folder)
+        out |= dict(max_retries=job.retries, timeout_s=job.time, compute_config=machines)
+        return to_yaml(out | stated(tags=kept))
 
     def _parse(self, text):
         d = from_yaml(text)[0]
         refuse_keys(d, _any_schema)
-        tags = (
-            d.get('tags', {})
-            | dict(name=json.dumps(d['name']))
-            | (dict(image=json.dumps(d['image_uri'])) if d.get('image_uri') else {})
-        )
-        runtime = dict(env_vars=d.get('env_vars', {})) | (
-            {'working_dir': d['working_dir']} if d.get('working_dir') else {}
-        )
-        return (
-            self._ray()
-            .parse(json.dumps(dict(entrypoint=d['entrypoint'], runtime_env=runtime, metadata=tags)))
-            .replace(time=d.get('timeout_s', 3600), retries=d.get('max_retries', 0))
-        )
+        tags = d.get('tags', {}) | dict(name=json.dumps(d['name']))
+        tags |= dict(image=json.dumps(d['image_uri'])) if d.get('image_uri') else {}
+        runtime = dict(env_vars=d.get('env_vars', {})) | stated(working_dir=d.get('working_dir'))
+        request = dict(entrypoint=d['entrypoint'], runtime_env=runtime, metadata=tags)
+        job = self._ray().parse(json.dumps(request))
+        return job.replace(time=d.get('timeout_s', 3600), retries=d.get('max_retries', 0))
 
     def _rules(self, job):
         ray = [p for p in self._ray()._rules(job) if not p.startswith('an image')]
         ok = re.fullmatch(r'[\w.-]{1,128}', job.name, re.A)
-        return (
-            ray + bad_image(job.image) + ([] if ok else [f'name {job.name!r}: up to 128 letters, digits, dots, dashes'])
-        )
+        name = complaints((not ok, f'name {job.name!r}: up to 128 letters, digits, dots, dashes'))
+        return ray + bad_image(job.image) + name
 
 # %% ../../nbs/operations/09_clouds.ipynb #1b973123
 _det_schema = dict.fromkeys('name entrypoint max_restarts labels description workspace project'.split()) | dict(
@@ -338,6 +317,18 @@ _det_schema = dict.fromkeys('name entrypoint max_restarts labels description wor
 )
 _det_kept = 'nodes processes gpus gpu gpu_memory cpus memory time folder on_preempt grace layout'.split()
 _det_start = ('python3', '-m', 'determined.launch.torch_distributed', '--no-python', '--')
+
+
+def _behind_start(words, told):
+    "What a rank runs: the words behind Determined's launcher, where there are several ranks"
+    n = len(_det_start)
+    starts = tuple(words[:n]) == _det_start
+    return words[n:] if starts and told.get('nodes', 1) * told.get('processes', 1) > 1 else words
+
+
+def _pairs(lines, mark):
+    "Names and values that stand on either side of a mark"
+    return {name: value for name, _, value in (line.partition(mark) for line in lines)}
 
 
 @dataclass(frozen=True)
@@ -361,42 +352,25 @@ class Determined(_ByCommand):
     def _render(self, job, token):
         command, env = wire(job, carries, self.python)
         words = [*(_det_start if job.ranks > 1 else ()), *command]
-        where = dict(environment_variables=[f'{k}={v}' for k, v in env.items()]) | (
-            dict(image=job.image) if job.image else {}
-        )
-        resources = dict(slots_per_trial=job.ranks) | (dict(resource_pool=self.pool) if self.pool else {})
+        where = dict(environment_variables=[f'{k}={v}' for k, v in env.items()]) | stated(image=job.image)
+        resources = dict(slots_per_trial=job.ranks) | stated(resource_pool=self.pool)
         kept = [f'{k}: {json.dumps(v)}' for k, v in kept_fields(job, _det_kept).items()]
-        out = dict(
-            name=job.name,
-            entrypoint=words,
-            resources=resources,
-            environment=where,
-            searcher=dict(name='single', metric=self.metric, max_length=1),
-        )
-        return to_yaml(out | dict(max_restarts=job.retries) | (dict(labels=kept) if kept else {}))
+        out = dict(name=job.name, entrypoint=words, resources=resources, environment=where)
+        out |= dict(searcher=dict(name='single', metric=self.metric, max_length=1), max_restarts=job.retries)
+        return to_yaml(out | stated(labels=kept))
 
     def _parse(self, text):
         d = from_yaml(text)[0]
         refuse_keys(d, _det_schema)
         words, where = list(d['entrypoint']), d.get('environment', {})
-        told = {k: json.loads(v) for k, _, v in (label.partition(': ') for label in d.get('labels', []))}
+        told = {k: json.loads(v) for k, v in _pairs(d.get('labels', []), ': ').items()}
         only_known('labels', told, _det_kept)
-        if tuple(words[: len(_det_start)]) == _det_start and told.get('nodes', 1) * told.get('processes', 1) > 1:
-            words = words[len(_det_start) :]
-        pairs = [v.partition('=') for v in where.get('environment_variables', [])]
-        command, env, found = unwire(words, {k: v for k, _, v in pairs})
+        words = _behind_start(words, told)
+        command, env, found = unwire(words, _pairs(where.get('environment_variables', []), '='))
         one_of('searcher', d['searcher']['name'], ['single'])
-        return Job(
-            **dict(
-                name=d['name'],
-                command=command,
-                env=env,
-                secrets=found,
-                image=where.get('image', ''),
-                retries=d.get('max_restarts', 5),
-            )
-            | told
-        )
+        fields = dict(name=d['name'], command=command, env=env, secrets=found)
+        fields |= dict(image=where.get('image', ''), retries=d.get('max_restarts', 5))
+        return Job(**fields | told)
 
     def _rules(self, job):
         out = (bad_image(job.image) if job.image else []) + _no_secrets(job, 'Determined')
@@ -448,9 +422,8 @@ class SkyPilot(_ByCommand):
         "Resources"
         gpu = _sky_gpu(job.gpu)
         out = dict(accelerators={gpu: job.gpus}) if job.gpus and gpu else {}
-        out |= dict(cpus=f'{job.cpus * job.processes}+') | (
-            dict(memory=f'{-(-job.memory // GiB)}+') if job.memory else {}
-        )
+        out |= dict(cpus=f'{job.cpus * job.processes}+')
+        out |= dict(memory=f'{-(-job.memory // GiB)}+') if job.memory else {}
         out |= dict(image_id=f'docker:{job.image}') if job.image else {}
         return out | dict(use_spot=self.spot, job_recovery=dict(max_restarts_on_errors=job.retries))
 
@@ -458,9 +431,7 @@ class SkyPilot(_ByCommand):
         command, env = wire(job, carries, self.python)
         many = (self.python, *torchrun, f'--nproc-per-node={job.processes}', '--no-python') if job.ranks > 1 else ()
         envs = env | dict(FSDL_COMMAND=json.dumps([*many, *command]), FSDL_JOB=json.dumps(kept_fields(job, _sky_kept)))
-        out = dict(name=job.name, num_nodes=job.nodes, resources=self._asked(job)) | (
-            dict(workdir=job.folder) if job.folder else {}
-        )
+        out = dict(name=job.name, num_nodes=job.nodes, resources=self._asked(job)) | stated(workdir=job.folder)
         return to_yaml(out | dict(envs=envs, run=_sky_run))
 
     def _parse(self, text):
@@ -471,23 +442,15 @@ class SkyPilot(_ByCommand):
         env, asked = dict(d['envs']), d.get('resources', {})
         words, told = json.loads(env.pop('FSDL_COMMAND')), json.loads(env.pop('FSDL_JOB', '{}'))
         only_known('FSDL_JOB', told, _sky_kept)
-        words = rank_command(words, d.get('num_nodes', 1) * told.get('processes', 1))
-        command, env, found = unwire(words, env)
-        fields = dict(
-            name=d['name'],
-            nodes=d.get('num_nodes', 1),
-            folder=d.get('workdir', ''),
-            image=asked.get('image_id', '').removeprefix('docker:'),
-            retries=asked.get('job_recovery', {}).get('max_restarts_on_errors', 0),
-        )
-        return Job(command=command, env=env, secrets=found, **fields | told)
+        image = asked.get('image_id', '').removeprefix('docker:')
+        retries = asked.get('job_recovery', {}).get('max_restarts_on_errors', 0)
+        fields = dict(name=d['name'], nodes=d.get('num_nodes', 1), folder=d.get('workdir', ''))
+        return _job_of(words, env, fields | dict(image=image, retries=retries), told)
 
     def _rules(self, job):
         out = bad_name(job.name) + (bad_image(job.image) if job.image else []) + _no_secrets(job, 'SkyPilot')
-        if job.gpus and not job.gpu:
-            out.append('gpu: SkyPilot must be told which')
-        words = from_yaml(self.render(job))[0]['envs']['FSDL_COMMAND']
-        if len(os.fsencode(words)) + len('FSDL_COMMAND=') >= 128 * KiB:
-            size = human_bytes(len(os.fsencode(words)))
-            out.append(f'the command travels in one variable: it has {size}, and Linux takes 128 KiB')
+        out += complaints((job.gpus and not job.gpu, 'gpu: SkyPilot must be told which'))
+        size = len(os.fsencode(from_yaml(self.render(job))[0]['envs']['FSDL_COMMAND']))
+        long = f'the command travels in one variable: it has {human_bytes(size)}, and Linux takes 128 KiB'
+        out += complaints((size + len('FSDL_COMMAND=') >= 128 * KiB, long))
         return out + [f'the variable {k} is set by the target' for k in ('FSDL_COMMAND', 'FSDL_JOB') if k in job.env]

@@ -6,7 +6,7 @@
 __all__ = ['containerfile', 'check_containerfile', 'Container', 'Docker']
 
 # %% ../../nbs/operations/06_containers.ipynb #0e5f07c5
-import json, subprocess, zlib
+import itertools, json, subprocess, zlib
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import nearest
@@ -15,6 +15,7 @@ from fsdl_tools.operations.kubernetes import (
     annotations,
     bad_image,
     bad_name,
+    folder_rules,
     from_yaml,
     meta_schema,
     of_kind,
@@ -27,7 +28,7 @@ from fsdl_tools.operations.kubernetes import (
     taken,
     to_yaml,
 )
-from .launch import Job, Status, Target, TargetError, run_command
+from .launch import Job, Status, Target, TargetError, complaints, run_command, stated
 
 # %% ../../nbs/operations/06_containers.ipynb #fe5675e9
 _instructions = 'FROM RUN COPY WORKDIR ENV LABEL USER ENTRYPOINT CMD ARG'.split()
@@ -43,17 +44,25 @@ def containerfile(
     lines = [f'FROM {base}', f'LABEL org.opencontainers.image.title={json.dumps(job.name)}']
     if base != 'scratch':
         pip = ['python', '-m', 'pip', 'install', '--no-cache-dir']
-        lines += [
-            f'COPY {json.dumps([lock, "/build/requirements.lock"])}',
-            f'RUN {json.dumps([*pip, "-r", "/build/requirements.lock"])}',
-        ]
-        lines += [
-            f'COPY {json.dumps([package, "/build/package"])}',
-            f'RUN {json.dumps([*pip, "--no-deps", "/build/package"])}',
-        ]
+        steps = [('COPY', [lock, '/build/requirements.lock']), ('RUN', [*pip, '-r', '/build/requirements.lock'])]
+        steps += [('COPY', [package, '/build/package']), ('RUN', [*pip, '--no-deps', '/build/package'])]
+        lines += [f'{word} {json.dumps(arguments)}' for word, arguments in steps]
     return '\n'.join([*lines, f'WORKDIR {job.folder or "/work"}', 'ENV PYTHONUNBUFFERED=1']) + '\n'
 
 # %% ../../nbs/operations/06_containers.ipynb #bd7e46d0
+def _line_problems(i, word, rest):
+    "What is wrong with an instruction"
+    if word not in _instructions:
+        near = nearest(word, _instructions)
+        return [f'line {i}: unknown instruction {word!r}' + (f', did you mean {near[0]}?' if near else '')]
+    if word in ('RUN', 'COPY', 'ENTRYPOINT', 'CMD'):
+        return _exec_form(i, word, rest)
+    if word == 'FROM' and rest != 'scratch':
+        return [f'line {i}: {p}' for p in bad_image(rest)]
+    relative = word == 'WORKDIR' and not rest.startswith('/')
+    return complaints((relative, f'line {i}: WORKDIR {rest!r} is no absolute path'))
+
+
 def check_containerfile(
     text: str,  # A Containerfile
 ) -> list:  # Sentences
@@ -62,17 +71,7 @@ def check_containerfile(
     out = [] if lines and lines[0][1].split()[0] in ('FROM', 'ARG') else ['the first instruction must be FROM']
     for i, line in lines:
         word, _, rest = line.partition(' ')
-        if word not in _instructions:
-            out.append(
-                f'line {i}: unknown instruction {word!r}'
-                + (f', did you mean {near[0]}?' if (near := nearest(word, _instructions)) else '')
-            )
-        elif word in ('RUN', 'COPY', 'ENTRYPOINT', 'CMD'):
-            out += _exec_form(i, word, rest)
-        elif word == 'FROM' and rest != 'scratch':
-            out += [f'line {i}: {p}' for p in bad_image(rest)]
-        elif word == 'WORKDIR' and not rest.startswith('/'):
-            out.append(f'line {i}: WORKDIR {rest!r} is no absolute path')
+        out += _line_problems(i, word, rest)
     return out
 
 # %% ../../nbs/operations/06_containers.ipynb #4d6ccf51
@@ -82,14 +81,12 @@ def _exec_form(i, word, rest):
         words = json.loads(rest)
     except ValueError:
         return [f'line {i}: {word} goes through a shell: write its words as a JSON list']
-    return (
-        []
-        if isinstance(words, list) and words and all(isinstance(w, str) for w in words)
-        else [f'line {i}: {word} takes a list of strings']
-    )
+    strings = isinstance(words, list) and words and all(isinstance(w, str) for w in words)
+    return complaints((not strings, f'line {i}: {word} takes a list of strings'))
 
 # %% ../../nbs/operations/06_containers.ipynb #17b05b7f
 _pod_schema = dict(apiVersion=None, kind=None, metadata=meta_schema, spec=pod_schema)
+_pod_kept = ('gpu', 'gpu_memory', 'layout', 'retries', 'processes', 'time', 'on_preempt', 'nodes')
 
 
 @dataclass(frozen=True)
@@ -102,21 +99,18 @@ class Container(Target):
     title = 'containers'
     _builder = ('buildah', 'build', '--isolation=chroot')
 
+    def _node(self, job, i):
+        "The container that stands for a machine, with the host's folders at their own places"
+        places = [dict(name=f'mount-{k}', mountPath=m) for k, m in enumerate(self.mounts)]
+        container = one_container(job, self.python, f'node-{i}', '127.0.0.1', dict(value=str(i)))
+        return container | stated(volumeMounts=places)
+
     def _render(self, job, token):
-        kept = annotations(
-            job, ('gpu', 'gpu_memory', 'layout', 'retries', 'processes', 'time', 'on_preempt', 'nodes'), token
-        )
-        nodes = [
-            one_container(job, self.python, f'node-{i}', '127.0.0.1', dict(value=str(i))) for i in range(job.nodes)
-        ]
-        places = [dict(name=f'mount-{i}', mountPath=m) for i, m in enumerate(self.mounts)]
-        volumes = [dict(name=f'mount-{i}', hostPath=dict(path=m, type='Directory')) for i, m in enumerate(self.mounts)]
-        for c in nodes:
-            c |= dict(volumeMounts=places) if places else {}
-        spec = dict(restartPolicy='Never', terminationGracePeriodSeconds=job.grace, containers=nodes) | (
-            dict(volumes=volumes) if volumes else {}
-        )
-        meta = dict(name=job.name, labels={'app': job.name}) | (dict(annotations=kept) if kept else {})
+        host = [dict(name=f'mount-{k}', hostPath=dict(path=m, type='Directory')) for k, m in enumerate(self.mounts)]
+        spec = dict(restartPolicy='Never', terminationGracePeriodSeconds=job.grace)
+        spec |= dict(containers=[self._node(job, i) for i in range(job.nodes)]) | stated(volumes=host)
+        meta = dict(name=job.name, labels={'app': job.name})
+        meta |= stated(annotations=annotations(job, _pod_kept, token))
         return to_yaml(dict(apiVersion='v1', kind='Pod', metadata=meta, spec=spec))
 
     def _parse(self, text):
@@ -125,32 +119,20 @@ class Container(Target):
         told, nodes = annotated(d['metadata']), d['spec']['containers']
         if len(nodes) != told.get('nodes', 1):
             raise ValueError(f'the Pod has {len(nodes)} containers for {told.get("nodes", 1)} nodes')
-        all_fields = [read_container(c, told.get('processes', 1)) for c in nodes]
-        if any(f != all_fields[0] for f in all_fields):
+        read = [read_container(c, told.get('processes', 1)) for c in nodes]
+        if any(fields != read[0] for fields in read):
             raise ValueError('the containers differ, and the nodes of a job are alike')
-        return Job(
-            **all_fields[0]
-            | dict(name=d['metadata']['name'], grace=d['spec'].get('terminationGracePeriodSeconds', 30))
-            | told
-        )
+        about = dict(name=d['metadata']['name'], grace=d['spec'].get('terminationGracePeriodSeconds', 30))
+        return Job(**read[0] | about | told)
 
     def _rules(self, job):
-        out = (
-            bad_name(job.name, room=len(str(job.nodes)) + 6)
-            + bad_image(job.image)
-            + taken(job)
-            + secret_rules(job, 'a container')
-        )
+        out = bad_name(job.name, room=len(str(job.nodes)) + 6) + bad_image(job.image)
+        out += taken(job) + secret_rules(job, 'a container')
         unknown = [s.ref for s in job.secrets if s.kind == 'kubernetes']
+        lost = [m for m in self.mounts if not m.startswith('/') or not Path(m).is_dir()]
         out += [f'{self.program} has no secret {ref}: put it into a file' for ref in unknown]
-        out += [
-            f'the folder {m!r} to mount must be an absolute path that exists'
-            for m in self.mounts
-            if not m.startswith('/') or not Path(m).is_dir()
-        ]
-        if job.folder and not job.folder.startswith('/'):
-            out.append(f'folder {job.folder!r}: a container has absolute paths only')
-        return out
+        out += [f'the folder {m!r} to mount must be an absolute path that exists' for m in lost]
+        return out + folder_rules(job)
 
     def build(
         self,
@@ -229,22 +211,42 @@ def _both(args):
     return r.stdout.decode(errors='replace')
 
 # %% ../../nbs/operations/06_containers.ipynb #d0c4e21a
+def _docker_pod(pod, i):
+    "Options that a container has from its Pod, as pairs; several meet on the host's loopback"
+    name, spec = pod['metadata']['name'], pod['spec']
+    options = [('--name', f'{name}-node-{i}'), ('--label', f'fsdl={name}')]
+    options += [('--stop-timeout', str(spec['terminationGracePeriodSeconds']))]
+    return options + ([('--network', 'host')] if len(spec['containers']) > 1 else [])
+
+
+def _docker_limits(limits):
+    "What a container may use, as pairs of option and value"
+    options = [('--cpus', str(limits['cpu']))]
+    options += [('--memory', str(int(quantity(limits['memory']))))] if 'memory' in limits else []
+    return options + ([('--gpus', limits['nvidia.com/gpu'])] if 'nvidia.com/gpu' in limits else [])
+
+
+def _docker_folders(c):
+    "Where a container starts, and the host's folders that it sees, as pairs of option and value"
+    folders = [m['mountPath'] for m in c.get('volumeMounts', ())]
+    start = [('--workdir', c['workingDir'])] if 'workingDir' in c else []
+    return start + [('--volume', f'{folder}:{folder}') for folder in folders]
+
+
+def _docker_env(name, entries):
+    "Variables, as pairs of option and value; the port of the first rank follows from the Pod's name"
+    port = 20000 + zlib.crc32(name.encode()) % 12000
+    env = {e['name']: e['value'] for e in entries} | dict(MASTER_PORT=port)
+    return [('--env', f'{key}={value}') for key, value in env.items()]
+
+
 def _docker_words(pod, i):
-    "What docker run is told of one container of a Pod; several meet on the host's loopback"
-    c, name = pod['spec']['containers'][i], pod['metadata']['name']
-    limits = c['resources']['limits']
-    words = ['run', '--detach', '--name', f'{name}-node-{i}', '--label', f'fsdl={name}']
-    words += ['--stop-timeout', str(pod['spec']['terminationGracePeriodSeconds'])]
-    words += ['--network', 'host'] if len(pod['spec']['containers']) > 1 else []
-    words += ['--workdir', c['workingDir']] if 'workingDir' in c else []
-    words += [word for m in c.get('volumeMounts', ()) for word in ('--volume', f'{m["mountPath"]}:{m["mountPath"]}')]
-    env = {e['name']: e['value'] for e in c['env']} | dict(MASTER_PORT=20000 + zlib.crc32(name.encode()) % 12000)
-    words += [word for key, value in env.items() for word in ('--env', f'{key}={value}')]
-    words += ['--cpus', str(limits['cpu'])]
-    words += ['--memory', str(int(quantity(limits['memory'])))] if 'memory' in limits else []
-    words += ['--gpus', limits['nvidia.com/gpu']] if 'nvidia.com/gpu' in limits else []
+    "What docker run is told of one container of a Pod"
+    c = pod['spec']['containers'][i]
+    options = _docker_pod(pod, i) + _docker_folders(c) + _docker_env(pod['metadata']['name'], c['env'])
     first, *others = c['command']
-    return [*words, '--entrypoint', first, c['image'], *others]
+    options += [*_docker_limits(c['resources']['limits']), ('--entrypoint', first)]
+    return ['run', '--detach', *itertools.chain(*options), c['image'], *others]
 
 # %% ../../nbs/operations/06_containers.ipynb #8e233132
 @dataclass(frozen=True)

@@ -8,25 +8,21 @@ __all__ = ['PyTorchJob', 'TrainJob', 'upgrade_job']
 # %% ../../nbs/operations/07_kubeflow.ipynb #9227d3c5
 from dataclasses import dataclass
 from ..core import one_of
-from .launch import Job, Status, torchrun, wire
+from .launch import Job, Status, complaints, kept_fields, stated, torchrun, wire
 from fsdl_tools.operations.kubernetes import (
     Kubectl,
     annotated,
     annotations,
-    bad_image,
     bad_name,
     carries,
-    env_list,
+    container_of,
     from_yaml,
     meta_schema,
     of_kind,
     pod_schema,
     read_container,
     refuse_keys,
-    resources,
-    secret_rules,
     start,
-    taken,
     to_yaml,
 )
 
@@ -48,25 +44,17 @@ _v1_schema = dict(
         ),
     ),
 )
-def _kubeflow_rules(target, job, room):
-    "What both versions refuse"
-    out = bad_name(job.name, room=room, service=True) + bad_name(target.namespace, 'namespace') + bad_image(job.image)
-    return out + taken(job) + secret_rules(job, 'a Pod')
-
-# %% ../../nbs/operations/07_kubeflow.ipynb #888e50e5
-def _container_for(target, job, command, env):
-    "The container that all nodes share; the operator tells ranks who they are"
-    threads = [dict(name='OMP_NUM_THREADS', value=str(job.cpus))]
-    body = dict(name='pytorch', image=job.image, command=list(command)) | (
-        dict(workingDir=job.folder) if job.folder else {}
-    )
-    return body | dict(env=env_list(env, job.secrets, threads), resources=dict(limits=resources(job)))
 
 # %% ../../nbs/operations/07_kubeflow.ipynb #5eecda77
 class _Kubeflow(Kubectl):
     "What both versions share"
 
     title, accepted = 'Kubeflow', False
+
+    def _metadata(self, job, names, token):
+        "What the object is called, and what must not be lost"
+        kept = annotations(job, names, token)
+        return dict(name=job.name, namespace=self.namespace) | stated(annotations=kept)
 
     def _status(self, handle):
         "From its conditions"
@@ -85,23 +73,48 @@ class _Kubeflow(Kubectl):
         return [dict(what=self.kind, value=self._ask('explain', self.kind)[:200])]
 
 # %% ../../nbs/operations/07_kubeflow.ipynb #fcd0a684
+_deciding = dict(
+    Complete='succeeded',
+    Succeeded='succeeded',
+    Failed='failed',
+    Running='running',
+    Restarting='running',
+    Suspended='queued',
+    Created='queued',
+)
+
+
 def _state(words):
     "Conditions as a Status; the last one that decides"
-    known = dict(
-        Complete='succeeded',
-        Succeeded='succeeded',
-        Failed='failed',
-        Running='running',
-        Restarting='running',
-        Suspended='queued',
-        Created='queued',
-    )
-    for w, state in known.items():
+    for w, state in _deciding.items():
         if w in words:
             return Status(state, w)
     return Status('queued', ', '.join(words) or 'Pending')
 
 # %% ../../nbs/operations/07_kubeflow.ipynb #f4fdb858
+def _replicas(job, pod):
+    "One master and, for the other nodes, workers: all from the same Pod"
+    restart = 'OnFailure' if job.retries else 'Never'
+    replica = lambda n: dict(replicas=n, restartPolicy=restart, template=dict(spec=pod))
+    return dict(Master=replica(1)) | (dict(Worker=replica(job.nodes - 1)) if job.nodes > 1 else {})
+
+
+def _read_replicas(specs, processes):
+    "What master and workers run, as fields of a Job; raises ValueError where they differ"
+    read = [read_container(s['template']['spec']['containers'][0], processes) for s in specs.values()]
+    if 'Master' not in specs or any(r != read[0] for r in read):
+        raise ValueError('a Master is needed, and the Workers must run what it runs')
+    for s in specs.values():
+        one_of('restartPolicy', s.get('restartPolicy', 'OnFailure'), ['Always', 'OnFailure', 'Never', 'ExitCode'])
+    return read[0]
+
+
+def _read_policy(policy):
+    "How often a job is started again, and how long it may run, as fields of a Job"
+    one_of('cleanPodPolicy', policy.get('cleanPodPolicy', 'None'), ['All', 'Running', 'None'])
+    return dict(retries=policy.get('backoffLimit', 0), time=policy.get('activeDeadlineSeconds', 3600))
+
+
 @dataclass(frozen=True)
 class PyTorchJob(_Kubeflow):
     "Kubeflow's training operator, version 1"
@@ -112,15 +125,11 @@ class PyTorchJob(_Kubeflow):
     def _render(self, job, token):
         command, env = wire(job, carries, self.python)
         words = start(job, command, self.python)
-        pod = dict(terminationGracePeriodSeconds=job.grace, containers=[_container_for(self, job, words, env)])
-        replica = lambda n: dict(
-            replicas=n, restartPolicy='OnFailure' if job.retries else 'Never', template=dict(spec=pod)
-        )
-        specs = dict(Master=replica(1)) | (dict(Worker=replica(job.nodes - 1)) if job.nodes > 1 else {})
-        kept = annotations(job, ('gpu', 'gpu_memory', 'layout', 'on_preempt'), token)
-        meta = dict(name=job.name, namespace=self.namespace) | (dict(annotations=kept) if kept else {})
+        container = container_of(job, 'pytorch', words, env)  # the operator tells ranks who they are
+        pod = dict(terminationGracePeriodSeconds=job.grace, containers=[container])
+        meta = self._metadata(job, ('gpu', 'gpu_memory', 'layout', 'on_preempt'), token)
         policy = dict(backoffLimit=job.retries, activeDeadlineSeconds=job.time, cleanPodPolicy='Running')
-        spec = dict(nprocPerNode=str(job.processes), runPolicy=policy, pytorchReplicaSpecs=specs)
+        spec = dict(nprocPerNode=str(job.processes), runPolicy=policy, pytorchReplicaSpecs=_replicas(job, pod))
         return to_yaml(dict(apiVersion='kubeflow.org/v1', kind='PyTorchJob', metadata=meta, spec=spec))
 
     def _parse(self, text):
@@ -130,25 +139,14 @@ class PyTorchJob(_Kubeflow):
         per, specs = str(spec.get('nprocPerNode', 1)), spec['pytorchReplicaSpecs']
         if not per.isdecimal():
             raise ValueError(f'nprocPerNode {per!r}: a job needs a number')
-        read = [read_container(s['template']['spec']['containers'][0], int(per)) for s in specs.values()]
-        if 'Master' not in specs or any(r != read[0] for r in read):
-            raise ValueError('a Master is needed, and the Workers must run what it runs')
-        for s in specs.values():
-            one_of('restartPolicy', s.get('restartPolicy', 'OnFailure'), ['Always', 'OnFailure', 'Never', 'ExitCode'])
-        policy, pod = spec.get('runPolicy', {}), specs['Master']['template']['spec']
-        one_of('cleanPodPolicy', policy.get('cleanPodPolicy', 'None'), ['All', 'Running', 'None'])
-        fields = dict(
-            name=d['metadata']['name'],
-            nodes=sum(s.get('replicas', 1) for s in specs.values()),
-            processes=int(per),
-            retries=policy.get('backoffLimit', 0),
-            time=policy.get('activeDeadlineSeconds', 3600),
-            grace=pod.get('terminationGracePeriodSeconds', 30),
-        )
-        return Job(**read[0] | fields | told)
+        fields = _read_replicas(specs, int(per)) | _read_policy(spec.get('runPolicy', {}))
+        grace = specs['Master']['template']['spec'].get('terminationGracePeriodSeconds', 30)
+        nodes = sum(s.get('replicas', 1) for s in specs.values())
+        fields |= dict(name=d['metadata']['name'], nodes=nodes, processes=int(per), grace=grace)
+        return Job(**fields | told)
 
     def _rules(self, job):
-        return _kubeflow_rules(self, job, len(f'-worker-{job.nodes}'))
+        return self._pod_rules(job, len(f'-worker-{job.nodes}'), service=True)
 
 # %% ../../nbs/operations/07_kubeflow.ipynb #e0135435
 _v2_schema = dict(
@@ -185,7 +183,7 @@ class TrainJob(_Kubeflow):
     def _render(self, job, token):
         command, env = wire(job, carries, self.python)
         words = [*((self.python, *torchrun, '--no-python') if job.ranks > 1 else ()), *command]
-        body = _container_for(self, job, words, env)
+        body = container_of(job, 'pytorch', words, env)
         trainer = dict(
             image=body['image'],
             command=words,
@@ -194,8 +192,7 @@ class TrainJob(_Kubeflow):
             numProcPerNode=job.processes,
             resourcesPerNode=body['resources'],
         )
-        kept = annotations(job, _v2_kept, token)
-        meta = dict(name=job.name, namespace=self.namespace) | (dict(annotations=kept) if kept else {})
+        meta = self._metadata(job, _v2_kept, token)
         spec = dict(runtimeRef=dict(name=self.runtime), activeDeadlineSeconds=job.time, trainer=trainer)
         return to_yaml(dict(apiVersion='trainer.kubeflow.org/v1alpha1', kind='TrainJob', metadata=meta, spec=spec))
 
@@ -206,26 +203,15 @@ class TrainJob(_Kubeflow):
         processes = t.get('numProcPerNode', 1)
         if not isinstance(processes, int):
             raise ValueError(f'numProcPerNode {processes!r}: a job needs a number')
-        container = dict(
-            image=t.get('image', ''),
-            command=t.get('command', []),
-            args=t.get('args', []),
-            env=t.get('env'),
-            resources=t.get('resourcesPerNode'),
-        )
-        fields = dict(
-            name=d['metadata']['name'],
-            nodes=t.get('numNodes', 1),
-            processes=processes,
-            time=d['spec'].get('activeDeadlineSeconds', 3600),
-        )
+        container = t | dict(resources=t.get('resourcesPerNode'))
+        seconds = d['spec'].get('activeDeadlineSeconds', 3600)
+        fields = dict(name=d['metadata']['name'], nodes=t.get('numNodes', 1), processes=processes, time=seconds)
         return Job(**read_container(container, processes, fields['nodes']) | fields | told)
 
     def _rules(self, job):
-        out = _kubeflow_rules(self, job, len(f'-node-0-{job.nodes}-xxxxx')) + bad_name(self.runtime, 'runtime')
-        return out + (
-            [f'folder {job.folder!r}: a TrainJob has no working folder, the runtime decides'] if job.folder else []
-        )
+        out = self._pod_rules(job, len(f'-node-0-{job.nodes}-xxxxx'), service=True) + bad_name(self.runtime, 'runtime')
+        folder = f'folder {job.folder!r}: a TrainJob has no working folder, the runtime decides'
+        return out + complaints((job.folder, folder))
 
 # %% ../../nbs/operations/07_kubeflow.ipynb #48ef8da7
 def upgrade_job(
@@ -236,10 +222,6 @@ def upgrade_job(
     meta = of_kind(from_yaml(text), 'PyTorchJob')['metadata']
     place = meta.get('namespace', 'default')
     job = PyTorchJob(namespace=place).parse(text)
-    plain = Job('job', ('true',))
-    lost = [
-        f'{f} {getattr(job, f)!r}: kept as an annotation, set it in the runtime'
-        for f in ('retries', 'grace', 'folder')
-        if getattr(job, f) != getattr(plain, f)
-    ]
+    unheard = kept_fields(job, ('retries', 'grace', 'folder'))
+    lost = [f'{f} {v!r}: kept as an annotation, set it in the runtime' for f, v in unheard.items()]
     return TrainJob(namespace=place, runtime=runtime).render(job), lost

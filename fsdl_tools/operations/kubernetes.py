@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['pod_schema', 'meta_schema', 'to_yaml', 'from_yaml', 'expand', 'carries', 'bad_name', 'quantity', 'bad_image',
-           'keys_beyond', 'annotations', 'annotated', 'env_list', 'resources', 'start', 'taken', 'one_container',
-           'read_container', 'refuse_keys', 'of_kind', 'secret_rules', 'Kubectl', 'Kubernetes']
+           'keys_beyond', 'annotations', 'annotated', 'start', 'taken', 'container_of', 'one_container',
+           'read_container', 'refuse_keys', 'of_kind', 'secret_rules', 'folder_rules', 'Kubectl', 'Kubernetes']
 
 # %% ../../nbs/operations/05_kubernetes.ipynb #f236f9c2
 import json, re
@@ -16,9 +16,11 @@ from fsdl_tools.operations.launch import (
     Secret,
     Status,
     Target,
+    complaints,
     kept_fields,
     only_known,
     rank_command,
+    stated,
     torchrun,
     unwire,
     wire,
@@ -27,7 +29,6 @@ from fsdl_tools.operations.launch import (
 # %% ../../nbs/operations/05_kubernetes.ipynb #2045260f
 _word = re.compile(r'[A-Za-z/][A-Za-z0-9_./-]*')
 _not_text = set('y n yes no on off true false null inf nan'.split())
-
 
 def _dumper():
     "A YAML writer that quotes whatever is not plainly a word"
@@ -44,7 +45,6 @@ def _dumper():
     Quoting.add_representer(str, text)
     return Quoting
 
-
 def to_yaml(
     *documents,  # Mappings
 ) -> str:  # YAML, documents separated by ---
@@ -54,11 +54,8 @@ def to_yaml(
     kw = dict(Dumper=_dumper(), sort_keys=False, width=10**9, allow_unicode=True, default_flow_style=False)
     return '---\n'.join(yaml.dump(d, **kw) for d in documents)
 
-
-def from_yaml(
-    text: str,  # YAML
-) -> list:  # Documents; raises ValueError for text that is no YAML, and for a key that stands twice
-    "Documents of a YAML text"
+def _loader():
+    "A YAML reader that takes each key once"
     import yaml
 
     class Strict(yaml.SafeLoader):
@@ -69,8 +66,16 @@ def from_yaml(
                 raise ValueError(f'the key {twice[0]!r} stands twice in line {node.start_mark.line + 1}')
             return super().construct_mapping(node, deep)
 
+    return Strict
+
+def from_yaml(
+    text: str,  # YAML
+) -> list:  # Documents; raises ValueError for text that is no YAML, and for a key that stands twice
+    "Documents of a YAML text"
+    import yaml
+
     try:
-        return [d for d in yaml.load_all(text, Strict) if d is not None]
+        return [d for d in yaml.load_all(text, _loader()) if d is not None]
     except yaml.YAMLError as e:
         raise ValueError(f'no YAML: {e}') from None
 
@@ -88,7 +93,6 @@ def expand(
 
     return re.sub(r'\$\$|\$\(([^)]*)\)', one, text)
 
-
 def carries(
     text: str,  # An argument, or the value of a variable
 ) -> bool:
@@ -103,20 +107,19 @@ def bad_name(
     service: bool = False,  # Does a Service have this name too?
 ) -> list:  # Sentences
     "What is wrong with a name"
-    first = 'a-z' if service else 'a-z0-9'
-    ok = re.fullmatch(rf'[{first}]([-a-z0-9]*[a-z0-9])?', name)
-    out = (
-        []
-        if ok
-        else [f'{what} {name!r}: lower-case letters, digits, dashes; {"a letter" if service else "no dash"} first']
+    first, begins = ('a-z', 'a letter') if service else ('a-z0-9', 'no dash')
+    ok, most = re.fullmatch(rf'[{first}]([-a-z0-9]*[a-z0-9])?', name), 63 - room
+    return complaints(
+        (not ok, f'{what} {name!r}: lower-case letters, digits, dashes; {begins} first'),
+        (len(name) > most, f'{what} {name!r} has {len(name)} letters, {most} are possible'),
     )
-    return out + (
-        [f'{what} {name!r} has {len(name)} letters, {63 - room} are possible'] if len(name) > 63 - room else []
-    )
-
 
 _quantity = re.compile(r'(\d+(?:\.\d+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?')
-
+_powers = (
+    {'': 1, 'm': 1e-3}
+    | {u: 1000**i for i, u in enumerate('kMGTPE', 1)}
+    | {u + 'i': 1024**i for i, u in enumerate('KMGTPE', 1)}
+)
 
 def quantity(
     value,  # For example 2, 500m, 2Gi
@@ -125,13 +128,7 @@ def quantity(
     m = _quantity.fullmatch(str(value))
     if not m:
         raise ValueError(f'{value!r} is no quantity: expected for example 2, 500m or 2Gi')
-    powers = (
-        {'': 1, 'm': 1e-3}
-        | {u: 1000**i for i, u in enumerate('kMGTPE', 1)}
-        | {u + 'i': 1024**i for i, u in enumerate('KMGTPE', 1)}
-    )
-    return float(m[1]) * powers[m[2] or '']
-
+    return float(m[1]) * _powers[m[2] or '']
 
 def bad_image(
     image: str,  # For example ghcr.io/org/name:tag
@@ -145,7 +142,6 @@ def bad_image(
     )
     return [] if ok else [f'image {image!r}: not a name such as ghcr.io/org/name:tag']
 
-
 def keys_beyond(
     d,  # What was read
     schema,  # Key -> schema of its value; None: anything; a list of one: items like that
@@ -154,20 +150,20 @@ def keys_beyond(
     "Keys that nobody will read"
     if schema is None:
         return []
-    if isinstance(schema, list):
-        if not isinstance(d, list):
-            return [f'{path}: a list is expected']
+    kind, expected = (list, 'a list') if isinstance(schema, list) else (dict, 'a mapping')
+    if not isinstance(d, kind):
+        return [f'{path}: {expected} is expected']
+    if kind is list:
         return [p for i, x in enumerate(d) for p in keys_beyond(x, schema[0], f'{path}[{i}]')]
-    if not isinstance(d, dict):
-        return [f'{path}: a mapping is expected']
-    out = []
-    for k, v in d.items():
-        near = nearest(k, schema)
-        if k not in schema:
-            out.append(f'unknown key {path}.{k}'.replace(' .', ' ') + (f': did you mean {near[0]}?' if near else ''))
-        else:
-            out += keys_beyond(v, schema[k], f'{path}.{k}'.lstrip('.'))
-    return out
+    return [p for key, value in d.items() for p in _below_key(key, value, schema, path)]
+
+def _below_key(key, value, schema, path):
+    "Sentences on one key of a mapping, and on what stands below it"
+    if key in schema:
+        return keys_beyond(value, schema[key], f'{path}.{key}'.lstrip('.'))
+    near = nearest(key, schema)
+    hint = f': did you mean {near[0]}?' if near else ''
+    return [f'unknown key {path}.{key}'.replace(' .', ' ') + hint]
 
 # %% ../../nbs/operations/05_kubernetes.ipynb #a91af92d
 _about = 'fsdl-tools/'  # annotations hold what the target has no field for
@@ -194,7 +190,6 @@ pod_schema = dict(
 meta_schema = dict(name=None, namespace=None, labels=None, annotations=None)
 _index = {'fieldRef': {'fieldPath': "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
 
-
 def annotations(
     job: Job,  # The job
     fields,  # Names of fields that the target has no place for
@@ -204,7 +199,6 @@ def annotations(
     kept = {f'{_about}{k}': json.dumps(v) for k, v in kept_fields(job, fields).items()}
     return kept | ({f'{_about}token': token} if token else {})
 
-
 def annotated(
     meta,  # Metadata of an object
 ) -> dict:  # Fields of a Job
@@ -213,8 +207,7 @@ def annotated(
     found.pop('token', None)
     return {k: json.loads(v) for k, v in found.items()}
 
-
-def env_list(
+def _env_list(
     env,  # Variables
     found=(),  # Secrets
     more=(),  # Entries that come first
@@ -227,6 +220,12 @@ def env_list(
     ]
     return [*more, *(dict(name=k, value=v) for k, v in env.items()), *keys]
 
+def _text_value(entry):
+    "The value of a variable; raises ValueError where YAML has read something else than text"
+    name, value = entry['name'], entry['value']
+    if not isinstance(value, str):
+        raise ValueError(f'the variable {name} has the value {value!r}, which YAML does not read as text: quote it')
+    return value
 
 def _read_env(
     entries,  # Of a container
@@ -239,28 +238,21 @@ def _read_env(
             continue
         ref = (e.get('valueFrom') or {}).get('secretKeyRef')
         if 'value' in e:
-            if not isinstance(e['value'], str):
-                raise ValueError(
-                    f'the variable {e["name"]} has the value {e["value"]!r}, which YAML does not read as text: quote it'
-                )
-            env[e['name']] = e['value']
+            env[e['name']] = _text_value(e)
         elif ref:
             found.append(Secret(e['name'], 'kubernetes', f'{ref["name"]}/{ref["key"]}'))
         else:
             raise ValueError(f'the variable {e["name"]} has neither a value nor a secretKeyRef')
     return env, tuple(found)
 
-
 _bytes = lambda n: f'{n // MiB}Mi' if n % MiB == 0 else str(n)
 
-
-def resources(
+def _resources(
     job: Job,  # The job
 ) -> dict:  # Limits of a container
     "What a container may use"
     out = {'cpu': str(job.cpus * job.processes)} | ({'memory': _bytes(job.memory)} if job.memory else {})
     return out | ({'nvidia.com/gpu': str(job.gpus)} if job.gpus else {})
-
 
 def _read_resources(
     limits,  # Limits of a container
@@ -271,7 +263,6 @@ def _read_resources(
     cores = quantity(limits.get('cpu', processes))
     out = dict(cpus=max(round(cores / processes), 1), memory=int(quantity(limits.get('memory', 0))))
     return out | dict(gpus=int(quantity(limits.get('nvidia.com/gpu', 0))))
-
 
 def _rank_env(
     job: Job,  # The job
@@ -291,12 +282,10 @@ def _rank_env(
         PET_NNODES=job.nodes, PET_NPROC_PER_NODE=job.processes, PET_MASTER_ADDR=address, PET_MASTER_PORT=29500
     ) + [entry('PET_NODE_RANK')]
 
-
 _rank_names = (
     'MASTER_ADDR MASTER_PORT WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE RANK PET_NNODES PET_NPROC_PER_NODE PET_MASTER_ADDR '
     'PET_MASTER_PORT PET_NODE_RANK OMP_NUM_THREADS'
 ).split()
-
 
 def start(
     job: Job,  # The job
@@ -306,13 +295,24 @@ def start(
     "A command for a container"
     return [*((python, *torchrun, '--no-python') if job.processes > 1 else ()), *command]
 
-
 def taken(
     job: Job,  # The job
 ) -> list:  # Sentences
     "Variables of the job that the target sets itself"
     return [f'the variable {k} is set by the target' for k in job.env if k in _rank_names]
 
+def container_of(
+    job: Job,  # The job
+    name: str,  # Of the container
+    words,  # What it runs
+    env,  # Variables
+    first=(),  # Entries that come before them
+) -> dict:  # A container
+    "What a container is told of a job, whoever starts its ranks"
+    threads = dict(name='OMP_NUM_THREADS', value=str(job.cpus))
+    body = dict(name=name, image=job.image, command=list(words)) | stated(workingDir=job.folder)
+    entries = _env_list(env, job.secrets, [*first, threads])
+    return body | dict(env=entries, resources=dict(limits=_resources(job)))
 
 def one_container(
     job: Job,  # The job
@@ -323,13 +323,15 @@ def one_container(
 ) -> dict:  # A container
     "The container of a node"
     command, env = wire(job, carries, python)
-    threads = [dict(name='OMP_NUM_THREADS', value=str(job.cpus))]
-    body = dict(name=name, image=job.image, command=start(job, command, python))
-    body |= dict(workingDir=job.folder) if job.folder else {}
-    return body | dict(
-        env=env_list(env, job.secrets, _rank_env(job, address, index) + threads), resources=dict(limits=resources(job))
-    )
+    return container_of(job, name, start(job, command, python), env, _rank_env(job, address, index))
 
+def _words_of(c, ranks):
+    "What each rank of a container runs; raises ValueError for what YAML has not read as text"
+    words = rank_command([*c.get('command', []), *c.get('args', [])], ranks)
+    odd = [w for w in words if not isinstance(w, str)]
+    if odd:
+        raise ValueError(f'the argument {odd[0]!r} is not text to YAML: quote it')
+    return words
 
 def read_container(
     c,  # A container
@@ -338,15 +340,11 @@ def read_container(
 ) -> dict:  # Fields of a Job
     "What a container says about the job"
     env, found = _read_env(c.get('env'), _rank_names)
-    words = rank_command([*c.get('command', []), *c.get('args', [])], processes * nodes)
-    odd = [w for w in words if not isinstance(w, str)]
-    if odd:
-        raise ValueError(f'the argument {odd[0]!r} is not text to YAML: quote it')
-    command, env, sealed = unwire(words, env)
+    command, env, sealed = unwire(_words_of(c, processes * nodes), env)
     limits = (c.get('resources') or {}).get('limits') or {}
-    return dict(
-        command=command, env=env, secrets=(*found, *sealed), image=c.get('image', ''), folder=c.get('workingDir', '')
-    ) | _read_resources(limits, processes)
+    fields = dict(command=command, env=env, secrets=(*found, *sealed))
+    fields |= dict(image=c.get('image', ''), folder=c.get('workingDir', ''))
+    return fields | _read_resources(limits, processes)
 
 # %% ../../nbs/operations/05_kubernetes.ipynb #9a52ee13
 _job_schema = dict(
@@ -373,7 +371,6 @@ _service_schema = dict(
 )
 _evicted = {'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]}
 
-
 def refuse_keys(
     d,  # What was read
     schema,  # As keys_beyond takes it
@@ -381,7 +378,6 @@ def refuse_keys(
     "Raise ValueError with every key that is not understood"
     if bad := keys_beyond(d, schema):
         raise ValueError('; '.join(bad))
-
 
 def of_kind(
     documents,  # Of a manifest
@@ -394,7 +390,6 @@ def of_kind(
         raise ValueError(f'the text must hold one {kind}, it holds {kinds}')
     return found[0]
 
-
 def secret_rules(
     job: Job,  # The job
     where: str,  # Who would have to see the submitter's variables
@@ -406,6 +401,12 @@ def secret_rules(
         if s.kind == 'env'
     ]
 
+def folder_rules(
+    job: Job,  # The job
+) -> list:  # Sentences
+    "A container starts in no folder of the submitter's"
+    relative = job.folder and not job.folder.startswith('/')
+    return complaints((relative, f'folder {job.folder!r}: a container has absolute paths only'))
 
 @dataclass(frozen=True)
 class Kubectl(Target):
@@ -424,11 +425,47 @@ class Kubectl(Target):
         self._ask('create', '-f', '-', text=self.render(job, token))
         return self._handle(job.name, token)
 
+    def _pod_rules(self, job, room, service):
+        "What every object that makes Pods refuses; to its name as many letters are added"
+        names = bad_name(job.name, room=room, service=service) + bad_name(self.namespace, 'namespace')
+        return names + bad_image(job.image) + taken(job) + secret_rules(job, 'a Pod')
+
     def _found(self, handle):
         "(the object's status, its conditions that hold)"
         found = json.loads(self._ask('get', self.kind, handle.id, '-o', 'json')).get('status', {})
         return found, [c for c in found.get('conditions', []) if c['status'] == 'True']
 
+def _all_at_once(spec):
+    "Refuse a Job whose ranks have no numbers, or would not all run at the same time"
+    one_of('completionMode', spec.get('completionMode', 'NonIndexed'), ['Indexed'])
+    if spec.get('completions') != spec.get('parallelism'):
+        raise ValueError('completions and parallelism differ: not all ranks would run at once')
+
+def _only_container(pod):
+    "A Pod that is not restarted, and its one container"
+    one_of('restartPolicy', pod.get('restartPolicy'), ['Never'])
+    if len(pod['containers']) != 1:
+        raise ValueError('one container a Pod is expected')
+    return pod, pod['containers'][0]
+
+def _on_eviction(spec):
+    "What becomes of a job whose Pod is pushed out: one of preemptions"
+    rules = spec.get('podFailurePolicy', {}).get('rules', [])
+    actions = [r['action'] for r in rules if r.get('onPodConditions')]
+    for a in actions:
+        one_of('action', a, ['Ignore', 'FailJob', 'Count', 'FailIndex'])
+    return 'requeue' if actions == ['Ignore'] else 'stop'
+
+def _key_rules(job):
+    "Names of secrets and of their keys that the server would refuse"
+    out = []
+    for s in job.secrets:
+        if s.kind == 'kubernetes':
+            name, key = s.ref.split('/')
+            odd = not re.fullmatch(r'[-._a-zA-Z0-9]{1,253}', key)
+            out += bad_name(name, 'secret')
+            out += complaints((odd, f'key {key!r} of a secret: letters, digits, dots, dashes'))
+    return out
 
 @dataclass(frozen=True)
 class Kubernetes(Kubectl):
@@ -436,34 +473,40 @@ class Kubernetes(Kubectl):
 
     kind, title = 'job', 'Kubernetes'
 
-    def _render(self, job, token):
-        meta = dict(name=job.name, namespace=self.namespace, labels={'app': job.name})
-        kept = annotations(job, ('gpu', 'gpu_memory', 'layout', 'retries', 'processes'), token)
+    def _pod(self, job):
+        "The Pod of each node; the first is found by its name in the Service's domain"
+        first = f'{job.name}-0.{job.name}'
         pod = dict(restartPolicy='Never', terminationGracePeriodSeconds=job.grace)
         pod |= dict(subdomain=job.name) if job.nodes > 1 else {}
-        pod |= dict(
-            containers=[one_container(job, self.python, 'node', f'{job.name}-0.{job.name}', dict(valueFrom=_index))]
-        )
-        policy = [dict(action='Ignore' if job.on_preempt == 'requeue' else 'FailJob', **_evicted)]
-        spec = dict(
+        return pod | dict(containers=[one_container(job, self.python, 'node', first, dict(valueFrom=_index))])
+
+    def _spec(self, job):
+        "A Pod a node, all at once"
+        action = 'Ignore' if job.on_preempt == 'requeue' else 'FailJob'
+        return dict(
             completionMode='Indexed',
             completions=job.nodes,
             parallelism=job.nodes,
             backoffLimit=job.retries * job.nodes,
             activeDeadlineSeconds=job.time,
-            podFailurePolicy=dict(rules=policy),
-            template=dict(metadata=dict(labels={'app': job.name}), spec=pod),
+            podFailurePolicy=dict(rules=[dict(action=action, **_evicted)]),
+            template=dict(metadata=dict(labels={'app': job.name}), spec=self._pod(job)),
         )
-        body = dict(
-            apiVersion='batch/v1', kind='Job', metadata=meta | (dict(annotations=kept) if kept else {}), spec=spec
-        )
-        service = dict(
-            apiVersion='v1',
-            kind='Service',
-            metadata=meta,
-            spec=dict(clusterIP='None', publishNotReadyAddresses=True, selector={'app': job.name}),
-        )
+
+    def _render(self, job, token):
+        meta = dict(name=job.name, namespace=self.namespace, labels={'app': job.name})
+        kept = annotations(job, ('gpu', 'gpu_memory', 'layout', 'retries', 'processes'), token)
+        domain = dict(clusterIP='None', publishNotReadyAddresses=True, selector={'app': job.name})
+        service = dict(apiVersion='v1', kind='Service', metadata=meta, spec=domain)
+        about = meta | stated(annotations=kept)
+        body = dict(apiVersion='batch/v1', kind='Job', metadata=about, spec=self._spec(job))
         return to_yaml(*([service] if job.nodes > 1 else []), body)
+
+    def _is_here(self, meta):
+        "Refuse a text for another namespace"
+        if meta.get('namespace', 'default') != self.namespace:
+            there = meta.get('namespace')
+            raise ValueError(f'the text is for the namespace {there!r}, this target for {self.namespace!r}')
 
     def _parse(self, text):
         documents = from_yaml(text)
@@ -472,50 +515,19 @@ class Kubernetes(Kubectl):
         for s in documents:
             s is d or refuse_keys(s, _service_schema)
         spec, meta, told = d['spec'], d['metadata'], annotated(d['metadata'])
-        one_of('completionMode', spec.get('completionMode', 'NonIndexed'), ['Indexed'])
-        if spec.get('completions') != spec.get('parallelism'):
-            raise ValueError('completions and parallelism differ: not all ranks would run at once')
-        if meta.get('namespace', 'default') != self.namespace:
-            raise ValueError(
-                f'the text is for the namespace {meta.get("namespace")!r}, this target for {self.namespace!r}'
-            )
-        pod = spec['template']['spec']
-        one_of('restartPolicy', pod.get('restartPolicy'), ['Never'])
-        if len(pod['containers']) != 1:
-            raise ValueError('one container a Pod is expected')
-        fields = read_container(pod['containers'][0], told.get('processes', 1))
-        action = [r['action'] for r in spec.get('podFailurePolicy', {}).get('rules', []) if r.get('onPodConditions')]
-        for a in action:
-            one_of('action', a, ['Ignore', 'FailJob', 'Count', 'FailIndex'])
-        fields |= dict(
-            name=meta['name'],
-            nodes=spec['completions'],
-            time=spec.get('activeDeadlineSeconds', 3600),
-            grace=pod.get('terminationGracePeriodSeconds', 30),
-            on_preempt='requeue' if action == ['Ignore'] else 'stop',
-        )
+        _all_at_once(spec)
+        self._is_here(meta)
+        pod, container = _only_container(spec['template']['spec'])
+        fields = read_container(container, told.get('processes', 1)) | dict(on_preempt=_on_eviction(spec))
+        fields |= dict(name=meta['name'], nodes=spec['completions'])
+        fields |= dict(time=spec.get('activeDeadlineSeconds', 3600), grace=pod.get('terminationGracePeriodSeconds', 30))
         return Job(**fields | told)
 
     def _rules(self, job):
         room = len(str(job.nodes - 1)) + 1
-        out = (
-            bad_name(job.name, room=room, service=job.nodes > 1)
-            + bad_name(self.namespace, 'namespace')
-            + bad_image(job.image)
-        )
-        out += taken(job) + secret_rules(job, 'a Pod')
-        for s in (s for s in job.secrets if s.kind == 'kubernetes'):
-            name, key = s.ref.split('/')
-            out += bad_name(name, 'secret') + (
-                []
-                if re.fullmatch(r'[-._a-zA-Z0-9]{1,253}', key)
-                else [f'key {key!r} of a secret: letters, digits, dots, dashes']
-            )
-        if job.folder and not job.folder.startswith('/'):
-            out.append(f'folder {job.folder!r}: a container has absolute paths only')
-        if len(self.render(job)) > 10**6:
-            out.append('the manifest is larger than the 1 MB that the server keeps')
-        return out
+        out = self._pod_rules(job, room, job.nodes > 1) + _key_rules(job) + folder_rules(job)
+        large = len(self.render(job)) > 10**6
+        return out + complaints((large, 'the manifest is larger than the 1 MB that the server keeps'))
 
     def _status(self, handle):
         "From the conditions of the Job"
@@ -525,9 +537,8 @@ class Kubernetes(Kubectl):
             return Status('succeeded', 'Complete')
         if 'Failed' in words:
             return Status('timeout' if words['Failed'] == 'DeadlineExceeded' else 'failed', 'Failed', words['Failed'])
-        return Status(
-            'running' if d.get('ready') or d.get('active') else 'queued', 'Active' if d.get('active') else 'Pending'
-        )
+        active = d.get('active')
+        return Status('running' if d.get('ready') or active else 'queued', 'Active' if active else 'Pending')
 
     def _logs(self, handle):
         "Of all Pods"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['secret_kinds', 'preemptions', 'opener', 'piece', 'states', 'final', 'torchrun', 'places', 'Secret', 'Job', 'Limits',
            'beyond', 'seal', 'unseal', 'wire', 'unwire', 'Status', 'Handle', 'TargetError', 'Target', 'target',
-           'rank_command', 'kept_fields', 'only_known', 'run_command']
+           'rank_command', 'kept_fields', 'stated', 'complaints', 'only_known', 'run_command']
 
 # %% ../../nbs/operations/01_launch.ipynb #cd3a6979
 import abc, base64, dataclasses, importlib, json, math, os, re, subprocess, time
@@ -24,10 +24,8 @@ def _unusable(
     odd = [c for c in text if 0xD800 <= ord(c) <= 0xDFFF and not 0xDC80 <= ord(c) <= 0xDCFF]
     if odd:
         return f'it holds half of a surrogate pair, U+{ord(odd[0]):04X}, which is neither text nor a byte'
-    if len(os.fsencode(text)) >= 128 * KiB:
-        return f'it is {human_bytes(len(os.fsencode(text)))} long, and Linux takes 128 KiB'
-    return ''
-
+    size = len(os.fsencode(text))
+    return f'it is {human_bytes(size)} long, and Linux takes 128 KiB' if size >= 128 * KiB else ''
 
 def _strings(what, value):
     "Refuse what is not a string, or is one that no process can be given"
@@ -41,7 +39,12 @@ secret_kinds = ['env', 'file', 'kubernetes']
 preemptions = ['requeue', 'stop']
 _ranks_know = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')
 _variable = re.compile(r'[A-Za-z_][A-Za-z0-9_]*')
+_parsers = dict(gpu_memory=parse_bytes, memory=parse_bytes, time=parse_seconds)
 
+def _names_a_variable(name):
+    "Refuse what no environment variable can be called"
+    if not _variable.fullmatch(name):
+        raise ValueError(f'{name!r} is no name of an environment variable')
 
 @dataclass(frozen=True)
 class Secret(Record):
@@ -53,8 +56,7 @@ class Secret(Record):
 
     def __post_init__(self):
         one_of('kind of secret', self.kind, secret_kinds)
-        if not _variable.fullmatch(self.name):
-            raise ValueError(f'{self.name!r} is no name of an environment variable')
+        _names_a_variable(self.name)
         if not self.ref and self.kind == 'env':
             object.__setattr__(self, 'ref', self.name)
         if not self.ref:
@@ -63,6 +65,11 @@ class Secret(Record):
             raise ValueError(f'the secret {self.name} names its source, a variable, and never its value')
         if self.kind == 'kubernetes' and not re.fullmatch('[^/]+/[^/]+', self.ref):
             raise ValueError(f'the secret {self.name} must name secret/key, not {self.ref!r}')
+
+    def refuse_unset(self):
+        "Raise ValueError where it is a variable that the submitter has not set"
+        if self.kind == 'env' and self.ref not in os.environ:
+            raise ValueError(f'the variable {self.ref} is not set, and the job needs it as {self.name}')
 
 @dataclass(frozen=True)
 class Job(Record):
@@ -90,19 +97,14 @@ class Job(Record):
     def __post_init__(self):
         if isinstance(self.command, str):
             raise TypeError(f"command is a list of words such as ['python', 'train.py'], not the line {self.command!r}")
-        for f, parse in dict(gpu_memory=parse_bytes, memory=parse_bytes, time=parse_seconds).items():
+        for f, parse in _parsers.items():
             if isinstance(getattr(self, f), str):
                 object.__setattr__(self, f, round(parse(getattr(self, f))))
         object.__setattr__(self, 'command', tuple(self.command))
         object.__setattr__(self, 'secrets', tuple(sorted(self.secrets, key=lambda s: s.name)))
         self._check_texts()
         self._check_names()
-        for f in ('nodes', 'processes', 'cpus', 'time'):
-            positive(f, getattr(self, f))
-        for f in ('gpus', 'gpu_memory', 'memory', 'retries', 'grace'):
-            v = getattr(self, f)
-            if not isinstance(v, int) or isinstance(v, bool) or v < 0:
-                raise ValueError(f'{f} must be 0 or more, not {v!r}')
+        self._check_numbers()
         one_of('on_preempt', self.on_preempt, preemptions)
 
     def _check_texts(self):
@@ -121,8 +123,7 @@ class Job(Record):
     def _check_names(self):
         "Variables have names that a process can be given, each once"
         for k, v in self.env.items():
-            if not _variable.fullmatch(k):
-                raise ValueError(f'{k!r} is no name of an environment variable')
+            _names_a_variable(k)
             _strings(f'the variable {k}', v)
         taken = [k for k in _ranks_know if k in self.env]
         if taken:
@@ -131,6 +132,15 @@ class Job(Record):
         twice = [n for n in names if n in self.env or names.count(n) > 1]
         if twice:
             raise ValueError(f'{twice[0]} is set twice')
+
+    def _check_numbers(self):
+        "One or more of what each job has, none or more of the rest"
+        for f in ('nodes', 'processes', 'cpus', 'time'):
+            positive(f, getattr(self, f))
+        for f in ('gpus', 'gpu_memory', 'memory', 'retries', 'grace'):
+            v = getattr(self, f)
+            if not isinstance(v, int) or isinstance(v, bool) or v < 0:
+                raise ValueError(f'{f} must be 0 or more, not {v!r}')
 
     def price(
         self,
@@ -158,34 +168,30 @@ class Job(Record):
     def _page(self):
         "A row a field that says something"
         plain = {f.name: f.default for f in dataclasses.fields(self)}
-        text = dict(
-            gpu_memory=human_bytes,
-            memory=human_bytes,
-            time=human_seconds,
-            grace=human_seconds,
-            secrets=lambda s: ', '.join(f'{x.name} from {x.kind} {x.ref}' for x in s),
-            command=lambda c: '  '.join(c),
-        )
+        text = dict(gpu_memory=human_bytes, memory=human_bytes, time=human_seconds, grace=human_seconds)
+        text |= dict(command='  '.join, secrets=lambda s: ', '.join(f'{x.name} from {x.kind} {x.ref}' for x in s))
         shown = {k: getattr(self, k) for k in plain if getattr(self, k) not in (plain[k], {}, ())}
         return Table([dict(field=k, value=text.get(k, str)(v)) for k, v in shown.items()], caption='Job')
 
 # %% ../../nbs/operations/01_launch.ipynb #27547a2d
 _entry = 'from fsdl_tools.training.elastic import _main; _main()'
 
+def _trainer_command(config, layout):
+    "The trainer's own words for a config, to go on from what is in its folder"
+    c = config.replace(layout=str(layout), resume=True)
+    told = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if getattr(c, f.name) != f.default}
+    return 'python', '-c', _entry, json.dumps(told)
 
 def _job_from_plan(plan, config, gpus_per_node, kw):
-    "The trainer's command for a plan"
+    "The trainer's job for a plan"
     from fsdl_tools.parallel.layout import parse_layout
-
     if not config.folder:
         raise ValueError('a job needs a folder: what it saves is what it goes on from')
     layout = plan.layout if plan else parse_layout(config.layout)
     here = min(gpus_per_node, layout.world) if plan else layout.world
     if layout.world % here:
         raise ValueError(f'{layout.world} ranks do not fill machines of {here} GPUs')
-    c = config.replace(layout=str(layout), resume=True)
-    set_fields = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if getattr(c, f.name) != f.default}
-    fixed = dict(name='train', command=('python', '-c', _entry, json.dumps(set_fields)), layout=str(layout))
+    fixed = dict(name='train', command=_trainer_command(config, layout), layout=str(layout))
     size = dict(nodes=layout.world // here, processes=here)
     need = dict(gpus=here, gpu=plan.gpu, gpu_memory=plan.device) if plan else {}
     return Job(**fixed | size | need | kw)
@@ -208,9 +214,7 @@ class Limits(Record):
         if self.gpu_memory or not self.gpu:
             return self.gpu_memory
         from fsdl_tools.compute.gpus import find
-
         return int(find(self.gpu).memory)
-
 
 def beyond(
     job: Job,  # The job
@@ -225,48 +229,40 @@ def beyond(
         ('a node', job.memory, limits.memory, human_bytes),
         ('of time', job.time, limits.time, human_seconds),
     ]
-    return [
-        f'the job needs {show(need)} {what}, the target has {show(has)}'
-        for what, need, has, show in asked
-        if has and need > has
-    ]
+    short = [(show(need), what, show(has)) for what, need, has, show in asked if has and need > has]
+    return [f'the job needs {need} {what}, the target has {has}' for need, what, has in short]
 
+def _able(job, offers):
+    "Offers whose GPUs are of the job's kind and large enough; raises ValueError where there are none"
+    from fsdl_tools.compute.gpus import find
+    kind = [o for o in offers if not job.gpu or o.gpu == find(job.gpu).name]
+    if not kind:
+        raise ValueError(f'none of {len(offers)} offers has a {job.gpu or "GPU"}')
+    sizes = [find(o.gpu).memory for o in kind]  # bytes
+    fit = [o for o, size in zip(kind, sizes, strict=True) if size >= job.gpu_memory]
+    if not fit:
+        most = human_bytes(max(sizes))
+        raise ValueError(f'the job needs {human_bytes(job.gpu_memory)} a GPU, the largest on offer has {most}')
+    return fit
+
+def _offer_row(job, offer):
+    "What the job costs on machines of an offer"
+    machines = math.ceil(job.nodes * job.gpus / offer.gpus)
+    dollars = machines * offer.usd_per_hour * job.time / 3600
+    row = dict(provider=offer.provider, gpu=offer.gpu, machines=machines, tier=offer.tier)
+    return row | dict(dollars=dollars, date=offer.date)
 
 def _price(job, offers, rows):
     "Offers that can hold the job, the cheapest first"
     from fsdl_tools.compute.cost import prices
-    from fsdl_tools.compute.gpus import find
-
-    offers = list(prices('2026')) if offers is None else list(offers)
+    offers = list(prices('2026') if offers is None else offers)
     total = job.nodes * job.gpus
     if not total:
         raise ValueError('the job asks for no GPU, and the price lists are of GPUs')
-    kind = [o for o in offers if not job.gpu or o.gpu == find(job.gpu).name]
-    if not kind:
-        raise ValueError(f'none of {len(offers)} offers has a {job.gpu or "GPU"}')
-    fit = [o for o in kind if find(o.gpu).memory >= job.gpu_memory]
-    most = max(find(o.gpu).memory for o in kind)
-    if not fit:
-        raise ValueError(
-            f'the job needs {human_bytes(job.gpu_memory)} a GPU, the largest on offer has {human_bytes(most)}'
-        )
-    found = [
-        dict(
-            provider=o.provider,
-            gpu=o.gpu,
-            machines=math.ceil(total / o.gpus),
-            tier=o.tier,
-            dollars=math.ceil(total / o.gpus) * o.usd_per_hour * job.time / 3600,
-            date=o.date,
-        )
-        for o in fit
-    ]
+    found = [_offer_row(job, o) for o in _able(job, offers)]
     found.sort(key=lambda r: r['dollars'])
-    return Table(
-        found[:rows],
-        formats=dict(dollars=human_dollars),
-        caption=f'{job.name}: {total} GPUs for {human_seconds(job.time)}',
-    )
+    caption = f'{job.name}: {total} GPUs for {human_seconds(job.time)}'
+    return Table(found[:rows], formats=dict(dollars=human_dollars), caption=caption)
 
 # %% ../../nbs/operations/01_launch.ipynb #d662e1de
 opener = (
@@ -276,7 +272,6 @@ opener = (
     'os.execvp(d["argv"][0],d["argv"])'
 )
 piece = 200
-
 
 def seal(
     command,  # A program and its arguments
@@ -289,7 +284,6 @@ def seal(
     raw = json.dumps(content, separators=(',', ':'), sort_keys=True).encode('ascii')
     text = base64.urlsafe_b64encode(raw).decode('ascii')
     return (python, '-c', opener, *(text[i : i + piece] for i in range(0, len(text), piece)))
-
 
 def unseal(
     command,  # Words
@@ -319,7 +313,6 @@ def wire(
         command = seal(command, odd, files, python)
     return command, readable
 
-
 def unwire(
     command,  # As a target's text shows it
     env,  # The same for the environment
@@ -334,7 +327,6 @@ def unwire(
 # %% ../../nbs/operations/01_launch.ipynb #31b0ab1b
 states = ['queued', 'running', 'succeeded', 'failed', 'cancelled', 'timeout', 'preempted', 'lost', 'unknown']
 final = {'succeeded', 'failed', 'cancelled', 'timeout', 'lost'}
-
 
 @dataclass(frozen=True)
 class Status(Record):
@@ -352,7 +344,6 @@ class Status(Record):
         "Will it stay so?"
         return self.state in final
 
-
 @dataclass(frozen=True)
 class Handle(Record):
     "A job that has been submitted"
@@ -363,7 +354,6 @@ class Handle(Record):
 
     def __str__(self):
         return f'{self.target}:{self.id}'
-
 
 class TargetError(RuntimeError):
     "A target is not there, or has refused; the message says what was tried and what it answered"
@@ -522,7 +512,6 @@ class Target(Record, abc.ABC):
     def _facts(self):
         "Rows of what and value for doctor; a TargetError says that nobody is there"
 
-
 torchrun = ('-m', 'torch.distributed.run')
 places = dict(
     local='local:Local',
@@ -540,7 +529,6 @@ places = dict(
     skypilot='clouds:SkyPilot',
 )
 
-
 def target(
     name: str,  # One of places, or k8s
     **options,  # Fields of the target's record
@@ -548,7 +536,6 @@ def target(
     "The target called `name`"
     where, _, cls = places[one_of('target', {'k8s': 'kubernetes'}.get(name, name), places)].partition(':')
     return getattr(importlib.import_module(f'fsdl_tools.operations.{where}'), cls)(**options)
-
 
 def rank_command(
     words,  # What a node runs, as a target's text shows it
@@ -558,7 +545,6 @@ def rank_command(
     words = list(words)
     return words[words.index('--no-python') + 1 :] if ranks > 1 and '--no-python' in words else words
 
-
 def kept_fields(
     job: Job,  # The job
     names,  # Fields that a target has no place for
@@ -567,6 +553,17 @@ def kept_fields(
     usual = Job('job', ('true',))
     return {k: getattr(job, k) for k in names if getattr(job, k) != getattr(usual, k)}
 
+def stated(
+    **fields,  # What a target's text may say
+) -> dict:  # Those that are not empty
+    "Fields of a text that says nothing where nothing is asked"
+    return {k: v for k, v in fields.items() if v}
+
+def complaints(
+    *rules,  # Pairs: is something wrong, and the sentence that says so
+) -> list:  # The sentences of what is wrong
+    "What a target refuses, a rule a line"
+    return [sentence for wrong, sentence in rules if wrong]
 
 def only_known(
     what: str,  # What is being read
@@ -577,6 +574,10 @@ def only_known(
     for k in given:
         one_of(f'key of {what}', k, known)
 
+def _at_home(env):
+    "An environment in which the administrator's programs are found as well, such as the iptables of podman"
+    env = dict(os.environ if env is None else env)
+    return env | dict(PATH=env.get('PATH', os.defpath) + ':/usr/sbin:/sbin')
 
 def run_command(
     args,  # A program and its arguments
@@ -584,17 +585,15 @@ def run_command(
     text: str = '',  # For its standard input
     env=None,  # Environment; default: this process's
 ) -> str:  # What it printed; raises TargetError, or TimeoutError when it hangs
-    "Ask a target's own command line; it finds the administrator's programs, such as the iptables of podman"
-    env = dict(os.environ if env is None else env)
-    env['PATH'] = env.get('PATH', os.defpath) + ':/usr/sbin:/sbin'
+    "Ask a target's own command line; it finds the administrator's programs"
+    given = os.fsencode(text)
     try:
-        r = subprocess.run(list(args), input=os.fsencode(text), capture_output=True, timeout=timeout, env=env)
+        r = subprocess.run(list(args), input=given, capture_output=True, timeout=timeout, env=_at_home(env))
     except FileNotFoundError:
         raise TargetError(f'the program {args[0]!r} is not here') from None
     except subprocess.TimeoutExpired:
         raise TimeoutError(f'{args[0]} did not answer within {timeout:g} s') from None
     if r.returncode:
-        raise TargetError(
-            f'{args[0]} failed with exit code {r.returncode}: {os.fsdecode(r.stderr or r.stdout).strip()[-500:]}'
-        )
+        said = os.fsdecode(r.stderr or r.stdout).strip()[-500:]
+        raise TargetError(f'{args[0]} failed with exit code {r.returncode}: {said}')
     return os.fsdecode(r.stdout)

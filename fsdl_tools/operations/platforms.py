@@ -12,15 +12,20 @@ from ..table import Table
 from .launch import target
 
 # %% ../../nbs/operations/10_platforms.ipynb #3683fa5a
+def _events(name=''):
+    "Rows of the platforms' history, of one of them or of all; raises ValueError with the nearest names"
+    rows = read_data('platforms.csv', text=('date', 'seen'))
+    if not name:
+        return rows
+    one_of('platform', name, sorted({r['name'] for r in rows}))
+    return [r for r in rows if r['name'] == name]
+
+
 def platform_history(
     name: str = '',  # A platform, for example Gradient; empty: all
 ) -> Table:  # Events with date, source and the day they were seen
     "What happened to the platforms of the lecture, and to their successors"
-    rows = read_data('platforms.csv', text=('date', 'seen'))
-    names = sorted({r['name'] for r in rows})
-    if name:
-        rows = [r for r in rows if r['name'] == one_of('platform', name, names)]
-    return Table(sorted(rows, key=lambda r: r['date']), caption='What became of them')
+    return Table(sorted(_events(name), key=lambda r: r['date']), caption='What became of them')
 
 
 def _months(date):
@@ -74,8 +79,7 @@ def exit_cost(
     platform: str,  # A name of platform_history
 ) -> Table:  # What is yours, how it gets out, and whether this book has run it
     "What leaves a platform, and by which way"
-    names = sorted({r['name'] for r in read_data('platforms.csv', text=('date', 'seen'))})
-    one_of('platform', platform, names)
+    one_of('platform', platform, sorted({r['name'] for r in _events()}))
     kind = _jobs.get(platform)
     how = f"leave(text, '{kind}', 'kubernetes'): read into a Job, rendered for any other target" if kind else _unknown
     rows = [
@@ -102,16 +106,19 @@ def leave(
     return place.render(job), place.check(job)
 
 # %% ../../nbs/operations/10_platforms.ipynb #d0515c0b
+def _wide(rows):
+    "A row a platform, a column a feature"
+    names, features = (list(dict.fromkeys(r[k] for r in rows)) for k in ('platform', 'feature'))
+    value = {(r['platform'], r['feature']): r['value'] for r in rows}
+    return [dict(platform=n) | {f: value[n, f] for f in features} for n in names]
+
+
 def platform_features(
     platform: str = '',  # A platform of the table; empty: all, a row each
 ) -> Table:  # Features; of one platform with source and date
     "What the platforms take and check, from the releases of their clients"
     rows = read_data('platform_features.csv', text=('date',))
-    names = list(dict.fromkeys(r['platform'] for r in rows))
-    if platform:
-        one_of('platform', platform, names)
-        return Table([r for r in rows if r['platform'] == platform], caption=platform)
-    features = list(dict.fromkeys(r['feature'] for r in rows))
-    of = {(r['platform'], r['feature']): r['value'] for r in rows}
-    wide = [dict(platform=n) | {f: of[n, f] for f in features} for n in names]
-    return Table(wide, caption='By feature')
+    if not platform:
+        return Table(_wide(rows), caption='By feature')
+    one_of('platform', platform, dict.fromkeys(r['platform'] for r in rows))
+    return Table([r for r in rows if r['platform'] == platform], caption=platform)

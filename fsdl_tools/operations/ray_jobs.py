@@ -9,11 +9,11 @@ __all__ = ['Ray', 'RankGroup', 'rank_variables', 'ranks_on_ray', 'RayTrain', 'tr
 import json, os, secrets, shlex, signal, subprocess, sys, time, urllib.error, urllib.request
 from dataclasses import dataclass
 from ..core import KiB, human_bytes
-from .launch import Handle, Job, Status, Target, TargetError, only_known, unwire, wire
+from .launch import Handle, Job, Status, Target, TargetError, complaints, only_known, stated
+from .launch import unwire, wire
+from .local import with_threads, without_threads
 
 # %% ../../nbs/operations/08_ray_jobs.ipynb #9753a407
-_ranks = 'from fsdl_tools.operations.ray_jobs import ranks_on_ray; ranks_on_ray()'
-_train = 'from fsdl_tools.operations.ray_jobs import train_on_ray; train_on_ray()'
 _shape = 'nodes processes cpus gpus time retries grace'.split()
 _kept = 'name gpu gpu_memory memory image layout on_preempt'.split()
 _keys = 'entrypoint submission_id runtime_env metadata'.split()
@@ -42,23 +42,24 @@ class Ray(Target):
     address: str = 'http://127.0.0.1:8265'  # Of the job server
     patience: float = 4.5  # Seconds in which it has to answer
     title = 'Ray'
+    driver = 'from fsdl_tools.operations.ray_jobs import ranks_on_ray; ranks_on_ray()'  # What the entry point runs
 
     def _entry(self, job, command):
         "The words of the entry point"
-        return [self.python, '-c', _ranks, json.dumps({k: getattr(job, k) for k in _shape}), *command]
+        return [self.python, '-c', self.driver, json.dumps({k: getattr(job, k) for k in _shape}), *command]
 
     def _command(self, words):
         "What `_entry` was given: (fields, command)"
-        if words[1:3] != ['-c', _ranks]:
+        if words[1:3] != ['-c', self.driver]:
             return {}, words
         return json.loads(words[3]), words[4:]
 
     def _render(self, job, token):
         command, env = _sealed(job, self.python)
-        threads = {} if 'OMP_NUM_THREADS' in env else {'OMP_NUM_THREADS': str(job.cpus)}
-        runtime = dict(env_vars=env | threads) | (dict(working_dir=job.folder) if job.folder else {})
-        kept = {k: json.dumps(getattr(job, k)) for k in _kept if getattr(job, k) not in ('', 0)}
-        out = dict(entrypoint=shlex.join(self._entry(job, command))) | (dict(submission_id=token) if token else {})
+        runtime = dict(env_vars=with_threads(env, job.cpus)) | stated(working_dir=job.folder)
+        told = stated(**{k: getattr(job, k) for k in _kept})
+        kept = {k: json.dumps(v) for k, v in told.items()}
+        out = dict(entrypoint=shlex.join(self._entry(job, command))) | stated(submission_id=token)
         return json.dumps(out | dict(runtime_env=runtime, metadata=kept), indent=1) + '\n'
 
     def _parse(self, text):
@@ -69,16 +70,10 @@ class Ray(Target):
         told = {k: json.loads(v) for k, v in d.get('metadata', {}).items()}
         only_known('metadata', told, _kept)
         shape, words = self._command(shlex.split(d['entrypoint']))
-        env = dict(runtime.get('env_vars', {}))
-        if env.get('OMP_NUM_THREADS') == str(shape.get('cpus', 1)):
-            env.pop('OMP_NUM_THREADS')
+        env = without_threads(dict(runtime.get('env_vars', {})), shape.get('cpus', 1))
         command, env, found = unwire(words, env)
-        return Job(
-            **dict(name='job')
-            | told
-            | shape
-            | dict(command=command, env=env, secrets=found, folder=runtime.get('working_dir', ''))
-        )
+        runs = dict(command=command, env=env, secrets=found, folder=runtime.get('working_dir', ''))
+        return Job(**dict(name='job') | told | shape | runs)
 
     def _rules(self, job):
         out = [
@@ -86,10 +81,15 @@ class Ray(Target):
             for s in job.secrets
             if s.kind != 'file'
         ]
-        entry = json.loads(self.render(job))['entrypoint']
-        if len(os.fsencode(entry)) >= 128 * KiB:
-            out.append(f'the entry point has {human_bytes(len(os.fsencode(entry)))}, and a shell takes 128 KiB')
-        return out + (['an image: the nodes of the cluster run theirs'] if job.image else [])
+        size = len(os.fsencode(json.loads(self.render(job))['entrypoint']))
+        return out + complaints(
+            (size >= 128 * KiB, f'the entry point has {human_bytes(size)}, and a shell takes 128 KiB'),
+            (job.image, 'an image: the nodes of the cluster run theirs'),
+        )
+
+    def _request(self, path, body):
+        data = None if body is None else body.encode()
+        return urllib.request.Request(f'{self.address}/api/{path}', data, {'Content-Type': 'application/json'})
 
     def ask(
         self,
@@ -97,13 +97,13 @@ class Ray(Target):
         body: str = None,  # JSON to send; None: only ask
     ):  # Raises TargetError
         "What the job server answers"
-        data = None if body is None else body.encode()
-        request = urllib.request.Request(f'{self.address}/api/{path}', data, {'Content-Type': 'application/json'})
+        request = self._request(path, body)
         try:
             with urllib.request.urlopen(request, timeout=self.patience) as r:
                 return json.loads(r.read())
         except urllib.error.HTTPError as e:
-            raise TargetError(f'{self.address} refused: {e.code} {e.read()[-400:].decode(errors="replace")}') from None
+            said = e.read()[-400:].decode(errors='replace')
+            raise TargetError(f'{self.address} refused: {e.code} {said}') from None
         except OSError as e:
             raise TargetError(f'no job server answers at {self.address}: {getattr(e, "reason", e)}') from None
 
@@ -199,6 +199,11 @@ def rank_variables(
     return [{k: str(v) for k, v in (common | dict(RANK=node * n + i, LOCAL_RANK=i)).items()} for i in range(n)]
 
 # %% ../../nbs/operations/08_ray_jobs.ipynb #4f4f6d05
+def _stop_all(groups, grace):
+    "Ask the ranks of all nodes to stop; what Ray answers with, a node each"
+    return [g.stop.remote(grace) for g in groups]
+
+
 def _attempt(shape, groups, command, end):
     "Run all ranks once; the first bad exit code"
     import ray
@@ -211,32 +216,45 @@ def _attempt(shape, groups, command, end):
         codes += ray.get(done)
         late = time.monotonic() > end
         if any(codes) or late:
-            ray.get([g.stop.remote(shape['grace']) for g in groups])
+            ray.get(_stop_all(groups, shape['grace']))
         if late:
             raise TimeoutError(f'the job was not done in {shape["time"]} s')
-    return next((c for c in codes if c), 0)
+    return next(filter(None, codes), 0)
 
 # %% ../../nbs/operations/08_ray_jobs.ipynb #d0fb6ca2
-def ranks_on_ray():
-    "The entry point of a job on Ray: its arguments are the shape of the job and the command of its ranks"
+def _groups(shape):
+    "An actor on each node, in places that are reserved together or not at all"
     import ray
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    shape, command = json.loads(sys.argv[1]), sys.argv[2:]
-    ray.init(log_to_driver=True)
     need = dict(CPU=shape['cpus'] * shape['processes'], GPU=shape['gpus'])
     reserved = placement_group([need] * shape['nodes'], strategy='STRICT_SPREAD' if shape['nodes'] > 1 else 'PACK')
     ray.get(reserved.ready(), timeout=shape['time'])
     place = lambda i: PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=i)
     actor = ray.remote(num_cpus=need['CPU'], num_gpus=need['GPU'], max_concurrency=2)(RankGroup)
-    groups = [actor.options(scheduling_strategy=place(i)).remote() for i in range(shape['nodes'])]
-    signal.signal(signal.SIGTERM, lambda *_: [g.stop.remote(shape['grace']) for g in groups])
+    return [actor.options(scheduling_strategy=place(i)).remote() for i in range(shape['nodes'])]
+
+
+def _attempts(shape, groups, command):
+    "Run all ranks, again as long as they fail and retries are left; the last exit code"
     end = time.monotonic() + shape['time']
     for _ in range(shape['retries'] + 1):
         code = _attempt(shape, groups, command, end)
         if code in (0, 143):
             break
+    return code
+
+
+def ranks_on_ray():
+    "The entry point of a job on Ray: its arguments are the shape of the job and the command of its ranks"
+    import ray
+
+    shape, command = json.loads(sys.argv[1]), sys.argv[2:]
+    ray.init(log_to_driver=True)
+    groups = _groups(shape)
+    signal.signal(signal.SIGTERM, lambda *_: _stop_all(groups, shape['grace']))
+    code = _attempts(shape, groups, command)
     time.sleep(0.5)  # what the ranks have printed is still on its way
     sys.exit(code if code >= 0 else 128 - code)
 
@@ -255,21 +273,16 @@ def _config_of(job):
 class RayTrain(Ray):
     "Ray Train on a Ray cluster"
 
-    def _entry(self, job, command):
-        return [self.python, '-c', _train, json.dumps({k: getattr(job, k) for k in _shape}), *command]
+    driver = 'from fsdl_tools.operations.ray_jobs import train_on_ray; train_on_ray()'
 
     def _command(self, words):
-        if words[1:3] != ['-c', _train]:
+        if words[1:3] != ['-c', self.driver]:
             raise ValueError('the entry point is not train_on_ray')
-        return json.loads(words[3]), words[4:]
+        return super()._command(words)
 
     def _rules(self, job):
-        own = (
-            []
-            if _config_of(job)
-            else ["Ray Train calls a function: the command must be the course's trainer, as Job.from_plan makes it"]
-        )
-        return own + super()._rules(job)
+        other = "Ray Train calls a function: the command must be the course's trainer, as Job.from_plan makes it"
+        return complaints((not _config_of(job), other)) + super()._rules(job)
 
 # %% ../../nbs/operations/08_ray_jobs.ipynb #f8d36b30
 def _worker(config):
@@ -282,21 +295,23 @@ def _worker(config):
     fit(TrainConfig.from_dict(config))
 
 
+def _scaling(shape):
+    "As many workers as the job has ranks, with their shares of a node's cores and GPUs"
+    from ray.train import ScalingConfig
+
+    gpus, processes = shape['gpus'], shape['processes']
+    need = dict(CPU=shape['cpus']) | ({'GPU': gpus / processes} if gpus else {})
+    return ScalingConfig(num_workers=shape['nodes'] * processes, use_gpu=bool(gpus), resources_per_worker=need)
+
+
 def train_on_ray():
     "The entry point of a job under Ray Train: its arguments are the shape of the job and the trainer's command"
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
     shape, config = json.loads(sys.argv[1]), json.loads(sys.argv[-1])
     ray.init()
-    need = dict(CPU=shape['cpus']) | ({'GPU': shape['gpus'] / shape['processes']} if shape['gpus'] else {})
-    scale = ScalingConfig(
-        num_workers=shape['nodes'] * shape['processes'], use_gpu=bool(shape['gpus']), resources_per_worker=need
-    )
-    run = RunConfig(
-        name='run',
-        storage_path=os.path.abspath(os.path.join(config['folder'], 'ray')),
-        failure_config=FailureConfig(max_failures=shape['retries']),
-    )
-    TorchTrainer(_worker, train_loop_config=config, scaling_config=scale, run_config=run).fit()
+    place = os.path.abspath(os.path.join(config['folder'], 'ray'))
+    run = RunConfig(name='run', storage_path=place, failure_config=FailureConfig(max_failures=shape['retries']))
+    TorchTrainer(_worker, train_loop_config=config, scaling_config=_scaling(shape), run_config=run).fit()

@@ -6,7 +6,7 @@
 __all__ = ['sinks', 'Sink', 'JsonLines', 'masked_crc', 'event_record', 'scalar_event', 'TensorBoard']
 
 # %% ../../nbs/operations/10_sinks.ipynb #3eba3d19
-import collections, contextlib, json, math, os, re, shutil, sqlite3, struct, tempfile
+import collections, contextlib, datetime, json, math, os, re, shutil, sqlite3, struct, tempfile
 from pathlib import Path
 from ..files import scratch
 from ..training.runlog import text_number
@@ -17,8 +17,7 @@ class Sink:
 
     name, package, side, start_over = '', '', 'trackers', False  # side: the environment with its client
 
-    def __init__(
-        self,
+    def __init__(self,
         folder,  # Where this sink keeps its files and state
         head: dict,  # First line of the log
         state: dict,  # What commit returned last; empty at first
@@ -31,8 +30,7 @@ class Sink:
     def open(self):
         "Connect, or go on where state says"
 
-    def write(
-        self,
+    def write(self,
         batch,  # Events as dicts, in the order in which they were logged
     ):
         "Take a list of events"
@@ -41,8 +39,7 @@ class Sink:
         "Say that everything written so far is safe"
         return {}
 
-    def close(
-        self,
+    def close(self,
         status,  # finished, failed, killed, exited, running
     ):
         "The run has ended"
@@ -55,8 +52,24 @@ class Sink:
         "Name of the run, or its id where it has none"
         return self.head.get('name') or self.head['id']
 
-    def whole(
-        self,
+    @property
+    def project(self) -> str:  # For people
+        "Project of the run, or fsdl where it names none"
+        return self.head.get('project') or 'fsdl'
+
+    def told(self,
+        what,  # params or tags
+    ) -> dict:  # Empty where there are none
+        "What the run said at its start"
+        return self.head.get(what) or {}
+
+    def step(self,
+        event,  # As dict
+    ) -> int:  # Rounded down; 0 where there is none
+        "The step of an event"
+        return self.whole(event.get('step') or 0)
+
+    def whole(self,
         step,  # Whole or decimal
     ) -> int:  # Rounded down; 0 where it is no finite number
         "The step as a whole number; that it was not one is noted"
@@ -67,8 +80,7 @@ class Sink:
             self.lost['decimal steps were rounded down'] += 1
         return n
 
-    def kept(
-        self,
+    def kept(self,
         artifact,  # As the log's line has it: a dict with sha256
     ):  # A Path, or None
         "The copy that the log keeps, or None where the line names anything else"
@@ -78,14 +90,17 @@ class Sink:
             return place
         self.lost["files that are not among the run's artifacts were left out"] += 1
 
-    def points(
-        self,
+    def points(self,
         event,  # With metrics in m
     ) -> list:  # (name, float)
         "Numbers of an event: (name, value) pairs"
         return [(k, float(text_number(v))) for k, v in event['m'].items()]
 
 # %% ../../nbs/operations/10_sinks.ipynb #67994ef6
+def _words(event):
+    "What an event says beside its numbers"
+    return {k: v for k, v in event.items() if k in ('params', 'tags', 'artifact', 'end')}
+
 class _OwnFile(Sink):
     "A sink with a file of its own, cut back to what was committed"
 
@@ -96,6 +111,10 @@ class _OwnFile(Sink):
     def begin(self):
         "First bytes of the file"
         return b''
+
+    def about(self):
+        "Names, parameters and tags of the run"
+        return {k: self.head.get(k) for k in ('id', 'name', 'project', 'params', 'tags')}
 
     def encode(self, event):
         "An event as bytes"
@@ -132,17 +151,15 @@ class JsonLines(_OwnFile):
 
     def begin(self) -> bytes:  # The first line
         "Names, parameters and tags of the run"
-        head = {k: self.head.get(k) for k in ('id', 'name', 'project', 'params', 'tags')}
-        return _dump(dict(run=head))
+        return _dump(dict(run=self.about()))
 
-    def encode(
-        self,
+    def encode(self,
         event,  # As dict
     ) -> bytes:  # One line
         "An event as JSON"
         if 'm' in event:
             return _dump(dict(step=event.get('step'), time=event.get('t'), **{'metrics': event['m']}))
-        return _dump({k: v for k, v in event.items() if k in ('params', 'tags', 'artifact', 'end')})
+        return _dump(_words(event))
 
 def _dump(d):
     "A line of JSON"
@@ -171,10 +188,8 @@ def masked_crc(
     c ^= 0xFFFFFFFF
     return ((c >> 15 | c << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
-def _varint(
-    n: int,  # Not negative, or a signed 64-bit number
-) -> bytes:  # Seven bits a byte
-    "A number as Protocol Buffers write it"
+def _varint(n):
+    "A number, not negative or of 64 bits with a sign, as Protocol Buffers write it: seven bits a byte"
     n &= 0xFFFFFFFFFFFFFFFF
     out = bytearray()
     while n > 0x7F:
@@ -201,10 +216,13 @@ def event_record(
 
 def _value(tag, tensor, plugin):
     "A value of a summary: a tensor that a plugin of TensorBoard shows"
+    name = _bytes_field(1, tag.encode('utf-8', 'replace'))
     metadata = _bytes_field(1, _bytes_field(1, plugin))
-    return _bytes_field(
-        1, _bytes_field(1, tag.encode('utf-8', 'replace')) + _bytes_field(8, tensor) + _bytes_field(9, metadata)
-    )
+    return _bytes_field(1, name + _bytes_field(8, tensor) + _bytes_field(9, metadata))
+
+def _double_tensor(x):
+    "A tensor of one number"
+    return _int_field(1, 2) + _bytes_field(2, b'') + _bytes_field(6, struct.pack('<d', x))
 
 def scalar_event(
     t: float,  # Seconds since 1970
@@ -212,19 +230,11 @@ def scalar_event(
     points: list,  # (name, value) pairs
 ) -> bytes:  # An Event message
     "Numbers with all their 64 bits"
-    tensors = [(k, _int_field(1, 2) + _bytes_field(2, b'') + _bytes_field(6, struct.pack('<d', v))) for k, v in points]
-    return (
-        _double_field(1, t)
-        + _int_field(2, step)
-        + _bytes_field(5, b''.join(_value(k, x, b'scalars') for k, x in tensors))
-    )
+    values = b''.join(_value(k, _double_tensor(v), b'scalars') for k, v in points)
+    return _double_field(1, t) + _int_field(2, step) + _bytes_field(5, values)
 
-def _text_event(
-    t: float,  # Seconds since 1970
-    tag: str,  # Name
-    text: str,  # What to show
-) -> bytes:  # An Event message
-    "A text, shown by the text plugin"
+def _text_event(t, tag, text):
+    "An Event message with a text, shown by the text plugin; t is in seconds since 1970"
     tensor = _int_field(1, 7) + _bytes_field(2, b'') + _bytes_field(8, text.encode('utf-8', 'replace'))
     return _double_field(1, t) + _bytes_field(5, _value(tag, tensor, b'text'))
 
@@ -239,21 +249,18 @@ class TensorBoard(_OwnFile):
 
     def begin(self) -> bytes:  # Two records
         "The format's version, and names, parameters and tags of the run"
-        head = {k: self.head.get(k) for k in ('id', 'name', 'project', 'params', 'tags')}
         started = self.head.get('started', 0.0)
         version = _double_field(1, started) + _bytes_field(3, b'brain.Event:2')
-        return event_record(version) + event_record(_text_event(started, 'fsdl_run', json.dumps(head)))
+        return event_record(version) + event_record(_text_event(started, 'fsdl_run', json.dumps(self.about())))
 
-    def encode(
-        self,
+    def encode(self,
         event,  # As dict
     ) -> bytes:  # One record
         "Numbers as scalars, everything else as text"
         t = event.get('t') or 0.0
         if 'm' in event:
-            return event_record(scalar_event(t, self.whole(event.get('step') or 0), self.points(event)))
-        rest = {k: v for k, v in event.items() if k in ('params', 'tags', 'artifact', 'end')}
-        return event_record(_text_event(t, 'fsdl_event', json.dumps(rest)))
+            return event_record(scalar_event(t, self.step(event), self.points(event)))
+        return event_record(_text_event(t, 'fsdl_event', json.dumps(_words(event))))
 
 # %% ../../nbs/operations/10_sinks.ipynb #2c0ce300
 def _flat(d, prefix=''):
@@ -266,17 +273,25 @@ def _flat(d, prefix=''):
             out[f'{prefix}{k}'] = v
     return out
 
+def _milliseconds(event):
+    "When an event was logged, in whole milliseconds since 1970"
+    return int((event.get('t') or 0) * 1000)
+
 def _mlflow_name(name):
     "A name MLflow takes"
     return re.sub(r'[^\w\-. :/]', '_', name)[:250]
 
+def _missing_database(uri):
+    "The SQLite file of an address, where it is not there and can be made; else None"
+    path = Path(uri.removeprefix('sqlite:///'))
+    plain = uri.startswith('sqlite:///') and '?' not in uri
+    return path if plain and path.parent.is_dir() and not path.exists() else None
+
 def _whole_database(uri):
     "MLflow takes seconds to make its tables: a new database appears with all of them or, after a kill, not at all"
-    path = Path(uri.removeprefix('sqlite:///'))
-    if not uri.startswith('sqlite:///') or '?' in uri or path.exists() or not path.parent.is_dir():
+    if (path := _missing_database(uri)) is None:
         return
     from mlflow import MlflowClient
-
     with scratch(f'.{path.name}.', path.parent) as made:
         MlflowClient(f'sqlite:///{made}/new.db').search_experiments(max_results=1)
         new, whole = sqlite3.connect(made / 'new.db'), sqlite3.connect(made / 'whole.db')
@@ -294,24 +309,36 @@ def _appear(made, path):
         os.replace(made, path)
 
 # %% ../../nbs/operations/10_sinks.ipynb #a57e9e9f
-class _MLflow(Sink):
+class _Client(Sink):
+    "A sink that hands each kind of news to its client"
+
+    def write(self, batch):
+        takes = dict(m=self._numbers, params=self._params, tags=self._tags, artifact=self._artifact)
+        for event in batch:
+            for kind, take in takes.items():
+                if kind in event:
+                    take(event if kind == 'm' else event[kind])
+
+class _MLflow(_Client):
     "MLflow: options are uri (default: a SQLite file beside the run) and experiment"
 
     name = package = 'mlflow'
 
     def open(self):
-        from mlflow import MlflowClient
-
+        from mlflow import MlflowClient, entities
+        self.entities = entities
         self.folder.mkdir(parents=True, exist_ok=True)
         self.uri = self.options.get('uri') or f'sqlite:///{self.folder.resolve()}/mlflow.db'
         _whole_database(self.uri)
         self.client = MlflowClient(self.uri)
-        experiment = self.options.get('experiment') or self.head.get('project') or 'fsdl'
-        found = self.client.get_experiment_by_name(experiment)
-        made = lambda: self.client.create_experiment(experiment, artifact_location=self._files())
-        self.experiment = found.experiment_id if found else made()
+        self.experiment = self._experiment(self.options.get('experiment') or self.project)
         self.run_id = self._find() or self._create()
-        self._params(self.run_id, self.head.get('params') or {})  # again, where a follower was killed before them
+        self._params(self.told('params'))  # again, where a follower was killed before them
+
+    def _experiment(self, name):
+        "Number of an experiment, which is made where it is missing"
+        found, place = self.client.get_experiment_by_name(name), dict(artifact_location=self._files())
+        return found.experiment_id if found else self.client.create_experiment(name, **place)
 
     def _files(self):
         "Where files go: a server decides itself, otherwise beside the database"
@@ -329,19 +356,17 @@ class _MLflow(Sink):
     def _create(self):
         "A new run"
         tags = {'fsdl.run': self.head['id'], 'mlflow.runName': self.label()}
-        tags |= {k: str(v) for k, v in (self.head.get('tags') or {}).items()}
+        tags |= {k: str(v) for k, v in self.told('tags').items()}
         commit = ((self.head.get('environment') or {}).get('git') or {}).get('commit')
         if commit:
             tags['mlflow.source.git.commit'] = commit
         run = self.client.create_run(self.experiment, start_time=int(self.head.get('started', 0) * 1000), tags=tags)
         return run.info.run_id
 
-    def _params(self, run_id, params):
-        from mlflow.entities import Param
-
-        rows = [Param(self.fit(k), str(v)[:6000]) for k, v in _flat(params).items()]
+    def _params(self, params):
+        rows = [self.entities.Param(self.fit(k), str(v)[:6000]) for k, v in _flat(params).items()]
         for i in range(0, len(rows), 100):
-            self.client.log_batch(run_id, params=rows[i : i + 100])
+            self.client.log_batch(self.run_id, params=rows[i : i + 100])
 
     def fit(self, name):
         "A name MLflow takes; that it was changed is noted"
@@ -357,23 +382,18 @@ class _MLflow(Sink):
         return v
 
     def write(self, batch):
-        from mlflow.entities import Metric
+        self.rows = []
+        super().write(batch)
+        for i in range(0, len(self.rows), 1000):
+            self.client.log_batch(self.run_id, metrics=self.rows[i : i + 1000])
 
-        rows = []
-        for e in batch:
-            if 'm' in e:
-                rows += [
-                    Metric(self.fit(k), self.number(v), int((e.get('t') or 0) * 1000), self.whole(e.get('step') or 0))
-                    for k, v in self.points(e)
-                ]
-            if 'params' in e:
-                self._params(self.run_id, e['params'])
-            for k, v in (e.get('tags') or {}).items():
-                self.client.set_tag(self.run_id, self.fit(k), str(v))
-            if 'artifact' in e:
-                self._artifact(e['artifact'])
-        for i in range(0, len(rows), 1000):
-            self.client.log_batch(self.run_id, metrics=rows[i : i + 1000])
+    def _numbers(self, e):
+        when, metric = _milliseconds(e), self.entities.Metric
+        self.rows += [metric(self.fit(k), self.number(v), when, self.step(e)) for k, v in self.points(e)]
+
+    def _tags(self, tags):
+        for k, v in (tags or {}).items():
+            self.client.set_tag(self.run_id, self.fit(k), str(v))
 
     def _artifact(self, a):
         "Upload the copy that the log keeps, under its own name"
@@ -381,8 +401,9 @@ class _MLflow(Sink):
         if not kept:
             return
         with tempfile.TemporaryDirectory() as d:
-            shutil.copyfile(kept, Path(d) / Path(a['name']).name)
-            self.client.log_artifact(self.run_id, str(Path(d) / Path(a['name']).name))
+            named = Path(d) / Path(a['name']).name
+            shutil.copyfile(kept, named)
+            self.client.log_artifact(self.run_id, str(named))
         self.client.set_tag(self.run_id, f'sha256.{_mlflow_name(a["name"])}', a['sha256'])
 
     def commit(self):
@@ -395,40 +416,36 @@ class _MLflow(Sink):
         return f'{self.uri} run {self.run_id}'
 
 # %% ../../nbs/operations/10_sinks.ipynb #007ab27c
-class _Wandb(Sink):
+class _Wandb(_Client):
     "W&B, offline: wandb sync sends it later"
 
     name, package, start_over = 'wandb', 'wandb', True
 
     def open(self):
         import wandb
-
         self.folder.mkdir(parents=True, exist_ok=True)
-        config = dict(self.head.get('params') or {}, fsdl_run=self.head['id'])
-        tags = [f'{k}={v}'[:64] for k, v in (self.head.get('tags') or {}).items()]
+        config = dict(self.told('params'), fsdl_run=self.head['id'])
+        tags = [f'{k}={v}'[:64] for k, v in self.told('tags').items()]
         # what the client would find out about the follower's own process says nothing about the run
         quiet = wandb.Settings(
             console='off', x_disable_stats=True, x_disable_meta=True, disable_git=True, save_code=False, silent=True
         )
-        about = dict(id=self.head['id'], name=self.label(), project=self.head.get('project') or 'fsdl')
-        where = dict(mode='offline', dir=str(self.folder))
-        self.run = wandb.init(config=config, tags=tags, settings=quiet, **about, **where)
+        about = dict(id=self.head['id'], name=self.label(), project=self.project, config=config, tags=tags)
+        self.run = wandb.init(mode='offline', dir=str(self.folder), settings=quiet, **about)
         self.run.define_metric('step')
         self.run.define_metric('*', step_metric='step')
         self.row = 0
 
-    def write(self, batch):
-        for e in batch:
-            if 'm' in e:
-                self._row(e)
-            if 'params' in e:
-                self.run.config.update(e['params'], allow_val_change=True)
-            if 'tags' in e:
-                self.run.summary.update({f'tag.{k}': v for k, v in e['tags'].items()})
-            if 'artifact' in e:
-                self.run.summary.update({f'artifact.{e["artifact"]["name"]}': e['artifact']['sha256']})
+    def _params(self, params):
+        self.run.config.update(params, allow_val_change=True)
 
-    def _row(self, e):
+    def _tags(self, tags):
+        self.run.summary.update({f'tag.{k}': v for k, v in tags.items()})
+
+    def _artifact(self, a):
+        self.run.summary.update({f'artifact.{a["name"]}': a['sha256']})
+
+    def _numbers(self, e):
         values = dict(self.points(e))
         if 'step' in values:
             self.lost["a metric called 'step' became 'step_'"] += 1
@@ -439,42 +456,35 @@ class _Wandb(Sink):
     def close(self, status):
         self.run.finish(exit_code=0 if status == 'finished' else 1)
 
-class _Comet(Sink):
+class _Comet(_Client):
     "Comet, offline: comet upload sends the zip later"
 
     name, package, start_over = 'comet', 'comet_ml', True
 
     def open(self):
         import comet_ml
-
         self.folder.mkdir(parents=True, exist_ok=True)
         unasked = 'log_code log_graph auto_param_logging auto_metric_logging auto_output_logging log_git_metadata'
         off = dict.fromkeys(f'{unasked} log_git_patch log_env_details parse_args'.split(), False)
-        self.e = comet_ml.OfflineExperiment(
-            project_name=self.head.get('project') or 'fsdl',
-            workspace='offline',
-            offline_directory=str(self.folder),
-            display_summary_level=0,
-            **off,
-        )
+        about = dict(project_name=self.project, workspace='offline', offline_directory=str(self.folder))
+        self.e = comet_ml.OfflineExperiment(display_summary_level=0, **about, **off)
         self.e.set_name(self.label())
         self.e.log_other('fsdl_run', self.head['id'])
-        self.e.log_parameters(_flat(self.head.get('params') or {}))
-        self.e.log_others(self.head.get('tags') or {})
+        self._params(self.told('params'))
+        self._tags(self.told('tags'))
 
-    def write(self, batch):
-        for e in batch:
-            if 'm' in e:
-                self._points(e)
-            if 'params' in e:
-                self.e.log_parameters(_flat(e['params']))
-            if 'tags' in e:
-                self.e.log_others(e['tags'])
-            if 'artifact' in e and (kept := self.kept(e['artifact'])):
-                self.e.log_asset(str(kept), e['artifact']['name'])
+    def _params(self, params):
+        self.e.log_parameters(_flat(params))
 
-    def _points(self, e):
-        step = self.whole(e.get('step') or 0)
+    def _tags(self, tags):
+        self.e.log_others(tags)
+
+    def _artifact(self, a):
+        if kept := self.kept(a):
+            self.e.log_asset(str(kept), a['name'])
+
+    def _numbers(self, e):
+        step = self.step(e)
         for k, v in self.points(e):
             self.e.log_metric(k, v, step=step)
         self.lost['the time of a point became the time it was handed on'] += 1
@@ -491,18 +501,20 @@ class _ClearML(Sink):
     def open(self):
         self.folder.mkdir(parents=True, exist_ok=True)
         os.environ['CLEARML_CACHE_DIR'] = str(self.folder)
-        from clearml import Logger, Task
         from clearml.backend_interface.metrics.events import ScalarEvent
+        self.task, self.event = self._task(), ScalarEvent
+        self.task.set_parameter('fsdl/run', self.head['id'])
+        self._about(self.head)
 
+    def _task(self):
+        "A task that sends nothing, and finds out nothing by itself"
+        from clearml import Logger, Task
         Task.set_offline(True)
         Logger.set_reporting_nan_value(math.nan)  # by default the client reports 0
         Logger.set_reporting_inf_value(math.inf)
         off = ['auto_connect_' + k for k in ('frameworks', 'arg_parser', 'streams')]
         off = dict.fromkeys([*off, 'auto_resource_monitoring', 'reuse_last_task_id'], False)
-        self.task = Task.init(self.head.get('project') or 'fsdl', self.label(), **off)
-        self.event = ScalarEvent
-        self.task.set_parameter('fsdl/run', self.head['id'])
-        self._about(self.head)
+        return Task.init(self.project, self.label(), **off)
 
     def _about(self, e):
         "Parameters and tags"
@@ -513,7 +525,7 @@ class _ClearML(Sink):
         for e in batch:
             self._about(e)
             for k, v in self.points(e) if 'm' in e else ():
-                self._point(k, v, self.whole(e.get('step') or 0), int((e.get('t') or 0) * 1000))
+                self._point(k, v, self.step(e), _milliseconds(e))
             if 'artifact' in e and (kept := self.kept(e['artifact'])):
                 self.task.upload_artifact(e['artifact']['name'], str(kept), wait_on_upload=True)
 
@@ -540,21 +552,16 @@ class _Trackio(Sink):
         self.folder.mkdir(parents=True, exist_ok=True)
         os.environ['TRACKIO_DIR'] = str(self.folder)
         from trackio.sqlite_storage import SQLiteStorage
-
-        self.store, self.project = SQLiteStorage, (self.head.get('project') or 'fsdl')
-        self.config = dict(self.head.get('params') or {})
-        self.row = self.state.get('row', 0)
+        self.store, self.config, self.row = SQLiteStorage, dict(self.told('params')), self.state.get('row', 0)
 
     def write(self, batch):
-        from datetime import datetime, timezone
-
-        rows = [e for e in batch if 'm' in e]
+        rows, run = [e for e in batch if 'm' in e], self.head['id']
         for e in batch:
             self.config |= e.get('params') or {}
-        when = [datetime.fromtimestamp(e.get('t') or 0, timezone.utc).isoformat() for e in rows]
-        ids = [f'{self.head["id"]}-{self.row + i}' for i in range(len(rows))]
-        steps = [self.whole(e.get('step') or 0) for e in rows]
-        values, run = [dict(self.points(e)) for e in rows], self.head['id']
+        when = [datetime.datetime.fromtimestamp(e.get('t') or 0, datetime.UTC).isoformat() for e in rows]
+        ids = [f'{run}-{self.row + i}' for i in range(len(rows))]
+        steps = list(map(self.step, rows))
+        values = [dict(self.points(e)) for e in rows]
         self.store.bulk_log(self.project, self.label(), values, steps, when, self.config, ids, run_id=run)
         self.row += len(rows)
 
@@ -568,7 +575,6 @@ class _Determined(Sink):
 
     def open(self):
         from determined import core
-
         self.folder.mkdir(parents=True, exist_ok=True)
         self.core = core.init(checkpoint_storage=str(self.folder / 'checkpoints'))
         self.context = self.core.__enter__()
@@ -578,9 +584,8 @@ class _Determined(Sink):
         for e in batch:
             if 'm' not in e:
                 continue
-            self.context.train.report_training_metrics(
-                steps_completed=self.whole(e.get('step') or 0), metrics=dict(self.points(e))
-            )
+            step, metrics = self.step(e), dict(self.points(e))
+            self.context.train.report_training_metrics(steps_completed=step, metrics=metrics)
             self.reported += 1
 
     def commit(self):

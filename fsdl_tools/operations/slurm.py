@@ -18,8 +18,10 @@ from fsdl_tools.operations.launch import (
     Status,
     Target,
     TargetError,
+    complaints,
     only_known,
     run_command,
+    stated,
     unwire,
     wire,
 )
@@ -48,6 +50,12 @@ _short = dict(
     J='job-name', N='nodes', c='cpus-per-task', t='time', p='partition', A='account', q='qos', a='array', o='output'
 )
 _kept = ('image', 'gpu', 'gpu_memory', 'layout')
+_queue = ('partition', 'account', 'qos', 'array')
+_head = [
+    'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+    'export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
+    'export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK',
+]
 
 _body = r"""
 fsdl_warned=
@@ -104,6 +112,9 @@ def read_clock(
 
 # %% ../../nbs/operations/03_slurm.ipynb #55eb0033
 _word = r"""(?:'[^']*'|"'"|[\w@%+=:,./-])+"""
+_path = re.compile(r'[\w./%+-]+', re.A)
+_tasks = r'\d+(-\d+(:\d+)?)?'  # 3, 0-9 or 0-9:2
+_array = re.compile(f'{_tasks}(,{_tasks})*(%\\d+)?')
 
 
 def _plain(text):
@@ -112,8 +123,9 @@ def _plain(text):
 
 
 _shell = re.compile(
-    'BASH.*|SLURM_.*|SBATCH_.*|SRUN_.*|LD_.*|fsdl_.*|_|PATH|IFS|ENV|PS4|CDPATH|GLOBIGNORE|POSIXLY_CORRECT|E?UID|PPID|SHELLOPTS|RANDOM|SRANDOM|'
-    'EPOCH.*|SECONDS|LINENO|FUNCNAME|FUNCNEST|GROUPS|DIRSTACK|HISTCMD|OPT(IND|ARG|ERR)|PIPESTATUS|SHLVL|PWD|OLDPWD|COMP_.*|'
+    'BASH.*|SLURM_.*|SBATCH_.*|SRUN_.*|LD_.*|fsdl_.*|_|PATH|IFS|ENV|PS4|CDPATH|GLOBIGNORE|POSIXLY_CORRECT|'
+    'E?UID|PPID|SHELLOPTS|RANDOM|SRANDOM|EPOCH.*|SECONDS|LINENO|FUNCNAME|FUNCNEST|GROUPS|DIRSTACK|HISTCMD|'
+    'OPT(IND|ARG|ERR)|PIPESTATUS|SHLVL|PWD|OLDPWD|COMP_.*|'
     'HOST.*|MACHTYPE|OSTYPE|READLINE_.*|MAPFILE|COPROC|TIMEFORMAT|TMOUT|EXECIGNORE|LC_.*|LANG|HOME'
 )
 
@@ -123,7 +135,14 @@ def _name(variable):
     return not _shell.fullmatch(variable)
 
 
+def _odd_names(names):
+    "A sentence for each name that sbatch may read as something else"
+    odd = {what: v for what, v in names.items() if v and not re.fullmatch(r'[\w.-]+', v, re.A)}
+    return [f'{what} {v!r}: letters, digits, dots, dashes and underscores only' for what, v in odd.items()]
+
+
 def _exports(env):
+    "Lines that set variables"
     return [f'export {k}={shlex.quote(v)}' for k, v in env.items()]
 
 
@@ -139,7 +158,14 @@ def _secret_lines(found):
 
 
 def _megabytes(n):
-    return f'{-(-n // MiB)}M'
+    "Bytes as sbatch takes them, rounded up; empty for none"
+    return f'{-(-n // MiB)}M' if n else ''
+
+
+def _gres(job):
+    "GPUs of a node as sbatch takes them: a100:8, or 8 of any kind; empty for none"
+    kind = f'{re.split("[- ]", job.gpu)[0].lower()}:' if job.gpu else ''
+    return f'{kind}{job.gpus}' if job.gpus else ''
 
 # %% ../../nbs/operations/03_slurm.ipynb #7fdd1f5b
 @dataclass(frozen=True)
@@ -156,83 +182,57 @@ class Slurm(Target):
 
     def _requests(self, job, token):
         "Options and their values"
-        gpus = f'{re.split("[- ]", job.gpu)[0].lower()}:{job.gpus}' if job.gpu else str(job.gpus)
         out = {'job-name': job.name, 'nodes': job.nodes, 'ntasks-per-node': job.processes, 'cpus-per-task': job.cpus}
-        out |= {'mem': _megabytes(job.memory)} if job.memory else {}
-        out |= {'gpus-per-node': gpus} if job.gpus else {}
-        out |= {'time': clock(job.time)}
-        out |= {k: getattr(self, k) for k in ('partition', 'account', 'qos', 'array') if getattr(self, k)}
+        out |= stated(**{'mem': _megabytes(job.memory), 'gpus-per-node': _gres(job)})
+        out |= {'time': clock(job.time)} | stated(**{k: getattr(self, k) for k in _queue})
         out |= {'requeue' if job.on_preempt == 'requeue' else 'no-requeue': '', 'open-mode': 'append'}
-        return (
-            out
-            | {'signal': f'B:USR1@{job.grace}', 'output': self.output}
-            | ({'comment': f'fsdl-{token}'} if token else {})
-        )
+        out |= {'signal': f'B:USR1@{job.grace}', 'output': self.output}
+        return out | ({'comment': f'fsdl-{token}'} if token else {})
+
+    def _heading(self, job, token):
+        "The lines that sbatch reads, and comments for what it has no option for"
+        asked = self._requests(job, token)
+        told = stated(**{k: getattr(job, k) for k in _kept})
+        options = [f'#SBATCH --{k}={v}' if v != '' else f'#SBATCH --{k}' for k, v in asked.items()]
+        return options + [f'# fsdl {k}={v}' for k, v in told.items()]
 
     def _render(self, job, token):
         command, env = wire(job, _plain, self.python, ('env', 'file'), _name)
-        told = {k: v for k in _kept if (v := getattr(job, k))}
-        lines = [
-            '#!/bin/bash',
-            *(f'#SBATCH --{k}={v}' if v != '' else f'#SBATCH --{k}' for k, v in self._requests(job, token).items()),
-        ]
-        lines += [f'# fsdl {k}={v}' for k, v in told.items()]
+        lines = ['#!/bin/bash', *self._heading(job, token)]
         lines += ['', *([f'cd -- {shlex.quote(job.folder)} || exit 1'] if job.folder else [])]
-        lines += [
-            'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            'export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
-            'export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK',
-            *_secret_lines(job.secrets),
-            *_exports(env),
-        ]
-        lines += [
-            f'fsdl_retries={job.retries} fsdl_on_preempt={job.on_preempt}',
-            'fsdl_command=(',
-            *(f'  {shlex.quote(a)}' for a in command),
-            ')',
-        ]
+        lines += _head + _secret_lines(job.secrets) + _exports(env)
+        lines += [f'fsdl_retries={job.retries} fsdl_on_preempt={job.on_preempt}']
+        lines += ['fsdl_command=(', *(f'  {shlex.quote(a)}' for a in command), ')']
         return '\n'.join(lines) + _body
+
+    def _is_mine(self, asked):
+        "Refuse a script for another queue, account or array"
+        for k in _queue:
+            theirs, mine = asked.get(k, ''), getattr(self, k)
+            if theirs != mine:
+                raise ValueError(f'the script asks for {k} {theirs!r}, this target is for {mine!r}')
 
     def _parse(self, text):
         asked = _options(text)
         only_known('a batch script', asked, _top)
-        mine = {k: asked.get(k, '') for k in ('partition', 'account', 'qos', 'array')}
-        for k, v in mine.items():
-            if v != getattr(self, k):
-                raise ValueError(f'the script asks for {k} {v!r}, this target is for {getattr(self, k)!r}')
+        self._is_mine(asked)
         command, env, folder, found = _read_body(text)
         command, env, sealed = unwire(command, env)
-        fields = _fields(asked) | dict(re.findall(r'^# fsdl (\w+)=(.*)$', text.split('\nfsdl_command=(')[0], re.M))
-        if 'gpu_memory' in fields:
-            fields['gpu_memory'] = int(fields['gpu_memory'])
-        told = re.search(r'^fsdl_retries=(\d+) fsdl_on_preempt=(\w+)$', text, re.M)
-        if told:
-            fields |= dict(retries=int(told[1]), on_preempt=told[2])
+        fields = _fields(asked) | _notes(text)
         return Job(command=command, env=env, folder=folder, secrets=(*found, *sealed), **fields)
 
     def _rules(self, job):
-        out = [
-            f'{what} {v!r}: letters, digits, dots, dashes and underscores only'
-            for what, v in (
-                ('job name', job.name),
-                ('partition', self.partition),
-                ('account', self.account),
-                ('qos', self.qos),
-            )
-            if v and not re.fullmatch(r'[\w.-]+', v, re.A)
-        ]
-        if self.array and not re.fullmatch(r'\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?', self.array):
-            out.append(f'array {self.array!r}: expected for example 0-9%2')
-        if not re.fullmatch(r'[\w./%+-]+', self.output, re.A):
-            out.append(f'output {self.output!r}: a path without blanks and quotes')
-        if job.image:
-            out.append('an image: SLURM itself runs no containers; put apptainer or pyxis into the command')
-        if job.grace >= job.time:
-            out.append(f'grace of {job.grace} s in a job of {job.time} s: it would be warned at once')
+        names = {'job name': job.name, 'partition': self.partition, 'account': self.account, 'qos': self.qos}
+        out = _odd_names(names)
+        out += complaints(
+            (self.array and not _array.fullmatch(self.array), f'array {self.array!r}: expected for example 0-9%2'),
+            (not _path.fullmatch(self.output), f'output {self.output!r}: a path without blanks and quotes'),
+            (job.image, 'an image: SLURM itself runs no containers; put apptainer or pyxis into the command'),
+            (job.grace >= job.time, f'grace of {job.grace} s in a job of {job.time} s: it would be warned at once'),
+        )
         out += [f'SLURM cannot read the Kubernetes secret {s.ref}' for s in job.secrets if s.kind == 'kubernetes']
-        if len(os.fsencode(self.render(job))) > 4 * 10**6:
-            out.append('the script is larger than the 4 MB that sbatch takes')
-        return out
+        size = len(os.fsencode(self.render(job)))
+        return out + complaints((size > 4 * 10**6, 'the script is larger than the 4 MB that sbatch takes'))
 
     def ask(
         self,
@@ -251,38 +251,37 @@ class Slurm(Target):
         share: float = 1.0,  # Of the patience
     ):  # Its Handle, or None
         "A job that was submitted with this token"
-        rows = [
-            line.split()
-            for line in self.ask('squeue', '-h', '-r', '--states=all', '-o', '%F %k', share=share).splitlines()
-        ]
+        said = self.ask('squeue', '-h', '-r', '--states=all', '-o', '%F %k', share=share)
+        rows = map(str.split, said.splitlines())
         ids = [r[0] for r in rows if r[1:] == [f'fsdl-{token}']]
         return Handle('slurm', ids[0], token) if ids else None
 
     def _submit(self, job, token):
         "Queue it once: when the answer is lost, the token says whether the job is there"
         for s in job.secrets:
-            if s.kind == 'env' and s.ref not in os.environ:
-                raise ValueError(f'the variable {s.ref} is not set, and the job needs it as {s.name}')
+            s.refuse_unset()
         if token and (there := self.find(token, 0.4)):
             return there
         token = token or secrets.token_hex(6)
         try:
             said = run_command(['sbatch', '--parsable'], self.patience * 0.6, self.render(job, token))
         except TimeoutError:
-            if there := self.find(token, 0.4):
-                return there
-            raise TargetError(
-                f'sbatch did not answer within {self.patience:g} s, and no job with the token {token} is queued'
-            ) from None
+            return self._unanswered(token)
         return Handle('slurm', said.strip().split(';')[0], token)
+
+    def _unanswered(self, token):
+        "The job of a submission whose answer was lost; raises TargetError where there is none"
+        if there := self.find(token, 0.4):
+            return there
+        silent = f'sbatch did not answer within {self.patience:g} s'
+        raise TargetError(f'{silent}, and no job with the token {token} is queued') from None
 
     def facts(
         self,
         handle: Handle,  # A submitted job
     ) -> list:  # A dict for each job of the array; raises TargetError when SLURM has forgotten it
         "What the controller knows"
-        lines = self.ask('scontrol', '-o', 'show', 'job', handle.id).splitlines()
-        return [dict(w.split('=', 1) for w in line.split() if '=' in w) for line in lines]
+        return _records(self.ask('scontrol', '-o', 'show', 'job', handle.id))
 
     def _status(self, handle):
         "The state of a job; of an array, that of its job furthest from being done"
@@ -330,12 +329,18 @@ _states = dict(
 )
 
 
+_details = [('restarts', 'Restarts', '0'), ('exit', 'ExitCode', '0:0'), ('reason', 'Reason', 'None')]
+
+
+def _records(text):
+    "A dict for each line of scontrol, from its words of the form name=value"
+    return [dict(w.split('=', 1) for w in line.split() if '=' in w) for line in text.splitlines()]
+
+
 def _status(f):
     "A line of scontrol as a Status"
     word = f.get('JobState', '')
-    told = [f'restarts {n}' for n in [f.get('Restarts', '0')] if n != '0']
-    told += [f'exit {c}' for c in [f.get('ExitCode', '0:0')] if c != '0:0']
-    told += [f'reason {r}' for r in [f.get('Reason', 'None')] if r != 'None']
+    told = [f'{what} {f[key]}' for what, key, usual in _details if f.get(key, usual) != usual]
     return Status(_states.get(word, 'unknown'), word, ', '.join(told))
 
 
@@ -349,6 +354,14 @@ def _log_of(f):
     return ''
 
 
+def _option(line):
+    "(long name, value) that an #SBATCH line asks for"
+    m = re.fullmatch(r'#SBATCH\s+(?:--([a-z-]+)(?:[=\s]\s*(\S+))?|-(\w)\s*(\S+))\s*', line)
+    if not m:
+        raise ValueError(f'cannot read {line!r}')
+    return m[1] or _short[one_of('short option of sbatch', m[3], _short)], m[2] or m[4] or ''
+
+
 def _options(text):
     "What #SBATCH lines ask for, long names"
     out = {}
@@ -357,13 +370,10 @@ def _options(text):
             break
         if not line.startswith('#SBATCH'):
             continue
-        m = re.fullmatch(r'#SBATCH\s+(?:--([a-z-]+)(?:[=\s]\s*(\S+))?|-(\w)\s*(\S+))\s*', line)
-        if not m:
-            raise ValueError(f'cannot read {line!r}')
-        name = m[1] or _short[one_of('short option of sbatch', m[3], _short)]
+        name, value = _option(line)
         if name in out:
             raise ValueError(f'--{name} is given twice')
-        out[name] = m[2] or m[4] or ''
+        out[name] = value
     return out
 
 
@@ -374,24 +384,64 @@ def _whole(what, text):
     return int(text)
 
 
-def _fields(asked):
-    "Fields of a Job from options"
-    names = {'nodes': 'nodes', 'ntasks-per-node': 'processes', 'cpus-per-task': 'cpus'}
-    out = {field: _whole(k, asked[k]) for k, field in names.items() if k in asked}
-    out |= {'name': asked['job-name']} if 'job-name' in asked else {'name': 'job'}
+def _sizes(asked):
+    "Bytes, GPUs and seconds that options ask for"
+    out = {}
     if 'mem' in asked:
         out['memory'] = parse_bytes(asked['mem'] if asked['mem'][-1:].isalpha() else asked['mem'] + 'M')
     if 'gpus-per-node' in asked:
         out['gpus'] = _whole('gpus-per-node', asked['gpus-per-node'].split(':')[-1])
     if 'time' in asked:
         out['time'] = read_clock(asked['time'])
+    return out
+
+
+def _fields(asked):
+    "Fields of a Job from options"
+    names = {'nodes': 'nodes', 'ntasks-per-node': 'processes', 'cpus-per-task': 'cpus'}
+    out = {field: _whole(k, asked[k]) for k, field in names.items() if k in asked} | _sizes(asked)
     if m := re.fullmatch(r'(?:B:)?\w+@(\d+)', asked.get('signal', '')):
         out['grace'] = int(m[1])
-    return out | dict(on_preempt='requeue' if 'requeue' in asked else 'stop')
+    return out | dict(name=asked.get('job-name', 'job'), on_preempt='requeue' if 'requeue' in asked else 'stop')
+
+
+def _notes(text):
+    "Fields of a Job that sbatch has no option for: from comments, and from the variables of the script"
+    above = text.partition('\nfsdl_command=(')[0]
+    out = dict(re.findall(r'^# fsdl (\w+)=(.*)$', above, re.M))
+    if 'gpu_memory' in out:
+        out['gpu_memory'] = int(out['gpu_memory'])
+    if told := re.search(r'^fsdl_retries=(\d+) fsdl_on_preempt=(\w+)$', text, re.M):
+        out |= dict(retries=int(told[1]), on_preempt=told[2])
+    return out
 
 
 def _unquote(word):
     return ''.join(shlex.split(word)) if word else ''
+
+
+def _read_command(text, at):
+    "The words that a script lists from here on, one a line"
+    command, line = [], re.compile(rf'  ({_word})\n')
+    while m := line.match(text, at):
+        command.append(_unquote(m[1]))
+        at = m.end()
+    if text[at : at + 2] != ')\n':
+        raise ValueError(f'cannot read the command at {text[at : at + 40]!r}')
+    return command
+
+
+def _read_secrets(head):
+    "Secrets that a script takes from the submitter's variables and from files"
+    kept = re.findall(r'^export (\w+)="\$\{(\w+):\?', head, re.M)
+    files = re.findall(rf'^(\w+)=\$\(< ({_word})\) && export', head, re.M)
+    return [Secret(n, 'env', r) for n, r in kept] + [Secret(n, 'file', _unquote(p)) for n, p in files]
+
+
+def _read_exports(head):
+    "Variables that a script sets after those that all scripts set"
+    own = head.rpartition(_head[-1] + '\n')[2]
+    return {name: _unquote(word) for name, word in re.findall(rf'^export (\w+)=({_word})?\n', own, re.M)}
 
 
 def _read_body(text):
@@ -399,24 +449,15 @@ def _read_body(text):
     start = re.search(r'^fsdl_command=\(\n', text, re.M)
     if not start:
         raise ValueError('the script holds no fsdl_command=( … ): it was not rendered here')
-    head, at, command = text[: start.start()], start.end(), []
-    while m := re.compile(rf'  ({_word})\n').match(text, at):
-        command, at = [*command, _unquote(m[1])], m.end()
-    if text[at : at + 2] != ')\n':
-        raise ValueError(f'cannot read the command at {text[at : at + 40]!r}')
+    head = text[: start.start()]
+    command = _read_command(text, start.end())
     folder = re.search(rf'^cd -- ({_word}) ', head, re.M)
-    found = [Secret(n, 'env', r) for n, r in re.findall(r'^export (\w+)="\$\{(\w+):\?', head, re.M)]
-    found += [Secret(n, 'file', _unquote(p)) for n, p in re.findall(rf'^(\w+)=\$\(< ({_word})\) && export', head, re.M)]
-    after = head.rpartition('export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK\n')[2]
-    env, at = {}, 0
-    while at < len(after):
-        m = re.compile(rf'export (\w+)=({_word})?\n').match(after, at)
-        if m:
-            env[m[1]] = _unquote(m[2])
-        at = m.end() if m else after.index('\n', at) + 1
-    return command, env, _unquote(folder[1]) if folder else '', found
+    return command, _read_exports(head), _unquote(folder[1]) if folder else '', _read_secrets(head)
 
 # %% ../../nbs/operations/03_slurm.ipynb #5a2e9d8e
+_told_settings = ('PreemptType', 'PreemptMode', 'JobRequeue', 'KillWait', 'MaxArraySize')
+
+
 def _settings(target):
     "The controller's configuration"
     lines = target.ask('scontrol', 'show', 'config').splitlines()
@@ -425,10 +466,8 @@ def _settings(target):
 
 def _partitions(target):
     "A dict a partition"
-    lines = target.ask(
-        'scontrol', '-o', 'show', 'partition', *([target.partition] if target.partition else [])
-    ).splitlines()
-    return [dict(w.split('=', 1) for w in line.split() if '=' in w) for line in lines]
+    which = [target.partition] if target.partition else []
+    return _records(target.ask('scontrol', '-o', 'show', 'partition', *which))
 
 
 def _verdict(mode, grace, requeue):
@@ -446,26 +485,22 @@ def _verdict(mode, grace, requeue):
     )
 
 
+def _partition_row(p, conf):
+    "What a partition is, and what it does to a job that is pushed out"
+    mode = p.get('PreemptMode', '') if conf.get('PreemptType') != 'preempt/none' else 'OFF'
+    said = _verdict(mode.split(',')[-1], p.get('GraceTime', '0'), conf.get('JobRequeue', '1'))
+    size = f'{p["State"]}, {p["TotalNodes"]} nodes, limit {p["MaxTime"]}, grace {p["GraceTime"]} s'
+    return dict(what=f'partition {p["PartitionName"]}', value=f'{size}: {said}')
+
+
 def _cluster_facts(target):
     "Rows on the controller and its partitions"
     conf = _settings(target)
-    rows = [dict(what='version', value=conf.get('SLURM_VERSION', ''))]
-    rows += [
-        dict(what=k, value=conf.get(k, ''))
-        for k in ('PreemptType', 'PreemptMode', 'JobRequeue', 'KillWait', 'MaxArraySize')
-    ]
     life = re.search(r'cred_expire=(\d+)', conf.get('AuthInfo', ''))
+    rows = [dict(what='version', value=conf.get('SLURM_VERSION', ''))]
+    rows += [dict(what=k, value=conf.get(k, '')) for k in _told_settings]
     rows += [dict(what='wait before a requeued job starts', value=f'{life[1] if life else 120} s (cred_expire)')]
-    for p in _partitions(target):
-        mode = p.get('PreemptMode', '') if conf.get('PreemptType') != 'preempt/none' else 'OFF'
-        said = _verdict(mode.split(',')[-1], p.get('GraceTime', '0'), conf.get('JobRequeue', '1'))
-        rows += [
-            dict(
-                what=f'partition {p["PartitionName"]}',
-                value=f'{p["State"]}, {p["TotalNodes"]} nodes, limit {p["MaxTime"]}, grace {p["GraceTime"]} s: {said}',
-            )
-        ]
-    return rows
+    return rows + [_partition_row(p, conf) for p in _partitions(target)]
 
 
 def limits_of(

@@ -13,8 +13,13 @@ from pathlib import Path
 programs = ['munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'squeue', 'scontrol', 'scancel', 'sinfo']
 
 
+def _path():
+    "Where programs are looked for, the administrator's too"
+    return os.environ.get('PATH', '') + ':/usr/sbin:/sbin'
+
+
 def _which(program):
-    return shutil.which(program, path=os.environ.get('PATH', '') + ':/usr/sbin:/sbin')
+    return shutil.which(program, path=_path())
 
 
 def slurm_missing() -> str:  # Empty when a cluster can be started here
@@ -86,15 +91,18 @@ class SlurmCluster:
         max_time: str = '01:00:00',  # Of a job
     ):
         self.root = Path(tempfile.mkdtemp(prefix='fsdl-slurm-'))
-        self.env = dict(
-            os.environ, SLURM_CONF=str(self.root / 'slurm.conf'), PATH=os.environ.get('PATH', '') + ':/usr/sbin:/sbin'
-        )
+        conf = self.root / 'slurm.conf'
+        self.env = dict(os.environ, SLURM_CONF=str(conf), PATH=_path())
         for d in ('run', 'state', 'spool', 'log', *(f'spool/{n}' for n in nodes)):
             (self.root / d).mkdir(parents=True, mode=0o755)
         self.root.chmod(0o755)
         self.ports = free_ports(3)  # The controller's, the nodes'
+        conf.write_text(self._settings(preempt, grace, max_time))
+
+    def _settings(self, preempt, grace, max_time):
+        "The text of slurm.conf"
         off = preempt == 'off'
-        text = _conf.format(
+        return _conf.format(
             root=self.root,
             port=self.ports[0],
             first_job=1 + secrets.randbelow(10_000),  # ports follow from it: two clusters may share a machine
@@ -104,7 +112,6 @@ class SlurmCluster:
             preempt_type='preempt/none' if off else 'preempt/partition_prio',
             preempt_mode=preempt.upper(),
         )
-        (self.root / 'slurm.conf').write_text(text)
 
     def call(
         self,
@@ -123,20 +130,18 @@ class SlurmCluster:
         with open(log, 'ab') as out:
             subprocess.run([_which(args[0]), *args[1:]], stdout=out, stderr=out, env=self.env, timeout=60, check=True)
 
+    def _start_munge(self):
+        "The daemon by which the others know each other, with a key of this cluster's own"
+        key = self.root / 'munge.key'
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        files = dict(socket='run/munge.socket', key_file='munge.key', log_file='log/munged.log')
+        files |= dict(pid_file='run/munged.pid', seed_file='munge.seed')
+        self._daemon('munged', '--force', *(f'--{k.replace("_", "-")}={self.root}/{f}' for k, f in files.items()))
+
     def start(self):
         "Start everything, and wait until both nodes are idle"
-        run = self.root / 'run'
-        (self.root / 'munge.key').write_bytes(os.urandom(128))
-        (self.root / 'munge.key').chmod(0o400)
-        self._daemon(
-            'munged',
-            '--force',
-            f'--socket={run}/munge.socket',
-            f'--key-file={self.root}/munge.key',
-            f'--log-file={self.root / "log" / "munged.log"}',
-            f'--pid-file={run}/munged.pid',
-            f'--seed-file={self.root}/munge.seed',
-        )
+        self._start_munge()
         self._daemon('slurmctld', '-c')
         for n in nodes:
             self.start_node(n)
@@ -161,9 +166,7 @@ class SlurmCluster:
         ranks = [p for p in mine if f'SLURMD_NODENAME={node}' in _environ(p)]
         keepers = [p for p in map(_parent, ranks) if 'slurmstepd' in _words(p)]
         victims = list(dict.fromkeys([daemon, *keepers, *ranks]))  # those who would report the others' death first
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _send(signal.SIGKILL, victims)
         return victims
 
     def until(
@@ -196,12 +199,11 @@ class SlurmCluster:
     def stop(self):
         "Stop everything, nodes first, and remove the folder"
         own = {os.getpid(), os.getppid()}
-        for sig, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
-            end = time.monotonic() + patience
-            for p in self.left():
-                with contextlib.suppress(ProcessLookupError):
-                    p in own or os.kill(p, sig)
-            while set(self.left()) - own and time.monotonic() < end:
+        others = lambda: [p for p in self.left() if p not in own]
+        for sig in (signal.SIGTERM, signal.SIGKILL):
+            end = time.monotonic() + 5
+            _send(sig, others())
+            while others() and time.monotonic() < end:
                 time.sleep(0.1)
         shutil.rmtree(self.root, ignore_errors=True)
 
@@ -221,6 +223,13 @@ def _children():
     return [int(p.name) for p in Path('/proc').iterdir() if p.name.isdecimal() and int(p.name) != os.getpid()]
 
 
+def _send(sig, pids):
+    "Send a signal to those of the processes that are still there"
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, sig)
+
+
 def _read(pid, what):
     "A file of /proc as text, empty where the process is gone"
     with contextlib.suppress(OSError):
@@ -229,7 +238,9 @@ def _read(pid, what):
 
 
 def _parent(pid):
-    return int(_read(pid, 'stat').rpartition(')')[2].split()[1] if _read(pid, 'stat') else 0)
+    "The process that has started it; 0 where it is gone"
+    stat = _read(pid, 'stat')
+    return int(stat.rpartition(')')[2].split()[1]) if stat else 0
 
 
 def _words(pid):

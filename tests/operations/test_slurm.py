@@ -3,6 +3,7 @@ import contextlib, os, shutil, socket, subprocess, sys, time
 from pathlib import Path
 import psutil
 import pytest
+from fsdl_tools.operations import slurm_cluster
 from fsdl_tools.operations.launch import Job, Secret, TargetError
 from fsdl_tools.operations.slurm import Slurm, limits_of
 from fsdl_tools.operations.slurm_cluster import SlurmCluster, nodes, slurm_missing
@@ -30,6 +31,13 @@ while step < steps:
     if asked: sys.exit(143)
 print(f'rank {rank} done', flush=True)
 '''
+
+
+def test_a_process_that_ends_while_it_is_looked_at_has_no_parent(monkeypatch):
+    "It may be gone after any look at it: a second one must not be needed"
+    looks = iter(['7 (rank) S 42 7 7', ''])
+    monkeypatch.setattr(slurm_cluster, '_read', lambda pid, what: next(looks))
+    assert slurm_cluster._parent(7) == 42 and slurm_cluster._parent(7) == 0
 
 
 @pytest.fixture(scope='module')
