@@ -31,6 +31,7 @@ CLASSES = {
     'COMPUTE_BOUND': {'optimizer', 'unfused attention', 'recomputation', 'communication', 'small operations', 'allocator', 'recompiling',
                       planted.nothing},
     'BALANCED': {planted.nothing},
+    'NO_CLEAR_PERFORMANCE_BOTTLENECK': {planted.nothing},
 }
 
 

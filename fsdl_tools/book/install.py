@@ -476,7 +476,7 @@ _tasks = dict(
 )
 
 def install_command():
-    "What ./course calls: setup EXTRAS, site (dev, all that the course needs, and further extras), ready, port N or lock"
+    "What ./course calls: setup EXTRAS, site (what the course needs, and further extras), ready, port N or lock"
     task, *args = sys.argv[1:]
     try:
         _tasks[one_of('task', task, _tasks)](args)
