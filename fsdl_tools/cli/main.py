@@ -10,7 +10,7 @@ import os, re, signal, sys, warnings
 from typing import Annotated
 import typer
 from ..core import said_here, what_to_type
-from .common import _mistakes, _one_line, app, plain_terminal
+from .common import _mistakes, _one_line, app, command, plain_terminal
 # each adds its commands to the application
 from . import compute, models, onnx, launching, tracking, training, diagnosing, apps  # noqa: F401
 
@@ -32,7 +32,7 @@ def _versions():
             continue
     return lines
 
-@app.command('version', rich_help_panel='The book')
+@command('version', 'The book')
 def _version():
     """The version of fsdl_tools, of Python and of the packages that matter.
 
