@@ -167,6 +167,15 @@ def _show_plan(found, e, rows, tokens=''):
         n = parse_count(tokens)
         typer.echo(f'{human_count(n)} tokens take {e.days(n):,.1f} days{_said_of_cost(e, n)}.')
 
+def _check_asked(model, runs, batch, out):
+    "Refuse words that do not go together, and no words at all"
+    if runs:
+        raise ValueError(f'{runs!r} follows no calibrate: name one model')
+    if out and not batch:
+        raise ValueError('--out belongs to --batch: an estimate is written by --save')
+    if not (model or batch):
+        raise ValueError('name a model, or give a table with --batch')
+
 @command('plan', 'Decide', like='compute.planner:estimate')
 def _plan_command(
     # A model: gpt2-xl, llama-3.1-8b …, an architecture of timm or transformers, or the path of a config.json. The word
@@ -198,15 +207,10 @@ def _plan_command(
     """
     if model == 'calibrate':
         return _calibrate(runs, save, as_json)
-    if runs:
-        raise ValueError(f'{runs!r} follows no calibrate: name one model')
+    _check_asked(model, runs, batch, out)
     mine = calibration and _read_calibration(calibration)
     if batch:
         return _predict_table(batch, out, as_json, mine)
-    if out:
-        raise ValueError('--out belongs to --batch: an estimate is written by --save')
-    if not model:
-        raise ValueError('name a model, or give a table with --batch')
     from fsdl_tools.compute.gpus import Cluster
     from fsdl_tools.compute.search import best_plan
     cluster = Cluster(gpu, gpus, gpus_per_node, gpu_hour=price)

@@ -86,6 +86,15 @@ def _export_decoder(model, out, **how):
     from fsdl_tools.onnx.decoder import export_decoder
     return export_decoder(model, out, progress=_say, **how)
 
+def _check_asked(quantise, cache, bench):
+    "Refuse kinds of quantisation that there are not, and options that do not go together"
+    from fsdl_tools.core import one_of
+    from fsdl_tools.onnx.optimise import _kinds
+    for kind in quantise or []:
+        one_of('kind of quantisation', kind, _kinds)
+    if cache and (quantise or bench):
+        raise ValueError('--quantise and --bench are for models without --cache')
+
 def _check_folder(path):
     "Raise OSError for a folder that nobody can write to, before minutes of work"
     from fsdl_tools.onnx.export import staging
@@ -114,12 +123,7 @@ def _export_model(
     Examples: `fsdl export resnet18 -o resnet18.onnx --quantise int8`,
     `fsdl export gpt2 -o gpt2.onnx --cache --set n_layer=2`
     """
-    from fsdl_tools.core import one_of
-    from fsdl_tools.onnx.optimise import _kinds
-    for kind in quantise or []:
-        one_of('kind of quantisation', kind, _kinds)
-    if cache and (quantise or bench):
-        raise ValueError('--quantise and --bench are for models without --cache')
+    _check_asked(quantise, cache, bench)
     weights = dict(pretrained=pretrained, seed=seed)
     if cache:
         return show(_export_decoder(model, out, opset=opset, **weights, **_fields(fields)), as_json)
