@@ -85,3 +85,15 @@ def test_the_shell_completes():
     env = os.environ | dict(_FSDL_COMPLETE='complete_bash', COMP_WORDS='fsdl ver', COMP_CWORD='1')
     r = subprocess.run([sys.executable, '-c', f'import sys; sys.argv[0] = "fsdl"; {code}'], capture_output=True, text=True, env=env, timeout=60)
     assert 'version' in r.stdout
+
+
+def test_library_and_terminal_read_the_same_texts(tmp_path):
+    from fsdl_tools.book.guide import guide
+    from fsdl_tools.environments import build_env
+    from fsdl_tools.operations.tracking import follow
+    from fsdl_tools.training.runlog import start_run
+    assert guide('gpt2-xl', 'A100-SXM-40GB', tokens='26B', within='7d', price='$2.49/h') == guide('gpt2-xl', 'A100-SXM-40GB', tokens=26e9, within=7 * 86400, price=2.49)
+    with start_run(tmp_path, packages=False) as log: log.log(dict(loss=1.), 0)
+    assert [r['sink'] for r in follow(log.folder, 'jsonl, ', live=False, timeout='2min')] == ['jsonl']
+    for wrong in (lambda: follow(log.folder, 'jsonl', timeout='soon'), lambda: build_env('horovod', timeout='soon')):
+        with pytest.raises(ValueError, match='soon'): wrong()
