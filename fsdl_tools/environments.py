@@ -12,7 +12,7 @@ import os, re, shlex, shutil, signal, subprocess, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from filelock import FileLock, Timeout
-from .core import Record, one_of, read_data
+from .core import Record, one_of, parse_seconds, read_data
 from .files import write_atomic
 from .table import Table
 
@@ -223,12 +223,12 @@ def _locked(path, timeout):
 
 def build_env(
     env,               # A name, or a SideEnv
-    timeout:float=1800, # Seconds for each step, and for waiting until another process has built it
+    timeout=1800,      # Seconds, or 30min, for each step and for waiting until another process has built it
     again:bool=False   # Build it even if it is there
 ) -> Path:             # Path of its Python; raises BuildError, TimeoutError
     "Build a side environment, unless it is there"
     e = side_env(env) if isinstance(env, str) else env
-    folder = env_folder(e)
+    folder, timeout = env_folder(e), parse_seconds(timeout) if isinstance(timeout, str) else timeout
     with _locked(folder.with_suffix('.lock'), timeout):
         if again or not built(e):
             if lacks := missing_programs(e):

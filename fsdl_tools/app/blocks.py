@@ -48,9 +48,10 @@ def _number(control, text):
     digits = text.removeprefix('-')
     if not (digits.isascii() and digits.isdigit() and len(digits) < 12):
         raise ValueError(f'{control.label} must be a whole number, not {text!r}')
-    if not control.low <= int(text) <= control.high:
+    number = int(text)
+    if not control.low <= number <= control.high:
         raise ValueError(f'{control.label} must lie between {control.low:,} and {control.high:,}, not {text}')
-    return int(text)
+    return number
 
 # %% ../../nbs/app/01_blocks.ipynb #a5db28af
 def _count(control, text):
@@ -107,6 +108,14 @@ class View:
     upload: tuple = ()  # Endings of files that it takes; empty: none
 
 # %% ../../nbs/app/01_blocks.ipynb #82b032b9
+def _value_of(control, text):
+    "The value of a control, and what is wrong with its text; the default where it is not understood"
+    try:
+        return control.parse(text), []
+    except ValueError as why:
+        return control.parse(control.default), [str(why)]
+
+
 def read_state(
     page: View,  # Whose controls
     query: dict,  # Name -> text, from the address
@@ -114,15 +123,10 @@ def read_state(
     "The values that an address means"
     values, wrong = {}, []
     for control in page.controls:
-        try:
-            values[control.name] = control.parse(str(query.get(control.name, control.default)))
-        except ValueError as why:
-            wrong.append(str(why))
-            values[control.name] = control.parse(control.default)
+        values[control.name], problems = _value_of(control, str(query.get(control.name, control.default)))
+        wrong += problems
     known = [control.name for control in page.controls]
-    for name in query:
-        if name not in (*known, 'page'):
-            wrong.append(_unknown(name, known))
+    wrong += [_unknown(name, known) for name in query if name not in (*known, 'page')]
     return values, wrong
 
 
@@ -169,18 +173,21 @@ def report_html(
     return write_atomic(path, '\n'.join([head + view, *body]))
 
 # %% ../../nbs/app/01_blocks.ipynb #db9d4cde
+_around = dict(
+    figure='<div class="figure">{title}<b>{text}</b>{how}</div>',
+    table='<h2>{title}</h2>{content}{how}',
+    note='<h2>{title}</h2><p>{text}</p>{how}',
+    picture='<h2>{title}</h2>{content}{how}',
+)
+
+
 def _block_html(block):
     "One block as HTML"
     import html
 
+    if block.kind not in _around:
+        return ''
+    content = block.content._repr_html_() if block.kind == 'table' else block.content
     how = f'<p class="how"><code>{html.escape(block.how)}</code></p>' if block.how else ''
-    title = html.escape(block.title)
-    if block.kind == 'figure':
-        return f'<div class="figure">{title}<b>{html.escape(str(block.content))}</b>{how}</div>'
-    if block.kind == 'table':
-        return f'<h2>{title}</h2>{block.content._repr_html_()}{how}'
-    if block.kind == 'note':
-        return f'<h2>{title}</h2><p>{html.escape(str(block.content))}</p>{how}'
-    if block.kind == 'picture':
-        return f'<h2>{title}</h2>{block.content}{how}'
-    return ''
+    title, text = html.escape(block.title), html.escape(str(block.content))
+    return _around[block.kind].format(title=title, text=text, content=content, how=how)

@@ -23,6 +23,34 @@ def _axis(field, title, kind='quantitative', **more):
     return dict(field=field, type=kind, title=title, **more)
 
 
+def _said(names):
+    "What a chart says of the point under the pointer"
+    return [_axis(name, name, 'nominal') for name in names]
+
+
+def _log_points(points, x, y, colour, said, **mark):
+    "Points on logarithmic axes; x and y are a column and its title"
+    log = dict(type='log')
+    return _chart(
+        points,
+        dict(type='point', tooltip=True, **mark),
+        x=_axis(*x, scale=log),
+        y=_axis(*y, scale=log),
+        color=colour,
+        tooltip=_said(said),
+    )
+
+
+def _picked(rows, names):
+    "Some columns of rows"
+    return [{name: row[name] for name in names} for row in rows]
+
+
+def _values(state, names):
+    "Values of a state by their names, with spaces between"
+    return [state[name] for name in names.split()]
+
+
 _counts = (8, 16, 32, 64, 128, 256)
 
 
@@ -45,23 +73,19 @@ def _ways(model, tokens, within, kinds, batch, seq):
     return cheapest(model, tokens, within, over, batch, seq), day
 
 
+_ways_call = 'cheapest({model!r}, {tokens:g}, {within:g}, clusters({gpus!r}.split(",")), {batch}, {seq})'
+
+
 def _train(state, files=()):
     "Clusters for a model, tokens, a deadline and a budget"
     from fsdl_tools.book.data import said_of_age
 
-    model, tokens, within = state['model'], state['tokens'], state['within']
-    table, day = _ways(model, tokens, within, state['gpus'], state['batch'], state['seq'])
-    budget = state['budget']
-    rows = [dict(r, note=r['note'] or _beyond(r, budget)) for r in table]
+    table, day = _ways(*_values(state, 'model tokens within gpus batch seq'))
+    rows = [dict(r, note=r['note'] or _beyond(r, state['budget'])) for r in table]
     good = [r for r in rows if not r['note']]
-    over = f'clusters({state["gpus"]!r}.split(","))'
-    how = f'cheapest({model!r}, {tokens:g}, {within:g}, {over}, {state["batch"]}, {state["seq"]})'
-    shown = Table(
-        rows,
-        formats=table.formats,
-        caption=table.caption,
-        notes=said_of_age('Median on-demand prices, the newest', day),
-    )
+    how = _ways_call.format(**state)
+    age = said_of_age('Median on-demand prices, the newest', day)
+    shown = Table(rows, formats=table.formats, caption=table.caption, notes=age)
     return [*_verdict(rows, good, how), *_cost_map(rows), Block('table', 'Every cluster', shown, how)]
 
 
@@ -73,14 +97,25 @@ def _beyond(row, budget):
 def _verdict(rows, good, how):
     "The best way in three figures, or what stands against all"
     if not good:
-        reasons = sorted({r['note'] for r in rows})
-        return [Block('note', 'Nothing does', '; '.join(reasons)[:400], how)]
+        reasons = '; '.join(sorted({r['note'] for r in rows}))
+        return [Block('note', 'Nothing does', reasons[:400], how)]
     best = min(good, key=lambda r: r['dollars'])
     return [
         Block('figure', 'Cheapest', human_dollars(best['dollars']), how),
         Block('figure', 'It takes', f'{best["days"]:,.1f} days', how),
-        Block('figure', 'On', f'{best["gpus"]} × {best["gpu"]}', f'layout {best["layout"]}'),
+        Block('figure', 'On', _machine(best), f'layout {best["layout"]}'),
     ]
+
+
+def _machine(row):
+    "The GPUs of a cluster"
+    return f'{row["gpus"]} × {row["gpu"]}'
+
+
+_beaten = ('not beaten in both', 'beaten')
+_two_colours = _axis(
+    'kind', '', 'nominal', scale=dict(range=['#9a9a9a', '#d55e00']), legend=dict(orient='bottom', title=None)
+)
 
 
 def _cost_map(rows):
@@ -90,25 +125,10 @@ def _cost_map(rows):
         return []
     front = pareto_front(timed, lambda r: r['dollars'], lambda r: r['days'])
     points = [
-        dict(
-            days=r['days'],
-            dollars=r['dollars'],
-            machine=f'{r["gpus"]} × {r["gpu"]}',
-            kind='not beaten in both' if r in front else 'beaten',
-        )
-        for r in timed
+        dict(days=r['days'], dollars=r['dollars'], machine=_machine(r), kind=_beaten[r not in front]) for r in timed
     ]
-    scale = dict(scale=dict(type='log'))
-    chart = _chart(
-        points,
-        dict(type='point', filled=True, size=90, tooltip=True),
-        x=_axis('days', 'days', **scale),
-        y=_axis('dollars', 'dollars', **scale),
-        color=_axis(
-            'kind', '', 'nominal', scale=dict(range=['#9a9a9a', '#d55e00']), legend=dict(orient='bottom', title=None)
-        ),
-        tooltip=[_axis(k, k, 'nominal') for k in ('machine', 'days', 'dollars')],
-    )
+    said = ('machine', 'days', 'dollars')
+    chart = _log_points(points, ('days', 'days'), ('dollars', 'dollars'), _two_colours, said, filled=True, size=90)
     return [Block('chart', f'{len(front)} of {len(timed)} clusters are not beaten in both time and money', chart)]
 
 # %% ../../nbs/app/01_pages.ipynb #9b1d0002
@@ -124,19 +144,21 @@ def _guide(state, files=()):
     "The lecture's questions, asked in order"
     from fsdl_tools.book.guide import draw_tree
 
-    keys = 'model gpu gpus batch seq tokens within seen_by'.split()
-    walk = _walk(*(state[key] for key in keys))
-    values = [state[key] for key in keys]
-    how = f'guide({", ".join(map(repr, values))})'
+    asked = _values(state, 'model gpu gpus batch seq tokens within seen_by')
+    walk = _walk(*asked)
+    how = f'guide({", ".join(map(repr, asked))})'
     blocks = [
         Block('figure', 'Train it with', walk.advice.partition(' (')[0], how),
         Block('figure', 'Questions asked', str(len(walk.steps)), how),
         Block('table', 'The walk', walk._page(), how),
         Block('picture', 'The way through the tree', draw_tree(walk), how),
     ]
-    if walk.plan is not None:
-        blocks.append(Block('file', 'plan.json', walk.plan.to_json().encode(), 'Estimate.to_json', 'plan.json'))
-    return blocks
+    return blocks if walk.plan is None else [*blocks, _plan_file(walk.plan)]
+
+
+def _plan_file(plan):
+    "A plan to take away"
+    return Block('file', 'plan.json', plan.to_json().encode(), 'Estimate.to_json', 'plan.json')
 
 # %% ../../nbs/app/01_pages.ipynb #22b3eef4
 @functools.lru_cache(64)
@@ -165,27 +187,24 @@ def _bars(parts, unit, scale):
     )
 
 
+_plan_call = 'best_plan({model!r}, Cluster({gpu!r}, {gpus}, {per_node}), {batch}, {seq}, {layout!r})'
+
+
 def _plan(state, files=()):
     "One plan: what it takes, and what else was tried"
-    keys = 'model gpu gpus per_node batch seq layout precision price'.split()
-    found, best = _plan_of(*(state[key] for key in keys))
-    how = 'best_plan({model!r}, Cluster({gpu!r}, {gpus}, {per_node}), {batch}, {seq}, {layout!r})'.format(**state)
+    found, best = _plan_of(*_values(state, 'model gpu gpus per_node batch seq layout precision price'))
+    how = _plan_call.format(**state)
+    fits = 'fits' if best.fits else 'does not fit'
     blocks = [
         Block('figure', 'A step takes', human_seconds(best.step_time), f'{how}{_between(best)}'),
         Block('figure', 'Of each GPU', human_bytes(best.device), 'memory as nvidia-smi shows it'),
-        Block(
-            'figure',
-            'The plan',
-            'fits' if best.fits else 'does not fit',
-            _how_sure(best),
-        ),
+        Block('figure', 'The plan', fits, _how_sure(best)),
         Block('chart', 'Memory of the first stage', _bars(best.first, 'GiB', GiB), 'Estimate.first'),
         Block('chart', 'Seconds of a step', _bars(best.seconds, 'seconds', 1), 'Estimate.seconds'),
         Block('table', 'The estimate', best._page(), how),
     ]
-    if found is not None:
-        blocks.append(Block('table', 'The next best', found.table(8), how))
-    return blocks + _to_take_away(best, state['scheduler'])
+    others = [] if found is None else [Block('table', 'The next best', found.table(8), how)]
+    return [*blocks, *others, _plan_file(best), _job_script(best, state['scheduler'])]
 
 
 def _between(plan):
@@ -201,22 +220,18 @@ def _how_sure(plan):
     return (plan.why or f'{human_bytes(plan.margin)} to spare') + likely
 
 
-def _to_take_away(best, scheduler):
-    "The plan as a file, and the job script that runs it"
+def _job_script(best, scheduler):
+    "The script that runs the plan, or why there is none"
     from fsdl_tools.operations.launch import Job, target
     from fsdl_tools.training.config import TrainConfig
 
-    files = [Block('file', 'plan.json', best.to_json().encode(), 'Estimate.to_json', 'plan.json')]
     try:
         job = Job.from_plan(best, TrainConfig(folder='run'), _per_machine(best))
         text = target(scheduler).render(job)
     except ValueError as why:
-        return [*files, Block('note', f'No job for {scheduler}', str(why)[:400])]
-    ending = 'sh' if scheduler == 'slurm' else 'yaml'
-    return [
-        *files,
-        Block('file', f'job for {scheduler}', text.encode(), f'target({scheduler!r}).render(job)', f'job.{ending}'),
-    ]
+        return Block('note', f'No job for {scheduler}', str(why)[:400])
+    name = 'job.sh' if scheduler == 'slurm' else 'job.yaml'
+    return Block('file', f'job for {scheduler}', text.encode(), f'target({scheduler!r}).render(job)', name)
 
 
 def _per_machine(plan):
@@ -245,12 +260,14 @@ def _breakdown(model, batch, seq, precision, optimizer, recompute):
     return breakdown(model, batch, seq, precision=precision, optimizer=optimizer, recompute=recompute)
 
 
+_breakdown_call = 'breakdown({model!r}, {batch}, {seq}, precision={precision!r}, optimizer={optimizer!r}, '
+_breakdown_call += 'recompute={recompute})'
+
+
 def _memory(state, files=()):
     "What a training step keeps, by category"
-    keys = 'model batch seq precision optimizer recompute'.split()
-    found = _breakdown(*(state[key] for key in keys))
-    how = 'breakdown({model!r}, {batch}, {seq}, precision={precision!r}, optimizer={optimizer!r}, '
-    how = (how + 'recompute={recompute})').format(**state)
+    found = _breakdown(*_values(state, 'model batch seq precision optimizer recompute'))
+    how = _breakdown_call.format(**state)
     parts = {name: getattr(found, name) for name in _in_memory}
     return [
         Block('figure', 'At the peak', human_bytes(found.peak), how),
@@ -260,106 +277,98 @@ def _memory(state, files=()):
     ]
 
 # %% ../../nbs/app/01_pages.ipynb #1290f00e
+def _zoo_map(found):
+    "Parameters and operations of the architectures whose both are known"
+    known = [r for r in found if r['params'] and r['flops']]
+    if not known:
+        return []
+    points = _picked(known, ('name', 'params', 'flops', 'library'))
+    x, y = ('params', 'parameters'), ('flops', 'FLOPs of a forward pass')
+    chart = _log_points(points, x, y, _axis('library', '', 'nominal'), ('name', 'params', 'flops'))
+    return [Block('chart', 'Parameters and operations', chart)]
+
+
 def _zoo(state, files=()):
     "Architectures that fit a description"
     from fsdl_tools.models.zoo import search_models
 
+    text, sort = state['text'] or '', state['sort']
     given = dict(library=state['library'], task=state['task'], min_params=state['low'], max_params=state['high'])
-    found = search_models(state['text'] or '', sort=state['sort'], **given)
-    how = f'search_models({state["text"] or ""!r}, sort={state["sort"]!r}, **{given})'
-    points = [
-        dict(name=r['name'], params=r['params'], flops=r['flops'], library=r['library'])
-        for r in found
-        if r['params'] and r['flops']
-    ]
-    scale = dict(scale=dict(type='log'))
-    chart = _chart(
-        points,
-        dict(type='point', tooltip=True),
-        x=_axis('params', 'parameters', **scale),
-        y=_axis('flops', 'FLOPs of a forward pass', **scale),
-        color=_axis('library', '', 'nominal'),
-        tooltip=[_axis(k, k, 'nominal') for k in ('name', 'params', 'flops')],
-    )
+    found = search_models(text, sort=sort, **given)
+    how = f'search_models({text!r}, sort={sort!r}, **{given})'
     return [
         Block('figure', 'Architectures', f'{len(found):,}', how),
-        *([Block('chart', 'Parameters and operations', chart)] if points else []),
+        *_zoo_map(found),
         Block('table', 'The first 200', found[:200], how),
     ]
 
 
 def _offers(state, files):
     "The offers of the price table, or of the reader's own file"
-    from fsdl_tools.compute.cost import prices, read_prices
+    from fsdl_tools.compute.cost import pick_offers, prices, read_prices
 
-    offers = read_prices(files[0]) if files else prices(state['since'] or '2026')
-    return [o for o in offers if state['tier'] in ('all', o.tier)]
+    return pick_offers(read_prices(files[0]) if files else prices(state['since'] or '2026'), state['tier'])
+
+
+def _price_map(table):
+    "Dollars an hour against dollars an experiment"
+    points = _picked(table, ('machine', 'offer', 'per_hour', 'total', 'gpu'))
+    x, y = ('per_hour', 'dollars per hour'), ('total', 'dollars per experiment')
+    said = ('offer', 'machine', 'per_hour', 'total')
+    return _log_points(points, x, y, _axis('gpu', '', 'nominal'), said, filled=True, size=70)
 
 
 def _cost(state, files=()):
     "Price times measured time, for every offer"
     from fsdl_tools.compute.cost import cost_table, experiments, price_age, task_named
 
-    suite = f'Lambda {state["suite"]}'
+    samples, precision, suite = state['samples'], state['precision'], f'Lambda {state["suite"]}'
     task = task_named(state['model'] or 'bert-large', state['task'] or '', suite)
-    done = experiments(_offers(state, files), task, state['samples'], state['precision'], suite)
-    how = f'experiments(offers, {task!r}, {state["samples"]}, {state["precision"]!r}, {suite!r})'
+    done = experiments(_offers(state, files), task, samples, precision, suite)
+    how = f'experiments(offers, {task!r}, {samples}, {precision!r}, {suite!r})'
     table = cost_table(done, 100, task, price_age([e.offer for e in done]))
-    points = [
-        dict(machine=r['machine'], offer=r['offer'], per_hour=r['per_hour'], total=r['total'], gpu=r['gpu'])
-        for r in table
-    ]
-    scale = dict(scale=dict(type='log'))
-    chart = _chart(
-        points,
-        dict(type='point', filled=True, size=70, tooltip=True),
-        x=_axis('per_hour', 'dollars per hour', **scale),
-        y=_axis('total', 'dollars per experiment', **scale),
-        color=_axis('gpu', '', 'nominal'),
-        tooltip=[_axis(k, k, 'nominal') for k in ('offer', 'machine', 'per_hour', 'total')],
-    )
-    best = done[0]
+    best = done[0].offer
     return [
-        Block('figure', 'Cheapest experiment', human_dollars(best.dollars), how),
-        Block('figure', 'On', f'{best.offer.gpus}× {best.offer.gpu}', f'{best.offer.provider} {best.offer.instance}'),
-        Block('figure', 'In', f'{best.wall_hours:,.1f} hours', how),
-        Block('chart', 'The dearest per hour and the dearest per experiment', chart, how),
+        Block('figure', 'Cheapest experiment', human_dollars(done[0].dollars), how),
+        Block('figure', 'On', f'{best.gpus}× {best.gpu}', f'{best.provider} {best.instance}'),
+        Block('figure', 'In', f'{done[0].wall_hours:,.1f} hours', how),
+        Block('chart', 'The dearest per hour and the dearest per experiment', _price_map(table), how),
         Block('table', 'Every offer that was benchmarked', table, how),
     ]
 
 # %% ../../nbs/app/01_pages.ipynb #fa587071
+_no_run = Block('note', 'No file yet', 'Drop the file of a tracker: TensorBoard, MLflow, W&B, Comet, Neptune, CSV …')
+
+
+def _curves(runs, metric):
+    "One metric of the runs that have it, step by step"
+    points = []
+    for run in runs:
+        series = _thinned(run.metrics[metric]) if metric in run.metrics else []
+        points += [dict(run=run.name or run.id, step=step, value=value) for step, value in series]
+    if not points:
+        return []
+    colour = _axis('run', '', 'nominal')
+    line = dict(type='line', tooltip=True)
+    chart = _chart(points, line, x=_axis('step', 'step'), y=_axis('value', metric), color=colour)
+    return [Block('chart', metric, chart)]
+
+
 def _runs(state, files=()):
     "Runs of any tracker, side by side"
     from fsdl_tools.operations.tracking_compare import compare
     from fsdl_tools.operations.tracking_read import read_all
 
     if not files:
-        return [
-            Block(
-                'note', 'No file yet', 'Drop the file of a tracker: TensorBoard, MLflow, W&B, Comet, Neptune, CSV …'
-            )
-        ]
+        return [_no_run]
     runs = [run for path in files for run in read_all(path)]
     how = 'compare(read_all(path))'
     names = sorted({name for run in runs for name in run.metrics})
     chosen = one_of('metric', state['metric'], names) if state['metric'] else next(iter(names), None)
-    points = [
-        dict(run=run.name or run.id, step=step, value=value)
-        for run in runs
-        if chosen in run.metrics
-        for step, value in _thinned(run.metrics[chosen])
-    ]
-    chart = _chart(
-        points,
-        dict(type='line', tooltip=True),
-        x=_axis('step', 'step'),
-        y=_axis('value', chosen or ''),
-        color=_axis('run', '', 'nominal'),
-    )
     return [
         Block('figure', 'Runs', f'{len(runs):,}', how),
         Block('figure', 'Metrics', f'{len(names):,}', ', '.join(names)[:300]),
-        *([Block('chart', str(chosen), chart)] if points else []),
+        *_curves(runs, chosen),
         Block('table', 'Side by side', compare(runs), how),
     ]
 
@@ -386,6 +395,12 @@ print(json.dumps(said, default=str))
 """
 
 
+def _last_line(done):
+    "What a process that failed said last"
+    lines = done.stderr.strip().splitlines() or [f'the process ended with {done.returncode}']
+    return lines[-1][:400]
+
+
 def look_at_onnx(
     path,  # A file that somebody sent
     memory: int = 4 * GiB,  # Bytes of address space that the process may use
@@ -398,28 +413,35 @@ def look_at_onnx(
     except subprocess.TimeoutExpired:
         raise ValueError(f'the file was not done within {timeout:g} s') from None
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f'the process ended with {done.returncode}'])[-1]
-        raise ValueError(last[:400])
+        raise ValueError(_last_line(done))
     return json.loads(done.stdout.splitlines()[-1])
+
+
+_no_onnx = Block('note', 'No file yet', 'Drop an .onnx file: it is read in a process with 4 GiB and a minute.')
+
+
+def _whether_it_runs(said):
+    "A note on what became of random inputs"
+    how = 'infer(session(path), …)'
+    if 'outputs' in said:
+        return Block('note', 'Runs on random inputs', f'outputs of {said["outputs"]}', how)
+    return Block('note', 'Does not run', said['stopped'], how)
 
 
 def _onnx(state, files=()):
     "A file looked at in a process of its own"
     if not files:
-        return [Block('note', 'No file yet', 'Drop an .onnx file: it is read in a process with 4 GiB and a minute.')]
+        return [_no_onnx]
     said = look_at_onnx(files[0])
     found = said['inspected']
     how = f'inspect_onnx({Path(files[0]).name!r})'
-    operators = Table([dict(operator=k, count=v) for k, v in found['operators'].items()])
-    run = f'outputs of {said["outputs"]}' if 'outputs' in said else said['stopped']
+    operators = [dict(operator=name, count=count) for name, count in found['operators'].items()]
     return [
         Block('figure', 'Nodes', f'{found["nodes"]:,}', how),
         Block('figure', 'Parameters', human_count(found['parameters']), how),
         Block('figure', 'Opset', str(found['opset']), how),
-        Block(
-            'note', 'Runs on random inputs' if 'outputs' in said else 'Does not run', run, 'infer(session(path), …)'
-        ),
-        Block('table', 'Operators', operators, how),
+        _whether_it_runs(said),
+        Block('table', 'Operators', Table(operators), how),
     ]
 
 # %% ../../nbs/app/01_pages.ipynb #8177c4c8

@@ -106,13 +106,12 @@ def _show_table(st, block, number):
     table = block.content
     if table.caption:
         st.caption(plain(table.caption))
-    shown = {name: [table.text(row, name) for row in table] for name in table.columns}
-    st.dataframe(shown, hide_index=True, width='stretch')
+    columns = {name: [table.text(row, name) for row in table] for name in table.columns}
+    st.dataframe(columns, hide_index=True, width='stretch')
     if table.notes:
         st.caption(plain(table.notes))
-    st.download_button(
-        'CSV', _csv(table), f'{block.title.lower().replace(" ", "-")}.csv', 'text/csv', key=f'csv-{number}'
-    )
+    name = block.title.lower().replace(' ', '-')
+    st.download_button('CSV', _csv(table), f'{name}.csv', 'text/csv', key=f'csv-{number}')
 
 
 def _csv(table):
@@ -123,31 +122,38 @@ def _csv(table):
         return path.read_bytes()
 
 
+def _show_file(st, block, number):
+    "A file to take away"
+    label, key, how = f'Download {block.name}', f'file-{number}', plain(block.how)
+    st.download_button(label, block.content, block.name, key=key, help=how)
+
+
+def _show_note(st, block, number):
+    "A note: a warning, unless it only asks for a file"
+    box = st.info if block.title == 'No file yet' else st.warning
+    box(f'**{plain(block.title)}** {plain(block.content)}')
+
+
+def _show_chart(st, block, number):
+    "A chart"
+    st.vega_lite_chart(block.content, width='stretch')
+
+
+def _show_picture(st, block, number):
+    "A picture with its name in words, which the image of st.image has not"
+    name = html.escape(block.title, quote=True)
+    data = base64.b64encode(block.content.encode()).decode()
+    st.html(f'<img alt="{name}" style="max-width: 100%" src="data:image/svg+xml;base64,{data}">')
+
+
+_painters = dict(file=_show_file, note=_show_note, table=_show_table, chart=_show_chart, picture=_show_picture)
+
+
 def _show(st, block, number):
-    "One block that is not a figure"
-    if block.kind == 'file':
-        st.download_button(
-            f'Download {block.name}', block.content, block.name, key=f'file-{number}', help=plain(block.how)
-        )
-    elif block.kind == 'note':
-        box = st.info if block.title == 'No file yet' else st.warning
-        box(f'**{plain(block.title)}** {plain(block.content)}')
-    else:
+    "One block that is not a figure, below its title where it shows none itself"
+    if block.kind not in ('file', 'note'):
         st.subheader(plain(block.title), help=plain(block.how) or None, anchor=False)
-        _drawn(st, block, number)
-
-
-def _drawn(st, block, number):
-    "A table, a chart or a picture"
-    if block.kind == 'table':
-        _show_table(st, block, number)
-    elif block.kind == 'chart':
-        st.vega_lite_chart(block.content, width='stretch')
-    elif block.kind == 'picture':
-        name = html.escape(block.title, quote=True)
-        data = base64.b64encode(block.content.encode()).decode()
-        source = f'data:image/svg+xml;base64,{data}'
-        st.html(f'<img alt="{name}" style="max-width: 100%" src="{source}">')      # the image of st.image has no words
+    _painters[block.kind](st, block, number)
 
 
 def _show_all(st, blocks):
@@ -185,24 +191,36 @@ def _stored(folder, number, file):
 script = 'from fsdl_tools.app.screen import _draw\n\n_draw()\n'  # What Streamlit runs again and again
 
 
+def _open(st):
+    "Read the address when a page is opened; later it is the session that counts"
+    if 'opened' in st.session_state:
+        return
+    address = st.query_params.to_dict()
+    wanted = address.pop('page', 'train')
+    st.session_state['opened'] = True
+    st.session_state['page'] = wanted if wanted in views else 'train'
+    st.session_state['address'] = address
+
+
+def _draw_controls(st, page, texts):
+    "Draw the controls of a page, and note what the reader has changed"
+    for control in page.controls:
+        before = texts.get(control.name, control.default)
+        said = _widget(st, page, control, before)
+        if _was_drawn(st, page, control) and said != texts.get(control.name):
+            texts[control.name] = said
+
+
 def _draw():
     "The script of the app: Streamlit runs it whenever something is touched"
     st = need('streamlit', 'app')
     st.set_page_config(page_title='fsdl_tools', layout='wide')
-    if 'opened' not in st.session_state:
-        address = st.query_params.to_dict()
-        st.session_state['opened'] = True
-        wanted = address.pop('page', 'train')
-        st.session_state['page'] = wanted if wanted in views else 'train'
-        st.session_state['address'] = address
+    _open(st)
     name = st.sidebar.radio('Page', list(views), format_func=lambda name: views[name].title, key='page')
     page = views[name]
     st.title(plain(page.question), anchor=False)
     texts = _texts(st, page)
-    for control in page.controls:
-        said = _widget(st, page, control, texts.get(control.name, control.default))
-        if _was_drawn(st, page, control) and said != texts.get(control.name):
-            texts[control.name] = said
+    _draw_controls(st, page, texts)
     _write_address(st, page, texts)
     _show_all(st, _answer(st, page, texts))
 
@@ -216,6 +234,18 @@ def _was_drawn(st, page, control):
     return before
 
 # %% ../../nbs/app/02_screen.ipynb #9284800f
+_options = {
+    'server.headless': 'true',
+    'server.fileWatcherType': 'none',
+    'server.maxUploadSize': 200,
+    'browser.gatherUsageStats': 'false',
+    'client.toolbarMode': 'minimal',
+    'client.showErrorDetails': 'none',
+    'logger.level': 'error',
+    'theme.light.textColor': '#0b0d12',  # captions are six tenths of it, which grey text would not bear
+}
+
+
 def serve_app(
     port: int = 8501,  # On 127.0.0.1
     host: str = '127.0.0.1',  # Another one opens the app to the network
@@ -223,18 +253,7 @@ def serve_app(
     "Serve the app until it is stopped"
     need('streamlit', 'app')
     _check_port(host, positive('port', port))
-    options = {
-        'server.address': host,
-        'server.port': port,
-        'server.headless': 'true',
-        'server.fileWatcherType': 'none',
-        'server.maxUploadSize': 200,
-        'browser.gatherUsageStats': 'false',
-        'client.toolbarMode': 'minimal',
-        'client.showErrorDetails': 'none',
-        'logger.level': 'error',
-        'theme.light.textColor': '#0b0d12',  # captions are six tenths of it, which grey text would not bear
-    }
+    options = {'server.address': host, 'server.port': port} | _options
     flags = [f'--{name}={value}' for name, value in options.items()]
     with tempfile.TemporaryDirectory(prefix='fsdl-app-') as folder:
         path = Path(folder) / 'app.py'

@@ -6,7 +6,7 @@
 __all__ = ['Tour', 'tour']
 
 # %% ../../nbs/app/03_tour.ipynb #52bc6561
-import json, time
+import json, shutil, time
 from dataclasses import dataclass
 from pathlib import Path
 from .blocks import Block, report_html
@@ -59,14 +59,19 @@ def _choose(t, folder):
     from fsdl_tools.models.zoo import search_models
 
     name, sizes, spec = model_columns(t.model)
-    near = search_models(_zoo_name(t.model), sort='params', limit=5)
-    rows = [dict(what=k, value=f'{v:,}' if isinstance(v, int) else str(v)) for k, v in (sizes or {}).items()]
-    how = f'fsdl zoo search {_zoo_name(t.model)}'
-    return [
-        Block('figure', 'Model', name, how),
-        *([Block('table', 'Its shape', Table(rows), 'model_columns')] if rows else []),
-        Block('table', 'Its relatives in the zoo', near, how),
-    ]
+    words = _zoo_name(t.model)
+    how = f'fsdl zoo search {words}'
+    blocks = [Block('figure', 'Model', name, how)]
+    if sizes:
+        blocks.append(Block('table', 'Its shape', _listed(sizes), 'model_columns'))
+    near = search_models(words, sort='params', limit=5)
+    return [*blocks, Block('table', 'Its relatives in the zoo', near, how)]
+
+
+def _listed(values):
+    "Names and values as a table of two columns; whole numbers with commas"
+    text = lambda v: f'{v:,}' if isinstance(v, int) else str(v)
+    return Table([dict(what=name, value=text(value)) for name, value in values.items()])
 
 
 def _remember(t, folder):
@@ -87,32 +92,28 @@ def _plan(t, folder):
     from fsdl_tools.compute.gpus import Cluster, find
     from fsdl_tools.compute.search import best_plan, market
 
-    prices = market()
     name = find(t.gpu).name
-    hour, day = prices.get(name, (None, ''))
-    cluster = Cluster(t.gpu, t.gpus, gpu_hour=hour)
-    found, best = best_plan(t.model, cluster, 512)
+    hour, day = market().get(name, (None, ''))
+    found, best = best_plan(t.model, Cluster(t.gpu, t.gpus, gpu_hour=hour), 512)
     best.to_json(folder / 'plan.json')
     how = f'fsdl plan {t.model} --gpu {t.gpu} --gpus {t.gpus} --global-batch 512'
-    tokens = parse_count(t.tokens)
-    blocks = [
+    work = f'{human_count(parse_count(t.tokens))} tokens'
+    bill = [_bill(t, best.cost(t.tokens), day)] if hour else []
+    others = [] if found is None else [Block('table', 'The next best layouts', found.table(5), how)]
+    return [
         Block('figure', f'A step on {t.gpus} × {name}', human_seconds(best.step_time), how),
-        Block(
-            'figure', f'{human_count(tokens)} tokens', f'{best.days(tokens):,.1f} days', how + f' --tokens {t.tokens}'
-        ),
+        Block('figure', work, f'{best.days(t.tokens):,.1f} days', f'{how} --tokens {t.tokens}'),
+        *bill,
+        Block('table', 'The estimate', best._page(), how),
+        *others,
     ]
-    if hour:
-        blocks.append(_bill(t, best.cost(tokens), day))
-    blocks.append(Block('table', 'The estimate', best._page(), how))
-    if found is not None:
-        blocks.append(Block('table', 'The next best layouts', found.table(5), how))
-    return blocks
 
 
 def _bill(t, dollars, day):
     "What it costs, beside the budget"
-    over = t.budget and dollars > parse_dollars(t.budget)
-    word = f'over the budget of ${parse_dollars(t.budget):,.0f}' if over else 'within the budget'
+    most = parse_dollars(t.budget) if t.budget else None
+    over = most is not None and dollars > most
+    word = f'over the budget of ${most:,.0f}' if over else 'within the budget'
     return Block('figure', 'It costs', human_dollars(dollars), f'{word}; median on-demand price of {day}')
 
 # %% ../../nbs/app/03_tour.ipynb #8318c903
@@ -136,6 +137,12 @@ def _configs(t, folder):
     }
 
 
+def _metrics(config):
+    "What a run has noted, a dict a step"
+    lines = Path(config.folder, 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def _train(t, folder):
     "Train the shrunken copy twice, on two ranks"
     from fsdl_tools.training.elastic import train
@@ -144,30 +151,38 @@ def _train(t, folder):
     for name, config in _configs(t, folder).items():
         resume = Path(config.folder, 'run.json').exists()
         rows = train(config.replace(resume=resume), log=folder / 'train.log', timeout=600)
+        first, last = rows[0]['loss'], rows[-1]['loss']
         how = f'fsdl train --model gpt-tiny --layout dp2 --steps {t.steps} --lr {config.lr:g} --folder train-{name}'
-        words = f'{rows[0]["loss"]:.3f} → {rows[-1]["loss"]:.3f}'
-        blocks.append(Block('figure', f'Loss with rate {config.lr:g}', words, how))
+        blocks.append(Block('figure', f'Loss with rate {config.lr:g}', f'{first:.3f} → {last:.3f}', how))
     return blocks
 
 # %% ../../nbs/app/03_tour.ipynb #b284051c
-def _track(t, folder):
-    "Both runs in the course's log, compared"
-    import shutil
+_logged = ('step', 'loss', 'lr', 'eval_loss')
 
-    from fsdl_tools.operations.tracking_compare import _curves, compare
-    from fsdl_tools.operations.tracking_read import read_all
+
+def _write_log(folder, config):
+    "Write what a run has noted into the course's log"
     from fsdl_tools.training.adapters import reporter
     from fsdl_tools.training.runlog import RunLog
 
-    shutil.rmtree(folder / 'runs', ignore_errors=True)  # a log that was cut short is written anew from the metrics
+    folder.mkdir(parents=True)
+    log = RunLog(folder, id=folder.name, name=folder.name, params=dict(lr=config.lr, steps=config.steps))
+    report = reporter(log)
+    for row in _metrics(config):
+        report({name: row[name] for name in row if name in _logged})
+    log.finish()
+
+
+def _track(t, folder):
+    "Both runs in the course's log, compared"
+    from fsdl_tools.operations.tracking_compare import _curves, compare
+    from fsdl_tools.operations.tracking_read import read_all
+
+    logs = folder / 'runs'
+    shutil.rmtree(logs, ignore_errors=True)  # a log that was cut short is written anew from the metrics
     for name, config in _configs(t, folder).items():
-        (folder / 'runs' / name).mkdir(parents=True)
-        log = RunLog(folder / 'runs' / name, id=name, name=name, params=dict(lr=config.lr, steps=config.steps))
-        report = reporter(log)
-        for line in Path(config.folder, 'metrics.jsonl').read_text(encoding='utf-8').splitlines():
-            report({k: v for k, v in json.loads(line).items() if k in ('step', 'loss', 'lr', 'eval_loss')})
-        log.finish()
-    runs = sorted(read_all(folder / 'runs'), key=lambda run: run.name)
+        _write_log(logs / name, config)
+    runs = sorted(read_all(logs), key=lambda run: run.name)
     how = 'fsdl runs compare runs'
     return [
         Block('table', 'Two runs', compare(runs), how),
@@ -175,35 +190,38 @@ def _track(t, folder):
     ]
 
 # %% ../../nbs/app/03_tour.ipynb #bf55c5b3
-def _ship(t, folder):
-    "Export the run with the lower loss, and verify the file"
-    import torch
+def _trained(weights):
+    "The shrunken model with the weights of a file"
     from safetensors.torch import load_file
 
     from fsdl_tools.models.gpt import GPT
+
+    model = GPT('gpt-tiny')
+    model.load_state_dict(load_file(weights))
+    return model.eval()
+
+
+def _ship(t, folder):
+    "Export the run with the lower loss, and verify the file"
+    import torch
+
     from fsdl_tools.onnx.export import export
 
-    losses = {name: _last_loss(config) for name, config in _configs(t, folder).items()}
+    losses = {name: _metrics(config)[-1]['loss'] for name, config in _configs(t, folder).items()}
     best = min(losses, key=losses.get)
-    model = GPT('gpt-tiny')
-    model.load_state_dict(load_file(folder / f'train-{best}' / 'model.safetensors'))
-    report = export(model.eval(), folder / 'model.onnx', dict(x=torch.arange(32).reshape(2, 16)))
+    model = _trained(folder / f'train-{best}' / 'model.safetensors')
+    report = export(model, folder / 'model.onnx', dict(x=torch.arange(32).reshape(2, 16)))
     how = f"export(GPT with the weights of train-{best}, 'model.onnx', dict(x=ids))"
     word = 'yes' if report.verified else 'no'
+    rows = [dict(what=name, value=str(getattr(report, name))) for name in _shown]
     return [
         Block('figure', 'Shipped', f'{best}, {human_bytes(report.bytes)}', how),
         Block('figure', 'Verified', word, f'largest relative difference {report.max_rel:.0e}'),
-        Block('table', 'The file', Table([dict(what=k, value=str(getattr(report, k))) for k in _shown]), how),
+        Block('table', 'The file', Table(rows), how),
     ]
 
 
 _shown = ('source', 'opset', 'inputs', 'outputs', 'parameters', 'nodes', 'cures', 'verified')
-
-
-def _last_loss(config):
-    "The loss of a run's last step"
-    lines = Path(config.folder, 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
-    return json.loads(lines[-1])['loss']
 
 # %% ../../nbs/app/03_tour.ipynb #113ac94f
 _stages = {
@@ -252,6 +270,24 @@ def _claim_folder(t, folder):
     t.to_json(mine)
 
 
+def _stage(t, folder, number, name, say):
+    "The blocks of a stage: kept from before, or made now"
+    kept = folder / f'{number}-{name}.json'
+    if not kept.exists():
+        started = time.monotonic()
+        made = [_to_plain(block) for block in _stages[name](t, folder)]
+        write_atomic(kept, json.dumps(made, indent=1))
+        say(f'{number} of {len(_stages)}  {_titles[name]} ({human_seconds(time.monotonic() - started)})')
+    return [_from_plain(d) for d in json.loads(kept.read_text(encoding='utf-8'))]
+
+
+def _command(t):
+    "The command that makes the tour again"
+    usual = Tour()
+    options = [f'--{k} {v}' for k, v in t.to_dict().items() if v != getattr(usual, k)]
+    return ' '.join(['fsdl tour', *options])
+
+
 def tour(
     folder='tour',  # For the results and the report; a tour that was stopped there goes on
     settings: Tour = None,  # What it is about; default: Tour()
@@ -261,14 +297,8 @@ def tour(
     t, folder, say = settings or Tour(), Path(folder).resolve(), report or (lambda line: None)
     _claim_folder(t, folder)
     blocks = []
-    for number, (name, stage) in enumerate(_stages.items(), 1):
-        kept = folder / f'{number}-{name}.json'
-        if not kept.exists():
-            started = time.monotonic()
-            write_atomic(kept, json.dumps([_to_plain(block) for block in stage(t, folder)], indent=1))
-            say(f'{number} of {len(_stages)}  {_titles[name]} ({human_seconds(time.monotonic() - started)})')
-        found = [_from_plain(d) for d in json.loads(kept.read_text(encoding='utf-8'))]
-        blocks += [Block('note', f'{number}. {_titles[name]}', '', ''), *found]
-    command = ' '.join(f'--{k} {v}' for k, v in t.to_dict().items() if v != getattr(Tour(), k))
-    blocks.append(Block('note', 'All of it again', '', f'fsdl tour {command}'.strip()))
+    for number, name in enumerate(_stages, 1):
+        blocks.append(Block('note', f'{number}. {_titles[name]}', '', ''))
+        blocks += _stage(t, folder, number, name, say)
+    blocks.append(Block('note', 'All of it again', '', _command(t)))
     return Path(report_html(f'{t.model}, from a name to a file', blocks, folder / 'report.html'))

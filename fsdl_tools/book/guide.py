@@ -505,10 +505,10 @@ def guide(
     gpus: int = 8,  # How many are at hand
     batch: int = 512,  # Sequences (or images) of a step
     seq: int = None,  # Tokens of a sequence; default: the model's longest, at most 8,192
-    tokens: float = None,  # To train on; images for a model of images
-    within: float = None,  # Seconds until it must be done
+    tokens=None,  # To train on, for example 26B; images for a model of images
+    within=None,  # The deadline, for example 30d, or seconds
     seen_by: str = 'me',  # Who has to see the run: me, team, or cloud where it may leave the house
-    price: float = None,  # Dollars per GPU and hour; default: the median of the dated offers
+    price=None,  # Dollars per GPU and hour, for example 2.49; default: the median of the dated offers
     precision: str = 'bf16',  # One of layout_precisions
     framework: str = 'pytorch',  # Whose constants to use
 ) -> Guide:  # Raises ValueError for what cannot be meant

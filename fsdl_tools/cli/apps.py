@@ -6,17 +6,17 @@
 __all__ = []
 
 # %% ../../nbs/cli/05_app.ipynb #d2e6e859
-from typing import Annotated, Optional
+import ast, re
+from pathlib import Path
 import typer
-from .common import Json, app, say, show
+import fsdl_tools
+from .common import Argument, Json, command, definition_in, say, show
 
 # %% ../../nbs/cli/05_app.ipynb #b4578deb
-@app.command('app', rich_help_panel='The book')
+@command('app', 'The book')
 def _app_command(
-    port: Annotated[int, typer.Option(help='Port on this machine.')] = 8501,
-    host: Annotated[
-        str, typer.Option(help='Another address than 127.0.0.1 opens the app to the network.')
-    ] = '127.0.0.1',
+    port:int=8501,              # Port on this machine
+    host:str='127.0.0.1',       # Another address than 127.0.0.1 opens the app to the network
 ):
     """What can I train, on what, for how much? The answers in a browser.
 
@@ -28,50 +28,59 @@ def _app_command(
     raise typer.Exit(serve_app(port, host))
 
 # %% ../../nbs/cli/05_app.ipynb #fffb952d
-@app.command('claims', rich_help_panel='The book')
+def _check_again(id):
+    "Claims measured again: one by its name, or all that have a check"
+    from fsdl_tools.claims import claim, claims, recheck
+
+    if id != 'all':
+        return [recheck(claim(id))]
+    return [recheck(c) for c in claims() if c.check]
+
+def _table_of(what):
+    "A table about the claims, by its name; None where they shall be checked"
+    from fsdl_tools.book.claims_page import lines_table, links_table, systems_table
+    from fsdl_tools.claims import claims
+    from fsdl_tools.core import one_of
+    from fsdl_tools.table import Table
+
+    listed = lambda: Table(claims(), columns=['id', 'words', 'verdict', 'conditions', 'date'])
+    tables = dict(list=listed, check=lambda: None, systems=systems_table, links=links_table, lines=lines_table)
+    return tables[one_of('what to do', what, tables)]()
+
+@command('claims', 'The book')
 def _claims_command(
-    what: Annotated[str, typer.Argument(help='list, check, systems, links or lines.')] = 'list',
-    id: Annotated[str, typer.Argument(help='With check: the claim, or all.')] = 'all',
-    as_json: Json = False,
+    what:Argument[str]='list',  # list, check, systems, links or lines
+    id:Argument[str]='all',     # With check: the claim, or all
+    as_json:Json=False,
 ):
     """Every sentence of the lecture that can be wrong, measured again; and what became of every system.
 
     Examples: `fsdl claims`, `fsdl claims check only-one-gpu-active`, `fsdl claims systems`,
     `fsdl claims links`, `fsdl claims lines`
     """
-    from fsdl_tools.book.claims_page import lines_table, links_table, systems_table
-    from fsdl_tools.claims import claim, claims, recheck
-    from fsdl_tools.core import one_of
     from fsdl_tools.table import Table
 
-    tables = dict(systems=systems_table, links=links_table, lines=lines_table)
-    if one_of('what to do', what, ('list', 'check', *tables)) in tables:
-        return show(tables[what](), as_json)
-    if what == 'list':
-        return show(Table(claims(), columns=['id', 'words', 'verdict', 'conditions', 'date']), as_json)
-    found = [recheck(c) for c in (claims() if id == 'all' else [claim(id)]) if c.check or id != 'all']
-    show(Table(found), as_json)
-    raise typer.Exit(int(not all(r.stands for r in found)))
+    if (found := _table_of(what)) is not None:
+        return show(found, as_json)
+    checked = _check_again(id)
+    show(Table(checked), as_json)
+    raise typer.Exit(int(not all(r.stands for r in checked)))
 
 # %% ../../nbs/cli/05_app.ipynb #9b1d0004
-@app.command('guide', rich_help_panel='Decide')
+@command('guide', 'Decide', like='book.guide:guide')
 def _guide_command(
-    model: Annotated[
-        str, typer.Argument(help='gpt2-xl, llama-3.1-8b …, an architecture of timm or transformers, or a config.json.')
-    ],
-    gpu: Annotated[str, typer.Option(help='The GPU, for example "RTX 3090".')] = 'A100-SXM-80GB',
-    gpus: Annotated[int, typer.Option(help='How many are at hand.')] = 8,
-    batch: Annotated[int, typer.Option(help='Sequences (or images) of a step.')] = 512,
-    seq: Annotated[
-        Optional[int], typer.Option(help='Tokens of a sequence; default: the longest, at most 8,192.')
-    ] = None,
-    tokens: Annotated[str, typer.Option(help='To train on, for example 26B; images for a model of images.')] = '',
-    within: Annotated[str, typer.Option(help='The deadline, for example 30d.')] = '',
-    seen_by: Annotated[str, typer.Option(help='Who has to see the run: me, team or cloud.')] = 'me',
-    price: Annotated[Optional[str], typer.Option(help='Dollars per GPU and hour, for example 2.49.')] = None,
-    precision: Annotated[str, typer.Option(help='bf16, fp16, amp_bf16, fp8, fp32.')] = 'bf16',
-    save: Annotated[Optional[str], typer.Option(help='Write the plan to this JSON file.')] = None,
-    as_json: Json = False,
+    model:str,                  # gpt2-xl, llama-3.1-8b …, an architecture of timm or transformers, or a config.json
+    gpu:str='A100-SXM-80GB',    # The GPU, for example "RTX 3090"
+    gpus:int=8,
+    batch:int=512,
+    seq:int=None,
+    tokens:str='',
+    within:str='',
+    seen_by:str='me',
+    price:str=None,
+    precision:str='bf16',       # bf16, fp16, amp_bf16, fp8, fp32
+    save:str=None,              # Write the plan to this JSON file
+    as_json:Json=False,
 ):
     """Does it fit on one GPU, and if not, what then? Asked step by step, with a figure and a chapter for each.
 
@@ -79,11 +88,8 @@ def _guide_command(
     `fsdl guide resnet50 --gpu A100-SXM-40GB --gpus 4 --batch 1024`
     """
     from fsdl_tools.book.guide import guide
-    from fsdl_tools.core import parse_count, parse_seconds
 
-    work = parse_count(tokens) if tokens else None
-    time = parse_seconds(within) if within else None
-    found = guide(model, gpu, gpus, batch, seq, work, time, seen_by, price, precision)
+    found = guide(model, gpu, gpus, batch, seq, tokens or None, within or None, seen_by, price, precision)
     if save is not None:
         if found.plan is None:
             raise ValueError(f'there is no plan to save: {found.advice}')
@@ -102,38 +108,59 @@ def _exported():
                 yield module, file, name
 
 
-def _definition(file, name):
-    "The source of a name from its first line to the end of its docstring, and that docstring"
-    import ast
-    from pathlib import Path
-    import fsdl_tools
-
-    text = (Path(fsdl_tools.__file__).parent.parent / file).read_text(encoding='utf-8')
-    node = ast.parse(text)
-    for part in name.split('.'):
-        found = [n for n in node.body if getattr(n, 'name', '') == part]
-        if not found:
-            return '', ''                   # a method that stands elsewhere
-        node = found[0]
-    said = ast.get_docstring(node) or ''
-    last = node.body[0].end_lineno if said else node.lineno
-    return '\n'.join(text.splitlines()[node.lineno - 1 : last]), said
+def _source(file):
+    "The text of a module"
+    return (Path(fsdl_tools.__file__).parent.parent / file).read_text(encoding='utf-8')
 
 
 def _chapter(file):
     "The notebook that a module is made from"
-    import re
-    from pathlib import Path
-    import fsdl_tools
-
-    head = (Path(fsdl_tools.__file__).parent.parent / file).read_text(encoding='utf-8')[:600]
-    return re.search(r'File to edit: (?:\.\./)+(\S+\.ipynb)', head)[1]
+    return re.search(r'File to edit: (?:\.\./)+(\S+\.ipynb)', _source(file)[:600])[1]
 
 
-@app.command('docs', rich_help_panel='The book')
+def _docstring(file, name):
+    "What a name says of itself; nothing for a method that stands elsewhere"
+    node = definition_in(_source(file), name)
+    return (node and ast.get_docstring(node)) or ''
+
+
+def _head(file, name):
+    "The source of a name from its first line to the end of its docstring"
+    source = _source(file)
+    node = definition_in(source, name)
+    if node is None:
+        return ''
+    last = node.body[0].end_lineno if ast.get_docstring(node) else node.lineno
+    return '\n'.join(source.splitlines()[node.lineno - 1 : last])
+
+
+def _entries(words):
+    "Entries of exported names that are the words, or else have them in it"
+    every = list(_exported())
+    exact = [entry for entry in every if entry[2] == words]
+    near = exact or [entry for entry in every if words.lower() in entry[2].lower()]
+    if not near:
+        raise ValueError(f'no name has {words!r} in it: fsdl docs lists the chapters')
+    return near
+
+
+def _chapters():
+    "Modules and the chapters that they are made from"
+    files = dict.fromkeys((module, file) for module, file, _ in _exported())
+    return [dict(module=module, chapter=_chapter(file)) for module, file in files]
+
+
+def _first_lines(entries):
+    "Where each name stands, and the first line of what it says of itself"
+    for module, file, name in entries:
+        says = _docstring(file, name).partition('\n')[0]
+        yield dict(name=name, module=module, chapter=_chapter(file), says=says)
+
+
+@command('docs', 'The book')
 def _docs_command(
-    words: Annotated[str, typer.Argument(help='A name, or a part of one: search_models, ring, Gpu.find …')] = '',
-    as_json: Json = False,
+    words:Argument[str]='',     # A name, or a part of one: search_models, ring, Gpu.find …
+    as_json:Json=False,
 ):
     """What a name of the library means, and which chapter explains it; without a name, the chapters that export any.
 
@@ -141,29 +168,20 @@ def _docs_command(
     """
     from fsdl_tools.table import Table
 
-    every = list(_exported())
-    exact = [entry for entry in every if entry[2] == words]
-    near = exact or [entry for entry in every if words.lower() in entry[2].lower()]
-    if not near:
-        raise ValueError(f'no name has {words!r} in it: fsdl docs lists the chapters')
     if not words:
-        files = dict.fromkeys((module, file) for module, file, _ in every)
-        return show(Table([dict(module=module, chapter=_chapter(file)) for module, file in files]), as_json)
-    rows = [dict(name=n, module=m, chapter=_chapter(f), says=_definition(f, n)[1]) for m, f, n in near]
-    for row in rows:
-        row['says'] = row['says'].partition('\n')[0]
-    if exact and not as_json:
-        for module, file, name in exact:
-            say(f'# from {module} import {name.partition(".")[0]}   ({_chapter(file)})')
-            say(_definition(file, name)[0])
-        return
-    show(Table(rows), as_json)
+        return show(Table(_chapters()), as_json)
+    found = _entries(words)
+    if as_json or found[0][2] != words:
+        return show(Table(_first_lines(found)), as_json)
+    for module, file, name in found:
+        say(f'# from {module} import {name.partition(".")[0]}   ({_chapter(file)})')
+        say(_head(file, name))
 
 # %% ../../nbs/cli/05_app.ipynb #9b1d0007
-@app.command('data', rich_help_panel='The book')
+@command('data', 'The book')
 def _data_command(
-    words: Annotated[str, typer.Argument(help='Only tables that have this in their name or description.')] = '',
-    as_json: Json = False,
+    words:Argument[str]='',     # Only tables that have this in their name or description
+    as_json:Json=False,
 ):
     """Every table of the library: its newest date, how old that is, and how it is renewed.
 
@@ -177,14 +195,14 @@ def _data_command(
     show(found, as_json)
 
 # %% ../../nbs/cli/05_app.ipynb #c5a51291
-@app.command('tour', rich_help_panel='The book')
+@command('tour', 'The book', like='app.tour:Tour')
 def _tour_command(
-    model: Annotated[str, typer.Option(help='A name that the planner knows.')] = 'gpt2-xl',
-    gpu: Annotated[str, typer.Option(help='Of the cluster to plan for.')] = 'A100-SXM-80GB',
-    gpus: Annotated[int, typer.Option(help='How many of them.')] = 8,
-    tokens: Annotated[str, typer.Option(help='To train on, for example 26B.')] = '26B',
-    budget: Annotated[str, typer.Option(help='Dollars; empty for any.')] = '1000',
-    out: Annotated[str, typer.Option(help='Folder for the results; a tour that was stopped there goes on.')] = 'tour',
+    model:str='gpt2-xl',
+    gpu:str='A100-SXM-80GB',
+    gpus:int=8,                 # How many of them
+    tokens:str='26B',           # To train on, for example 26B
+    budget:str='1000',
+    out:str='tour',             # Folder for the results; a tour that was stopped there goes on
 ):
     """The whole lecture as one run: choose, measure, plan, train, compare, ship; and a report of it.
 

@@ -6,11 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/cli/04_compute.ipynb #675d570e
-from typing import Annotated, List, Optional
+from pathlib import Path
+from typing import Annotated
 import typer
 from .kept import Shown, answer_of, kept_answer
-from .common import Json, app, say, show
-from ..core import human_bytes, human_count, human_dollars, parse_bytes, parse_count, parse_seconds
+from .common import Argument, Json, command, say, show
+from ..core import human_bytes, human_count, human_dollars, parse_bytes, parse_count
 from ..table import Table
 
 # %% ../../nbs/cli/04_compute.ipynb #b1f2372f
@@ -47,70 +48,51 @@ def _check_lengths(model, seq, input_size):
     if input_size is not None and not is_factory(model) and reads_sequence(model):
         raise ValueError(f'--input-size is for models of images, and {model} reads text: --seq says how much')
 
-def _show_measured(model, batch, seq, input_size, recompute, kw, as_json):
+def _show_measured(model, batch, seq, input_size, recompute, how, as_json):
     "Run the step on tensors without data, and show what it kept"
-    from fsdl_tools.memory import measure as mem
-    from fsdl_tools.memory import predict
-    m, inputs = predict.load(model, batch, seq, _images(batch, input_size))
-    show(mem.summary(mem.measure(m, inputs, recompute=mem.blocks_of(m) if recompute else (), **kw)), as_json)
+    from fsdl_tools.memory.measure import blocks_of, measure, summary
+    from fsdl_tools.memory.predict import load
+    built, inputs = load(model, batch, seq, _images(batch, input_size))
+    recomputed = blocks_of(built) if recompute else ()
+    show(summary(measure(built, inputs, recompute=recomputed, **how)), as_json)
 
-def _predicted(model, batch, fit, lora, bits, kw):
+def _predicted(model, batch, fit, lora, bits, input_size, **how):
     "The answer to a question about memory: its JSON, and the texts of its table"
-    from fsdl_tools.memory import predict
-    built, kw = _with_adapters(model, lora, bits), dict(kw)
-    kw['inputs'] = _images(batch, kw.pop('input_size'))
+    from fsdl_tools.memory.predict import breakdown, largest_batch
+    built = _with_adapters(model, lora, bits)
+    how['inputs'] = _images(batch, input_size)
     if not fit:
-        found = predict.breakdown(built, batch, **kw)
+        found = breakdown(built, batch, **how)
         return answer_of(found._page(), found.to_json())
     size = _memory_size(fit)
-    row = dict(model=model, memory=size, largest_batch=predict.largest_batch(built, size, **kw))
+    row = dict(model=model, memory=size, largest_batch=largest_batch(built, size, **how))
     return answer_of(Table([row], formats=dict(memory=human_bytes)))
 
-def _show_prediction(model, batch, fit, lora, bits, kw, as_json):
+def _show_prediction(asked, as_json):
     "Show a prediction: kept from an earlier time, or computed"
-    asked = dict(model=model, batch=batch, fit=fit, lora=lora, bits=bits, **kw)
-    compute = lambda: _predicted(model, batch, fit, lora, bits, kw)
     from fsdl_tools.models.architectures import is_factory
+    model, compute = asked['model'], lambda: _predicted(**asked)
     own = is_factory(model)                                             # its code may be another the next time
     found = compute() if own else kept_answer('memory', asked, compute, ('torch', 'timm', 'transformers'), [model])
     show(Shown(found), as_json)
 
-@app.command('memory', rich_help_panel='Decide')
+@command('memory', 'Decide', like='memory.predict:breakdown')
 def _memory(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help='Architecture of timm, type or class of transformers, path to a config.json, '
-            'or package.module:function.'
-        ),
-    ],
-    batch: Annotated[int, typer.Option(help='Samples of a step.')] = 8,
-    seq: Annotated[
-        Optional[int], typer.Option(help='Tokens, for models of text. Default: 1024, or the longest the model takes.')
-    ] = None,
-    input_size: Annotated[
-        Optional[str], typer.Option(help='Size of the images, for a model of your own: 224 or 3x224x224.')
-    ] = None,
-    precision: Annotated[str, typer.Option(help='fp32, amp (autocast to bf16) or bf16.')] = 'fp32',
-    optimizer: Annotated[
-        str, typer.Option(help='sgd, momentum, adam, adamw, adafactor, adamw8bit or mixed (fp32 master copy).')
-    ] = 'adamw',
-    recompute: Annotated[bool, typer.Option('--recompute', help='Recompute the activations of every block.')] = False,
-    accumulation: Annotated[int, typer.Option(help='Micro-batches the batch is cut into.')] = 1,
-    kernels: Annotated[
-        Optional[str], typer.Option(help='Whose kernels to assume: cuda or cpu. Default: cuda.')
-    ] = None,
-    lora: Annotated[
-        Optional[int], typer.Option(min=1, help='Train adapters of this rank beside frozen weights (LoRA).')
-    ] = None,
-    bits: Annotated[int, typer.Option(help='With --lora: frozen weights in 16 bits, or in 4 (QLoRA).')] = 16,
-    fit: Annotated[
-        Optional[str], typer.Option(help='Say the largest batch that fits into so much memory, for example 24GiB.')
-    ] = None,
-    measured: Annotated[
-        bool, typer.Option('--measure', help='Run the step on tensors without data instead of predicting it.')
-    ] = False,
-    as_json: Json = False,
+    model:str,  # Architecture of timm, type or class of transformers, path to a config.json, or package.module:function
+    batch:int=8,                                # Samples of a step
+    seq:int=None,
+    input_size:str=None,                        # Size of the images, for a model of your own: 224 or 3x224x224
+    precision:str='fp32',                       # fp32, amp (autocast to bf16) or bf16
+    optimizer:str='adamw',  # sgd, momentum, adam, adamw, adafactor, adamw8bit or mixed (fp32 master copy)
+    recompute:bool=False,                       # Recompute the activations of every block
+    accumulation:int=1,
+    kernels:str=None,                           # Whose kernels to assume: cuda or cpu. Default: cuda
+    lora:Annotated[int, typer.Option(min=1)]=None, # Train adapters of this rank beside frozen weights (LoRA)
+    bits:int=16,                                # With --lora: frozen weights in 16 bits, or in 4 (QLoRA)
+    fit:str=None,                               # Say the largest batch that fits into so much memory, for example 24GiB
+    # Run the step on tensors without data instead of predicting it
+    measured:Annotated[bool, typer.Option('--measure')]=False,
+    as_json:Json=False,
 ):
     """What a training step keeps in GPU memory, by category.
 
@@ -119,101 +101,18 @@ def _memory(
     `fsdl memory llama --batch 1 --precision bf16 --lora 16 --bits 4`
     """
     _check_lengths(model, seq, input_size)
-    kw = dict(precision=precision, optimizer=optimizer, accumulation=accumulation)
+    how = dict(precision=precision, optimizer=optimizer, accumulation=accumulation)
     if measured:
         if fit:
             raise ValueError('--fit searches among predictions: leave --measure away')
         if kernels not in (None, 'cpu'):
             raise ValueError("--measure runs the CPU's kernels: leave --kernels away")
         adapted = _with_adapters(model, lora, bits)
-        return _show_measured(adapted, batch, seq, input_size, recompute, kw, as_json)
-    kw |= dict(seq=seq, input_size=input_size, recompute=recompute, kernels=kernels or 'cuda')
-    _show_prediction(model, batch, fit, lora, bits, kw, as_json)
+        return _show_measured(adapted, batch, seq, input_size, recompute, how, as_json)
+    how |= dict(seq=seq, input_size=input_size, recompute=recompute, kernels=kernels or 'cuda')
+    _show_prediction(dict(model=model, batch=batch, fit=fit, lora=lora, bits=bits, **how), as_json)
 
 # %% ../../nbs/cli/04_compute.ipynb #1895403f
-@app.command('plan', rich_help_panel='Decide')
-def _plan_command(
-    model: Annotated[
-        Optional[str],
-        typer.Argument(
-            help='A model: gpt2-xl, llama-3.1-8b …, an architecture of timm or transformers, '
-            'or the path of a config.json. The word calibrate: fit a cluster to RUNS.'
-        ),
-    ] = None,
-    runs: Annotated[
-        Optional[str], typer.Argument(help='After calibrate: a CSV of measured runs, step_time_s among its columns.')
-    ] = None,
-    gpu: Annotated[str, typer.Option(help='The GPU, for example A100-SXM-80GB.')] = 'H100-SXM-80GB',
-    gpus: Annotated[int, typer.Option(help='How many.')] = 8,
-    gpus_per_node: Annotated[
-        Optional[int], typer.Option(help='How many share NVLink. Default: what joins GPUs of this kind.')
-    ] = None,
-    global_batch: Annotated[int, typer.Option(help='Sequences (or images) of a step.')] = 512,
-    seq: Annotated[
-        Optional[int], typer.Option(help='Tokens of a sequence; default: the model’s longest, at most 8,192.')
-    ] = None,
-    layout: Annotated[
-        str, typer.Option(help='Estimate this one instead of searching: dp8,tp1,pp1,zero=1,micro_batch=4.')
-    ] = '',
-    framework: Annotated[
-        Optional[str],
-        typer.Option(help='Whose constants: nanotron, transformers … Default: as --layout says, or pytorch.'),
-    ] = None,
-    precision: Annotated[
-        Optional[str], typer.Option(help='bf16, fp16, amp_bf16, fp8, fp32. Default: as --layout says, or bf16.')
-    ] = None,
-    uneven: Annotated[bool, typer.Option(help='May stages have different numbers of layers?')] = True,
-    lora_rank: Annotated[
-        Optional[int], typer.Option(help='Rank of adapters on frozen weights. Default: every weight is trained.')
-    ] = None,
-    calibration: Annotated[
-        Optional[str], typer.Option(help='Constants of your cluster, a file that fsdl plan calibrate wrote.')
-    ] = None,
-    price: Annotated[Optional[str], typer.Option(help='Dollars per GPU and hour, for example 2.49.')] = None,
-    tokens: Annotated[
-        str, typer.Option(help='Also say how long and how much it takes to train on so many tokens, for example 300B.')
-    ] = '',
-    rows: Annotated[int, typer.Option('-n', help='How many layouts of a search to show.')] = 8,
-    save: Annotated[Optional[str], typer.Option(help='Write the best estimate to this JSON file.')] = None,
-    batch: Annotated[Optional[str], typer.Option(help='A CSV of configurations: predict every row.')] = None,
-    out: Annotated[Optional[str], typer.Option(help='With --batch: write the predictions here.')] = None,
-    as_json: Json = False,
-):
-    """Memory, time and price of training a model, for one layout or the best of all.
-
-    Examples: `fsdl plan llama-3.1-8b --gpu H100 --gpus 64`, `fsdl plan calibrate runs.csv --save mine.json`
-    """
-    if model == 'calibrate':
-        return _calibrate(runs, save, as_json)
-    if runs:
-        raise ValueError(f'{runs!r} follows no calibrate: name one model')
-    mine = calibration and _read_calibration(calibration)
-    if batch:
-        return _predict_table(batch, out, as_json, mine)
-    if out:
-        raise ValueError('--out belongs to --batch: an estimate is written by --save')
-    if not model:
-        raise ValueError('name a model, or give a table with --batch')
-    from fsdl_tools.compute.gpus import Cluster
-    from fsdl_tools.compute.search import best_plan
-    found, e = best_plan(
-        model,
-        Cluster(gpu, gpus, gpus_per_node, gpu_hour=price),
-        global_batch,
-        seq,
-        layout,
-        framework,
-        precision,
-        uneven,
-        calibration=mine,
-        **({} if lora_rank is None else dict(lora_rank=lora_rank)),
-    )
-    if save is not None:
-        e.to_json(save)
-    if as_json:
-        return show(e, True)
-    _show_plan(found, e, rows, tokens)
-
 def _read_calibration(path):
     "Constants of a cluster from a file"
     from fsdl_tools.compute.calibrate import Calibration
@@ -221,7 +120,6 @@ def _read_calibration(path):
 
 def _calibrate(runs, save, as_json):
     "Fit constants to measured runs"
-    from pathlib import Path
     from fsdl_tools.compute.calibrate import fit_cluster_file
     if not runs:
         raise ValueError('name a table of measured runs: fsdl plan calibrate runs.csv --save mine.json')
@@ -238,23 +136,33 @@ def _show_gain(what, n, before, after):
     if n:
         typer.echo(f'{n} {what} were off by {before:.1%}; calibrated by the others, by {after:.1%}.')
 
-def _predict_table(batch, out, as_json, calibration=None):
-    "Predict every row of a table of configurations"
-    from fsdl_tools.compute.validation import batch_outputs, plan_batch, read_runs, unknown_columns
-    done = plan_batch(batch, out, calibration)
-    for name, near in unknown_columns((read_runs(batch) or [{}])[0]).items():
+def _warn_of_columns(path):
+    "Say which columns of a table no prediction looks at"
+    from fsdl_tools.compute.validation import read_runs, unknown_columns
+    rows = read_runs(path) or [{}]
+    for name, near in unknown_columns(rows[0]).items():
         alike = f': did you mean {" or ".join(near)}?' if near else ''
         typer.echo(f'no prediction looks at the column {name!r}{alike}', err=True)
+
+def _predict_table(path, out, as_json, calibration=None):
+    "Predict every row of a table of configurations"
+    from fsdl_tools.compute.validation import batch_outputs, plan_batch
+    done = plan_batch(path, out, calibration)
+    _warn_of_columns(path)
     if out and not as_json:
         wrong = sum(bool(r['error']) for r in done)
         return say(f'{len(done):,} rows, {wrong:,} with a reason in the column error: {out}')
     return show(Table(done, columns=batch_outputs), as_json)
 
-def _between(e, tokens):
-    "The interval of a cost, where there is one"
-    if e.step_low is None:
+def _said_of_cost(e, tokens):
+    "What so many tokens cost, and the interval where there is one; nothing for a cluster without a price"
+    if e.price is None:
         return ''
-    return f' ({" to ".join(map(human_dollars, e.cost_between(tokens)))} in 8 of 10 runs)'
+    said = f' and {human_dollars(e.cost(tokens))}'
+    if e.step_low is None:
+        return said
+    low, high = e.cost_between(tokens)
+    return f'{said} ({human_dollars(low)} to {human_dollars(high)} in 8 of 10 runs)'
 
 def _show_plan(found, e, rows, tokens=''):
     "The best layouts of a search, the estimate, what is near, why the winner wins, and what tokens take"
@@ -268,25 +176,98 @@ def _show_plan(found, e, rows, tokens=''):
         say(explain(found))
     if tokens:
         n = parse_count(tokens)
-        dollars = '' if e.price is None else f' and {human_dollars(e.cost(n))}{_between(e, n)}'
-        typer.echo(f'{human_count(n)} tokens take {e.days(n):,.1f} days{dollars}.')
+        typer.echo(f'{human_count(n)} tokens take {e.days(n):,.1f} days{_said_of_cost(e, n)}.')
+
+def _check_asked(model, runs, batch, out):
+    "Refuse words that do not go together, and no words at all"
+    if runs:
+        raise ValueError(f'{runs!r} follows no calibrate: name one model')
+    if out and not batch:
+        raise ValueError('--out belongs to --batch: an estimate is written by --save')
+    if not (model or batch):
+        raise ValueError('name a model, or give a table with --batch')
+
+@command('plan', 'Decide', like='compute.planner:estimate')
+def _plan_command(
+    # A model: gpt2-xl, llama-3.1-8b …, an architecture of timm or transformers, or the path of a config.json. The word
+    # calibrate: fit a cluster to RUNS
+    model:Argument[str]=None,
+    runs:Argument[str]=None,                    # After calibrate: a CSV of measured runs, step_time_s among its columns
+    gpu:str='H100-SXM-80GB',                    # The GPU, for example A100-SXM-80GB
+    gpus:int=8,                                 # How many
+    gpus_per_node:int=None,                     # How many share NVLink. Default: what joins GPUs of this kind
+    global_batch:int=512,
+    seq:int=None,
+    layout:str='',                # Estimate this one instead of searching: dp8,tp1,pp1,zero=1,micro_batch=4
+    framework:str=None,           # Whose constants: nanotron, transformers … Default: as --layout says, or pytorch
+    precision:str=None,           # bf16, fp16, amp_bf16, fp8, fp32. Default: as --layout says, or bf16
+    uneven:bool=True,
+    lora_rank:int=None,           # Rank of adapters on frozen weights. Default: every weight is trained
+    calibration:str=None,         # Constants of your cluster, a file that fsdl plan calibrate wrote
+    price:str=None,               # Dollars per GPU and hour, for example 2.49
+    tokens:str='',  # Also say how long and how much it takes to train on so many tokens, for example 300B
+    rows:Annotated[int, typer.Option('-n')]=8,  # How many layouts of a search to show
+    save:str=None,                              # Write the best estimate to this JSON file
+    batch:str=None,                             # A CSV of configurations: predict every row
+    out:str=None,                               # With --batch: write the predictions here
+    as_json:Json=False,
+):
+    """Memory, time and price of training a model, for one layout or the best of all.
+
+    Examples: `fsdl plan llama-3.1-8b --gpu H100 --gpus 64`, `fsdl plan calibrate runs.csv --save mine.json`
+    """
+    if model == 'calibrate':
+        return _calibrate(runs, save, as_json)
+    _check_asked(model, runs, batch, out)
+    mine = calibration and _read_calibration(calibration)
+    if batch:
+        return _predict_table(batch, out, as_json, mine)
+    from fsdl_tools.compute.gpus import Cluster
+    from fsdl_tools.compute.search import best_plan
+    cluster = Cluster(gpu, gpus, gpus_per_node, gpu_hour=price)
+    adapters = {} if lora_rank is None else dict(lora_rank=lora_rank)
+    found, e = best_plan(
+        model, cluster, global_batch, seq, layout, framework, precision, uneven, calibration=mine, **adapters
+    )
+    if save is not None:
+        e.to_json(save)
+    if as_json:
+        return show(e, True)
+    _show_plan(found, e, rows, tokens)
 
 # %% ../../nbs/cli/04_compute.ipynb #930f2812
-@app.command('gpus', rich_help_panel='Decide')
+def _checked_peak(names, stated, precision):
+    "What a stated peak of one GPU means, as a table"
+    from fsdl_tools.compute.gpus import explain_peak, find
+    if not names or len(names) != 1:
+        raise ValueError('--check needs the name of one GPU')
+    gpu = find(names[0])
+    meaning = explain_peak(gpu, stated, precision)
+    return Table([dict(gpu=gpu.name, stated=stated, precision=precision, meaning=meaning)])
+
+def _some_gpus(names, vendor, memory):
+    "GPUs of these names, or all; of one maker, and with so much memory"
+    from fsdl_tools.core import one_of
+    from fsdl_tools.compute.gpus import find, gpus
+    known = gpus()
+    if vendor:
+        one_of('vendor', vendor, sorted({g.vendor for g in known}))
+    least = _memory_size(memory)
+    asked = [find(name) for name in names] if names else known
+    found = [g for g in asked if g.memory >= least and vendor in ('', g.vendor)]
+    if not found:
+        raise ValueError(f'no GPU has {memory} or more')
+    return found
+
+@command('gpus', 'Decide')
 def _gpus_command(
-    names: Annotated[
-        Optional[List[str]],
-        typer.Argument(
-            help='GPUs to show, for example H100 or A100-SXM-80GB; one name shows everything known about it.'
-        ),
-    ] = None,
-    vendor: Annotated[str, typer.Option(help='Only this maker.')] = '',
-    memory: Annotated[str, typer.Option(help='Only those with at least this much, for example 40GB.')] = '0',
-    check: Annotated[
-        Optional[float], typer.Option(help='A peak in TFLOP/s that somebody states for the GPU: say what it means.')
-    ] = None,
-    precision: Annotated[str, typer.Option(help='Of that peak.')] = 'bf16',
-    as_json: Json = False,
+    # GPUs to show, for example H100 or A100-SXM-80GB; one name shows everything known about it
+    names:Argument[list[str]]=None,
+    vendor:str='',                              # Only this maker
+    memory:str='0',                             # Only those with at least this much, for example 40GB
+    check:float=None,                           # A peak in TFLOP/s that somebody states for the GPU: say what it means
+    precision:str='bf16',                       # Of that peak
+    as_json:Json=False,
 ):
     """Accelerators: memory, bandwidth, dense peaks, what was measured.
 
@@ -294,122 +275,47 @@ def _gpus_command(
     `fsdl gpus H100 A100-SXM-80GB`,
     `fsdl gpus H100 --check 1979`
     """
-    from fsdl_tools.core import one_of
-    from fsdl_tools.compute.gpus import explain_peak, find, gpu_table, gpus
+    from fsdl_tools.compute.gpus import find, gpu_table
     if check is not None:
-        if not names or len(names) != 1:
-            raise ValueError('--check needs the name of one GPU')
-        rows = Table(
-            [
-                dict(
-                    gpu=find(names[0]).name,
-                    stated=check,
-                    precision=precision,
-                    meaning=explain_peak(names[0], check, precision),
-                )
-            ]
-        )
-        return show(rows, as_json)
+        return show(_checked_peak(names, check, precision), as_json)
     if names and len(names) == 1:
         return show(find(names[0]), as_json)
-    if vendor:
-        one_of('vendor', vendor, sorted({g.vendor for g in gpus()}))
-    found = [
-        g
-        for g in (map(find, names) if names else gpus())
-        if g.memory >= _memory_size(memory) and vendor in ('', g.vendor)
-    ]
-    if not found:
-        raise ValueError(f'no GPU has {memory} or more')
-    show(gpu_table(found), as_json)
+    show(gpu_table(_some_gpus(names, vendor, memory)), as_json)
 
 # %% ../../nbs/cli/04_compute.ipynb #5c7b6c4c
-@app.command('cost', rich_help_panel='Decide')
+@command('cost', 'Decide', like='compute.cost:prices compute.cost:pick_offers compute.cost:price_experiment')
 def _cost_command(
-    model: Annotated[
-        str, typer.Option(help='A benchmarked model: bert-large, bert-base, resnet50, gnmt, ssd …')
-    ] = 'bert-large',
-    task: Annotated[str, typer.Option(help='Its task, where it has several: squad.')] = '',
-    samples: Annotated[
-        Optional[str],
-        typer.Option(
-            help='Sequences, images or tokens to train on, for example 10M; '
-            'default: what the suite’s reference machine does in its hours.'
-        ),
-    ] = None,
-    params: Annotated[
-        Optional[str], typer.Option(help='Instead of a benchmark: parameters of a language model, for example 1.3B …')
-    ] = None,
-    tokens: Annotated[Optional[str], typer.Option(help='… its tokens, for example 26B …')] = None,
-    mfu: Annotated[float, typer.Option(help='… and the share of the bf16 peak that it reaches.')] = 0.4,
-    suite: Annotated[str, typer.Option(help='Year of the benchmarks: 2022, 2023 or 2025.')] = '2023',
-    precision: Annotated[str, typer.Option(help='fp16 or fp32.')] = 'fp16',
-    from_: Annotated[
-        Optional[str],
-        typer.Option('--from', help='A price list of your own: CSV with provider, gpu, gpus, usd_per_hour.'),
-    ] = None,
-    since: Annotated[str, typer.Option(help='Only prices from this day on.')] = '2026',
-    gpu: Annotated[str, typer.Option(help='Only this GPU.')] = '',
-    provider: Annotated[str, typer.Option(help='Only this provider.')] = '',
-    tier: Annotated[str, typer.Option(help='on-demand, spot, reserved or all.')] = 'on-demand',
-    spot_mtbf: Annotated[str, typer.Option(help='Mean time between interruptions of a spot machine.')] = '12h',
-    within: Annotated[str, typer.Option(help='Only experiments that end within this time, for example 24h.')] = '',
-    best: Annotated[
-        bool, typer.Option('--frontier', help='Only offers that no other beats in both time and dollars.')
-    ] = False,
-    rows: Annotated[int, typer.Option('-n', help='How many rows.')] = 15,
-    as_json: Json = False,
+    model:str='bert-large',
+    task:str='',
+    samples:str=None,
+    params:str=None,
+    tokens:str=None,
+    mfu:float=0.4,
+    suite:str='2023',
+    precision:str='fp16',
+    # A price list of your own: CSV with provider, gpu, gpus, usd_per_hour
+    from_:Annotated[str, typer.Option('--from')]=None,
+    since:str='2026',
+    gpu:str='',
+    provider:str='',
+    tier:str='on-demand',
+    spot_mtbf:str='12h',
+    within:str='',
+    best:Annotated[bool, typer.Option('--frontier')]=False, # Only offers that no other beats in both time and dollars
+    rows:Annotated[int, typer.Option('-n')]=15,             # How many rows
+    as_json:Json=False,
 ):
     """What an experiment costs: price times measured time, for every offer.
 
     Examples: `fsdl cost --model bert-large --task squad --frontier`,
     `fsdl cost --params 1.3B --tokens 26B --within 30d`
     """
-    from fsdl_tools.core import one_of
-    from fsdl_tools.compute.cost import (
-        price_age,
-        cost_table,
-        experiments,
-        frontier,
-        priced,
-        prices,
-        read_prices,
-        task_named,
-        tiers,
-        transformer_seconds,
+    from fsdl_tools.compute.cost import cost_table, frontier, pick_offers, price_age
+    from fsdl_tools.compute.cost import price_experiment, prices, read_prices
+    offers = pick_offers(read_prices(from_) if from_ else prices(since), tier, provider, gpu)
+    done, said = price_experiment(
+        offers, model, task, samples, params, tokens, mfu, suite, precision, spot_mtbf, within
     )
-    from fsdl_tools.compute.gpus import find, suites
-    year = f'Lambda {one_of("suite", suite, [s.split()[1] for s in suites])}'
-    offers = read_prices(from_) if from_ else prices(since)
-    one_of('tier', tier, [*tiers, 'all'])
-    if provider:
-        one_of('provider', provider, sorted({o.provider for o in offers}))
-    offers = [
-        o
-        for o in offers
-        if tier in ('all', o.tier) and provider in ('', o.provider) and (not gpu or o.gpu == find(gpu).name)
-    ]
-    if bool(params) != bool(tokens):
-        raise ValueError('--params and --tokens belong together')
-    mtbf = parse_seconds(spot_mtbf)
-    if params:
-        n, t = parse_count(params), parse_count(tokens)
-        done, title = (
-            priced(offers, lambda o: transformer_seconds(o, n, t, mfu), mtbf),
-            f'{params} parameters, {tokens} tokens, {mfu:.0%} of the bf16 peak',
-        )
-        if not done:
-            raise ValueError(f'none of {len(offers)} offers can hold {params} parameters in training, or none has bf16')
-    else:
-        name = task_named(model, task, year)
-        done, title = (
-            experiments(offers, name, samples and parse_count(samples), precision, year, spot_mtbf=mtbf),
-            f'{name}, {precision}, benchmarks of {year}',
-        )
-    if within:
-        done = [e for e in done if e.wall_hours * 3600 <= parse_seconds(within)]
-    if not done:
-        raise ValueError(f'no offer ends within {within}')
     if best:
         done = frontier(done)
-    show(cost_table(done, rows, title, price_age([e.offer for e in done])), as_json)
+    show(cost_table(done, rows, said, price_age([e.offer for e in done])), as_json)

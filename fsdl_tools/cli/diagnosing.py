@@ -8,9 +8,9 @@ __all__ = []
 # %% ../../nbs/cli/05_diagnosing.ipynb #0026fff6
 import re
 from pathlib import Path
-from typing import Annotated, List
+from typing import Annotated
 import typer
-from .common import Json, app, show
+from .common import Json, command, show
 from ..core import theirs
 from ..files import read_limited
 
@@ -22,15 +22,13 @@ def _check_program(words):
         with theirs(f'{first} is no program of Python'):
             compile(read_limited(first, 2**26), first, 'exec')
 
-@app.command('diagnose', rich_help_panel='Train')
+@command('diagnose', 'Train', like='training.diagnose:diagnose')
 def _diagnose_command(
-    words: Annotated[
-        List[str], typer.Argument(help='A Chrome trace (.json, .json.gz), or after -- a command: python train.py …')
-    ],
-    repeats: Annotated[int, typer.Option(min=2, help='Runs for each number.')] = 3,
-    check: Annotated[bool, typer.Option(help='Run again with the first suspect taken out.')] = True,
-    trace: Annotated[str, typer.Option(help='Also write the Chrome trace of a run to this file.')] = '',
-    as_json: Json = False,
+    words:list[str],            # A Chrome trace (.json, .json.gz), or after -- a command: python train.py …
+    repeats:Annotated[int, typer.Option(min=2)]=3,
+    check:bool=True,
+    trace:str='',
+    as_json:Json=False,
 ):
     """What a training run waits for, what to try first, and what that can gain at most.
 

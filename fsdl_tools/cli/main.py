@@ -10,7 +10,7 @@ import os, re, signal, sys, warnings
 from typing import Annotated
 import typer
 from ..core import said_here, what_to_type
-from .common import _mistakes, _one_line, app, plain_terminal
+from .common import _mistakes, _one_line, app, command, plain_terminal
 # each adds its commands to the application
 from . import compute, models, onnx, launching, tracking, training, diagnosing, apps  # noqa: F401
 
@@ -32,7 +32,7 @@ def _versions():
             continue
     return lines
 
-@app.command('version', rich_help_panel='The book')
+@command('version', 'The book')
 def _version():
     """The version of fsdl_tools, of Python and of the packages that matter.
 
@@ -75,17 +75,29 @@ def _reworded(words, e):
     ours = [re.sub(rf'^{re.escape(given)}(?==|$)', f'--{meant[0]}', w) for w in words]
     return ours if ours != words else None
 
+def _of_option(text, given, known):
+    "What is said of an option that there is not, and what to type instead"
+    advice = what_to_type(given.lstrip('-'), known, 'option')
+    said = advice.startswith(('there are', 'did you'))          # the parser says as much
+    return text if said else f"{text.rstrip('.')}. For {given}, {advice}."
+
+def _of_command(text):
+    "What is said of a command that there is not, and what to type instead"
+    m = re.match(r"No such command '([^']+)'", text)
+    advice = what_to_type(m[1], (), 'command') if m else ''
+    if not advice or advice.startswith('there are'):
+        return text
+    return f"{text} {advice.replace('type ', 'Type fsdl ', 1)}."
+
 def _usage(e):
     "What the parser found wrong, and what to type instead where that is known"
-    text = e.format_message()
+    text, known = e.format_message(), _options(e)
     if given := getattr(e, 'option_name', None):
-        advice = what_to_type(given.lstrip('-'), _options(e), 'option')
-        return text if advice.startswith(('there are', 'did you')) else f"{text.rstrip('.')}. For {given}, {advice}."
-    if 'unexpected extra argument' in text and 'model' in _options(e):
+        return _of_option(text, given, known)
+    if 'unexpected extra argument' in text and 'model' in known:
         return f'{text}. For a model, type --model NAME.'
-    if (m := re.match(r"No such command '([^']+)'", text)) and (told := what_to_type(m[1], (), 'command')):
-        return text if told.startswith('there are') else f"{text} {told.replace('type ', 'Type fsdl ', 1)}."
-    return text
+    return _of_command(text)
+
 
 def _parsed(words):
     "Run the words; what stands in the words of another library is said in ours and run again"

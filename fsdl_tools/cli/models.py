@@ -7,13 +7,15 @@ __all__ = []
 
 # %% ../../nbs/cli/02_models.ipynb #3ea20212
 import json
-from typing import Annotated, List, Optional
+from typing import Annotated
 import typer
 from .kept import kept_answer
-from .common import Json, app, show
+from .common import Argument, Json, app, command, show
 
 # %% ../../nbs/cli/02_models.ipynb #fa7814d0
-_zoo = typer.Typer(name='zoo', no_args_is_help=True, 
+_zoo = typer.Typer(
+    name='zoo',
+    no_args_is_help=True,
     help='Search the architectures of timm and transformers.'
     '\n\nExamples: `fsdl zoo search vit`, `fsdl zoo tags convnext_base`',
 )
@@ -24,23 +26,22 @@ def _names(incomplete:str):
     from fsdl_tools.models.zoo import index
     return [r['name'] for r in index() if r['name'].startswith(incomplete)]
 
-@_zoo.command('search')
+_in_terminal = ['name', 'task', 'input', 'params', 'flops', 'saved', 'licences']  # Columns that fit
+
+@command('search', on=_zoo, like='models.zoo:search_models')
 def _zoo_search(
-    words: Annotated[
-        Optional[List[str]],
-        typer.Argument(help='Words that must all occur in name, family or task; * and ? are wildcards.'),
-    ] = None,
-    library: Annotated[Optional[str], typer.Option(help='timm or transformers.')] = None,
-    task: Annotated[Optional[str], typer.Option(help='For example image-classification, causal-lm, masked-lm.')] = None,
-    family: Annotated[Optional[str], typer.Option(help="timm's module or transformers' model type.")] = None,
-    input: Annotated[Optional[str], typer.Option(help='Size of the input, for example 224 or 3x224x224.')] = None,
-    licence: Annotated[Optional[str], typer.Option(help='Licence of at least one set of its weights.')] = None,
-    min_params: Annotated[Optional[str], typer.Option(help='For example 1M.')] = None,
-    max_params: Annotated[Optional[str], typer.Option(help='For example 30M.')] = None,
-    max_flops: Annotated[Optional[str], typer.Option(help='Of one forward pass, for example 4G.')] = None,
-    sort: Annotated[str, typer.Option(help='name, params, flops, activations or saved.')] = 'name',
-    limit: Annotated[int, typer.Option(min=1, help='Rows at most.')] = 30,
-    as_json: Json = False,
+    words:Argument[list[str]]=None,     # Words that must all occur in name, family or task; * and ? are wildcards
+    library:str=None,
+    task:str=None,
+    family:str=None,
+    input:str=None,
+    licence:str=None,
+    min_params:str=None,                # For example 1M
+    max_params:str=None,                # For example 30M
+    max_flops:str=None,                 # Of one forward pass, for example 4G
+    sort:str='name',
+    limit:Annotated[int, typer.Option(min=1)]=30, # Rows at most
+    as_json:Json=False,
 ):
     """Search two thousand architectures, offline.
 
@@ -48,20 +49,21 @@ def _zoo_search(
     `fsdl zoo search --task causal-lm --max-params 1B --json`
     """
     from fsdl_tools.models.zoo import search_models
-    t = search_models(
-        ' '.join(words or []), library, task, family, input, licence, min_params, max_params, None, max_flops, sort
-    )
-    cut = t[:limit]
-    if not as_json:
-        cut.columns = ['name', 'task', 'input', 'params', 'flops', 'saved', 'licences']     # what fits in a terminal
-    if len(t) > limit and not as_json:
-        cut.notes = f'{limit} of {len(t):,}; --limit shows more'
-    show(cut, as_json)
+    limits = dict(min_params=min_params, max_params=max_params, max_flops=max_flops)
+    found = search_models(' '.join(words or []), library, task, family, input, licence, sort=sort, **limits)
+    shown = found[:limit]
+    if as_json:
+        return show(shown, True)
+    shown.columns = _in_terminal
+    if len(found) > limit:
+        shown.notes = f'{limit} of {len(found):,}; --limit shows more'
+    show(shown)
 
-@_zoo.command('tags')
+@command('tags', on=_zoo)
 def _zoo_tags(
-    name: Annotated[str, typer.Argument(help='Architecture of timm.', autocompletion=_names)],
-    as_json: Json = False):
+    name:Annotated[str, typer.Argument(autocompletion=_names)], # Architecture of timm
+    as_json:Json=False,
+):
     """The sets of weights of an architecture of timm, with their licences.
 
     Examples: `fsdl zoo tags convnext_base`, `fsdl zoo tags vit_base_patch16_224 --json`
@@ -80,20 +82,20 @@ def _profiled(model, asked):
         given.pop('task', None)
     return profile(model, **given).to_dict()
 
+def _profiled_once(model, asked):
+    "The profile, kept from an earlier time or computed; of your own code always computed, for it may be another now"
+    from fsdl_tools.models.build import locate
+    compute = lambda: _profiled(model, asked)
+    if locate(model)[0] == 'own':
+        return compute()
+    return kept_answer('profile', dict(model=model, **asked), compute, ('torch', 'timm', 'transformers'), [model])
+
 def _spec_of(model, asked, whole):
     "The spec of a model: from the table of results, from an earlier time, or profiled now"
     from fsdl_tools.models.spec import ModelSpec
     from fsdl_tools.models.zoo import known_spec
-    from fsdl_tools.models.build import locate
     found = known_spec(model) if asked == _plain and not whole else None
-    if found is not None:
-        return found
-    if locate(model)[0] == 'own':
-        return ModelSpec.from_dict(_profiled(model, asked))            # its code may be another the next time
-    packages = ('torch', 'timm', 'transformers')
-    return ModelSpec.from_dict(
-        kept_answer('profile', dict(model=model, **asked), lambda: _profiled(model, asked), packages, [model])
-    )
+    return ModelSpec.from_dict(_profiled_once(model, asked)) if found is None else found
 
 def _check_options(models, seq, task):
     "Raise ValueError for a number of tokens, or a task, that none of the models has a use for"
@@ -104,61 +106,48 @@ def _check_options(models, seq, task):
     if seq is not None and not any(reads_sequence(m, task) for m in models):
         raise ValueError(f'--seq is for models of text: leave it away for {names}')
 
-@app.command('profile', rich_help_panel='Models')
+@command('profile', 'Models')
 def _profile_command(
-    models: Annotated[
-        List[str],
-        typer.Argument(
-            help='Architectures, paths to config.json, or package.module:function.', autocompletion=_names
-        ),
-    ],
-    batch: Annotated[int, typer.Option(min=1, help='Samples.')] = 1,
-    seq: Annotated[
-        Optional[int], typer.Option(min=1, help='Tokens of a text. Default: 512, or the longest the model takes.')
-    ] = None,
-    input_size: Annotated[
-        Optional[str], typer.Option(help="Size of the images, also of your own model, for example 224 or 3x224x224.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help='fp32, bf16 or fp16.')] = 'fp32',
-    task: Annotated[Optional[str], typer.Option(help='What to build a model of transformers for.')] = None,
-    layers: Annotated[int, typer.Option(min=0, help='Also show so many of the largest layers of each.')] = 0,
-    tree: Annotated[int, typer.Option(min=0, help='Also show the tree of modules down to this depth.')] = 0,
-    as_json: Json = False,
+    # Architectures, paths to config.json, or package.module:function
+    models:Annotated[list[str], typer.Argument(autocompletion=_names)],
+    batch:Annotated[int, typer.Option(min=1)]=1,    # Samples
+    seq:Annotated[int, typer.Option(min=1)]=None,   # Tokens of a text. Default: 512, or the longest the model takes
+    input_size:str=None,        # Size of the images, also of your own model, for example 224 or 3x224x224
+    precision:str='fp32',       # fp32, bf16 or fp16
+    task:str=None,              # What to build a model of transformers for
+    layers:Annotated[int, typer.Option(min=0)]=0,   # Also show so many of the largest layers of each
+    tree:Annotated[int, typer.Option(min=0)]=0,     # Also show the tree of modules down to this depth
+    as_json:Json=False,
 ):
     """What models cost, without their weights: parameters, FLOPs, activations, memory by precision.
 
     Examples: `fsdl profile resnet50 vit_base_patch16_224 gpt2`,
     `fsdl profile path/to/config.json --seq 2048 --tree 2`, `fsdl profile gpt2 --json`
     """
-    from fsdl_tools.models import profile as prof
+    from fsdl_tools.models import profile as profiles
     _check_options(models, seq, task)
     asked = dict(batch=batch, seq=seq, input_size=input_size, precision=precision, task=task)
-    whole = bool(layers or tree or as_json)
-    specs = [_spec_of(m, asked, whole) for m in models]
+    specs = [_spec_of(model, asked, whole=bool(layers or tree or as_json)) for model in models]
     if as_json:
         return typer.echo(json.dumps([s.to_dict() for s in specs], indent=2))
-    show(prof.compare_models(specs))
-    show(prof.memory_by_precision(specs))
-    for s in specs:
+    show(profiles.compare_models(specs))
+    show(profiles.memory_by_precision(specs))
+    for spec in specs:
         if layers:
-            show(prof.largest(s, layers))
+            show(profiles.largest(spec, layers))
         if tree:
-            show(prof.tree(s, tree))
+            show(profiles.tree(spec, tree))
 
 # %% ../../nbs/cli/02_models.ipynb #ce949602
-@app.command('race', rich_help_panel='Models')
+@command('race', 'Models', like='frameworks.task:make_task')
 def _race_command(
-    names: Annotated[
-        Optional[List[str]], typer.Argument(help='Frameworks, the reference first. Default: all.', show_default=False)
-    ] = None,
-    framework: Annotated[
-        Optional[List[str]], typer.Option('--framework', '-f', help='A framework; more may follow.', show_default=False)
-    ] = None,
-    model: Annotated[str, typer.Option(help='mlp, cnn or cnn-relu.')] = 'mlp',
-    steps: Annotated[int, typer.Option(help='Training steps, shared out among the laps.')] = 103,
-    batch: Annotated[int, typer.Option(help='Samples a step.')] = 64,
-    laps: Annotated[int, typer.Option(help='How often each framework is timed.')] = 5,
-    as_json: Json = False,
+    names:Argument[list[str]]=None,                             # Frameworks, the reference first. Default: all
+    framework:Annotated[list[str], typer.Option('--framework', '-f')]=None, # A framework; more may follow
+    model:str='mlp',
+    steps:int=103,                                              # Training steps, shared out among the laps
+    batch:int=64,
+    laps:int=5,                                                 # How often each framework is timed
+    as_json:Json=False,
 ):
     """Train one model in several frameworks at once and compare their speed.
 

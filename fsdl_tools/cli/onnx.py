@@ -6,11 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/cli/03_onnx.ipynb #ac1ba6a7
-import json
+import json, re
 from pathlib import Path
-from typing import Annotated, List, Optional
+from typing import Annotated
 import typer
-from .common import Json, app, show
+from .common import Json, command, named_values, show
 from ..core import human_bytes
 from ..table import Table
 
@@ -19,140 +19,134 @@ def _say(line):
     "Progress, on the error stream, without characters that a terminal obeys"
     typer.echo('  ' + ''.join(c if c.isprintable() else '?' for c in line), err=True)
 
+def _value(text):
+    "A number, true, false, null, a list, or the text itself"
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
 def _fields(given):
-    "The fields in texts such as num_hidden_layers=2; a value is a number, true, false, null, a list, or text"
-    out = {}
-    for text in given or []:
-        name, equals, value = text.partition('=')
-        if not equals or not name.isidentifier() or name in ('what', 'pretrained', 'seed', 'progress'):
-            raise ValueError(f'--set wants name=value, for example num_hidden_layers=2, not {text!r}')
-        try:
-            out[name] = json.loads(value)
-        except ValueError:
-            out[name] = value
-    return out
+    "The fields in texts such as num_hidden_layers=2"
+    ours = ('what', 'pretrained', 'seed', 'progress')                # of open_model, and no field of a configuration
+    is_field = lambda name, value: name.isidentifier() and name not in ours
+    pairs = named_values(given, '--set wants name=value, for example num_hidden_layers=2', is_field)
+    return {name: _value(text) for name, text in pairs}
 
 def _sizes(given):
     "The sizes in texts such as height=32; several of one axis are a list"
+    is_size = lambda axis, text: re.fullmatch('[0-9]{1,7}', text) and int(text)
     out = {}
-    for text in given or []:
-        axis, equals, value = text.partition('=')
-        if not equals or not value.isascii() or not value.isdigit() or not 0 < len(value) < 8 or not int(value):
-            raise ValueError(f'--size wants axis=number, for example height=32, not {text!r}')
-        out.setdefault(axis, []).append(int(value))
-    return {a: v if len(v) > 1 else v[0] for a, v in out.items()} or None
+    for axis, text in named_values(given, '--size wants axis=number, for example height=32', is_size):
+        out.setdefault(axis, []).append(int(text))
+    return {axis: sizes if len(sizes) > 1 else sizes[0] for axis, sizes in out.items()} or None
 
 _Sizes = Annotated[
-    Optional[List[str]],
+    list[str],
     typer.Option('--size', help='axis=number: a size that the model takes; its double is tried too. May be repeated.'),
 ]
 
-def _smaller(path, kinds, src):
-    "Quantise `path` beside itself, once for each kind"
+def _calibration(src):
+    "Four random batches of a model's inputs"
     from fsdl_tools.onnx.graph import random_inputs
-    from fsdl_tools.onnx.optimise import quantise
-    for k in kinds:
-        _say(f'quantising to {k}')
-        cal = [random_inputs(src.specs, seed=50 + i, batch=4) for i in range(4)] if k == 'static' else None
-        yield quantise(path, path.with_suffix(f'.{k}.onnx'), k, calibration=cal)
+    return [random_inputs(src.specs, seed=50 + i, batch=4) for i in range(4)]
 
-@app.command('export', rich_help_panel='Models')
+def _smaller(path, kinds, src):
+    "Quantise a file beside itself, once for each kind"
+    from fsdl_tools.onnx.optimise import quantise
+    for kind in kinds:
+        _say(f'quantising to {kind}')
+        calibration = _calibration(src) if kind == 'static' else None
+        yield quantise(path, path.with_suffix(f'.{kind}.onnx'), kind, calibration=calibration)
+
+def _timed(src, path, small):
+    "Eager torch and every file made, timed"
+    from fsdl_tools.onnx.optimise import benchmark
+    files = {'onnxruntime fp32': path} | {s.kind: s.path for s in small}
+    return benchmark(src, files, progress=_say)
+
+def _print_exported(report, small, timings):
+    "Print what an export made as JSON"
+    made = dict(report=report.to_dict(), quantised=[s.to_dict() for s in small], timings=[t.to_dict() for t in timings])
+    typer.echo(json.dumps(made, indent=2))
+
+_of_small = dict(bytes_before=human_bytes, bytes=human_bytes, max_rel='{:.2%}'.format, top1='{:.0%}'.format)
+
+def _show_exported(report, small, timings):
+    "Show what an export made"
+    from fsdl_tools.onnx.optimise import timing_table
+    show(report)
+    if small:
+        show(Table(small, ['kind', 'path', 'bytes_before', 'bytes', 'max_rel', 'top1', 'verified'], _of_small))
+    if timings:
+        show(timing_table(timings))
+
+def _export_decoder(model, out, **how):
+    "Export a decoder with its cache"
+    from fsdl_tools.onnx.decoder import export_decoder
+    return export_decoder(model, out, progress=_say, **how)
+
+def _check_asked(quantise, cache, bench):
+    "Refuse kinds of quantisation that there are not, and options that do not go together"
+    from fsdl_tools.core import one_of
+    from fsdl_tools.onnx.optimise import _kinds
+    for kind in quantise or []:
+        one_of('kind of quantisation', kind, _kinds)
+    if cache and (quantise or bench):
+        raise ValueError('--quantise and --bench are for models without --cache')
+
+def _check_folder(path):
+    "Raise OSError for a folder that nobody can write to, before minutes of work"
+    from fsdl_tools.onnx.export import staging
+    with staging(path):
+        pass
+
+@command('export', 'Models', like='onnx.export:export onnx.sources:open_model')
 def _export_model(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help='A timm name (resnet50), a transformers type (bert) or class (BertForMaskedLM), a config.json, '
-            'package.module:function.'
-        ),
-    ],
-    out: Annotated[Path, typer.Option('-o', '--out', help='Where to write.')],
-    quantise: Annotated[
-        Optional[List[str]],
-        typer.Option(
-            help='Also write a smaller file beside: int8, static (calibrated on random inputs) or fp16. '
-            'May be repeated.'
-        ),
-    ] = None,
-    cache: Annotated[bool, typer.Option('--cache', help='A decoder with its KV cache as inputs and outputs.')] = False,
-    bench: Annotated[bool, typer.Option('--bench', help='Time eager torch and every file made.')] = False,
-    pretrained: Annotated[
-        bool, typer.Option('--pretrained', help='Download published weights; otherwise they are random.')
-    ] = False,
-    seed: Annotated[int, typer.Option(help='For random weights.')] = 0,
-    opset: Annotated[int, typer.Option(help='ONNX operator set.')] = 20,
-    fields: Annotated[
-        Optional[List[str]],
-        typer.Option('--set', help='name=value: a field of the configuration. May be repeated.'),
-    ] = None,
-    size: _Sizes = None,
-    as_json: Json = False,
+    # A timm name (resnet50), a transformers type (bert) or class (BertForMaskedLM), a config.json,
+    # package.module:function
+    model:str,
+    out:Annotated[Path, typer.Option('-o', '--out')],       # Where to write
+    # Also write a smaller file beside: int8, static (calibrated on random inputs) or fp16. May be repeated
+    quantise:list[str]=None,
+    cache:bool=False,                                       # A decoder with its KV cache as inputs and outputs
+    bench:bool=False,                                       # Time eager torch and every file made
+    pretrained:bool=False,
+    seed:int=0,
+    opset:int=20,
+    fields:Annotated[list[str], typer.Option('--set')]=None, # name=value: a field of the configuration. May be repeated
+    size:_Sizes=None,
+    as_json:Json=False,
 ):
     """Export a model to ONNX and verify the file.
 
     Examples: `fsdl export resnet18 -o resnet18.onnx --quantise int8`,
     `fsdl export gpt2 -o gpt2.onnx --cache --set n_layer=2`
     """
-    from fsdl_tools.core import one_of
-    from fsdl_tools.onnx.optimise import _kinds, benchmark, timing_table
-    for k in quantise or []:
-        one_of('kind of quantisation', k, _kinds)
-    if cache and (quantise or bench):
-        raise ValueError('--quantise and --bench are for models without --cache')
+    _check_asked(quantise, cache, bench)
+    weights = dict(pretrained=pretrained, seed=seed)
     if cache:
-        from fsdl_tools.onnx.decoder import export_decoder
-        how = dict(opset=opset, pretrained=pretrained, seed=seed, progress=_say)
-        return show(export_decoder(model, out, **how, **_fields(fields)), as_json)
-    from fsdl_tools.onnx.export import export, staging
+        return show(_export_decoder(model, out, opset=opset, **weights, **_fields(fields)), as_json)
+    from fsdl_tools.onnx.export import export
     from fsdl_tools.onnx.sources import open_model
-    with staging(out):
-        pass                                                     # an unwritable folder is found before minutes of work
+    _check_folder(out)
     sizes = _sizes(size)
-    src = open_model(model, pretrained=pretrained, seed=seed, progress=_say, **_fields(fields))
+    src = open_model(model, progress=_say, **weights, **_fields(fields))
     report = export(src, out, opset=opset, sizes=sizes, progress=_say)
     small = list(_smaller(out, quantise or [], src))
-    timings = (
-        benchmark(src, {'onnxruntime fp32': out} | {s.kind: s.path for s in small}, progress=_say) if bench else []
-    )
-    if as_json:
-        return typer.echo(
-            json.dumps(
-                dict(
-                    report=report.to_dict(),
-                    quantised=[s.to_dict() for s in small],
-                    timings=[t.to_dict() for t in timings],
-                ),
-                indent=2,
-            )
-        )
-    show(report)
-    if small:
-        show(
-            Table(
-                small,
-                ['kind', 'path', 'bytes_before', 'bytes', 'max_rel', 'top1', 'verified'],
-                dict(
-                    bytes_before=human_bytes, bytes=human_bytes, max_rel=lambda v: f'{v:.2%}', top1=lambda v: f'{v:.0%}'
-                ),
-            )
-        )
-    if timings:
-        show(timing_table(timings))
+    timings = _timed(src, out, small) if bench else []
+    (_print_exported if as_json else _show_exported)(report, small, timings)
 
-@app.command('verify', rich_help_panel='Models')
+@command('verify', 'Models')
 def _verify_file(
-    file: Annotated[Path, typer.Argument(help='An .onnx file.')],
-    against: Annotated[
-        Optional[str],
-        typer.Option(help='Name of a model, or another .onnx file; default: the model named in the file.'),
-    ] = None,
-    rtol: Annotated[
-        Optional[float],
-        typer.Option(min=0, help='Largest difference, relative to the spread of an output; default: by format.'),
-    ] = None,
-    seed: Annotated[Optional[int], typer.Option(help='Of the random weights; default: the one in the file.')] = None,
-    pretrained: Annotated[bool, typer.Option('--pretrained', help='Compare with published weights.')] = False,
-    size: _Sizes = None,
-    as_json: Json = False,
+    file:Path,                          # An .onnx file
+    against:str=None,                   # Name of a model, or another .onnx file; default: the model named in the file
+    # Largest difference, relative to the spread of an output; default: by format
+    rtol:Annotated[float, typer.Option(min=0)]=None,
+    seed:int=None,                      # Of the random weights; default: the one in the file
+    pretrained:bool=False,              # Compare with published weights
+    size:_Sizes=None,
+    as_json:Json=False,
 ):
     """Compare an ONNX file with the model it came from.
 
@@ -166,17 +160,17 @@ def _verify_file(
     if not v.ok:
         raise typer.Exit(1)
 
-@app.command('bench', rich_help_panel='Models')
+_Some = Annotated[list[int], typer.Option(min=1)]
+
+@command('bench', 'Models')
 def _bench_files(
-    files: Annotated[List[Path], typer.Argument(help='One or more .onnx files with the same inputs.')],
-    against: Annotated[
-        Optional[str], typer.Option(help='Name of the model for eager torch; default: the one named in the first file.')
-    ] = None,
-    batch: Annotated[List[int], typer.Option(min=1, help='Batch size. May be repeated.')] = (1, 8),
-    threads: Annotated[List[int], typer.Option(min=1, help='Threads. May be repeated.')] = (1,),
-    rounds: Annotated[int, typer.Option(min=1, help='Interleaved rounds.')] = 15,
-    compiled: Annotated[bool, typer.Option('--compile', help='Time torch.compile as well.')] = False,
-    as_json: Json = False,
+    files:list[Path],                   # One or more .onnx files with the same inputs
+    against:str=None,                   # Name of the model for eager torch; default: the one named in the first file
+    batch:_Some=(1, 8),                 # Batch size. May be repeated
+    threads:_Some=(1,),                 # Threads. May be repeated
+    rounds:Annotated[int, typer.Option(min=1)]=15, # Interleaved rounds
+    compiled:Annotated[bool, typer.Option('--compile')]=False, # Time torch.compile as well
+    as_json:Json=False,
 ):
     """Time ONNX files against eager torch, interleaved.
 
@@ -190,13 +184,6 @@ def _bench_files(
     name = against or noted_source(inspect_onnx(files[0]).metadata)                 # built, never downloaded
     if not name:
         raise ValueError(f'{str(files[0])!r} does not say which model it came from: name one with --against')
-    ts = benchmark(
-        open_model(name),
-        {f.stem: f for f in files},
-        batches=batch,
-        threads=threads,
-        compiled=compiled,
-        n=rounds,
-        progress=_say,
-    )
-    show(timing_table(ts), as_json)
+    how = dict(batches=batch, threads=threads, compiled=compiled, n=rounds, progress=_say)
+    timings = benchmark(open_model(name), {f.stem: f for f in files}, **how)
+    show(timing_table(timings), as_json)

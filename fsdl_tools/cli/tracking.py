@@ -7,25 +7,28 @@ __all__ = []
 
 # %% ../../nbs/cli/05_tracking.ipynb #356c27bb
 from pathlib import Path
-from typing import Annotated, List, Optional
+from typing import Annotated
 import typer
-from .common import Json, app, say, show
-from ..core import parse_seconds
+from .common import Argument, Json, app, command, say, show
 from ..table import Table
 
 # %% ../../nbs/cli/05_tracking.ipynb #5c9a7e72
-_runs_app = typer.Typer(no_args_is_help=True, 
+_runs_app = typer.Typer(
+    no_args_is_help=True,
     help='Runs of any tracker: look, compare, convert, hand on.'
     '\n\nExamples: `fsdl runs list`, `fsdl runs compare runs/1 runs/2`',
 )
 app.add_typer(_runs_app, name='runs', rich_help_panel='Find again')
 
-_Source = Annotated[str, typer.Argument(help='A file, a folder, or the address of an MLflow server.')]
+def _row_of(run):
+    "A run in a list of runs"
+    counts = dict(metrics=len(run.metrics), points=run.points(), warnings=len(run.warnings))
+    return dict(id=run.id, name=run.name, source=run.source, status=run.status, **counts)
 
-@_runs_app.command('list')
+@command('list', on=_runs_app, like='operations.tracking_read:read')
 def _runs_list(
-    source: _Source = 'runs',
-    as_json: Json = False,
+    source:Argument[str]='runs',
+    as_json:Json=False,
 ):
     """Every run that is in there.
 
@@ -34,25 +37,14 @@ def _runs_list(
     """
     from fsdl_tools.operations.tracking_read import read_all
 
-    rows = [
-        dict(
-            id=r.id,
-            name=r.name,
-            source=r.source,
-            status=r.status,
-            metrics=len(r.metrics),
-            points=r.points(),
-            warnings=len(r.warnings),
-        )
-        for r in read_all(source)
-    ]
+    rows = [_row_of(run) for run in read_all(source)]
     show(Table(rows, caption=f'{len(rows)} runs'), as_json)
 
-@_runs_app.command('show')
+@command('show', on=_runs_app, like='operations.tracking_read:read')
 def _runs_show(
-    source: _Source,
-    run: Annotated[str, typer.Option(help='Where there are several: the start of an id, or a name.')] = '',
-    as_json: Json = False,
+    source:str,
+    run:str='',
+    as_json:Json=False,
 ):
     """One run: its parameters, the end of each metric, and what could not be read.
 
@@ -61,20 +53,20 @@ def _runs_show(
     """
     from fsdl_tools.operations.tracking_read import read
 
-    r = read(source, run)
+    found = read(source, run)
     if as_json:
-        return show(r, True)
-    show(Table([dict(parameter=k, value=str(v)) for k, v in r.params.items()], caption='Parameters'))
-    show(r.summary())
-    for w in r.warnings:
-        say(f'warning: {w}', err=True)
+        return show(found, True)
+    show(Table([dict(parameter=k, value=str(v)) for k, v in found.params.items()], caption='Parameters'))
+    show(found.summary())
+    for warning in found.warnings:
+        say(f'warning: {warning}', err=True)
 
-@_runs_app.command('compare')
+@command('compare', on=_runs_app)
 def _runs_compare(
-    sources: Annotated[List[str], typer.Argument(help='Files and folders.')],
-    metric: Annotated[Optional[List[str]], typer.Option(help='Only this metric; may be repeated.')] = None,
-    html: Annotated[str, typer.Option(help='Also write one HTML file with curves.')] = '',
-    as_json: Json = False,
+    sources:list[str],          # Files and folders
+    metric:list[str]=None,      # Only this metric; may be repeated
+    html:str='',                # Also write one HTML file with curves
+    as_json:Json=False,
 ):
     """Runs side by side: what differs in their parameters, and where their metrics ended.
 
@@ -88,13 +80,13 @@ def _runs_compare(
     show(compare(sources, metric or None), as_json)
 
 # %% ../../nbs/cli/05_tracking.ipynb #2d073c2a
-@_runs_app.command('convert')
+@command('convert', on=_runs_app, like='operations.tracking_read:read')
 def _runs_convert(
-    source: _Source,
-    to: Annotated[str, typer.Option(help='jsonl, tensorboard, mlflow, wandb, comet, clearml, trackio.')],
-    out: Annotated[str, typer.Option('-o', '--out', help='Folder for the result.')],
-    run: Annotated[str, typer.Option(help='Where there are several: the start of an id, or a name.')] = '',
-    as_json: Json = False,
+    source:str,
+    to:Annotated[str, typer.Option()],                  # jsonl, tensorboard, mlflow, wandb, comet, clearml, trackio
+    out:Annotated[str, typer.Option('-o', '--out')],    # Folder for the result
+    run:str='',
+    as_json:Json=False,
 ):
     """Carry a run into another tracker's format, read it back, and say what was lost.
 
@@ -112,21 +104,15 @@ def _runs_convert(
     show(c.table())
     say(c.where)
 
-@_runs_app.command('follow')
+@command('follow', on=_runs_app)
 def _runs_follow(
-    run: Annotated[str, typer.Argument(help='Folder of a run, with its log.jsonl.')],
-    to: Annotated[
-        str,
-        typer.Option(
-            help='Sinks, separated by commas: jsonl, tensorboard, mlflow, wandb, comet, clearml, trackio, determined.'
-        ),
-    ] = 'tensorboard',
-    once: Annotated[bool, typer.Option('--once', help='Hand over what is there, and do not wait for more.')] = False,
-    timeout: Annotated[str, typer.Option(help='Stop a sink that has not ended after this time.')] = '',
-    mlflow_uri: Annotated[
-        str, typer.Option(help="MLflow's server or database; default: a SQLite file beside the run.")
-    ] = '',
-    as_json: Json = False,
+    run:str,                    # Folder of a run, with its log.jsonl
+    # Sinks, separated by commas: jsonl, tensorboard, mlflow, wandb, comet, clearml, trackio, determined
+    to:str='tensorboard',
+    once:bool=False,            # Hand over what is there, and do not wait for more
+    timeout:str='',             # Stop a sink that has not ended after this time
+    mlflow_uri:str='',          # MLflow's server or database; default: a SQLite file beside the run
+    as_json:Json=False,
 ):
     """Hand a run to trackers, each from a process of its own; what was handed over is never handed over twice.
 
@@ -136,16 +122,15 @@ def _runs_follow(
     from fsdl_tools.operations.tracking import follow
 
     options = dict(mlflow=dict(uri=mlflow_uri)) if mlflow_uri else None
-    names = tuple(n.strip() for n in to.split(',') if n.strip())
-    done = follow(run, names, not once, options, parse_seconds(timeout) if timeout else None)
+    done = follow(run, to, not once, options, timeout or None)
     show(done, as_json)
-    if any(r['error'] for r in done):
+    if any(row['error'] for row in done):
         raise typer.Exit(1)
 
-@_runs_app.command('serve')
+@command('serve', on=_runs_app, like='operations.tracking_compare:serve')
 def _runs_serve(
-    folder: Annotated[str, typer.Argument(help='Of runs.')] = 'runs',
-    port: Annotated[int, typer.Option(help='0: any free one.')] = 0,
+    folder:Argument[str]='runs',
+    port:int=0,
 ):
     """A page of all runs in a folder, on 127.0.0.1, until it is interrupted.
 
@@ -166,19 +151,33 @@ def _runs_serve(
 # %% ../../nbs/cli/05_tracking.ipynb #b72f82fd
 def _jobs(path, on, options):
     "Pattern and target of trials that are jobs"
-    from fsdl_tools.cli.launching import _options, job_in
+    from fsdl_tools.cli.launching import job_in, options_of
     from fsdl_tools.operations.launch import target
 
-    return dict(job=job_in(path), where=target(on, **_options(on, options))) if path else {}
+    return dict(job=job_in(path), where=target(on, **options_of(on, options))) if path else {}
+
+def _in_dollars(text):
+    "Is a budget an amount of money?"
+    return any(word in text.lower() for word in ('$', 'usd', 'dollar'))
 
 def _budget(text, price, job):
     "A budget; an hour of a job costs what the cheapest offer asks"
     from fsdl_tools.operations.sweep_trials import hourly_price
     from fsdl_tools.operations.sweeps import Budget
 
-    if job and price == '0' and ('$' in text or 'usd' in text.lower() or 'dollar' in text.lower()):
+    if job and price == '0' and _in_dollars(text):
         price = hourly_price(job)
     return Budget.parse(text, price) if text else None
+
+def _check_place(place, resume):
+    "Refuse to begin where a sweep is, and to go on where none is"
+    held = (place / 'sweep.db').exists()
+    if held and not resume:
+        raise FileExistsError(
+            f'{str(place)!r} holds a sweep already: --resume goes on with it, another --folder keeps it'
+        )
+    if resume and not held:
+        raise FileNotFoundError(f'{str(place)!r} holds no sweep to resume')
 
 def _run_sweep(space, place, engine, how, jobs):
     "By our controller, or by Ray Tune"
@@ -191,29 +190,31 @@ def _run_sweep(space, place, engine, how, jobs):
         raise ValueError('Ray Tune places trials itself: leave --job out')
     return tune_on_ray(space, place, **how)
 
-@app.command('sweep', rich_help_panel='Find again')
+def _say_best(place):
+    "Say which trial was the best, and how the best ones spread"
+    from fsdl_tools.operations.sweeps import best
+
+    b = best(place)
+    spread = f'{b["low"]:.6g} to {b["high"]:.6g}'
+    top = f'trial {b["trial"]}, {b["metric"]} {b["value"]:.6g}'
+    say(f'best: {top}; the best of {b["trials"]} spreads from {spread}')
+
+@command('sweep', 'Find again', like='operations.sweeps:sweep')
 def _sweep_command(
-    file: Annotated[str, typer.Argument(help="A sweep file in W&B's syntax.")],
-    folder: Annotated[
-        str, typer.Option('-o', '--folder', help='For the books and the trials; default: the name of the file.')
-    ] = '',
-    workers: Annotated[int, typer.Option(min=1, help='Trials at a time.')] = 2,
-    resume: Annotated[bool, typer.Option('--resume', help='Go on with the sweep in the folder.')] = False,
-    budget: Annotated[
-        str, typer.Option(help='50 (trials), 2h (of all trials together) or 20usd; default: run_cap of the file.')
-    ] = '',
-    price: Annotated[
-        str, typer.Option(help="Dollars for an hour of one trial; with --job, default: the cheapest offer's.")
-    ] = '0',
-    function: Annotated[str, typer.Option(help="Instead of the file's program: module:function.")] = '',
-    engine: Annotated[str, typer.Option(help='optuna, optuna-gp, wandb, ray, ray-tune.')] = 'optuna',
-    seed: Annotated[int, typer.Option(help='Of everything random.')] = 0,
-    job: Annotated[str, typer.Option(help='A JSON file of a Job: trials are jobs like it.')] = '',
-    on: Annotated[str, typer.Option(help='Where jobs run: local, slurm, ray …')] = 'local',
-    options: Annotated[
-        Optional[List[str]], typer.Option('--with', help="KEY=VALUE of the target's record; may be repeated.")
-    ] = None,
-    as_json: Json = False,
+    file:str,                   # A sweep file in W&B's syntax
+    # For the books and the trials; default: the name of the file
+    folder:Annotated[str, typer.Option('-o', '--folder')]='',
+    workers:Annotated[int, typer.Option(min=1)]=2,
+    resume:bool=False,          # Go on with the sweep in the folder
+    budget:str='',              # 50 (trials), 2h (of all trials together) or 20usd; default: run_cap of the file
+    price:str='0',              # Dollars for an hour of one trial; with --job, default: the cheapest offer's
+    function:str='',
+    engine:str='optuna',        # optuna, optuna-gp, wandb, ray, ray-tune
+    seed:int=0,
+    job:str='',                 # A JSON file of a Job: trials are jobs like it
+    on:str='local',             # Where jobs run: local, slurm, ray …
+    options:Annotated[list[str], typer.Option('--with')]=None, # KEY=VALUE of the target's record; may be repeated
+    as_json:Json=False,
 ):
     """Search for parameters; nothing that was tried is lost, and nothing is tried twice.
 
@@ -221,22 +222,12 @@ def _sweep_command(
     `fsdl sweep sweep.yaml --resume --budget 8`
     """
     from fsdl_tools.operations.sweep_space import read_sweep
-    from fsdl_tools.operations.sweeps import best
 
     space, place = read_sweep(file), Path(folder or Path(file).with_suffix(''))
-    if (place / 'sweep.db').exists() and not resume:
-        raise FileExistsError(
-            f'{str(place)!r} holds a sweep already: --resume goes on with it, another --folder keeps it'
-        )
-    if resume and not (place / 'sweep.db').exists():
-        raise FileNotFoundError(f'{str(place)!r} holds no sweep to resume')
+    _check_place(place, resume)
     jobs = _jobs(job, on, options)
     limit = _budget(budget, price, jobs.get('job'))
     done = _run_sweep(space, place, engine, dict(function=function, workers=workers, budget=limit, seed=seed), jobs)
     show(done, as_json)
-    if as_json:
-        return
-    b = best(place)
-    spread = f'{b["low"]:.6g} to {b["high"]:.6g}'
-    top = f'trial {b["trial"]}, {b["metric"]} {b["value"]:.6g}'
-    say(f'best: {top}; the best of {b["trials"]} spreads from {spread}')
+    if not as_json:
+        _say_best(place)

@@ -10,101 +10,88 @@ import os
 from pathlib import Path
 from typing import Annotated
 import typer
-from .common import Json, app, show
+from .common import Json, app, as_mistake, command, show
 from ..core import human_seconds
 from ..table import Table
 
 # %% ../../nbs/cli/05_training.ipynb #2aae4a33
-@app.command('train', rich_help_panel='Train')
+def _some(rows):
+    "About ten rows of many, and the last one"
+    stride = max(len(rows) // 10, 1)
+    last = [] if (len(rows) - 1) % stride == 0 else rows[-1:]
+    return rows[::stride] + last
+
+_formats = dict(
+    loss='{:.4f}'.format,
+    norm='{:.3f}'.format,
+    lr='{:.1e}'.format,
+    seconds=human_seconds,
+    samples_per_s='{:,.1f}'.format,
+    mfu='{:.1%}'.format,
+    eval_loss='{:.4f}'.format,
+)
+
+def _trained(config, restarts):
+    "The metrics of a training; what ended it, where it did not end well, decides the exit code"
+    from fsdl_tools.training.checkpoint import CheckpointError
+    from fsdl_tools.training.elastic import Stopped, train
+    try:
+        return train(config, restarts)
+    except Stopped as e:
+        raise typer.Exit(e.code) from None
+    except (CheckpointError, RuntimeError, MemoryError) as e:
+        raise OSError(str(e)) from None
+
+@command('train', 'Train', like='training.elastic:train training.config:TrainConfig')
 def _train_command(
-    model: Annotated[
-        str,
-        typer.Option(
-            help='gpt-tiny, gpt-mini, gpt-small, an architecture of timm, a model type of transformers, '
-            'or path to a config.json.'
-        ),
-    ] = 'gpt-tiny',
-    layout: Annotated[
-        str, typer.Option(help='How it is spread over ranks, for example dp2,tp2,pp2 or dp4,zero=3,recompute=full.')
-    ] = 'dp1',
-    data: Annotated[
-        str,
-        typer.Option(
-            help='A text file, a .parquet, a folder of images (one subfolder a class), synthetic or synthetic:images.'
-        ),
-    ] = 'synthetic',
-    steps: Annotated[int, typer.Option(help='Steps in all.')] = 50,
-    global_batch: Annotated[int, typer.Option(help='Samples of a step, over all ranks.')] = 16,
-    seq: Annotated[int, typer.Option(help='Tokens of a sample; 0: 64, or what the GPT was made for.')] = 0,
-    image_size: Annotated[int, typer.Option(help='Side of images; 0: what the model was made for.')] = 0,
-    tokenizer: Annotated[str, typer.Option(help='Path of a tokenizer.json; default: bytes.')] = '',
-    lr: Annotated[float, typer.Option(help='Highest learning rate.')] = 1e-3,
-    lr_schedule: Annotated[str, typer.Option(help='constant, linear or cosine.')] = 'cosine',
-    warmup: Annotated[int, typer.Option(help='Steps until it is reached.')] = 0,
-    clip: Annotated[float, typer.Option(help='Norm to which gradients are clipped; 0: not at all.')] = 1.0,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
-    seed: Annotated[int, typer.Option(help='Of weights, order and augmentation.')] = 0,
-    holdout: Annotated[float, typer.Option(help='Part of the data to evaluate on.')] = 0.1,
-    eval_samples: Annotated[int, typer.Option(help='Samples of an evaluation at most; 0: all of that part.')] = 1024,
-    eval_every: Annotated[int, typer.Option(help='Steps between evaluations; 0: only at the end.')] = 0,
-    save_every: Annotated[int, typer.Option(help='Steps between checkpoints; 0: only at the end.')] = 0,
-    keep: Annotated[int, typer.Option(help='Checkpoints that stay.')] = 2,
-    folder: Annotated[
-        str, typer.Option('-o', '--folder', help='For checkpoints, metrics and weights; default: nothing is kept.')
-    ] = '',
-    resume: Annotated[
-        bool, typer.Option('--resume', help='Go on with what is in the folder, also in another layout.')
-    ] = False,
-    restarts: Annotated[int, typer.Option(min=0, help='How often ranks are started again after one has died.')] = 3,
-    workers: Annotated[int, typer.Option(help='Processes on each rank that read ahead.')] = 0,
-    device: Annotated[str, typer.Option(help='cpu or cuda; default: cuda where there is one.')] = '',
-    as_json: Json = False,
+    # gpt-tiny, gpt-mini, gpt-small, an architecture of timm, a model type of transformers, or path to a config.json
+    model:str='gpt-tiny',
+    layout:str='dp1',           # How it is spread over ranks, for example dp2,tp2,pp2 or dp4,zero=3,recompute=full
+    # A text file, a .parquet, a folder of images (one subfolder a class), synthetic or synthetic:images
+    data:str='synthetic',
+    steps:int=50,
+    global_batch:int=16,
+    seq:int=0,                  # Tokens of a sample; 0: 64, or what the GPT was made for
+    image_size:int=0,
+    tokenizer:str='',
+    lr:float=1e-3,
+    lr_schedule:str='cosine',   # constant, linear or cosine
+    warmup:int=0,
+    clip:float=1.0,
+    weight_decay:float=0.0,
+    seed:int=0,
+    holdout:float=0.1,
+    eval_samples:int=1024,
+    eval_every:int=0,
+    save_every:int=0,
+    keep:int=2,
+    folder:Annotated[str, typer.Option('-o', '--folder')]='',
+    resume:bool=False,          # Go on with what is in the folder, also in another layout
+    restarts:Annotated[int, typer.Option(min=0)]=3,
+    workers:int=0,
+    device:str='',
+    as_json:Json=False,
 ):
     """Train a model in any layout of ranks, and survive what happens to them.
 
     Examples: `fsdl train --model gpt-tiny --layout dp2,tp2,pp2 --data book.txt --steps 50`,
     `fsdl train --model resnet18 --layout dp2,zero=3 --data photos/ -o runs/1 --save-every 100`
     """
-    from fsdl_tools.training.elastic import Stopped, train, work
-    from fsdl_tools.training.checkpoint import CheckpointError
+    given = locals()
     from fsdl_tools.training.config import TrainConfig
-    given = {k: v for k, v in locals().items() if k in TrainConfig.__dataclass_fields__}
-    config = TrainConfig(**given)
+    config = TrainConfig(**{name: given[name] for name in TrainConfig.__dataclass_fields__})
     if 'RANK' in os.environ and 'WORLD_SIZE' in os.environ:
+        from fsdl_tools.training.elastic import work
         return work(config)
-    try:
-        rows = train(config, restarts)
-    except Stopped as e:
-        raise typer.Exit(e.code) from None
-    except (CheckpointError, RuntimeError, MemoryError) as e:
-        raise OSError(str(e)) from None
-    few = (
-        rows
-        if as_json
-        else rows[:: max(len(rows) // 10, 1)] + (rows[-1:] if (len(rows) - 1) % max(len(rows) // 10, 1) else [])
-    )
-    show(
-        Table(
-            few,
-            formats=dict(
-                loss='{:.4f}'.format,
-                norm='{:.3f}'.format,
-                lr='{:.1e}'.format,
-                seconds=human_seconds,
-                samples_per_s='{:,.1f}'.format,
-                mfu='{:.1%}'.format,
-                eval_loss='{:.4f}'.format,
-            ),
-            caption=f'{model}, {layout}',
-            notes='mfu: share of what this machine\'s own matrix product reaches',
-        ),
-        as_json,
-    )
+    rows = _trained(config, restarts)
+    caption, notes = f'{model}, {layout}', "mfu: share of what this machine's own matrix product reaches"
+    show(Table(rows if as_json else _some(rows), formats=_formats, caption=caption, notes=notes), as_json)
 
-@app.command('checkpoints', rich_help_panel='Train')
+@command('checkpoints', 'Train')
 def _checkpoints_command(
-    folder: Annotated[Path, typer.Argument(help='Of a run.')],
-    as_json: Json = False):
+    folder:Path,                # Of a run
+    as_json:Json=False,
+):
     """The checkpoints of a run, read and verified; the exit code is 1 when the newest is not good.
 
     Examples: `fsdl checkpoints runs/1`, `fsdl checkpoints runs/1 --json`
@@ -128,35 +115,32 @@ _env_app = typer.Typer(
 app.add_typer(_env_app, name='env', rich_help_panel='Train')
 
 @_env_app.callback()
-def _env_list(ctx: typer.Context, json_: Json = False):
+def _env_list(
+    ctx:typer.Context,
+    as_json:Json=False,
+):
     """Side environments: packages that cannot share one environment with the rest; which are built here?
 
     Examples: `fsdl env`, `fsdl env build horovod`
     """
     if ctx.invoked_subcommand:
         return
-    from fsdl_tools.table import Table
     from fsdl_tools.environments import side_envs
-    show(
-        side_envs()
-        if json_
-        else Table(side_envs(), columns=['name', 'built', 'why', 'last_tested'], caption='Side environments'),
-        json_,
-    )
+    found = side_envs()
+    short = Table(found, columns=['name', 'built', 'why', 'last_tested'], caption='Side environments')
+    show(found if as_json else short, as_json)
 
-@_env_app.command('build')
+@command('build', on=_env_app, like='environments:build_env')
 def _env_build(
-    name: Annotated[str, typer.Argument(help='Name of the environment.')],
-    again: Annotated[bool, typer.Option('--again', help='Build it anew, even if it is there.')] = False,
-    timeout: Annotated[str, typer.Option(help='Longest time for one step.')] = '30min'):
+    name:str,                   # Name of the environment
+    again:bool=False,
+    timeout:str='30min',        # Longest time for one step
+):
     """Build a side environment and print the path of its Python.
 
     Examples: `fsdl env build horovod`,
     `fsdl env build ray --timeout 1h`
     """
-    from fsdl_tools.core import parse_seconds
     from fsdl_tools.environments import BuildError, build_env
-    try:
-        typer.echo(str(build_env(name, parse_seconds(timeout), again)))
-    except BuildError as e:
-        raise OSError(str(e)) from None
+    with as_mistake(BuildError):
+        typer.echo(str(build_env(name, timeout, again)))

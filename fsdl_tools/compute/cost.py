@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tiers', 'Offer', 'read_prices', 'prices', 'price_age', 'Experiment', 'seconds_of', 'task_named', 'with_restarts',
            'cost', 'priced', 'experiments', 'cost_table', 'plot_costs', 'upheld', 'rank_correlation', 'frontier',
-           'transformer_seconds']
+           'transformer_seconds', 'pick_offers', 'price_experiment']
 
 # %% ../../nbs/compute/07_cost.ipynb #c4d52b0b
 import csv, datetime, functools, io, math, re, statistics
@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import data_path, human_dollars, need, one_of, palette, parse_count, parse_dollars
-from ..core import positive, Record
+from ..core import parse_seconds, positive, Record
 from ..files import read_limited
 from ..table import Table, pareto_front
 from .gpus import Cluster, benchmarks, find, suites, throughput
@@ -369,3 +369,58 @@ def transformer_seconds(
     if 'bf16' not in machine.gpu.tflops or machine.memory < bytes_per_param * params:
         return None
     return 6 * params * tokens / (mfu * machine.flops('bf16'))
+
+# %% ../../nbs/compute/07_cost.ipynb #c0de0c01
+def pick_offers(
+    offers,        # Offers
+    tier:str='all', # on-demand, spot, reserved or all
+    provider:str='', # Only this provider
+    gpu:str=''     # Only this GPU
+) -> list:         # Offers; raises ValueError with the tiers and providers there are
+    "Offers of one tier, one provider, one GPU"
+    one_of('tier', tier, [*tiers, 'all'])
+    if provider:
+        one_of('provider', provider, sorted({o.provider for o in offers}))
+    asked = dict(tier='' if tier == 'all' else tier, provider=provider, gpu=gpu and find(gpu).name)
+    return [o for o in offers if all(getattr(o, k) == v for k, v in asked.items() if v)]
+
+def _by_rule(offers, params, tokens, mfu, spot_mtbf):
+    "A transformer on every offer that can hold it, by the rule of 6 operations"
+    n, t = parse_count(params), parse_count(tokens)
+    done = priced(offers, lambda o: transformer_seconds(o, n, t, mfu), spot_mtbf)
+    if not done:
+        raise ValueError(f'none of {len(offers)} offers can hold {params} parameters in training, or none has bf16')
+    return done
+
+def price_experiment(
+    offers,              # Offers
+    model:str='bert-large', # A benchmarked model: bert-large, bert-base, resnet50, gnmt, ssd …
+    task:str='',         # Its task, where it has several: squad
+    # Sequences, images or tokens to train on, for example 10M; default: what the suite's reference machine does in its
+    # hours
+    samples=None,
+    params=None,         # Instead of a benchmark: parameters of a language model, for example 1.3B …
+    tokens=None,         # … its tokens, for example 26B …
+    mfu:float=.4,        # … and the share of the bf16 peak that it reaches
+    suite='2023',        # Year of the benchmarks: 2022, 2023 or 2025
+    precision:str='fp16', # fp16 or fp32
+    spot_mtbf='12h',     # Mean time between interruptions of a spot machine
+    within=None          # Only experiments that end within this time, for example 24h
+) -> tuple:              # Experiments, cheapest first, and what was priced; raises ValueError where none is left
+    "One experiment priced on offers: by a benchmark of its model, or by the size of a transformer"
+    suite = f"Lambda {one_of('suite', str(suite), [s.split()[1] for s in suites])}"
+    if bool(params) != bool(tokens):
+        raise ValueError('params and tokens belong together')
+    mtbf = parse_seconds(spot_mtbf)
+    if params:
+        said = f'{params} parameters, {tokens} tokens, {mfu:.0%} of the bf16 peak'
+        done = _by_rule(offers, params, tokens, mfu, mtbf)
+    else:
+        name = task_named(model, task, suite)
+        said = f'{name}, {precision}, benchmarks of {suite}'
+        done = experiments(offers, name, samples, precision, suite, spot_mtbf=mtbf)
+    done = [e for e in done if not within or e.wall_hours * 3600 <= parse_seconds(within)]
+    if not done:
+        raise ValueError(f'no offer ends within {within}')
+    return done, said
+

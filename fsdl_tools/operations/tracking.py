@@ -8,7 +8,7 @@ __all__ = ['feed', 'follow']
 # %% ../../nbs/operations/11_tracking.ipynb #2827707a
 import contextlib, importlib.util, json, os, shutil, subprocess, sys, tempfile, threading, time
 from pathlib import Path
-from ..core import one_of
+from ..core import one_of, parse_seconds
 from ..files import write_atomic
 from ..environments import built
 from .sinks import sinks, _OwnFile
@@ -198,15 +198,20 @@ def _reason(lines):
     return next((l.strip() for l in reversed(lines) if l.strip()), 'it printed nothing')
 
 # %% ../../nbs/operations/11_tracking.ipynb #e2eca019
+def _names_in(to):
+    "Names of sinks in a text, or as they are"
+    return tuple(name.strip() for name in to.split(',') if name.strip()) if isinstance(to, str) else to
+
 def follow(
     run,  # Folder of a run
-    to=('tensorboard',),  # Names of sinks
+    to=('tensorboard',),  # Names of sinks, or a text with commas between them
     live: bool = True,  # Wait while the run goes on? Otherwise: hand over what is there
     options: dict = None,  # Sink -> its options, such as dict(mlflow=dict(uri=...))
-    timeout: float = None,  # Seconds after which a sink that has not ended is stopped; None: never
+    timeout=None,  # Seconds, or a text such as 10min, after which a sink that has not ended is stopped; None: never
 ) -> Table:  # One row a sink; raises ValueError or FileNotFoundError before anything starts
     "Feed several sinks, each from a process of its own"
-    run = Path(run)
+    run, to = Path(run), _names_in(to)
+    timeout = parse_seconds(timeout) if isinstance(timeout, str) else timeout
     _header(run / 'log.jsonl')
     for name in to:
         _python_for(one_of('sink', name, sinks))

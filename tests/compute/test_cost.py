@@ -240,3 +240,29 @@ def test_gpus_command():
     for bad in (['H100 SXN'], ['--vendor', 'Nvidea'], ['--memory', '4TB'], ['--check', '5'], ['V100', '--check', '100', '--precision', 'bf16']):
         code, _, error = command('gpus', *bad)
         assert code and isinstance(error, ValueError), bad
+
+
+# Offers picked, and one experiment priced by either of two measures
+
+def test_offers_are_picked_by_tier_provider_and_gpu():
+    from fsdl_tools.compute.cost import pick_offers
+    offers = prices('2026')
+    assert pick_offers(offers) == offers
+    found = pick_offers(offers, 'spot', 'AWS', 'H200')
+    assert found and {(o.tier, o.provider, o.gpu) for o in found} == {('spot', 'AWS', find('H200').name)}
+    assert found == [o for o in offers if (o.tier, o.provider, o.gpu) == ('spot', 'AWS', find('H200').name)]
+    for wrong, said in ((dict(tier='cheap'), 'tier'), (dict(provider='Nobody'), 'provider'), (dict(gpu='G100'), 'GPU')):
+        with pytest.raises(ValueError, match=f'unknown {said}'): pick_offers(offers, **wrong)
+
+
+def test_an_experiment_is_priced_by_a_benchmark_or_by_a_size():
+    from fsdl_tools.compute.cost import price_experiment
+    offers = prices('2026', tier='on-demand')
+    done, said = price_experiment(offers, 'bert-large', 'squad', samples='10M')
+    assert done == experiments(offers, 'bert_large_squad', '10M') and said == 'bert_large_squad, fp16, benchmarks of Lambda 2023'
+    done, said = price_experiment(offers, params='1.3B', tokens='26B', mfu=.3, within='30d')
+    assert done == [e for e in priced(offers, lambda o: transformer_seconds(o, 1.3e9, 26e9, .3)) if e.wall_hours <= 720]
+    assert said == '1.3B parameters, 26B tokens, 30% of the bf16 peak'
+    assert price_experiment(offers, spot_mtbf='12h') == price_experiment(offers, spot_mtbf=43200) == price_experiment(offers, suite=2023)
+    for wrong, why in ((dict(params='1B'), 'belong together'), (dict(params='1300B', tokens='1B'), 'can hold'), (dict(within='1s'), 'ends within 1s'), (dict(suite='2024'), 'suite')):
+        with pytest.raises(ValueError, match=why): price_experiment(offers, **wrong)
