@@ -16,6 +16,7 @@ from fsdl_tools.core import (
     human_count,
     human_dollars,
     human_seconds,
+    need,
     parse_count,
     parse_dollars,
     positive,
@@ -232,6 +233,7 @@ _stages = {
     'track': _track,
     'ship': _ship,
 }
+_needed = dict(psutil='train', onnxruntime='onnx', onnxscript='onnx')  # package -> the extra that brings it
 _titles = dict(
     choose='A model of the zoo',
     memory='What it needs in memory',
@@ -292,9 +294,11 @@ def tour(
     folder='tour',  # For the results and the report; a tour that was stopped there goes on
     settings: Tour = None,  # What it is about; default: Tour()
     report=None,  # Called with a line about each stage
-) -> Path:  # Of the report; raises ValueError for a folder that is not this tour's
+) -> Path:  # Of the report; raises ValueError for a folder that is not this tour's, ImportError for a missing extra
     "The whole lecture as one run"
     t, folder, say = settings or Tour(), Path(folder).resolve(), report or (lambda line: None)
+    for module, extra in _needed.items():  # the last stage must not be the first to miss something
+        need(module, extra)
     _claim_folder(t, folder)
     blocks = []
     for number, name in enumerate(_stages, 1):

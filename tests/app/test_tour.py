@@ -18,6 +18,13 @@ def test_settings_are_checked_before_anything_is_written(tmp_path):
     assert not (tmp_path/'t').exists()
 
 
+@pytest.mark.parametrize('package', ['psutil', 'onnxruntime', 'onnxscript'])
+def test_a_package_that_the_last_stage_needs_is_missed_at_once(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=f'{package} is not installed: pip install'): tour(tmp_path/'t')
+    assert not (tmp_path/'t').exists()
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path/'file').write_text('')
     with pytest.raises(OSError): tour(tmp_path/'file')
