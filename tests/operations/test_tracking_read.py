@@ -445,3 +445,23 @@ def test_a_step_of_wandb_that_is_no_number(tmp_path):
 def test_a_time_too_large_for_a_float(tmp_path):
     (tmp_path/'a.jsonl').write_text('{"step": 1, "loss": 2, "time": 1' + '0'*400 + '}\n')
     assert read(tmp_path/'a.jsonl').metrics['loss'].times == [math.inf]
+
+
+def test_archives_whose_parts_are_no_lists_or_hold_no_times(tmp_path):
+    "What is wrong in one place of an archive is said, and the rest is read"
+    with zipfile.ZipFile(tmp_path/'clearml.zip', 'w') as z:
+        good = json.dumps([dict(type='training_stats_scalar', metric='loss', variant='loss', value=1, iter=3)])
+        z.writestr('metrics.jsonl', f'5\n{{}}\nnull\n{good}\n')
+    r = read(tmp_path/'clearml.zip')
+    assert r.metrics['loss'].steps == [3] and [w.rpartition(' byte ')[2] for w in r.warnings] == ['0: no list', '2: no list', '5: no list']
+    with zipfile.ZipFile(tmp_path/'comet.zip', 'w') as z:
+        z.writestr('experiment.json', '{"start_time": "x"}')
+        z.writestr('messages.json', json.dumps(dict(type='metric_msg', payload=dict(metric=dict(metricName='loss', metricValue=1)))))
+    r = read(tmp_path/'comet.zip')
+    assert r.metrics['loss'].values == [1] and len(r.warnings) == 1 and 'experiment.json: could not convert' in r.warnings[0]
+
+
+def test_a_run_that_is_not_there(tmp_path):
+    for name in ('vis-1', 'vis-2'): (tmp_path/name).write_text('{"run": {"id": "%s"}}\n{"step": 1, "loss": 2}\n' % name)
+    with pytest.raises(ValueError, match=r"no run 'vis-3': did you mean 'vis-[12]' or 'vis-[12]'\?"): read(tmp_path, 'vis-3')
+    with pytest.raises(ValueError, match="no run 'zz': there are vis-1, vis-2"): read(tmp_path, 'zz')
