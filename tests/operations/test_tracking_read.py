@@ -465,3 +465,11 @@ def test_a_run_that_is_not_there(tmp_path):
     for name in ('vis-1', 'vis-2'): (tmp_path/name).write_text('{"run": {"id": "%s"}}\n{"step": 1, "loss": 2}\n' % name)
     with pytest.raises(ValueError, match=r"no run 'vis-3': did you mean 'vis-[12]' or 'vis-[12]'\?"): read(tmp_path, 'vis-3')
     with pytest.raises(ValueError, match="no run 'zz': there are vis-1, vis-2"): read(tmp_path, 'zz')
+
+
+def test_a_metric_without_points_is_not_drawn():
+    from fsdl_tools.operations.tracking_compare import plot_metric
+    from fsdl_tools.training.runlog import Run, Series
+    runs = [Run('a', metrics=dict(loss=Series())), Run('b', metrics=dict(loss=Series([0], [.5], [0.])))]
+    assert 'lowest in b: 0.5' in plot_metric(runs, 'loss').get_title()
+    with pytest.raises(ValueError, match="no run has the metric 'loss'"): plot_metric(runs[:1], 'loss')
