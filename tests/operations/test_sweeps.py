@@ -392,3 +392,11 @@ def test_exponents_that_no_float_holds_are_refused():
 def test_the_words_of_a_parameter_are_said_in_order():
     from fsdl_tools.operations.sweep_space import parse_sweep
     with pytest.raises(ValueError, match='expected one of value, values, probabilities, min, max, mu, sigma, a, b, distribution, q, parameters'): parse_sweep(dict(parameters=dict(x=dict(zz=1))))
+
+
+def test_wandb_is_told_the_steps_of_every_kind_that_has_them():
+    from fsdl_tools.operations.sweep_engines import _as_wandb
+    words = dict(q_uniform=dict(min=0, max=9), q_normal=dict(mu=0, sigma=1), q_log_normal=dict(mu=0, sigma=1), q_beta=dict(a=1, b=2))
+    for kind, numbers in words.items():
+        axis = dict(distribution=kind, q=.5, **numbers)
+        assert _as_wandb(parse_sweep(dict(parameters=dict(x=axis))))['parameters']['x'] == axis
