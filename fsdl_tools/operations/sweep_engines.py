@@ -211,16 +211,19 @@ def should_stop(
     goal: str,  # minimize or maximize
 ) -> bool:  # Stop it?
     "Is this run not among the best 1/eta where Hyperband looks?"
-    passed = [b for b in bands(early) if len(values) >= b] if early else []
-    if not passed:
-        return False
-    band = passed[-1]
-    if len(values) > band and not early.get('strict'):
+    band = _band(len(values), early) if early else None
+    if band is None:
         return False
     mine = _score(values, band, goal)
     there = sorted([mine, *(_score(v, band, goal) for v in others if len(v) >= band)])
     keep = max(1, math.ceil(len(there) / early.get('eta', 3)))
     return len(there) > 1 and mine > there[keep - 1]
+
+def _band(count, early):
+    "Where a run of so many values is judged now; None where it is not: strict ones are judged between bands as well"
+    passed = [b for b in bands(early) if count >= b]
+    judged = passed and (count == passed[-1] or early.get('strict'))
+    return passed[-1] if judged else None
 
 def _score(values, band, goal):
     "The best value up to a band; smaller is better"

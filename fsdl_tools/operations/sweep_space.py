@@ -198,17 +198,19 @@ def _parameter(name, d):
         return _choices(name, d)
     if not any(k in d for k in _range_words):
         _bad(name, 'expected value, values, or min and max')
+    kind = _kind(name, d)
+    return _range(name, d, kind) if kind in _ranges else _bell(name, d, kind)
+
+def _kind(name, d):
+    "The distribution of numbers that a parameter names, or that its bounds speak for"
     kind = one_of(f'distribution of {name!r}', d.get('distribution') or _guess(d), distributions)
     if kind in ('constant', 'categorical'):
         _bad(name, f'{kind} needs {"value" if kind == "constant" else "values"}')
-    return _range(name, d, kind) if kind in _ranges else _bell(name, d, kind)
+    return kind
 
 def _bell(name, d, kind):
     "A parameter with two numbers that give its distribution its form; those of the normal ones are 0 and 1 by default"
-    if kind in _normals:
-        first, second, defaults = 'mu', 'sigma', (0, 1)
-    else:
-        first, second, defaults = 'a', 'b', (None, None)
+    first, second, *defaults = ('mu', 'sigma', 0, 1) if kind in _normals else ('a', 'b', None, None)
     low, high = _number(name, d, first, defaults[0]), _number(name, d, second, defaults[1])
     if high <= 0 or first == 'a' and low <= 0:
         _bad(name, f'{first} and {second}: {low!r} and {high!r} make no distribution')
@@ -348,12 +350,7 @@ def parse_sweep(
     d: dict,  # What the file holds
 ) -> Space:  # Raises ValueError in one line
     "A search space from W&B's sweep file"
-    if not isinstance(d, dict):
-        raise ValueError(f'a sweep is a mapping with method and parameters, not {type(d).__name__}')
-    for k in d:
-        one_of('word in the sweep', k, _words)
-    if 'parameters' not in d:
-        raise ValueError('a sweep needs parameters')
+    _check_words(d)
     name, goal = _metric(d)
     command, cap, parameters = _command(d), _cap(d), _walk(d['parameters'])
     method = one_of('method', d.get('method', 'random'), ('grid', 'random', 'bayes'))
@@ -361,6 +358,15 @@ def parse_sweep(
     if space.method == 'grid':
         space.grid()
     return space
+
+def _check_words(d):
+    "Raise ValueError for what is no sweep"
+    if not isinstance(d, dict):
+        raise ValueError(f'a sweep is a mapping with method and parameters, not {type(d).__name__}')
+    for k in d:
+        one_of('word in the sweep', k, _words)
+    if 'parameters' not in d:
+        raise ValueError('a sweep needs parameters')
 
 # %% ../../nbs/operations/17_sweep_space.ipynb #c134484c
 def read_sweep(

@@ -248,15 +248,20 @@ def start_job(
     place = _make_folder(folder, number, attempt)
     if not (function or space.program or space.command):
         space = space.replace(command=[*job.command, '${args}'])
-    env = dict(job.env, FSDL_RUN_FOLDER=str(place))
-    if function and not job.image:
-        env.setdefault('PYTHONPATH', library_paths())
     command, name = tuple(_command(space, function, params, place, where.python)), f'{job.name}-{number}-{attempt}'
+    env = _job_environment(job, function, place)
     one = job.replace(name=name, command=command, env=env, retries=0, on_preempt='stop')
     write_atomic(place / 'job.json', json.dumps(_job_record(where, one)))
     with contextlib.suppress(TargetError, TimeoutError):  # whoever looks next submits it, with the same token
         _job_of(place)
     return _JobTrial(place, (number, attempt))
+
+def _job_environment(job, function, place):
+    "Variables of a trial's job"
+    env = dict(job.env, FSDL_RUN_FOLDER=str(place))
+    if function and not job.image:
+        env.setdefault('PYTHONPATH', library_paths())
+    return env
 
 def _job_record(where, job):
     "What is written down of a job before it is submitted"

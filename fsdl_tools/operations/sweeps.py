@@ -265,8 +265,6 @@ def sweep(
     space = space if isinstance(space, Space) else read_sweep(space)
     one_of('engine', engine, engines)
     budget = _budget_of(budget, space)
-    if not function and not space.program and not space.command and not job:
-        raise ValueError('the sweep names no program, and no function was given')
     start = _starter(space, folder, function, job, where)
     if not budget.limit(space) and space.method != 'grid' and not (budget.seconds or budget.dollars):
         raise ValueError('the sweep has no end: give a budget in trials, seconds or dollars, or run_cap in the file')
@@ -337,7 +335,9 @@ class _Controller:
         return bool(p)
 
 def _starter(space, folder, function, job, where):
-    "What starts a trial: called with its number, attempt, parameters and lock"
+    "What starts a trial: called with its number, attempt, parameters and lock; raises ValueError where nothing can"
+    if not (function or space.program or space.command or job):
+        raise ValueError('the sweep names no program, and no function was given')
     if job is None:
         return lambda *trial: start_process(space, folder, function, *trial)
     there = target(where) if isinstance(where, str) else where
@@ -460,12 +460,18 @@ def parallel_coordinates(
     columns = [[r['params'][k] for r in rows] for k in names] + [values]
     shades = _ranks([sign * v for v in values])
     ax = ax or plt.subplots(figsize=(7.2, 3))[1]
-    for heights, shade in zip(zip(*map(_unit, columns), strict=True), shades, strict=True):
-        ax.plot(range(len(columns)), heights, color=plt.cm.viridis(shade), lw=0.8 if shade else 2.5)
+    _draw_lines(ax, columns, shades)
     ax.set_xticks(range(len(columns)), [*names, metric])
     title = f'{len(rows)} trials; the best (thick) has {metric} {values[shades.index(0)]:.3g}'
     ax.set(ylabel='low to high', yticks=[], title=title)
     return ax
+
+def _draw_lines(ax, columns, shades):
+    "A line through the columns for each trial; the one of shade 0 is thick"
+    from matplotlib import colormaps
+
+    for heights, shade in zip(zip(*map(_unit, columns), strict=True), shades, strict=True):
+        ax.plot(range(len(columns)), heights, color=colormaps['viridis'](shade), lw=0.8 if shade else 2.5)
 
 def _ranks(values):
     "Place of each value among all: 0 the smallest, 1 the largest"

@@ -208,25 +208,32 @@ def follow(
     timeout: float = None,  # Seconds after which a sink that has not ended is stopped; None: never
 ) -> Table:  # One row a sink; raises ValueError or FileNotFoundError before anything starts
     "Feed several sinks, each from a process of its own"
-    run, out, jobs = Path(run), {}, {}
+    run, out = Path(run), {}
     _header(run / 'log.jsonl')
     for name in to:
         _python_for(one_of('sink', name, sinks))
     end = time.monotonic() + (timeout if timeout is not None else 1e9)
+    with _followers(run, to, options or {}, live, out) as jobs:
+        for name, (p, thread) in jobs.items():
+            _wait_for(p, thread, end, timeout, out, name)
+    return Table([_followed(name, out[name]) for name in to], caption='Sinks')
+
+@contextlib.contextmanager
+def _followers(run, to, options, live, out):
+    "Sink -> its process, and the thread that keeps what it prints; all have ended afterwards"
+    jobs = {}
     with tempfile.TemporaryDirectory(prefix='fsdl-follow-') as d:
         place = _library(d)
         try:
             for name in to:
-                p = _spawn(run, name, (options or {}).get(name), live, place)
+                p = _spawn(run, name, options.get(name), live, place)
                 thread = threading.Thread(target=_listen, args=(p, run, name, out), daemon=True)
                 jobs[name] = p, thread
                 thread.start()
-            for name, (p, thread) in jobs.items():
-                _wait_for(p, thread, end, timeout, out, name)
+            yield jobs
         finally:
             for p, _ in jobs.values():
                 _end(p)
-    return Table([_followed(name, out[name]) for name in to], caption='Sinks')
 
 def _wait_for(p, thread, end, timeout, out, name):
     "Wait for a follower, or stop it"

@@ -276,11 +276,11 @@ def _bounds(values):
 def _curves(runs, name):
     "One metric as SVG"
     lines = [(_colour(i), _thin(_finite(r.metrics[name]))) for i, r in enumerate(runs) if name in r.metrics]
-    every = [p for _, points in lines for p in points]
+    every, title = [p for _, points in lines for p in points], html.escape(name)
     if not every:
-        return f'<figure><figcaption>{html.escape(name)}: nothing finite to draw</figcaption></figure>'
-    xs, ys = _bounds([x for x, _ in every]), _bounds([y for _, y in every])
-    label = f'{html.escape(name)}: {ys[0]:.4g} to {ys[1]:.4g}, steps {xs[0]:g} to {xs[1]:g}'
+        return f'<figure><figcaption>{title}: nothing finite to draw</figcaption></figure>'
+    xs, ys = map(_bounds, zip(*every, strict=True))
+    label = f'{title}: {ys[0]:.4g} to {ys[1]:.4g}, steps {xs[0]:g} to {xs[1]:g}'
     return f'<figure><figcaption>{label}</figcaption>{_svg(lines, xs, ys, label)}</figure>'
 
 def _svg(lines, xs, ys, label, width=460, height=180):
@@ -290,12 +290,16 @@ def _svg(lines, xs, ys, label, width=460, height=180):
     return f'<svg {box} role="img" aria-label="{label}">{drawn}</svg>'
 
 def _polyline(colour, points, xs, ys, size):
-    "Points as a line in SVG; halves, since the difference of two large values may be infinite"
-    (x0, x1), (y0, y1), (width, height) = xs, ys, size
-    right = [(x - x0) / (x1 - x0) * width for x, _ in points]
-    down = [(1 - (y / 2 - y0 / 2) / (y1 / 2 - y0 / 2)) * height for _, y in points]
+    "Points as a line in SVG"
+    width, height = size
+    right = [_share(x, *xs) * width for x, _ in points]
+    down = [(1 - _share(y / 2, ys[0] / 2, ys[1] / 2)) * height for _, y in points]  # half: 2e308 would be infinite
     places = ' '.join(f'{x:.1f},{y:.1f}' for x, y in zip(right, down, strict=True))
     return f'<polyline fill="none" stroke="{colour}" points="{places}"/>'
+
+def _share(v, low, high):
+    "Where a value lies between two bounds, from 0 to 1"
+    return (v - low) / (high - low)
 
 _page = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>%s</title>
@@ -458,8 +462,9 @@ def fetch(
     "The file an alias points to, and where it comes from"
     call = dict(uri=uri, model=model, alias=alias, out=str(Path(out).resolve()))
     got = run_in('trackers', _fetch, call, timeout, **_quiet)
-    digest, registered = file_hash(got['path']), got['tags'].get('sha256')
+    path, tags = got['path'], got['tags']
+    digest, registered = file_hash(path), tags.get('sha256')
     if digest != registered:
         raise ValueError(f'{model}@{alias}: the file has SHA-256 {digest}, and {registered} was registered')
-    known = dict(got['tags'], model=model, version=got['version'], alias=alias, mlflow_run=got['run_id'])
-    return Path(got['path']), {f'lineage.{k}': str(v) for k, v in known.items()}
+    known = dict(tags, model=model, version=got['version'], alias=alias, mlflow_run=got['run_id'])
+    return Path(path), {f'lineage.{k}': str(v) for k, v in known.items()}

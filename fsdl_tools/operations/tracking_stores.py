@@ -39,17 +39,21 @@ def _distrust(db, seconds):
 def _whole_file(path, stack):
     "The file, or a copy where rows are still in a log beside it or pages are missing; and how to open it"
     size, (page, whole) = Path(path).stat().st_size, _claimed_size(path)
-    logged = Path(f'{path}-wal').exists()
-    if not logged and whole <= size:
+    if Path(f'{path}-wal').exists():
+        return _copy(path, stack, ('', '-wal')), ''
+    if whole <= size:
         return Path(path), '?mode=ro&immutable=1'
-    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='fsdl-read-'))) / 'copy'
-    shutil.copyfile(path, copy)
-    if logged:
-        shutil.copyfile(f'{path}-wal', f'{copy}-wal')
-        return copy, ''
+    copy = _copy(path, stack, ('',))
     os.truncate(copy, size // page * page)  # a page that is cut has holes
     os.truncate(copy, whole)  # empty pages: what is before them can be read
     return copy, '?mode=ro&immutable=1'
+
+def _copy(path, stack, suffixes):
+    "A copy of a database and of what lies beside it, which is removed with the stack"
+    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='fsdl-read-'))) / 'copy'
+    for suffix in suffixes:
+        shutil.copyfile(f'{path}{suffix}', f'{copy}{suffix}')
+    return copy
 
 # %% ../../nbs/operations/14_tracking_stores.ipynb #f4c7c4e0
 def _claimed_size(path):
@@ -91,18 +95,21 @@ def read_mlflow(
 ) -> list:  # Runs; raises ValueError
     "All runs of MLflow's database"
     with open_sqlite(path) as db:
-        has = _tables(db)
+        has, rest = _tables(db), Found(path, 'mlflow')
         if not {'runs', 'metrics', 'params', 'tags'} <= has:
             raise ValueError(f'{path} is no database of MLflow: it has the tables {", ".join(sorted(has)[:5])}')
-        rest = Found(path, 'mlflow')
         names = dict(_rows(db, rest, 'select experiment_id, name from experiments')) if 'experiments' in has else {}
         runs = {row[0]: _mlflow_head(path, row, names) for row in _rows(db, rest, _mlflow_runs)}
-        for found, name, value in _of_runs(db, rest, runs, 'params'):
-            found.params[name] = value
-        for found, name, value in _of_runs(db, rest, runs, 'tags'):
-            _mlflow_tag(found, name, value)
+        _mlflow_texts(db, rest, runs)
         _mlflow_metrics(db, rest, runs)
     return _all_of(runs, rest)
+
+def _mlflow_texts(db, rest, runs):
+    "Parameters and tags"
+    for found, name, value in _of_runs(db, rest, runs, 'params'):
+        found.params[name] = value
+    for found, name, value in _of_runs(db, rest, runs, 'tags'):
+        _mlflow_tag(found, name, value)
 
 def _of_runs(db, rest, runs, table):
     "Rows of params or tags that belong to a run: (what was found of it, name, value)"

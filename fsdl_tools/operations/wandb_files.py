@@ -228,8 +228,8 @@ def _wandb_rows(found, rows, axes, ours):
             if name not in known:
                 known[name] = _axis(name, axes), found.metrics.setdefault(name, Series())
             axis, series = known[name]
-            at = values.get(axis) if axis else None
-            series.add(step if at is None else _axis_step(found, axis, at, step), value, seconds)
+            at = step if values.get(axis) is None else _axis_step(found, axis, values[axis], step)
+            series.add(at, value, seconds)
 
 def _wandb_step(values):
     "The step of a row that has it among its values, else 0"
