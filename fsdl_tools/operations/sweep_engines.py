@@ -18,70 +18,75 @@ def _random(space, number, seed):
     return {p.name: p.value(r.random()) for p in space.parameters}
 
 # %% ../../nbs/operations/18_sweep_engines.ipynb #87167a61
+_listed = ('constant', 'categorical')  # Kinds that Optuna counts by the place of their value
+_native = ('int_uniform', 'uniform', 'log_uniform_values')  # Kinds that it has as well
+
 def _optuna_space(p):
     "Optuna's distribution, or the unit interval where it has none"
     from optuna import distributions as d
 
-    if p.kind in ('constant', 'categorical'):
+    if p.kind in _listed:
         return d.CategoricalDistribution(list(range(len(p.values))))
     if p.kind == 'int_uniform':
         return d.IntDistribution(int(p.low), int(p.high))
-    if p.kind == 'uniform':
-        return d.FloatDistribution(p.low, p.high)
-    if p.kind == 'log_uniform_values':
-        return d.FloatDistribution(p.low, p.high, log=True)
+    if p.kind in _native:
+        return d.FloatDistribution(p.low, p.high, log=p.kind == 'log_uniform_values')
     return d.FloatDistribution(0.0, 1.0)
 
 def _from_optuna(p, x):
     "A value from what Optuna suggests"
-    if p.kind in ('constant', 'categorical'):
+    if p.kind in _listed:
         return p.values[x]
-    return x if p.kind in ('int_uniform', 'uniform', 'log_uniform_values') else p.value(x)
+    return x if p.kind in _native else p.value(x)
 
 def _to_optuna(p, value, known):
     "What Optuna would have suggested for a value, or None"
-    if p.kind in ('constant', 'categorical'):
+    if p.kind in _listed:
         return p.values.index(value) if value in p.values else None
-    if p.kind in ('int_uniform', 'uniform', 'log_uniform_values'):
+    if p.kind in _native:
         return value if p.low <= value <= p.high else None
     return known.get(p.name)
 
 # %% ../../nbs/operations/18_sweep_engines.ipynb #e1a16a93
+_samplers = dict(
+    tpe=lambda samplers, seed: samplers.TPESampler(seed=seed, constant_liar=True, multivariate=True),
+    gp=lambda samplers, seed: samplers.GPSampler(seed=seed),
+)
+
 def _optuna(space, history, number, seed, sampler='tpe'):
     "Ask Optuna, which is told the books first"
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    kinds = dict(
-        tpe=lambda: optuna.samplers.TPESampler(seed=seed + number, constant_liar=True, multivariate=True),
-        gp=lambda: optuna.samplers.GPSampler(seed=seed + number),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # what is experimental in Optuna is our choice, not our caller's
-        study = optuna.create_study(direction=space.goal, sampler=kinds[sampler]())
+    with warnings.catch_warnings(action='ignore'):  # what is experimental in Optuna is our choice, not our caller's
+        sampler = _samplers[sampler](optuna.samplers, seed + number)
+        study = optuna.create_study(direction=space.goal, sampler=sampler)
     axes = {p.name: _optuna_space(p) for p in space.parameters}
     for row in history:
         _tell(study, optuna, space, axes, row)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with warnings.catch_warnings(action='ignore'):
         trial = study.ask(axes)
-    units = {p.name: trial.params[p.name] for p in space.parameters}
+    units = {name: trial.params[name] for name in axes}
     return {p.name: _from_optuna(p, units[p.name]) for p in space.parameters}, units
 
 def _tell(study, optuna, space, axes, row):
     "One row of the books as a trial of Optuna; running ones count as such, so that their neighbourhood is avoided"
+    running = row['state'] == 'running'
+    if row['state'] == 'failed' or not running and row['value'] is None:
+        return
+    params = _told_params(space, row)
+    if len(params) < len(axes):
+        return
+    states = optuna.trial.TrialState
+    state, value = (states.RUNNING, None) if running else (states.COMPLETE, row['value'])
+    told = optuna.trial.create_trial(params=params, distributions=axes, value=value, state=state)
+    study.add_trial(told)
+
+def _told_params(space, row):
+    "Parameters of a row as Optuna would have suggested them; what it could not have suggested is missing"
     known = json.loads(row['note'] or '{}')
     params = {p.name: _to_optuna(p, row['params'].get(p.name), known) for p in space.parameters}
-    params = {k: v for k, v in params.items() if v is not None}
-    if len(params) < len(axes) or row['state'] == 'failed' or row['state'] != 'running' and row['value'] is None:
-        return
-    running = row['state'] == 'running'
-    state = optuna.trial.TrialState.RUNNING if running else optuna.trial.TrialState.COMPLETE
-    study.add_trial(
-        optuna.trial.create_trial(
-            params=params, distributions=axes, value=None if running else row['value'], state=state
-        )
-    )
+    return {k: v for k, v in params.items() if v is not None}
 
 # %% ../../nbs/operations/18_sweep_engines.ipynb #96822e07
 _wandb_code = """
@@ -101,21 +106,18 @@ _wandb_states = {'finished': 'finished', 'stopped': 'finished', 'failed': 'faile
 
 def _as_wandb(space):
     "The space in W&B's words, with dotted names"
-    out = {}
-    for p in space.parameters:
-        if p.kind == 'constant':
-            out[p.name] = dict(value=p.values[0])
-        elif p.kind == 'categorical':
-            out[p.name] = dict(values=p.values) | (dict(probabilities=p.weights) if p.weights else {})
-        elif p.kind in _ranges:
-            out[p.name] = dict(distribution=p.kind, min=p.low, max=p.high) | (
-                dict(q=p.q) if p.kind.startswith('q_') else {}
-            )
-        else:
-            out[p.name] = dict(distribution=p.kind) | dict(
-                zip(('mu', 'sigma') if p.kind in _normals else ('a', 'b'), (p.low, p.high), strict=False)
-            )
-    return dict(method=space.method, metric=dict(name=space.metric, goal=space.goal), parameters=out)
+    axes = {p.name: _wandb_axis(p) for p in space.parameters}
+    return dict(method=space.method, metric=dict(name=space.metric, goal=space.goal), parameters=axes)
+
+def _wandb_axis(p):
+    "A parameter in W&B's words"
+    if p.kind == 'constant':
+        return dict(value=p.values[0])
+    if p.kind == 'categorical':
+        return dict(values=p.values) | (dict(probabilities=p.weights) if p.weights else {})
+    first, second = ('min', 'max') if p.kind in _ranges else ('mu', 'sigma') if p.kind in _normals else ('a', 'b')
+    step = dict(q=p.q) if p.kind.startswith('q_') else {}
+    return {'distribution': p.kind, first: p.low, second: p.high} | step
 
 def _wandb(space, history, number, seed):
     "Ask W&B's own search engine, in its side environment"
@@ -209,14 +211,21 @@ def should_stop(
     goal: str,  # minimize or maximize
 ) -> bool:  # Stop it?
     "Is this run not among the best 1/eta where Hyperband looks?"
-    sign = 1 if goal == 'minimize' else -1
-    passed = [b for b in bands(early) if len(values) >= b] if early else []
-    if not passed:
+    band = _band(len(values), early) if early else None
+    if band is None:
         return False
-    band = passed[-1]
-    if len(values) > band and not early.get('strict'):
-        return False
-    best = lambda v: min(sign * x for x in v[:band])
-    there = sorted([best(v) for v in others if len(v) >= band] + [best(values)])
+    mine = _score(values, band, goal)
+    there = sorted([mine, *(_score(v, band, goal) for v in others if len(v) >= band)])
     keep = max(1, math.ceil(len(there) / early.get('eta', 3)))
-    return len(there) > 1 and best(values) > there[keep - 1]
+    return len(there) > 1 and mine > there[keep - 1]
+
+def _band(count, early):
+    "Where a run of so many values is judged now; None where it is not: strict ones are judged between bands as well"
+    passed = [b for b in bands(early) if count >= b]
+    judged = passed and (count == passed[-1] or early.get('strict'))
+    return passed[-1] if judged else None
+
+def _score(values, band, goal):
+    "The best value up to a band; smaller is better"
+    sign = 1 if goal == 'minimize' else -1
+    return min(sign * x for x in values[:band])

@@ -48,26 +48,40 @@ class _WatchedTrial:
         folder, call = self.call['folder'], self.call
         if not Budget(**call['budget']).left(books(folder), _running(folder)):
             return None
-        number = params.pop('_number', None)
-        if number is not None:
-            params = self.space.grid()[number]
-        fixed = {p.name: p.values[0] for p in self.space.parameters if p.kind == 'constant'}  # Ray may leave them out
-        params = {p.name: (params | fixed)[p.name] for p in self.space.parameters}
-        with _transaction(folder) as db:
-            taken = [n for (n,) in db.execute('select number from trials order by number')]
-            number = number if number is not None else len(taken)
-            if number in taken:
-                return None
-            lock = lock_trial(folder, number, 1)
-            db.execute(
-                'insert into trials(number, params, state, engine, note, owner) values (?, ?, ?, ?, ?, ?)',
-                (number, json.dumps(params), 'running', 'ray-tune', '{}', call['owner']),
-            )
+        number, params = self._whole(params)
+        claimed = self._claim(number, params)
+        if claimed is None:
+            return None
+        number, lock = claimed
         try:
             own = dict(python=call['python'], paths=call['paths'])
             return start_process(self.space, folder, call['function'], number, 1, params, lock, **own)
         finally:
             os.close(lock)
+
+    def _whole(self, drawn):
+        "Number of the trial where the grid says it, and its parameters, also the constant ones that Ray may leave out"
+        number = drawn.pop('_number', None)
+        if number is not None:
+            drawn = self.space.grid()[number]
+        params = drawn | {p.name: p.values[0] for p in self.space.parameters if p.kind == 'constant'}
+        return number, {p.name: params[p.name] for p in self.space.parameters}
+
+    def _claim(self, number, params):
+        "Enter the trial: its number and lock, or None where that of the grid is there already"
+        folder = self.call['folder']
+        with _transaction(folder) as db:
+            taken = [n for (n,) in db.execute('select number from trials order by number')]
+            if number in taken:
+                return None
+            number = number if number is not None else len(taken)
+            lock = lock_trial(folder, number, 1)
+            row = dict(number=number, params=json.dumps(params), owner=self.call['owner'])
+            db.execute(
+                'insert into trials(number, params, state, engine, note, owner) '
+                "values (:number, :params, 'running', 'ray-tune', '{}', :owner)", row
+            )
+        return number, lock
 
     @property
     def place(self) -> Path:  # Folder of the trial
@@ -110,6 +124,31 @@ def _drive(call):
     import ray
     from ray import tune
 
+    here = dict(num_cpus=call['workers'], _node_ip_address='127.0.0.1', _temp_dir=call['temporary'])
+    quiet = dict(include_dashboard=False, log_to_driver=False, logging_level='ERROR')
+    ray.init(**here, **quiet, object_store_memory=100_000_000)
+    alive = lock_file(Path(call['folder']) / 'controllers' / f'{call["owner"]}.lock')
+    try:
+        found = _tuner(tune, Space.from_dict(call['space']), call).fit()
+    finally:
+        os.close(alive)
+        ray.shutdown()
+    if found.errors:
+        raise RuntimeError(f'{len(found.errors)} trials failed in Ray, the first with: {str(found.errors[0])[-2000:]}')
+
+def _tuner(tune, space, call):
+    "The search as Ray Tune runs it"
+    axes, searched = _searcher(tune, space, call)
+    workers, scheduler = call['workers'], _asha(tune, space)
+    how = tune.TuneConfig(**_goal(space), max_concurrent_trials=workers, scheduler=scheduler, **searched)
+    kept = tune.CheckpointConfig(checkpoint_at_end=False)  # a trial's checkpoints are its own business
+    quiet = tune.RunConfig(storage_path=call['temporary'] + '/results', verbose=0, checkpoint_config=kept)
+    trainable = tune.with_resources(_trainable(tune, call), dict(cpu=1))
+    return tune.Tuner(trainable, param_space=axes, tune_config=how, run_config=quiet)
+
+def _trainable(tune, call):
+    "What Ray Tune starts for each trial"
+
     class Trial(tune.Trainable):
         def setup(self, config):
             self.trial = _WatchedTrial(call, {k: _plain(v) for k, v in config.items()})
@@ -121,49 +160,34 @@ def _drive(call):
         def cleanup(self):
             self.trial.close()
 
-    space, place = Space.from_dict(call['space']), call['temporary']
-    alone = dict(num_cpus=call['workers'], include_dashboard=False, _node_ip_address='127.0.0.1', _temp_dir=place)
-    ray.init(**alone, object_store_memory=100_000_000, log_to_driver=False, logging_level='ERROR')
-    alive = lock_file(Path(call['folder']) / 'controllers' / f'{call["owner"]}.lock')
-    try:
-        searched = _searcher(tune, space, call)
-        how = tune.TuneConfig(
-            metric=space.metric,
-            mode='min' if space.goal == 'minimize' else 'max',
-            max_concurrent_trials=call['workers'],
-            scheduler=_asha(tune, space),
-            **searched['config'],
-        )
-        kept = tune.CheckpointConfig(checkpoint_at_end=False)  # a trial's checkpoints are its own business
-        quiet = tune.RunConfig(storage_path=place + '/results', verbose=0, checkpoint_config=kept)
-        trainable = tune.with_resources(Trial, dict(cpu=1))
-        found = tune.Tuner(trainable, param_space=searched['space'], tune_config=how, run_config=quiet).fit()
-    finally:
-        os.close(alive)
-        ray.shutdown()
-    if found.errors:
-        raise RuntimeError(f'{len(found.errors)} trials failed in Ray, the first with: {str(found.errors[0])[-2000:]}')
+    return Trial
 
 # %% ../../nbs/operations/20_sweep_ray.ipynb #ce13c7f5
 def _plain(v):
     "A value of numpy as one of Python"
     return v.item() if hasattr(v, 'item') else v
 
+def _goal(space):
+    "The metric, and which end of it is wanted"
+    return dict(metric=space.metric, mode='min' if space.goal == 'minimize' else 'max')
+
 def _searcher(tune, space, call):
-    "What Ray draws from, and how many times"
+    "What Ray draws from; how many times, and by what"
     numbers = call['numbers']
     if space.method == 'grid':
-        return dict(space=dict(_number=tune.grid_search(numbers)), config=dict(num_samples=1))
-    axes = _ray_axes(tune, space)
-    if space.method != 'bayes':
-        return dict(space=axes, config=dict(num_samples=len(numbers)))
+        return dict(_number=tune.grid_search(numbers)), dict(num_samples=1)
+    how = dict(num_samples=len(numbers))
+    if space.method == 'bayes':
+        how['search_alg'] = _optuna_search(space, call)
+    return _ray_axes(tune, space), how
+
+def _optuna_search(space, call):
+    "Optuna, which is told what has finished"
     from ray.tune.search.optuna import OptunaSearch
 
     known = [r for r in call['rows'] if r['state'] == 'finished' and r['value'] is not None]
     told = dict(points_to_evaluate=[r['params'] for r in known], evaluated_rewards=[r['value'] for r in known])
-    mode = 'min' if space.goal == 'minimize' else 'max'
-    search = OptunaSearch(metric=space.metric, mode=mode, seed=call['seed'], **(told if known else {}))
-    return dict(space=axes, config=dict(num_samples=len(numbers), search_alg=search))
+    return OptunaSearch(**_goal(space), seed=call['seed'], **(told if known else {}))
 
 # %% ../../nbs/operations/20_sweep_ray.ipynb #faebbe8b
 def _asha(tune, space):
@@ -195,37 +219,40 @@ def tune_on_ray(
     "Run a sweep under Ray Tune, or go on with one"
     space = space if isinstance(space, Space) else read_sweep(space)
     budget = budget or Budget(trials=space.cap)
-    total = min([n for n in (budget.trials, space.cap) if n], default=0)
-    if not total and space.method != 'grid':
-        raise ValueError('Ray Tune needs a number of trials: give a budget in trials, or run_cap in the file')
-    if space.method != 'grid':
-        _ray_has(space, ('normal',) if space.method == 'bayes' else ())
+    total = _checked_total(space, budget)
     _open_books(folder, space)
-    finish = dict(function=function, workers=workers, seed=seed, retries=retries)
-    _finish_old(space, folder, budget, finish)
+    how = dict(function=function, workers=workers, seed=seed, retries=retries)
+    _finish_old(space, folder, budget, how)
     rows = books(folder)
     numbers = open_points(space, rows, total)
     if numbers:
         with tempfile.TemporaryDirectory(prefix='ray-', ignore_cleanup_errors=True) as d:
-            call = dict(
-                space=space.to_dict(),
-                folder=str(Path(folder).resolve()),
-                function=function,
-                workers=workers,
-                budget=budget.to_dict(),
-                seed=seed,
-                retries=retries,
-                numbers=numbers,
-                rows=rows,
-                owner=secrets.token_hex(8),
-                python=sys.executable,
-                paths=library_paths(),
-                cwd=os.getcwd(),
-                temporary=d,
-            )
+            call = how | _there(space, folder, budget) | dict(numbers=numbers, rows=rows, temporary=d)
             run_in('ray', 'fsdl_tools.operations.sweep_ray:_drive', call, timeout, **_quiet)
-        _finish_old(space, folder, budget, finish)
+        _finish_old(space, folder, budget, how)
     return trials(folder)
+
+def _checked_total(space, budget):
+    "Trials in all, 0 for those of a grid; raises ValueError where Ray Tune cannot run the sweep"
+    total = budget.limit(space)
+    if space.method == 'grid':
+        return total
+    if not total:
+        raise ValueError('Ray Tune needs a number of trials: give a budget in trials, or run_cap in the file')
+    _ray_has(space, ('normal',) if space.method == 'bayes' else ())
+    return total
+
+def _there(space, folder, budget):
+    "What the side environment must know of here"
+    return dict(
+        space=space.to_dict(),
+        folder=str(Path(folder).resolve()),
+        budget=budget.to_dict(),
+        owner=secrets.token_hex(8),
+        python=sys.executable,
+        paths=library_paths(),
+        cwd=os.getcwd(),
+    )
 
 # %% ../../nbs/operations/20_sweep_ray.ipynb #7055a908
 def _finish_old(space, folder, budget, how):

@@ -30,6 +30,7 @@ distributions = ('constant', 'categorical', *_ranges, *_normals, 'beta', 'q_beta
 
 # %% ../../nbs/operations/17_sweep_space.ipynb #008205bf
 def _bad(name, why):
+    "Raise ValueError for a parameter"
     raise ValueError(f'parameter {str(name)[:60]!r}: {why[:200]}')
 
 def _number(name, d, key, default=None):
@@ -74,10 +75,13 @@ class Parameter(Record):
         if self.kind in ('constant', 'categorical'):
             return self.values[_choice(u, self.weights or [1 / len(self.values)] * len(self.values))]
         if self.kind == 'int_uniform':
-            return min(int(self.low) + int(u * (int(self.high) - int(self.low) + 1)), int(self.high))
-        x = _continuous(self, u)
-        if not self.kind.startswith('q_'):
-            return x
+            low, high = int(self.low), int(self.high)
+            return min(low + int(u * (high - low + 1)), high)
+        x = _shapes[self.kind.removeprefix('q_')](self, u)
+        return self._stepped(x) if self.kind.startswith('q_') else x
+
+    def _stepped(self, x):
+        "The multiple of q that is nearest, as a whole number where q is one"
         x = round(x / self.q) * self.q
         return int(x) if float(self.q).is_integer() else x
 
@@ -87,11 +91,10 @@ class Parameter(Record):
             return list(self.values)
         if self.kind == 'int_uniform':
             return list(range(int(self.low), int(self.high) + 1))
-        return (
-            [self.low + i * self.q for i in range(int((self.high - self.low) / self.q + 1e-9) + 1)]
-            if self.kind == 'q_uniform'
-            else None
-        )
+        if self.kind != 'q_uniform':
+            return None
+        steps = int((self.high - self.low) / self.q + 1e-9)
+        return [self.low + i * self.q for i in range(steps + 1)]
 
 # %% ../../nbs/operations/17_sweep_space.ipynb #34aa4a79
 def _choice(u, weights):
@@ -103,24 +106,37 @@ def _choice(u, weights):
             return i
     return len(weights) - 1
 
-def _continuous(p, u):
-    "Before rounding to steps"
-    kind = p.kind.removeprefix('q_')
-    if kind == 'uniform':
-        return p.low + u * (p.high - p.low)
-    if kind == 'log_uniform':
-        return math.exp(p.low + u * (p.high - p.low))
-    if kind == 'log_uniform_values':
-        return min(max(math.exp(math.log(p.low) + u * (math.log(p.high) - math.log(p.low))), p.low), p.high)
-    if kind == 'inv_log_uniform':
-        return p.high + p.low - math.exp(math.log(p.low) + u * (math.log(p.high) - math.log(p.low)))
-    if kind == 'inv_log_uniform_values':
-        return 1 / math.exp(math.log(1 / p.high) + u * (math.log(1 / p.low) - math.log(1 / p.high)))
+def _uniform(p, u):
+    "Evenly between the bounds"
+    return p.low + u * (p.high - p.low)
+
+def _even_in_logs(low, high, u):
+    "Evenly in the logarithm"
+    return math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
+
+def _log_uniform_values(p, u):
+    "Evenly in the logarithm, and not beyond the bounds by rounding"
+    return min(max(_even_in_logs(p.low, p.high, u), p.low), p.high)
+
+def _beta(p, u):
+    "A draw from the beta distribution that u is the seed of"
+    return random.Random(int(u * 2**53)).betavariate(p.low, p.high)
+
+def _normal(p, u):
+    "Where the normal distribution has u of its probability below"
     inner = min(max(u, 1e-12), 1 - 1e-12)
-    if kind == 'beta':
-        return random.Random(int(u * 2**53)).betavariate(p.low, p.high)
-    z = statistics.NormalDist(p.low, p.high).inv_cdf(inner)
-    return math.exp(min(z, 700)) if kind == 'log_normal' else z
+    return statistics.NormalDist(p.low, p.high).inv_cdf(inner)
+
+_shapes = dict(  # Kind -> the value of a parameter at a point of the unit interval, before it is rounded to steps
+    uniform=_uniform,
+    log_uniform=lambda p, u: math.exp(_uniform(p, u)),
+    log_uniform_values=_log_uniform_values,
+    inv_log_uniform=lambda p, u: p.high + p.low - _even_in_logs(p.low, p.high, u),
+    inv_log_uniform_values=lambda p, u: 1 / _even_in_logs(1 / p.high, 1 / p.low, u),
+    beta=_beta,
+    normal=_normal,
+    log_normal=lambda p, u: math.exp(min(_normal(p, u), 700)),
+)
 
 # %% ../../nbs/operations/17_sweep_space.ipynb #1d215621
 def _choices(name, d):
@@ -131,72 +147,71 @@ def _choices(name, d):
     if not isinstance(values, list) or not values:
         _bad(name, f'values must be a list that is not empty, not {values!r}')
     weights = d.get('probabilities') or []
-    if weights and (
-        not isinstance(weights, list)
-        or len(weights) != len(values)
-        or not all(isinstance(w, (int, float)) and w >= 0 for w in weights)
-        or abs(sum(weights) - 1) > 1e-6
-    ):
+    if weights and not _are_weights(weights, len(values)):
         _bad(name, f'probabilities must be {len(values)} numbers that sum to 1, not {weights!r}')
     return Parameter(name, 'categorical', values, list(weights))
+
+def _are_weights(weights, count):
+    "Are these so many probabilities of things of which one happens?"
+    if not isinstance(weights, list) or len(weights) != count:
+        return False
+    return all(isinstance(w, (int, float)) and w >= 0 for w in weights) and abs(sum(weights) - 1) <= 1e-6
 
 # %% ../../nbs/operations/17_sweep_space.ipynb #80382d82
 def _guess(d):
     "The distribution of two bounds"
-    whole = all(isinstance(d.get(k), int) and not isinstance(d.get(k), bool) for k in ('min', 'max'))
+    bounds = d.get('min'), d.get('max')
+    whole = all(isinstance(v, int) and not isinstance(v, bool) for v in bounds)
     return 'int_uniform' if whole else 'uniform'
 
 def _range(name, d, kind):
     "A parameter between two bounds"
     low, high = _number(name, d, 'min'), _number(name, d, 'max')
-    if low > high:
-        _bad(name, f'min {low!r} is above max {high!r}')
-    if ('values' in kind or kind.startswith('inv_log')) and low <= 0:
-        _bad(name, f'{kind} needs min above 0, not {low!r}')
-    if kind == 'log_uniform' and high > 700:
-        _bad(name, f'log_uniform takes exponents of e: max {high!r} is too large; did you mean log_uniform_values?')
-    if kind == 'int_uniform' and not (float(low).is_integer() and float(high).is_integer()):
-        _bad(name, f'int_uniform needs whole numbers, not {low!r} and {high!r}')
+    _check_bounds(name, kind, low, high)
     q = _number(name, d, 'q', 1)
     if q <= 0:
         _bad(name, f'q must be positive, not {q!r}')
     return Parameter(name, kind, low=low, high=high, q=q)
 
+def _check_bounds(name, kind, low, high):
+    "Raise ValueError for bounds that a distribution cannot have"
+    if low > high:
+        _bad(name, f'min {low!r} is above max {high!r}')
+    if ('values' in kind or kind.startswith('inv_log')) and low <= 0:
+        _bad(name, f'{kind} needs min above 0, not {low!r}')
+    if kind.removeprefix('q_') == 'log_uniform' and high > 700:
+        _bad(name, f'{kind} takes exponents of e: max {high!r} is too large; did you mean {kind}_values?')
+    if kind == 'int_uniform' and not (float(low).is_integer() and float(high).is_integer()):
+        _bad(name, f'int_uniform needs whole numbers, not {low!r} and {high!r}')
+
 # %% ../../nbs/operations/17_sweep_space.ipynb #46cd6531
+_range_words = ('min', 'max', 'mu', 'sigma', 'a', 'b', 'distribution')
+_parameter_words = ('value', 'values', 'probabilities', *_range_words, 'q', 'parameters')
+
 def _parameter(name, d):
     "One parameter of the file"
     if not isinstance(d, dict):
         _bad(name, f'expected a mapping with value, values or min and max, not {d!r}')
-    known = {
-        'value',
-        'values',
-        'probabilities',
-        'min',
-        'max',
-        'mu',
-        'sigma',
-        'q',
-        'a',
-        'b',
-        'distribution',
-        'parameters',
-    }
     for k in d:
-        one_of(f'word in parameter {name!r}', k, known)
+        one_of(f'word in parameter {name!r}', k, _parameter_words)
     if 'value' in d or 'values' in d:
         return _choices(name, d)
-    if not ({'min', 'max', 'mu', 'sigma', 'a', 'b', 'distribution'} & set(d)):
+    if not any(k in d for k in _range_words):
         _bad(name, 'expected value, values, or min and max')
+    kind = _kind(name, d)
+    return _range(name, d, kind) if kind in _ranges else _bell(name, d, kind)
+
+def _kind(name, d):
+    "The distribution of numbers that a parameter names, or that its bounds speak for"
     kind = one_of(f'distribution of {name!r}', d.get('distribution') or _guess(d), distributions)
     if kind in ('constant', 'categorical'):
         _bad(name, f'{kind} needs {"value" if kind == "constant" else "values"}')
-    if kind in _ranges:
-        return _range(name, d, kind)
-    first, second = ('mu', 'sigma') if kind in _normals else ('a', 'b')
-    low, high = (
-        _number(name, d, first, 0 if first == 'mu' else None),
-        _number(name, d, second, 1 if first == 'mu' else None),
-    )
+    return kind
+
+def _bell(name, d, kind):
+    "A parameter with two numbers that give its distribution its form; those of the normal ones are 0 and 1 by default"
+    first, second, *defaults = ('mu', 'sigma', 0, 1) if kind in _normals else ('a', 'b', None, None)
+    low, high = _number(name, d, first, defaults[0]), _number(name, d, second, defaults[1])
     if high <= 0 or first == 'a' and low <= 0:
         _bad(name, f'{first} and {second}: {low!r} and {high!r} make no distribution')
     return Parameter(name, kind, low=low, high=high, q=_number(name, d, 'q', 1))
@@ -205,9 +220,8 @@ def _parameter(name, d):
 def _walk(d, prefix='', depth=0):
     "Parameters, nested ones with dotted names"
     if not isinstance(d, dict) or not d:
-        raise ValueError(
-            f'parameters{" of " + repr(prefix[:-1]) if prefix else ""} must be a mapping that is not empty, not {d!r}'
-        )
+        of = f' of {prefix[:-1]!r}' if prefix else ''
+        raise ValueError(f'parameters{of} must be a mapping that is not empty, not {d!r}')
     if depth > 20:
         raise ValueError('parameters are nested more than twenty deep')
     out = []
@@ -219,6 +233,12 @@ def _walk(d, prefix='', depth=0):
     return out
 
 # %% ../../nbs/operations/17_sweep_space.ipynb #e06d15cb
+def _axis_values(p):
+    "All values of a parameter where they can be counted, and are not too many to write down; else None"
+    if p.kind == 'int_uniform' and p.high - p.low > 1e6:
+        return None
+    return p.discrete()
+
 @dataclass(frozen=True)
 class Space(Record):
     "What to search, how, and for what"
@@ -260,17 +280,13 @@ class Space(Record):
 
     def grid(self):
         "All combinations; raises ValueError where there are none or too many"
-        axes = [
-            (p.name, p.discrete() if p.kind != 'int_uniform' or p.high - p.low <= 1e6 else None)
-            for p in self.parameters
-        ]
-        endless = [n for n, v in axes if v is None]
-        if endless:
-            raise ValueError(f'a grid needs values to count: {endless[0]!r} has a continuous range')
-        if (n := math.prod(len(v) for _, v in axes)) > 1_000_000:
+        names = [p.name for p in self.parameters]
+        axes = [_axis_values(p) for p in self.parameters]
+        if None in axes:
+            raise ValueError(f'a grid needs values to count: {names[axes.index(None)]!r} has a continuous range')
+        if (n := math.prod(map(len, axes))) > 1_000_000:
             raise ValueError(f'the grid has {n:,} points: at most a million are allowed')
-        names, values = [n for n, _ in axes], [v for _, v in axes]
-        return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
+        return [dict(zip(names, point, strict=True)) for point in itertools.product(*axes)]
 
 # %% ../../nbs/operations/17_sweep_space.ipynb #270638a5
 _words = (
@@ -306,63 +322,75 @@ def _early(d):
     one_of('type of early_terminate', e.get('type'), ('hyperband',))
     if ('min_iter' in e) == ('max_iter' in e):
         raise ValueError('early_terminate needs either min_iter, or max_iter with s')
+    strict = dict(strict=bool(e['strict'])) if 'strict' in e else {}
+    return _early_numbers(e) | strict
+
+def _early_numbers(e):
+    "Numbers among Hyperband's settings"
     out = {k: _number('early_terminate', e, k) for k in ('min_iter', 'max_iter', 's', 'eta') if k in e}
     if any(v <= 0 for v in out.values()) or out.get('eta', 3) <= 1:
         raise ValueError(f'early_terminate needs positive numbers and eta above 1, not {out}')
-    return out | (dict(strict=bool(e['strict'])) if 'strict' in e else {})
+    return out
+
+def _command(d):
+    "Words of the command"
+    command = d.get('command') or []
+    if not isinstance(command, list) or not all(isinstance(c, (str, int, float)) for c in command):
+        raise ValueError(f'command must be a list of texts, not {command!r}')
+    return list(map(str, command))
+
+def _cap(d):
+    "Trials at most"
+    cap = d.get('run_cap', 0)
+    if not isinstance(cap, int) or isinstance(cap, bool) or cap < 0:
+        raise ValueError(f'run_cap must be a whole number, not {cap!r}')
+    return cap
 
 def parse_sweep(
     d: dict,  # What the file holds
 ) -> Space:  # Raises ValueError in one line
     "A search space from W&B's sweep file"
+    _check_words(d)
+    name, goal = _metric(d)
+    command, cap, parameters = _command(d), _cap(d), _walk(d['parameters'])
+    method = one_of('method', d.get('method', 'random'), ('grid', 'random', 'bayes'))
+    space = Space(parameters, method, name, goal, str(d.get('program') or ''), command, _early(d), cap)
+    if space.method == 'grid':
+        space.grid()
+    return space
+
+def _check_words(d):
+    "Raise ValueError for what is no sweep"
     if not isinstance(d, dict):
         raise ValueError(f'a sweep is a mapping with method and parameters, not {type(d).__name__}')
     for k in d:
         one_of('word in the sweep', k, _words)
     if 'parameters' not in d:
         raise ValueError('a sweep needs parameters')
-    name, goal = _metric(d)
-    command = d.get('command') or []
-    if not isinstance(command, list) or not all(isinstance(c, (str, int, float)) for c in command):
-        raise ValueError(f'command must be a list of texts, not {command!r}')
-    cap = d.get('run_cap', 0)
-    if not isinstance(cap, int) or isinstance(cap, bool) or cap < 0:
-        raise ValueError(f'run_cap must be a whole number, not {cap!r}')
-    space = Space(
-        _walk(d['parameters']),
-        one_of('method', d.get('method', 'random'), ('grid', 'random', 'bayes')),
-        name,
-        goal,
-        str(d.get('program') or ''),
-        list(map(str, command)),
-        _early(d),
-        cap,
-    )
-    if space.method == 'grid':
-        space.grid()
-    return space
 
 # %% ../../nbs/operations/17_sweep_space.ipynb #c134484c
 def read_sweep(
     path,  # A YAML file
 ) -> Space:  # Raises FileNotFoundError, ValueError
     "A search space from a file in W&B's syntax"
+    try:
+        return parse_sweep(_yaml_of(Path(path)))
+    except RecursionError:
+        raise ValueError(f'{path} is nested too deep') from None
+
+def _yaml_of(path):
+    "What a small YAML file holds, parsed as data only; raises ValueError"
     import yaml
 
-    path = Path(path)
     if path.stat().st_size > 1_000_000:
         raise ValueError(f'{path} has {path.stat().st_size:,} bytes: a sweep file has a few hundred')
     text = path.read_text(encoding='utf-8', errors='replace')
     if re.search(r'(^|[\s\[{,:-])[&*]\w', text) and text.count('*') > 50:
         raise ValueError(f'{path} refers to itself too often')
     try:
-        d = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as e:
         raise ValueError(f'{path} is no YAML: {" ".join(str(e).split())[:200]}') from None
-    try:
-        return parse_sweep(d)
-    except RecursionError:
-        raise ValueError(f'{path} is nested too deep') from None
 
 # %% ../../nbs/operations/17_sweep_space.ipynb #9e0ca63e
 def command_of(
@@ -372,28 +400,36 @@ def command_of(
 ) -> list:  # Arguments; raises ValueError for a macro that does not exist
     "The command of a trial"
     template = space.command or ['${interpreter}', '${program}', '${args}']
-    simple = {
-        '${env}': ['/usr/bin/env'],
-        '${interpreter}': [sys.executable],
-        '${program}': [space.program],
-        '${args_json}': [json.dumps(params)],
-    }
-    flag = lambda k, v, dash: f'{dash}{k}={v if isinstance(v, str) else json.dumps(v)}'
     out = []
     for piece in template:
-        if piece in simple:
-            out += simple[piece]
-        elif piece == '${args}':
-            out += [flag(k, v, '--') for k, v in params.items()]
-        elif piece == '${args_no_hyphens}':
-            out += [flag(k, v, '') for k, v in params.items()]
-        elif piece == '${args_no_boolean_flags}':
-            out += [f'--{k}' if v is True else flag(k, v, '--') for k, v in params.items() if v is not False]
-        elif piece == '${args_json_file}':
-            out.append(str(write_atomic(Path(folder) / 'args.json', json.dumps(params))))
+        if piece in _macros:
+            out += _macros[piece](space, params, folder)
         else:
             out.append(re.sub(r'\$\{([^}]*)\}', _variable, piece))
     return out
+
+def _flag(name, value, dash='--'):
+    "A parameter as an argument"
+    return f'{dash}{name}={value if isinstance(value, str) else json.dumps(value)}'
+
+def _switches(params):
+    "Parameters as arguments, true and false as flags that are there or not"
+    return [f'--{k}' if v is True else _flag(k, v) for k, v in params.items() if v is not False]
+
+def _json_file(params, folder):
+    "Parameters in a file, whose path is the argument"
+    return str(write_atomic(Path(folder) / 'args.json', json.dumps(params)))
+
+_macros = {  # Macro -> its arguments
+    '${env}': lambda space, params, folder: ['/usr/bin/env'],
+    '${interpreter}': lambda space, params, folder: [sys.executable],
+    '${program}': lambda space, params, folder: [space.program],
+    '${args}': lambda space, params, folder: [_flag(k, v) for k, v in params.items()],
+    '${args_no_hyphens}': lambda space, params, folder: [_flag(k, v, '') for k, v in params.items()],
+    '${args_no_boolean_flags}': lambda space, params, folder: _switches(params),
+    '${args_json}': lambda space, params, folder: [json.dumps(params)],
+    '${args_json_file}': lambda space, params, folder: [_json_file(params, folder)],
+}
 
 def _variable(m):
     "${envvar:NAME}"

@@ -99,25 +99,24 @@ def start_process(
     paths: str = '',  # Its PYTHONPATH; default: as here
 ):  # A process with stop and end
     "Start a trial on this machine"
-    place = trial_folder(folder, number, attempt).resolve()
-    place.mkdir(parents=True, exist_ok=True)
+    place = _make_folder(folder, number, attempt)
     command = _command(space, function, params, place, python)
     call = json.dumps(dict(place=str(place), command=command, lock=lock, cwd=os.getcwd()))
     own = (paths or library_paths()) if function else os.environ.get('PYTHONPATH', '')
     env = os.environ | dict(FSDL_RUN_FOLDER=str(place), PYTHONPATH=own)
     # not the controller's own streams: whoever reads them would wait for the trial
     with open(place / 'keeper.txt', 'wb') as said:
-        p = _Process(
-            [python, '-S', '-c', _keeper, call],
-            env=env,
-            pass_fds=[lock],
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-        )
+        streams = dict(stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        keeper = [python, '-S', '-c', _keeper, call]
+        p = _Process(keeper, env=env, pass_fds=[lock], start_new_session=True, **streams)
     p.trial = number, attempt
     return p
+
+def _make_folder(folder, number, attempt):
+    "Folder of a trial, which is there then"
+    place = trial_folder(folder, number, attempt).resolve()
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 def _command(space, function, params, place, python):
     "What a trial runs"
@@ -140,30 +139,35 @@ def nest(
     return out
 
 # %% ../../nbs/operations/19_sweep_trials.ipynb #b60fc6a4
+def _logged(place):
+    "Events of a trial's log; none where there is no log yet"
+    log = Path(place) / 'log.jsonl'
+    return (event for event, _ in events(log)) if log.is_file() else ()
+
 def history_of(
     place,  # Folder of a trial
     metric: str,  # Its name
 ) -> list:  # Floats; empty where there is no log yet
     "Values of the metric so far"
-    log = Path(place) / 'log.jsonl'
-    if not log.is_file():
-        return []
-    return [float(text_number(e['m'][metric])) for e, _ in events(log) if metric in e.get('m', {})]
+    return [float(text_number(e['m'][metric])) for e in _logged(place) if metric in e.get('m', {})]
 
 def _printed(place, metric):
     "The metric in the last line of JSON that the trial printed"
     out = Path(place) / 'output.txt'
     if not out.is_file():
         return None
-    with open(out, 'rb') as f:
-        f.seek(max(0, out.stat().st_size - 65_536))
-        lines = f.read().decode('utf-8', 'replace').splitlines()
-    for line in reversed(lines):
+    for line in reversed(_last_lines(out)):
         with contextlib.suppress(ValueError, RecursionError):
             d = json.loads(line)
             if isinstance(d, dict) and isinstance(d.get(metric), (int, float)):
                 return float(d[metric])
     return None
+
+def _last_lines(path):
+    "The lines in the last 64 KiB of a file"
+    with open(path, 'rb') as f:
+        f.seek(max(0, path.stat().st_size - 65_536))
+        return f.read().decode('utf-8', 'replace').splitlines()
 
 def _result(place, metric):
     "What a trial found: the last value it logged, else the last it printed"
@@ -172,15 +176,11 @@ def _result(place, metric):
 
 def _end_of(place):
     "What the trial's log says of its end; empty where it says nothing"
-    log = Path(place) / 'log.jsonl'
-    return next((str(e['end']) for e, _ in events(log) if 'end' in e), '') if log.is_file() else ''
+    return next((str(e['end']) for e in _logged(place) if 'end' in e), '')
 
 def _logged_seconds(place):
     "From the first line of a trial's log to the last; None where it has none"
-    log = Path(place) / 'log.jsonl'
-    if not log.is_file():
-        return None
-    times = [e.get('t', e.get('started')) for e, _ in events(log)]
+    times = [e.get('t', e.get('started')) for e in _logged(place)]
     times = [t for t in times if isinstance(t, (int, float))]
     return times[-1] - times[0] if times else None
 
@@ -196,17 +196,24 @@ def verdict(
     value, seconds = _result(place, metric), done['seconds'] if done else _logged_seconds(place)
     if (place / 'stop').exists():
         return ('stopped', value, seconds, None)
-    died = done is None and _end_of(place) != 'finished' or done is not None and done['code'] < 0
+    died = done['code'] < 0 if done else _end_of(place) != 'finished'
     if died and attempt <= retries:
         return ('waiting', None, seconds, None)
-    if died or done and done['code']:
-        why = 'its process was killed' if died else f'exit code {done["code"]}'
-        return ('failed', None, seconds, (done or {}).get('reason') or why)
+    why = _why_ended(done, died) or _why_no_result(value, metric)
+    return ('failed', None, seconds, why) if why else ('finished', value, seconds, None)
+
+def _why_ended(done, died):
+    "Why a process did not end well, or nothing"
+    done = done or dict(code=0)
+    if not died and not done['code']:
+        return ''
+    return done.get('reason') or ('its process was killed' if died else f'exit code {done["code"]}')
+
+def _why_no_result(value, metric):
+    "Why a value is no result, or nothing"
     if value is None:
-        return ('failed', None, seconds, f'it logged no {metric!r}')
-    if not math.isfinite(value):
-        return ('failed', None, seconds, f'{metric} is {value}')
-    return ('finished', value, seconds, None)
+        return f'it logged no {metric!r}'
+    return '' if math.isfinite(value) else f'{metric} is {value}'
 
 # %% ../../nbs/operations/19_sweep_trials.ipynb #42754374
 class _JobTrial:
@@ -238,27 +245,29 @@ def start_job(
     params: dict,  # Of the trial
 ):  # An object with poll, stop and end; raises ValueError
     "Start a trial as a job"
-    place = trial_folder(folder, number, attempt).resolve()
-    place.mkdir(parents=True, exist_ok=True)
+    place = _make_folder(folder, number, attempt)
     if not (function or space.program or space.command):
         space = space.replace(command=[*job.command, '${args}'])
-    env = dict(job.env, FSDL_RUN_FOLDER=str(place))
-    if function and not job.image:
-        env.setdefault('PYTHONPATH', library_paths())
-    one = job.replace(
-        name=f'{job.name}-{number}-{attempt}',
-        command=tuple(_command(space, function, params, place, where.python)),
-        env=env,
-        retries=0,
-        on_preempt='stop',
-    )
-    name = next(k for k, v in places.items() if v.endswith(f':{type(where).__name__}'))
-    token = f'trial-{secrets.token_hex(6)}'
-    record = dict(target=name, options=where.to_dict(), job=one.to_dict(), token=token, id='', since=time.time())
-    write_atomic(place / 'job.json', json.dumps(record))
+    command, name = tuple(_command(space, function, params, place, where.python)), f'{job.name}-{number}-{attempt}'
+    env = _job_environment(job, function, place)
+    one = job.replace(name=name, command=command, env=env, retries=0, on_preempt='stop')
+    write_atomic(place / 'job.json', json.dumps(_job_record(where, one)))
     with contextlib.suppress(TargetError, TimeoutError):  # whoever looks next submits it, with the same token
         _job_of(place)
     return _JobTrial(place, (number, attempt))
+
+def _job_environment(job, function, place):
+    "Variables of a trial's job"
+    env = dict(job.env, FSDL_RUN_FOLDER=str(place))
+    if function and not job.image:
+        env.setdefault('PYTHONPATH', library_paths())
+    return env
+
+def _job_record(where, job):
+    "What is written down of a job before it is submitted"
+    name = next(k for k, v in places.items() if v.endswith(f':{type(where).__name__}'))
+    token = f'trial-{secrets.token_hex(6)}'
+    return dict(target=name, options=where.to_dict(), job=job.to_dict(), token=token, id='', since=time.time())
 
 def _job_of(place):
     "Target, record and handle of a trial's job; it is submitted where that is not on record"
@@ -281,7 +290,7 @@ def job_ended(
     if (place / 'exit.json').is_file():
         return True
     try:
-        where, record, handle = _job_of(place)
+        where, _, handle = _job_of(place)
         status = where.status(handle)
     except (TargetError, TimeoutError) as e:
         return _known_by_its_log(place, e)
@@ -289,16 +298,17 @@ def job_ended(
         return False
     with contextlib.suppress(TargetError, TimeoutError):
         (place / 'output.txt').write_text(where.logs(handle), encoding='utf-8', errors='replace')
-    _write_end(place, _exit_codes.get(status.state, -1), ' '.join(filter(None, (status.state, status.detail))))
+    said = [text for text in (status.state, status.detail) if text]
+    _write_end(place, _exit_codes.get(status.state, -1), ' '.join(said))
     return True
 
 def _known_by_its_log(place, error):
     "Has a job ended that its target knows nothing of?"
     said, log, record = _end_of(place), place / 'log.jsonl', json.loads((place / 'job.json').read_text())
-    quiet = time.time() - (log.stat().st_mtime if log.is_file() else record['since'])
+    last = log.stat().st_mtime if log.is_file() else record['since']
     if said:
         _write_end(place, 0 if said == 'finished' else 1, said)
-    elif quiet > _silent and (log.is_file() or not record['id']):
+    elif time.time() - last > _silent and (log.is_file() or not record['id']):
         _write_end(place, -1, f'lost: {error}')
     else:
         warnings.warn(f'{place.name}: {error}; it counts as running', RuntimeWarning, stacklevel=3)

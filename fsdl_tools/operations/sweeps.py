@@ -7,7 +7,7 @@ __all__ = ['books', 'Budget', 'sweep', 'trials', 'best', 'importance', 'parallel
 
 # %% ../../nbs/operations/19_sweeps.ipynb #7609e4db
 import contextlib, json, math, os, random, re, secrets, sqlite3, statistics, time, warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from ..core import human_seconds, one_of, parse_dollars, parse_seconds, positive, Record
 from .sweep_engines import engines, should_stop, suggest
@@ -47,25 +47,27 @@ def _open_books(folder, space):
         (folder / part).mkdir(parents=True, exist_ok=True)
     with contextlib.closing(sqlite3.connect(folder / 'sweep.db', timeout=120)) as db:
         db.executescript(_books)
-    mine = json.dumps([[p.to_dict() for p in space.parameters], space.metric, space.goal], sort_keys=True)
+    axes = [p.to_dict() for p in space.parameters]
+    mine = json.dumps([axes, space.metric, space.goal], sort_keys=True)
     with _transaction(folder) as db:
-        there = db.execute("select value from sweep where key = 'space'").fetchone()
-        if there and there[0] != mine:
+        db.execute("insert or ignore into sweep values ('space', ?)", (mine,))
+        (there,) = db.execute("select value from sweep where key = 'space'").fetchone()
+        if there != mine:
             raise ValueError(f'{folder} holds a sweep over other parameters: use another folder')
-        if not there:
-            db.execute("insert into sweep values ('space', ?)", (mine,))
 
 def _orphans(folder, rows, me):
     "How many running trials belong to controllers that are gone"
-    owners = {r['owner'] for r in rows if r['state'] == 'running'} - {me, None}
-    gone = set()
-    for name in owners:
-        fd = lock_file(Path(folder) / 'controllers' / f'{Path(name).name}.lock')
-        if fd is None:
-            continue
-        os.close(fd)
-        gone.add(name)
-    return sum(r['state'] == 'running' and r['owner'] in gone for r in rows)
+    running = [r['owner'] for r in rows if r['state'] == 'running']
+    gone = {name for name in set(running) - {me, None} if _is_gone(folder, name)}
+    return sum(name in gone for name in running)
+
+def _is_gone(folder, controller):
+    "Has a controller ended? Then its lock can be taken"
+    fd = lock_file(Path(folder) / 'controllers' / f'{Path(controller).name}.lock')
+    if fd is None:
+        return False
+    os.close(fd)
+    return True
 
 # %% ../../nbs/operations/19_sweeps.ipynb #4c6530d2
 _fields = ('number', 'params', 'state', 'value', 'seconds', 'attempt', 'engine', 'note', 'owner')
@@ -74,11 +76,10 @@ def books(
     folder,  # Of a sweep
 ) -> list:  # Rows as dicts; raises FileNotFoundError
     "All trials, with their parameters"
-    if not (Path(folder) / 'sweep.db').is_file():
+    path = Path(folder).resolve() / 'sweep.db'
+    if not path.is_file():
         raise FileNotFoundError(f'{folder} holds no sweep')
-    with contextlib.closing(
-        sqlite3.connect(f'file:{Path(folder).resolve()}/sweep.db?mode=ro', uri=True, timeout=120)
-    ) as db:
+    with contextlib.closing(sqlite3.connect(f'{path.as_uri()}?mode=ro', uri=True, timeout=120)) as db:
         query = f'select {", ".join(_fields)} from trials order by number'
         rows = [dict(zip(_fields, r, strict=True)) for r in db.execute(query)]
     return [r | dict(params=json.loads(r['params'])) for r in rows]
@@ -103,38 +104,46 @@ def _runs_elsewhere(folder, row):
     place = trial_folder(folder, row['number'], row['attempt'])
     return row['state'] == 'running' and (place / 'job.json').is_file() and not job_ended(place)
 
+_entry = (
+    'update trials set state = ?, value = ?, seconds = coalesce(seconds, 0) + coalesce(?, 0), '
+    'note = coalesce(?, note), attempt = attempt + ? where number = ? and attempt = ? and state = ?'
+)
+
 def _enter(space, folder, row, retries):
     "One trial into the books, unless somebody was faster"
-    n, attempt = row['number'], row['attempt']
-    if row['state'] == 'asking':
-        new = ('waiting', None, None, row['note'])
+    n, attempt, before = row['number'], row['attempt'], row['state']
+    if before == 'asking':
+        state, value, seconds, note = 'waiting', None, None, row['note']
     else:
-        new = verdict(trial_folder(folder, n, attempt), space.metric, attempt, retries)
-    state, value, seconds, note = new
-    again = int(state == 'waiting' and row['state'] == 'running')  # what was only asked for has not begun
+        state, value, seconds, note = verdict(trial_folder(folder, n, attempt), space.metric, attempt, retries)
+    again = int(state == 'waiting' and before == 'running')  # what was only asked for has not begun
     with _transaction(folder) as db:
-        db.execute(
-            'update trials set state = ?, value = ?, seconds = coalesce(seconds, 0) + coalesce(?, 0), '
-            'note = coalesce(?, note), attempt = attempt + ? where number = ? and attempt = ? and state = ?',
-            (state, value, seconds, note, again, n, attempt, row['state']),
-        )
+        db.execute(_entry, (state, value, seconds, note, again, n, attempt, before))
 
 def _claim(folder, total, me):
     "Reserve the next trial: (number, attempt, lock, params or None), or None where there is nothing to do"
     with _transaction(folder) as db:
-        rows = db.execute('select number, attempt, params, state from trials order by number').fetchall()
-        waiting = [r for r in rows if r[3] == 'waiting']
-        if not waiting and total and len(rows) >= total:
+        known, number, attempt, params = _next_trial(db)
+        if not known and total and number >= total:
             return None
-        number, attempt, params = waiting[0][:3] if waiting else (len(rows), 1, 'null')
         lock = lock_trial(folder, number, attempt)
         if lock is None:
             return None
-        if waiting:
+        if known:
             db.execute("update trials set state = 'asking', owner = ? where number = ?", (me, number))
         else:
             db.execute("insert into trials(number, params, state, owner) values (?, 'null', 'asking', ?)", (number, me))
     return number, attempt, lock, json.loads(params)
+
+def _next_trial(db):
+    "The first trial that waits, else a new one: (is it in the books?, number, attempt, params as JSON)"
+    waiting = "select number, attempt, params from trials where state = 'waiting' order by number limit 1"
+    if row := db.execute(waiting).fetchone():
+        return True, *row
+    (count,) = db.execute('select count(*) from trials').fetchone()
+    return False, count, 1, 'null'
+
+_beginning = "update trials set state = 'running', params = ?, engine = ?, note = coalesce(?, note) where number = ?"
 
 def _start_next(space, folder, start, total, seed, engine, me):
     "Claim a trial, ask what it shall be, start it: the process, or None where there is nothing to do"
@@ -145,24 +154,26 @@ def _start_next(space, folder, start, total, seed, engine, me):
     try:
         note = None
         if params is None:
-            try:
-                params, units = suggest(
-                    space, [r for r in books(folder) if r['number'] < number and r['params']], number, seed, engine
-                )
-            except StopIteration:
-                with _transaction(folder) as db:
-                    db.execute('delete from trials where number = ?', (number,))
-                return None
-            note = json.dumps(units)
+            params, note = _ask(space, folder, number, seed, engine)
+        if params is None:
+            return None
+        asked = space.method if space.method == 'grid' else engine
         with _transaction(folder) as db:
-            db.execute(
-                "update trials set state = 'running', params = ?, engine = ?, note = coalesce(?, note) "
-                'where number = ?',
-                (json.dumps(params), space.method if space.method == 'grid' else engine, note, number),
-            )
+            db.execute(_beginning, (json.dumps(params), asked, note, number))
         return start(number, attempt, params, lock)
     finally:
         os.close(lock)
+
+def _ask(space, folder, number, seed, engine):
+    "What a trial shall be: (params, the engine's note); None twice, and no trial, where the grid is done"
+    before = [r for r in books(folder) if r['number'] < number and r['params']]
+    try:
+        params, units = suggest(space, before, number, seed, engine)
+    except StopIteration:
+        with _transaction(folder) as db:
+            db.execute('delete from trials where number = ?', (number,))
+        return None, None
+    return params, json.dumps(units)
 
 # %% ../../nbs/operations/19_sweeps.ipynb #83437726
 @dataclass(frozen=True)
@@ -199,28 +210,36 @@ class Budget(Record):
     ) -> bool:  # False where the next trial would go beyond it
         "May one more trial start? What trials took at the median must still fit in"
         took = [r['seconds'] for r in rows if r['state'] in _ended and r['seconds']]
-        one, used = (statistics.median(took) if took else 0.0), sum(r['seconds'] or 0.0 for r in rows)
+        one = statistics.median(took) if took else 0.0
+        used = sum(r['seconds'] or 0.0 for r in rows)
         after = used + (running + 1) * one
         if self.seconds and (after > self.seconds or used >= self.seconds):
             return False
         return not self.dollars or after / 3600 * self.price <= self.dollars
 
+    def limit(
+        self,
+        space,  # The search
+    ) -> int:  # 0: none
+        "Trials at most, of the budget's number and the file's"
+        return min([n for n in (self.trials, space.cap) if n], default=0)
+
+def _histories(space, folder):
+    "Number and attempt of each trial that has begun -> values of the metric so far"
+    begun = [(r['number'], r['attempt']) for r in books(folder) if r['state'] != 'waiting']
+    return {trial: history_of(trial_folder(folder, *trial), space.metric) for trial in begun}
+
 def _stop_hopeless(space, folder, mine):
     "Hyperband, for the trials of this controller"
     if not space.early:
         return
-    histories = {
-        (r['number'], r['attempt']): history_of(trial_folder(folder, r['number'], r['attempt']), space.metric)
-        for r in books(folder)
-        if r['state'] != 'waiting'
-    }
+    histories = _histories(space, folder)
     for p in mine:
-        place = trial_folder(folder, *p.trial)
-        others = [v for k, v in histories.items() if k[0] != p.trial[0]]
-        if (place / 'stop').exists() or not should_stop(histories.get(p.trial, []), others, space.early, space.goal):
-            continue
-        (place / 'stop').touch()
-        p.stop()
+        stop = trial_folder(folder, *p.trial) / 'stop'
+        others = [values for (number, _), values in histories.items() if number != p.trial[0]]
+        if not stop.exists() and should_stop(histories.get(p.trial, []), others, space.early, space.goal):
+            stop.touch()
+            p.stop()
 
 def _end_all(mine):
     "Stop the trials of a controller that is being stopped"
@@ -245,40 +264,80 @@ def sweep(
     "Run a sweep, or go on with one"
     space = space if isinstance(space, Space) else read_sweep(space)
     one_of('engine', engine, engines)
-    budget = (budget if isinstance(budget, Budget) else Budget.parse(budget)) if budget else Budget(trials=space.cap)
-    if not function and not space.program and not space.command and not job:
-        raise ValueError('the sweep names no program, and no function was given')
+    budget = _budget_of(budget, space)
     start = _starter(space, folder, function, job, where)
-    total = min([n for n in (budget.trials, space.cap) if n], default=0)
-    if not total and space.method != 'grid' and not (budget.seconds or budget.dollars):
+    if not budget.limit(space) and space.method != 'grid' and not (budget.seconds or budget.dollars):
         raise ValueError('the sweep has no end: give a budget in trials, seconds or dollars, or run_cap in the file')
     _open_books(folder, space)
-    mine, seen, me = [], None, secrets.token_hex(8)
-    alive = lock_file(Path(folder) / 'controllers' / f'{me}.lock')
+    controller = _Controller(space, folder, start, budget, seed, engine, retries, workers, report)
+    alive = lock_file(Path(folder) / 'controllers' / f'{controller.me}.lock')
     try:
-        while True:
-            mine = [p for p in mine if p.poll() is None]
-            _settle(space, folder, retries)
-            _stop_hopeless(space, folder, mine)
-            rows = books(folder)
-            running = [r for r in rows if r['state'] == 'running']
-            seen = _tell_ended(rows, seen, report)
-            if len(mine) + _orphans(folder, rows, me) < workers and budget.left(rows, len(running)):
-                p = _start_next(space, folder, start, total, seed, engine, me)
-                if p:
-                    mine.append(p)
-                    continue
-            if not mine and not any(r['state'] in ('running', 'asking') for r in books(folder)):
-                return trials(folder)
-            time.sleep((2.0 if job else 0.1) if poll is None else poll)
+        controller.run((2.0 if job else 0.1) if poll is None else poll)
+        return trials(folder)
     except BaseException:
-        _end_all(mine)
+        _end_all(controller.mine)
         raise
     finally:
         os.close(alive)
 
+def _budget_of(given, space):
+    "A Budget from what was given: a Budget, text, or nothing"
+    if not given:
+        return Budget(trials=space.cap)
+    return given if isinstance(given, Budget) else Budget.parse(given)
+
+@dataclass
+class _Controller:
+    "What goes on with a sweep"
+
+    space: Space  # The search
+    folder: object  # Of the sweep
+    start: object  # Called with number, attempt, parameters and lock of a trial
+    budget: Budget  # What may be used
+    seed: int  # Of everything random
+    engine: str  # That is asked
+    retries: int  # How often a trial whose process was killed is started again
+    workers: int  # Trials at a time
+    report: object  # Called with the books when a trial has ended, or None
+    me: str = field(default_factory=lambda: secrets.token_hex(8))  # Its name in the books
+    mine: list = field(default_factory=list)  # Trials that it has started and that run
+    seen: int = None  # Trials that had ended at the last look
+
+    def run(self, poll):
+        "Go on until nothing runs and nothing may start"
+        while True:
+            rows = self.look()
+            if self.start_one(rows):
+                continue
+            if not self.mine and not any(r['state'] in ('running', 'asking') for r in books(self.folder)):
+                return
+            time.sleep(poll)
+
+    def look(self):
+        "Enter what has ended, stop what is hopeless: the books then"
+        self.mine = [p for p in self.mine if p.poll() is None]
+        _settle(self.space, self.folder, self.retries)
+        _stop_hopeless(self.space, self.folder, self.mine)
+        rows = books(self.folder)
+        self.seen = _tell_ended(rows, self.seen, self.report)
+        return rows
+
+    def start_one(self, rows):
+        "Start a trial where one may start: was one started?"
+        running = sum(r['state'] == 'running' for r in rows)
+        at_work = len(self.mine) + _orphans(self.folder, rows, self.me)
+        if at_work >= self.workers or not self.budget.left(rows, running):
+            return False
+        total = self.budget.limit(self.space)
+        p = _start_next(self.space, self.folder, self.start, total, self.seed, self.engine, self.me)
+        if p:
+            self.mine.append(p)
+        return bool(p)
+
 def _starter(space, folder, function, job, where):
-    "What starts a trial: called with its number, attempt, parameters and lock"
+    "What starts a trial: called with its number, attempt, parameters and lock; raises ValueError where nothing can"
+    if not (function or space.program or space.command or job):
+        raise ValueError('the sweep names no program, and no function was given')
     if job is None:
         return lambda *trial: start_process(space, folder, function, *trial)
     there = target(where) if isinstance(where, str) else where
@@ -292,35 +351,46 @@ def _tell_ended(rows, seen, report):
         report(rows)
     return n
 
+_shown = ('state', 'value', 'seconds', 'attempt', 'engine')
+
 def trials(
     folder,  # Of a sweep
 ) -> Table:  # One row a trial
     "The books for people"
-    rows = [
-        dict(
-            trial=r['number'],
-            state=r['state'],
-            value=r['value'],
-            seconds=r['seconds'],
-            attempt=r['attempt'],
-            engine=r['engine'],
-            reason=r['note'] if r['state'] == 'failed' else '',
-        )
-        | (r['params'] or {})
-        for r in books(folder)
-    ]
+    rows = []
+    for r in books(folder):
+        row = dict(trial=r['number']) | {k: r[k] for k in _shown}
+        reason = r['note'] if r['state'] == 'failed' else ''
+        rows.append(row | dict(reason=reason) | (r['params'] or {}))
     return Table(rows, caption=f'{len(rows)} trials', formats=dict(seconds=human_seconds))
 
 # %% ../../nbs/operations/19_sweeps.ipynb #27e957ca
-def _scored(folder, space=None):
-    "Trials with a value, and the sign that makes the best the smallest"
+def _scored(folder):
+    "Trials with a value, the sign that makes the best the smallest, and the metric"
     with contextlib.closing(sqlite3.connect(Path(folder) / 'sweep.db', timeout=120)) as db:
         _, metric, goal = json.loads(db.execute("select value from sweep where key = 'space'").fetchone()[0])
-    return (
-        [r for r in books(folder) if r['state'] == 'finished' and r['value'] is not None],
-        (1 if goal == 'minimize' else -1),
-        metric,
-    )
+    rows = [r for r in books(folder) if r['state'] == 'finished' and r['value'] is not None]
+    return rows, (1 if goal == 'minimize' else -1), metric
+
+def _finished(folder):
+    "The same; raises ValueError where nothing has finished"
+    rows, sign, metric = _scored(folder)
+    if not rows:
+        raise ValueError(f'no trial of {folder} has finished')
+    return rows, sign, metric
+
+def _varied(rows):
+    "Names of the parameters that differ between trials"
+    names = rows[0]['params'] if rows else ()
+    return [k for k in names if len({str(r['params'].get(k)) for r in rows}) > 1]
+
+def _are_numbers(values):
+    "Are these numbers?"
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+
+def _is_wide(values):
+    "Do they span more than a factor of a hundred?"
+    return min(values) > 0 and max(values) / min(values) > 100
 
 def best(
     folder,  # Of a sweep
@@ -328,15 +398,17 @@ def best(
     seed: int = 0,  # Of it
 ) -> dict:  # trial, params, value, low and high of the 95 % interval; raises ValueError where nothing has finished
     "The best trial, and how far the best of so many would spread"
-    rows, sign, metric = _scored(folder)
-    if not rows:
-        raise ValueError(f'no trial of {folder} has finished')
+    rows, sign, metric = _finished(folder)
     top = min(rows, key=lambda r: sign * r['value'])
-    r, values = random.Random(seed), [sign * x['value'] for x in rows]
+    ends = _interval([sign * r['value'] for r in rows], draws, random.Random(seed))
+    low, high = sorted(sign * end for end in ends)
+    found = dict(trial=top['number'], params=top['params'], metric=metric, value=top['value'])
+    return found | dict(low=low, high=high, trials=len(rows))
+
+def _interval(values, draws, r):
+    "Between which two the smallest of as many values lies in 95 % of the draws"
     again = sorted(min(r.choices(values, k=len(values))) for _ in range(draws))
-    low, high = sorted((sign * again[int(0.025 * draws)], sign * again[int(0.975 * draws)]))
-    spread = dict(low=low, high=high, trials=len(rows))
-    return dict(trial=top['number'], params=top['params'], metric=metric, value=top['value']) | spread
+    return again[int(0.025 * draws)], again[int(0.975 * draws)]
 
 def importance(
     folder,  # Of a sweep
@@ -346,37 +418,34 @@ def importance(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     rows, sign, _ = _scored(folder)
-    names = [k for k in rows[0]['params'] if len({str(r['params'].get(k)) for r in rows}) > 1] if rows else []
+    names = _varied(rows)
     if len(rows) < 8 or not names:
         raise ValueError(f'importance needs eight finished trials with different parameters, not {len(rows)}')
+    study = _study_of(optuna, rows, sign, names)
+    with warnings.catch_warnings(action='ignore'):
+        judge = optuna.importance.PedAnovaImportanceEvaluator()
+        found = optuna.importance.get_param_importances(study, evaluator=judge)
+    return Table([dict(parameter=k, importance=v) for k, v in found.items()], caption=f'{len(rows)} trials')
+
+def _study_of(optuna, rows, sign, names):
+    "Trials as a study of Optuna, of some parameters only"
     study = optuna.create_study()
     axes = {k: _axis_of([r['params'][k] for r in rows]) for k in names}
     for r in rows:
-        study.add_trial(
-            optuna.trial.create_trial(
-                params={k: r['params'][k] for k in names}, distributions=axes, value=sign * r['value']
-            )
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        found = optuna.importance.get_param_importances(
-            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
-        )
-    return Table([dict(parameter=k, importance=v) for k, v in found.items()], caption=f'{len(rows)} trials')
+        params = {k: r['params'][k] for k in names}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=axes, value=sign * r['value']))
+    return study
 
 def _axis_of(values):
     "A distribution that holds all values that were tried"
     from optuna import distributions as d
 
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        return d.CategoricalDistribution(
-            sorted(set(map(str, values))) if all(isinstance(v, str) for v in values) else list(dict.fromkeys(values))
-        )
+    if not _are_numbers(values):
+        texts = all(isinstance(v, str) for v in values)
+        return d.CategoricalDistribution(sorted(set(values)) if texts else list(dict.fromkeys(values)))
     if all(isinstance(v, int) for v in values):
         return d.IntDistribution(min(values), max(values))
-    return d.FloatDistribution(
-        float(min(values)), float(max(values)), log=min(values) > 0 and max(values) / min(values) > 100
-    )
+    return d.FloatDistribution(float(min(values)), float(max(values)), log=_is_wide(values))
 
 # %% ../../nbs/operations/19_sweeps.ipynb #ee134590
 def parallel_coordinates(
@@ -386,32 +455,37 @@ def parallel_coordinates(
     "Every finished trial as a line through its parameters to its value"
     import matplotlib.pyplot as plt
 
-    rows, sign, metric = _scored(folder)
-    if not rows:
-        raise ValueError(f'no trial of {folder} has finished')
-    top = min((r['value'] for r in rows), key=lambda v: sign * v)
-    names = [k for k in rows[0]['params'] if len({str(r['params'].get(k)) for r in rows}) > 1]
+    rows, sign, metric = _finished(folder)
+    names, values = _varied(rows), [r['value'] for r in rows]
+    columns = [[r['params'][k] for r in rows] for k in names] + [values]
+    shades = _ranks([sign * v for v in values])
     ax = ax or plt.subplots(figsize=(7.2, 3))[1]
-    columns = [_unit([r['params'][k] for r in rows]) for k in names] + [_unit([r['value'] for r in rows])]
-    rank = {id(r): i / max(len(rows) - 1, 1) for i, r in enumerate(sorted(rows, key=lambda r: sign * r['value']))}
-    for i, r in enumerate(rows):
-        ax.plot(
-            range(len(columns)),
-            [c[i] for c in columns],
-            color=plt.cm.viridis(rank[id(r)]),
-            lw=2.5 if rank[id(r)] == 0 else 0.8,
-        )
+    _draw_lines(ax, columns, shades)
     ax.set_xticks(range(len(columns)), [*names, metric])
-    title = f'{len(rows)} trials; the best (thick) has {metric} {top:.3g}'
+    title = f'{len(rows)} trials; the best (thick) has {metric} {values[shades.index(0)]:.3g}'
     ax.set(ylabel='low to high', yticks=[], title=title)
     return ax
 
+def _draw_lines(ax, columns, shades):
+    "A line through the columns for each trial; the one of shade 0 is thick"
+    from matplotlib import colormaps
+
+    for heights, shade in zip(zip(*map(_unit, columns), strict=True), shades, strict=True):
+        ax.plot(range(len(columns)), heights, color=colormaps['viridis'](shade), lw=0.8 if shade else 2.5)
+
+def _ranks(values):
+    "Place of each value among all: 0 the smallest, 1 the largest"
+    order, out = sorted(range(len(values)), key=values.__getitem__), [0.0] * len(values)
+    for nth, i in enumerate(order):
+        out[i] = nth / max(len(values) - 1, 1)
+    return out
+
 def _unit(values):
     "Values on an axis from 0 to 1; logarithmic where they span a factor of a hundred; choices by rank"
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+    if not _are_numbers(values):
         order = sorted(set(map(str, values)))
         return [order.index(str(v)) / max(len(order) - 1, 1) for v in values]
-    if min(values) > 0 and max(values) / min(values) > 100:
+    if _is_wide(values):
         values = list(map(math.log, values))
     low, high = min(values), max(values)
     return [(v - low) / (high - low) if high > low else 0.5 for v in values]
@@ -423,11 +497,11 @@ def learning_curves(
     "The metric of every trial along its training"
     import matplotlib.pyplot as plt
 
-    metric = _scored(folder)[2]
+    metric, rows = _scored(folder)[2], books(folder)
     ax = ax or plt.subplots(figsize=(7.2, 3))[1]
-    curves = [(r, history_of(trial_folder(folder, r['number'], r['attempt']), metric)) for r in books(folder)]
-    for r, v in curves:
-        ax.plot(v, lw=0.8, ls='--' if r['state'] == 'stopped' else '-')
-    stopped = sum(r['state'] == 'stopped' for r, _ in curves)
-    ax.set(xlabel='values logged', ylabel=metric, title=f'{len(curves)} trials, {stopped} stopped early (dashed)')
+    for r in rows:
+        values = history_of(trial_folder(folder, r['number'], r['attempt']), metric)
+        ax.plot(values, lw=0.8, ls='--' if r['state'] == 'stopped' else '-')
+    stopped = sum(r['state'] == 'stopped' for r in rows)
+    ax.set(xlabel='values logged', ylabel=metric, title=f'{len(rows)} trials, {stopped} stopped early (dashed)')
     return ax

@@ -78,8 +78,7 @@ def feed(
             state = _clean(folder)
         head, start = _header(log)
         sink = kind(folder, head, state, dict(options or {}, run=str(run)))
-        state = dict(offset=start, events=0) | state
-        return _feed(sink, log, state, place, live, poll)
+        return _feed(sink, log, dict(offset=start, events=0) | state, place, live, poll)
 
 def _clean(folder):
     "Throw away what a killed follower left of an archive"
@@ -98,14 +97,23 @@ def _feed(sink, log, state, place, live, poll):
     while not status:
         writing = live and alive(log)  # asked before reading: what is written until the end is seen
         for batch, offset in _batches(log, state['offset']):
-            sink.write(batch)
-            state |= sink.commit() | dict(offset=offset, events=state['events'] + len(batch), lost=dict(sink.lost))
-            write_atomic(place, json.dumps(state))
+            _take(sink, batch, offset, state, place)
             status = next((str(e['end']) for e in batch if 'end' in e), status)
         if not status and not writing:
             status = 'running' if alive(log) else 'killed'
         if not status:
             time.sleep(poll)
+    return _close(sink, status, state, place)
+
+def _take(sink, batch, offset, state, place):
+    "Hand over events, and write down up to where"
+    sink.write(batch)
+    count = state['events'] + len(batch)
+    state |= sink.commit() | dict(offset=offset, events=count, lost=dict(sink.lost))
+    write_atomic(place, json.dumps(state))
+
+def _close(sink, status, state, place):
+    "Close a sink, and write down how the run ended"
     sink.close(status)
     state |= sink.commit() if not isinstance(sink, _OwnFile) else {}
     state |= dict(status=status, where=sink.where(), done=status != 'running', lost=dict(sink.lost))
@@ -115,15 +123,12 @@ def _feed(sink, log, state, place, live, poll):
 # %% ../../nbs/operations/11_tracking.ipynb #7d1ec229
 def _python_for(to):
     "The Python that has a sink's client; raises FileNotFoundError with what to type"
-    package = sinks[to].package
+    package, side = sinks[to].package, sinks[to].side
     if not package or importlib.util.find_spec(package):
         return sys.executable
-    side = built(sinks[to].side)
-    if side:
-        return str(side)
-    raise FileNotFoundError(
-        f'the sink {to} needs the package {package}: install it, or type fsdl env build {sinks[to].side}'
-    )
+    if python := built(side):
+        return str(python)
+    raise FileNotFoundError(f'the sink {to} needs the package {package}: install it, or type fsdl env build {side}')
 
 def _library(folder):
     "A folder that holds nothing but this library and fastcore, for another Python's path"
@@ -146,29 +151,19 @@ def _absolute(options):
     uri = (options or {}).get('uri') or ''
     if not uri.startswith('sqlite:///'):
         return options
-    return options | dict(uri=f'sqlite:///{Path(uri.removeprefix("sqlite:///")).resolve()}')
+    path = Path(uri.removeprefix('sqlite:///')).resolve()
+    return options | dict(uri=f'sqlite:///{path}')
+
+_quiet = dict(WANDB_SILENT='true', COMET_LOGGING_CONSOLE='error', MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='1')
+_dropped = {'PYTHONHOME', 'VIRTUAL_ENV', 'RANK', 'WORLD_SIZE'}
 
 def _spawn(run, to, options, live, folder):
     "Start the follower of one sink"
-    quiet = dict(
-        PYTHONPATH=folder,
-        WANDB_SILENT='true',
-        COMET_LOGGING_CONSOLE='error',
-        MLFLOW_DISABLE_TELEMETRY='true',
-        DO_NOT_TRACK='1',
-    )
-    drop = {'PYTHONHOME', 'VIRTUAL_ENV', 'RANK', 'WORLD_SIZE'}
-    env = {k: v for k, v in os.environ.items() if k not in drop} | quiet
+    env = {k: v for k, v in os.environ.items() if k not in _dropped} | _quiet | dict(PYTHONPATH=folder)
+    streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [_python_for(to), '-c', _child]
     p = subprocess.Popen(
-        [_python_for(to), '-c', _child],
-        env=env,
-        cwd=folder,
-        text=True,
-        errors='replace',
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
+        command, env=env, cwd=folder, text=True, errors='replace', start_new_session=True, **streams
     )
     p.stdin.write(json.dumps(dict(run=str(Path(run).resolve()), to=to, options=_absolute(options), live=live)))
     p.stdin.close()
@@ -186,12 +181,19 @@ def _listen(p, run, to, out):
     "Keep what a follower prints, without secrets; its last line is the result"
     lines = [mask_text(line) for line in p.stdout][-1000:]
     p.wait()
-    (Path(run) / 'sinks').mkdir(exist_ok=True)
-    write_atomic(Path(run) / 'sinks' / f'{to}.out', ''.join(lines))
+    folder = Path(run) / 'sinks'
+    folder.mkdir(exist_ok=True)
+    write_atomic(folder / f'{to}.out', ''.join(lines))
+    out[to] = _result(p.returncode, lines)
+
+def _result(code, lines):
+    "What a follower found, by its last line, or why it failed"
     try:
-        out[to] = json.loads(lines[-1]) if p.returncode == 0 else dict(status='failed', error=_reason(lines))
+        if code == 0:
+            return json.loads(lines[-1])
     except (ValueError, IndexError):
-        out[to] = dict(status='failed', error=_reason(lines))
+        pass
+    return dict(status='failed', error=_reason(lines))
 
 def _reason(lines):
     "The last thing a follower printed"
@@ -210,49 +212,45 @@ def follow(
     timeout=None,  # Seconds, or a text such as 10min, after which a sink that has not ended is stopped; None: never
 ) -> Table:  # One row a sink; raises ValueError or FileNotFoundError before anything starts
     "Feed several sinks, each from a process of its own"
-    run, to = Path(run), _names_in(to)
+    run, to, out = Path(run), _names_in(to), {}
     timeout = parse_seconds(timeout) if isinstance(timeout, str) else timeout
     _header(run / 'log.jsonl')
     for name in to:
         _python_for(one_of('sink', name, sinks))
-    out, jobs = {}, {}
     end = time.monotonic() + (timeout if timeout is not None else 1e9)
+    with _followers(run, to, options or {}, live, out) as jobs:
+        for name, (p, thread) in jobs.items():
+            _wait_for(p, thread, end, timeout, out, name)
+    return Table([_followed(name, out[name]) for name in to], caption='Sinks')
+
+@contextlib.contextmanager
+def _followers(run, to, options, live, out):
+    "Sink -> its process, and the thread that keeps what it prints; all have ended afterwards"
+    jobs = {}
     with tempfile.TemporaryDirectory(prefix='fsdl-follow-') as d:
         place = _library(d)
         try:
             for name in to:
-                p = _spawn(run, name, (options or {}).get(name), live, place)
-                jobs[name] = p, threading.Thread(target=_listen, args=(p, run, name, out), daemon=True)
-                jobs[name][1].start()
-            for name, (p, thread) in jobs.items():
-                _wait_for(p, thread, end, timeout, out, name)
+                p = _spawn(run, name, options.get(name), live, place)
+                thread = threading.Thread(target=_listen, args=(p, run, name, out), daemon=True)
+                jobs[name] = p, thread
+                thread.start()
+            yield jobs
         finally:
             for p, _ in jobs.values():
                 _end(p)
-    return _followed(to, out)
 
 def _wait_for(p, thread, end, timeout, out, name):
     "Wait for a follower, or stop it"
     thread.join(max(0.0, end - time.monotonic()))
-    if not thread.is_alive():
-        return
-    _end(p)
-    thread.join(5)
-    out[name] = dict(
-        status='stopped', error=f'the sink did not end within {timeout:g} s; the offset is kept, follow goes on from it'
-    )
+    if thread.is_alive():
+        _end(p)
+        thread.join(5)
+        late = f'the sink did not end within {timeout:g} s; the offset is kept, follow goes on from it'
+        out[name] = dict(status='stopped', error=late)
 
-def _followed(to, out):
-    "What became of each sink"
-    rows = [
-        dict(
-            sink=n,
-            status=out[n].get('status'),
-            events=out[n].get('events'),
-            where=out[n].get('where', ''),
-            lost='; '.join(f'{k} ({v:,})' for k, v in out[n].get('lost', {}).items()),
-            error=out[n].get('error', ''),
-        )
-        for n in to
-    ]
-    return Table(rows, caption='Sinks')
+def _followed(sink, d):
+    "What became of a sink"
+    lost = '; '.join(f'{k} ({v:,})' for k, v in d.get('lost', {}).items())
+    said = dict(status=d.get('status'), events=d.get('events'), where=d.get('where', ''))
+    return dict(sink=sink) | said | dict(lost=lost, error=d.get('error', ''))

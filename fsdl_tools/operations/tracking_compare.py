@@ -9,6 +9,7 @@ __all__ = ['write_log', 'run_differences', 'Conversion', 'convert', 'compare', '
 # %% ../../nbs/operations/16_tracking_compare.ipynb #b9d71784
 import html, http.server, json, math, struct, threading, urllib.parse
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from ..core import Record, one_of
 from ..files import write_atomic
@@ -26,20 +27,24 @@ def _ordered(series):
     keys = list(zip(series.times, series.steps, strict=False))
     return all(a <= b for a, b in zip(keys, keys[1:], strict=False))
 
+def _points_of(series):
+    "Points of a metric: (step, value, time)"
+    return zip(series.steps, series.values, series.times, strict=False)
+
 def _merged(metrics):
     "Rows (time, step, name -> value) of metrics whose points are in order"
     rows = {}
     for name, s in metrics.items():
         seen = {}
-        for step, value, seconds in zip(s.steps, s.values, s.times, strict=False):
+        for step, value, seconds in _points_of(s):
             nth = seen[seconds, step] = seen.get((seconds, step), -1) + 1
             rows.setdefault((seconds, step, nth), {})[name] = value
-    return [(t, step, values) for (t, step, _), values in sorted(rows.items(), key=lambda r: r[0])]
+    return [(t, step, values) for (t, step, _), values in sorted(rows.items(), key=itemgetter(0))]
 
 def _single(metrics):
     "One row a point"
     for name, s in metrics.items():
-        for step, value, seconds in zip(s.steps, s.values, s.times, strict=False):
+        for step, value, seconds in _points_of(s):
             yield seconds, step, {name: value}
 
 # %% ../../nbs/operations/16_tracking_compare.ipynb #3f3531ad
@@ -50,17 +55,7 @@ def write_log(
     "A run as a write-ahead file"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    head = dict(
-        schema=schema,
-        started=run.started,
-        id=run.id,
-        name=run.name,
-        project=run.project,
-        params=mask(run.params),
-        tags=mask(run.tags),
-        environment=run.environment,
-    )
-    rows = _merged(run.metrics) if all(map(_ordered, run.metrics.values())) else _single(run.metrics)
+    head, rows = _log_head(run), _log_rows(run.metrics)
     with open(folder / 'log.jsonl', 'x', encoding='utf-8', errors='backslashreplace') as f:
         f.write(_line(**head))
         for t, step, values in rows:
@@ -68,34 +63,54 @@ def write_log(
         f.write(_line(t=run.ended, end=run.status or 'exited', source=run.source))
     return folder
 
+def _log_head(run):
+    "The first line of a run's log, without secrets"
+    about = dict(schema=schema, started=run.started, id=run.id, name=run.name, project=run.project)
+    return about | dict(params=mask(run.params), tags=mask(run.tags), environment=run.environment)
+
+def _log_rows(metrics):
+    "Rows (time, step, name -> value) that follow it"
+    in_order = all(map(_ordered, metrics.values()))
+    return _merged(metrics) if in_order else _single(metrics)
+
 # %% ../../nbs/operations/16_tracking_compare.ipynb #7fccc004
 def _bits(values):
+    "Floats as bytes, in which NaN is equal to itself and 0.0 is not -0.0"
     return struct.pack(f'<{len(values)}d', *values)
 
 def _series_differences(name, a, b):
     "What differs between two series"
     if len(a) != len(b):
         return [f'{name}: {len(a):,} points became {len(b):,}']
-    out = []
-    wrong = sum(x != y for x, y in zip(a.steps, b.steps, strict=False))
-    if wrong:
-        first = next(x for x, y in zip(a.steps, b.steps, strict=True) if x != y)
-        out.append(f'{name}: {wrong:,} of {len(a):,} steps differ, the first at {first}')
-    if _bits(a.values) != _bits(b.values):
-        odd = [(x, y) for x, y in zip(a.values, b.values, strict=False) if _bits([x]) != _bits([y])]
-        out.append(f'{name}: {len(odd):,} of {len(a):,} values differ, such as {odd[0][0]!r} and {odd[0][1]!r}')
+    said = _other_steps(a, b), _other_values(a, b), _other_times(a, b)
+    return [f'{name}: {text}' for text in said if text]
+
+def _other_steps(a, b):
+    "Which steps differ, or nothing"
+    odd = [x for x, y in zip(a.steps, b.steps, strict=False) if x != y]
+    return f'{len(odd):,} of {len(a):,} steps differ, the first at {odd[0]}' if odd else ''
+
+def _other_values(a, b):
+    "Which values differ in a bit, or nothing"
+    if _bits(a.values) == _bits(b.values):
+        return ''
+    odd = [(x, y) for x, y in zip(a.values, b.values, strict=False) if _bits([x]) != _bits([y])]
+    was, became = odd[0]
+    return f'{len(odd):,} of {len(a):,} values differ, such as {was!r} and {became!r}'
+
+def _other_times(a, b):
+    "How far times differ, or nothing where it is a millisecond at most"
     late = max((abs(x - y) for x, y in zip(a.times, b.times, strict=False)), default=0.0)
-    if late > 0.001:
-        out.append(f'{name}: times differ by up to {late:,.3g} s')
-    return out
+    return f'times differ by up to {late:,.3g} s' if late > 0.001 else ''
 
 def _param_differences(a, b):
     "What differs between parameters, nested ones under their dotted names"
     a, b = _flat(a), _flat(b)
-    missing = [f'parameter {k} is missing' for k in a if k not in b]
-    typed = [k for k in a if k in b and a[k] != b[k] and str(a[k]) == str(b[k])]
-    other = [f'parameter {k}: {a[k]!r} became {b[k]!r}' for k in a if k in b and a[k] != b[k] and k not in typed]
-    return missing + other + ([f'parameters became text: {", ".join(typed[:8])}'] if typed else [])
+    out = [f'parameter {k} is missing' for k in a if k not in b]
+    changed = [k for k in a if k in b and a[k] != b[k]]
+    typed = [k for k in changed if str(a[k]) == str(b[k])]
+    out += [f'parameter {k}: {a[k]!r} became {b[k]!r}' for k in changed if k not in typed]
+    return out + ([f'parameters became text: {", ".join(typed[:8])}'] if typed else [])
 
 # %% ../../nbs/operations/16_tracking_compare.ipynb #a003e784
 def run_differences(
@@ -129,19 +144,14 @@ class Conversion(Record):
 
     def table(self) -> Table:  # One row
         "For people"
-        return Table(
-            [
-                dict(
-                    source=self.source,
-                    to=self.to,
-                    points=self.points,
-                    lost='; '.join(self.lost) or 'nothing',
-                    read_back='; '.join(self.differs) or 'equal',
-                )
-            ],
-            caption='Conversion',
-            notes='; '.join(self.warnings[:3]),
+        row = dict(
+            source=self.source,
+            to=self.to,
+            points=self.points,
+            lost='; '.join(self.lost) or 'nothing',
+            read_back='; '.join(self.differs) or 'equal',
         )
+        return Table([row], caption='Conversion', notes='; '.join(self.warnings[:3]))
 
 def convert(
     source,  # A run, or whatever read opens
@@ -155,16 +165,26 @@ def convert(
     one_of('sink', to, sinks)
     r = source if isinstance(source, Run) else read(source, run)
     place = write_log(r, out)
-    done = follow(place, (to,), live=False, options={to: options} if options else None, timeout=timeout)[0]
+    done = _hand_over(place, to, options, timeout)
+    where, differs = str(place / 'sinks' / to), []
+    if to == 'determined':
+        lost = ['Determined keeps nothing off its cluster']
+    else:
+        lost = [x for x in done['lost'].split('; ') if x]
+        differs = run_differences(r, _read_back(r.id, (options or {}).get('uri') or where))
+    return Conversion(r.source, to, where, r.points(), lost, differs, r.warnings)
+
+def _hand_over(run, to, options, timeout):
+    "Feed a run to one sink; raises RuntimeError where that did not end well"
+    done = follow(run, (to,), live=False, options={to: options} if options else None, timeout=timeout)[0]
     if done['status'] in ('failed', 'stopped'):
         raise RuntimeError(f'{to}: {done["error"]}')
-    lost = [x for x in done['lost'].split('; ') if x]
-    where = str(place / 'sinks' / to)
-    if to == 'determined':
-        return Conversion(r.source, to, where, r.points(), ['Determined keeps nothing off its cluster'], [], r.warnings)
-    there = read_all((options or {}).get('uri') or where)
-    back = next((b for b in there if b.id == r.id), there[0])  # a tracker may give its own id
-    return Conversion(r.source, to, where, r.points(), lost, run_differences(r, back), r.warnings)
+    return done
+
+def _read_back(id, where):
+    "The run that a sink has written; a tracker may give its own id"
+    there = read_all(where)
+    return next((r for r in there if r.id == id), there[0])
 
 # %% ../../nbs/operations/16_tracking_compare.ipynb #be697554
 def _as_runs(runs):
@@ -181,6 +201,7 @@ def _differing(runs):
     return [k for k in names if len({str(f.get(k)) for f in flat}) > 1], flat
 
 def _shared(runs):
+    "Names of all metrics"
     return list(dict.fromkeys(k for r in runs for k in r.metrics))
 
 # %% ../../nbs/operations/16_tracking_compare.ipynb #b551cfce
@@ -194,11 +215,14 @@ def compare(
     names = list(metrics) if metrics else _shared(runs)[:8]
     for n in metrics or ():
         one_of('metric', n, _shared(runs))
-    rows = []
-    for r, f in zip(runs, flat, strict=False):
-        row = dict(run=r.name or r.id, source=r.source, status=r.status) | {k: str(f.get(k, '')) for k in differ[:12]}
-        rows.append(row | {n: r.metrics[n].last() if n in r.metrics else None for n in names})
+    rows = [_compared(r, f, differ[:12], names) for r, f in zip(runs, flat, strict=False)]
     return Table(rows, caption=f'{len(runs)} runs', notes='values are the last of each metric')
+
+def _compared(r, params, differ, metrics):
+    "A run's row: its differing parameters, and the last value of each metric"
+    row = dict(run=r.name or r.id, source=r.source, status=r.status)
+    row |= {k: str(params.get(k, '')) for k in differ}
+    return row | {n: r.metrics[n].last() if n in r.metrics else None for n in metrics}
 
 def plot_metric(
     runs,  # Runs, or what read_all opens
@@ -208,32 +232,32 @@ def plot_metric(
     "One metric of several runs"
     import matplotlib.pyplot as plt
 
-    runs = [r for r in _as_runs(runs) if name in r.metrics]
-    if not runs:
+    lines = [(r.name or r.id, r.metrics[name]) for r in _as_runs(runs) if len(r.metrics.get(name, ()))]
+    if not lines:
         raise ValueError(f'no run has the metric {name!r}')
     ax = ax or plt.subplots(figsize=(7.2, 3))[1]
-    for r in runs:
-        ax.plot(r.metrics[name].steps, r.metrics[name].values, label=r.name or r.id)
-    best = min(runs, key=lambda r: r.metrics[name].values[-1])
-    ax.set(
-        xlabel='step',
-        ylabel=name,
-        title=f'{name} ends lowest in {best.name or best.id}: {best.metrics[name].values[-1]:.3g}',
-    )
+    for label, series in lines:
+        ax.plot(series.steps, series.values, label=label)
+    best, series = min(lines, key=lambda line: line[1].last())
+    ax.set(xlabel='step', ylabel=name, title=f'{name} ends lowest in {best}: {series.last():.3g}')
     ax.legend()
     return ax
 
 # %% ../../nbs/operations/16_tracking_compare.ipynb #2adc58d8
 _colours = ['#4c72b0', '#dd8452', '#55a868', '#c44e52', '#8172b3', '#937860', '#da8bc3', '#8c8c8c']
 
+def _colour(i):
+    "The colour of the i-th run"
+    return _colours[i % len(_colours)]
+
 def _thin(points, n=300):
     "At most two points for each of n pieces of the axis: the lowest and the highest"
     if len(points) <= 2 * n:
         return points
-    out, size = [], len(points) / n
+    out, size, value = [], len(points) / n, itemgetter(1)
     for i in range(n):
         part = points[int(i * size) : int((i + 1) * size)]
-        out += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
+        out += sorted({min(part, key=value), max(part, key=value)})
     return out
 
 def _finite(s):
@@ -249,29 +273,41 @@ def _bounds(values):
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
-def _curves(runs, name, width=460, height=180):
+def _curves(runs, name):
     "One metric as SVG"
-    lines = [(i, _thin(_finite(r.metrics[name]))) for i, r in enumerate(runs) if name in r.metrics]
-    every = [p for _, points in lines for p in points]
+    lines = [(_colour(i), _thin(_finite(r.metrics[name]))) for i, r in enumerate(runs) if name in r.metrics]
+    every, title = [p for _, points in lines for p in points], html.escape(name)
     if not every:
-        return f'<figure><figcaption>{html.escape(name)}: nothing finite to draw</figcaption></figure>'
-    (x0, x1), (y0, y1) = _bounds([p[0] for p in every]), _bounds([p[1] for p in every])
-    place = lambda x, y: f'{(x - x0) / (x1 - x0) * width:.1f},{(1 - (y / 2 - y0 / 2) / (y1 / 2 - y0 / 2)) * height:.1f}'
-    drawn = ''.join(
-        f'<polyline fill="none" stroke="{_colours[i % len(_colours)]}" points="{" ".join(place(*p) for p in points)}"/>'
-        for i, points in lines
-    )
-    label = f'{html.escape(name)}: {y0:.4g} to {y1:.4g}, steps {x0:g} to {x1:g}'
+        return f'<figure><figcaption>{title}: nothing finite to draw</figcaption></figure>'
+    xs, ys = map(_bounds, zip(*every, strict=True))
+    label = f'{title}: {ys[0]:.4g} to {ys[1]:.4g}, steps {xs[0]:g} to {xs[1]:g}'
+    return f'<figure><figcaption>{label}</figcaption>{_svg(lines, xs, ys, label)}</figure>'
+
+def _svg(lines, xs, ys, label, width=460, height=180):
+    "Lines of points between two bounds on each axis"
+    drawn = ''.join(_polyline(colour, points, xs, ys, (width, height)) for colour, points in lines)
     box = f'viewBox="-4 -4 {width + 8} {height + 8}" width="{width}"'
-    svg = f'<svg {box} role="img" aria-label="{label}">{drawn}</svg>'
-    return f'<figure><figcaption>{label}</figcaption>{svg}</figure>'
+    return f'<svg {box} role="img" aria-label="{label}">{drawn}</svg>'
+
+def _polyline(colour, points, xs, ys, size):
+    "Points as a line in SVG"
+    width, height = size
+    right = [_share(x, *xs) * width for x, _ in points]
+    down = [(1 - _share(y / 2, ys[0] / 2, ys[1] / 2)) * height for _, y in points]  # half: 2e308 would be infinite
+    places = ' '.join(f'{x:.1f},{y:.1f}' for x, y in zip(right, down, strict=True))
+    return f'<polyline fill="none" stroke="{colour}" points="{places}"/>'
+
+def _share(v, low, high):
+    "Where a value lies between two bounds, from 0 to 1"
+    return (v - low) / (high - low)
 
 _page = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>%s</title>
 <style>body{font:15px system-ui,sans-serif;margin:2rem;max-width:70rem}
 table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd}
 figure{display:inline-block;margin:.5rem 1rem .5rem 0}svg{max-width:100%%;height:auto;border:1px solid #ddd}
-figcaption{font-size:.85rem}.k{display:inline-block;width:.8em;height:.8em;margin-right:.3em}</style><body>%s</body></html>"""
+figcaption{font-size:.85rem}.k{display:inline-block;width:.8em;height:.8em;\
+margin-right:.3em}</style><body>%s</body></html>"""
 
 # %% ../../nbs/operations/16_tracking_compare.ipynb #abfa29e6
 def compare_html(
@@ -280,22 +316,26 @@ def compare_html(
     title: str = 'Runs',  # Of the page
 ) -> str:  # The page
     "Runs side by side as one HTML file"
-    runs = _as_runs(runs)
-    legend = ''.join(
-        f'<li><span class="k" style="background:{_colours[i % len(_colours)]}"></span>'
-        f'{html.escape(r.name or r.id)}</li>'
-        for i, r in enumerate(runs[:50])
-    )
-    said = [w for r in runs for w in r.warnings][:20]
-    notes = f'<h2>Warnings</h2><ul>{"".join(f"<li>{html.escape(w)}</li>" for w in said)}</ul>' if said else ''
+    runs, title = _as_runs(runs), html.escape(title)
     figures = ''.join(_curves(runs, name) for name in _shared(runs)[:60])
-    page = _page % (
-        html.escape(title),
-        f'<h1>{html.escape(title)}</h1><ul>{legend}</ul>{compare(runs)._repr_html_()}{figures}{notes}',
-    )
+    body = f'<h1>{title}</h1><ul>{_legend(runs)}</ul>{compare(runs)._repr_html_()}{figures}{_warned(runs)}'
+    page = _page % (title, body)
     if path is not None:
         write_atomic(path, page)
     return page
+
+def _legend(runs):
+    "The name and colour of each run"
+    return ''.join(
+        f'<li><span class="k" style="background:{_colour(i)}"></span>{html.escape(r.name or r.id)}</li>'
+        for i, r in enumerate(runs[:50])
+    )
+
+def _warned(runs):
+    "The first twenty warnings of the readers, or nothing"
+    said = [w for r in runs for w in r.warnings][:20]
+    listed = ''.join(f'<li>{html.escape(w)}</li>' for w in said)
+    return f'<h2>Warnings</h2><ul>{listed}</ul>' if said else ''
 
 # %% ../../nbs/operations/16_tracking_compare.ipynb #09a9ad91
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -305,7 +345,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         "Quiet"
 
     def do_GET(self):
-        if self.headers.get('Host', '').rsplit(':', 1)[0] not in ('127.0.0.1', 'localhost', '[::1]'):
+        "All runs, and those that the address names side by side"
+        if not self._asked_here():
             return self._answer(403, 'only for this machine')
         url = urllib.parse.urlsplit(self.path)
         if url.path != '/':
@@ -316,6 +357,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._answer(500, html.escape(mask_text(str(e))))
         wanted = urllib.parse.parse_qs(url.query).get('run', [])
         self._answer(200, _index(runs, [r for r in runs if r.id in wanted]))
+
+    def _asked_here(self):
+        "Was this machine meant? A page of somebody else may have led its reader here by another name"
+        return self.headers.get('Host', '').rsplit(':', 1)[0] in ('127.0.0.1', 'localhost', '[::1]')
 
     def _answer(self, code, body):
         data = body.encode('utf-8', 'replace')
@@ -328,14 +373,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _index(runs, chosen):
     "List of all runs, and those that were chosen side by side"
-    boxes = ''.join(
-        f'<li><label><input type="checkbox" name="run" value="{html.escape(r.id, True)}"'
-        f'{" checked" if r in chosen else ""}> {html.escape(r.name or r.id)} '
-        f'<small>{html.escape(r.source)}, {html.escape(r.status)}, {r.points():,} points</small></label></li>'
-        for r in runs
-    )
+    boxes = ''.join(_box(r, r in chosen) for r in runs)
     form = f'<form><ul style="list-style:none;padding:0">{boxes}</ul><button>Compare</button></form>'
     return compare_html(chosen or runs[:6]).replace('<h1>Runs</h1>', f'<h1>{len(runs)} runs</h1>{form}')
+
+def _box(r, checked):
+    "A run that can be chosen"
+    about = f'{html.escape(r.source)}, {html.escape(r.status)}, {r.points():,} points'
+    box = f'<input type="checkbox" name="run" value="{html.escape(r.id, True)}"{" checked" if checked else ""}>'
+    return f'<li><label>{box} {html.escape(r.name or r.id)} <small>{about}</small></label></li>'
 
 def serve(
     folder,  # Of runs
@@ -394,24 +440,17 @@ def register(
     record = read(run)
     made = {a.name: a for a in record.artifacts}
     kept = made[one_of('artifact', artifact, made)]
-    done = follow(run, ('mlflow',), live=False, options=dict(mlflow=dict(uri=uri)) if uri else None, timeout=timeout)[0]
-    if done['status'] in ('failed', 'stopped'):
-        raise RuntimeError(f'mlflow: {done["error"]}')
+    _hand_over(run, 'mlflow', dict(uri=uri) if uri else None, timeout)
     state = json.loads((Path(run) / 'sinks' / 'mlflow.json').read_text())
+    where = dict(uri=state['uri'], run_id=state['run_id'], artifact=artifact)
+    call = where | dict(model=model, alias=alias, tags=_origin(record, kept))
+    return run_in('trackers', _register, call, timeout, **_quiet)
+
+def _origin(record, kept):
+    "Where an artifact comes from, as a registry's tags"
     git = record.environment.get('git') or {}
-    tags = {
-        'fsdl.run': record.id,
-        'sha256': kept.sha256,
-        'commit': str(git.get('commit', '')),
-        'dirty': str(git.get('dirty', '')),
-    }
-    return run_in(
-        'trackers',
-        _register,
-        dict(uri=state['uri'], run_id=state['run_id'], artifact=artifact, model=model, alias=alias, tags=tags),
-        timeout,
-        **_quiet,
-    )
+    code = {k: str(git.get(k, '')) for k in ('commit', 'dirty')}
+    return {'fsdl.run': record.id, 'sha256': kept.sha256} | code
 
 def fetch(
     model: str,  # Name in the registry
@@ -421,18 +460,11 @@ def fetch(
     timeout: float = 300,  # Seconds
 ) -> tuple:  # (path, lineage as a dict of texts); raises ValueError where the content is not what was registered
     "The file an alias points to, and where it comes from"
-    got = run_in(
-        'trackers', _fetch, dict(uri=uri, model=model, alias=alias, out=str(Path(out).resolve())), timeout, **_quiet
-    )
-    digest = file_hash(got['path'])
-    if digest != got['tags'].get('sha256'):
-        raise ValueError(
-            f'{model}@{alias}: the file has SHA-256 {digest}, and {got["tags"].get("sha256")} was registered'
-        )
-    lineage = {
-        f'lineage.{k}': str(v)
-        for k, v in dict(
-            got['tags'], model=model, version=got['version'], alias=alias, mlflow_run=got['run_id']
-        ).items()
-    }
-    return Path(got['path']), lineage
+    call = dict(uri=uri, model=model, alias=alias, out=str(Path(out).resolve()))
+    got = run_in('trackers', _fetch, call, timeout, **_quiet)
+    path, tags = got['path'], got['tags']
+    digest, registered = file_hash(path), tags.get('sha256')
+    if digest != registered:
+        raise ValueError(f'{model}@{alias}: the file has SHA-256 {digest}, and {registered} was registered')
+    known = dict(tags, model=model, version=got['version'], alias=alias, mlflow_run=got['run_id'])
+    return Path(path), {f'lineage.{k}': str(v) for k, v in known.items()}

@@ -8,25 +8,25 @@ __all__ = ['Damaged', 'Found', 'as_float', 'loads', 'fields', 'read_tensorboard'
 
 # %% ../../nbs/operations/12_tracking_files.ipynb #6c63854e
 import csv, io, json, math, re, struct
+
+from operator import itemgetter
 from pathlib import Path
 from ..files import read_limited
-from ..training.runlog import Run, Series
+from ..training.runlog import Artifact, Run, Series
 
 # %% ../../nbs/operations/12_tracking_files.ipynb #04147630
 class Damaged(ValueError):
     "Bytes that cannot be what the format says; offset says where"
-
     def __init__(self, offset, why):
         super().__init__(f'byte {offset:,}: {why}')
         self.offset = offset
 
 class Found:
     "What a reader has found so far"
-
     def __init__(self, path, source):
         self.path, self.source, self.metrics = Path(path), source, {}
-        self.params, self.tags, self.artifacts, self.environment, self.warnings = {}, {}, [], {}, []
-        self.about = {}
+        self.params, self.tags, self.environment, self.about = {}, {}, {}, {}
+        self.artifacts, self.warnings = [], []
 
     def point(
         self,
@@ -56,6 +56,16 @@ class Found:
         if isinstance(value, (int, float)):
             self.point(name, step, as_float(value), seconds)
 
+    def numbers(
+        self,
+        row: dict,  # Name -> what number takes
+        step,  # Of all of them
+        seconds=0.0,  # Since 1970; 0 where the format keeps none
+    ):
+        "The numbers of one row"
+        for name, value in row.items():
+            self.number(name, step, value, seconds)
+
     def warn(
         self,
         text: str,  # What was wrong, and where in the file
@@ -70,16 +80,8 @@ class Found:
     ) -> Run:
         "The record of what was found"
         about = dict(id=self.path.stem or 'run', status='') | self.about | known
-        return Run(
-            source=self.source,
-            params=self.params,
-            metrics=self.metrics,
-            tags=self.tags,
-            artifacts=self.artifacts,
-            environment=self.environment,
-            warnings=self.warnings,
-            **about,
-        )
+        held = {k: v for k, v in vars(self).items() if k not in ('path', 'about')}
+        return Run(**about, **held)
 
 def as_float(
     v,  # A number
@@ -102,12 +104,8 @@ def loads(
         raise ValueError(f'not text: {e.reason}') from None
 
 # %% ../../nbs/operations/12_tracking_files.ipynb #f56ee744
-def _read_varint(
-    b: bytes,  # The data
-    i: int,  # Where it starts
-    end: int,  # Where the message ends
-) -> tuple:  # (number, offset behind it); raises Damaged
-    "A varint: seven bits a byte, least significant first"
+def _read_varint(b, i, end):
+    "A varint, seven bits a byte, least significant first: (number, offset behind it); raises Damaged"
     n = shift = 0
     start = i
     while i < end:
@@ -161,25 +159,31 @@ def _double(b, start, end):
     return struct.unpack_from('<d', b, start)[0]
 
 # %% ../../nbs/operations/12_tracking_files.ipynb #448a1dc6
+_around = 16  # Bytes of a record before and behind its data: its length, and two checksums
+
 def _walk(b, found):
     "Offsets and lengths of the data of all records that fit into the file"
     starts, sizes, pos, n = [], [], 0, len(b)
     unpack = struct.Struct('<Q').unpack_from
-    while pos < n:
-        if n - pos < 16:
-            found.warn(f'the file ends at byte {n:,} inside the record that starts at byte {pos:,}')
-            break
+    while n - pos >= _around:
         size = unpack(b, pos)[0]
-        if size > n - pos - 16:
-            found.warn(
-                f'the record at byte {pos:,} claims {size:,} bytes where {n - pos - 16:,} are left: '
-                'the file is cut off or damaged there'
-            )
+        if size > n - pos - _around:
             break
         starts.append(pos + 12)
         sizes.append(size)
-        pos += size + 16
+        pos += size + _around
+    if pos < n:
+        found.warn(_why_cut(b, pos))
     return starts, sizes
+
+def _why_cut(b, pos):
+    "What is wrong with a record that does not fit into the file"
+    left = len(b) - pos - _around
+    if left < 0:
+        return f'the file ends at byte {len(b):,} inside the record that starts at byte {pos:,}'
+    size = struct.unpack_from('<Q', b, pos)[0]
+    claim = f'the record at byte {pos:,} claims {size:,} bytes where {left:,} are left'
+    return f'{claim}: the file is cut off or damaged there'
 
 def _column_crcs(rows, table, np):
     "CRC-32C of every row of a matrix of bytes, one column after the other"
@@ -191,16 +195,29 @@ def _column_crcs(rows, table, np):
 
 def _rows(a, starts, size, np):
     "Equally long pieces of the file as a matrix"
-    return np.lib.stride_tricks.sliding_window_view(a, size)[starts] if size else a[:0].reshape(0, 0)
+    if not size:
+        return np.zeros((len(starts), 0), np.uint8)
+    return np.lib.stride_tricks.sliding_window_view(a, size)[starts]
+
+def _stored_crcs(a, places, np):
+    "Checksums that stand at some places of the file"
+    return np.ascontiguousarray(_rows(a, places, 4, np)).view('<u4')[:, 0]
 
 def _wrong(a, starts, size, table, np):
     "Which of the records of one length have a wrong checksum"
-    head = _rows(a, starts - 12, 12, np)
-    bad = _column_crcs(head[:, :8], table, np) != np.ascontiguousarray(head[:, 8:]).view('<u4')[:, 0]
-    tail = np.ascontiguousarray(_rows(a, starts + size, 4, np)).view('<u4')[:, 0]
+    lengths = _rows(a, starts - 12, 8, np)
+    bad = _column_crcs(lengths, table, np) != _stored_crcs(a, starts - 4, np)
     if size:
-        bad |= _column_crcs(_rows(a, starts, size, np), table, np) != tail
+        bad |= _column_crcs(_rows(a, starts, size, np), table, np) != _stored_crcs(a, starts + size, np)
     return bad
+
+def _portions(sizes, around, most, np):
+    "Records of one length: (length, their numbers), as many at a time as have about so many bytes"
+    for size in np.unique(sizes).tolist():
+        which = np.flatnonzero(sizes == size)
+        count = max(1, len(which) * (size + around) // most)
+        for part in np.array_split(which, count):
+            yield size, part
 
 def _sound(b, found):
     "Offsets and lengths of the records up to the first one whose checksums are wrong"
@@ -209,17 +226,12 @@ def _sound(b, found):
 
     starts, sizes = (np.array(x, np.int64) for x in _walk(b, found))
     a, table, first = np.frombuffer(b, np.uint8), np.array(_crcs, np.uint32), len(starts)
-    for size in np.unique(sizes):
-        which = np.flatnonzero(sizes == size)
-        for part in np.array_split(which, max(1, len(which) * int(size + 16) >> 24)):
-            bad = part[_wrong(a, starts[part], int(size), table, np)]
-            if len(bad):
-                first = min(first, int(bad[0]))
-    if first < len(starts):
-        found.warn(
-            f'the record at byte {starts[first] - 12:,} has a wrong checksum: '
-            f'{len(starts) - first:,} records from there on were left out'
-        )
+    for size, part in _portions(sizes, _around, 2**24, np):
+        bad = part[_wrong(a, starts[part], size, table, np)]
+        first = min([first, *bad[:1].tolist()])
+    if lost := len(starts) - first:
+        where = f'the record at byte {starts[first] - 12:,} has a wrong checksum'
+        found.warn(f'{where}: {lost:,} records from there on were left out')
     return starts[:first], sizes[:first]
 
 # %% ../../nbs/operations/12_tracking_files.ipynb #0254ed00
@@ -235,20 +247,18 @@ def _scalar_of(b, start, end):
             place, text = _tensor_of(b, x, y)
     return name, place, text
 
+_tensor_numbers = {(6, 2, 8), (4, 2, 8), (5, 1, 4), (4, 1, 4)}  # Field, type, bytes of a single float
+
 def _tensor_of(b, start, end):
     "Where the single number of a tensor stands, or its text"
     kind, place, text = 0, None, None
     for f, x, y, v in fields(b, start, end):
-        if f == 1 and v is not None:
-            kind = v
-        elif v is not None:
-            continue
+        if v is not None:
+            kind = v if f == 1 else kind
         elif f == 8 and kind == 7:
             text = _text(b, x, y)
-        elif (f, kind, y - x) in ((6, 2, 8), (4, 2, 8)):
-            place = (x, 8)
-        elif (f, kind, y - x) in ((5, 1, 4), (4, 1, 4)):
-            place = (x, 4)
+        elif (f, kind, y - x) in _tensor_numbers:
+            place = (x, y - x)
     return place, text
 
 def _event_of(b, start, end):
@@ -263,6 +273,14 @@ def _event_of(b, start, end):
             values += [_scalar_of(b, p, q) for g, p, q, w in fields(b, x, y) if g == 1 and w is None]
     return when, step, values
 
+def _event_or_none(b, start, end, said):
+    "An event, or None where it is damaged, which is said"
+    try:
+        return _event_of(b, start, end)
+    except Damaged as e:
+        said(f'the record at byte {start - 12:,} was left out: {e}')
+        return None
+
 _floats = {4: '<f', 8: '<d'}
 
 def _take_event(b, found, parts, order):
@@ -272,24 +290,23 @@ def _take_event(b, found, parts, order):
     n = _signed(step[2]) if step else 0
     for name, place, text in values:
         if place:
-            found.setdefault(name, []).append(
-                (order, n, struct.unpack_from(_floats[place[1]], b, place[0])[0], seconds)
-            )
+            at, size = place
+            value = struct.unpack_from(_floats[size], b, at)[0]
+            found.setdefault(name, []).append((order, n, value, seconds))
         elif text is not None:
             found.setdefault(None, []).append((order, name, text))
 
-# %% ../../nbs/operations/12_tracking_files.ipynb #cc59a330
 def _mask_of(size, start, parts, np):
     "Which bytes of a record every record like it must share: 0xFF all of it, 0x80 the continuation bit, 0 none"
     keep = np.full(size, 0xFF, np.uint8)
     when, step, values = parts
-    if when is not None:
-        keep[when - start : when - start + 8] = 0
+    numbers = [(when, 8)] if when is not None else []
+    numbers += [place for _, place, _ in values if place]
+    for at, width in numbers:
+        keep[at - start : at - start + width] = 0
     if step:
-        keep[step[0] - start : step[0] - start + step[1]] = 0x80
-    for _, place, _ in values:
-        if place:
-            keep[place[0] - start : place[0] - start + place[1]] = 0
+        at, width, _ = step
+        keep[at - start : at - start + width] = 0x80
     return keep
 
 def _varints(columns, np):
@@ -299,49 +316,55 @@ def _varints(columns, np):
         out |= (column & np.uint8(0x7F)).astype(np.uint64) << np.uint64(7 * k)
     return out.view(np.int64)
 
+def _floats_at(rows, at, size, np):
+    "The number that stands at the same place of every row"
+    return np.ascontiguousarray(rows[:, at : at + size]).view(_floats[size])[:, 0].astype(float).tolist()
+
 def _take_like(rows, start, parts, order, found, np):
     "The numbers of all records that are like one that was decoded"
     when, step, values = parts
-    part = lambda at, size, kind: np.ascontiguousarray(rows[:, at - start : at - start + size]).view(kind)[:, 0]
-    seconds = part(when, 8, '<f8').tolist() if when is not None else [0.0] * len(rows)
-    steps = _varints(rows[:, step[0] - start : step[0] - start + step[1]], np).tolist() if step else [0] * len(rows)
+    seconds, steps = [0.0] * len(rows), [0] * len(rows)
+    if when is not None:
+        seconds = _floats_at(rows, when - start, 8, np)
+    if step:
+        at, width, _ = step
+        steps = _varints(rows[:, at - start : at - start + width], np).tolist()
     for name, place, _ in values:
         if place:
-            found.setdefault(name, []).extend(
-                zip(
-                    order,
-                    steps,
-                    part(place[0], place[1], '<f8' if place[1] == 8 else '<f4').astype(float).tolist(),
-                    seconds, strict=False,
-                )
-            )
+            at, width = place
+            numbers = _floats_at(rows, at - start, width, np)
+            found.setdefault(name, []).extend(zip(order, steps, numbers, seconds, strict=False))
+
+def _alike(a, starts, size, event, np):
+    "Which records of one length differ from the first, which was decoded, in nothing but numbers"
+    rows = _rows(a, starts, size, np)
+    shared = _mask_of(size, int(starts[0]), event, np)
+    return ((rows ^ rows[0]) & shared == 0).all(axis=1)
+
+def _layouts(b, a, starts, size, said, np):
+    "Groups of records of one length that are alike: the first one decoded, and which they are"
+    left, layouts = np.arange(len(starts)), 0
+    while len(left):
+        start, layouts = int(starts[left[0]]), layouts + 1
+        event = _event_or_none(b, start, start + size, said)
+        if event is None:
+            left = left[1:]
+            continue
+        if layouts > 64 or any(text is not None for _, _, text in event[2]):  # so many layouts; the rest one by one
+            group, left = left[:1], left[1:]
+        else:
+            like = _alike(a, starts[left], size, event, np)
+            group, left = left[like], left[~like]
+        yield event, group
 
 def _decode_same_size(b, a, starts, size, order, points, said, np):
     "All records of one length"
-    left = np.arange(len(starts))
-    for _ in range(64):  # so many layouts of one length; the rest one by one
-        if not len(left):
-            return
-        start = int(starts[left[0]])
-        try:
-            parts = _event_of(b, start, start + size)
-        except Damaged as e:
-            said(f'the record at byte {start - 12:,} was left out: {e}')
-            left = left[1:]
+    for event, group in _layouts(b, a, starts, size, said, np):
+        if len(group) == 1:
+            _take_event(b, points, event, int(order[group[0]]))
             continue
-        if any(text is not None for _, _, text in parts[2]):
-            _take_event(b, points, parts, int(order[left[0]]))
-            left = left[1:]
-            continue
-        rows, keep = _rows(a, starts[left], size, np), _mask_of(size, start, parts, np)
-        like = ((rows ^ a[start : start + size]) & keep == 0).all(axis=1)
-        _take_like(rows[like], start, parts, order[left[like]].tolist(), points, np)
-        left = left[~like]
-    for k in left.tolist():
-        try:
-            _take_event(b, points, _event_of(b, int(starts[k]), int(starts[k]) + size), int(order[k]))
-        except Damaged as e:
-            said(f'the record at byte {int(starts[k]) - 12:,} was left out: {e}')
+        rows, first = _rows(a, starts[group], size, np), int(starts[group[0]])
+        _take_like(rows, first, event, order[group].tolist(), points, np)
 
 # %% ../../nbs/operations/12_tracking_files.ipynb #8e80faf6
 def read_tensorboard(
@@ -365,19 +388,20 @@ def _read_events(b, found):
 
     starts, sizes = _sound(b, found)
     a, points = np.frombuffer(b, np.uint8), {}
-    for size in np.unique(sizes):
-        which = np.flatnonzero(sizes == size)
-        for part in np.array_split(which, max(1, len(which) * int(size) >> 26)):
-            _decode_same_size(b, a, starts[part], int(size), part, points, found.warn, np)
-    for _, tag, text in sorted(points.pop(None, []), key=lambda t: t[0]):
+    for size, part in _portions(sizes, 0, 2**26, np):
+        _decode_same_size(b, a, starts[part], size, part, points, found.warn, np)
+    for _, tag, text in sorted(points.pop(None, []), key=itemgetter(0)):
         _take_text(found, tag, text)
     for name, rows in points.items():
-        rows.sort(key=lambda r: r[0])
-        series = found.metrics.setdefault(name, Series())
-        _, steps, values, times = zip(*rows, strict=True)
-        series.steps.extend(steps)
-        series.values.extend(values)
-        series.times.extend(times)
+        rows.sort(key=itemgetter(0))
+        _take_columns(found.metrics.setdefault(name, Series()), rows)
+
+def _take_columns(series, rows):
+    "Points of one metric behind those it has"
+    _, steps, values, times = zip(*rows, strict=True)
+    series.steps.extend(steps)
+    series.values.extend(values)
+    series.times.extend(times)
 
 def _take_text(found, tag, text):
     "A text: what our own writer put there, or somebody's note"
@@ -391,23 +415,14 @@ def _take_text(found, tag, text):
         return
     _take_log_head(found, d) if tag == 'fsdl_run' else _take_log_event(found, d)
 
-def _take_log_head(
-    found,  # What was found so far
-    d,  # First line of a run's log, or a part of it
-):
-    "Names and parameters of a run"
-    if not isinstance(d, dict):
-        return
-    found.about |= {k: str(d[k]) for k in ('id', 'name', 'project') if d.get(k)}
-    _take_log_event(found, d)
+def _take_log_head(found, d):
+    "Names and parameters of a run, from the first line of its log or a part of it"
+    if isinstance(d, dict):
+        found.about |= {k: str(d[k]) for k in ('id', 'name', 'project') if d.get(k)}
+        _take_log_event(found, d)
 
-def _take_log_event(
-    found,  # What was found so far
-    d,  # An event of a run's log that is no metric
-):
-    "Parameters, tags, artifacts and the end"
-    from fsdl_tools.training.runlog import Artifact
-
+def _take_log_event(found, d):
+    "Parameters, tags, artifacts and the end, from an event of a run's log that is no metric"
     if not isinstance(d, dict):
         return
     for k, into in (('params', found.params), ('tags', found.tags)):
@@ -415,12 +430,11 @@ def _take_log_event(
             into.update(d[k])
     if 'end' in d:
         found.about['status'] = str(d['end'])
-    if not isinstance(d.get('artifact'), dict):
-        return
-    try:
-        found.artifacts.append(Artifact.from_dict(d['artifact']))
-    except (TypeError, ValueError) as e:
-        found.warn(f'an artifact was left out: {e}')
+    if isinstance(d.get('artifact'), dict):
+        try:
+            found.artifacts.append(Artifact.from_dict(d['artifact']))
+        except (TypeError, ValueError) as e:
+            found.warn(f'an artifact was left out: {e}')
 
 # %% ../../nbs/operations/12_tracking_files.ipynb #219ee3dd
 def yaml_values(
@@ -430,12 +444,13 @@ def yaml_values(
     "A YAML file as a dict, parsed as data only"
     import yaml
 
-    if not Path(path).is_file() or Path(path).stat().st_size > 10_000_000:
+    path = Path(path)
+    if not path.is_file() or path.stat().st_size > 10_000_000:
         return {}
     try:
-        d = yaml.safe_load(Path(path).read_text(encoding='utf-8', errors='replace'))
+        d = yaml.safe_load(path.read_text(encoding='utf-8', errors='replace'))
     except (yaml.YAMLError, RecursionError, ValueError) as e:
-        warn(f'{Path(path).name} cannot be read: {str(e).splitlines()[0]}')
+        warn(f'{path.name} cannot be read: {str(e).splitlines()[0]}')
         return {}
     return d if isinstance(d, dict) else {}
 
@@ -454,26 +469,27 @@ def read_jsonl(
             offset += len(raw)
     return found.run()
 
+_notes = ('params', 'tags', 'artifact', 'end')
+_when = ('step', '_step', 'time', 't')
+
 def _json_row(found, d):
     "One line"
     if not isinstance(d, dict):
         raise ValueError('no JSON object')
     if isinstance(d.get('run'), dict):
         return _take_log_head(found, d['run'])
-    if any(k in d for k in ('params', 'tags', 'artifact', 'end')) and 'metrics' not in d:
+    if 'metrics' not in d and any(k in d for k in _notes):
         return _take_log_event(found, d)
-    rows = (
-        d['metrics']
-        if isinstance(d.get('metrics'), dict)
-        else {k: v for k, v in d.items() if k not in ('step', '_step', 'time', 't')}
-    )
-    step = next(
-        (d[k] for k in ('step', '_step') if isinstance(d.get(k), (int, float))),
-        len(next(iter(found.metrics.values()), ())),
-    )
-    seconds = next((float(d[k]) for k in ('time', 't', '_timestamp') if isinstance(d.get(k), (int, float))), 0.0)
-    for name, value in rows.items():
-        found.number(name, step, value, seconds)
+    row = d.get('metrics')
+    if not isinstance(row, dict):
+        row = {k: v for k, v in d.items() if k not in _when}
+    before = len(next(iter(found.metrics.values()), ()))
+    step = _first_number(d, ('step', '_step'), before)
+    found.numbers(row, step, as_float(_first_number(d, ('time', 't', '_timestamp'), 0.0)))
+
+def _first_number(d, names, default):
+    "The first of some values that is a number"
+    return next((d[k] for k in names if isinstance(d.get(k), (int, float))), default)
 
 def read_trainer_state(
     path,  # trainer_state.json of a checkpoint
@@ -481,25 +497,24 @@ def read_trainer_state(
     "The run that the Hugging Face Trainer wrote down"
     path = Path(path)
     found = Found(path, 'trainer_state')
-    raw = path.read_bytes()
+    d = _trainer_state(found, path.read_bytes())
+    found.params |= {k: d[k] for k in ('max_steps', 'num_train_epochs', 'train_batch_size') if k in d}
+    found.about |= dict(id=str(d.get('trial_name') or path.parent.name or 'run'))
+    rows = d.get('log_history')
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict):
+            step = row.get('step', 0)
+            found.numbers({k: v for k, v in row.items() if k != 'step'}, step)
+    return found.run()
+
+def _trainer_state(found, raw):
+    "What the file says; of damaged JSON the rows that are whole"
     try:
         d = loads(raw)
     except ValueError as e:
         found.warn(f'{e}; the rows before it were read')
         d = dict(log_history=_whole_rows(raw))
-    if not isinstance(d, dict):
-        d = {}
-    found.params |= {k: d[k] for k in ('max_steps', 'num_train_epochs', 'train_batch_size') if k in d}
-    found.about |= dict(id=str(d.get('trial_name') or path.parent.name or 'run'))
-    rows = d.get('log_history') if isinstance(d.get('log_history'), list) else []
-    for row in rows:
-        if not isinstance(row, dict):
-            continue
-        step = row.get('step', 0)
-        for name, value in row.items():
-            if name != 'step':
-                found.number(name, step, value)
-    return found.run()
+    return d if isinstance(d, dict) else {}
 
 def _whole_rows(raw):
     "The flat objects of damaged JSON that can still be read"
@@ -511,7 +526,6 @@ def _whole_rows(raw):
             break
     return out
 
-# %% ../../nbs/operations/12_tracking_files.ipynb #f14792f2
 def read_csv(
     path,  # metrics.csv of Lightning's CSVLogger
 ) -> Run:  # Raises FileNotFoundError
@@ -524,9 +538,7 @@ def read_csv(
     text = read_limited(path, 2**30).decode('utf-8-sig', 'replace').replace('\0', '\ufffd')
     old = csv.field_size_limit(10_000_000)
     try:
-        rows = csv.DictReader(io.StringIO(text, newline=None))
-        rows.fieldnames = _csv_names(found, rows.fieldnames)
-        _csv_rows(found, rows)
+        _csv_table(found, csv.DictReader(io.StringIO(text, newline=None)))
     except csv.Error as e:
         found.warn(f'{e}: what follows was left out')
     finally:
@@ -548,21 +560,32 @@ def _check_width(found, line, row):
     if missing := [name for name, text in row.items() if name is not None and text is None]:
         found.warn(f'line {line}: no value for {", ".join(map(repr, missing))}')
 
-def _csv_rows(found, rows):
+def _csv_table(found, rows):
     "Lines of a table whose columns are metrics"
+    rows.fieldnames = _csv_names(found, rows.fieldnames)
     for i, row in enumerate(rows):
         _check_width(found, i + 2, row)
-        step = _csv_number(row.get('step'))
-        if step is None and row.get('step'):
-            found.warn(f'line {i + 2}: the step {row["step"][:40]!r} is no number, and counted as {i}')
-        if step is None or step != step or math.isinf(step):
-            step = i
+        step = _csv_step(found, i, row.get('step'))
         for name, text in row.items():
-            value = _csv_number(text) if name not in ('step', None) else None
-            if value is not None:
-                found.point(name, int(step) if step == int(step) else step, value)
-            elif text and name not in ('step', None):
-                found.warn(f'line {i + 2}, column {name!r}: {str(text)[:40]!r} is no number')
+            if name not in ('step', None):
+                _csv_cell(found, i + 2, name, step, text)
+
+def _csv_step(found, i, text):
+    "The step of a row; its place in the table where it has none"
+    step = _csv_number(text)
+    if step is None and text:
+        found.warn(f'line {i + 2}: the step {text[:40]!r} is no number, and counted as {i}')
+    if step is None or not math.isfinite(step):
+        return i
+    return int(step) if step == int(step) else step
+
+def _csv_cell(found, line, name, step, text):
+    "One value of a metric"
+    value = _csv_number(text)
+    if value is not None:
+        found.point(name, step, value)
+    elif text:
+        found.warn(f'line {line}, column {name!r}: {str(text)[:40]!r} is no number')
 
 _plain_number = re.compile(r'\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*', re.ASCII | re.IGNORECASE)
 _no_number = re.compile(r'\s*[+-]?(nan|inf(inity)?)\s*', re.IGNORECASE)

@@ -16,36 +16,39 @@ from fsdl_tools.operations.tracking_files import (
     as_float, Found, loads, read_csv, read_jsonl, read_tensorboard, read_trainer_state
 )
 from fsdl_tools.operations.tracking_stores import (
-    open_sqlite, read_mlflow, read_mlflow_server, read_mlruns, read_neptune_scale, read_trackio, _is_run,
+    open_sqlite, read_mlflow, read_mlflow_server, read_mlruns, read_neptune_scale, read_trackio, _all_of, _is_run,
     _tables
 )
 from .wandb_files import read_swanlab, read_wandb
 from ..training.runlog import read_log, Run, schema
 
 # %% ../../nbs/operations/15_tracking_read.ipynb #8f818657
+def _files_of(path, pattern, what):
+    "A file, or the files of a folder that fit a pattern; raises FileNotFoundError"
+    path = Path(path)
+    files = sorted(path.glob(pattern)) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f'no {what} in {path}')
+    return files
+
 def read_neptune_offline(
     path,  # data-1.log, or the folder that holds it
 ) -> list:  # One run; raises FileNotFoundError
     "The run in an offline folder of Neptune 1"
-    path = Path(path)
-    files = sorted(path.glob('data-*.log')) if path.is_dir() else [path]
-    if not files:
-        raise FileNotFoundError(f'no data-*.log in {path}')
+    files = _files_of(path, 'data-*.log', 'data-*.log')
     found = Found(files[0], 'neptune')
     found.about['id'] = files[0].parent.name
     for f in files:
-        found.path, text = f, f.read_bytes().decode('utf-8', 'replace').replace('\0', ' ')
-        _neptune_ops(found, text)
+        found.path = f
+        _neptune_ops(found, f.read_bytes().decode('utf-8', 'replace').replace('\0', ' '))
     return [found.run()]
+
+_space = re.compile(r'\s*')
 
 def _neptune_ops(found, text):
     "JSON objects, one behind the other"
-    decoder, at = json.JSONDecoder(), 0
+    decoder, at = json.JSONDecoder(), _space.match(text).end()
     while at < len(text):
-        while at < len(text) and text[at].isspace():
-            at += 1
-        if at == len(text):
-            return
         try:
             op, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
@@ -55,23 +58,25 @@ def _neptune_ops(found, text):
             _neptune_op(found, op['obj'])
         except (KeyError, TypeError, AttributeError, ValueError):
             found.warn(f'the operation at character {at:,} was left out')
-        at = end
+        at = _space.match(text, end).end()
 
 def _neptune_op(found, op):
     "One operation"
     name = '/'.join(map(str, op['path']))
     if op['type'] == 'LogFloats':
-        for p in op['values']:
-            found.number(
-                name,
-                p.get('step') if p.get('step') is not None else len(found.metrics.get(name, ())),
-                p['value'],
-                as_float(p.get('ts') or 0),
-            )
+        _neptune_points(found, name, op['values'])
     elif op['type'].startswith('Assign') and not name.startswith(('monitoring/', 'sys/')):
         found.params[name] = op['value']
     elif name == 'sys/name' and op['type'] == 'AssignString':
         found.about['name'] = str(op['value'])
+
+def _neptune_points(found, name, points):
+    "Points of a series; those without a step are counted"
+    for p in points:
+        step = p.get('step')
+        if step is None:
+            step = len(found.metrics.get(name, ()))
+        found.number(name, step, p['value'], as_float(p.get('ts') or 0))
 
 # %% ../../nbs/operations/15_tracking_read.ipynb #c7ce00d1
 def read_neptune_export(
@@ -81,69 +86,39 @@ def read_neptune_export(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(path)
-    files = sorted(path.rglob('*.parquet')) if path.is_dir() else [path]
-    if not files:
-        raise FileNotFoundError(f'no Parquet file in {path}')
     runs, said = {}, Found(path, 'neptune')
-    for f in files:
+    for f in _files_of(path, '**/*.parquet', 'Parquet file'):
         said.path = f
         try:
             _export_file(pq.ParquetFile(f), f, runs, said)
         except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError, OverflowError) as e:
             said.warn(f'it ends or is damaged: {str(e).splitlines()[0][:200]}')
-    if not runs:
-        raise ValueError('; '.join(said.warnings) or f'{path} holds no runs')
-    for found in runs.values():
-        found.warnings += said.warnings
-    return [f.run() for f in runs.values()]
+    if not runs and not said.warnings:
+        raise ValueError(f'{path} holds no runs')
+    return _all_of(runs, said)
+
+_export_keys = ('project_id', 'run_id', 'attribute_path', 'attribute_type', 'step', 'timestamp')
+_export_columns = (*_export_keys, 'float_value', 'int_value', 'string_value', 'bool_value')
 
 def _export_file(table, path, runs, said):
     "One Parquet file, a few thousand rows at a time"
-    import pyarrow as pa
-
-    names = set(table.schema_arrow.names)
-    if not {'run_id', 'attribute_path', 'attribute_type'} <= names:
-        raise ValueError(f'{path} is no export of Neptune: it has the columns {", ".join(sorted(names)[:6])}')
-    if table.metadata.num_rows > 2000 * path.stat().st_size:
-        raise pa.ArrowInvalid(f'{table.metadata.num_rows:,} rows in {path.stat().st_size:,} bytes')
-    columns = [
-        c
-        for c in (
-            'project_id',
-            'run_id',
-            'attribute_path',
-            'attribute_type',
-            'step',
-            'timestamp',
-            'float_value',
-            'int_value',
-            'string_value',
-            'bool_value',
-        )
-        if c in names
-    ]
+    columns = _columns_there(table, path)
     for batch in table.iter_batches(16_384, columns=columns):
         rows = {c: _plain_column(batch.column(c), c) for c in columns}
         blank = [None] * len(batch)
-        for row in zip(
-            *(
-                rows.get(c, blank)
-                for c in (
-                    'project_id',
-                    'run_id',
-                    'attribute_path',
-                    'attribute_type',
-                    'step',
-                    'timestamp',
-                    'float_value',
-                    'int_value',
-                    'string_value',
-                    'bool_value',
-                )
-            ), strict=False
-        ):
+        for row in zip(*(rows.get(c, blank) for c in _export_columns), strict=False):
             _export_row(runs, said, path, *row)
+
+def _columns_there(table, path):
+    "The columns that are read and that a file has; raises ValueError where it is somebody else's"
+    import pyarrow as pa
+
+    names, rows, size = set(table.schema_arrow.names), table.metadata.num_rows, path.stat().st_size
+    if not {'run_id', 'attribute_path', 'attribute_type'} <= names:
+        raise ValueError(f'{path} is no export of Neptune: it has the columns {", ".join(sorted(names)[:6])}')
+    if rows > 2000 * size:
+        raise pa.ArrowInvalid(f'{rows:,} rows in {size:,} bytes')
+    return [c for c in _export_columns if c in names]
 
 # %% ../../nbs/operations/15_tracking_read.ipynb #44cc0bc8
 def _plain_column(column, name):
@@ -168,7 +143,9 @@ def _exact_steps(column):
     return near.to_pylist() if exact else column.to_pylist()
 
 # %% ../../nbs/operations/15_tracking_read.ipynb #4fc88e29
-def _export_row(runs, said, path, project, run, name, kind, step, when, *values):
+_export_kinds = ('float', 'int', 'string', 'bool')
+
+def _export_row(runs, said, path, project, run, name, *what):
     "One value of one attribute"
     if run is None or name is None:
         said.warn('a row without run or attribute was left out')
@@ -177,14 +154,19 @@ def _export_row(runs, said, path, project, run, name, kind, step, when, *values)
     if key not in runs:
         runs[key] = Found(path, 'neptune')
         runs[key].about |= dict(id=str(run), project=str(project or ''))
-    found, value = runs[key], next((v for v in values if v is not None), None)
+    _export_value(runs[key], name, *what)
+
+def _export_value(found, name, kind, step, when, *values):
+    "A point of a series, a parameter, or the run's name"
     if kind == 'float_series' and values[0] is not None:
         found.point(name, _decimal_step(step, found), float(values[0]), _seconds(when))
-    elif kind in ('float', 'int', 'string', 'bool') and value is not None:
+        return
+    value = next((v for v in values if v is not None), None)
+    if kind in _export_kinds and value is not None:
         found.params[name] = value
     elif name == 'sys/name':
         found.about['name'] = str(value)
-    elif kind not in ('float', 'int', 'string', 'bool', 'float_series'):
+    elif kind not in (*_export_kinds, 'float_series'):
         found.tags.setdefault(f'not read: {kind}', name)
 
 def _decimal_step(step, found):
@@ -212,29 +194,29 @@ def read_comet(
     "The run in Comet's archive"
     return _archived(path, 'comet', _comet_zip)
 
+_broken = (
+    zipfile.BadZipFile, zipfile.zlib.error, struct.error, UnicodeDecodeError, NotImplementedError, RuntimeError,
+    EOFError, OSError,
+)
+
 def _archived(path, source, take):
     "The run that take finds in an archive; what is damaged is a warning"
     found = Found(path, source)
     try:
         with zipfile.ZipFile(path) as z:
-            odd = [n for n in z.namelist() if n.startswith(('/', '\\')) or '..' in Path(n).parts]
-            if odd:
-                found.warn(f'{len(odd)} names lead out of the archive, such as {odd[0][:60]!r}: they were left alone')
+            _warn_of_escapes(found, z.namelist())
             take(z, found, Path(path).stat().st_size)
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        struct.error,
-        zipfile.zlib.error,
-        UnicodeDecodeError,
-    ) as e:
-        if isinstance(e, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise
+    except _broken as e:
         found.warn(f'the archive ends or is damaged: {e}')
     return [found.run()]
+
+def _warn_of_escapes(found, names):
+    "Say which files of an archive would be unpacked somewhere else"
+    odd = [n for n in names if n.startswith(('/', '\\')) or '..' in Path(n).parts]
+    if odd:
+        found.warn(f'{len(odd)} names lead out of the archive, such as {odd[0][:60]!r}: they were left alone')
 
 # %% ../../nbs/operations/15_tracking_read.ipynb #6bc8185c
 def _archived_lines(z, name, found, size):
@@ -285,34 +267,34 @@ def _comet_head(found, raw):
     "Names and times"
     try:
         d = loads(raw)
-    except ValueError as e:
+        if isinstance(d, dict):
+            found.about |= _comet_about(found, d)
+    except (ValueError, TypeError) as e:
         found.warn(f'experiment.json: {e}')
-        return
-    if not isinstance(d, dict):
-        return
-    found.about |= dict(
+
+def _comet_about(found, d):
+    "Names and times of a description"
+    about = dict(
         id=str(d.get('offline_id') or found.path.stem),
         project=str(d.get('project_name') or ''),
         started=as_float(d.get('start_time') or 0) / 1000,
         ended=as_float(d.get('stop_time') or 0) / 1000,
     )
-    if d.get('stop_time'):
-        found.about['status'] = 'finished'
+    return about | (dict(status='finished') if d.get('stop_time') else {})
 
 def _comet_message(found, d):
     "One message"
     p = d['payload']
     if d['type'] == 'metric_msg':
-        found.number(
-            str(p['metric']['metricName']),
-            p['metric'].get('step') or 0,
-            p['metric']['metricValue'],
-            as_float(p.get('local_timestamp') or 0) / 1000,
-        )
+        _comet_point(found, p['metric'], as_float(p.get('local_timestamp') or 0) / 1000)
     elif d['type'] == 'parameter_msg' and p['param'].get('source') not in ('auto-logged', 'cli'):
         found.params[str(p['param']['paramName']).replace('|', '.')] = p['param']['paramValue']
     elif d['type'] == 'log_other':
         _comet_other(found, str(p['key']), p['value'])
+
+def _comet_point(found, metric, seconds):
+    "One number"
+    found.number(str(metric['metricName']), metric.get('step') or 0, metric['metricValue'], seconds)
 
 def _comet_other(found, key, value):
     "A note"
@@ -350,9 +332,15 @@ def _clearml_line(found, offset, line):
 def _objects(line, warn):
     "What a list in JSON holds, also where it breaks off"
     try:
-        return loads(line)
+        d = loads(line)
     except ValueError:
         return _objects_before_the_break(line.decode('utf-8', 'replace'), warn)
+    if not isinstance(d, list):
+        warn(0, 'no list')
+        return []
+    return d
+
+_comma = re.compile('[, ]{0,2}')
 
 def _objects_before_the_break(text, warn):
     "One object of a list after the other"
@@ -364,7 +352,7 @@ def _objects_before_the_break(text, warn):
             warn(at, f'the list breaks off: {str(e)[:60]}')
             return
         yield event
-        at += len(text[at : at + 2]) - len(text[at : at + 2].lstrip(', '))
+        at = _comma.match(text, at).end()
         if text[at : at + 1] == ']':
             return
 
@@ -381,14 +369,20 @@ _clearml_types = {'int': int, 'float': float, 'bool': lambda text: text == 'True
 def _clearml_task(found, raw):
     "Names, parameters and tags"
     try:
-        d = loads(raw)
-        found.about |= dict(id=str(d['id']), name=str(d.get('name') or ''), project=str(d.get('project_name') or ''))
-        found.tags |= {k: v for k, _, v in (str(t).partition('=') for t in d.get('tags') or [])}
-        for section, held in (d.get('hyperparams') or {}).items():
-            for name, p in held.items():
-                _clearml_parameter(found, section, name, p)
+        _clearml_head(found, loads(raw))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         found.warn(f'task.json: {type(e).__name__}: {str(e)[:80]}')
+
+def _clearml_head(found, d):
+    "Names, parameters and tags of a description"
+    found.about |= dict(id=str(d['id']), name=str(d.get('name') or ''), project=str(d.get('project_name') or ''))
+    parted = [str(t).partition('=') for t in d.get('tags') or []]
+    found.tags |= {k: v for k, _, v in parted}
+    for section, held in (d.get('hyperparams') or {}).items():
+        for name, p in held.items():
+            _clearml_parameter(found, section, name, p)
+
+_own_sections = ('params', 'General', 'Args')
 
 def _clearml_parameter(found, section, name, p):
     "One parameter, as the type it had"
@@ -396,8 +390,7 @@ def _clearml_parameter(found, section, name, p):
     if section == 'fsdl' and name in ('run', 'status'):
         found.about['id' if name == 'run' else 'status'] = str(value)
     else:
-        found.params[name if section in ('params', 'General', 'Args') else f'{section}/{name}'] = value
-
+        found.params[name if section in _own_sections else f'{section}/{name}'] = value
 
 # %% ../../nbs/operations/15_tracking_read.ipynb #caf6f16d
 _file_readers = {
@@ -424,9 +417,12 @@ def _is_events(raw):
     return len(raw) >= 12 and struct.unpack_from('<I', raw, 8)[0] == masked_crc(raw[:8])
 
 def _sqlite_kind(path):
-    "Whose database it is"
-    with open_sqlite(path) as db:
-        has = _tables(db)
+    "Whose database it is; None where it cannot be read"
+    try:
+        with open_sqlite(path) as db:
+            has = _tables(db)
+    except (ValueError, sqlite3.Error):
+        return None
     if {'runs', 'metrics', 'params'} <= has:
         return 'mlflow'
     if 'run_operations' in has:
@@ -447,40 +443,43 @@ def _text_kind(path, raw):
     "What kind of text it is"
     first = re.split(rb'[\r\n]', raw.removeprefix(b'\xef\xbb\xbf').lstrip(), maxsplit=1)[0]    # after a byte-order mark
     if first[:1] == b'{':
-        try:
-            d = loads(first)
-        except ValueError:
-            d = {}
-        if d.get('schema') == schema:
-            return 'fsdl'
-        if isinstance(d.get('run'), dict):
-            return 'fsdl_lines'
-        if 'obj' in d or first[:8] == b'{"obj": ':
-            return 'neptune_offline'
-        if b'"log_history"' in raw or 'log_history' in d:
-            return 'trainer_state'
-        return 'jsonl' if d else 'trainer_state' if Path(path).name == 'trainer_state.json' else None
+        return _json_kind(path, raw, first)
     header = [name.strip(b' \t"') for name in first.split(b',')]
     return 'csv' if b'step' in header or b'epoch' in header else None
 
+def _json_kind(path, raw, first):
+    "What kind of JSON it is, by its first line, which need not be whole"
+    try:
+        d = loads(first)
+    except ValueError:
+        d = {}
+    if d.get('schema') == schema:
+        return 'fsdl'
+    if isinstance(d.get('run'), dict):
+        return 'fsdl_lines'
+    if 'obj' in d or first[:8] == b'{"obj": ':
+        return 'neptune_offline'
+    if b'"log_history"' in raw or 'log_history' in d:
+        return 'trainer_state'
+    if d:
+        return 'jsonl'
+    return 'trainer_state' if Path(path).name == 'trainer_state.json' else None
+
 # %% ../../nbs/operations/15_tracking_read.ipynb #0803237d
+_magic = {b':W&B': 'wandb', b':SWL': 'swanlab', b'PAR1': 'neptune_export'}
+
 def recognise(
     path,  # A file
 ) -> str:  # The format, or None
     "What kind of tracker's file this is, by its content"
     with open(path, 'rb') as f:
         raw = f.read(65_536)
-    if raw[:4] in (b':W&B', b':SWL'):
-        return 'wandb' if raw[1:2] == b'W' else 'swanlab'
+    if raw[:4] in _magic:
+        return _magic[raw[:4]]
     if raw[:16] == b'SQLite format 3\0':
-        try:
-            return _sqlite_kind(path)
-        except (ValueError, sqlite3.Error):
-            return None
+        return _sqlite_kind(path)
     if raw[:4] in (b'PK\x03\x04', b'PK\x05\x06'):
         return _zip_kind(path, raw)
-    if raw[:4] == b'PAR1':
-        return 'neptune_export'
     return 'tensorboard' if _is_events(raw) else _text_kind(path, raw)
 
 # %% ../../nbs/operations/15_tracking_read.ipynb #9f5da606
@@ -496,28 +495,29 @@ def read_all(
         return _read_folder(path)
     if not path.is_file():
         raise FileNotFoundError(f'there is no file or folder {text!r}')
+    return _read_file(path)
+
+def _read_file(path):
+    "Runs of one file"
     kind = recognise(path)
     if not kind:
         raise ValueError(f'{path} is not recognised: none of {", ".join(_file_readers)}')
     try:
-        runs = _file_readers[kind](path)
+        return _as_list(_file_readers[kind](path))
     except sqlite3.Error as e:
         raise ValueError(f'{path} cannot be read as {kind}: {e}') from None
+
+def _as_list(runs):
+    "What a reader gave, as a list: some give the only run that can be there"
     return runs if isinstance(runs, list) else [runs]
 
 # %% ../../nbs/operations/15_tracking_read.ipynb #92a51b0a
-_skip = {
-    '.git',
-    '.venv',
-    'node_modules',
-    '__pycache__',
-    'artifacts',
-    'checkpoints',
-    'files',
-    'logs',
-    'sinks',
-    'debug',
-    '.trash',
+_skip = set('.git .venv node_modules __pycache__ artifacts checkpoints files logs sinks debug .trash'.split())
+_no_run = ('.py', '.md', '.yaml', '.yml', '.txt', '.pt', '.safetensors', '.png')
+_whole_folder = {
+    'tensorboard': read_tensorboard,
+    'neptune_offline': read_neptune_offline,
+    'neptune_export': read_neptune_export,
 }
 
 def _read_folder(path):
@@ -540,23 +540,19 @@ def _read_here(here, names, dirs):
     if 'log.jsonl' in names or 'meta.yaml' in names and _is_run(here):
         dirs.clear()
         return [read_log(here)] if 'log.jsonl' in names else read_mlruns(here)
-    files = [here / n for n in names if (here / n).is_file() and not (here / n).is_symlink()]
-    kinds = {
-        f: recognise(f)
-        for f in files
-        if f.suffix not in ('.py', '.md', '.yaml', '.yml', '.txt', '.pt', '.safetensors', '.png')
-    }
-    out = [read_tensorboard(here)] if 'tensorboard' in kinds.values() else []
-    if 'neptune_offline' in kinds.values():
-        out += read_neptune_offline(here)
-    if 'neptune_export' in kinds.values():
-        out += read_neptune_export(here)
-    single = [
-        f for f, k in kinds.items() if k not in (None, 'tensorboard', 'neptune_offline', 'neptune_export', 'jsonl')
-    ]
-    for f in single:
-        out += read_all(f)
+    kinds, out = _kinds_in(here, names), []
+    for kind, reader in _whole_folder.items():
+        if kind in kinds.values():
+            out += _as_list(reader(here))
+    for f, kind in kinds.items():
+        if kind not in (None, 'jsonl', *_whole_folder):
+            out += read_all(f)
     return out
+
+def _kinds_in(here, names):
+    "Files of a folder that may hold a run, links left out: path -> format"
+    files = [here / n for n in names if (here / n).is_file() and not (here / n).is_symlink()]
+    return {f: recognise(f) for f in files if f.suffix not in _no_run}
 
 # %% ../../nbs/operations/15_tracking_read.ipynb #7904e193
 def read(
@@ -566,19 +562,20 @@ def read(
     "The run that is in there, whoever wrote it"
     runs = read_all(source)
     if run:
-        runs = [r for r in runs if r.id.startswith(run) or r.name == run] or _no_such(run, runs)
+        runs = _called(run, runs)
     if len(runs) == 1:
         return runs[0]
-    some = ', '.join(r.id + (f' ({r.name})' if r.name else '') for r in runs[:8])
-    raise ValueError(f'{source} holds {len(runs)} runs: name one of {some}')
+    raise ValueError(f'{source} holds {len(runs)} runs: name one of {_some(runs)}')
 
-def _no_such(name, runs):
-    "Raise, with the nearest name"
-    raise ValueError(
-        f'no run {name!r}: '
-        + (
-            f'did you mean {nearest(name, [r.id for r in runs] + [r.name for r in runs])}?'
-            if runs
-            else 'there are none'
-        )
-    )
+def _called(name, runs):
+    "Runs whose id starts so, or that are called so; raises ValueError with the nearest name"
+    if found := [r for r in runs if r.id.startswith(name) or r.name == name]:
+        return found
+    near = nearest(name, [r.id for r in runs] + [r.name for r in runs])
+    if near:
+        raise ValueError(f"no run {name!r}: did you mean {' or '.join(map(repr, near))}?")
+    raise ValueError(f'no run {name!r}: ' + (f'there are {_some(runs)}' if runs else 'there are none'))
+
+def _some(runs):
+    "The first eight, for a message"
+    return ', '.join(f'{r.id} ({r.name})' if r.name else r.id for r in runs[:8])

@@ -7,10 +7,11 @@ __all__ = ['open_sqlite', 'read_mlflow', 'read_mlruns', 'read_trackio', 'read_ne
 
 # %% ../../nbs/operations/14_tracking_stores.ipynb #a1e5e912
 import contextlib, json, math, os, shutil, sqlite3, struct, tempfile, time, urllib.parse, urllib.request
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from .tracking_files import fields, Found, loads, yaml_values, _double, _signed, _text
-from .wandb_files import _stamp
+from .tracking_files import as_float, fields, Found, loads, yaml_values, _double, _signed, _text
+from .wandb_files import _parts, _stamp, _whole_numbers
 
 # %% ../../nbs/operations/14_tracking_stores.ipynb #12e36f56
 @contextlib.contextmanager
@@ -20,25 +21,39 @@ def open_sqlite(
 ):  # A connection; raises ValueError
     "A database from somebody else, read-only and without running what is in it"
     with contextlib.ExitStack() as stack:
-        place, how = Path(path), '?mode=ro&immutable=1'
-        more, (page, whole) = Path(f'{path}-wal').exists(), _claimed_size(path)
-        if more or whole > Path(path).stat().st_size:
-            copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='fsdl-read-')))
-            for suffix in ('', '-wal') if more else ('',):
-                shutil.copyfile(f'{path}{suffix}', copy / f'copy{suffix}')
-            if not more:
-                os.truncate(copy / 'copy', Path(path).stat().st_size // page * page)  # a page that is cut has holes
-                os.truncate(copy / 'copy', whole)  # empty pages: what is before them can be read
-            place, how = copy / 'copy', '' if more else how
+        place, how = _whole_file(path, stack)
         db = sqlite3.connect(f'file:{urllib.parse.quote(str(place.resolve()))}{how}', uri=True)
         stack.callback(db.close)
-        db.text_factory = lambda raw: raw.decode('utf-8', 'replace')
-        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 16 * 1024 * 1024)
-        end = time.monotonic() + seconds
-        db.set_progress_handler(lambda: time.monotonic() > end, 100_000)
-        db.execute('pragma trusted_schema=off')
-        db.execute('pragma cell_size_check=on')
+        _distrust(db, seconds)
         yield db
+
+def _distrust(db, seconds):
+    "Limits for a database from somebody else"
+    db.text_factory = lambda raw: raw.decode('utf-8', 'replace')
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 16 * 1024 * 1024)
+    end = time.monotonic() + seconds
+    db.set_progress_handler(lambda: time.monotonic() > end, 100_000)
+    db.execute('pragma trusted_schema=off')
+    db.execute('pragma cell_size_check=on')
+
+def _whole_file(path, stack):
+    "The file, or a copy where rows are still in a log beside it or pages are missing; and how to open it"
+    size, (page, whole) = Path(path).stat().st_size, _claimed_size(path)
+    if Path(f'{path}-wal').exists():
+        return _copy(path, stack, ('', '-wal')), ''
+    if whole <= size:
+        return Path(path), '?mode=ro&immutable=1'
+    copy = _copy(path, stack, ('',))
+    os.truncate(copy, size // page * page)  # a page that is cut has holes
+    os.truncate(copy, whole)  # empty pages: what is before them can be read
+    return copy, '?mode=ro&immutable=1'
+
+def _copy(path, stack, suffixes):
+    "A copy of a database and of what lies beside it, which is removed with the stack"
+    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='fsdl-read-'))) / 'copy'
+    for suffix in suffixes:
+        shutil.copyfile(f'{path}{suffix}', f'{copy}{suffix}')
+    return copy
 
 # %% ../../nbs/operations/14_tracking_stores.ipynb #f4c7c4e0
 def _claimed_size(path):
@@ -73,49 +88,58 @@ def _rows(db, found, query, *args):
 # %% ../../nbs/operations/14_tracking_stores.ipynb #45f0bbfc
 _mlflow_status = {'FINISHED': 'finished', 'FAILED': 'failed', 'KILLED': 'killed', 'RUNNING': 'running'}
 
+_mlflow_runs = 'select run_uuid, name, status, start_time, end_time, experiment_id from runs order by start_time'
+
 def read_mlflow(
     path,  # MLflow's SQLite file
 ) -> list:  # Runs; raises ValueError
     "All runs of MLflow's database"
     with open_sqlite(path) as db:
-        has = _tables(db)
+        has, rest = _tables(db), Found(path, 'mlflow')
         if not {'runs', 'metrics', 'params', 'tags'} <= has:
             raise ValueError(f'{path} is no database of MLflow: it has the tables {", ".join(sorted(has)[:5])}')
-        rest = Found(path, 'mlflow')
         names = dict(_rows(db, rest, 'select experiment_id, name from experiments')) if 'experiments' in has else {}
-        heads = list(
-            _rows(
-                db,
-                rest,
-                'select run_uuid, name, status, start_time, end_time, experiment_id from runs order by start_time',
-            )
-        )
-        runs = {h[0]: _mlflow_head(path, h, names) for h in heads}
-        for k, v, run in _rows(db, rest, 'select "key", value, run_uuid from params'):
-            if run in runs:
-                runs[run].params[str(k)] = v
-        for k, v, run in _rows(db, rest, 'select "key", value, run_uuid from tags'):
-            if run in runs:
-                _mlflow_tag(runs[run], str(k), v)
+        runs = {row[0]: _mlflow_head(path, row, names) for row in _rows(db, rest, _mlflow_runs)}
+        _mlflow_texts(db, rest, runs)
         _mlflow_metrics(db, rest, runs)
-        for found in runs.values():
-            found.warnings += rest.warnings
-        if not runs and rest.warnings:
-            raise ValueError('; '.join(rest.warnings))
-        return [f.run() for f in runs.values()]
+    return _all_of(runs, rest)
+
+def _mlflow_texts(db, rest, runs):
+    "Parameters and tags"
+    for found, name, value in _of_runs(db, rest, runs, 'params'):
+        found.params[name] = value
+    for found, name, value in _of_runs(db, rest, runs, 'tags'):
+        _mlflow_tag(found, name, value)
+
+def _of_runs(db, rest, runs, table):
+    "Rows of params or tags that belong to a run: (what was found of it, name, value)"
+    for name, value, run in _rows(db, rest, f'select "key", value, run_uuid from {table}'):
+        if run in runs:
+            yield runs[run], str(name), value
+
+def _all_of(runs, rest):
+    "The runs of a database, each with what was wrong with the whole; raises ValueError where there is nothing else"
+    if not runs and rest.warnings:
+        raise ValueError('; '.join(rest.warnings))
+    for found in runs.values():
+        found.warnings += rest.warnings
+    return [f.run() for f in runs.values()]
 
 # %% ../../nbs/operations/14_tracking_stores.ipynb #6afeabc1
+def _from_ms(ms):
+    "Seconds of a time in milliseconds; 0 where it is no number"
+    return as_float(ms) / 1000 if isinstance(ms, (int, float)) else 0.0
+
 def _mlflow_head(path, row, names):
     "A run without its numbers"
     id, name, status, started, ended, experiment = row
     found = Found(path, 'mlflow')
-    seconds = [t / 1000 if isinstance(t, (int, float)) else 0.0 for t in (started, ended)]
     found.about |= dict(
         id=str(id),
         name=str(name or ''),
         status=_mlflow_status.get(status, ''),
-        started=seconds[0],
-        ended=seconds[1],
+        started=_from_ms(started),
+        ended=_from_ms(ended),
         project=str(names.get(experiment, experiment)),
     )
     return found
@@ -130,12 +154,12 @@ def _mlflow_tag(found, name, value):
         found.tags[name] = str(value)
 
 # %% ../../nbs/operations/14_tracking_stores.ipynb #0c1105b7
+_mlflow_points = 'select "key", value, timestamp, step, is_nan, run_uuid from metrics order by rowid'
+
 def _mlflow_metrics(db, rest, runs):
     "The numbers, in the order in which they were logged"
     odd = 0
-    for name, value, when, step, is_nan, run in _rows(
-        db, rest, 'select "key", value, timestamp, step, is_nan, run_uuid from metrics order by rowid'
-    ):
+    for name, value, when, step, is_nan, run in _rows(db, rest, _mlflow_points):
         if run not in runs or not isinstance(value, (int, float)) or not isinstance(step, int):
             odd += 1
             continue
@@ -149,15 +173,12 @@ def read_mlruns(
     path,  # A folder mlruns, of an experiment, or of one run
 ) -> list:  # Runs; raises ValueError
     "All runs of MLflow's old folder"
-    path = Path(path)
-    runs = [
-        p.parent
-        for p in sorted(path.glob('meta.yaml')) + sorted(path.glob('*/meta.yaml')) + sorted(path.glob('*/*/meta.yaml'))
-        if _is_run(p.parent)
-    ]
-    if not runs:
+    path, found = Path(path), []
+    for pattern in ('meta.yaml', '*/meta.yaml', '*/*/meta.yaml'):
+        found += [p.parent for p in sorted(path.glob(pattern)) if _is_run(p.parent)]
+    if not found:
         raise ValueError(f'{path} holds no runs of MLflow')
-    return [_mlrun(p) for p in runs]
+    return [_mlrun(p) for p in found]
 
 def _is_run(p):
     "Is this a run's folder?"
@@ -172,20 +193,12 @@ def _inside(folder):
             yield p.relative_to(folder).as_posix(), p
 
 # %% ../../nbs/operations/14_tracking_stores.ipynb #a8e8a9d4
+_mlrun_states = {1: 'running', 3: 'finished', 4: 'failed', 5: 'killed'}
+
 def _mlrun(p):
     "One run"
     found = Found(p, 'mlruns')
-    meta, experiment = yaml_values(p / 'meta.yaml', found.warn), yaml_values(p.parent / 'meta.yaml', found.warn)
-    states = {1: 'running', 3: 'finished', 4: 'failed', 5: 'killed'}
-    seconds = {k: meta[k] / 1000 for k in ('start_time', 'end_time') if isinstance(meta.get(k), (int, float))}
-    found.about |= dict(
-        id=str(meta.get('run_id') or p.name),
-        name=str(meta.get('run_name') or ''),
-        project=str(experiment.get('name') or ''),
-        status=states.get(meta.get('status'), ''),
-        started=seconds.get('start_time', 0.0),
-        ended=seconds.get('end_time', 0.0),
-    )
+    found.about |= _mlrun_head(p, found.warn)
     for kind, take in (('params', _mlrun_param), ('tags', _mlrun_tag), ('metrics', _mlrun_metric)):
         for name, file in _inside(p / kind):
             if file.is_symlink():
@@ -193,6 +206,18 @@ def _mlrun(p):
             else:
                 take(found, name, file)
     return found.run()
+
+def _mlrun_head(p, warn):
+    "Names, status and times, from the YAML of the run and of its experiment"
+    meta, experiment = yaml_values(p / 'meta.yaml', warn), yaml_values(p.parent / 'meta.yaml', warn)
+    return dict(
+        id=str(meta.get('run_id') or p.name),
+        name=str(meta.get('run_name') or ''),
+        project=str(experiment.get('name') or ''),
+        status=_mlrun_states.get(meta.get('status'), ''),
+        started=_from_ms(meta.get('start_time')),
+        ended=_from_ms(meta.get('end_time')),
+    )
 
 def _short_text(file):
     "At most a million bytes of a file as text"
@@ -213,7 +238,8 @@ def _mlrun_metric(found, name, file):
         while line := f.readline(10_000):
             part = line.split()
             try:
-                found.point(name, int(part[2]) if len(part) > 2 else 0, float(part[1]), int(part[0]) / 1000)
+                step = int(part[2]) if len(part) > 2 else 0
+                found.point(name, step, float(part[1]), int(part[0]) / 1000)
             except (ValueError, IndexError, OverflowError):
                 found.warn(f'metrics/{name}: the line at byte {offset:,} was left out')
             offset += len(line)
@@ -227,8 +253,7 @@ def read_trackio(
         has, rest, runs = _tables(db), Found(path, 'trackio'), {}
         if 'metrics' not in has:
             raise ValueError(f'{path} is no database of trackio')
-        columns = {r[1] for r in _rows(db, rest, 'pragma table_info(metrics)')}
-        key = 'run_id' if 'run_id' in columns else 'run_name'
+        key = _trackio_key(db, rest)
         query = f'select {key}, run_name, timestamp, step, metrics from metrics order by id'
         for row in _rows(db, rest, query):
             _trackio_log(runs, rest, path, *row)
@@ -237,13 +262,11 @@ def read_trackio(
                 _trackio_config(runs.get(id), raw)
     return _all_of(runs, rest)
 
-def _all_of(runs, rest):
-    "The runs of a database, each with what was wrong with the whole; raises ValueError where there is nothing else"
-    if not runs and rest.warnings:
-        raise ValueError('; '.join(rest.warnings))
-    for found in runs.values():
-        found.warnings += rest.warnings
-    return [f.run() for f in runs.values()]
+def _trackio_key(db, rest):
+    "The column that tells runs apart; older versions have their names only"
+    columns = {row[1] for row in _rows(db, rest, 'pragma table_info(metrics)')}
+    return 'run_id' if 'run_id' in columns else 'run_name'
+
 
 def _trackio_log(runs, rest, path, id, name, when, step, raw):
     "One row of metrics"
@@ -261,30 +284,30 @@ def _iso(text):
     except (TypeError, ValueError, OverflowError):
         return 0.0
 
-def _trackio_row(found, when, step, raw):
-    "One call of log"
+def _json_of(found, raw, what):
+    "A dict in JSON; an empty one where there is something else, or damage, which is said"
     try:
         d = loads(raw)
     except (ValueError, TypeError) as e:
-        found.warn(f'the row of step {step} was left out: {str(e)[:80]}')
-        return
-    seconds = _iso(when)
-    for name, value in d.items() if isinstance(d, dict) else ():
-        found.number(name, step, value, seconds)
+        found.warn(f'{what} was left out: {str(e)[:80]}')
+        return {}
+    return d if isinstance(d, dict) else {}
+
+def _trackio_row(found, when, step, raw):
+    "One call of log"
+    found.numbers(_json_of(found, raw, f'the row of step {step}'), step, _iso(when))
 
 def _trackio_config(found, raw):
     "Parameters; trackio's own start with an underscore"
-    if found is None:
-        return
-    try:
-        d = loads(raw)
-    except (ValueError, TypeError) as e:
-        found.warn(f'the configuration was left out: {str(e)[:80]}')
-        return
-    if isinstance(d, dict):
+    if found is not None:
+        d = _json_of(found, raw, 'the configuration')
         found.params |= {k: v for k, v in d.items() if not k.startswith('_')}
 
 # %% ../../nbs/operations/14_tracking_stores.ipynb #7f5033c7
+_neptune_updates = (
+    'select sequence_id, operation from run_operations where operation_type = 0 order by sequence_id'
+)
+
 def read_neptune_scale(
     path,  # run_operations.sqlite3 of an offline run
 ) -> list:  # One run; raises ValueError
@@ -295,9 +318,7 @@ def read_neptune_scale(
         found = Found(path, 'neptune')
         for project, id in _rows(db, found, 'select project, run_id from metadata'):
             found.about |= dict(project=str(project), id=str(id))
-        for n, raw in _rows(
-            db, found, 'select sequence_id, operation from run_operations where operation_type = 0 order by sequence_id'
-        ):
+        for n, raw in _rows(db, found, _neptune_updates):
             try:
                 _neptune_update(bytes(raw), found)
             except (ValueError, TypeError) as e:
@@ -319,30 +340,34 @@ def _neptune_value(b, start, end):
 
 def _neptune_update(b, found):
     "One operation: values assigned, points appended"
-    parts = [(f, x, y) for f, x, y, v in fields(b) if v is None]
+    parts = list(_parts(b))
     step = next((_micro_step(b, x, y) for f, x, y in parts if f == 1), 0)
     seconds = next((_stamp(b, x, y) for f, x, y in parts if f == 2), 0.0)
     for f, x, y in parts:
-        if f not in (4, 8):
-            continue
-        name, value = _entry(b, x, y)
-        if f == 4 and value is not None:
-            found.params[name] = value
+        if f == 4:
+            _assign(found, *_entry(b, x, y))
         elif f == 8:
+            name, value = _entry(b, x, y)
             found.number(name, step, value, seconds)
+
+def _assign(found, name, value):
+    "A parameter, where its value is of a kind that is read"
+    if value is not None:
+        found.params[name] = value
 
 def _micro_step(b, start, end):
     "A step with its millionths"
-    part = {f: v for f, _, _, v in fields(b, start, end) if v is not None}
-    return part.get(1, 0) + part[2] / 1e6 if part.get(2) else part.get(1, 0)
+    part = _whole_numbers(b, start, end)
+    whole, millionths = part.get(1, 0), part.get(2)
+    return whole + millionths / 1e6 if millionths else whole
 
 def _entry(b, start, end):
     "Key and value of a map's entry"
     name, value = '', None
-    for f, x, y, v in fields(b, start, end):
-        if f == 1 and v is None:
+    for f, x, y in _parts(b, start, end):
+        if f == 1:
             name = _text(b, x, y)
-        elif f == 2 and v is None:
+        elif f == 2:
             value = _neptune_value(b, x, y)
     return name, value
 
@@ -352,39 +377,61 @@ def read_mlflow_server(
     timeout: float = 30,  # Seconds for an answer
 ) -> list:  # Runs; raises OSError
     "All runs of an MLflow server"
-    base = url.split('#')[0].rstrip('/') + '/api/2.0/mlflow/'
-    experiments = _pages(base + 'experiments/search', dict(max_results=1000), 'experiments', timeout)
+    server = _Server(url.split('#')[0].rstrip('/') + '/api/2.0/mlflow/', timeout)
+    experiments = list(server.found('experiments/search', 'experiments', dict(max_results=1000)))
     names = {e['experiment_id']: e['name'] for e in experiments}
-    rows = (
-        _pages(base + 'runs/search', dict(experiment_ids=list(names), max_results=1000), 'runs', timeout)
-        if names
-        else []
-    )
-    return [_server_run(base, r, names, timeout) for r in rows]
+    if not names:
+        return []
+    rows = list(server.found('runs/search', 'runs', dict(experiment_ids=list(names), max_results=1000)))
+    return [_server_run(server, row, names) for row in rows]
 
-def _call_api(url, body, timeout):
-    "An answer as JSON; at most 256 MiB"
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {'Content-Type': 'application/json'})
-    with urllib.request.urlopen(request, timeout=timeout) as r:
-        return loads(r.read(256 * 1024 * 1024))
+@dataclass(frozen=True)
+class _Server:
+    "Where MLflow answers"
 
-def _pages(url, body, name, timeout):
-    "All pages of a list"
-    out, token = [], None
+    base: str  # Address of its interface
+    timeout: float  # Seconds for an answer
+
+    def call(self, address, data=None):
+        "An answer as JSON; at most 256 MiB"
+        request = urllib.request.Request(self.base + address, data, {'Content-Type': 'application/json'})
+        with urllib.request.urlopen(request, timeout=self.timeout) as r:
+            return loads(r.read(256 * 1024 * 1024))
+
+    def found(self, address, name, query):
+        "Entries of a list that is searched, page after page"
+        return _every_page(name, query, lambda q: self.call(address, json.dumps(q).encode()))
+
+    def got(self, address, name, query):
+        "Entries of a list that is got, page after page"
+        return _every_page(name, query, lambda q: self.call(f'{address}?{urllib.parse.urlencode(q)}'))
+
+def _every_page(name, query, ask):
+    "Entries of a list, page after page"
     while True:
-        d = _call_api(url, body | (dict(page_token=token) if token else {}), timeout)
-        out += d.get(name, [])
+        d = ask(query)
+        yield from d.get(name, [])
         token = d.get('next_page_token')
         if not token:
-            return out
+            return
+        query = query | dict(page_token=token)
 
 # %% ../../nbs/operations/14_tracking_stores.ipynb #89a9733b
-def _server_run(base, r, names, timeout):
+def _server_run(server, row, names):
     "A run with the history of its metrics"
-    info, data = r['info'], r.get('data', {})
+    info, data = row['info'], row.get('data', {})
     found = Found(info['run_id'], 'mlflow')
-    found.about |= dict(
+    found.about |= _server_head(info, names)
+    found.params |= {p['key']: p['value'] for p in data.get('params', [])}
+    for t in data.get('tags', []):
+        _mlflow_tag(found, t['key'], t['value'])
+    for m in data.get('metrics', []):
+        _server_metric(server, found, info['run_id'], m['key'])
+    return found.run()
+
+def _server_head(info, names):
+    "Names, status and times"
+    return dict(
         id=info['run_id'],
         name=info.get('run_name', ''),
         project=names.get(info.get('experiment_id'), ''),
@@ -392,21 +439,9 @@ def _server_run(base, r, names, timeout):
         started=int(info.get('start_time', 0)) / 1000,
         ended=int(info.get('end_time', 0)) / 1000,
     )
-    found.params |= {p['key']: p['value'] for p in data.get('params', [])}
-    for t in data.get('tags', []):
-        _mlflow_tag(found, t['key'], t['value'])
-    for m in data.get('metrics', []):
-        _server_metric(base, found, info['run_id'], m['key'], timeout)
-    return found.run()
 
-def _server_metric(base, found, run, name, timeout):
+def _server_metric(server, found, run, name):
     "One metric's history"
-    token = ''
-    while token is not None:
-        query = urllib.parse.urlencode(
-            dict(run_id=run, metric_key=name, max_results=25_000) | (dict(page_token=token) if token else {})
-        )
-        d = _call_api(f'{base}metrics/get-history?{query}', None, timeout)
-        for m in d.get('metrics', []):
-            found.number(name, int(m.get('step', 0)), m['value'], int(m['timestamp']) / 1000)
-        token = d.get('next_page_token') or None
+    query = dict(run_id=run, metric_key=name, max_results=25_000)
+    for m in server.got('metrics/get-history', 'metrics', query):
+        found.number(name, int(m.get('step', 0)), m['value'], int(m['timestamp']) / 1000)

@@ -13,13 +13,24 @@ from ..training.runlog import Run, Series
 
 # %% ../../nbs/operations/13_wandb_files.ipynb #a1c500c7
 _block = 32768
+# Types of a piece: 1 is a whole record, 2 the first of several, 3 one in the middle, 4 the last
+_begins, _ends, _goes_on = (1, 2), (1, 4), (2, 3)
 
 def pieces(
     b: bytes,  # A file
     warn,  # Called with text where it ends or is damaged
 ):  # Yields (offset, message) for every whole record up to the first damaged one
     "Records of a log in LevelDB's format, as W&B and SwanLab write it"
-    pos, parts, began = 7, [], 0
+    parts = []
+    for began, kind, content in _sound_pieces(b, warn):
+        parts.append(content)
+        if kind in _ends:
+            yield began, b''.join(parts)
+            parts = []
+
+def _sound_pieces(b, warn):
+    "Pieces up to the first one that is wrong: (offset of their record, type, content)"
+    pos, inside, began = 7, False, 0
     while pos < len(b):
         room = _block - pos % _block
         if room < 7:
@@ -28,16 +39,13 @@ def pieces(
         if len(b) - pos < 7:
             return warn(f'the file ends at byte {len(b):,} inside the head of a record')
         crc, size, kind = struct.unpack_from('<IHB', b, pos)
-        if problem := _piece_problem(b, pos, room, crc, size, kind, bool(parts)):
+        if problem := _piece_problem(b, pos, room, crc, size, kind, inside):
             return warn(f'the record at byte {pos:,} {problem}: what follows was left out')
-        if kind in (1, 2):
+        if kind in _begins:
             began = pos
-        parts.append(b[pos + 7 : pos + 7 + size])
-        pos += 7 + size
-        if kind in (1, 4):
-            yield began, b''.join(parts)
-            parts = []
-    if parts:
+        yield began, kind, b[pos + 7 : pos + 7 + size]
+        pos, inside = pos + 7 + size, kind in _goes_on
+    if inside:
         warn(f'the file ends inside the record that starts at byte {began:,}')
 
 # %% ../../nbs/operations/13_wandb_files.ipynb #bd110d7a
@@ -64,10 +72,12 @@ def _item(b, start, end):
     at = start + 2 + b[start + 1] if plain else end
     if at + 3 <= end and b[at : at + 2] == b'\x82\x01' and b[at + 2] < 0x80 and at + 3 + b[at + 2] == end:
         return _text(b, start + 2, at), b[at + 3 : end]  # one key and a short value, as in nearly every row
+    return _any_item(b, start, end)
+
+def _any_item(b, start, end):
+    "The same for items of any form"
     names, raw = [], None
-    for f, x, y, v in fields(b, start, end):
-        if v is not None:
-            continue
+    for f, x, y in _parts(b, start, end):
         if f == 1:
             names = [_text(b, x, y)]
         elif f == 2:
@@ -75,6 +85,18 @@ def _item(b, start, end):
         elif f == 16:
             raw = b[x:y]
     return '.'.join(names), raw
+
+def _parts(b, start=0, end=None):
+    "The fields of a message that are no numbers: (field, start, end)"
+    return ((f, x, y) for f, x, y, v in fields(b, start, end) if v is None)
+
+def _whole_numbers(b, start, end):
+    "The fields of a message that are numbers: field -> number"
+    return {f: v for f, _, _, v in fields(b, start, end) if v is not None}
+
+def _first_field(b, start, end):
+    "Field 1 of a message where it is a number, else 0"
+    return next((v for f, _, _, v in fields(b, start, end) if f == 1 and v is not None), 0)
 
 # %% ../../nbs/operations/13_wandb_files.ipynb #a2f041fd
 def _scalar_json(raw):
@@ -99,35 +121,28 @@ def _row(b, start, end):
             if raw is not None:
                 values[name] = _scalar_json(raw)
         elif f == 2:
-            step = next((_signed(n) for g, _, _, n in fields(b, x, y) if g == 1 and n is not None), 0)
+            step = _signed(_first_field(b, x, y))
     return values, step
 
 def _updates(b, start, end):
     "Key -> value of a configuration or summary"
-    out = {}
-    for f, x, y, v in fields(b, start, end):
-        if f != 1 or v is not None:
-            continue
-        name, raw = _item(b, x, y)
-        if raw is not None and not name.startswith('_'):
-            out[name] = loads(raw)
-    return out
+    items = (_item(b, x, y) for f, x, y in _parts(b, start, end) if f == 1)
+    return {name: loads(raw) for name, raw in items if raw is not None and not name.startswith('_')}
 
 # %% ../../nbs/operations/13_wandb_files.ipynb #3d7c8550
+_run_texts = {1: 'id', 3: 'project', 8: 'name'}
+
 def _wandb_run(b, start, end, found):
     "The run's own record"
-    names = {1: 'id', 3: 'project', 8: 'name'}
-    for f, x, y, v in fields(b, start, end):
-        if v is not None:
-            continue
-        if f in names:
-            found.about[names[f]] = _text(b, x, y)
+    for f, x, y in _parts(b, start, end):
+        if f in _run_texts:
+            found.about[_run_texts[f]] = _text(b, x, y)
         elif f == 4:
             found.params |= _updates(b, x, y)
         elif f == 10:
             _wandb_tag(found, _text(b, x, y))
         elif f == 17:
-            found.about['started'] = float(next((n for g, _, _, n in fields(b, x, y) if g == 1 and n is not None), 0))
+            found.about['started'] = float(_first_field(b, x, y))
 
 def _wandb_tag(found, text):
     "A tag; ours are written as name=value"
@@ -141,17 +156,19 @@ def read_wandb(
     "The run in W&B's file, with none of W&B's packages"
     path = Path(path)
     found, rows, axes = Found(path, 'wandb'), [], {}
-    b = path.read_bytes()
-    for offset, record in pieces(b, found.warn):
-        try:
-            _wandb_record(record, found, rows, axes)
-        except ValueError as e:
-            found.warn(f'the record at byte {offset:,} was left out: {e}')
+    _take_records(found, lambda record: _wandb_record(record, found, rows, axes))
     ours = found.params.pop('fsdl_run', None)
     _wandb_rows(found, rows, axes, bool(ours))
-    if not found.about.get('status'):
-        found.about['status'] = 'killed'
     return found.run()
+
+def _take_records(found, take):
+    "Call take with every record of a file; what is damaged is a warning, and a run whose end is not there was killed"
+    for offset, record in pieces(found.path.read_bytes(), found.warn):
+        try:
+            take(record)
+        except ValueError as e:
+            found.warn(f'the record at byte {offset:,} was left out: {e}')
+    found.about['status'] = found.about.get('status') or 'killed'
 
 def _wandb_record(r, found, rows, axes):
     "One record"
@@ -201,59 +218,70 @@ def _axis(name, axes):
 def _wandb_rows(found, rows, axes, ours):
     "History rows as series"
     known = {}
-    columns = set(axes.values())
+    columns = {*axes.values(), 'fsdl_time'} if ours else set(axes.values())
     for values, step in rows:
-        own = values.get('_step')
-        step = step if step is not None else int(own) if own is not None and own == own else 0
+        step = _wandb_step(values) if step is None else step
         seconds = (values.get('fsdl_time') if ours else None) or values.get('_timestamp') or 0.0
         for name, value in values.items():
-            if value is None or name[:1] == '_' or name in columns or ours and name == 'fsdl_time':
+            if value is None or name[:1] == '_' or name in columns:
                 continue
             if name not in known:
                 known[name] = _axis(name, axes), found.metrics.setdefault(name, Series())
             axis, series = known[name]
-            at = values.get(axis) if axis else None
-            series.add(step if at is None else int(at) if at == int(at or 0) else at, value, seconds)
+            at = step if values.get(axis) is None else _axis_step(found, axis, values[axis], step)
+            series.add(at, value, seconds)
+
+def _wandb_step(values):
+    "The step of a row that has it among its values, else 0"
+    own = values.get('_step')
+    return int(own) if own is not None and math.isfinite(own) else 0
+
+def _axis_step(found, axis, at, step):
+    "A value of an axis as a step: whole where it is; where it is not finite, the step W&B counts"
+    if not math.isfinite(at):
+        found.warn(f'{axis} is {at} at step {step}, which was kept as the step')
+        return step
+    return int(at) if at.is_integer() else at
 
 # %% ../../nbs/operations/13_wandb_files.ipynb #c7c3eac7
 def _stamp(b, start, end):
     "Seconds since 1970 from a Timestamp message"
-    part = {f: v for f, _, _, v in fields(b, start, end) if v is not None}
+    part = _whole_numbers(b, start, end)
     return _signed(part.get(1, 0)) + part.get(2, 0) / 1e9
 
 def _swan_scalar(b, start, end, found):
     "A scalar"
     name, step, seconds, value = '', 0, 0.0, None
     for f, x, y, v in fields(b, start, end):
-        if f == 1 and v is None:
-            name = _text(b, x, y)
-        elif f == 2 and v is not None:
+        if f == 2 and v is not None:
             step = _signed(v)
-        elif f == 4 and v is None:
+        elif v is not None:
+            continue
+        elif f == 1:
+            name = _text(b, x, y)
+        elif f == 4:
             seconds = _stamp(b, x, y)
-        elif f == 5 and v is None:
-            value = next((_double(b, p, q) for g, p, q, w in fields(b, x, y) if g == 1 and w is None), 0.0)
+        elif f == 5:
+            value = _swan_value(b, x, y)
     if value is not None:
         found.point(name, step, value, seconds)
 
+def _swan_value(b, start, end):
+    "The number of a scalar; 0 is not written down"
+    return next((_double(b, x, y) for f, x, y in _parts(b, start, end) if f == 1), 0.0)
+
+_swan_states = {1: 'finished', 2: 'failed', 3: 'killed'}
+_swan_texts = {1: 'project', 4: 'name', 10: 'id'}
+
 def _swan_record(r, found):
     "One record"
-    states = {1: 'finished', 2: 'failed', 3: 'killed'}
-    for f, x, y, v in fields(r):
-        if v is not None:
-            continue
+    for f, x, y in _parts(r):
         if f == 13:
             _swan_scalar(r, x, y, found)
         elif f == 10:
-            found.about |= {
-                {1: 'project', 4: 'name', 10: 'id'}[g]: _text(r, p, q)
-                for g, p, q, w in fields(r, x, y)
-                if g in (1, 4, 10) and w is None
-            }
+            found.about |= {_swan_texts[g]: _text(r, p, q) for g, p, q in _parts(r, x, y) if g in _swan_texts}
         elif f == 11:
-            found.about['status'] = next(
-                (states.get(w, 'running') for g, _, _, w in fields(r, x, y) if g == 1 and w is not None), 'running'
-            )
+            found.about['status'] = _swan_states.get(_first_field(r, x, y), 'running')
 
 # %% ../../nbs/operations/13_wandb_files.ipynb #cf9840ce
 def read_swanlab(
@@ -262,13 +290,11 @@ def read_swanlab(
     "The run in SwanLab's file"
     path = Path(path)
     found = Found(path, 'swanlab')
-    for offset, record in pieces(path.read_bytes(), found.warn):
-        try:
-            _swan_record(record, found)
-        except ValueError as e:
-            found.warn(f'the record at byte {offset:,} was left out: {e}')
+    _take_records(found, lambda record: _swan_record(record, found))
     config = yaml_values(path.parent / 'files' / 'config.yaml', found.warn)
-    found.params |= {str(k): v['value'] if isinstance(v, dict) and 'value' in v else v for k, v in config.items()}
-    if not found.about.get('status'):
-        found.about['status'] = 'killed'
+    found.params |= {str(k): _config_value(v) for k, v in config.items()}
     return found.run()
+
+def _config_value(v):
+    "What SwanLab's configuration says of a name, without the notes around it"
+    return v['value'] if isinstance(v, dict) and 'value' in v else v

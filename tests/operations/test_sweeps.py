@@ -380,3 +380,23 @@ def test_hyperband_rules():
     assert not should_stop([9.], [[1., 1.]], dict(min_iter=2), 'minimize') and not should_stop([9., 9.], [], dict(min_iter=2), 'minimize')
     assert should_stop([1., 1.], [[9., 9.], [8., 8.]], dict(min_iter=2), 'maximize') and not should_stop([9., 9.], [[1., 1.]], dict(min_iter=2), 'maximize')
     assert not should_stop([9., 9., 9.], [[1.]*3], dict(min_iter=2), 'minimize') and should_stop([9., 9., 9.], [[1.]*3]*3, dict(min_iter=2, strict=True), 'minimize')
+
+
+def test_exponents_that_no_float_holds_are_refused():
+    from fsdl_tools.operations.sweep_space import parse_sweep
+    for kind in ('log_uniform', 'q_log_uniform'):
+        wide = dict(parameters=dict(x=dict(distribution=kind, min=0, max=800)))
+        with pytest.raises(ValueError, match=f'{kind} takes exponents of e: max 800 is too large; did you mean {kind}_values'): parse_sweep(wide)
+
+
+def test_the_words_of_a_parameter_are_said_in_order():
+    from fsdl_tools.operations.sweep_space import parse_sweep
+    with pytest.raises(ValueError, match='expected one of value, values, probabilities, min, max, mu, sigma, a, b, distribution, q, parameters'): parse_sweep(dict(parameters=dict(x=dict(zz=1))))
+
+
+def test_wandb_is_told_the_steps_of_every_kind_that_has_them():
+    from fsdl_tools.operations.sweep_engines import _as_wandb
+    words = dict(q_uniform=dict(min=0, max=9), q_normal=dict(mu=0, sigma=1), q_log_normal=dict(mu=0, sigma=1), q_beta=dict(a=1, b=2))
+    for kind, numbers in words.items():
+        axis = dict(distribution=kind, q=.5, **numbers)
+        assert _as_wandb(parse_sweep(dict(parameters=dict(x=axis))))['parameters']['x'] == axis

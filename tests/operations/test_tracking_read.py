@@ -421,3 +421,55 @@ def test_tables_of_metrics_as_they_come(tmp_path, text, points, warning):
     assert recognise(path) == 'csv'
     r = read(path)
     assert r.id == 'mine' and r.points() == points and bool(r.warnings) == bool(warning) and warning in ' '.join(r.warnings)
+
+
+def in_leveldb(*messages):
+    "A small file of W&B: every message in one piece"
+    return b':W&B\xe1\xbe\0' + b''.join(struct.pack('<IHB', zlib.crc32(b'\1' + m), len(m), 1) + m for m in messages)
+
+
+def test_a_step_of_wandb_that_is_no_number(tmp_path):
+    "An axis or a step that is not finite leaves the rest of the file readable"
+    def item(name, text): return b'\n' + bytes([len(name) + len(text) + 5]) + b'\n' + bytes([len(name)]) + name + b'\x82\x01' + bytes([len(text)]) + text
+    def row(**values):
+        items = b''.join(item(k.encode(), v) for k, v in values.items())
+        return b'\x12' + bytes([len(items)]) + items
+    axis = b'\x62\x0d' + b'\x0a\x04loss' + b'\x22\x05epoch'
+    rows = [row(loss=b'1', epoch=b'NaN', _step=b'7'), row(loss=b'2', epoch=b'Infinity', _step=b'8'), row(loss=b'3', epoch=b'2.5', _step=b'9'), row(loss=b'4', epoch=b'3', _step=b'Infinity'), row(loss=b'5', _step=b'-Infinity')]
+    (tmp_path/'a.wandb').write_bytes(in_leveldb(axis, *rows))
+    r = read_wandb(tmp_path/'a.wandb')
+    assert r.metrics['loss'].steps == [7, 8, 2.5, 3, 0] and r.metrics['loss'].values == [1, 2, 3, 4, 5]
+    assert ['epoch is nan at step 7' in r.warnings[0], 'epoch is inf at step 8' in r.warnings[1]] == [True, True] and len(r.warnings) == 2
+
+
+def test_a_time_too_large_for_a_float(tmp_path):
+    (tmp_path/'a.jsonl').write_text('{"step": 1, "loss": 2, "time": 1' + '0'*400 + '}\n')
+    assert read(tmp_path/'a.jsonl').metrics['loss'].times == [math.inf]
+
+
+def test_archives_whose_parts_are_no_lists_or_hold_no_times(tmp_path):
+    "What is wrong in one place of an archive is said, and the rest is read"
+    with zipfile.ZipFile(tmp_path/'clearml.zip', 'w') as z:
+        good = json.dumps([dict(type='training_stats_scalar', metric='loss', variant='loss', value=1, iter=3)])
+        z.writestr('metrics.jsonl', f'5\n{{}}\nnull\n{good}\n')
+    r = read(tmp_path/'clearml.zip')
+    assert r.metrics['loss'].steps == [3] and [w.rpartition(' byte ')[2] for w in r.warnings] == ['0: no list', '2: no list', '5: no list']
+    with zipfile.ZipFile(tmp_path/'comet.zip', 'w') as z:
+        z.writestr('experiment.json', '{"start_time": "x"}')
+        z.writestr('messages.json', json.dumps(dict(type='metric_msg', payload=dict(metric=dict(metricName='loss', metricValue=1)))))
+    r = read(tmp_path/'comet.zip')
+    assert r.metrics['loss'].values == [1] and len(r.warnings) == 1 and 'experiment.json: could not convert' in r.warnings[0]
+
+
+def test_a_run_that_is_not_there(tmp_path):
+    for name in ('vis-1', 'vis-2'): (tmp_path/name).write_text('{"run": {"id": "%s"}}\n{"step": 1, "loss": 2}\n' % name)
+    with pytest.raises(ValueError, match=r"no run 'vis-3': did you mean 'vis-[12]' or 'vis-[12]'\?"): read(tmp_path, 'vis-3')
+    with pytest.raises(ValueError, match="no run 'zz': there are vis-1, vis-2"): read(tmp_path, 'zz')
+
+
+def test_a_metric_without_points_is_not_drawn():
+    from fsdl_tools.operations.tracking_compare import plot_metric
+    from fsdl_tools.training.runlog import Run, Series
+    runs = [Run('a', metrics=dict(loss=Series())), Run('b', metrics=dict(loss=Series([0], [.5], [0.])))]
+    assert 'lowest in b: 0.5' in plot_metric(runs, 'loss').get_title()
+    with pytest.raises(ValueError, match="no run has the metric 'loss'"): plot_metric(runs[:1], 'loss')
