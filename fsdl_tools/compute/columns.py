@@ -355,8 +355,9 @@ def _attention(framework, gpu, kernel, head_dim, recent='True'):
 
 # %% ../../nbs/compute/02_columns.ipynb #00e8e089
 def _two_byte_gradients(framework, precision):
-    "Do gradients keep the 16 bits of the weights? NeMo's and Megatron-Bridge's recipes, and plain PyTorch in bf16"
-    return framework_of(framework) in ('megatron-core', 'pytorch') and precision in ('bf16', 'fp8', 'fp4')
+    "Do gradients keep the 16 bits of the weights? In fp16, in NeMo's and Megatron-Bridge's recipes, in plain PyTorch"
+    recipe = framework_of(framework) in ('megatron-core', 'pytorch') and precision in ('bf16', 'fp8', 'fp4')
+    return recipe or 'fp16' in precision
 
 # %% ../../nbs/compute/02_columns.ipynb #e41e859e
 @functools.cache
@@ -434,8 +435,7 @@ def expert_parameters(
 ):         # Parameters of all routed experts of an average block
     "Experts are many, and a token meets few of them: memory and the optimizer see all"
     c = Columns.of(c)
-    mats = np.where(c.gated_mlp > 0, 3, 2)
-    return c.experts * mats * c.hidden * c.expert_ffn * c.moe_share
+    return c.experts * np.where(c.gated_mlp > 0, 3, 2) * c.hidden * c.expert_ffn * c.moe_share
 
 def adapter_parameters(
     c:dict # Complete columns with their widths
@@ -483,8 +483,8 @@ def _fill_model(c):
     _fill(c, expert_ffn=np.where(mixture, (c.ffn - c.shared_ffn) / c.topk, 0))
 
 def _fill_gradients(c):
-    "Bytes of gradients: those of the weights in fp16, under ZeRO-3 and in some recipes, otherwise of fp32"
-    two = of_rows(lambda p: 'fp16' in p, c.precision) | (c.zero >= 3) | of_rows(_two_byte_gradients, c.framework, c.precision)
+    "Bytes of gradients: those of 16 bits under ZeRO-3 and where the framework keeps them so, otherwise of fp32"
+    two = of_rows(_two_byte_gradients, c.framework, c.precision) | (c.zero >= 3)
     _fill(c, grad_bytes=np.where(two, 2, 4))
 
 def _fill_layout(c):
