@@ -12,12 +12,12 @@ import numpy as np
 from ..core import GiB, human_bytes, human_count, human_dollars, human_seconds
 from ..core import need, palette, parse_count, positive, read_data, Record
 from ..table import Table
-from .gpus import Cluster, cluster_columns, first_peak
+from .gpus import Cluster, first_peak
 from ..parallel.layout import Layout, check_layout, parse_layout
 from .step_memory import as_written, block_of, bytes_per_parameter, memory, parameters
 from .step_memory import prepare_columns, sharded
 from .columns import Columns, constant_of, framework_of, kernel_of, plain_format, refused
-from .model_sizes import model_columns, usual_length
+from .model_sizes import cluster_columns, model_columns, usual_length
 from .step_time import causes, step_time, without_link
 from .uncertainty import family_of, interval, nearest_runs, probability_to_fit
 

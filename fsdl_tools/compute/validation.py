@@ -214,8 +214,8 @@ def _answers_to(checked, rows, calibration):
     c = complete_columns(columns(checked))
     m = memory(c, calibration and calibration.memory_table(), ready=True)
     t = step_time(c, calibration and calibration.table(), ready=True)['total']
-    for j, (known, r) in enumerate(zip(checked, rows, strict=True)):
-        sure = _how_sure(known, float(t[j]), float(m['device'][j]), float(m['usable'][j]))
+    for j, (run, r) in enumerate(zip(checked, rows, strict=True)):
+        sure = _how_sure(run, float(t[j]), float(m['device'][j]), float(m['usable'][j]))
         reason = {} if m['starts'][j] else dict(error=_cannot_start)
         yield _answer(m, t, j) | sure | dict(assumed=_assumed(r, c, j)) | reason
 
