@@ -550,26 +550,22 @@ def _place(framework, gpu, zero, cluster):
     "The cluster of a run, or the one where its framework's runs took place"
     return (cluster or _home(framework_of(framework), gpu, float(zero)),)
 
-def _framework(name):
-    "A framework has one name"
-    return (framework_of(name),)
+
 
 def _recipe_names(recipe, precision):
     "A recipe in its precision, or the precision"
     return f'{precision}-{recipe}', precision
 
-def _itself(name):
-    "What has one name"
-    return (name,)
+
 
 _owners = {
     'gpu': (_kin, 'gpu'),
-    'framework': (_framework, 'framework'),
+    'framework': (lambda framework: (framework_of(framework),), 'framework'),
     'cluster': (_place, 'framework', 'gpu', 'zero', 'cluster'),
     'stack': (_stack, 'framework', 'gpu', 'precision'),
     'recipe': (_recipe_names, 'recipe', 'precision'),
-    'graphs': (_itself, 'graphs'),
-    'optimizer': (_itself, 'optimizer'),
+    'graphs': (lambda graphs: (graphs,), 'graphs'),
+    'optimizer': (lambda optimizer: (optimizer,), 'optimizer'),
 }  # What constants belong to -> how columns say under which names a row may find its own, the nearest first
 
 def _nearest_value(values, names):
@@ -591,10 +587,14 @@ def resolve(
     owners = {by: _each(f, *(c[n] for n in names)) for by, (f, *names) in _owners.items()}
     for name, (by, values) in table.items():
         k[name] = values['any'] if by == 'any' else _value_of_rows(values, *owners[by])
+    _resolve_hardware(c, k)
+    return k
+
+def _resolve_hardware(c, k):
+    "What GPUs and kernels of attention reach, added to the constants"
     k.half, k.peak, k.narrow, k.width, k.hbm, k.link = parts_of_rows(_hardware, c.gpu, c.precision)
     if np.isnan(k.peak).any():
         raise ValueError(_first_refusal(c, k.peak))
     recent = c.software >= constant_of('sdpa_since')
     rates = parts_of_rows(_attention, c.framework, c.gpu, c.kernel, c.head_dim, recent)
     k.attend, k.attend_back, k.attend_half = rates
-    return k

@@ -87,14 +87,18 @@ def enumerate_layouts(
     "Every layout that the model, the batch and the cluster allow"
     v = _usual_values(sizes, cluster, seq, uneven) | {k: x for k, x in values.items() if x is not None}
     # Ranks first: of their many combinations few divide the cluster and the batch
-    ranks = _product({k: v[k] for k in ('tp', 'pp', 'cp', 'micro_batch')})
-    ranks['dp'] = cluster.gpus / (ranks['tp'] * ranks['pp'] * ranks['cp'])
+    ranks = _ranks(v, cluster.gpus)
     ranks = _kept(ranks, _divides(ranks, sizes, global_batch, seq, uneven))
     rest = _product({k: v[k] for k in ('ep', 'vp', 'zero', 'shard')} | {'recompute': range(len(v['recompute']))})
     c = _each_with_each(ranks, rest, most)
     c = _kept(c, _belongs(c, sizes, global_batch, cluster))
     c['recompute'] = np.array(v['recompute'])[c['recompute'].astype(int)]
     return {k: c[k] for k in _grid}
+
+def _ranks(values, gpus):
+    "Degrees of parallelism and micro-batches, and as many replicas as GPUs are left for"
+    ranks = _product({k: values[k] for k in ('tp', 'pp', 'cp', 'micro_batch')})
+    return ranks | dict(dp=gpus / (ranks['tp'] * ranks['pp'] * ranks['cp']))
 
 def _product(values):
     "All combinations of the values, a column each"
@@ -307,9 +311,7 @@ def search(
     "Every layout of a model on a cluster, ranked by the time of a step"
     fixed = dict(precision=precision, framework=framework, optimizer=optimizer, flash=flash, compile=compile)
     fixed |= dict(seq_parallel=seq_parallel, lora_rank=lora_rank)
-    name, sizes, _ = model_columns(model)
-    if sizes is None:
-        raise ValueError(f'{name} is not a transformer of one stack: estimate its data-parallel layouts one by one')
+    name, sizes = _transformer(model)
     seq = usual_length(sizes, seq)
     positive('global_batch', global_batch)
     values = _lists(values)
@@ -317,15 +319,23 @@ def search(
         raise ValueError(why)
     cols = _all_layouts(name, sizes, cluster, global_batch, seq, uneven, values)
     base = run_columns(sizes, Layout(**fixed), cluster, global_batch, seq, network)
-    cols, m = _with_room(base, cols, offload, calibration and calibration.memory_table())
+    room, table = (calibration.memory_table(), calibration.table()) if calibration else (None, None)
+    cols, m = _with_room(base, cols, offload, room)
     ok = np.flatnonzero(m['fits'] & (m['margin'] >= min_spare))
     if not len(ok):
         raise _too_large(name, cluster, cols, m['margin'], min_spare)
-    t = step_time({**base, **_take(cols, ok)}, calibration and calibration.table())
-    alike = _alike(sizes, cluster, fixed)
-    order = ok[_ranked(_take(cols, ok), t['total'], m['device'][ok], alike)]
+    fitting, alike = _take(cols, ok), _alike(sizes, cluster, fixed)
+    t = step_time({**base, **fitting}, table)
+    order = ok[_ranked(fitting, t['total'], m['device'][ok], alike)]
     untried = _left_out(_usual_values(sizes, cluster, seq, uneven) | values, fixed, offload)
     return Search(name, cluster, cols, m, t, order, base, fixed, alike, untried, calibration)
+
+def _transformer(model):
+    "Name and columns of a model; raises ValueError for one that is not a transformer"
+    name, sizes, _ = model_columns(model)
+    if sizes is None:
+        raise ValueError(f'{name} is not a transformer of one stack: estimate its data-parallel layouts one by one')
+    return name, sizes
 
 def _alike(sizes, cluster, fixed):
     "Relative difference of step times that past predictions of such runs did not tell apart"

@@ -87,13 +87,18 @@ def bytes_per_parameter(
     if _trains_in_fp32(framework, precision):
         return 4, 4, moments
     copy = 4 if master else 0
+    gradients, copies = _gradient_bytes(framework, precision, grad_bytes, zero)
+    return 2, gradients, moments + copies*copy
+
+def _gradient_bytes(framework, precision, grad_bytes, zero):
+    "Bytes of a gradient beside weights of 16 bits, and how many copies of 4 bytes the optimizer keeps"
     if framework == 'nanotron':
-        return 2, 4, moments + copy
+        return 4, 1
     if framework == 'megatron-deepspeed':
-        return (2, 6, moments + copy) if grad_bytes == 4 else (2, 2, moments + copy*(2 if zero else 1))
-    if framework.startswith('megatron') and precision == 'fp16':
-        return 2, 2, moments + 2*copy
-    return 2, grad_bytes or (4 if framework.startswith('megatron') else 2), moments + copy
+        return (6, 1) if grad_bytes == 4 else (2, 2 if zero else 1)
+    if framework.startswith('megatron'):
+        return (2, 2) if precision == 'fp16' else (grad_bytes or 4, 1)
+    return grad_bytes or 2, 1
 
 # %% ../../nbs/compute/03_step_memory.ipynb #46962635
 def sharded(
