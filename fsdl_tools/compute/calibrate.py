@@ -93,22 +93,30 @@ def _residuals(x, c, truth, predict, prior):
     robust = np.sign(ratio) * np.sqrt(2 * (np.sqrt(1 + (ratio / _noise) ** 2) - 1))
     return np.concatenate([robust, x / np.array(list(prior.values()))])
 
-def _fit(c, truth, predict, prior, rounds=6, step=1e-3):
+def _slope(off, x, here, step=1e-3):
+    "How residuals change with each unknown, by finite differences"
+    moved = [off(x + step * unit) for unit in np.eye(len(x))]
+    return (np.array(moved).T - here[:, None]) / step
+
+def _lower(off, x, here, move):
+    "The first of the move's shortenings that makes residuals smaller, and these; None where none does"
+    for part in (1.0, .5, .25, .1):
+        there = off(x + part * move)
+        if (there**2).sum() < (here**2).sum():
+            return x + part * move, there
+    return None
+
+def _fit(c, truth, predict, prior, rounds=6):
     "Factors by damped Gauss-Newton steps (no scipy needed for six unknowns)"
-    x = np.zeros(len(prior))
     off = lambda x: _residuals(x, c, truth, predict, prior)
+    x = np.zeros(len(prior))
     here = off(x)
     for _ in range(rounds):
-        moved = [off(x + step * unit) for unit in np.eye(len(x))]
-        slope = (np.array(moved).T - here[:, None]) / step
-        move = np.linalg.lstsq(slope, -here, rcond=None)[0]
-        for part in (1.0, .5, .25, .1):
-            there = off(x + part * move)
-            if (there**2).sum() < (here**2).sum():
-                x, here = x + part * move, there
-                break
-        else:
-            return x
+        move = np.linalg.lstsq(_slope(off, x, here), -here, rcond=None)[0]
+        better = _lower(off, x, here, move)
+        if better is None:
+            break
+        x, here = better
     return x
 
 def _rows(c, which):

@@ -78,12 +78,21 @@ def _row(r):
     if None in r or None in r.values():
         raise ValueError('has more or fewer values than there are columns')
     r = {k: v.strip() for k, v in r.items()}
-    if not re.fullmatch(r'\d{1,6}', r['gpus']):
-        raise ValueError(f"gpus must be a positive whole number, not {r['gpus']!r}")
-    usd = parse_dollars(r['usd_per_hour'], 'usd_per_hour')
+    given = {k: v for k, v in r.items() if v or k in _needed}
+    return Offer(**given | dict(gpus=_count(r['gpus']), usd_per_hour=_price(r['usd_per_hour'])))
+
+def _count(text):
+    "A whole number of GPUs"
+    if not re.fullmatch(r'\d{1,6}', text):
+        raise ValueError(f"gpus must be a positive whole number, not {text!r}")
+    return int(text)
+
+def _price(text):
+    "Dollars an hour"
+    usd = parse_dollars(text, 'usd_per_hour')
     if usd > 1e6:
-        raise ValueError(f'usd_per_hour is at most 1,000,000, not {r["usd_per_hour"]}')
-    return Offer(**{k: v for k, v in r.items() if v or k in _needed} | dict(gpus=int(r['gpus']), usd_per_hour=usd))
+        raise ValueError(f'usd_per_hour is at most 1,000,000, not {text}')
+    return usd
 
 def _column(name, path):
     "The column that a header means, in whatever capitals; raises ValueError with the nearest for an unknown one"
@@ -96,29 +105,35 @@ def _check_header(names, path):
     if wrong:
         raise ValueError(f"{path.name}: missing or doubled column {', '.join(wrong)}; needed are {', '.join(_needed)}")
 
-def read_prices(
-    path # A CSV file with at least the columns provider, gpu, gpus, usd_per_hour; commas, semicolons or tabs
-) -> list: # Offers; raises ValueError naming line, value and rule, or FileNotFoundError
-    "Offers of a price list of your own"
-    path, offers, wrong = Path(path), [], []
+def _rows_of(path):
+    "Rows of a price list, with line numbers; raises ValueError for what is no such file"
     try:
         text = read_limited(path).decode('utf-8-sig')
         rows = csv.DictReader(io.StringIO(text, newline=''), delimiter=_separator(text))
         rows.fieldnames = [_column(n, path) for n in rows.fieldnames or []]
         _check_header(rows.fieldnames, path)
         for r in rows:
-            try:
-                offers.append(_row(r))
-            except ValueError as e:
-                wrong.append(f'line {rows.line_num}: {str(e)[:300]}')
-            if len(wrong) == 5:
-                break
+            yield rows.line_num, r
     except UnicodeDecodeError as e:
         raise ValueError(f'{path.name} is not a text file in UTF-8: byte {e.start}') from None
     except csv.Error as e:
         raise ValueError(f'{path.name} is not a CSV file: {e}') from None
+
+def read_prices(
+    path # A CSV file with at least the columns provider, gpu, gpus, usd_per_hour; commas, semicolons or tabs
+) -> list: # Offers; raises ValueError naming line, value and rule, or FileNotFoundError
+    "Offers of a price list of your own"
+    path, offers, wrong = Path(path), [], []
+    for line, r in _rows_of(path):
+        try:
+            offers.append(_row(r))
+        except ValueError as e:
+            wrong.append(f'line {line}: {str(e)[:300]}')
+        if len(wrong) == 5:
+            break
     if wrong or not offers:
-        raise ValueError(f'{path.name}: ' + ('; '.join(wrong) or 'no offers') + ('; …' if len(wrong) == 5 else ''))
+        more = '; …' if len(wrong) == 5 else ''
+        raise ValueError(f'{path.name}: {"; ".join(wrong) or "no offers"}{more}')
     return offers
 
 # %% ../../nbs/compute/07_cost.ipynb #c2859083
@@ -177,22 +192,24 @@ def seconds_of(
         return number('seconds', time)
     raise TypeError('time must be seconds, or have step_time (give steps=…) or tokens_per_second (give tokens=…)')
 
+def _task_key(text):
+    "Letters and digits of the name of a task"
+    return re.sub('[^a-z0-9]', '', text.lower())
+
 def task_named(
     model:str,               # For example bert-large, resnet50, or a whole task such as bert_large_squad
     task:str='',             # For example squad
     suite:str='Lambda 2023'  # One of suites
 ) -> str:                    # A task of the suite; raises ValueError with those that fit
     "The benchmarked task that a model and a task mean"
-    key = lambda s: re.sub('[^a-z0-9]', '', s.lower())
-    names = sorted({r['task'] for r in benchmarks(suite)})
-    fit = [n for n in names if key(n).startswith(key(model)) and key(n).endswith(key(task))]
-    fit = [n for n in fit if key(n) == key(model + task)] or fit
+    keys = {name: _task_key(name) for name in sorted({r['task'] for r in benchmarks(suite)})}
+    start, end, whole = _task_key(model), _task_key(task), _task_key(model + task)
+    fit = [name for name, key in keys.items() if key.startswith(start) and key.endswith(end)]
+    fit = [name for name in fit if keys[name] == whole] or fit
     if len(fit) == 1:
         return fit[0]
-    raise ValueError(
-        f"{(model + ' ' + task).strip()!r} is {'more than one' if fit else 'not a'} task of {suite}: "
-        f"{', '.join(fit or names)}"
-    )
+    asked, kind = (model + ' ' + task).strip(), 'more than one' if fit else 'not a'
+    raise ValueError(f"{asked!r} is {kind} task of {suite}: {', '.join(fit or keys)}")
 
 @functools.cache
 def _speeds(suite, task, precision):
@@ -275,6 +292,19 @@ def experiments(
     kinds = sorted({f'{o.gpus}x {o.gpu}' for o in offers})
     raise ValueError(f"{suite} measured none of these offers ({', '.join(kinds[:6]) or 'there are none'})")
 
+def _cost_row(e):
+    "A row of the table of experiments"
+    offer = e.offer
+    spot = ' (spot)' if offer.tier == 'spot' else ''
+    show = dict(
+        offer=f'{offer.provider} {offer.instance}'.strip() + spot,
+        machine=f'{offer.gpus}× {offer.gpu}',
+        per_hour=offer.usd_per_hour,
+        hours=e.wall_hours,
+        total=e.dollars,
+    )
+    return show | offer.to_dict()
+
 def cost_table(
     done,         # Experiments
     n:int=12,     # How many rows
@@ -282,22 +312,24 @@ def cost_table(
     notes:str=''  # A line below
 ) -> Table:       # To show; its rows hold the fields of Offer
     "Experiments as a table"
-    def row(e):
-        name = f'{e.offer.provider} {e.offer.instance}'.strip() + (' (spot)' if e.offer.tier == 'spot' else '')
-        show = dict(
-            offer=name,
-            machine=f'{e.offer.gpus}× {e.offer.gpu}',
-            per_hour=e.offer.usd_per_hour,
-            hours=e.wall_hours,
-            total=e.dollars,
-        )
-        return show | e.offer.to_dict()
+    columns = ['offer', 'machine', 'per_hour', 'hours', 'total', 'date']
     formats = dict(per_hour=human_dollars, total=human_dollars, hours='{:,.1f}'.format)
-    return Table(
-        map(row, done[:n]), ['offer', 'machine', 'per_hour', 'hours', 'total', 'date'], formats, caption, notes
-    )
+    return Table(map(_cost_row, done[:n]), columns, formats, caption, notes)
 
 # %% ../../nbs/compute/07_cost.ipynb #dc245be6
+def _round_numbers(values):
+    "1, 2 and 5 times powers of ten around some numbers"
+    steps = [a * 10**k for k in range(-2, 6) for a in (1, 2, 5)]
+    return [t for t in steps if min(values) * .6 <= t <= max(values) * 1.6]
+
+def _plot_gpus(ax, done):
+    "Points of experiments, a colour and a mark for each GPU, by its year"
+    kinds = sorted({e.offer.gpu for e in done}, key=lambda gpu: (find(gpu).year, gpu))
+    for i, gpu in enumerate(kinds):
+        points = [(e.offer.per_gpu, e.dollars) for e in done if e.offer.gpu == gpu]
+        mark = 'o^sDvP'[i // 7 % 6]
+        ax.loglog(*zip(*points, strict=True), mark, color=palette[i % 7], ms=5, alpha=.8, label=gpu)
+
 def plot_costs(
     done,      # Experiments
     ax=None,   # Matplotlib axes to draw on
@@ -305,13 +337,11 @@ def plot_costs(
 ):             # The axes
     "Dollars per experiment against dollars per GPU-hour, a colour for each GPU"
     ax = ax or need('matplotlib.pyplot', 'plot').subplots()[1]
-    for i, g in enumerate(sorted({e.offer.gpu for e in done}, key=lambda g: (find(g).year, g))):
-        of = [(e.offer.per_gpu, e.dollars) for e in done if e.offer.gpu == g]
-        ax.loglog(*zip(*of, strict=True), 'o^sDvP'[i // 7 % 6], color=palette[i % 7], ms=5, alpha=.8, label=g)
+    _plot_gpus(ax, done)
     for e in sorted(done, key=lambda e: -e.offer.per_gpu)[:label]:
         ax.annotate(f' {e.offer.provider}', (e.offer.per_gpu, e.dollars), fontsize=7)
-    for axis, v in ((ax.xaxis, [e.offer.per_gpu for e in done]), (ax.yaxis, [e.dollars for e in done])):
-        axis.set_ticks([t for k in range(-2, 6) for a in (1, 2, 5) if min(v) * .6 <= (t := a * 10**k) <= max(v) * 1.6])
+    for axis, values in ((ax.xaxis, [e.offer.per_gpu for e in done]), (ax.yaxis, [e.dollars for e in done])):
+        axis.set_ticks(_round_numbers(values))
         axis.set_major_formatter(r'\${x:g}')
         axis.set_minor_formatter('')
     ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
@@ -319,19 +349,21 @@ def plot_costs(
     return ax
 
 # %% ../../nbs/compute/07_cost.ipynb #29d6b84c
+def _dearest_of(provider, done):
+    "The dearest GPUs of a provider, per hour and per experiment, and whether they differ"
+    mine = [e for e in done if e.offer.provider == provider]
+    hour, bill = max(mine, key=lambda e: e.offer.per_gpu), max(mine, key=lambda e: e.dollars)
+    differ = bill.offer.per_gpu < .999 * hour.offer.per_gpu
+    return dict(provider=provider, dearest_hour=hour.offer.gpu, dearest_experiment=bill.offer.gpu, upheld=differ)
+
 def upheld(
     done # Experiments
 ) -> list: # A dict a provider that sells at least two of the GPUs
     "Where the most expensive GPU per hour is not the most expensive per experiment"
-    out = []
-    for p in dict.fromkeys(e.offer.provider for e in done):
-        mine = [e for e in done if e.offer.provider == p]
-        if len({e.offer.gpu for e in mine}) < 2:
-            continue
-        hour, bill = max(mine, key=lambda e: e.offer.per_gpu), max(mine, key=lambda e: e.dollars)
-        out.append(dict(provider=p, dearest_hour=hour.offer.gpu, dearest_experiment=bill.offer.gpu,
-                        upheld=bill.offer.per_gpu < .999 * hour.offer.per_gpu))
-    return out
+    sold = {}
+    for e in done:
+        sold.setdefault(e.offer.provider, set()).add(e.offer.gpu)
+    return [_dearest_of(provider, done) for provider, gpus in sold.items() if len(gpus) > 1]
 
 def rank_correlation(
     xs,     # Numbers

@@ -25,10 +25,9 @@ from fsdl_tools.core import (
 )
 from ..table import Table
 from .gpus import Cluster, find
-from .planner import Estimate, cluster_columns, estimate, layout_columns, record_of
-from .model_sizes import model_columns
-from .planner import _named_calibration, _predicted
-from .step_memory import memory, prepare_columns
+from .planner import Estimate, estimate, estimate_of, layout_columns, run_columns
+from .model_sizes import model_columns, usual_length
+from .step_memory import memory
 from .columns import refused
 from .step_time import step_time
 from .uncertainty import family_of, told_apart
@@ -44,6 +43,18 @@ def _powers(most, least=1):
     "Powers of two from least to most"
     return [2**i for i in range(int(least).bit_length() - 1, max(int(most), 1).bit_length()) if least <= 2**i <= most]
 
+def _usual_tensor(sizes, cluster):
+    "Degrees of tensor parallelism: they divide the cluster, the heads and, where there is one MLP, its width"
+    kv, one_mlp = int(sizes['kv_heads']), not sizes.get('experts')
+    heads = _divisors(int(sizes['heads']), min(cluster.gpus_per_node, 16))
+    shared = [t for t in heads if cluster.gpus % t == 0 and (kv % t == 0 or t % kv == 0)]
+    return [t for t in shared if not one_mlp or sizes['ffn'] % t == 0]
+
+def _usual_pipeline(layers, gpus, uneven):
+    "Numbers of stages: they divide the layers, or where stages may be uneven, are powers of two"
+    some = _powers(min(layers // 2, 64)) if uneven else []
+    return sorted(p for p in {*_divisors(layers), *some} if gpus % p == 0)
+
 def _usual_values(
     sizes: dict,  # Columns of the model
     cluster,  # A Cluster
@@ -51,14 +62,10 @@ def _usual_values(
     uneven: bool = True,  # May stages have different numbers of layers?
 ) -> dict:  # Name -> values
     "Values that a search tries where nobody names others"
-    n, heads, kv, layers = cluster.gpus, int(sizes['heads']), int(sizes['kv_heads']), int(sizes['layers'])
-    node, experts = cluster.gpus_per_node, int(sizes.get('experts', 0))
-    split = lambda t: n % t == 0 and (kv % t == 0 or t % kv == 0) and (experts or sizes['ffn'] % t == 0)
-    whole = [p for p in _divisors(layers) if n % p == 0]
-    some = [p for p in _powers(min(layers // 2, 64)) if n % p == 0] if uneven else []
+    n, node, experts = cluster.gpus, cluster.gpus_per_node, int(sizes.get('experts', 0))
     return dict(
-        tp=[t for t in _divisors(heads, min(node, 16)) if split(t)],
-        pp=sorted({*whole, *some}),
+        tp=_usual_tensor(sizes, cluster),
+        pp=_usual_pipeline(int(sizes['layers']), n, uneven),
         cp=[c for c in _powers(min(seq // 4096, 32)) if n % c == 0] or [1],
         ep=[e for e in _powers(min(experts, n, 64)) if experts % e == 0] if experts else [1],
         vp=[1, 2, 4, 5, 8, 10],
@@ -80,43 +87,70 @@ def enumerate_layouts(
     "Every layout that the model, the batch and the cluster allow"
     v = _usual_values(sizes, cluster, seq, uneven) | {k: x for k, x in values.items() if x is not None}
     # Ranks first: of their many combinations few divide the cluster and the batch
-    ranks = _product({k: v[k] for k in ('tp', 'pp', 'cp', 'micro_batch')})
-    ranks['dp'] = cluster.gpus / (ranks['tp'] * ranks['pp'] * ranks['cp'])
+    ranks = _ranks(v, cluster.gpus)
     ranks = _kept(ranks, _divides(ranks, sizes, global_batch, seq, uneven))
     rest = _product({k: v[k] for k in ('ep', 'vp', 'zero', 'shard')} | {'recompute': range(len(v['recompute']))})
-    a, b = len(ranks['tp']), len(rest['ep'])
-    if a * b > most:
-        raise ValueError(f'more than {most:,} layouts: give fewer values of {", ".join(_grid[:-1])}')
-    c = {k: np.repeat(x, b) for k, x in ranks.items()} | {k: np.tile(x, a) for k, x in rest.items()}
+    c = _each_with_each(ranks, rest, most)
     c = _kept(c, _belongs(c, sizes, global_batch, cluster))
     c['recompute'] = np.array(v['recompute'])[c['recompute'].astype(int)]
     return {k: c[k] for k in _grid}
+
+def _ranks(values, gpus):
+    "Degrees of parallelism and micro-batches, and as many replicas as GPUs are left for"
+    ranks = _product({k: values[k] for k in ('tp', 'pp', 'cp', 'micro_batch')})
+    return ranks | dict(dp=gpus / (ranks['tp'] * ranks['pp'] * ranks['cp']))
 
 def _product(values):
     "All combinations of the values, a column each"
     grid = np.meshgrid(*(np.array(list(x), float) for x in values.values()), indexing='ij')
     return {k: x.ravel() for k, x in zip(values, grid, strict=True)}
 
+def _each_with_each(ranks, rest, most):
+    "Every row of one table with every row of another; raises ValueError where that is too many"
+    a, b = len(ranks['tp']), len(rest['ep'])
+    if a * b > most:
+        raise ValueError(f'more than {most:,} layouts: give fewer values of {", ".join(_grid[:-1])}')
+    return {k: np.repeat(x, b) for k, x in ranks.items()} | {k: np.tile(x, a) for k, x in rest.items()}
+
 def _kept(columns, which):
     return {k: x[which] for k, x in columns.items()}
 
 def _divides(c, sizes, global_batch, seq, uneven):
     "Do the ranks divide the cluster, the batch, the sequence, the heads and (where they must) the layers?"
-    m = global_batch / (c['dp'] * c['micro_batch'])
-    ok = (c['dp'] >= 1) & (c['dp'] == np.floor(c['dp'])) & (m >= 1) & (m == np.floor(m))
-    ok &= (seq % c['cp'] == 0) & (sizes['heads'] % c['tp'] == 0) & (c['pp'] <= sizes['layers'])
-    return ok & (True if uneven else sizes['layers'] % c['pp'] == 0)
+    dp, m = c['dp'], global_batch / (c['dp'] * c['micro_batch'])
+    batch = (dp >= 1) & (dp == np.floor(dp)) & (m >= 1) & (m == np.floor(m))
+    model = (seq % c['cp'] == 0) & (sizes['heads'] % c['tp'] == 0) & (c['pp'] <= sizes['layers'])
+    return batch & model & (True if uneven else sizes['layers'] % c['pp'] == 0)
 
 def _belongs(c, sizes, global_batch, cluster):
-    "Do the other choices go with the ranks? Virtual stages need a pipeline, shards ZeRO-3, experts ranks to sit on"
-    m, ranks = global_batch / (c['dp'] * c['micro_batch']), c['dp'] * c['cp']
-    stage = np.ceil(sizes['layers'] / c['pp'])
-    ok = (c['vp'] == 1) | (c['pp'] > 1) & (stage % c['vp'] == 0) & (m % c['pp'] == 0)
-    ok &= (c['ep'] == 1) | (ranks * c['tp'] % c['ep'] == 0)
-    ok &= (c['zero'] == 0) | (ranks > 1)
-    ok &= (c['zero'] != 2) | (c['pp'] == 1) | (cluster.gpus == 1)  # In a pipeline ZeRO-2 reduces for every micro-batch
-    shared = (c['zero'] == 3) & (c['shard'] < ranks) & (ranks % np.maximum(c['shard'], 1) == 0)
-    return ok & ((c['shard'] == 0) | shared)
+    "Do the other choices go with the ranks?"
+    ranks = c['dp'] * c['cp']
+    experts = (c['ep'] == 1) | (ranks * c['tp'] % c['ep'] == 0)
+    virtual = (c['vp'] == 1) | _can_interleave(c, sizes, global_batch)
+    sharded = _can_shard(c, ranks, cluster)
+    return virtual & experts & sharded
+
+def _can_interleave(c, sizes, global_batch):
+    "Can a stage be cut into virtual ones? It needs a pipeline, layers for each and rounds of micro-batches"
+    m, stage = global_batch / (c['dp'] * c['micro_batch']), np.ceil(sizes['layers'] / c['pp'])
+    return (c['pp'] > 1) & (stage % c['vp'] == 0) & (m % c['pp'] == 0)
+
+def _can_shard(c, ranks, cluster):
+    "Does ZeRO have ranks to shard over? In a pipeline ZeRO-2 would reduce for every micro-batch"
+    zero, shard = c['zero'], c['shard']
+    some = (zero == 0) | (ranks > 1)
+    late = (zero != 2) | (c['pp'] == 1) | (cluster.gpus == 1)
+    among = (zero == 3) & (shard < ranks) & (ranks % np.maximum(shard, 1) == 0)
+    return some & late & ((shard == 0) | among)
+
+_formats = dict(
+    step=human_seconds, tokens='{:,.0f}'.format, mfu='{:.1%}'.format, device=human_bytes, spare=human_bytes
+)  # Of the columns of a table of layouts
+
+def _found_row(e):
+    "A row of the table of a search"
+    found = dict(layout=str(e.layout), step=e.step_time, tokens=e.tokens_per_second, mfu=e.mfu)
+    return found | dict(device=e.device, spare=e.margin)
 
 @dataclass(frozen=True, repr=False)
 class Search:
@@ -167,10 +201,8 @@ class Search:
         i: int = 0,  # 0 is the best
     ) -> Estimate:  # Raises IndexError beyond the last that fits
         "The estimate at place `i` of the ranking"
-        own = layout_columns(self.layout(i))
-        c = prepare_columns({k: np.asarray(v) for k, v in {**self.base, **own}.items()})
-        e = record_of(self.name, self.layout(i), self.cluster, c, *_predicted(c, self.calibration))
-        return _named_calibration(e, self.calibration)
+        layout = self.layout(i)
+        return estimate_of(self.name, layout, self.cluster, self.base | layout_columns(layout), self.calibration)
 
     @property
     def best(self) -> Estimate:
@@ -189,23 +221,9 @@ class Search:
         n: int = 10,  # Rows at most
     ) -> Table:  # Seconds of a step, tokens per second, MFU, bytes
         "The `n` best, one a row"
-        rows = [
-            (e := self.estimate(i))
-            and dict(
-                layout=str(e.layout),
-                step=e.step_time,
-                tokens=e.tokens_per_second,
-                mfu=e.mfu,
-                device=e.device,
-                spare=e.margin,
-            )
-            for i in range(min(n, len(self)))
-        ]
         return Table(
-            rows,
-            formats=dict(
-                step=human_seconds, tokens='{:,.0f}'.format, mfu='{:.1%}'.format, device=human_bytes, spare=human_bytes
-            ),
+            [_found_row(self.estimate(i)) for i in range(min(n, len(self)))],
+            formats=_formats,
             caption=f'{self.name} on {self._where}: {len(self):,} of {self.tried:,} layouts fit',
             notes='tokens: a second, on all GPUs. device: memory as nvidia-smi shows it. '
             f'Of layouts within {self.alike:.1%} of the fastest, which past errors do not tell apart, the simplest and '
@@ -230,6 +248,10 @@ def _room(base, cols, table):
     m = memory({**base, **cols}, table)
     return {k: np.broadcast_to(m[k], len(cols['tp'])) for k in ('fits', 'margin', 'device')}
 
+def _joined(a, b):
+    "The rows of two tables with the same columns"
+    return {k: np.concatenate([a[k], b[k]]) for k in a}
+
 def _with_room(base, cols, offload, table):
     "Layouts and their memory; unless told, those that do not fit stand again with the optimizer's states on the host"
     one_of('offload', offload or 'none', ['none', 'optimizer'])
@@ -239,8 +261,33 @@ def _with_room(base, cols, offload, table):
     if offload or not len(lacking):
         return cols, m
     again = _take(cols, lacking) | dict(offload=np.ones(len(lacking)))
-    both = lambda a, b: {k: np.concatenate([a[k], b[k]]) for k in a}
-    return both(cols, again), both(m, _room(base, again, table))
+    return _joined(cols, again), _joined(m, _room(base, again, table))
+
+def _lists(values):
+    "Values to try as lists; raises ValueError for what no search tries"
+    known = {one_of('thing to try', name, _grid[:-1]): given for name, given in values.items()}
+    return {name: list(v) if isinstance(v, (list, tuple, range)) else [v] for name, v in known.items()}
+
+def _all_layouts(name, sizes, cluster, global_batch, seq, uneven, values):
+    "Every layout; raises ValueError where there is none"
+    cols = enumerate_layouts(sizes, cluster, global_batch, seq, uneven, **values)
+    if not len(cols['tp']):
+        raise ValueError(
+            f'no layout of {name} divides {cluster.gpus} GPUs and a batch of {global_batch}: '
+            f'{sizes["heads"]} heads, {sizes["layers"]} layers'
+        )
+    return cols
+
+def _too_large(name, cluster, cols, margin, min_spare):
+    "The error that says by how much the layout that comes closest does not fit"
+    i = int(np.argmax(margin))
+    closest = {k: v[i] for k, v in cols.items()}
+    degrees = ','.join(f'{k}{closest[k]:g}' for k in ('dp', 'tp', 'pp'))
+    return ValueError(
+        f'{name} does not fit on {cluster.gpus} × {cluster.gpu.name}: the closest layout, {degrees}, '
+        f'zero={closest["zero"]:g}, recompute={closest["recompute"]}, '
+        f'lacks {human_bytes(min_spare - float(margin[i]))}'
+    )
 
 def search(
     model,  # As for estimate
@@ -262,68 +309,53 @@ def search(
     **values,  # Values to try: tp, pp, cp, ep, vp, zero, shard, micro_batch, recompute; a number or a list
 ) -> Search:  # Layouts that fit, fastest first; raises ValueError when none does
     "Every layout of a model on a cluster, ranked by the time of a step"
+    fixed = dict(precision=precision, framework=framework, optimizer=optimizer, flash=flash, compile=compile)
+    fixed |= dict(seq_parallel=seq_parallel, lora_rank=lora_rank)
+    name, sizes = _transformer(model)
+    seq = usual_length(sizes, seq)
+    positive('global_batch', global_batch)
+    values = _lists(values)
+    if why := refused(cluster.gpu, precision):
+        raise ValueError(why)
+    cols = _all_layouts(name, sizes, cluster, global_batch, seq, uneven, values)
+    base = run_columns(sizes, Layout(**fixed), cluster, global_batch, seq, network)
+    room, table = (calibration.memory_table(), calibration.table()) if calibration else (None, None)
+    cols, m = _with_room(base, cols, offload, room)
+    ok = np.flatnonzero(m['fits'] & (m['margin'] >= min_spare))
+    if not len(ok):
+        raise _too_large(name, cluster, cols, m['margin'], min_spare)
+    fitting, alike = _take(cols, ok), _alike(sizes, cluster, fixed)
+    t = step_time({**base, **fitting}, table)
+    order = ok[_ranked(fitting, t['total'], m['device'][ok], alike)]
+    untried = _left_out(_usual_values(sizes, cluster, seq, uneven) | values, fixed, offload)
+    return Search(name, cluster, cols, m, t, order, base, fixed, alike, untried, calibration)
+
+def _transformer(model):
+    "Name and columns of a model; raises ValueError for one that is not a transformer"
     name, sizes, _ = model_columns(model)
     if sizes is None:
         raise ValueError(f'{name} is not a transformer of one stack: estimate its data-parallel layouts one by one')
-    seq = positive('seq', seq or min(sizes['max_seq'] or 2048, 8192))
-    positive('global_batch', global_batch)
-    values = {
-        one_of('thing to try', k, _grid[:-1]): list(v) if isinstance(v, (list, tuple, range)) else [v]
-        for k, v in values.items()
-    }
-    fixed = dict(
-        precision=precision,
-        framework=framework,
-        optimizer=optimizer,
-        flash=flash,
-        compile=compile,
-        seq_parallel=seq_parallel,
-        lora_rank=lora_rank,
-    )
-    if why := refused(cluster.gpu, precision):
-        raise ValueError(why)
-    cols = enumerate_layouts(sizes, cluster, global_batch, seq, uneven, **values)
-    if not len(cols['tp']):
-        raise ValueError(
-            f'no layout of {name} divides {cluster.gpus} GPUs and a batch of {global_batch}: '
-            f'{sizes["heads"]} heads, {sizes["layers"]} layers'
-        )
-    base = {
-        **sizes,
-        **layout_columns(Layout(**fixed)),
-        **cluster_columns(cluster, network),
-        'global_batch': global_batch,
-        'seq': seq,
-    }
-    cols, m = _with_room(base, cols, offload, calibration and calibration.memory_table())
-    ok = np.flatnonzero(m['fits'] & (m['margin'] >= min_spare))
-    if not len(ok):
-        i = int(np.argmax(m['margin']))
-        l = {k: v[i] for k, v in cols.items()}
-        raise ValueError(
-            f'{name} does not fit on {cluster.gpus} × {cluster.gpu.name}: the closest layout, '
-            + ','.join(f'{k}{l[k]:g}' for k in ('dp', 'tp', 'pp'))
-            + f', zero={l["zero"]:g}, recompute={l["recompute"]}, '
-            + f'lacks {human_bytes(min_spare - float(m["margin"][i]))}'
-        )
-    t = step_time({**base, **_take(cols, ok)}, calibration and calibration.table())
-    strategy = 'lora' if lora_rank else 'moe' if sizes.get('experts') else 'dense'
-    alike = told_apart(family_of(cluster.gpu, precision, framework, strategy))
-    order = ok[_ranked(_take(cols, ok), t['total'], m['device'][ok], alike)]
-    untried = _left_out(_usual_values(sizes, cluster, seq, uneven) | values, cluster, fixed, offload)
-    return Search(name, cluster, cols, m, t, order, base, fixed, alike, untried, calibration)
+    return name, sizes
+
+def _alike(sizes, cluster, fixed):
+    "Relative difference of step times that past predictions of such runs did not tell apart"
+    strategy = 'lora' if fixed['lora_rank'] else 'moe' if sizes.get('experts') else 'dense'
+    return told_apart(family_of(cluster.gpu, fixed['precision'], fixed['framework'], strategy))
+
+def _simplicity(c):
+    "How many things a layout does that a plain one does not"
+    split = sum((c[k] > 1).astype(float) for k in ('tp', 'pp', 'cp', 'ep', 'vp'))
+    return split + (c['zero'] > 0) + (c['shard'] > 0) + (c['recompute'] != 'none') + (c['offload'] > 0)
 
 def _ranked(c, seconds, device, alike):
     "Places of layouts: those that count as equal to the fastest by simplicity, then memory; the others by time"
-    plain = sum((c[k] > 1).astype(float) for k in ('tp', 'pp', 'cp', 'ep', 'vp'))
-    plain = plain + (c['zero'] > 0) + (c['shard'] > 0) + (c['recompute'] != 'none') + (c['offload'] > 0)
     tie = seconds <= seconds.min() * (1 + alike)
-    key = np.where(tie, plain, np.inf), np.where(tie, device, 0), seconds
+    key = np.where(tie, _simplicity(c), np.inf), np.where(tie, device, 0), seconds
     return np.lexsort(key[::-1])
 
-def _left_out(values, cluster, fixed, offload):
+def _left_out(values, fixed, offload):
     "In words, what a search did not try"
-    out = [f'tp above {max(values["tp"])}', f'pp above {max(values["pp"])}', f'cp above {max(values["cp"])}']
+    out = [f'{k} above {max(values[k])}' for k in ('tp', 'pp', 'cp')]
     out += [f'micro-batches above {max(values["micro_batch"])}', 'schedules but 1F1B and interleaving']
     out += {None: ['offload where a layout fits without'], 'none': ['offload']}.get(offload, [])
     out += [f'{k} other than {fixed[k]}' for k in ('precision', 'optimizer', 'framework')]
@@ -334,16 +366,22 @@ def plot_map(found, ax=None):
     "Every layout that fits: step time against device memory, coloured by tensor parallelism"
     plt = need('matplotlib.pyplot', 'plot')
     ax = ax or plt.subplots()[1]
-    x, t = found.found['device'][found.order] / GiB, np.sort(found.seconds['total'])
-    tp = found.columns['tp'][found.order]
-    for i, v in enumerate(sorted(set(tp))):
-        ax.scatter(x[tp == v], t[tp == v], s=8, color=palette[i % 8], label=f'tp{v:.0f}', alpha=0.7)
-    fast = max(len(x) // 10, 1)
-    both = len(set(range(fast)) & set(np.argsort(-x, kind='stable')[:fast].tolist()))
-    title = f'{len(x):,} layouts of {found.name} fit; of the fastest {fast}, {both} are among the fullest {fast}'
+    gib, seconds = found.found['device'][found.order] / GiB, np.sort(found.seconds['total'])
+    degree = found.columns['tp'][found.order]
+    for i, tp in enumerate(sorted(set(degree))):
+        mine = degree == tp
+        ax.scatter(gib[mine], seconds[mine], s=8, color=palette[i % 8], label=f'tp{tp:.0f}', alpha=0.7)
+    fast, both = _fast_and_full(gib)
+    title = f'{len(gib):,} layouts of {found.name} fit; of the fastest {fast}, {both} are among the fullest {fast}'
     ax.set(xlabel='device memory, GiB', ylabel='seconds of a step', yscale='log', title=title)
     ax.legend(fontsize=8)
     return ax
+
+def _fast_and_full(gib):
+    "A tenth of the layouts, and how many of the fastest tenth are among the fullest"
+    fast = max(len(gib) // 10, 1)
+    fullest = np.argsort(-gib, kind='stable')[:fast]
+    return fast, int((fullest < fast).sum())
 
 # %% ../../nbs/compute/05_search.ipynb #692951a7
 _said = dict(
@@ -352,6 +390,7 @@ _said = dict(
     elementwise='element-wise operations',
     recompute='recomputation',
     tensor_comm='tensor-parallel messages',
+    expert_comm='sending tokens to their experts',
     context_comm='context-parallel messages',
     launch='launching kernels',
     bubble='the pipeline bubble',
@@ -366,65 +405,72 @@ def _error():
     studies = read_results('planner')['time']['estimators']['fsdl_tools, held-out cells']
     return float(np.median([study['median'] for study in studies.values()]))
 
+def _two_largest(seconds, least):
+    "In words, the two causes on which most seconds are spent, if they are more than the least"
+    largest = sorted(((s, cause) for cause, s in seconds.items()), reverse=True)
+    return [f'{human_seconds(s)} on {_said[cause]}' for s, cause in largest if s > least][:2]
+
 def _compare(
     a: Estimate,  # One estimate
     b: Estimate,  # Another
 ) -> str:  # Two or three sentences
     "In words, why one layout is faster than the other"
-    if b.step_time < a.step_time:
-        a, b = b, a
-    diff = sorted(((b.seconds[k] - a.seconds[k], k) for k in a.seconds), reverse=True)
-    lost = [f'{human_seconds(d)} on {_said[k]}' for d, k in diff if d > 0.05 * max(b.step_time - a.step_time, 1e-9)][:2]
-    won = [
-        f'{human_seconds(-d)} on {_said[k]}' for d, k in diff[::-1] if -d > 0.05 * max(b.step_time - a.step_time, 1e-9)
-    ][:2]
-    slower = b.step_time / a.step_time - 1
-    text = f'{a.layout} takes {human_seconds(a.step_time)}, {b.layout} {human_seconds(b.step_time)} ({slower:+.1%}).'
-    if lost:
-        text += f' The slower one spends {" and ".join(lost)} more'
-    if lost:
-        text += f', and saves {" and ".join(won)}.' if won else '.'
-    if slower < _error():
+    fast, slow = (b, a) if b.step_time < a.step_time else (a, b)
+    ratio = slow.step_time / fast.step_time - 1
+    times = f'{human_seconds(fast.step_time)}, {slow.layout} {human_seconds(slow.step_time)} ({ratio:+.1%})'
+    text = f'{fast.layout} takes {times}.' + _said_of_causes(fast, slow)
+    if ratio < _error():
         text += f' That is less than the error of the prediction, {_error():.1%}: they may as well be equal.'
-    free = human_bytes(abs(b.margin)), human_bytes(abs(a.margin))
+    free = human_bytes(abs(slow.margin)), human_bytes(abs(fast.margin))
     return text + f' The slower one leaves {free[0]} free on a GPU, the faster one {free[1]}.'
+
+def _said_of_causes(fast, slow):
+    "A sentence on what the slower one spends its seconds, or nothing"
+    more = {cause: slow.seconds[cause] - s for cause, s in fast.seconds.items()}
+    least = 0.05 * max(slow.step_time - fast.step_time, 1e-9)
+    lost = _two_largest(more, least)
+    won = _two_largest({cause: -s for cause, s in more.items()}, least)
+    if not lost:
+        return ''
+    saved = f', and saves {" and ".join(won)}.' if won else '.'
+    return f' The slower one spends {" and ".join(lost)} more{saved}'
 
 def explain(
     found: Search,  # From search
 ) -> str:  # A paragraph
     "Why the best layout wins and the runner-up loses, and what kept others out"
-    out = [
-        _compare(found.estimate(0), found.estimate(1))
-        if len(found) > 1
-        else f'{found.layout(0)} is the only layout that fits.'
-    ]
-    out.append(f'Layouts within {found.alike:.1%} of the fastest count as equal: of those the simplest is first.')
-    none = found.tried - len(found)
-    if none:
-        out.append(f'{none:,} of {found.tried:,} layouts do not fit.')
-    z = {int(z): int((found.columns['zero'][found.order] == z).sum()) for z in (0, 1, 2, 3)}
-    return ' '.join(
-        out
-        + [
-            'Of those that fit, '
-            + ', '.join(f'{n:,} use ZeRO-{k}' if k else f'{n:,} do without ZeRO' for k, n in z.items() if n)
-            + '.'
-        ]
-    )
+    alone = f'{found.layout(0)} is the only layout that fits.'
+    said = [_compare(found.estimate(0), found.estimate(1)) if len(found) > 1 else alone]
+    said.append(f'Layouts within {found.alike:.1%} of the fastest count as equal: of those the simplest is first.')
+    if none := found.tried - len(found):
+        said.append(f'{none:,} of {found.tried:,} layouts do not fit.')
+    return ' '.join([*said, _said_of_zero(found.columns['zero'][found.order])])
+
+def _said_of_zero(stages):
+    "A sentence on the ZeRO stages of layouts"
+    counts = {stage: int((stages == stage).sum()) for stage in (0, 1, 2, 3)}
+    words = [f'{n:,} use ZeRO-{stage}' if stage else f'{n:,} do without ZeRO' for stage, n in counts.items() if n]
+    return f'Of those that fit, {", ".join(words)}.'
 
 # %% ../../nbs/compute/05_search.ipynb #17ac338d
 def _image_layouts(n, batch, framework, precision):
     "Data-parallel layouts, the largest micro-batch first, sharded ones last"
-    per = batch // n if batch % n == 0 else 0
-    return (
-        [
-            Layout(dp=n, zero=z, micro_batch=b, framework=framework, precision=precision)
-            for z in ((0, 3) if n > 1 else (0,))
-            for b in reversed(_divisors(per))
-        ]
-        if per
-        else []
-    )
+    if batch % n:
+        return
+    for zero in (0, 3) if n > 1 else (0,):
+        for micro in reversed(_divisors(batch // n)):
+            yield Layout(dp=n, zero=zero, micro_batch=micro, framework=framework, precision=precision)
+
+def _best_profiled(spec, name, cluster, global_batch, seq, layouts):
+    "The estimate of the fastest of some layouts of a profiled model; raises ValueError where none fits"
+    tried = [estimate(spec, l, cluster, global_batch, seq) for l in layouts]
+    fits = [e for e in tried if e.fits]
+    if not fits:
+        raise ValueError(
+            f'{name} does not fit on {cluster.gpus} × {cluster.gpu.name} with a batch of {global_batch}, '
+            'which must be a multiple of the number of GPUs'
+        )
+    return min(fits, key=lambda e: e.step_time)
 
 def best_plan(
     model,  # As for estimate
@@ -443,24 +489,22 @@ def best_plan(
         of_estimate = {k: more.pop(k) for k in ('calibration', 'network') if k in more}
         given = parse_layout(layout, cluster.gpus, **said, **more)
         return None, estimate(model, given, cluster, global_batch, seq, uneven, **of_estimate)
-    framework, precision = said.get('framework', 'pytorch'), said.get('precision', 'bf16')
+    said = dict(framework='pytorch', precision='bf16') | said
     name, sizes, spec = model_columns(model)
     if sizes is not None:
-        found = search(model, cluster, global_batch, seq, framework=framework, precision=precision, **more)
+        found = search(model, cluster, global_batch, seq, **said, **more)
         return found, found.best
-    tried = [
-        estimate(spec, l, cluster, global_batch, seq)
-        for l in _image_layouts(cluster.gpus, global_batch, framework, precision)
-    ]
-    fits = [e for e in tried if e.fits]
-    if not fits:
-        raise ValueError(
-            f'{name} does not fit on {cluster.gpus} × {cluster.gpu.name} with a batch of {global_batch}, '
-            'which must be a multiple of the number of GPUs'
-        )
-    return None, min(fits, key=lambda e: e.step_time)
+    layouts = _image_layouts(cluster.gpus, global_batch, **said)
+    return None, _best_profiled(spec, name, cluster, global_batch, seq, layouts)
 
 # %% ../../nbs/compute/05_search.ipynb #318418b0
+def _planned_name(gpu):
+    "Name of a GPU that can be planned for; None where gpus.csv does not describe it"
+    try:
+        return find(gpu).name
+    except ValueError:
+        return None
+
 def market(
     since: str = '2025',  # Only prices from this day on
     tier: str = 'on-demand',  # One of the table's tiers
@@ -468,12 +512,9 @@ def market(
     "Median price of a GPU-hour by GPU, from prices.csv"
     by = {}
     for r in read_data('prices.csv', text=('date',)):
-        if r['tier'] == tier and str(r['date']) >= since and r['usd_per_hour']:
-            try:
-                g = find(r['gpu']).name
-            except ValueError:
-                continue  # a GPU that gpus.csv does not describe cannot be planned for
-            by.setdefault(g, []).append((r['usd_per_hour'] / (r['gpus'] or 1), str(r['date'])))
+        asked = r['tier'] == tier and str(r['date']) >= since and r['usd_per_hour']
+        if asked and (name := _planned_name(r['gpu'])):
+            by.setdefault(name, []).append((r['usd_per_hour'] / (r['gpus'] or 1), str(r['date'])))
     return {g: (float(np.median([p for p, _ in v])), max(d for _, d in v)) for g, v in by.items()}
 
 def clusters(
@@ -489,6 +530,17 @@ def clusters(
         raise ValueError(f'no price for {", ".join(missing)}: give prices={{name: dollars per GPU-hour}}')
     return [Cluster(g, n, gpu_hour=prices[g]) for g in names for n in counts]
 
+def _offer(find_best, cluster, tokens, within, goodput):
+    "A row of the table of cheapest clusters, with a reason where it is too small or too slow"
+    row = dict(gpu=cluster.gpu.name, gpus=cluster.gpus)
+    try:
+        e = find_best(cluster)
+    except ValueError as why:
+        return row | dict(layout='', days=None, dollars=None, mfu=None, note=str(why))
+    days = e.days(tokens) / goodput
+    note = 'too slow' if days * 86400 > within else ''
+    return row | dict(layout=str(e.layout), days=days, dollars=days * 24 * cluster.price, mfu=e.mfu, note=note)
+
 def cheapest(
     model,  # As for estimate
     tokens,  # To train on: a number, or a text such as 26B
@@ -502,26 +554,8 @@ def cheapest(
     "The cheapest way to train a model on so many tokens before a deadline"
     tokens = positive('tokens', parse_count(tokens), False)
     within = positive('within', parse_seconds(within), False)
-    rows = []
-    for cl in over:
-        row = dict(gpu=cl.gpu.name, gpus=cl.gpus)
-        try:
-            e = search(model, cl, global_batch, seq, **kw).best
-        except ValueError as why:
-            rows.append(row | dict(layout='', days=None, dollars=None, mfu=None, note=str(why)))
-            continue
-        days = e.days(tokens) / goodput
-        late = days * 86400 > within
-        rows.append(
-            row
-            | dict(
-                layout=str(e.layout),
-                days=days,
-                dollars=days * 24 * cl.price,
-                mfu=e.mfu,
-                note='too slow' if late else '',
-            )
-        )
+    best = lambda cluster: search(model, cluster, global_batch, seq, **kw).best
+    rows = [_offer(best, cluster, tokens, within, goodput) for cluster in over]
     rows.sort(key=lambda r: (r['note'] != '', r['dollars'] is None, r['dollars'] or 0))
     return Table(
         rows,

@@ -8,18 +8,22 @@ __all__ = ['optimizer_states', 'parameters', 'place', 'bytes_per_parameter', 'sh
 
 # %% ../../nbs/compute/03_step_memory.ipynb #48694f4e
 import functools
+from dataclasses import dataclass
 import numpy as np
 from ..core import GiB, one_of, read_data
 from .gpus import find
-from .columns import _each, adapter_parameters, complete_columns, framework_of
+from .columns import Columns, Fields, adapter_parameters, complete_columns, framework_of, of_rows
+from .columns import parts_of_rows
 
 # %% ../../nbs/compute/03_step_memory.ipynb #a475e834
+def _small_parameters(c):
+    "Norms and biases of a block; gated ones have no biases"
+    plain = (2 + 2*c.kv)*c.hidden + c.plain_ffn*c.plain_share + 5*c.hidden
+    return np.where(c.gated_mlp > 0, 2*c.hidden, plain)
+
 def _layer_params(c):
     "Parameters of one block that every rank of a tensor-parallel group shares: matrices, norms and biases, no experts"
-    h, f = c['hidden'], c['plain_ffn'] * c['plain_share']
-    gated = c['gated_mlp'] > 0
-    small = np.where(gated, 2*h, (2 + 2*c['kv'])*h + f + 5*h)
-    return c['layer_params'] + small + c.get('layer_extra', 0)
+    return c.layer_params + _small_parameters(c) + c.layer_extra
 
 _one_gpu = dict(seq=1, gpus=1, tp=1, pp=1, dp=1, global_batch=1)
 
@@ -27,30 +31,32 @@ def parameters(
     c:dict # Columns by name; those of the model are enough
 ):         # Parameters of the model; plain GPT models with learned positions need positions=1
     "Parameters of every model in the table"
-    if 'layer_params' not in c:
-        c = complete_columns({**_one_gpu, **c})
-    h, gated = c['hidden'], c['gated_mlp'] > 0
-    ends = c['vocab']*h*np.where(c['tied'] > 0, 1, 2) + np.where(gated, h, 2*h) + c.get('positions', 0)*c['seq']*h
-    return c['layers']*(_layer_params(c) + c['expert_params']) + ends
+    c = Columns.of(c) if 'layer_params' in c else complete_columns({**_one_gpu, **c})
+    tables = np.where(c.tied > 0, 1, 2)
+    norm = np.where(c.gated_mlp > 0, c.hidden, 2*c.hidden)
+    ends = c.vocab*c.hidden*tables + norm + c.positions*c.seq*c.hidden
+    return c.layers*(_layer_params(c) + c.expert_params) + ends
 
 # %% ../../nbs/compute/03_step_memory.ipynb #5c945553
+def _placed_by_cost(layers, hidden, ffn, vocab, pp):
+    "nanotron's stages: layers of the first and of the last, and whether the stages before it leave something to it"
+    layer = 4*hidden**2 + 3*hidden*ffn                              # nanotron's cost of a layer (its pipeline blocks)
+    share = (layers + vocab*hidden/layer) / pp                      # of one stage, in layers
+    first = np.where(pp > 1, np.minimum(np.maximum(np.ceil(share), 1), layers), layers)
+    last = np.maximum(layers - np.ceil(share*(pp - 1)), 0)
+    reached = np.minimum(layers, np.floor(layers / share)) + 2  # the output layer and the loss may move two stages on
+    return first, last, (reached >= pp - 1) | (pp == 1)
+
 def place(
     layers, hidden, ffn, vocab, pp, # Shape of the model and number of stages
     by_cost=True                    # nanotron's rule, which counts the output layer
 ):                                  # Layers of the first stage, of the last one, and has every stage something?
     "How a model is cut into stages"
     even = np.ceil(layers / pp)
-    unit = 4*hidden**2 + 3*hidden*ffn                               # nanotron's cost of a layer (its pipeline blocks)
-    share = (layers + vocab*hidden/unit) / pp                       # of one stage, in layers
-    first = np.where(pp > 1, np.minimum(np.maximum(np.ceil(share), 1), layers), layers)
-    reached = np.minimum(layers, np.floor(layers / share)) + 2  # the output layer and the loss may move two stages on
-    last = np.maximum(layers - np.ceil(share*(pp - 1)), 0)
-    ok = np.where(by_cost, (reached >= pp - 1) | (pp == 1), True) & (pp <= layers)
-    return (
-        np.where(by_cost, first, even),
-        np.where(pp == 1, layers, np.where(by_cost, last, np.maximum(layers - even * (pp - 1), np.floor(layers / pp)))),
-        ok,
-    )
+    rest = np.maximum(layers - even * (pp - 1), np.floor(layers / pp))
+    first, last, full = _placed_by_cost(layers, hidden, ffn, vocab, pp)
+    last = np.where(pp == 1, layers, np.where(by_cost, last, rest))
+    return np.where(by_cost, first, even), last, np.where(by_cost, full, True) & (pp <= layers)
 
 # %% ../../nbs/compute/03_step_memory.ipynb #1166a7c7
 optimizer_states = {
@@ -65,6 +71,10 @@ optimizer_states = {
     'muon': (4, True),
 }  # Name -> (bytes of moments per parameter, keeps an fp32 copy of 16-bit weights)
 
+def _trains_in_fp32(framework, precision):
+    "Are the weights themselves of 4 bytes, and 16 bits only what products are computed in?"
+    return precision in ('fp32', 'tf32') or precision.startswith('amp') or framework in ('torchtitan', 'composer')
+
 def bytes_per_parameter(
     framework:str,   # As framework_of names it
     precision:str,   # fp32, fp16, bf16, amp_fp16, amp_bf16, fp8 …
@@ -74,16 +84,21 @@ def bytes_per_parameter(
 ) -> tuple:          # Bytes per parameter of weights, gradients, optimizer states
     "What a parameter costs before anything is sharded (arXiv 1910.02054 section 3)"
     moments, master = optimizer_states[one_of('optimizer', optimizer or 'adam', optimizer_states)]
-    if precision in ('fp32', 'tf32') or precision.startswith('amp') or framework in ('torchtitan', 'composer'):
+    if _trains_in_fp32(framework, precision):
         return 4, 4, moments
-    half = 4 if master else 0
+    copy = 4 if master else 0
+    gradients, copies = _gradient_bytes(framework, precision, grad_bytes, zero)
+    return 2, gradients, moments + copies*copy
+
+def _gradient_bytes(framework, precision, grad_bytes, zero):
+    "Bytes of a gradient beside weights of 16 bits, and how many copies of 4 bytes the optimizer keeps"
     if framework == 'nanotron':
-        return 2, 4, moments + half
+        return 4, 1
     if framework == 'megatron-deepspeed':
-        return (2, 6, moments + half) if grad_bytes == 4 else (2, 2, moments + half*(2 if zero else 1))
+        return (6, 1) if grad_bytes == 4 else (2, 2 if zero else 1)
     if framework.startswith('megatron'):
-        return (2, 2, moments + 2*half) if precision == 'fp16' else (2, grad_bytes or 4, moments + half)
-    return 2, grad_bytes or 2, moments + half
+        return (2, 2) if precision == 'fp16' else (grad_bytes or 4, 1)
+    return grad_bytes or 2, 1
 
 # %% ../../nbs/compute/03_step_memory.ipynb #46962635
 def sharded(
@@ -131,217 +146,345 @@ def block_of(
     counted = any(a == architecture for a, _ in _block_units())
     return architecture if counted else 'llama' if gated else 'gpt2'
 
-def _units_of(architecture, gated, precision, zero):
+class _Constants(Fields):
+    "The constants of planner_memory.csv for every run of a table, and what its texts mean; flags are arrays of bool"
+    nanotron: np.ndarray      # Its placement and its gathered inputs
+    megatron: np.ndarray      # Its vocabulary in multiples of 128
+    titan: np.ndarray         # torchtitan's reserved memory holds logits and workspace at once
+    without_fixed: np.ndarray # Its published figures are of tensors alone
+    plain: np.ndarray         # Modules of transformers, one kernel for each operation
+    full: np.ndarray          # Every layer is computed again
+    selective: np.ndarray     # Attention is computed again
+    every: np.ndarray         # Every other layer is computed again
+    fp4: np.ndarray           # Linear layers keep their inputs in 4 bits
+    single: np.ndarray        # Activations have 4 bytes
+    amp: np.ndarray           # Autocast: products in 16 bits, weights in 32
+    gpipe: np.ndarray         # All micro-batches go forward before one goes backward
+    usable: np.ndarray        # Bytes of the GPU
+    blackwell: np.ndarray     # A GPU of that generation
+    sizes: tuple              # Bytes per parameter: weights, gradients, optimizer
+    units: dict               # Name -> units of tokens · hidden that transformers' modules keep
+
+def _constants_of(framework, table):
+    "Constants of a framework, those of transformers where its modules are trained as they are written"
+    name = framework_of(framework)
+    own = 'transformers' if as_written(framework) else name
+    return [values.get(own, values.get(name, values['any'])) for values in table.values()]
+
+def _framework_flags(framework):
+    "Is it nanotron, a Megatron, torchtitan, one whose figures have no fixed part, plain modules?"
+    f = framework_of(framework)
+    fixed = f in ('megatron-deepspeed', 'megatron-lm')
+    return f == 'nanotron', f.startswith('megatron'), f == 'torchtitan', fixed, as_written(framework)
+
+def _recompute_flags(recompute):
+    "Is every layer computed again, attention alone, every other layer?"
+    return recompute == 'full', recompute == 'selective', recompute == 'every-other-layer'
+
+def _precision_flags(precision):
+    "Is it fp4, one of 4 bytes, autocast?"
+    return precision == 'fp4', precision in ('fp32', 'tf32'), precision.startswith('amp')
+
+def _bytes_of(framework, precision, four, optimizer, zero):
+    "bytes_per_parameter of columns"
+    grad_bytes = 4 if four == 'True' else 2
+    return bytes_per_parameter(framework_of(framework), precision, grad_bytes, optimizer, zero == 'True')
+
+def _units_of(architecture, gated, precision, sharded_weights):
     "The row of an architecture in a precision"
-    single, autocast = precision in ('fp32', 'tf32'), precision.startswith('amp') and zero != '3'
-    name = block_of(architecture, gated == 'y')
-    return _block_units()[name, 'single' if single else 'amp' if autocast else 'half']
+    _, single, autocast = _precision_flags(precision)
+    kind = 'single' if single else 'amp' if autocast and sharded_weights != 'True' else 'half'
+    return _block_units()[block_of(architecture, gated == 'True'), kind]
 
 def _resolve(c, table):
     "Constants, bytes per parameter, and what each text column means, for every row"
-    names = list(table)
-    value = lambda f, as_written: (
-        [table[n].get('transformers' if as_written else f, table[n].get(f, table[n]['any'])) for n in names]
-        + [f == 'nanotron', f.startswith('megatron'), f == 'torchtitan', f in ('megatron-deepspeed', 'megatron-lm')]
-        + [as_written]
-    )
-    v, i = _each(lambda f: value(framework_of(f), as_written(f)), c['framework'])
-    v = np.array(v, float)[i].T
-    k = dict(zip(names, v, strict=False))  # the last five are flags of frameworks
-    flags = ('nanotron', 'megatron', 'titan', 'without_fixed', 'plain')
-    k |= {n: x > 0 for n, x in zip(flags, v[len(names):], strict=True)}
-    k |= _texts(c)
-    k['usable'] = np.take(*_each(lambda g: find(g).usable, c['gpu']))
-    k['blackwell'] = np.take(*_each(lambda g: find(g).arch == 'Blackwell', c['gpu']))
+    values = parts_of_rows(lambda f: _constants_of(f, table), c.framework)
+    k = _Constants(**dict(zip(table, values, strict=True)))
+    k.nanotron, k.megatron, k.titan, k.without_fixed, k.plain = parts_of_rows(_framework_flags, c.framework)
+    k.full, k.selective, k.every = parts_of_rows(_recompute_flags, c.recompute)
+    k.fp4, k.single, k.amp = parts_of_rows(_precision_flags, c.precision)
+    k.gpipe = of_rows(lambda s: s == 'gpipe', c.schedule)
+    k.usable = of_rows(lambda g: find(g).usable, c.gpu)
+    k.blackwell = of_rows(lambda g: find(g).arch == 'Blackwell', c.gpu)
+    _read_sizes(c, k)
     return k
 
-def _texts(c):
-    "Meaning of recompute, precision, schedule and optimizer"
-    v, i = _each(lambda r: (r == 'full', r == 'selective', r == 'every-other-layer'), c['recompute'])
-    k = dict(zip(('full', 'selective', 'every'), np.array(v)[i].T, strict=True))
-    v, i = _each(lambda p: (p == 'fp4', p in ('fp32', 'tf32'), p.startswith('amp')), c['precision'])
-    k |= dict(zip(('fp4', 'single', 'amp'), np.array(v)[i].T, strict=True))
-    k['gpipe'] = np.take(*_each(lambda s: s == 'gpipe', c['schedule']))
-    four = np.where(c['grad_bytes'] == 4, 'y', 'n')
-    on = np.where(c['zero'] > 0, 'y', 'n')
-    v, i = _each(
-        lambda f, p, g, o, z: bytes_per_parameter(framework_of(f), p, 4 if g == 'y' else 2, o, z == 'y'),
-        c['framework'],
-        c['precision'],
-        four,
-        c['optimizer'],
-        on,
-    )
-    k['sizes'] = tuple(np.array(v, float)[i].T)
-    gated, stage = np.where(c['gated_mlp'] > 0, 'y', 'n'), np.where(c['zero'] >= 3, '3', '0')
-    v, i = _each(_units_of, c['block'], gated, c['precision'], stage)
-    k['units'] = dict(zip(_unit_names, np.array(v, float)[i].T, strict=True))
-    return k
+def _read_sizes(c, k):
+    "Bytes per parameter and the units of transformers' blocks, added to the constants"
+    sizes = parts_of_rows(_bytes_of, c.framework, c.precision, c.grad_bytes == 4, c.optimizer, c.zero > 0)
+    units = parts_of_rows(_units_of, c.block, c.gated_mlp > 0, c.precision, c.zero >= 3)
+    k.sizes = tuple(sizes)
+    k.units = Fields(**dict(zip(_unit_names, units, strict=True)))
 
 # %% ../../nbs/compute/03_step_memory.ipynb #fc48a5f7
-def _mlp_width(c):
-    "Width that a token meets in the MLP of an average block, in units of hidden"
-    return (c['ffn']*c['moe_share'] + c['plain_ffn']*c['plain_share'])/c['hidden']
+@dataclass(frozen=True)
+class _Kept:
+    "Units of 2sbh that a layer keeps for its backward pass on one rank"
+    split: np.ndarray # Of what tensor-parallel ranks share
+    whole: np.ndarray # Of what each of them holds
+    every: np.ndarray # Of a layer that computes nothing again
+
+def _block_keeps(c, k):
+    "Units of an average block, attention's scores left out"
+    r = c.mlp_width/c.hidden
+    gated = k.attention_units*(.5 + .5*c.kv) + k.mlp_units*r
+    fused = np.where(c.gated_mlp > 0, gated, k.plain_units + 2*r)
+    u = k.units
+    counted = u.base + u.query*c.q_width/c.hidden + u.kv*c.kv + u.ffn*r
+    return np.where(k.plain, counted, fused) + c.moe_share*c.topk*k.dispatch_units
+
+def _scores_keep(c, k):
+    "Units of attention's scores, where they are stored (arXiv 2205.05198 equation 1)"
+    return np.where((c.flash > 0) | k.selective, 0, 2.5*c.heads*c.seq/c.hidden/c.cp)
+
+def _whole_units(c):
+    "Units of norms and residuals that tensor parallelism leaves whole"
+    split = (c.tp <= 1) | (c.seq_parallel > 0)
+    return np.where(split, 0, np.where(c.gated_mlp > 0, 4, 5))
+
+def _layer_keeps(c, k, entry, every):
+    "Units of a layer with the recomputation of each row; `every` has no scores where attention is computed again"
+    titan = 4 + c.kv + c.mlp_width/c.hidden + k.eager_units*(c.compile <= 0)
+    some = np.where(k.every, (every + entry)/2, every)
+    some = np.where(k.selective & k.titan, titan, some)
+    return np.where(k.full, entry, some)
 
 def _kept_units(c, k):
-    "Units of 2sbh a layer keeps for backward on one rank: (split, whole, one layer's full set)"
-    t, kv = c['tp'], c['kv']
-    r = _mlp_width(c)
-    gated, sp = c['gated_mlp'] > 0, c['seq_parallel'] > 0
-    scores = np.where((c['flash'] > 0) | k['selective'], 0, 2.5*c['heads']*c['seq']/c['hidden']/c['cp'])
-    block = np.where(gated, k['attention_units']*(.5 + .5*kv) + k['mlp_units']*r, k['plain_units'] + 2*r)
-    u = k['units']
-    counted = u['base'] + u['query']*c['q_width']/c['hidden'] + u['kv']*kv + u['ffn']*r
-    block, entry = np.where(k['plain'], counted, block), np.where(k['plain'], u['entry'], 1.)
-    block = block + c['moe_share']*c['topk']*k['dispatch_units']
-    whole = np.where(
-        sp, 0, np.where(t > 1, np.where(gated, 4, 5), 0)
-    )  # norms and residuals that tensor parallelism leaves whole
-    every = block + scores
-    op = np.where(k['titan'], 4 + kv + r + k['eager_units']*(c['compile'] <= 0), block)
-    keep = np.where(k['full'], entry, np.where(k['selective'], op, np.where(k['every'], (every + entry)/2, every)))
-    whole = np.where(k['full'], np.where(sp, 0., entry), np.where(keep > whole, whole, 0.))
-    return (keep - whole) * np.where(k['fp4'], k['fp4_share'], 1), whole, every
+    "What a layer keeps for its backward pass"
+    entry = np.where(k.plain, k.units.entry, 1.)
+    every = _block_keeps(c, k) + _scores_keep(c, k)
+    keep, left = _layer_keeps(c, k, entry, every), _whole_units(c)
+    whole_entry = np.where(c.seq_parallel > 0, 0., entry)
+    whole = np.where(k.full, whole_entry, np.where(keep > left, left, 0.))
+    return _Kept((keep - whole) * np.where(k.fp4, k.fp4_share, 1), whole, every)
 
-def _in_flight(c, k, m):
+def _in_flight(c, k):
     "Micro-batches whose activations the first stage holds: GPipe all, 1F1B as many as stages, interleaving more"
     # arXiv 2205.05198 section 4.2.3
-    more = np.where(c['vp'] > 1, 1 + (c['pp'] - 1)/(c['pp']*c['vp']), 1)
-    return np.where(k['gpipe'], m, np.minimum(m, c['pp']) * more)
+    more = np.where(c.vp > 1, 1 + (c.pp - 1)/(c.pp*c.vp), 1)
+    return np.where(k.gpipe, c.m, np.minimum(c.m, c.pp) * more)
 
 # %% ../../nbs/compute/03_step_memory.ipynb #0ce97c71
-def _gathered_units(c, k, m):
+def _gathered_in_pipeline(c, k):
+    "Units of gathered inputs that a layer of nanotron keeps for each micro-batch of a pipeline"
+    flight = np.minimum(c.m, c.pp)
+    work = c.micro_batch * c.seq * _layer_params(c) / c.tp
+    busy = work > k.host_ahead                         # enough work in a layer to keep the host ahead
+    more = k.gather_units_pipeline * (flight - 2) / np.maximum(flight, 1)
+    return np.where(flight > 2, more, np.where(busy, k.gather_units_two, 0.0))
+
+def _gathered_units(c, k):
     "Gathered inputs that nanotron keeps, whole units a layer and micro-batch in flight"
-    pp, t, flight = c['pp'], c['tp'], np.minimum(m, c['pp'])
-    wide = (t >= 32) | (c['gpus'] >= 256) | (m <= 1)
-    busy = (
-        c['micro_batch'] * c['seq'] * _layer_params(c) / t > k['host_ahead']
-    )  # enough work in a layer to keep the host ahead
-    piped = np.where(
-        flight > 2,
-        k['gather_units_pipeline'] * (flight - 2) / np.maximum(flight, 1),
-        np.where(busy, k['gather_units_two'], 0.0),
-    )
-    return np.where(t > 1, np.where(pp == 1, k['gather_units'], np.where(wide, 0., piped)), 0.)
+    wide = (c.tp >= 32) | (c.gpus >= 256) | (c.m <= 1)
+    piped = np.where(wide, 0., _gathered_in_pipeline(c, k))
+    return np.where(c.tp > 1, np.where(c.pp == 1, k.gather_units, piped), 0.)
 
 # %% ../../nbs/compute/03_step_memory.ipynb #23fa6285
-_categories = 'weights gradients optimizer communication activations logits workspace fixed'.split()
+@dataclass(frozen=True)
+class _Stage:
+    "The first or the last stage of every row"
+    opening: bool       # The first?
+    layers: np.ndarray  # How many it has
+    flight: np.ndarray  # Micro-batches whose activations it holds
+    last: np.ndarray    # Does it hold the output layer?
+    params: np.ndarray  # Its parameters on one tensor-parallel rank, experts left out
+    trained: np.ndarray # Those that are trained: its own, or its adapters'
+
+def _stage_of(c, k, opening, layers, flight):
+    "A stage that has so many layers"
+    one = c.pp == 1
+    first, last = (True, one) if opening else (one, True)
+    params = _stage_params(c, k, layers, first, last)
+    trained = np.where(c.frozen > 0, layers*adapter_parameters(c)/c.tp, params)
+    return _Stage(opening, layers, flight, last, params, trained)
 
 def _stage_params(c, k, n, first, last):
     "Parameters of a stage with `n` layers on one tensor-parallel rank"
-    pad = np.where(k['megatron'], 128*c['tp'], 1)
-    v = np.ceil(c['vocab']/pad)*pad
-    tables = np.where(first, 1, 0) + np.where(last, np.where((c['tied'] > 0) & (c['pp'] == 1), 0, 1), 0)
-    return (n*_layer_params(c) + tables*v*c['hidden'] + first*c['positions']*c['seq']*c['hidden']) / c['tp']
+    pad = np.where(k.megatron, 128*c.tp, 1)
+    words = np.ceil(c.vocab/pad)*pad
+    shared = (c.tied > 0) & (c.pp == 1)
+    tables = np.where(first, 1, 0) + np.where(last, np.where(shared, 0, 1), 0)
+    return (n*_layer_params(c) + tables*words*c.hidden + first*c.positions*c.seq*c.hidden) / c.tp
 
-def _communication(c, k, p, m):
+def _sharing(c):
+    "Ranks that share the states of a stage where ZeRO shards them"
+    return np.where(c.shard > 0, c.shard, c.dp*c.cp)
+
+def _communication(c, k, p):
     "Buckets of DDP, gathered units of FSDP, and the unsharded weights and gradients of FSDP in a pipeline"
-    each = np.minimum(np.where(m > 1, k['bucket_bytes'], k['bucket_bytes_once']), k['sizes'][1])
-    bucket = np.where((c['dp'] * c['cp'] > 1) & (c['zero'] < 3), each * p, 0)
-    cast = np.where(k['amp'] & (c['zero'] < 3) & ~k['plain'], 2*p, 0)   # 16-bit copies that autocast caches
-    layer = _layer_params(c)/c['tp'] + c['expert_params']/c['ep']
-    unit = 4*(layer + c['vocab']*c['hidden']/c['tp'])                     # two layers and the two ends, 16 bits
-    return np.where(c['zero'] >= 3, np.where(c['pp'] > 1, 6*p, unit), bucket + cast)
+    each = np.minimum(np.where(c.m > 1, k.bucket_bytes, k.bucket_bytes_once), k.sizes[1])
+    bucket = np.where((c.dp * c.cp > 1) & (c.zero < 3), each * p, 0)
+    cast = np.where(k.amp & (c.zero < 3) & ~k.plain, 2*p, 0)   # 16-bit copies that autocast caches
+    return np.where(c.zero >= 3, np.where(c.pp > 1, 6*p, _gathered_by_fsdp(c)), bucket + cast)
 
-def _add_experts(c, k, n, o):
-    "Add the states of the experts of a stage with `n` layers: split over ep, sharded over the ranks that hold copies"
-    if not (c['experts'] > 0).any():
-        return
-    own = n*c['expert_params']/c['ep']*(c['frozen'] <= 0)
-    copies = np.maximum(c['dp']*c['cp']*c['tp']/c['ep'], 1)
-    sizes = sharded(k['sizes'], c['zero'], copies, c['offload'])
-    for name, bytes_ in zip(_categories, sizes, strict=False):
-        o[name] = o[name] + own*bytes_
+def _gathered_by_fsdp(c):
+    "Bytes of two layers and the two ends in 16 bits"
+    layer = _layer_params(c)/c.tp + c.expert_params/c.ep
+    return 4*(layer + c.vocab*c.hidden/c.tp)
 
-def _add_frozen(c, k, n, p, d, o):
-    "Add weights that are not trained: 16 bits, or weight_bits and the scales of blocks of 64 (arXiv 2305.14314)"
-    if not (c['frozen'] > 0).any():
-        return
-    size = np.where(c['weight_bits'] < 16, c['weight_bits']/8*1.03, 2.)
-    parts = np.where(c['zero'] >= 3, d, 1)
-    whole = p + n*c['expert_params']/c['ep']
-    o['weights'] = o['weights'] + np.where(c['frozen'] > 0, size*whole/parts, 0.)
+def _expert_states(c, k, s):
+    "Weights, gradients and optimizer of the experts of a stage: split over ep, sharded over the ranks that hold copies"
+    own = s.layers*c.expert_params/c.ep*(c.frozen <= 0)
+    copies = np.maximum(c.dp*c.cp*c.tp/c.ep, 1)
+    return [own*b for b in sharded(k.sizes, c.zero, copies, c.offload)]
 
-def _stage(c, k, n, first:bool, flight, m):
-    "Bytes by category on a stage that has `n` layers and `flight` micro-batches in flight"
-    one = c['pp'] == 1
-    last = one if first else True
-    p = _stage_params(c, k, n, True if first else one, last)
-    d = np.where(c['shard'] > 0, c['shard'], c['dp']*c['cp'])
-    trained = np.where(c['frozen'] > 0, n*adapter_parameters(c)/c['tp'], p)
-    o = dict(zip(_categories, (b*trained for b in sharded(k['sizes'], c['zero'], d, c['offload'])), strict=False))
-    o['communication'] = _communication(c, k, trained, m)
-    _add_experts(c, k, n, o)
-    _add_frozen(c, k, n, p, d, o)
-    unit = c['tokens']*c['hidden']*np.where(k['single'], 4, 2)
-    split, whole, every = _kept_units(c, k)
-    base = n*flight*unit*(split/c['tp'] + whole) + k['stage_units']*unit*flight
-    logits = np.where(last, _logits(c, k), 0.)
-    work = unit*np.where(c['tp'] > 1, k['work_split']/c['tp'] + k['work_whole'], k['work_single'])
-    work = np.where(k['titan'] & ~k['full'], 0, work)
-    o['fixed'] = k['fixed_gib']*GiB*np.where(k['without_fixed'] | k['titan'], 0, 1)
-    held = sum(o.values())
-    both = k['titan'] | (logits == 0)                                   # reserved memory of torchtitan holds both
+def _frozen_weights(c, k, s):
+    "Bytes of weights that are not trained: 16 bits, or weight_bits and the scales of blocks of 64 (arXiv 2305.14314)"
+    size = np.where(c.weight_bits < 16, c.weight_bits/8*k.scale_share, 2.)
+    parts = np.where(c.zero >= 3, _sharing(c), 1)
+    whole = s.params + s.layers*c.expert_params/c.ep
+    return np.where(c.frozen > 0, size*whole/parts, 0.)
+
+def _states(c, k, s):
+    "Bytes by category that a stage holds throughout a step"
+    own = [size*s.trained for size in sharded(k.sizes, c.zero, _sharing(c), c.offload)]
+    if (c.experts > 0).any():
+        own = [a + b for a, b in zip(own, _expert_states(c, k, s), strict=True)]
+    states = dict(zip(('weights', 'gradients', 'optimizer'), own, strict=True))
+    if (c.frozen > 0).any():
+        states['weights'] = states['weights'] + _frozen_weights(c, k, s)
+    fixed = np.where(k.without_fixed | k.titan, 0, 1)
+    return states | dict(communication=_communication(c, k, s.trained), fixed=k.fixed_gib*GiB*fixed)
+
+@dataclass(frozen=True)
+class _Activations:
+    "What the layers of a stage keep for the backward pass"
+    unit: np.ndarray  # Bytes of one activation as wide as hidden
+    bytes: np.ndarray # Of all layers and micro-batches in flight
+    every: np.ndarray # Units of a layer that computes nothing again
+
+def _activations(c, k, s):
+    "The activations of a stage"
+    unit = c.tokens*c.hidden*np.where(k.single, 4, 2)
+    kept = _kept_units(c, k)
+    layers = s.layers*s.flight*unit*(kept.split/c.tp + kept.whole)
+    return _Activations(unit, layers + k.stage_units*unit*s.flight, kept.every)
+
+def _stage(c, k, s):
+    "Bytes by category on a stage, at its peak"
+    states, kept = _states(c, k, s), _activations(c, k, s)
+    found = states | _fused_peak(c, k, s, states, kept)
+    if not k.plain.any():
+        return found
+    plain = _plain_peak(c, k, s, states['gradients'], kept)
+    return found | {n: np.where(k.plain, v, found[n]) for n, v in plain.items()}
+
+def _work(c, k, unit):
+    "Bytes that the backward pass of a layer needs besides; torchtitan's figures hold them in what is kept"
+    split = k.work_split/c.tp + k.work_whole
+    work = unit*np.where(c.tp > 1, split, k.work_single)
+    return np.where(k.titan & ~k.full, 0, work)
+
+def _fused_peak(c, k, s, states, kept):
+    "Activations, logits and workspace where kernels are fused: the loss, the backward pass of a layer, the reduction"
+    logits, work = np.where(s.last, _logits(c, k), 0.), _work(c, k, kept.unit)
+    both = k.titan | (logits == 0)                                   # reserved memory of torchtitan holds both
     top = np.where(both, logits + work, np.maximum(logits, work))
-    extra = _gathered_units(c, k, m)*n*flight*unit if first else 0.
-    extra = np.clip(k['room_share']*k['usable'] - held - base - top, 0., extra)   # freed early when memory runs short
-    peak, reduce = base + extra + top, k['reduce_bytes']*p + work
-    o['activations'] = base + extra
-    o['logits'] = np.where(both | (logits >= work), logits, 0.)
-    o['workspace'] = np.maximum(peak, reduce) - o['activations'] - o['logits']
-    return _plain_peak(c, k, m, o, unit, base, every, last, trained) if k['plain'].any() else o
+    room = k.room_share*k.usable - sum(states.values()) - kept.bytes - top
+    activations = kept.bytes + _gathered(c, k, s, kept.unit, room)
+    peak = np.maximum(activations + top, k.reduce_bytes*s.params + work)
+    logits = np.where(both | (logits >= work), logits, 0.)
+    return dict(activations=activations, logits=logits, workspace=peak - activations - logits)
+
+def _gathered(c, k, s, unit, room):
+    "Bytes of gathered inputs that the first stage keeps, freed early when memory runs short"
+    most = _gathered_units(c, k)*s.layers*s.flight*unit if s.opening else 0.
+    return np.clip(room, 0., most)
 
 def _logits(c, k):
     "Logits, their gradient and what the loss makes of them"
-    compiled = (c['compile'] > 0) & (~k['titan'] | k['blackwell'])        # torchtitan compiles its loss since 2025
-    return c['tokens']*c['vocab']/c['tp']*np.where(compiled, k['logit_bytes_compiled'], k['logit_bytes'])
+    compiled = (c.compile > 0) & (~k.titan | k.blackwell)        # torchtitan compiles its loss since 2025
+    return c.tokens*c.vocab/c.tp*np.where(compiled, k.logit_bytes_compiled, k.logit_bytes)
 
 # %% ../../nbs/compute/03_step_memory.ipynb #e3a9c1d1
 def _plain_logits(c, k):
     "Logits in the width of activations, and besides them what PyTorch's loss makes: all in fp32"
-    loss = np.where(c['compile'] > 0, k['logit_bytes_compiled'], np.where(k['single'], 4, 2) + k['logit_bytes'])
-    return c['tokens']*c['vocab']/c['tp']*loss
+    loss = np.where(c.compile > 0, k.logit_bytes_compiled, np.where(k.single, 4, 2) + k.logit_bytes)
+    return c.tokens*c.vocab/c.tp*loss
+
+def _update_facts(optimizer):
+    "Is it an Adam, and does it keep fp32 copies of 16-bit weights?"
+    _, master = optimizer_states.get(optimizer, (0, True))
+    return optimizer in ('adam', 'adamw', 'adam16'), master
 
 def _update_bytes(c, k, trained):
     "What Adam's update of all tensors at once makes besides: roots of second moments; gradients for fp32 masters"
-    adam = np.take(*_each(lambda o: o in ('adam', 'adamw', 'adam16'), c['optimizer']))
-    master = np.take(*_each(lambda o: optimizer_states.get(o, (0, True))[1], c['optimizer']))
-    ranks = np.where(c['zero'] >= 1, np.where(c['shard'] > 0, c['shard'], c['dp']*c['cp']), 1)
-    wide = k['sizes'][0]                                     # 4 bytes: fp32 weights, which are their own masters
+    adam, master = parts_of_rows(_update_facts, c.optimizer)
+    ranks = np.where(c.zero >= 1, _sharing(c), 1)
+    wide = k.sizes[0]                                        # 4 bytes: fp32 weights, which are their own masters
     each = np.where((wide < 4) & master, 8, wide)
-    return np.where(adam & (c['offload'] <= 0), each*trained/ranks, 0)
+    return np.where(adam & (c.offload <= 0), each*trained/ranks, 0)
 
-def _plain_peak(c, k, m, o, unit, base, every, last, trained):
-    "Categories of PyTorch's own modules at the peak: the loss, the backward pass at either end, or the update"
-    u, r, t = k['units'], _mlp_width(c), c['tp']
-    again = k['full'] | k['every']
-    casts = np.where(k['amp'] & (c['zero'] < 3), 2*np.where(again, c['vocab']*c['hidden']/t, trained), 0)
-    ends = unit*u['ends']/np.where(c['pp'] == 1, 1, 2)
-    kept = base + ends + casts                               # casts: autocast's copies of weights
-    logits = np.where(last, _plain_logits(c, k), 0.)
-    answer = np.where(last, c['tokens']*c['vocab']/t*np.where(k['single'], 4, 2), 0.)    # the loop holds it meanwhile
-    made = unit*np.maximum(np.where(again, every + u['again'] + u['again_ffn']*r, u['work'] + u['work_ffn']*r), 0)/t
-    block = unit*np.where(again, 0, every)/t                 # the first one's, which is there besides
-    there = np.where(m > 1, o['gradients'], 0.)              # of earlier micro-batches; otherwise not made yet
-    moments = np.array(np.broadcast_arrays(
-        kept + logits + there,
-        kept + made + answer + there,
-        block + made + answer + o['gradients'],
-        _update_bytes(c, k, trained) + o['gradients'],
-    ))
-    most, peak = moments.argmax(0), moments.max(0)
-    found = dict(
-        gradients=np.where(most < 2, there, o['gradients']),
-        activations=np.where(most < 2, kept, np.where(most == 2, block, 0.)),
-        logits=np.where(most == 0, logits, np.where(most < 3, answer, 0.)),
+def _cast_weights(c, k, trained):
+    "Bytes of autocast's copies of weights; where layers are computed again only the output layer's live on"
+    again = k.full | k.every
+    copied = np.where(again, c.vocab*c.hidden/c.tp, trained)
+    return np.where(k.amp & (c.zero < 3), 2*copied, 0)
+
+def _made_backward(c, k, kept):
+    "Bytes that the backward pass of a block makes, after its forward pass again where that is not kept"
+    u, r = k.units, c.mlp_width/c.hidden
+    repeated = kept.every + u.again + u.again_ffn*r
+    units = np.where(k.full | k.every, repeated, u.work + u.work_ffn*r)
+    return kept.unit*np.maximum(units, 0)/c.tp
+
+@dataclass(frozen=True)
+class _Moment:
+    "Bytes on a stage at one moment of a step, beside weights and optimizer"
+    activations: np.ndarray # Kept for the backward pass
+    workspace: np.ndarray   # Made and soon gone
+    logits: np.ndarray      # And what the loss makes of them
+    gradients: np.ndarray   # That are there already
+
+    @property
+    def total(self):
+        "All of them"
+        return self.activations + self.workspace + self.logits + self.gradients
+
+def _plain_moments(c, k, s, gradients, kept):
+    "The moments of a step at which PyTorch's own modules can need most"
+    ends = kept.unit*k.units.ends/np.where(c.pp == 1, 1, 2)
+    all_kept = kept.bytes + ends + _cast_weights(c, k, s.trained)
+    answer = np.where(s.last, c.tokens*c.vocab/c.tp*np.where(k.single, 4, 2), 0.)    # the loop holds it meanwhile
+    made = _made_backward(c, k, kept)
+    block = kept.unit*np.where(k.full | k.every, 0, kept.every)/c.tp    # the first one's, which is there besides
+    there = np.where(c.m > 1, gradients, 0.)                 # of earlier micro-batches; otherwise not made yet
+    logits = np.where(s.last, _plain_logits(c, k), 0.)
+    return dict(
+        loss=_Moment(all_kept, 0., logits, there),
+        last_block=_Moment(all_kept, made, answer, there),
+        first_block=_Moment(block, made, answer, gradients),
+        update=_Moment(0., _update_bytes(c, k, s.trained), 0., gradients),
     )
-    found['workspace'] = peak - sum(found.values())
-    return o | {n: np.where(k['plain'], v, o[n]) for n, v in found.items()}
+
+def _plain_peak(c, k, s, gradients, kept):
+    "Categories of PyTorch's own modules at the peak: the loss, the backward pass at either end, or the update"
+    moments = _plain_moments(c, k, s, gradients, kept).values()
+    totals = np.array(np.broadcast_arrays(*(m.total for m in moments)))
+    fullest = totals.argmax(0)
+    of_fullest = lambda name: np.choose(fullest, [getattr(m, name) for m in moments])
+    found = {name: of_fullest(name) for name in ('gradients', 'activations', 'logits')}
+    return found | dict(workspace=totals.max(0) - sum(found.values()))
 
 # %% ../../nbs/compute/03_step_memory.ipynb #c4f39f95
 def prepare_columns(c):
     "Complete columns, the memory model's own among them"
     return complete_columns(c)
+
+def _stages(c, k):
+    "Bytes by category of the first and of the last stage, and whether every row can start"
+    n, rest, starts = place(c.layers, c.hidden, c.ffn, c.vocab, c.pp, k.nanotron)
+    starts = starts & np.where(k.nanotron, c.m >= c.pp - 1, True)
+    first = _stage(c, k, _stage_of(c, k, True, n, _in_flight(c, k)))
+    if (c.pp == 1).all():
+        return first, first, starts
+    last = _stage(c, k, _stage_of(c, k, False, rest, np.where(k.gpipe, c.m, 1)))
+    return first, last, starts
+
+def _as_shown(allocated, k):
+    "Bytes of tensors as three tools show them"
+    reserved = allocated*k.fragmentation
+    return dict(allocated=allocated, reserved=reserved, device=reserved + k.context_gib*GiB)
 
 def memory(
     c:dict,     # Columns by name: those of published_runs.csv, optimizer, positions
@@ -349,25 +492,19 @@ def memory(
     ready=False # Are the columns complete, as from prepare?
 ) -> dict: # first, last: category -> bytes; allocated, reserved, device, margin: bytes; fits, starts: can it run
     "Memory of one rank of the first and of the last stage for every layout"
-    c = dict(c) if ready else prepare_columns(c)
+    c = Columns.of(c) if ready else prepare_columns(c)
     k = _resolve(c, table or memory_constants())
-    c['tokens'] = c['micro_batch']*c['seq']/c['cp']
-    m = np.maximum(c['global_batch']/(c['dp']*c['micro_batch']), 1)
-    n0, n1, starts = place(c['layers'], c['hidden'], c['ffn'], c['vocab'], c['pp'], k['nanotron'])
-    starts = starts & np.where(k['nanotron'], m >= c['pp'] - 1, True)
-    first = _stage(c, k, n0, True, _in_flight(c, k, m), m)
-    last = first if (c['pp'] == 1).all() else _stage(c, k, n1, False, np.where(k['gpipe'], m, 1), m)
+    c.tokens = c.micro_batch*c.seq/c.cp
+    c.m = np.maximum(c.global_batch/(c.dp*c.micro_batch), 1)
+    first, last, starts = _stages(c, k)
     a, b = sum(first.values()), sum(last.values())
-    shown = np.where(k['nanotron'], a, np.maximum(a, b))                # nanotron reports its first rank
-    kinds = lambda x: (x, x*k['fragmentation'], x*k['fragmentation'] + k['context_gib']*GiB)
-    margin = k['usable'] - kinds(np.maximum(a, b))[2]
-    return dict(
-        first=first,
-        last=last,
-        **dict(zip(('allocated', 'reserved', 'device'), kinds(shown), strict=True)),
-        usable=np.broadcast_to(k['usable'], np.shape(margin)),
+    fuller = np.maximum(a, b)
+    shown = np.where(k.nanotron, a, fuller)                # nanotron reports its first rank
+    margin = k.usable - _as_shown(fuller, k)['device']
+    return dict(first=first, last=last) | _as_shown(shown, k) | dict(
+        usable=np.broadcast_to(k.usable, np.shape(margin)),
         margin=margin,
         starts=starts,
         fits=(margin >= 0) & starts,
-        micro_batches=m,
+        micro_batches=c.m,
     )

@@ -6,7 +6,7 @@
 __all__ = ['family_of', 'Interval', 'interval', 'held_out', 'told_apart', 'probability_to_fit', 'nearest_runs']
 
 # %% ../../nbs/compute/03_uncertainty.ipynb #d45652d2
-import functools, math
+import functools, itertools, math
 from dataclasses import dataclass
 import numpy as np
 from ..core import human_bytes, human_seconds, Record, read_data
@@ -74,32 +74,42 @@ def _quantile(x, weight, q):
     return float(np.interp(q, place, x[order]))
 
 # %% ../../nbs/compute/03_uncertainty.ipynb #f8c26418
+def _is_enough(cell, mine):
+    "Do so many runs, in so many cells, say what errors are like?"
+    return len(set(cell[mine])) >= 4 and mine.sum() >= 12
+
 def _enough(rows, cell, family):
     "The smallest family around one that has four cells and twelve runs: how much wider, its name, its rows"
     for level, f in enumerate(_wider(family)):
         mine = _members(rows, f)
-        if len(set(cell[mine])) >= 4 and mine.sum() >= 12:
+        if _is_enough(cell, mine):
             return level, f, mine
     return level, f, mine
+
+def _shared_weights(rows, cell, family, mine, level):
+    "Weight of every run: of those around a family, and where its own were too few, as much for these"
+    weight, own = _weights(mine, cell), _members(rows, family)
+    if level and own.any():
+        return weight + _weights(own, cell)
+    return weight
+
+def _tail(share, cells):
+    "Share of runs that is left out at either end, and what to add to the quantile there: few cells say little of tails"
+    tail = (1 - share) / 2
+    return tail, min(.8 * (1 - tail) / cells, tail)
 
 def _interval_from(errors, family, share):
     "The interval of a family, from errors as of _errors"
     rows, ratio, cell = errors
-    level, f, mine = _enough(rows, cell, family)
-    cells = len(set(cell[mine]))
-    weight, own = _weights(mine, cell), _members(rows, family)
-    if level and own.any():                                          # Too few of its own, but they count for half
-        weight = weight + _weights(own, cell)
-        mine = mine | own
+    level, around, mine = _enough(rows, cell, family)
+    cells, weight = len(set(cell[mine])), _shared_weights(rows, cell, family, mine, level)
     used = weight > 0
-    tail = (1 - share) / 2
-    more = min(.8 * (1 - tail) / cells, tail)                         # Few cells say little of tails
+    tail, more = _tail(share, cells)
+    low, middle, high = (_quantile(ratio[used], weight[used], q) for q in (tail - more, .5, 1 - tail + more))
     grow = 1 + .1 * level                                             # Nor do the errors of others
-    quantile = functools.partial(_quantile, ratio[used], weight[used])
-    low, middle, high = (quantile(q) for q in (tail - more, .5, 1 - tail + more))
     low, high = middle + (low - middle) * grow, middle + (high - middle) * grow
-    name = ', '.join(v for v in f if v) or 'all runs'
-    return Interval(math.exp(low), math.exp(high), name, int(mine.sum()), cells)
+    name = ', '.join(filter(None, around)) or 'all runs'
+    return Interval(math.exp(low), math.exp(high), name, int(used.sum()), cells)
 
 @functools.cache
 def interval(
@@ -110,20 +120,26 @@ def interval(
     "The interval that held `share` of a family's runs, predicted unseen (split conformal, arXiv 2107.07511)"
     return _interval_from(_errors(what), family, share)
 
+def _left_out(errors, name, share):
+    "For each run of a cell: its place, its family, and whether the interval of the other cells holds it"
+    rows, ratio, cell = errors
+    others = cell != name
+    rest = [r for r, other in zip(rows, others, strict=True) if other], ratio[others], cell[others]
+    by = functools.cache(lambda family: _interval_from(rest, family, share))
+    for i in np.flatnonzero(~others):
+        family = tuple(rows[i][k] for k in _fields)
+        found = by(family)
+        yield i, family, math.log(found.low) <= ratio[i] <= math.log(found.high)
+
 def held_out(
     what='time',    # time or memory
     share:float=.8  # Of runs that an interval shall hold
 ) -> Table:         # Rows of planner_errors.csv: family, cell, and whether it lies inside
     "Every run against the interval that the other cells give its family: what an interval is worth for a new machine"
-    rows, ratio, cell = _errors(what)
-    found = []
+    errors, found = _errors(what), []
+    rows, _, cell = errors
     for name in dict.fromkeys(cell):
-        others = cell != name
-        rest = [r for r, other in zip(rows, others, strict=True) if other], ratio[others], cell[others]
-        by = functools.cache(lambda family, rest=rest: _interval_from(rest, family, share))
-        for i in np.flatnonzero(~others):
-            family = tuple(rows[i][k] for k in _fields)
-            inside = math.log(by(family).low) <= ratio[i] <= math.log(by(family).high)
+        for i, family, inside in _left_out(errors, name, share):
             about = dict(cell=name, study=rows[i]['study'], inside=inside)
             found.append(dict(zip(_fields, family, strict=True)) | about)
     return Table(found)
@@ -143,11 +159,14 @@ def told_apart(
         if len(pairs) >= 12 or f == (None,) * 4:
             return min(math.expm1(float(np.median(pairs))), _most_alike)
 
+def _without_replicas(layout):
+    "The text of a layout without its number of replicas"
+    return ','.join(field for field in layout.split(',') if not field.startswith('dp'))
+
 def _changes(rows, ratio, mine):
     "Errors of runs of one cell, pair by pair, whose layouts differ in more than the number of replicas"
-    at = np.flatnonzero(mine)
-    shape = [','.join(k for k in rows[i]['layout'].split(',') if not k.startswith('dp')) for i in at]
-    return [(ratio[i], ratio[j]) for i, j, a, b in zip(at[:-1], at[1:], shape[:-1], shape[1:], strict=True) if a != b]
+    of_cell = [(ratio[i], _without_replicas(rows[i]['layout'])) for i in np.flatnonzero(mine)]
+    return [(a, b) for (a, layout), (b, other) in itertools.pairwise(of_cell) if layout != other]
 
 # %% ../../nbs/compute/03_uncertainty.ipynb #52775e84
 @functools.cache
@@ -156,7 +175,8 @@ def _spread(framework):
     rows, ratio, cell = _errors('memory')
     mine = np.array([r['framework'] == framework for r in rows], bool)
     mine = mine if len(set(cell[mine])) >= 4 else np.ones(len(rows), bool)
-    low, high = (_quantile(ratio[mine], _weights(mine, cell)[mine], q) for q in (.16, .84))
+    weight = _weights(mine, cell)[mine]
+    low, high = (_quantile(ratio[mine], weight, q) for q in (.16, .84))
     return max((high - low) / 2, .02)
 
 def probability_to_fit(
@@ -169,6 +189,27 @@ def probability_to_fit(
     return 1 / (1 + np.exp(-1.702 * np.clip(x, -30, 30)))           # The logistic curve nearest to the bell's
 
 # %% ../../nbs/compute/03_uncertainty.ipynb #80867372
+_costs = dict(generation=1., bits=.5, strategy=2., framework=1., gpu=.3)  # Of a difference; and of a factor of two:
+_costs_of_factors = dict(parameters=.5, gpus=.2, seq=.3)
+
+def _distances(rows, **run):
+    "How far published runs are from one, in costs of the differences"
+    far = np.zeros(len(rows))
+    for name, cost in _costs.items():
+        far += cost * np.array([r[name] != run[name] for r in rows])
+    for name, cost in _costs_of_factors.items():
+        sizes = np.array([r[name] for r in rows], float)
+        far += cost * np.abs(np.log2(sizes / run[name]))
+    return far
+
+def _nearest_cells(rows, far):
+    "Places of runs, the nearest first and one of each cell"
+    seen = set()
+    for i in np.argsort(far, kind='stable'):
+        if rows[i]['cell'] not in seen:
+            seen.add(rows[i]['cell'])
+            yield i
+
 def nearest_runs(
     family:tuple,     # As from family_of
     gpu:str,          # Name of the GPU
@@ -180,21 +221,10 @@ def nearest_runs(
 ) -> Table:           # Their figures, measured and predicted unseen; column distance: 0 is the same, above 3 is far
     "Published runs most like one: of the same family first, then of like model, cluster and length"
     rows, _, _ = _errors(what)
-    far = np.zeros(len(rows))
-    for k, v, cost in zip(_fields, family, (1., .5, 2., 1.), strict=True):
-        far += cost * np.array([r[k] != v for r in rows])
-    far += .3 * np.array([r['gpu'] != gpu for r in rows])
-    for k, v, cost in (('parameters', parameters, .5), ('gpus', gpus, .2), ('seq', seq, .3)):
-        far += cost * np.abs(np.log2(np.array([r[k] for r in rows], float) / v))
-    shown, cells = [], set()
-    for i in np.argsort(far, kind='stable'):
-        r = rows[i]
-        if r['cell'] in cells:
-            continue
-        cells.add(r['cell'])
-        keys = ('run', 'study', 'model', 'gpu', 'gpus', 'layout', 'seq', 'predicted', 'measured')
-        shown.append({k: r[k] for k in keys} | dict(distance=round(float(far[i]), 1)))
-        if len(shown) == n:
-            break
+    family = dict(zip(_fields, family, strict=True))
+    far = _distances(rows, **family, gpu=gpu, parameters=parameters, gpus=gpus, seq=seq)
+    keys = ('run', 'study', 'model', 'gpu', 'gpus', 'layout', 'seq', 'predicted', 'measured')
+    places = itertools.islice(_nearest_cells(rows, far), n)
+    shown = [{k: rows[i][k] for k in keys} | dict(distance=round(float(far[i]), 1)) for i in places]
     how = human_seconds if what == 'time' else human_bytes
     return Table(shown, formats=dict(predicted=how, measured=how), caption='Published runs most like it')

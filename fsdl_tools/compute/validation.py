@@ -10,163 +10,35 @@ __all__ = ['batch_outputs', 'answers', 'unknown_columns', 'check_row', 'predict_
 import csv, io, math, re
 from pathlib import Path
 import numpy as np
-from ..core import data_path, fix_torchvision, GiB, nearest, need, one_of
+from ..core import data_path, fix_torchvision, GiB, nearest, need, one_of, read_data
 from ..files import read_limited, write_atomic
 from ..table import Table
 from .gpus import Cluster, find
 from ..parallel.layout import layout_precisions, recomputations, schedules
 from .step_memory import memory
-from .columns import columns, complete_columns, framework_of
+from .columns import Columns, columns, complete_columns, framework_of
 from .step_time import step_time
 from .planner import estimate
 from .model_sizes import known
 from .uncertainty import family_of, interval, probability_to_fit
 
 # %% ../../nbs/compute/06_validation.ipynb #c06bbd1a
+def _known_model(r):
+    "The model of a row: a name, or sizes of one that has none"
+    sizes = {name: r[name] for name in ('layers', 'hidden', 'heads', 'vocab') if r[name]}
+    return sizes or r['model']
+
+def _known_answer(r):
+    "A row of known_answers.csv, predicted"
+    cluster = Cluster(r['gpu'], r['gpus'])
+    e = estimate(_known_model(r), r['layout'], cluster, r['global_batch'], r['seq'], network=r['network'])
+    predicted = e.step_time if r['kind'] == 'seconds' else getattr(e, r['kind'].split()[-1])/GiB
+    shown = {name: r[name] for name in ('what', 'layout', 'kind')} | dict(predicted=predicted)
+    return shown | dict(published=r['published'], source=r['source'], ratio=predicted/r['published'])
+
 def answers() -> list: # Rows with predicted, published and ratio
     "Published runs that everybody knows, predicted"
-    def run(what, name, text, gpu, n, batch, seq, published, kind, source):
-        e = estimate(name, text, Cluster(gpu, n), batch, seq, True, next(v for k, v in where.items() if k in text))
-        return dict(what=what, layout=text, kind=kind, predicted=_known(kind, e), published=published, source=source)
-    where = {
-        'megatron-deepspeed': 'jean-zay',
-        'megatron-lm': 'selene',
-        'torchtitan': 'meta',
-    }  # Framework -> whose network
-    mds, meg, tt = (
-        'framework=megatron-deepspeed,flash=false,seq_parallel=false,recompute=full',
-        'framework=megatron-lm,flash=false,precision=fp16',
-        'framework=torchtitan,zero=3',
-    )
-    bloom, five = f'dp8,tp4,pp12,zero=1,micro_batch=2,{mds}', f'{meg},recompute=selective'
-    prequel = dict(layers=106, hidden=12288, heads=64, vocab=250880)
-    rows = [
-        run(
-            'BLOOM, preparation',
-            prequel,
-            bloom,
-            'A100-SXM-80GB',
-            384,
-            2048,
-            2048,
-            67,
-            'GiB device',
-            'BigScience chronicles of the preparation, 2022',
-        ),
-        run('BLOOM-176B', 'bloom-176b', bloom, 'A100-SXM-80GB', 384, 2048, 2048, 105, 'seconds', 'arXiv 2211.05100'),
-        run(
-            'Megatron 22B',
-            'megatron-22b',
-            f'dp1,tp8,pp1,micro_batch=4,{five}',
-            'A100-SXM-80GB',
-            8,
-            4,
-            2048,
-            1.10,
-            'seconds',
-            'arXiv 2205.05198 table 5',
-        ),
-        run(
-            'GPT-3 175B',
-            'gpt3-175b',
-            f'dp1,tp8,pp8,vp3,{five}',
-            'A100-SXM-80GB',
-            64,
-            64,
-            2048,
-            13.75,
-            'seconds',
-            'arXiv 2205.05198 table 5',
-        ),
-        run(
-            'Megatron 530B',
-            'megatron-530b',
-            f'dp1,tp8,pp35,vp3,{five}',
-            'A100-SXM-80GB',
-            280,
-            280,
-            2048,
-            37.83,
-            'seconds',
-            'arXiv 2205.05198 table 5',
-        ),
-        run(
-            'Megatron 1T',
-            'megatron-1t',
-            f'dp1,tp8,pp64,{five}',
-            'A100-SXM-80GB',
-            512,
-            512,
-            2048,
-            71.49,
-            'seconds',
-            'arXiv 2205.05198 table 5',
-        ),
-        run(
-            'Llama-3.1 8B',
-            'llama-3.1-8b',
-            f'dp8,micro_batch=2,recompute=selective,compile=true,{tt}',
-            'H100-SXM-96GB-500W',
-            8,
-            16,
-            8192,
-            77.0,
-            'GiB reserved',
-            'torchtitan benchmarks, 2024-12',
-        ),
-        run(
-            'Llama-3.1 70B',
-            'llama-3.1-70b',
-            f'dp32,tp8,micro_batch=16,recompute=full,compile=true,precision=fp8,{tt}',
-            'H100-SXM-96GB-500W',
-            256,
-            512,
-            8192,
-            71.9,
-            'GiB reserved',
-            'torchtitan benchmarks, 2024-12',
-        ),
-        run(
-            'Llama-3.1 405B',
-            'llama-3.1-405b',
-            f'dp8,tp8,pp8,recompute=full,compile=true,precision=fp8,{tt}',
-            'H100-SXM-96GB-500W',
-            512,
-            64,
-            32768,
-            75.3,
-            'GiB reserved',
-            'torchtitan benchmarks, 2024-12',
-        ),
-        run(
-            'Llama-3.1 8B',
-            'llama-3.1-8b',
-            f'dp8,micro_batch=2,recompute=selective,compile=true,{tt}',
-            'H100-SXM-96GB-500W',
-            8,
-            16,
-            8192,
-            2.4575,
-            'seconds',
-            'torchtitan benchmarks, 2024-12',
-        ),
-        run(
-            'Llama-3.1 405B',
-            'llama-3.1-405b',
-            f'dp8,tp8,pp8,recompute=full,compile=true,precision=fp8,{tt}',
-            'H100-SXM-96GB-500W',
-            512,
-            64,
-            32768,
-            53.89,
-            'seconds',
-            'torchtitan benchmarks, 2024-12',
-        ),
-    ]
-    return [r | dict(ratio=r['predicted']/r['published']) for r in rows]
-
-def _known(kind, e):
-    return e.step_time if kind == 'seconds' else (e.device if 'device' in kind else e.reserved)/GiB
+    return [_known_answer(r) for r in read_data('known_answers.csv', text=('date',))]
 
 # %% ../../nbs/compute/06_validation.ipynb #ce596331
 _sizes_needed = 'layers hidden heads ffn vocab seq gpus tp pp dp global_batch'.split()
@@ -195,22 +67,31 @@ def unknown_columns(
 _decimal = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', re.I | re.ASCII)
 _largest = 1e15          # beyond it products of sizes are no numbers any more
 
+def _as_number(k, given):
+    "A decimal number; raises ValueError naming the field for anything else"
+    try:
+        if isinstance(given, str) and not _decimal.fullmatch(given.strip()):
+            raise ValueError
+        return float(given)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f'{k} must be a number, not {given!r}') from None
+
 def _size(r, k, zero_ok=False):
     "A number of a row; raises ValueError naming field, value and rule"
     given = r.get(k)
-    if isinstance(given, str) and not _decimal.fullmatch(given.strip()):
-        raise ValueError(f'{k} must be a number, not {given!r}')
-    try:
-        x = float(given)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f'{k} must be a number, not {given!r}') from None
+    x = _as_number(k, given)
     if math.isfinite(x) and x > _largest:
         raise ValueError(f'{k} must be at most {_largest:.0e}, not {given!r}')
     if not math.isfinite(x) or x < 0 or (x == 0 and not zero_ok):
-        raise ValueError(f'{k} must be {"0 or more" if zero_ok else "positive"} and finite, not {r.get(k)!r}')
+        raise ValueError(f'{k} must be {"0 or more" if zero_ok else "positive"} and finite, not {given!r}')
     if x != int(x) and k not in _shares:
-        raise ValueError(f'{k} must be a whole number, not {r.get(k)!r}')
+        raise ValueError(f'{k} must be a whole number, not {given!r}')
     return x
+
+def _flag(r, k):
+    "Whether a row says yes; raises ValueError for anything but yes and no"
+    yes = ('True', '1', '1.0')
+    return one_of(k, str(r[k]).strip().capitalize(), [*yes, 'False', '0', '0.0']) in yes
 
 def check_row(
     r # A row of a table of runs
@@ -219,13 +100,7 @@ def check_row(
     if r.get(None):
         raise ValueError(f'has {len(r[None])} more values than there are columns')
     r = {k: v for k, v in r.items() if k and v is not None and str(v).strip() not in ('', 'n/a')}
-    out = {k: _size(r, k) for k in _sizes_needed}
-    out |= {k: _size(r, k, k in _may_be_zero) for k in (*_sizes_more, *_optional, *_shares) if k in r}
-    yes = ('True', '1', '1.0')
-    out |= {k: one_of(k, str(r[k]).strip().capitalize(), [*yes, 'False', '0', '0.0']) in yes for k in _flags if k in r}
-    out |= {k: one_of(k, r[k], ok) for k, ok in _words.items() if k in r}
-    out |= dict(framework=r.get('framework', 'pytorch'), gpu=r.get('gpu', 'H100-SXM-80GB'))
-    out |= {k: r[k] for k in ('cluster', 'kernel', 'graphs', 'dispatcher', 'recipe', 'optimizer') if k in r}
+    out = _checked(r)
     _from_names(out, r)
     find(out['gpu'])
     if framework_of(out['framework']) == 'torchtitan':
@@ -233,85 +108,116 @@ def check_row(
     _consistent(out)
     return out
 
+def _checked(r):
+    "The sizes, flags and words of a row, each by itself"
+    out = {k: _size(r, k) for k in _sizes_needed}
+    out |= {k: _size(r, k, k in _may_be_zero) for k in (*_sizes_more, *_optional, *_shares) if k in r}
+    out |= {k: _flag(r, k) for k in _flags if k in r}
+    out |= {k: one_of(k, r[k], known) for k, known in _words.items() if k in r}
+    out |= dict(framework=r.get('framework', 'pytorch'), gpu=r.get('gpu', 'H100-SXM-80GB'))
+    return out | {k: r[k] for k in ('cluster', 'kernel', 'graphs', 'dispatcher', 'recipe', 'optimizer') if k in r}
+
+def _year_of(date):
+    "The year that a date such as 2026-05-24 or 2026-05 means, months as twelfths; None for other texts"
+    found = re.fullmatch(r'(20\d\d)(?:-(\d\d))?(?:-\d\d)?', str(date).strip())
+    return int(found[1]) + (int(found[2] or 7) - .5)/12 if found else None
+
 def _from_names(out, r):
     "Add what the name of the model, the task and the date say, where the table has no columns for it"
     sizes = known().get(str(r.get('model')), {})
     if sizes and (sizes['layers'], sizes['hidden']) == (out['layers'], out['hidden']):
-        out |= {k: float(v) for k, v in sizes.items() if k in (*_sizes_more, 'full_attention') and k not in out}
+        more = (*_sizes_more, 'full_attention')
+        out |= {k: float(v) for k, v in sizes.items() if k in more and k not in out}
     if r.get('task') == 'lora':
         out.setdefault('lora_rank', _usual_rank)
     if r.get('task') in ('lora', 'sft'):
         out.setdefault('document', min(_usual_document, out['seq']))
-    year = re.fullmatch(r'(20\d\d)(?:-(\d\d))?(?:-\d\d)?', str(r.get('date', '')).strip())
-    if year:
-        out.setdefault('software', int(year[1]) + (int(year[2] or 7) - .5)/12)
+    if year := _year_of(r.get('date', '')):
+        out.setdefault('software', year)
     if not out.get('experts'):
         out.pop('ep', None)
 
 _usual_rank, _usual_document = 16, 512
+_told = ('gpu', 'gpus_per_node', 'grad_bytes', 'experts', 'graphs', 'document', 'seq')
 
 def _assumed(r, c, i):
     "In words, what a prediction of row `i` takes for granted because the table does not say it"
-    said = []
+    one = Columns(**{name: c[name][i] for name in _told})
+    newest = r.get('date') in (None, '') and not r.get('software')
+    replaced = find(str(one.gpu)) != find(r.get('gpu') or 'H100-SXM-80GB')
+    said = [
+        *_assumed_of_task(r, one),
+        'gradients of 2 bytes' if not r.get('grad_bytes') and one.grad_bytes == 2 else '',
+        f'{one.gpu}: nodes of {one.gpus_per_node:g}' if replaced else '',
+        f'CUDA graphs: {one.graphs}' if one.experts and not r.get('graphs') else '',
+        'newest software' if newest else '',
+    ]
+    return '; '.join(filter(None, said))
+
+def _assumed_of_task(r, one):
+    "What stands for the rank of adapters and the length of documents"
     if r.get('task') == 'lora' and not r.get('lora_rank'):
-        said.append(f'lora_rank {_usual_rank}')
+        yield f'lora_rank {_usual_rank}'
     if r.get('task') in ('lora', 'sft') and not r.get('document'):
-        said.append(f'document {c["document"][i]:g} of {c["seq"][i]:g} tokens')
-    if not r.get('grad_bytes') and c['grad_bytes'][i] == 2:
-        said.append('gradients of 2 bytes')
-    if find(str(c['gpu'][i])) != find(r.get('gpu') or 'H100-SXM-80GB'):
-        said.append(f'{c["gpu"][i]}: nodes of {c["gpus_per_node"][i]:g}')
-    if c['experts'][i] and not r.get('graphs'):
-        said.append(f'CUDA graphs: {c["graphs"][i]}')
-    if r.get('date') in (None, '') and not r.get('software'):
-        said.append('newest software')
-    return '; '.join(said)
+        yield f'document {one.document:g} of {one.seq:g} tokens'
+
+def _check_divides(r, a, b, divisor):
+    "Raises ValueError unless one field of a row divides another"
+    if r[a] % divisor:
+        raise ValueError(f'{a} {r[a]:g} cannot be divided by {b}={divisor:g}')
 
 def _consistent(r):
     "Rules between the fields of a row"
-    world, kv, b = r['tp']*r['pp']*r.get('cp', 1)*r['dp'], r.get('kv_heads', r['heads']), r.get('micro_batch', 1)
+    _check_ranks(r)
+    _check_divides(r, 'hidden', 'heads', 1 if 'head_dim' in r else r['heads'])
+    _check_divides(r, 'heads', 'tp', r['tp'])
+    _check_divides(r, 'heads', 'kv_heads', r.get('kv_heads', r['heads']))
+    used = r.get('micro_batch', 1)*r['dp']
+    if used > r['global_batch']:
+        raise ValueError(f"dp·micro_batch = {used:g} is more than global_batch = {r['global_batch']:g}")
+
+def _check_ranks(r):
+    "Raises ValueError where ranks do not fill the GPUs, and for a stage that ZeRO has not"
+    world = r['tp']*r['pp']*r.get('cp', 1)*r['dp']
     if world != r['gpus']:
         raise ValueError(f"tp·pp·cp·dp = {world:g} does not fill gpus = {r['gpus']:g}")
     if r.get('zero', 0) > 3:
         raise ValueError(f"zero must be a ZeRO stage from 0 to 3, not {r['zero']:g}")
-    for a, x, b_, y in (
-        ('hidden', r['hidden'], 'heads', 1 if 'head_dim' in r else r['heads']),
-        ('heads', r['heads'], 'tp', r['tp']),
-        ('heads', r['heads'], 'kv_heads', kv),
-    ):
-        if x % y:
-            raise ValueError(f'{a} {x:g} cannot be divided by {b_}={y:g}')
-    if b*r['dp'] > r['global_batch']:
-        raise ValueError(f"dp·micro_batch = {b*r['dp']:g} is more than global_batch = {r['global_batch']:g}")
 
 # %% ../../nbs/compute/06_validation.ipynb #fb45ed46
+_cannot_start = 'cannot start: a stage would be without layers, or there are too few micro-batches for the pipeline'
+
+def _read_row(r, i):
+    "The columns of a row or None, and its answer as far as it is known"
+    answer = dict.fromkeys(batch_outputs, '') | dict(row=r.get('row') or str(i), fits=0)
+    try:
+        return check_row(r), answer
+    except (ValueError, TypeError) as e:
+        return None, answer | dict(error=' '.join(str(e).split()))
+
 def predict_rows(
     rows,            # Dicts with the columns of a table of runs
     calibration=None # A Calibration of the cluster they ran on
 ) -> list: # Dicts with the columns in outputs
     "A prediction, or a reason, for every row"
-    rows, out, good, where = list(rows), [], [], []
-    for i, r in enumerate(rows):
-        o = dict.fromkeys(batch_outputs, '') | dict(row=r.get('row') or str(i), fits=0)
-        try:
-            good.append(check_row(r))
-            where.append(i)
-        except (ValueError, TypeError) as e:
-            o['error'] = ' '.join(str(e).split())
-        out.append(o)
-    if not good:
-        return out
-    c = complete_columns(columns(good))
+    rows = list(rows)
+    checked = [_read_row(r, i) for i, r in enumerate(rows)]
+    out, places = [answer for _, answer in checked], [i for i, (row, _) in enumerate(checked) if row]
+    if places:
+        found = _answers_to([checked[i][0] for i in places], [rows[i] for i in places], calibration)
+        for i, answer in zip(places, found, strict=True):
+            out[i] |= answer
+    return out
+
+def _answers_to(checked, rows, calibration):
+    "What is predicted of rows that make sense, checked and as they were given"
+    c = complete_columns(columns(checked))
     m = memory(c, calibration and calibration.memory_table(), ready=True)
     t = step_time(c, calibration and calibration.table(), ready=True)['total']
-    for j, i in enumerate(where):
-        out[i] |= _answer(m, t, j) | _how_sure(good[j], float(t[j]), float(m['device'][j]), float(m['usable'][j]))
-        out[i]['assumed'] = _assumed(rows[i], c, j)
-        if not m['starts'][j]:
-            out[i]['error'] = (
-                'cannot start: a stage would be without layers, or there are too few micro-batches for the pipeline'
-            )
-    return out
+    for j, (run, r) in enumerate(zip(checked, rows, strict=True)):
+        sure = _how_sure(run, float(t[j]), float(m['device'][j]), float(m['usable'][j]))
+        reason = {} if m['starts'][j] else dict(error=_cannot_start)
+        yield _answer(m, t, j) | sure | dict(assumed=_assumed(r, c, j)) | reason
 
 def _answer(m, t, j):
     "The figures of row `j`"
@@ -332,24 +238,30 @@ def _how_sure(r, seconds, device, usable):
     low, high = (float(f'{seconds*f:.6g}') for f in (by.low, by.high))
     return dict(low=low, high=high, fits_probability=round(float(sure), 4))
 
-def read_runs(
-    path # A CSV file in UTF-8
-) -> list: # Dicts
-    "The rows of a table of runs; raises ValueError for a file that is no such table"
+def _read_text(path):
+    "The text of a table; raises ValueError for a file that is no text in UTF-8"
     try:
         text = read_limited(path).decode('utf-8-sig')
     except UnicodeDecodeError as e:
         raise ValueError(f'{path} is not text in UTF-8: {e.reason} at byte {e.start}') from None
     if '\0' in text:
         raise ValueError(f'{path} is not a CSV table: it contains zero bytes')
+    return text
+
+def _check_header(path, names):
+    "Raises ValueError for columns that are there twice or not at all"
+    if doubled := sorted({str(k) for k in names if names.count(k) > 1}):
+        raise ValueError(f"{path} has the columns {', '.join(doubled)} twice")
+    if missing := [k for k in _sizes_needed if k not in names]:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+
+def read_runs(
+    path # A CSV file in UTF-8
+) -> list: # Dicts
+    "The rows of a table of runs; raises ValueError for a file that is no such table"
+    reader = csv.DictReader(io.StringIO(_read_text(path)))
     try:
-        reader = csv.DictReader(io.StringIO(text))
-        names = reader.fieldnames or []
-        if doubled := sorted({str(k) for k in names if names.count(k) > 1}):
-            raise ValueError(f"{path} has the columns {', '.join(doubled)} twice")
-        missing = [k for k in _sizes_needed if k not in names]
-        if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+        _check_header(path, reader.fieldnames or [])
         return list(reader)
     except csv.Error as e:
         raise ValueError(f'{path} is not a CSV table: {e}') from None
@@ -370,18 +282,22 @@ def plan_batch(
     return rows
 
 # %% ../../nbs/compute/06_validation.ipynb #3efd693b
+def _errors_of(r, p):
+    "What a run published, and the relative error of its prediction; 1 where there is none"
+    memory_of_kind = p.get(f"{r['peak_kind']}_gib")
+    measured = (('memory', r['peak_gib'], memory_of_kind), ('time', r['step_seconds'], p.get('step_time_s')))
+    for what, truth, predicted in measured:
+        if truth:
+            yield what, abs(predicted/truth - 1) if predicted else 1.
+
 def scores(
     rows # Published runs: columns of published_runs.csv
 ) -> Table: # For each study: runs, median and 90th percentile of the relative error
     "How far the predictions are from published memory and step time, by study"
     rows, found = list(rows), {}
     for r, p in zip(rows, predict_rows(rows), strict=True):
-        for what, truth, key in (
-            ('memory', r['peak_gib'], f"{r['peak_kind']}_gib"),
-            ('time', r['step_seconds'], 'step_time_s'),
-        ):
-            if truth:
-                found.setdefault((what, r['study']), []).append(abs(p[key]/truth - 1) if p.get(key) else 1.)
+        for what, error in _errors_of(r, p):
+            found.setdefault((what, r['study']), []).append(error)
     return Table(
         [
             dict(what=w, study=s, runs=len(e), median=float(np.median(e)), p90=float(np.quantile(e, 0.9)))
@@ -420,6 +336,26 @@ def _gpt2(layers, hidden, heads, vocab, seq):
         attn_implementation='sdpa',
     )
 
+def _class_of_gpt2():
+    "Transformers' GPT-2, imported while no tensor is fake: it cannot be under fake tensors"
+    fix_torchvision()
+    return need('transformers', 'frameworks').GPT2LMHeadModel
+
+def _inputs(torch, batch, seq):
+    "Tokens and mask of a rank"
+    return torch.zeros((batch, seq), dtype=torch.int64), torch.zeros((batch, 1, seq, seq))
+
+def _train_step(model, optimizer, ids, mask):
+    "One step of training"
+    model(ids, attention_mask=mask, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+def _peak_of(tracker):
+    "Category -> bytes at the peak that a tracker of PyTorch saw"
+    peak = next(iter(tracker.get_tracker_snapshot('peak').values()))
+    return {str(getattr(k, 'value', k)).lower(): v for k, v in peak.items()}
+
 def trace_gpt(
     layers:int=4,   # Blocks of a GPT-2 of transformers, in fp32, without dropout
     hidden:int=512, # Hidden size
@@ -429,30 +365,20 @@ def trace_gpt(
     batch:int=4     # Sequences of a rank
 ) -> dict:  # Category -> bytes at the peak
     "Peak memory of one rank by category, traced with fake tensors through two training steps"
-    torch, tf = need('torch', 'frameworks'), need('transformers', 'frameworks')
-    fix_torchvision()
-    make = tf.GPT2LMHeadModel            # imported here: it cannot be under fake tensors
+    torch = need('torch', 'frameworks')
+    make, config = _class_of_gpt2(), _gpt2(layers, hidden, heads, vocab, seq)
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
-    config = _gpt2(layers, hidden, heads, vocab, seq)
     with FakeTensorMode():
         model = make(config)
-        opt = torch.optim.AdamW(model.parameters(), foreach=False)
-        tracker, ids, mask = (
-            MemTracker(),
-            torch.zeros((batch, seq), dtype=torch.int64),
-            torch.zeros((batch, 1, seq, seq)),
-        )
-        tracker.track_external(model, opt)
-        with tracker as t:
-            for step in range(2):
-                model(ids, attention_mask=mask, labels=ids).loss.backward()
-                opt.step()
-                opt.zero_grad()
-                if step == 0:
-                    t.reset_mod_stats()
-            peak = next(iter(t.get_tracker_snapshot('peak').values()))
-    return {str(getattr(k, 'value', k)).lower(): v for k, v in peak.items()}
+        optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+        tracker, inputs = MemTracker(), _inputs(torch, batch, seq)
+        tracker.track_external(model, optimizer)
+        with tracker:
+            _train_step(model, optimizer, *inputs)
+            tracker.reset_mod_stats()
+            _train_step(model, optimizer, *inputs)
+            return _peak_of(tracker)
 
 # %% ../../nbs/compute/06_validation.ipynb #6db06eb5
 def _results(
@@ -464,6 +390,15 @@ def _results(
     return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
 # %% ../../nbs/compute/06_validation.ipynb #7d37859d
+def _shard_over(ranks, model, dist):
+    "FSDP2 over so many ranks of a fake process group, of which this is the first"
+    from torch.distributed.fsdp import fully_shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    dist.init_process_group('fake', rank=0, world_size=ranks, store=FakeStore())
+    mesh = dist.device_mesh.init_device_mesh('cpu', (ranks,))
+    for block in [*model.transformer.h, model]:
+        fully_shard(block, mesh=mesh)
+
 def trace_fsdp(
     ranks:int,      # Over which FSDP2 shards
     layers:int=4,   # Blocks of a GPT-2 of transformers, in fp32, without dropout
@@ -475,33 +410,22 @@ def trace_fsdp(
 ) -> dict: # Category -> bytes at the peak
     "Peak memory of rank 0 of a GPT-2 under FSDP2 on `ranks` ranks: fake tensors, fake process group, once in a process"
     torch, dist = need('torch', 'frameworks'), need('torch.distributed', 'frameworks')
-    fix_torchvision()
-    make = need('transformers', 'frameworks').GPT2LMHeadModel
+    make, config = _class_of_gpt2(), _gpt2(layers, hidden, heads, vocab, seq)
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
-    from torch.distributed.fsdp import fully_shard
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-    dist.init_process_group('fake', rank=0, world_size=ranks, store=FakeStore())
-    mesh = dist.device_mesh.init_device_mesh('cpu', (ranks,))
     with torch.device('meta'):
-        model = make(_gpt2(layers, hidden, heads, vocab, seq))
-    for b in [*model.transformer.h, model]:
-        fully_shard(b, mesh=mesh)
+        model = make(config)
+    _shard_over(ranks, model, dist)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device='cpu')
-        opt = torch.optim.AdamW(model.parameters(), foreach=False)
-        ids, mask = torch.zeros((batch, seq), dtype=torch.int64), torch.zeros((batch, 1, seq, seq))
-        def step():
-            model(ids, attention_mask=mask, labels=ids).loss.backward()
-            opt.step()
-            opt.zero_grad()
-        step()                                          # the first step sets up the shards and the optimizer's states
-        t = FSDPMemTracker(model, opt)
-        t.track_inputs((ids, mask))
-        with t:
-            step()
-        peak = next(iter(t.get_tracker_snapshot('peak').values()))
-    return {str(getattr(k, 'value', k)).lower(): v for k, v in peak.items()}
+        optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+        inputs = _inputs(torch, batch, seq)
+        _train_step(model, optimizer, *inputs)          # the first step sets up the shards and the optimizer's states
+        tracker = FSDPMemTracker(model, optimizer)
+        tracker.track_inputs(inputs)
+        with tracker:
+            _train_step(model, optimizer, *inputs)
+        return _peak_of(tracker)
 
 def apart(
     call:str,         # For example trace_gpt(layers=2); code of your own, never text from outside

@@ -135,6 +135,13 @@ def test_search_only_returns_what_fits_and_best_is_fastest():
     assert f.best.step_time == pytest.approx(estimate('llama-3.1-8b', f.layout(0), Cluster('H100-SXM-80GB', 16), 256, 4096).step_time)
 
 
+def test_every_cause_has_words():
+    a = estimate('mixtral-8x7b', 'dp32,zero=3,ep=8', Cluster('H100-SXM-80GB', 32), 256, 4096)
+    for cause in a.seconds:
+        b = a.replace(seconds=a.seconds | {cause: a.seconds[cause] + a.step_time}, step_time=2*a.step_time)
+        assert 'The slower one spends' in _compare(a, b), cause
+
+
 def test_search_says_what_is_missing():
     with pytest.raises(ValueError, match='does not fit on 8.*lacks'): search('llama-3.1-405b', H100, 64, 8192)
     with pytest.raises(ValueError, match='no layout of'): search('gpt2-xl', Cluster('A100-SXM-80GB', 7, gpus_per_node=7), 512, 1024)
