@@ -115,6 +115,11 @@ def _medians(rows, known):
         warnings.simplefilter('ignore')                   # a channel that is a mask throughout
         return np.nanmedian(np.where(known, rows, np.nan), 1)
 
+def _first_off(own, wrong, fine, most):
+    "The first channel that is off by a good part of what is its own, None without one"
+    off = np.flatnonzero((own > fine) & (wrong > fine) & (wrong > most * own))
+    return int(off[0]) if off.size else None
+
 def _wrong_channel(apart, b, units, rtol):
     "A channel whose usual difference is a good part of how much that channel itself varies, in words"
     if len(b) < 2 or b.ndim < 3:
@@ -123,9 +128,8 @@ def _wrong_channel(apart, b, units, rtol):
     for axis in sorted({2, b.ndim - 1}):
         known = _by_channel(units.use, axis)
         own, wrong, fine = (_medians(_by_channel(x, axis), known) for x in (near, apart, units.few))
-        bad = np.flatnonzero((own > fine) & (wrong > fine) & (wrong > most * own))
-        if bad.size:
-            k = int(bad[0])
+        k = _first_off(own, wrong, fine, most)
+        if k is not None:
             return f'entry {k} of axis {axis - 1} is off by {wrong[k] / own[k]:.0%} of how much it varies itself'
     return ''
 
@@ -213,6 +217,10 @@ def _same(a, b, units, kind):
     "Which numbers are equal: also when neither is a number, or both are a mask"
     return (a == b) | (np.isnan(a) & np.isnan(b)) | _both_masked(a, b, units.mask, kind, units.typical)
 
+def _relative(apart, scale):
+    "The largest difference, in units"
+    return float(min((apart / np.where(scale > 0, scale, 1e-30)).max(), 1e9))
+
 def _measured(a, b, terms, whole):
     "The same for numbers in float64; are they `whole`?"
     with np.errstate(invalid='ignore', over='ignore'):
@@ -222,8 +230,7 @@ def _measured(a, b, terms, whole):
     if not (np.isfinite(a) & np.isfinite(b) | same).all():
         return _apart('not finite where the other is', top1)
     apart = np.abs(np.where(same, 0, a) - np.where(same, 0, b))
-    relative = apart / np.where(units.scale > 0, units.scale, 1e-30)
-    rel = float(min(relative.max(), 1e9))
+    rel = _relative(apart, units.scale)
     why = _too_far(rel, top1, terms) or (_wrong_numbers(apart, terms) if whole else '')
     why = why or _wrong_channel(apart, b, units, terms.rtol)
     return dict(max_abs=float(apart.max()), max_rel=rel, top1=top1, spread=units.typical, ok=not why, why=why)

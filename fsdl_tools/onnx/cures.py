@@ -354,3 +354,20 @@ def _way(cures, fixed=()):
     "One of the `attempts` in words"
     held = f" ({', '.join(fixed)} fixed)" if fixed else ''
     return f"{', '.join(cures) or 'as it is'}{held}"
+
+def _first_success(ways, attempt, say):
+    "What the first of several attempts that works has found, None without one, and what was wrong with those before"
+    tried = []
+    for cures, fixed in ways:
+        way = _way(cures, fixed)
+        say(f"tracing {'with ' * bool(cures)}{way}")
+        try:
+            found, wrong = attempt(cures, fixed)
+        except OSError:
+            raise
+        except Exception as e:
+            found, wrong = None, f'{way}: {_cause(e)}'
+        if not wrong:
+            return found, tried
+        tried.append(wrong)
+    return None, tried

@@ -15,7 +15,7 @@ from ..core import Record, fix_torchvision, need, one_of, positive
 from ..models.architectures import is_factory
 from ..models.build import longest_text
 from .graph import _cause, read_onnx, session
-from .cures import _as_it_was, _cured, _quiet, _way, attempts
+from .cures import _as_it_was, _cured, _first_success, _quiet, _way, attempts
 from .sources import Source, _config_path, _offline, _read_config, _say_size
 
 from .sources import _seeded, _tame_config, _with_fields
@@ -463,20 +463,14 @@ def _save_step(m, made, cures, opset, external):
 
 def _attempt_decoder(m, made, n, opset, external, say):
     "Go through the cures until the text is right: fields of a DecoderReport; raises ValueError with what failed"
-    tried = []
-    for cures in dict.fromkeys(c for c, _ in attempts(m, [])):
-        way = _way(cures)
-        say(f"tracing {'with ' * bool(cures)}{way}")
-        try:
-            _save_step(m, made, cures, opset, external)
-            got = check_decoder(made, m, n)
-        except OSError:
-            raise
-        except Exception as e:
-            tried.append(f'{way}: {_cause(e)}')
-            continue
-        if not (why := _what_is_wrong(got, n)):
-            text = {k: got[k] for k in ('tokens', 'distinct', 'max_rel')}
-            return text | dict(cures=tuple(cures), tried=tuple(tried))
-        tried.append(f'{way}: {why}')
-    raise ValueError(f'cannot export {m.config.model_type} with its cache: ' + '; '.join(tried))
+    def attempt(cures, fixed):
+        _save_step(m, made, cures, opset, external)
+        got = check_decoder(made, m, n)
+        why = _what_is_wrong(got, n)
+        fields = {k: got[k] for k in ('tokens', 'distinct', 'max_rel')} | dict(cures=tuple(cures))
+        return fields, f'{_way(cures, fixed)}: {why}' if why else ''
+    ways = [(cures, ()) for cures in dict.fromkeys(c for c, _ in attempts(m, []))]
+    found, tried = _first_success(ways, attempt, say)
+    if found is None:
+        raise ValueError(f'cannot export {m.config.model_type} with its cache: ' + '; '.join(tried))
+    return found | dict(tried=tuple(tried))

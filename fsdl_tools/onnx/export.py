@@ -8,11 +8,12 @@ __all__ = ['trace_graph', 'limits', 'staging', 'install', 'ExportReport', 'expor
 # %% ../../nbs/onnx/04_export.ipynb #7617655a
 import contextlib, copy, json, logging, os, re, secrets, time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from ..core import Record, need, one_of
 from ..files import followed, scratch
-from .graph import _axes, _cause, _dims, _external, _sizes, _true_inputs, random_inputs, inspect_onnx
-from .cures import _Flat, _as_it_was, _cured, _quiet, _tensor, _way
+from .graph import _axes, _dims, _external, _sizes, _true_inputs, random_inputs, inspect_onnx
+from .cures import _Flat, _as_it_was, _cured, _first_success, _quiet, _tensor
 from .cures import attempts, named_outputs, randomise
 from .sources import Source, _source
 
@@ -224,6 +225,11 @@ def _redeclare(output, shapes, axes):
     kind = output.type.tensor_type.elem_type
     output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, kind, dims))
 
+def _sizes_declared(inputs, feeds):
+    "What is declared for an axis of an input -> its size in each feed"
+    declared = ((i.name, k, d) for i in inputs for k, d in enumerate(_dims(i)) if d)
+    return {d: [feed[name].shape[k] for feed in feeds] for name, k, d in declared}
+
 def _declare(
     path, # An .onnx file, changed in place
     specs, # InputSpecs
@@ -237,7 +243,7 @@ def _declare(
     wrong = set().union(*(declared_shapes(model, feed, got) for feed, got in runs))
     if not wrong:
         return ()
-    axes = {d: [feed[i.name].shape[k] for feed, _ in runs] for i in inputs for k, d in enumerate(_dims(i)) if d}
+    axes = _sizes_declared(inputs, [feed for feed, _ in runs])
     for o in model.graph.output:
         if o.name in wrong:
             _redeclare(o, [got[o.name].shape for _, got in runs], axes)
@@ -261,21 +267,38 @@ def _changes(prog, job, cures, fixed):
     at = _sizes | _first(job.sizes)
     return (*cures, *limits(prog, job.source.specs), *(f'{a} fixed at {at.get(a, 7)}' for a in fixed))
 
+def _told(job, specs):
+    "The model as its file speaks of it: with these inputs, and the sizes that were asked for"
+    source, sizes = job.source, dict(sizes=job.sizes) if job.sizes else {}
+    return Source(source.module, specs, source.name, source.info | sizes)
+
 def _try(job, cures, fixed):
-    "One attempt: export with `cures`, verify"
-    source, sizes = job.source, job.sizes
-    with _cured(source.module, cures):
-        prog = trace_graph(source, job.opset, fixed, sizes)
-    specs, words = _fixed(source.specs, fixed, sizes), _changes(prog, job, cures, fixed)
-    told = Source(source.module, specs, source.name, source.info | (dict(sizes=sizes) if sizes else {}))
-    prog.model.metadata_props.update(_metadata(told, words, job.metadata))
+    "One attempt, with `cures` and some axes held fixed: words on the file, and its verification"
+    module, name, sizes = job.source.module, job.source.name, job.sizes
+    with _cured(module, cures):
+        prog = trace_graph(job.source, job.opset, fixed, sizes)
+    specs, words = _fixed(job.source.specs, fixed, sizes), _changes(prog, job, cures, fixed)
+    prog.model.metadata_props.update(_metadata(_told(job, specs), words, job.metadata))
     _save(prog, job.made, job.external)
     wrong = _declare(job.made, specs, sizes)
     words += (f"shape of {', '.join(wrong)} declared anew",) if wrong else ()
-    run, exact = torch_runner(source.module), exact_runner(source.module)
-    return words, verify_runner(job.made, run, specs, source.name, rtol=job.rtol, sizes=sizes, exact=exact)
+    how = dict(rtol=job.rtol, sizes=sizes, exact=exact_runner(module))
+    return words, verify_runner(job.made, torch_runner(module), specs, name, **how)
 
 # %% ../../nbs/onnx/04_export.ipynb #d4135864
+def _check_opset(opset):
+    "Raise ValueError for an operator set that is not written"
+    if not isinstance(opset, int) or not 18 <= opset <= 23:
+        raise ValueError(f'opset must be a whole number from 18 to 23, not {opset!r}')
+
+def _open_source(model, inputs, sizes, kw, say):
+    "The model to export, with its inputs; raises ValueError for sizes of axes that it does not have"
+    say(f"building {model if isinstance(model, str) else getattr(model, 'name', type(model).__name__)}")
+    src = _source(model, inputs, kw, say)
+    for axis in sizes or {}:
+        one_of('axis', axis, _axes(src.specs))
+    return src
+
 def export(
     model,            # nn.Module, Source, timm name, transformers model type, class name, configuration or config.json
     path,             # Where to; written in one step
@@ -293,13 +316,9 @@ def export(
     t0, say = time.time(), progress or (lambda s: None)
     if isinstance(inputs, (str, Path)):               # the order of torch.onnx.export
         path, inputs = inputs, path
-    if not isinstance(opset, int) or not 18 <= opset <= 23:
-        raise ValueError(f'opset must be a whole number from 18 to 23, not {opset!r}')
+    _check_opset(opset)
     with staging(path) as tmp:
-        say(f"building {model if isinstance(model, str) else getattr(model, 'name', type(model).__name__)}")
-        src = _source(model, inputs, kw, say)
-        for a in sizes or {}:
-            one_of('axis', a, _axes(src.specs))
+        src = _open_source(model, inputs, sizes, kw, say)
         job = _Job(src, tmp/_name_for(path), opset, sizes, external, rtol, metadata)
         with _as_it_was(src.module):
             found = _attempt(job, dynamic, say)
@@ -307,31 +326,24 @@ def export(
     return _report(path, dict(source=src.name, seconds=round(time.time() - t0, 2)) | found)
 
 
-def _verified(job, cures, fixed):
-    "One attempt: words on it, the verification, and of what"
+def _outcome(job, cures, fixed):
+    "One attempt: fields of an ExportReport, and why it is not verified"
     words, v = _try(job, cures, fixed)
+    on = 'these weights'
     if 'do not depend' in v.reason:
-        return words, _on_copy(job, cures, fixed), 'a randomised copy'
-    return words, v, 'these weights'
+        v, on = _on_copy(job, cures, fixed), 'a randomised copy'
+    rel = max((r['max_rel'] for r in v.rows if r['max_rel'] is not None), default=0.)
+    wrong = '' if v.ok else f"{', '.join(words) or 'as it is'}: {v.reason}"
+    return dict(cures=words, verified=v.ok, max_rel=rel, on=on, checked=v.rows), wrong
 
 def _attempt(job, dynamic, say):
     "Go through the attempts until one is verified: fields of an ExportReport; raises ValueError with what failed"
-    src, tried = job.source, []
-    for cures, fixed in (attempts(src.module, src.specs) if dynamic else [((), _axes(src.specs))]):
-        way = _way(cures, fixed)
-        say(f"tracing {'with ' * bool(cures)}{way}")
-        try:
-            words, v, on = _verified(job, cures, fixed)
-        except OSError:
-            raise
-        except Exception as e:
-            tried.append(f'{way}: {_cause(e)}')
-            continue
-        if v.ok:
-            rel = max((r['max_rel'] for r in v.rows if r['max_rel'] is not None), default=0.)
-            return dict(cures=words, tried=tuple(tried), verified=v.ok, max_rel=rel, on=on, checked=v.rows)
-        tried.append(f"{', '.join(words) or 'as it is'}: {v.reason}")
-    raise ValueError(f'cannot export {src.name}: ' + '; '.join(tried + _beyond(src, job.sizes, tried)))
+    src = job.source
+    ways = attempts(src.module, src.specs) if dynamic else [((), _axes(src.specs))]
+    found, tried = _first_success(ways, partial(_outcome, job), say)
+    if found is None:
+        raise ValueError(f'cannot export {src.name}: ' + '; '.join(tried + _beyond(src, job.sizes, tried)))
+    return found | dict(tried=tuple(tried))
 
 def _report(path, found):
     "What there is to say of a file that was verified: what was found on the way, and what it says itself"

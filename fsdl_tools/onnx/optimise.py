@@ -422,10 +422,14 @@ def _group(t):
     "What the bars of a timing stand together by: model, batch size, threads"
     return t.model, t.batch, t.threads
 
-def _tick(group, several):
-    "The label of a group of bars; the threads only where there are several counts of them"
-    model, batch, threads = group
-    return f'{model}\nbatch {batch}' + (f', {threads} threads' if several else '')
+def _label(ax, groups):
+    "What is on the axes of a plot of timings; the threads only where there are several counts of them"
+    several = len({threads for *_, threads in groups}) > 1
+    ticks = [f'{m}\nbatch {b}' + (f', {t} threads' if several else '') for m, b, t in groups]
+    ax.set_ylabel('speed relative to eager torch')
+    ax.set_xticks(range(len(groups)), ticks)
+    ax.legend()
+    ax.grid(axis='x', visible=False)
 
 def plot_timings(
     timings, # Timings
@@ -438,13 +442,10 @@ def plot_timings(
     runners = list(dict.fromkeys(t.runner for t in timings if t.runner != 'eager'))
     n = len(runners)
     for i, runner in enumerate(runners):
-        ratios = {_group(t): t.ratio for t in timings if t.runner == runner}
-        bars = [(j + (i - (n - 1) / 2) * .8 / n, ratios[g]) for j, g in enumerate(groups) if g in ratios]
-        ax.bar([x for x, _ in bars], [y for _, y in bars], .8 / n, label=runner, color=palette[i])
+        ratios, shift = {_group(t): t.ratio for t in timings if t.runner == runner}, (i - (n - 1) / 2) * .8 / n
+        places = [j for j, g in enumerate(groups) if g in ratios]
+        heights = [ratios[groups[j]] for j in places]
+        ax.bar([j + shift for j in places], heights, .8 / n, label=runner, color=palette[i])
     ax.axhline(1, color='black', lw=1)
-    ax.set_ylabel('speed relative to eager torch')
-    several = len({threads for *_, threads in groups}) > 1
-    ax.set_xticks(range(len(groups)), [_tick(g, several) for g in groups])
-    ax.legend()
-    ax.grid(axis='x', visible=False)
+    _label(ax, groups)
     return ax

@@ -126,6 +126,12 @@ def exact_runner(
 class _OtherOutputs(Exception):
     "A file returns more or fewer outputs than its reference"
 
+def _named(mine, theirs, where):
+    "The first fields of a row: the name of an output, and the one it is compared with where that is another"
+    sizes, label = where
+    name = mine if mine == theirs else f'{mine} ({theirs})'
+    return dict(output=f'{name}, {label}' if label else name, sizes=sizes)
+
 def _first_wrong(a, b, terms):
     "Outputs whose shapes change from input to input: the first that is not equal, or the first"
     each = [_compare(x[None], y[None], terms) for x, y in zip(a, b, strict=True)]
@@ -188,17 +194,15 @@ class _Trial:
             raise _OtherOutputs(f'the file returns {len(got)} outputs ({mine}), {self.against} {len(ref)} ({theirs})')
         return pairs
 
-    def rows(self, feeds, got, ref, sizes, label):
-        "Every output at one size, and what its declaration says"
-        pairs, out = self.pairs(got[0], ref[0]), []
+    def rows(self, feeds, got, ref, where):
+        "Every output at one size, and what its declaration says; `where`: the sizes, and the way the file was run"
+        pairs = self.pairs(got[0], ref[0])
         wrong = declared_shapes(self.model, feeds[0], got[0])
         for mine, theirs in pairs:
             row = self.row(feeds, [g[mine] for g in got], [f[theirs] for f in ref], theirs)
             if row['ok'] and mine in wrong:
                 row |= dict(ok=False, why=wrong[mine])
-            name = mine if mine == theirs else f'{mine} ({theirs})'
-            out.append(dict(output=f'{name}, {label}' if label else name, sizes=sizes) | row)
-        return out
+            yield _named(mine, theirs, where) | row
 
 # %% ../../nbs/onnx/03_verify.ipynb #d8d9b9c7
 def _tried(trial, file, drawn):
@@ -212,7 +216,7 @@ def _tried(trial, file, drawn):
             continue
         taken = trial.taken(feeds)
         for label, answer in file.ways.items():
-            rows += trial.rows(taken, [answer(f) for f in taken], ref, sizes, label)
+            rows += trial.rows(taken, [answer(f) for f in taken], ref, (sizes, label))
     return rows, '; '.join(filter(None, [file.note, file.overflow(taken[0]), *notes]))
 
 def _verdict(rows, note):
@@ -329,6 +333,17 @@ def _against(path, against, note, inputs, kw):
     _check_weights(src, path, note)
     return src
 
+def _notes(model):
+    "What a file says about itself: name -> text, without fsdl. in front"
+    return {p.key.removeprefix('fsdl.'): p.value for p in model.metadata_props}
+
+def _reference_of(path, against, note, pretrained):
+    "What to compare with: what the caller says, or what the file says about itself; raises ValueError without either"
+    against = _origin(note, pretrained) if against is None else against
+    if against is None:
+        raise ValueError(f'{str(path)!r} does not say which model it came from: name one')
+    return against
+
 def _is_file(against):
     "Is another .onnx file the reference?"
     return isinstance(against, (str, Path)) and str(against).endswith('.onnx')
@@ -353,12 +368,10 @@ def verify(
     if hasattr(path, 'forward') and isinstance(against, (str, Path)):
         path, against = against, path
     f = read_onnx(path)
-    note = {p.key.removeprefix('fsdl.'): p.value for p in f.metadata_props}
+    note = _notes(f)
     sizes = _noted_sizes(note) if sizes is None else sizes
-    against = _origin(note, kw.get('pretrained')) if against is None else against
+    against = _reference_of(path, against, note, kw.get('pretrained'))
     how = dict(batches=batches, lengths=lengths, rtol=rtol, sizes=sizes)
-    if against is None:
-        raise ValueError(f'{str(path)!r} does not say which model it came from: name one')
     module = against if hasattr(against, 'forward') else None
     specs = None if inputs is None else specs_of(inputs, module)
     if _is_file(against):
