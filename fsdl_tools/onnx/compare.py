@@ -57,12 +57,21 @@ def _of_inputs(near):
     whole = np.median(near.reshape(len(near), -1), 1)      # one input may be larger than the others
     return np.maximum(near, whole.reshape(-1, *[1] * (near.ndim - 1)))
 
+def _of_inputs(near):
+    "How far every number is from its middle, and at least as far as numbers of its input usually are"
+    whole = np.median(near.reshape(len(near), -1), 1)      # one input may be larger than the others
+    return np.maximum(near, whole.reshape(-1, *[1] * (near.ndim - 1)))
+
+def _typical_spread(spread, least):
+    "How much a typical entry varies, of those that vary by more than a few roundings"
+    varied = spread[spread > least]
+    return float(np.median(varied)) if varied.size else 0.
+
 def _spread(b, use, floor):
     "Of every entry how large it gets; how much a typical entry varies; the unit in which each number is compared"
     size = np.where(use, np.abs(b), 0).max(0)
     spread, near = _deviation(b, use)
-    varied = spread[spread > floor / 8 * size]             # less than a few roundings is no variation
-    typical = float(np.median(varied)) if varied.size else 0.
+    typical = _typical_spread(spread, floor / 8 * size)
     return size, typical, np.maximum(np.maximum(spread, typical), _of_inputs(near))
 
 def _constant(x, floor):
@@ -245,16 +254,20 @@ def compare_outputs(
     own = _tolerances[one_of('format', kind, _tolerances)][0]
     return _compare(np.asarray(a), np.asarray(b), _Terms(kind, own if rtol is None else rtol, np.ndim(b) > 1))
 
+def _farthest(rows, without):
+    "The largest relative difference among rows, or `without` where none has one"
+    return max((r['max_rel'] for r in rows if r['max_rel'] is not None), default=without)
+
 # %% ../../nbs/onnx/03_compare.ipynb #6894c56a
 def pair_outputs(
     got, # Names of the outputs of a file
     ref  # Names of the outputs of the reference
 ) -> list: # (name in the file, name in the reference); None when their numbers differ
     "Outputs that belong together: those of the same name, and what is left in its order"
-    alone = [[n for n in one if n not in other] for one, other in ((got, ref), (ref, got))]
-    if len(alone[0]) != len(alone[1]):
+    mine, theirs = [n for n in got if n not in ref], [n for n in ref if n not in got]
+    if len(mine) != len(theirs):
         return None
-    return [(n, n) for n in ref if n in got] + list(zip(*alone, strict=True))
+    return [(n, n) for n in ref if n in got] + list(zip(mine, theirs, strict=True))
 
 # %% ../../nbs/onnx/03_compare.ipynb #1af23976
 _arithmetic = {
@@ -288,20 +301,22 @@ def _size_of(text, known):
         return None
     return None if value is None or value != int(value) else int(value)
 
+def _wrong_size(declared, size, known):
+    "Is a declared size another one? A name that nobody knows yet stands for this size from now on"
+    want = _size_of(declared, known) if isinstance(declared, str) else declared
+    if want is None and declared is not None:
+        known[declared] = size
+    return want not in (None, size)
+
 def _misdeclared(v, shape, known):
     "In which axes an output of this shape is not what its declaration `v` says"
     if not v.type.tensor_type.HasField('shape'):
         return []
-    dims, wrong = _dims(v), []
+    dims = _dims(v)
     if len(dims) != len(shape):
         return [f'declared with {len(dims)} axes, has {len(shape)}']
-    for k, (d, n) in enumerate(zip(dims, shape, strict=True)):
-        want = _size_of(d, known) if isinstance(d, str) else d
-        if want is None and d is not None:
-            known[d] = n
-        elif d is not None and want != n:
-            wrong.append(f'declares {d} on axis {k}, where {n} come')
-    return wrong
+    pairs = enumerate(zip(dims, shape, strict=True))
+    return [f'declares {d} on axis {k}, where {n} come' for k, (d, n) in pairs if _wrong_size(d, n, known)]
 
 def _known_sizes(model, feed):
     "Axis name -> size, from the inputs; where a name stands for several, that of the first input"
@@ -341,14 +356,18 @@ def _short_values(graph):
 
 _floats = {10: 'float16', 16: 'bfloat16', 1: 'float32', 11: 'float64'}
 
-def _main_type(model):
-    "The floating point type of most weights; without any, that of an output"
+def _elements(model):
+    "Type of weights -> how many elements have it"
     sizes = Counter()
     for t in _tensors(model):
         sizes[t.data_type] += math.prod(t.dims)
-    types = (v.type.tensor_type.elem_type for v in model.graph.output)
-    of_outputs = next((t for t in types if t in _floats), 1)
-    return max((t for t in sizes if t in _floats), key=sizes.get, default=of_outputs)
+    return sizes
+
+def _main_type(model):
+    "The floating point type of most weights; without any, that of an output"
+    sizes = {t: n for t, n in _elements(model).items() if t in _floats}
+    outputs = (v.type.tensor_type.elem_type for v in model.graph.output)
+    return max(sizes, key=sizes.get, default=next((t for t in outputs if t in _floats), 1))
 
 def _format(model):
     "The format that most of a file computes in: that of its products, or of most of its weights"
@@ -429,16 +448,19 @@ def _reach(x):
     "The largest finite size in an array"
     return float(np.where(np.isfinite(x), np.abs(x), 0).max(initial=0))
 
+def _wide_values(model):
+    "Names of the values that `stored_in_format` rounds, before they are rounded"
+    casts = (n.input[0] for n in model.graph.node if n.op_type == 'Cast')
+    return [name for name in casts if name.endswith('__wide')]
+
 def _overflows(path, feed):
     "The 16-bit values of a file from `stored_in_format` that grow beyond what float16 can hold"
     import onnx
     model = onnx.load(str(path), load_external_data=False)
-    casts = [n.input[0] for n in model.graph.node if n.op_type == 'Cast']
-    wide = [name for name in casts if name.endswith('__wide')]
+    wide, largest = _wide_values(model), float(np.finfo('float16').max)
     every = _returning(model, wide, Path(path).with_name('every.onnx'))
     got = infer(_open(every, optimise=False), feed)
     reach = {name.removesuffix('__wide'): _reach(got[name]) for name in wide}
-    largest = float(np.finfo('float16').max)
     return {name: r for name, r in reach.items() if r > largest}
 
 # %% ../../nbs/onnx/03_compare.ipynb #c7a2a46d

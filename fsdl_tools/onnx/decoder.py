@@ -14,9 +14,9 @@ import numpy as np
 from ..core import Record, fix_torchvision, need, one_of, positive
 from ..models.architectures import is_factory
 from ..models.build import longest_text
-from .graph import _cause, read_onnx, session
+from .graph import read_onnx, session
 from .cures import _as_it_was, _cured, _first_success, _quiet, _way, attempts
-from .sources import Source, _config_path, _offline, _read_config, _say_size
+from .sources import Source, _building, _config_path, _offline, _read_config, _say_size
 
 from .sources import _seeded, _tame_config, _with_fields
 from .compare import compare_outputs, declared_shapes
@@ -72,12 +72,8 @@ def open_decoder(
     if pretrained:
         return tr.AutoModelForCausalLM.from_pretrained(what, trust_remote_code=False, **kw).eval()
     config = _decoder_config(what, kw)
-    try:
+    with _building(config.model_type):
         return _random_decoder(config, seed, progress or (lambda s: None))
-    except (ValueError, OSError, ImportError):
-        raise
-    except Exception as e:
-        raise ValueError(f'{config.model_type} cannot be built: {_cause(e)}') from None
 
 def _stir(
     model, # torch.nn.Module, changed in place
@@ -394,11 +390,12 @@ def check_decoder(
     rng, vocab = np.random.default_rng(seed), model.config.get_text_config().vocab_size
     decoder = Decoder(path)
     prompts = [_prompt(rng, lengths, vocab) for lengths in ([5], [6, 3])]
-    texts = [_texts(decoder, model, n, *p) for p in prompts]
+    mine, theirs = zip(*(_texts(decoder, model, n, *p) for p in prompts), strict=True)
+    equal = np.concatenate([(a == b).ravel() for a, b in zip(mine, theirs, strict=True)])
     return dict(
-        equal=all(np.array_equal(mine, theirs) for mine, theirs in texts),
-        tokens=sum(int((mine == theirs).sum()) for mine, theirs in texts),
-        distinct=len({t for _, theirs in texts for t in theirs.ravel().tolist()}),
+        equal=bool(equal.all()),
+        tokens=int(equal.sum()),
+        distinct=len(set(np.concatenate([text.ravel() for text in theirs]).tolist())),
         max_rel=max(_prompt_apart(decoder, model, *p) for p in prompts),
         declared=_misdeclared_cache(path, decoder),
     )

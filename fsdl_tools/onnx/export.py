@@ -17,7 +17,7 @@ from .cures import _Flat, _as_it_was, _cured, _first_success, _quiet, _tensor
 from .cures import attempts, named_outputs, randomise
 from .sources import Source, _source
 
-from .compare import _file_ways, declared_shapes
+from .compare import _farthest, _file_ways, declared_shapes
 from .verify import _grid, exact_runner, graph_fingerprint, torch_runner, verify_runner
 
 # %% ../../nbs/onnx/04_export.ipynb #ce10eafd
@@ -332,9 +332,8 @@ def _outcome(job, cures, fixed):
     on = 'these weights'
     if 'do not depend' in v.reason:
         v, on = _on_copy(job, cures, fixed), 'a randomised copy'
-    rel = max((r['max_rel'] for r in v.rows if r['max_rel'] is not None), default=0.)
     wrong = '' if v.ok else f"{', '.join(words) or 'as it is'}: {v.reason}"
-    return dict(cures=words, verified=v.ok, max_rel=rel, on=on, checked=v.rows), wrong
+    return dict(cures=words, verified=v.ok, max_rel=_farthest(v.rows, 0.), on=on, checked=v.rows), wrong
 
 def _attempt(job, dynamic, say):
     "Go through the attempts until one is verified: fields of an ExportReport; raises ValueError with what failed"

@@ -18,6 +18,11 @@ from ..core import Record, need, one_of, positive
 from ..environments import cache_folder
 
 # %% ../../nbs/onnx/01_graph.ipynb #2c089897
+def _true_inputs(model):
+    "Inputs that somebody has to give: old files list their weights among the inputs as well"
+    given = {i.name for i in model.graph.initializer}
+    return [i for i in model.graph.input if i.name not in given]
+
 _box_width, _box_height = 190, 46         # what a box takes, with the space around it
 
 @dataclass(frozen=True)
@@ -148,19 +153,22 @@ def _end_of(tensor, place):
         raise ValueError(f'tensor {tensor.name!r} has a malformed place in {place["location"]!r}: {str(place)[:200]}')
     return sum(map(int, numbers))
 
-def _placed(tensor, folder):
-    "(location, bytes of that file) of a tensor with external data; raises ValueError or FileNotFoundError"
-    place = {e.key: e.value for e in tensor.external_data}
-    location = place.get('location', '')
+def _check_place(tensor, location, folder):
+    "Raise ValueError for external data outside of `folder`, FileNotFoundError where there are none"
     if not _lies_in(folder, location):
         raise ValueError(
             f'refused: tensor {tensor.name!r} reads its data from {location!r}, '
             'which is outside the folder of the model'
         )
-    file = Path(folder)/location
-    if not file.is_file():
+    if not (Path(folder)/location).is_file():
         raise FileNotFoundError(f'external data file {location!r} of tensor {tensor.name!r} is missing')
-    end, size = _end_of(tensor, place), file.stat().st_size
+
+def _placed(tensor, folder):
+    "(location, bytes of that file) of a tensor with external data; raises ValueError or FileNotFoundError"
+    place = {e.key: e.value for e in tensor.external_data}
+    location = place.get('location', '')
+    _check_place(tensor, location, folder)
+    end, size = _end_of(tensor, place), (Path(folder)/location).stat().st_size
     if end > size:
         raise ValueError(
             f'{location!r} is truncated: tensor {tensor.name!r} needs {end:,} bytes, the file has {size:,}'
@@ -215,11 +223,6 @@ def _io(v):
     dims = ', '.join('?' if d is None else str(d) for d in _dims(v))
     return f'{v.name}: {_element(v)}[{dims}]'
 
-def _true_inputs(model):
-    "Inputs that somebody has to give: old files list their weights among the inputs as well"
-    given = {i.name for i in model.graph.initializer}
-    return [i for i in model.graph.input if i.name not in given]
-
 def _garbled(message):
     "Is there text in a message that is no UTF-8? Protobuf hands that on as bytes"
     for f, v in message.ListFields():
@@ -239,18 +242,23 @@ def _check_plain(path):
     if not path.is_file():
         raise ValueError(f'{str(path)!r} is a device or a pipe, not an .onnx file')
 
+def _is_empty(model):
+    "Is a message that was read no model? Any bytes may be read as one without fields"
+    return not (model.ir_version and model.opset_import and (model.graph.node or model.graph.output))
+
 def _parsed(path):
     "The model in a file, without external data; raises ValueError for what is none"
     import onnx
     from google.protobuf.message import DecodeError
+    none = f'{str(path)!r} is not an ONNX model'
     try:
         m = onnx.load(str(path), format='protobuf', load_external_data=False)
     except (DecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f'{str(path)!r} is not an ONNX model, or it is truncated ({e})') from None
+        raise ValueError(f'{none}, or it is truncated ({e})') from None
     if _garbled(m):
-        raise ValueError(f'{str(path)!r} is not an ONNX model, or it is damaged: there is text in it that is no text')
-    if not m.ir_version or not m.opset_import or not (m.graph.node or m.graph.output):
-        raise ValueError(f'{str(path)!r} is not an ONNX model: it has no graph')
+        raise ValueError(f'{none}, or it is damaged: there is text in it that is no text')
+    if _is_empty(m):
+        raise ValueError(f'{none}: it has no graph')
     return m
 
 def read_onnx(
@@ -439,19 +447,22 @@ def _size(axis, sizes):
     "The size of an axis: its own, or the one of its name"
     return sizes.get(axis, 7) if isinstance(axis, str) else axis
 
+def _shape_of(spec, sizes):
+    "The shape of an input when the axes have these sizes; raises ValueError for more numbers than fit into memory"
+    shape = [_size(axis, sizes) for axis in spec.shape]
+    n = math.prod(shape)
+    if n > _most:
+        raise ValueError(f'input {spec.name!r} of {shape} would have {n:,} elements')
+    return shape
+
 def random_inputs(
     specs,   # InputSpecs
     seed=0,  # Another seed draws other numbers
     **sizes  # Axis name -> size; by default 2 in the batch, 7 in the sequence
 ) -> dict:   # Input name -> numpy array
     "Random inputs as `specs` describe them"
-    rng, sizes, out = np.random.default_rng(seed), _sizes | sizes, {}
-    for s in specs:
-        shape = [_size(axis, sizes) for axis in s.shape]
-        if math.prod(shape) > _most:
-            raise ValueError(f'input {s.name!r} of {shape} would have {math.prod(shape):,} elements')
-        out[s.name] = _values(rng, s, shape)
-    return out
+    rng = np.random.default_rng(seed)
+    return {s.name: _values(rng, s, _shape_of(s, _sizes | sizes)) for s in specs}
 
 # %% ../../nbs/onnx/01_graph.ipynb #7fdb9da4
 def _fitted(spec, dims):

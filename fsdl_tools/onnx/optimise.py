@@ -16,7 +16,8 @@ from ..table import Table
 from .graph import _cause, _external, inspect_onnx, random_inputs, read_onnx, session, specs_of_file
 from .cures import _quiet, _tensor
 from .sources import Source, specs_of
-from .compare import _Terms, _compare, _enough, _file_ways, _format, _tolerances, _typed, pair_outputs
+from .compare import _Terms, _compare, _enough, _farthest, _file_ways, _format, _tolerances
+from .compare import _typed, pair_outputs
 from .export import _inside, _name_for, install, staging
 
 # %% ../../nbs/onnx/06_optimise.ipynb #c448d87d
@@ -90,8 +91,7 @@ def _agreement(
     rows, overflow = _rows(path, original, feeds, _Terms(form, rtol, True, least=least))
     why = next((r['why'] for r in rows if not r['ok']), '')
     note = f'{why}; {overflow}' if why and overflow else why
-    rel = max((r['max_rel'] for r in rows if r['max_rel'] is not None), default=1e9)
-    answers = dict(max_rel=rel, top1=_kept(rows), verified=not note, rtol=rtol, note=note)
+    answers = dict(max_rel=_farthest(rows, 1e9), top1=_kept(rows), verified=not note, rtol=rtol, note=note)
     return Smaller(path=str(path), kind=kind, **_sizes(original, path), **answers)
 
 def _sizes(original, path):
@@ -236,7 +236,8 @@ def _stored_in(model):
     kinds = {t.data_type for t in model.graph.initializer}
     if done or onnx.TensorProto.FLOAT in kinds:
         return done
-    return [s for s in ('float16', 'bfloat16') if getattr(onnx.TensorProto, s.upper()) in kinds]
+    short = dict(float16=onnx.TensorProto.FLOAT16, bfloat16=onnx.TensorProto.BFLOAT16)
+    return [name for name, kind in short.items() if kind in kinds]
 
 def _check_fresh(path, name):
     "Raise ValueError for a file whose weights are stored in fewer bits already"

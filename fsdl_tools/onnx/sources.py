@@ -294,16 +294,21 @@ def _own_source(what, seed, kw, inputs=None):
     specs, info = _described(m, name, inputs)
     return Source(m, specs, name, info | dict(seed=seed))
 
-def _made(make, what, pretrained, kw):
-    "Build a model; what its library says of values that make no sense becomes one line"
+@contextlib.contextmanager
+def _building(name):
+    "What a library says of values that make no sense becomes one line"
     try:
-        with contextlib.nullcontext() if pretrained else _offline():
-            return make(what, pretrained, **kw)
+        yield
     except (ValueError, OSError, ImportError):
         raise
     except Exception as e:
-        name = what if isinstance(what, (str, Path)) else what.model_type
         raise ValueError(f'{name} cannot be built: {_cause(e)}') from None
+
+def _made(make, what, pretrained, kw):
+    "Build a model; without published weights, nothing is fetched"
+    name = what if isinstance(what, (str, Path)) else what.model_type
+    with _building(name), contextlib.nullcontext() if pretrained else _offline():
+        return make(what, pretrained, **kw)
 
 # %% ../../nbs/onnx/02_sources.ipynb #d715c53c
 _tiny = {

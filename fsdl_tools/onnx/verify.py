@@ -76,10 +76,10 @@ def _grid(specs, batches, lengths, sizes=None):
 
 def _passes(specs, grid, rows, size):
     "How many inputs of each size: together `rows` rows, fewer where inputs or the file are large, at least two"
-    at = grid[0][0] | dict(batch=1)
-    elements = sum(math.prod(_size(axis, at) for axis in s.shape) for s in specs)
-    wanted = max(8, min(rows, 2**20 // max(elements, 1), 2**32 // max(size, 1)))
-    return max(2, math.ceil(wanted / sum(at['batch'] for at, _ in grid)))
+    one = grid[0][0] | dict(batch=1)
+    elements = sum(math.prod(_size(axis, one) for axis in s.shape) for s in specs)
+    fit = min(rows, 2**20 // max(elements, 1), 2**32 // max(size, 1))
+    return max(2, math.ceil(max(8, fit) / sum(at['batch'] for at, _ in grid)))
 
 def _scaled(feed, factor, masks):
     "Inputs with their floating point numbers times a factor, but for masks"
@@ -281,11 +281,14 @@ def _json(note, key, fits, what):
         raise ValueError(f'fsdl.{key} in the metadata of the file is not {what}: {note[key][:80]!r}')
     return v
 
+def _is_size(v):
+    "Can this be a size of an axis, or several?"
+    several = v if isinstance(v, list) and v else [v]
+    return all(type(n) is int and 0 < n < 2**31 for n in several)
+
 def _noted_sizes(note):
     "The sizes that a file says it was traced with"
-    whole = lambda v: type(v) is int and 0 < v < 2**31
-    one = lambda v: whole(v) or isinstance(v, list) and bool(v) and all(map(whole, v))
-    return _json(note, 'sizes', lambda d: isinstance(d, dict) and all(map(one, d.values())), 'sizes by axis')
+    return _json(note, 'sizes', lambda d: isinstance(d, dict) and all(map(_is_size, d.values())), 'sizes by axis')
 
 def noted_source(
     note # Metadata of a file: name -> text, with or without fsdl. in front
