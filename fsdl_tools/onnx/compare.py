@@ -471,6 +471,11 @@ class _Ways:
     note: str = '' # What could not be done
     stored: object = None # Path of the file behind 'stored'
 
+    @property
+    def run(self):
+        "The first way: as it is, where onnxruntime can"
+        return next(iter(self.ways.values()))
+
     def add_stored(self, path, folder, threads, kinds):
         "Also run what `stored_in_format` makes of a file whose values have these 16-bit formats"
         stored = stored_in_format(path, folder)

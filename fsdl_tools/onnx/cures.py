@@ -8,17 +8,23 @@ __all__ = ['named_outputs', 'randomise', 'calibrate', 'attempts']
 # %% ../../nbs/onnx/02_cures.ipynb #06ca498f
 import contextlib, copy, dataclasses, inspect, io, logging, warnings
 from collections.abc import Iterable
-from .graph import InputSpec, _axes, _cause, random_inputs
+from .graph import InputSpec, _axes, _cause, _only, random_inputs
 
 # %% ../../nbs/onnx/02_cures.ipynb #baf38ca4
+def _configs(config):
+    "A configuration and those of its parts"
+    names = ('text_config', 'vision_config', 'backbone_config', 'encoder', 'decoder')
+    parts = [getattr(config, name, None) for name in names]
+    return [config, *(p for p in parts if not isinstance(p, (dict, type(None))))]
+
 def _conf(config, *names, default=None):
     "The first of `names` that the configuration, or one of its parts, has"
-    parts = [config] + [
-        p
-        for k in ('text_config', 'vision_config', 'backbone_config', 'encoder', 'decoder')
-        if not isinstance(p := getattr(config, k, None), (dict, type(None)))
-    ]
-    return next((v for c in parts for n in names if isinstance(v := getattr(c, n, None), (int, list, tuple))), default)
+    for part in _configs(config):
+        for name in names:
+            value = getattr(part, name, None)
+            if isinstance(value, (int, list, tuple)):
+                return value
+    return default
 
 def _segments(config):
     "How many kinds of segments a model tells apart: BERT reads a question and an answer as two"
@@ -84,6 +90,10 @@ class _Flat:
 
 _simple = (type(None), bool, int, float, complex, str, bytes)
 
+def _in_order(x):
+    "Can something be gone through as a sequence? Sets have no order, a tensor or an array is no nest"
+    return isinstance(x, Iterable) and not isinstance(x, (*_simple, set, frozenset)) and not hasattr(x, 'shape')
+
 def _items(x):
     "What is inside a nest, with names: of a dict, a record, a sequence, or of what can be gone through once"
     if hasattr(x, 'items'):
@@ -92,8 +102,7 @@ def _items(x):
         return [(f.name, getattr(x, f.name)) for f in dataclasses.fields(x)]
     if hasattr(x, '_fields'):                         # namedtuple
         return list(zip(x._fields, x, strict=True))
-    ordered = isinstance(x, Iterable) and not isinstance(x, (*_simple, set, frozenset)) and not hasattr(x, 'shape')
-    return list(enumerate(x)) if ordered else []
+    return list(enumerate(x)) if _in_order(x) else []
 
 def _slots(x):
     "Names of the attributes that an object keeps in slots"
@@ -162,8 +171,7 @@ def named_outputs(
 ) -> dict:  # Output name -> tensor
     "Run `module` and give every tensor it returns a name"
     params = inspect.signature(module.forward).parameters
-    wanted = dict(use_cache=False, return_dict=True) if hasattr(module, 'config') else {}
-    kw = {k: v for k, v in wanted.items() if k in params}
+    kw = _only(dict(use_cache=False, return_dict=True), params) if hasattr(module, 'config') else {}
     out = module(**feed, **kw) if _takes_names(module, params, feed) else module(*feed.values())
     if kw and 'last_hidden_state' in out:
         out = {k: v for k, v in out.items() if k != 'past_key_values'}

@@ -14,7 +14,7 @@ import numpy as np
 from ..core import Record, fix_torchvision, need, one_of, positive
 from ..models.architectures import is_factory
 from ..models.build import longest_text
-from .graph import read_onnx, session
+from .graph import _only, read_onnx, session
 from .cures import _as_it_was, _cured, _first_success, _quiet, _way, attempts
 from .sources import Source, _building, _config_path, _offline, _read_config, _say_size
 
@@ -302,7 +302,7 @@ class Decoder:
     def _feed(self, ids, mask, past):
         "What the graph takes of new tokens, of a mask and of a cache"
         feed = dict(input_ids=ids, attention_mask=mask, position_ids=_positions(mask)[:, -ids.shape[1]:], **past)
-        return {k: v for k, v in feed.items() if k in self.takes}
+        return _only(feed, self.takes)
 
     def _run(self, feed):
         "Output name -> array"
@@ -464,7 +464,7 @@ def _attempt_decoder(m, made, n, opset, external, say):
         _save_step(m, made, cures, opset, external)
         got = check_decoder(made, m, n)
         why = _what_is_wrong(got, n)
-        fields = {k: got[k] for k in ('tokens', 'distinct', 'max_rel')} | dict(cures=tuple(cures))
+        fields = _only(got, ('tokens', 'distinct', 'max_rel')) | dict(cures=tuple(cures))
         return fields, f'{_way(cures, fixed)}: {why}' if why else ''
     ways = [(cures, ()) for cures in dict.fromkeys(c for c, _ in attempts(m, []))]
     found, tried = _first_success(ways, attempt, say)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from ..core import Record, need, one_of
 from ..files import followed, scratch
-from .graph import _axes, _dims, _external, _sizes, _true_inputs, random_inputs, inspect_onnx
+from .graph import _axes, _dims, _external, _only, _sizes, _true_inputs, random_inputs, inspect_onnx
 from .cures import _Flat, _as_it_was, _cured, _first_success, _quiet, _tensor
 from .cures import attempts, named_outputs, randomise
 from .sources import Source, _source
@@ -64,15 +64,18 @@ def _limits_of(axis, size, ranges):
     if wanted.upper < 2**31:
         yield f'{axis} at most {int(wanted.upper)}'
 
+def _traced_inputs(program):
+    "The inputs of a trace, in its order, with the ranges of their sizes"
+    user = set(program.graph_signature.user_inputs)
+    return [n.meta['val'] for n in program.graph.nodes if n.op == 'placeholder' and n.name in user]
+
 def limits(
     prog,  # torch.onnx.ONNXProgram
     specs  # InputSpecs
 ) -> list: # For example: batch at most 4
     "Sizes that the trace is valid for, where the model branched on a size; ONNX itself does not record them"
     program, out = prog.exported_program, []
-    user = set(program.graph_signature.user_inputs)
-    values = [n.meta['val'] for n in program.graph.nodes if n.op == 'placeholder' and n.name in user]
-    for spec, value in zip(specs, values, strict=False):
+    for spec, value in zip(specs, _traced_inputs(program), strict=False):
         for axis, size in zip(spec.shape, value.shape, strict=False):
             out += _limits_of(axis, size, program.range_constraints)
     return list(dict.fromkeys(out))
@@ -172,10 +175,14 @@ class ExportReport(Record):
     seconds: float      # From building the model to the verified file
     checked: tuple = () # Rows of the verification
 
+def _as_notes(d):
+    "Values as a file notes them: texts as they are, others as JSON, and nothing for None"
+    return {f'fsdl.{k}': v if isinstance(v, str) else json.dumps(v) for k, v in d.items() if v is not None}
+
 def _metadata(source, cures, extra):
     "What is noted in a file about itself: name -> text"
     import torch, onnx
-    d = dict(
+    own = dict(
         source=source.name,
         created_by='fsdl_tools',
         torch=torch.__version__,
@@ -184,8 +191,7 @@ def _metadata(source, cures, extra):
         weights=graph_fingerprint(source.module),
         inputs=[s.to_dict() for s in source.specs],
     )
-    d |= source.info | (extra or {})
-    return {f'fsdl.{k}': v if isinstance(v, str) else json.dumps(v) for k, v in d.items() if v is not None}
+    return _as_notes(own | source.info | (extra or {}))
 
 _inside = 1_900_000_000        # bytes of weights that go into the file itself: a protobuf ends at 2 GiB
 
@@ -208,12 +214,11 @@ def _named_axis(values, seen, fresh):
 
 def _runs(path, specs, sizes, names):
     "(inputs, outputs) of a file at each size that its model has to manage; empty when it fails at one of them"
-    ats = [at for at, must in _grid(specs, (1, 3), (5, 12), sizes) if must]
-    feeds = [{k: v for k, v in random_inputs(specs, **at).items() if k in names} for at in ats]
+    grid = _grid(specs, (1, 3), (5, 12), sizes)
+    feeds = [_only(random_inputs(specs, **at), names) for at, must in grid if must]
     try:
         with _file_ways(path) as file:
-            answer = next(iter(file.ways.values()))
-            return [(f, answer(f)) for f in feeds]
+            return [(f, file.run(f)) for f in feeds]
     except ValueError:                                 # the verification will say so
         return []
 

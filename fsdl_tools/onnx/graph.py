@@ -443,6 +443,10 @@ def _axes(specs):
     "Names of the axes that vary"
     return tuple(dict.fromkeys(axis for s in specs for axis in s.shape if isinstance(axis, str)))
 
+def _only(d, names):
+    "The entries of a dict that have one of these names"
+    return {k: v for k, v in d.items() if k in names}
+
 def _size(axis, sizes):
     "The size of an axis: its own, or the one of its name"
     return sizes.get(axis, 7) if isinstance(axis, str) else axis

@@ -113,15 +113,19 @@ def _config_path(what):
     names = sorted(p.iterdir()) if p.is_dir() else ()
     return next((f for f in names if f.name.lower() == 'config.json'), None)
 
+def _json_in(path):
+    "What is in a JSON file"
+    try:
+        return json.loads(path.read_text(encoding='utf-8-sig'))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{str(path)!r} is not JSON: {e}') from None
+
 def _read_config(what):
     "The fields of a configuration in a file"
     p = _config_path(what)
     if p is None or not p.is_file():
         raise FileNotFoundError(f'there is no configuration {str(what)!r}')
-    try:
-        d = json.loads(p.read_text(encoding='utf-8-sig'))
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f'{str(p)!r} is not JSON: {e}') from None
+    d = _json_in(p)
     if not isinstance(d, dict):
         raise ValueError(f'{str(p)!r} is no configuration of transformers')
     return d
@@ -146,11 +150,15 @@ def _hf(what, pretrained, **kw):
     if pretrained:
         return tr.AutoModel.from_pretrained(what, trust_remote_code=False, **kw)
     c = _config_of(what, **kw)
-    if not (names := getattr(c, 'architectures', None)):
-        return tr.AutoModel.from_config(c, trust_remote_code=False)
-    if (k := model_class(names[0])) is None:
-        raise ValueError(f'{names[0]!r} is not a model of transformers')
-    return k._from_config(c)
+    names = getattr(c, 'architectures', None)
+    return _of_class(names[0], c) if names else tr.AutoModel.from_config(c, trust_remote_code=False)
+
+def _of_class(name, config):
+    "A model of the class that a configuration names"
+    kind = model_class(name)
+    if kind is None:
+        raise ValueError(f'{name!r} is not a model of transformers')
+    return kind._from_config(config)
 
 def _hf_info(m):
     "InputSpecs and what is known about a model of transformers"

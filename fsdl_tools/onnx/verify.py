@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from ..core import Record, positive
 from ..table import Table
-from .graph import _axes, _cause, _fit, _size, _true_inputs, random_inputs, read_onnx, specs_of_file
+from .graph import _axes, _cause, _fit, _only, _size, _true_inputs
+from .graph import random_inputs, read_onnx, specs_of_file
 from .cures import _as_it_was, named_outputs, _tensor
 from ..models.architectures import is_factory
 from .sources import _source, _tame_config, specs_of
@@ -62,11 +63,15 @@ def _usual(axis, batches, lengths):
         return tuple(batches)
     return tuple(n * 400 if axis == 'samples' else n for n in lengths)
 
+def _choices_by_axis(axes, batches, lengths, sizes):
+    "Axis name -> sizes to try"
+    given = {a: _choices(a, n) for a, n in sizes.items() if a in axes}
+    return {a: _usual(a, batches, lengths) for a in axes} | given
+
 def _grid(specs, batches, lengths, sizes=None):
     "Sizes to try, each with the question whether the reference has to manage it"
-    axes, sizes = _axes(specs), sizes or {}
-    given = {a: _choices(a, n) for a, n in sizes.items() if a in axes}
-    choices = {a: _usual(a, batches, lengths) for a in axes} | given
+    sizes = sizes or {}
+    choices = _choices_by_axis(_axes(specs), batches, lengths, sizes)
     rows = choices.pop('batch', (2,))
     most = max(map(len, choices.values()), default=1)
     varied = [{a: tried[k % len(tried)] for a, tried in choices.items()} for k in range(most)]
@@ -159,7 +164,7 @@ class _Trial:
     def taken(self, feeds):
         "The inputs that the file has"
         names = {i.name for i in _true_inputs(self.model)}
-        return [{k: v for k, v in f.items() if k in names} for f in feeds]
+        return [_only(f, names) for f in feeds]
 
     def _noise(self, feeds, name, b):
         "How far the reference is from itself in float64"
@@ -354,8 +359,8 @@ def _is_file(against):
 def _with_file(path, against, specs, model, how):
     "Compare a file with another file"
     with _file_ways(against) as other:
-        run = next(iter(other.ways.values()))
-        return verify_runner(path, run, _fit(specs or specs_of_file(path), model), Path(against).name, **how)
+        specs = _fit(specs or specs_of_file(path), model)
+        return verify_runner(path, other.run, specs, Path(against).name, **how)
 
 def verify(
     path,          # An .onnx file
