@@ -57,11 +57,6 @@ def _of_inputs(near):
     whole = np.median(near.reshape(len(near), -1), 1)      # one input may be larger than the others
     return np.maximum(near, whole.reshape(-1, *[1] * (near.ndim - 1)))
 
-def _of_inputs(near):
-    "How far every number is from its middle, and at least as far as numbers of its input usually are"
-    whole = np.median(near.reshape(len(near), -1), 1)      # one input may be larger than the others
-    return np.maximum(near, whole.reshape(-1, *[1] * (near.ndim - 1)))
-
 def _typical_spread(spread, least):
     "How much a typical entry varies, of those that vary by more than a few roundings"
     varied = spread[spread > least]

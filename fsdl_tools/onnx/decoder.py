@@ -405,12 +405,6 @@ def _misdeclared_cache(path, decoder):
     feed = decoder._feed(np.zeros((2, 3), 'int64'), np.ones((2, 8), 'int64'), decoder._zeros(2, 5))
     return declared_shapes(read_onnx(path), feed, decoder._run(feed))
 
-def _logits(model, ids, mask):
-    import torch, inspect
-    ids, mask = torch.as_tensor(ids), torch.as_tensor(mask)
-    kw = dict(position_ids=_positions(mask)) if 'position_ids' in inspect.signature(model.forward).parameters else {}
-    with torch.no_grad():
-        return model(input_ids=ids, attention_mask=mask, use_cache=False, **kw).logits.numpy()
 
 # %% ../../nbs/onnx/05_decoder.ipynb #93a2e623
 def _room(model, n):
