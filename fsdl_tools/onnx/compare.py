@@ -7,12 +7,13 @@ __all__ = ['compare_outputs', 'pair_outputs', 'declared_shapes', 'stored_in_form
 
 # %% ../../nbs/onnx/03_compare.ipynb #2ccf6750
 import ast, contextlib, math, operator, tempfile, warnings
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from ..core import one_of
-from .graph import _cause, _dims, _open, _tensors, _true_inputs, infer, read_onnx, session
+from .graph import _cause, _dims, _open, _subgraphs, _tensors, _true_inputs, infer, read_onnx, session
 
 # %% ../../nbs/onnx/03_compare.ipynb #289543ba
 _tolerances = dict(float64=(1e-9, 32), float32=(1e-4, 32), float16=(8e-3, 24), bfloat16=(6e-2, 8))
@@ -30,47 +31,65 @@ def _typical(x):
     near = 1.4826 * np.median(np.abs(x - np.median(x)))
     return near if near > 0 else x.std()
 
-def _deviation(b, use):
-    "Of every entry how much it varies from input to input: usually, and with its rare large values"
+def _mean_and_spread(b, use):
+    "Mean and standard deviation of every entry over the inputs in which it is used"
     n = use.sum(0)
     mean = np.where(use, b, 0).sum(0) / np.maximum(n, 1)
-    spread = np.sqrt((np.where(use, b - mean, 0) ** 2).sum(0) / np.maximum(n - 1, 1))
-    known = np.where(use, b, mean)
-    near = np.abs(known - np.median(known, 0))
+    squares = (np.where(use, b - mean, 0) ** 2).sum(0)
+    return mean, np.sqrt(squares / np.maximum(n - 1, 1))
+
+def _from_median(x):
+    "How far numbers are from the median over the inputs"
+    return np.abs(x - np.median(x, 0))
+
+def _deviation(b, use):
+    "Of every entry how much it varies from input to input: usually, and with its rare large values"
+    if len(b) == 1:
+        one = _typical(b[use]) if use.any() else 0.
+        return np.full(b.shape[1:], one), np.zeros(b.shape)
+    mean, spread = _mean_and_spread(b, use)
+    near = _from_median(np.where(use, b, mean))
     usual = 1.4826 * np.median(near, 0)
     return np.where((usual > 0) & (spread > 10 * usual), 10 * usual, spread), near
+
+def _of_inputs(near):
+    "How far every number is from its middle, and at least as far as numbers of its input usually are"
+    whole = np.median(near.reshape(len(near), -1), 1)      # one input may be larger than the others
+    return np.maximum(near, whole.reshape(-1, *[1] * (near.ndim - 1)))
+
+def _typical_spread(spread, least):
+    "How much a typical entry varies, of those that vary by more than a few roundings"
+    varied = spread[spread > least]
+    return float(np.median(varied)) if varied.size else 0.
 
 def _spread(b, use, floor):
     "Of every entry how large it gets; how much a typical entry varies; the unit in which each number is compared"
     size = np.where(use, np.abs(b), 0).max(0)
-    if len(b) > 1:
-        spread, near = _deviation(b, use)
-    else:
-        spread, near = np.full(size.shape, _typical(b[use]) if use.any() else 0.), np.zeros(b.shape)
-    varied = spread[spread > floor / 8 * size]             # less than a few roundings is no variation
-    typical = float(np.median(varied)) if varied.size else 0.
-    whole = np.median(near.reshape(len(b), -1), 1)         # one input may be larger than the others
-    near = np.maximum(near, whole.reshape(-1, *[1] * (b.ndim - 1)))
-    return size, typical, np.maximum(np.maximum(spread, typical), near)
+    spread, near = _deviation(b, use)
+    typical = _typical_spread(spread, floor / 8 * size)
+    return size, typical, np.maximum(np.maximum(spread, typical), _of_inputs(near))
 
 def _constant(x, floor):
     "Entries that are the same for every input, but for rounding"
     return (x == x[:1]).all(0) | (x.max(0) - x.min(0) <= floor * np.abs(x).max(0))
 
+def _recurring(beyond):
+    "Are sorted sizes those of a mask: a few numbers, most of them more than once?"
+    different = 1 + int((beyond[1:] > 1.001 * beyond[:-1]).sum())              # a score may have been added to a mask
+    return different <= 8 and beyond.size >= 2 * different
+
+def _mask_size(sizes):
+    "The size from which on numbers are a mask; infinite ones always are"
+    if not sizes.size or sizes.max() < 1e3:
+        return np.inf
+    sizes = np.sort(sizes)
+    gaps = np.flatnonzero(sizes[1:] > 100 * sizes[:-1])
+    parts = (sizes[k + 1:] for k in gaps[sizes[gaps + 1] >= 1e3])
+    return next((beyond[0] for beyond in parts if _recurring(beyond)), np.inf)
+
 def _mask_of(b):
     "Numbers that are written over answers: infinite, or one of a few that recur, far beyond all others"
-    infinite = np.isinf(b)
-    sizes = np.abs(b[np.isfinite(b) & (b != 0)])
-    if not sizes.size or sizes.max() < 1e3:
-        return infinite
-    sizes.sort()
-    gaps = np.flatnonzero(sizes[1:] > 100 * sizes[:-1])
-    for k in gaps[sizes[gaps + 1] >= 1e3]:
-        beyond = sizes[k + 1:]
-        different = 1 + int((beyond[1:] > 1.001 * beyond[:-1]).sum())          # a score may have been added to a mask
-        if different <= 8 and beyond.size >= 2 * different:
-            return infinite | (np.abs(b) >= beyond[0]) & np.isfinite(b)
-    return infinite
+    return np.abs(b) >= _mask_size(np.abs(b[np.isfinite(b) & (b != 0)]))
 
 def _both_masked(a, b, mask, kind, typical):
     "Numbers that are a mask on both sides, whichever number it is written with"
@@ -94,27 +113,34 @@ def _by_channel(x, axis):
     rows = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
     return rows[:, ::max(1, rows.shape[1] // 512)]
 
-def _wrong_channel(apart, b, use, most, allowed):
+def _medians(rows, known):
+    "The median of the known numbers of each row, nan where none is known"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')                   # a channel that is a mask throughout
+        return np.nanmedian(np.where(known, rows, np.nan), 1)
+
+def _first_off(own, wrong, fine, most):
+    "The first channel that is off by a good part of what is its own, None without one"
+    off = np.flatnonzero((own > fine) & (wrong > fine) & (wrong > most * own))
+    return int(off[0]) if off.size else None
+
+def _wrong_channel(apart, b, units, rtol):
     "A channel whose usual difference is a good part of how much that channel itself varies, in words"
-    if len(b) < 2:
+    if len(b) < 2 or b.ndim < 3:
         return ''
-    near = np.abs(b - np.median(b, 0))
-    for axis in sorted({2, b.ndim - 1}) if b.ndim > 2 else ():
-        known = _by_channel(use, axis)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')               # a channel that is a mask throughout
-            middle = lambda x, known=known, axis=axis: np.nanmedian(np.where(known, _by_channel(x, axis), np.nan), 1)
-            own, wrong, fine = map(middle, (near, apart, allowed))
-        bad = np.flatnonzero((own > fine) & (wrong > fine) & (wrong > most * own))
-        if bad.size:
-            k = int(bad[0])
+    most, near = max(.1, rtol / 2), _from_median(np.where(units.use, b, 0))
+    for axis in sorted({2, b.ndim - 1}):
+        known = _by_channel(units.use, axis)
+        own, wrong, fine = (_medians(_by_channel(x, axis), known) for x in (near, apart, units.few))
+        k = _first_off(own, wrong, fine, most)
+        if k is not None:
             return f'entry {k} of axis {axis - 1} is off by {wrong[k] / own[k]:.0%} of how much it varies itself'
     return ''
 
-def _wrong_numbers(apart, noise, least):
+def _wrong_numbers(apart, terms):
     "Whole numbers that are not the same ones, in words: they are names and counts, and the next one is another"
-    differ = apart > 10 * noise
-    if differ.mean() > 1 - least or len(differ) > 1 and differ.mean(0).max() > .5:
+    differ = apart > 10 * terms.noise
+    if differ.mean() > 1 - terms.least or len(differ) > 1 and differ.mean(0).max() > .5:
         return f'{differ.mean():.1%} of the whole numbers are others'
     return ''
 
@@ -129,14 +155,25 @@ def _words(a, b):
     why = '' if same.all() else f'{1 - same.mean():.1%} of the texts are others'
     return dict(max_abs=float(not same.all()), max_rel=None, top1=None, spread=varied, ok=not why, why=why)
 
+_alike = dict(i='u', V='f', O='U', S='U')                 # kinds of numpy types that are compared with each other
+
 def _mismatch(a, b):
     "Why two arrays cannot be compared at all, in words"
-    kinds = [dict(i='u', V='f', O='U', S='U').get(x.dtype.kind, x.dtype.kind) for x in (a, b)]
     if a.shape != b.shape:
         return f'shape {list(a.shape[1:])} instead of {list(b.shape[1:])}'
-    return f'{a.dtype} instead of {b.dtype}' if kinds[0] != kinds[1] else ''
+    one, other = (_alike.get(x.dtype.kind, x.dtype.kind) for x in (a, b))
+    return f'{a.dtype} instead of {b.dtype}' if one != other else ''
 
-def _compare(a, b, kind, rtol, top, noise=0., least=_enough):
+@dataclass(frozen=True)
+class _Terms:
+    "When two outputs are equal"
+    kind: str              # Format that was computed in
+    rtol: float            # Largest difference, relative to how much answers vary
+    top: bool              # Has each row a largest entry that must stay?
+    noise: object = 0.     # How far the reference itself is off, one number or one an entry
+    least: float = _enough # Share of rows that must keep their largest entry
+
+def _compare(a, b, terms):
     "How far answers to several inputs, stacked, are from the reference"
     if why := _mismatch(a, b):
         return _apart(why)
@@ -144,33 +181,63 @@ def _compare(a, b, kind, rtol, top, noise=0., least=_enough):
         return dict(max_abs=0., max_rel=0., top1=None, spread=0., ok=True, why='')
     if b.dtype.kind in 'OSU':
         return _words(a, b)
-    whole = b.dtype.kind in 'iu'
-    return _measured(_plain(a), _plain(b), kind, rtol, top, noise, least, whole)
+    return _measured(_plain(a), _plain(b), terms, b.dtype.kind in 'iu')
 
-def _measured(a, b, kind, rtol, top, noise, least, whole):
+@dataclass(frozen=True)
+class _Units:
+    "What differences from a reference are measured in; arrays of its shape"
+    mask: object   # Is a number a mask?
+    use: object    # Is it an answer: finite, and no mask?
+    typical: float # How much a typical entry varies from input to input
+    few: object    # A few roundings of each number
+    scale: object  # A relative difference of one
+
+def _units(b, terms):
+    "The units of a reference"
+    own, floor = _tolerances[terms.kind][0], _floor(terms.kind)
+    mask, finite = _mask_of(b), np.isfinite(b)
+    use = finite & ~mask
+    size, typical, unit = _spread(np.where(finite, b, 0), use, floor)
+    few = floor * np.where(use, size, np.abs(b)) + 10 * terms.noise
+    return _Units(mask, use, typical, few, np.where(use, unit, 0) + few / own)
+
+def _kept(a, b, units, terms):
+    "Share of rows that keep their largest entry, None where rows have none; large masks win nothing"
+    if not terms.top or b.shape[-1] == 1:
+        return None
+    high = units.mask & (b > 0)
+    slack = 2 * _tolerances[terms.kind][0] * units.scale.min(-1)
+    return _winners(np.where(high, -np.inf, a), np.where(high, -np.inf, b), slack)
+
+def _too_far(rel, top1, terms):
+    "Why two outputs are too far apart, in words"
+    if rel > terms.rtol:
+        return f'relative difference {rel:.1e}'
+    if top1 is not None and top1 < terms.least:
+        return f'only {top1:.0%} of the rows keep their largest entry'
+    return ''
+
+def _same(a, b, units, kind):
+    "Which numbers are equal: also when neither is a number, or both are a mask"
+    return (a == b) | (np.isnan(a) & np.isnan(b)) | _both_masked(a, b, units.mask, kind, units.typical)
+
+def _relative(apart, scale):
+    "The largest difference, in units"
+    return float(min((apart / np.where(scale > 0, scale, 1e-30)).max(), 1e9))
+
+def _measured(a, b, terms, whole):
     "The same for numbers in float64; are they `whole`?"
-    own, floor = _tolerances[kind][0], _floor(kind)
     with np.errstate(invalid='ignore', over='ignore'):
-        mask = _mask_of(b)
-        use = np.isfinite(b) & ~mask
-        size, typical, unit = _spread(np.where(np.isfinite(b), b, 0), use, floor)
-        few = np.where(use, floor * size, floor * np.abs(b)) + 10 * noise
-        scale = np.where(use, unit, 0) + few / own
-        same = (a == b) | (np.isnan(a) & np.isnan(b)) | _both_masked(a, b, mask, kind, typical)
-    winners = [np.where(mask & (b > 0), -np.inf, x) for x in (a, b)]
-    top1 = _winners(*winners, 2 * own * scale.min(-1)) if top and b.shape[-1] > 1 else None
+        units = _units(b, terms)
+        same = _same(a, b, units, terms.kind)
+    top1 = _kept(a, b, units, terms)
     if not (np.isfinite(a) & np.isfinite(b) | same).all():
         return _apart('not finite where the other is', top1)
-    apart = np.where(same, 0, np.abs(np.where(same, 0, a) - np.where(same, 0, b)))
-    rel = float(min((apart / np.where(scale > 0, scale, 1e-30)).max(), 1e9))
-    reasons = [
-        f'relative difference {rel:.1e}' if rel > rtol else '',
-        f'only {top1:.0%} of the rows keep their largest entry' if top1 is not None and top1 < least else '',
-        _wrong_numbers(apart, noise, least) if whole else '',
-        _wrong_channel(apart, np.where(use, b, 0), use, max(.1, rtol / 2), few),
-    ]
-    why = next(filter(None, reasons), '')
-    return dict(max_abs=float(apart.max()), max_rel=rel, top1=top1, spread=typical, ok=not why, why=why)
+    apart = np.abs(np.where(same, 0, a) - np.where(same, 0, b))
+    rel = _relative(apart, units.scale)
+    why = _too_far(rel, top1, terms) or (_wrong_numbers(apart, terms) if whole else '')
+    why = why or _wrong_channel(apart, b, units, terms.rtol)
+    return dict(max_abs=float(apart.max()), max_rel=rel, top1=top1, spread=units.typical, ok=not why, why=why)
 
 def compare_outputs(
     a, # Output under test, numpy array [inputs, ...]
@@ -180,7 +247,11 @@ def compare_outputs(
 ) -> dict: # max_abs, max_rel, top1, spread, ok, why
     "How far the answers `a` are from `b`, relative to how much answers vary from input to input"
     own = _tolerances[one_of('format', kind, _tolerances)][0]
-    return _compare(np.asarray(a), np.asarray(b), kind, own if rtol is None else rtol, np.ndim(b) > 1)
+    return _compare(np.asarray(a), np.asarray(b), _Terms(kind, own if rtol is None else rtol, np.ndim(b) > 1))
+
+def _farthest(rows, without):
+    "The largest relative difference among rows, or `without` where none has one"
+    return max((r['max_rel'] for r in rows if r['max_rel'] is not None), default=without)
 
 # %% ../../nbs/onnx/03_compare.ipynb #6894c56a
 def pair_outputs(
@@ -188,10 +259,10 @@ def pair_outputs(
     ref  # Names of the outputs of the reference
 ) -> list: # (name in the file, name in the reference); None when their numbers differ
     "Outputs that belong together: those of the same name, and what is left in its order"
-    alone = [[n for n in one if n not in other] for one, other in ((got, ref), (ref, got))]
-    if len(alone[0]) != len(alone[1]):
+    mine, theirs = [n for n in got if n not in ref], [n for n in ref if n not in got]
+    if len(mine) != len(theirs):
         return None
-    return [(n, n) for n in ref if n in got] + list(zip(*alone, strict=True))
+    return [(n, n) for n in ref if n in got] + list(zip(mine, theirs, strict=True))
 
 # %% ../../nbs/onnx/03_compare.ipynb #1af23976
 _arithmetic = {
@@ -225,20 +296,30 @@ def _size_of(text, known):
         return None
     return None if value is None or value != int(value) else int(value)
 
+def _wrong_size(declared, size, known):
+    "Is a declared size another one? A name that nobody knows yet stands for this size from now on"
+    want = _size_of(declared, known) if isinstance(declared, str) else declared
+    if want is None and declared is not None:
+        known[declared] = size
+    return want not in (None, size)
+
 def _misdeclared(v, shape, known):
     "In which axes an output of this shape is not what its declaration `v` says"
     if not v.type.tensor_type.HasField('shape'):
         return []
-    dims, wrong = _dims(v), []
+    dims = _dims(v)
     if len(dims) != len(shape):
         return [f'declared with {len(dims)} axes, has {len(shape)}']
-    for k, (d, n) in enumerate(zip(dims, shape, strict=True)):
-        want = d if isinstance(d, int) else _size_of(d, known) if d else None
-        if isinstance(d, str) and want is None:
-            known[d] = n
-        elif d is not None and want != n:
-            wrong.append(f'declares {d} on axis {k}, where {n} come')
-    return wrong
+    pairs = enumerate(zip(dims, shape, strict=True))
+    return [f'declares {d} on axis {k}, where {n} come' for k, (d, n) in pairs if _wrong_size(d, n, known)]
+
+def _known_sizes(model, feed):
+    "Axis name -> size, from the inputs; where a name stands for several, that of the first input"
+    known = {}
+    for i in _true_inputs(model):
+        pairs = zip(_dims(i), feed[i.name].shape, strict=False)
+        known = {d: n for d, n in pairs if isinstance(d, str)} | known
+    return known
 
 def declared_shapes(
     model, # onnx.ModelProto
@@ -246,12 +327,8 @@ def declared_shapes(
     got    # Output name -> numpy array
 ) -> dict: # Output name -> what is wrong with its declared shape, for outputs that have something wrong
     "Hold the declared shapes of a file against the actual ones; a name stands for one size everywhere"
-    known, wrong = {}, {}
-    for i in _true_inputs(model):
-        named = [(d, n) for d, n in zip(_dims(i), feed[i.name].shape, strict=False) if isinstance(d, str)]
-        known |= {d: n for d, n in named if d not in known}
-    for o in model.graph.output:
-        wrong[o.name] = _misdeclared(o, got[o.name].shape, known)
+    known = _known_sizes(model, feed)
+    wrong = {o.name: _misdeclared(o, got[o.name].shape, known) for o in model.graph.output}
     return {k: '; '.join(w) for k, w in wrong.items() if w}
 
 # %% ../../nbs/onnx/03_compare.ipynb #f01e2afc
@@ -272,19 +349,28 @@ def _short_values(graph):
     values = [(v.name, v.type.tensor_type.elem_type) for v in (*graph.value_info, *graph.input, *graph.output)]
     return {n: t for n, t in values if t in _short}
 
+_floats = {10: 'float16', 16: 'bfloat16', 1: 'float32', 11: 'float64'}
+
+def _elements(model):
+    "Type of weights -> how many elements have it"
+    sizes = Counter()
+    for t in _tensors(model):
+        sizes[t.data_type] += math.prod(t.dims)
+    return sizes
+
+def _main_type(model):
+    "The floating point type of most weights; without any, that of an output"
+    sizes = {t: n for t, n in _elements(model).items() if t in _floats}
+    outputs = (v.type.tensor_type.elem_type for v in model.graph.output)
+    return max(sizes, key=sizes.get, default=next((t for t in outputs if t in _floats), 1))
+
 def _format(model):
     "The format that most of a file computes in: that of its products, or of most of its weights"
-    weights, sizes = list(_tensors(model)), {}
-    for t in weights:
-        sizes[t.data_type] = sizes.get(t.data_type, 0) + math.prod(t.dims)
     made = [o for n in model.graph.node if n.op_type in ('MatMul', 'Gemm', 'Conv') for o in n.output]
     short = _short_values(model.graph)
-    floats = {10: 'float16', 16: 'bfloat16', 1: 'float32', 11: 'float64'}
-    most = max((k for k in sizes if k in floats), key=sizes.get, default=None)
-    if most is None:
-        most = next((t for v in model.graph.output if (t := v.type.tensor_type.elem_type) in floats), 1)
     products = [short[o] for o in made if o in short]
-    return floats[max(products)] if products and 2 * len(products) >= len(made) else floats[most]
+    many = products and 2 * len(products) >= len(made)
+    return _floats[max(products) if many else _main_type(model)]
 
 def _widen_tensor(t):
     "A 16-bit tensor with the same values in 32 bits"
@@ -292,16 +378,20 @@ def _widen_tensor(t):
     if t.data_type in _short:
         t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype('float32'), t.name))
 
-def _rounded(node, short):
-    "`node`, and after it two casts for each 16-bit value it makes: there and back"
+def _there_and_back(name, kind):
+    "Two casts that give a value the precision of a 16-bit type, and the name of what it is before"
     from onnx import helper
-    casts = []
+    wide, short = f'{name}__wide', f'{name}__short'
+    return wide, [helper.make_node('Cast', [wide], [short], to=kind), helper.make_node('Cast', [short], [name], to=1)]
+
+def _rounded(node, short):
+    "`node`, and after it two casts for each 16-bit value it makes"
+    nodes = [node]
     for k, name in enumerate(node.output):
         if name in short:
-            node.output[k] = f'{name}__wide'
-            casts.append(helper.make_node('Cast', [f'{name}__wide'], [f'{name}__short'], to=short[name]))
-            casts.append(helper.make_node('Cast', [f'{name}__short'], [name], to=1))
-    return [node, *casts]
+            node.output[k], casts = _there_and_back(name, short[name])
+            nodes += casts
+    return nodes
 
 def _widen_attributes(node):
     "The tensors, types and subgraphs that are attributes of a node, in 32 bits"
@@ -310,7 +400,7 @@ def _widen_attributes(node):
             _widen_tensor(a.t)
         if a.name in ('to', 'dtype') and a.i in _short:
             a.i = 1
-        for g in [*([a.g] if a.HasField('g') else []), *a.graphs]:
+        for g in _subgraphs(a):
             _widen_graph(g)
 
 def _widen_graph(graph):
@@ -341,19 +431,32 @@ def stored_in_format(
     onnx.save(model, str(out), save_as_external_data=True, location='stored.data', size_threshold=1024)
     return out
 
+def _returning(model, names, path):
+    "`path`, after the model was written there with these values among its outputs"
+    from onnx import helper
+    have = {o.name for o in model.graph.output}
+    model.graph.output.extend(helper.make_tensor_value_info(n, 1, None) for n in names if n not in have)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+def _reach(x):
+    "The largest finite size in an array"
+    return float(np.where(np.isfinite(x), np.abs(x), 0).max(initial=0))
+
+def _wide_values(model):
+    "Names of the values that `stored_in_format` rounds, before they are rounded"
+    casts = (n.input[0] for n in model.graph.node if n.op_type == 'Cast')
+    return [name for name in casts if name.endswith('__wide')]
+
 def _overflows(path, feed):
     "The 16-bit values of a file from `stored_in_format` that grow beyond what float16 can hold"
     import onnx
     model = onnx.load(str(path), load_external_data=False)
-    wide = [n.input[0] for n in model.graph.node if n.op_type == 'Cast' and n.input[0].endswith('__wide')]
-    have = {o.name for o in model.graph.output}
-    model.graph.output.extend(onnx.helper.make_tensor_value_info(n, 1, None) for n in wide if n not in have)
-    every = Path(path).with_name('every.onnx')
-    every.write_bytes(model.SerializeToString())
+    wide, largest = _wide_values(model), float(np.finfo('float16').max)
+    every = _returning(model, wide, Path(path).with_name('every.onnx'))
     got = infer(_open(every, optimise=False), feed)
-    finite = {n: np.where(np.isfinite(got[n]), np.abs(got[n]), 0) for n in wide}
-    reach = {n.removesuffix('__wide'): float(x.max(initial=0)) for n, x in finite.items()}
-    return {n: r for n, r in reach.items() if r > float(np.finfo('float16').max)}
+    reach = {name.removesuffix('__wide'): _reach(got[name]) for name in wide}
+    return {name: r for name, r in reach.items() if r > largest}
 
 # %% ../../nbs/onnx/03_compare.ipynb #c7a2a46d
 @dataclass
@@ -362,6 +465,18 @@ class _Ways:
     ways: dict     # '' (as it is) or 'stored' (in 16 bits, as a GPU does) -> function from numpy to numpy
     note: str = '' # What could not be done
     stored: object = None # Path of the file behind 'stored'
+
+    @property
+    def run(self):
+        "The first way: as it is, where onnxruntime can"
+        return next(iter(self.ways.values()))
+
+    def add_stored(self, path, folder, threads, kinds):
+        "Also run what `stored_in_format` makes of a file whose values have these 16-bit formats"
+        stored = stored_in_format(path, folder)
+        wide = session(stored, threads, optimise=False)
+        self.stored = stored if 'float16' in kinds else None
+        self.ways['stored'] = lambda feed: infer(wide, _widened(feed))
 
     def overflow(self, feed):
         "The largest 16-bit value that is no finite float16, in words; empty without one"
@@ -373,13 +488,13 @@ class _Ways:
 
 def _widened(feed):
     "Inputs with 16-bit floating point numbers in 32 bits"
-    short = {k for k, v in feed.items() if v.dtype.kind in 'fV' and v.dtype.itemsize == 2}
-    return {k: v.astype('float32') if k in short else v for k, v in feed.items()}
+    short = lambda v: v.dtype.kind in 'fV' and v.dtype.itemsize == 2
+    return {k: v.astype('float32') if short(v) else v for k, v in feed.items()}
 
 def _has_short(model):
     "Names of the 16-bit formats that occur in a model"
-    weights = {t.data_type for t in _tensors(model)}
-    return {_short[t] for t in {*_short_values(model.graph).values(), *weights} if t in _short}
+    types = {*_short_values(model.graph).values(), *(t.data_type for t in _tensors(model))}
+    return {_short[t] for t in types if t in _short}
 
 @contextlib.contextmanager
 def _file_ways(path, threads=1):
@@ -390,14 +505,10 @@ def _file_ways(path, threads=1):
         out.ways[''] = lambda feed: infer(plain, feed)
     with tempfile.TemporaryDirectory(prefix='fsdl-') as folder:
         try:
-            stored = stored_in_format(path, folder) if kinds else None
-            wide = session(stored, threads, optimise=False) if kinds else None
+            if kinds:
+                out.add_stored(path, folder, threads, kinds)
         except ValueError as e:
             if not out.ways:
                 raise
             out.note = f'overflow was not looked for: {_cause(e)}'
-        else:
-            if kinds:
-                out.stored = stored if 'float16' in kinds else None
-                out.ways['stored'] = lambda feed: infer(wide, _widened(feed))
         yield out

@@ -6,66 +6,74 @@
 __all__ = ['named_outputs', 'randomise', 'calibrate', 'attempts']
 
 # %% ../../nbs/onnx/02_cures.ipynb #06ca498f
-import contextlib, copy, dataclasses, inspect
+import contextlib, copy, dataclasses, inspect, io, logging, warnings
 from collections.abc import Iterable
-from .graph import InputSpec, _cause, random_inputs
+from .graph import InputSpec, _axes, _cause, _only, random_inputs
 
 # %% ../../nbs/onnx/02_cures.ipynb #baf38ca4
+def _configs(config):
+    "A configuration and those of its parts"
+    names = ('text_config', 'vision_config', 'backbone_config', 'encoder', 'decoder')
+    parts = [getattr(config, name, None) for name in names]
+    return [config, *(p for p in parts if not isinstance(p, (dict, type(None))))]
+
 def _conf(config, *names, default=None):
     "The first of `names` that the configuration, or one of its parts, has"
-    parts = [config] + [
-        p
-        for k in ('text_config', 'vision_config', 'backbone_config', 'encoder', 'decoder')
-        if not isinstance(p := getattr(config, k, None), (dict, type(None)))
-    ]
-    return next((v for c in parts for n in names if isinstance(v := getattr(c, n, None), (int, list, tuple))), default)
+    for part in _configs(config):
+        for name in names:
+            value = getattr(part, name, None)
+            if isinstance(value, (int, list, tuple)):
+                return value
+    return default
 
 def _segments(config):
     "How many kinds of segments a model tells apart: BERT reads a question and an answer as two"
     n = getattr(config, 'type_vocab_size', None)
     return n if isinstance(n, int) else 0
 
+def _image_shape(c):
+    "The shape of images, from a configuration"
+    channels = _conf(c, 'num_channels', 'num_image_channels', 'in_channels', 'in_chans', default=3)
+    side = _conf(c, 'image_size', 'img_size', default=224)
+    sides = tuple(side)[-2:] if isinstance(side, (list, tuple)) else (side, side)
+    return 'batch', channels, *sides
+
+def _sound_shape(c):
+    "The shape of sound, from a configuration: a waveform, or a spectrogram of fixed length"
+    return ('batch', c.max_length, c.num_mel_bins) if hasattr(c, 'frequency_stride') else ('batch', 'samples')
+
+def _known_specs(c):
+    "Input name -> InputSpec of every input that can be filled knowing the configuration"
+    text, vocabulary = ('batch', 'sequence'), _conf(c, 'vocab_size', default=100)
+    bands, frames = _conf(c, 'num_mel_bins', default=80), 2 * _conf(c, 'max_source_positions', default=1500)
+    specs = [
+        InputSpec('input_ids', text, 'int64', vocabulary),
+        InputSpec('attention_mask', text, 'int64', 2, True),
+        InputSpec('token_type_ids', text, 'int64', _segments(c)),
+        InputSpec('decoder_input_ids', ('batch', 'target'), 'int64', vocabulary),
+        InputSpec('pixel_values', _image_shape(c)),
+        InputSpec('input_values', _sound_shape(c)),
+        InputSpec('input_features', ('batch', bands, frames)),
+    ]
+    return {s.name: s for s in specs}
+
+def _main_inputs(args):
+    "What a model is about: text with whatever else it takes, or the first of images and sound"
+    main = [n for n in ('input_ids', 'pixel_values', 'input_values', 'input_features') if n in args]
+    return main if 'input_ids' in main else main[:1]
+
 def _hf_specs(
     model # A transformers model
 ) -> list: # InputSpecs
     "What a transformers model wants, from the signature of its forward and its configuration"
     c, args = model.config, inspect.signature(model.forward).parameters
-    ids = lambda name, axis='sequence': InputSpec(name, ('batch', axis), 'int64', _conf(c, 'vocab_size', default=100))
-    side = _conf(c, 'image_size', 'img_size', default=224)
-    side = tuple(side)[-2:] if isinstance(side, (list, tuple)) else (side, side)
-    known = dict(
-        input_ids=ids('input_ids'),
-        attention_mask=InputSpec('attention_mask', ('batch', 'sequence'), 'int64', 2, True),
-        token_type_ids=InputSpec('token_type_ids', ('batch', 'sequence'), 'int64', _segments(c)),
-        decoder_input_ids=ids('decoder_input_ids', 'target'),
-        pixel_values=InputSpec(
-            'pixel_values',
-            ('batch', _conf(c, 'num_channels', 'num_image_channels', 'in_channels', 'in_chans', default=3), *side),
-        ),
-        input_values=InputSpec(
-            'input_values',
-            ('batch', c.max_length, c.num_mel_bins) if hasattr(c, 'frequency_stride') else ('batch', 'samples'),
-        ),
-        input_features=InputSpec(
-            'input_features',
-            ('batch', _conf(c, 'num_mel_bins', default=80), 2 * _conf(c, 'max_source_positions', default=1500)),
-        ),
-    )
-    main = [n for n in ('input_ids', 'pixel_values', 'input_values', 'input_features') if n in args]
-    if 'input_ids' not in main:
-        main = main[:1]
-    if not main:
+    known, names = _known_specs(c), _main_inputs(args)
+    if not names:
         raise ValueError(f'{type(model).__name__} takes {", ".join(args)}: give example inputs yourself')
-    text = 'input_ids' in main
-    return [
-        known[n]
-        for n in [
-            *main,
-            *(['attention_mask'] if text and 'attention_mask' in args else []),
-            *(['token_type_ids'] if text and 'token_type_ids' in args and _segments(c) > 1 else []),
-            *(['decoder_input_ids'] if 'decoder_input_ids' in args else []),
-        ]
-    ]
+    if 'input_ids' in names:
+        names += ['attention_mask', *(['token_type_ids'] if _segments(c) > 1 else [])]
+    names.append('decoder_input_ids')
+    return [known[n] for n in names if n in args]
 
 # %% ../../nbs/onnx/02_cures.ipynb #adcc4cf0
 class _Flat:
@@ -82,6 +90,10 @@ class _Flat:
 
 _simple = (type(None), bool, int, float, complex, str, bytes)
 
+def _in_order(x):
+    "Can something be gone through as a sequence? Sets have no order, a tensor or an array is no nest"
+    return isinstance(x, Iterable) and not isinstance(x, (*_simple, set, frozenset)) and not hasattr(x, 'shape')
+
 def _items(x):
     "What is inside a nest, with names: of a dict, a record, a sequence, or of what can be gone through once"
     if hasattr(x, 'items'):
@@ -90,14 +102,16 @@ def _items(x):
         return [(f.name, getattr(x, f.name)) for f in dataclasses.fields(x)]
     if hasattr(x, '_fields'):                         # namedtuple
         return list(zip(x._fields, x, strict=True))
-    ordered = isinstance(x, Iterable) and not isinstance(x, (*_simple, set, frozenset)) and not hasattr(x, 'shape')
-    return list(enumerate(x)) if ordered else []
+    return list(enumerate(x)) if _in_order(x) else []
+
+def _slots(x):
+    "Names of the attributes that an object keeps in slots"
+    declared = [getattr(cls, '__slots__', ()) for cls in type(x).__mro__]
+    return [s for names in declared for s in ([names] if isinstance(names, str) else names)]
 
 def _parts(x):
     "What an object consists of: its attributes, and what is in a set"
-    declared = [getattr(cls, '__slots__', ()) for cls in type(x).__mro__]
-    slots = [s for names in declared for s in ([names] if isinstance(names, str) else names)]
-    attributes = [*getattr(x, '__dict__', {}).values(), *(getattr(x, s, None) for s in slots)]
+    attributes = [*getattr(x, '__dict__', {}).values(), *(getattr(x, s, None) for s in _slots(x))]
     return [*attributes, *(x if isinstance(x, (set, frozenset)) else ())]
 
 def _holds_tensors(x, depth=4):
@@ -110,6 +124,10 @@ def _holds_tensors(x, depth=4):
     inside = [v for _, v in _items(x)] if isinstance(x, (dict, list, tuple)) else _parts(x)
     return depth > 0 and any(_holds_tensors(v, depth - 1) for v in inside)
 
+def _hides_tensors(x):
+    "Are there tensors in an object that is no nest? A cache may have some: it is no output"
+    return 'cache' not in type(x).__name__.lower() and _holds_tensors(x)
+
 def _walk(x, name=''):
     "(dotted name, tensor) of every tensor in a nest; raises ValueError for an object that hides some"
     import torch
@@ -117,7 +135,7 @@ def _walk(x, name=''):
         yield name or 'output', x
         return
     inside = _items(x)
-    if not inside and 'cache' not in type(x).__name__.lower() and _holds_tensors(x):
+    if not inside and _hides_tensors(x):
         raise ValueError(f'output {name!r} is a {type(x).__name__}, whose tensors cannot be outputs of a graph')
     for n, v in inside:
         here = str(n) if isinstance(n, str) else f'output.{n}'
@@ -142,16 +160,19 @@ def _tensor(
         return torch.from_numpy(x.view('int16').copy()).view(torch.bfloat16)
     return torch.from_numpy(x)
 
+def _takes_names(module, params, feed):
+    "Are the inputs handed over by name, or in their order?"
+    only_names = [p.kind.name for p in params.values()] == ['VAR_KEYWORD']
+    return hasattr(module, 'config') or only_names or set(feed) <= set(params)
+
 def named_outputs(
     module, # torch.nn.Module
     feed    # Input name -> tensor
 ) -> dict:  # Output name -> tensor
     "Run `module` and give every tensor it returns a name"
     params = inspect.signature(module.forward).parameters
-    kw = {k: v for k, v in dict(use_cache=False, return_dict=True).items() if k in params and hasattr(module, 'config')}
-    only_names = [p.kind.name for p in params.values()] == ['VAR_KEYWORD']
-    named = hasattr(module, 'config') or only_names or set(feed) <= set(params)
-    out = module(**feed, **kw) if named else module(*feed.values())
+    kw = _only(dict(use_cache=False, return_dict=True), params) if hasattr(module, 'config') else {}
+    out = module(**feed, **kw) if _takes_names(module, params, feed) else module(*feed.values())
     if kw and 'last_hidden_state' in out:
         out = {k: v for k, v in out.items() if k != 'past_key_values'}
     return _flat(out, taken=feed)
@@ -166,6 +187,13 @@ def _constants(model):
         if t.is_floating_point() and t.numel() and not t.is_meta and t.min() == t.max()
     ]
 
+def _disturb(name, t, generator):
+    "Add a tenth of a standard normal number to every element; a variance only grows"
+    import torch
+    noise = torch.randn(t.shape, generator=generator) * .1
+    noise = noise.abs() if name.endswith('running_var') else noise
+    t.data.copy_((t.data.float() + noise).to(t.dtype))
+
 def randomise(
     model, # torch.nn.Module, changed in place
     seed=0 # For the generator
@@ -173,10 +201,9 @@ def randomise(
     "Disturb every constant parameter and statistic, so that no output is zero by initialisation"
     import torch
     g, found = torch.Generator().manual_seed(seed), _constants(model)
-    for n, t in found:
-        noise = torch.randn(t.shape, generator=g) * .1
-        t.data.copy_((t.data.float() + (noise.abs() if n.endswith('running_var') else noise)).to(t.dtype))
-    return [n for n, _ in found]
+    for name, t in found:
+        _disturb(name, t, g)
+    return [name for name, _ in found]
 
 # %% ../../nbs/onnx/02_cures.ipynb #9f7b3f58
 def _to_one(w):
@@ -185,6 +212,26 @@ def _to_one(w):
     rms = float(w.double().pow(2).mean().sqrt())
     return w * 2.**-round(math.log2(rms)) if rms > 0 else w
 
+def _norms(model):
+    "Batch normalisations that keep statistics"
+    import torch
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    return [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
+
+def _watch(norm, twin):
+    "Scales near 1 in a layer and in its twin, which takes over the statistics of the next batch"
+    twin.train().momentum = 1.
+    if norm.affine:
+        norm.weight.data.copy_(_to_one(norm.weight.data))
+        twin.weight.data.copy_(norm.weight.data)
+
+def _take_statistics(norm, twin):
+    "The statistics of the twin, to 8 bits; no variance less than a channel has on average"
+    mean, variance = twin.running_mean, twin.running_var
+    least = float((variance + mean**2).mean())
+    norm.running_mean.copy_(mean.bfloat16())
+    norm.running_var.copy_(variance.clamp(min=least).bfloat16())
+
 def calibrate(
     model, # torch.nn.Module in eval mode, changed in place
     specs, # InputSpecs
@@ -192,25 +239,22 @@ def calibrate(
 ) -> str:  # What was done, empty without batch normalisation
     "Set the statistics of batch normalisation to those of the activations"
     import torch
-    norm = lambda m: isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    if not any(map(norm, model.modules())):
+    norms = _norms(model)
+    if not norms:
         return ''
     twin = copy.deepcopy(model).double()
-    layers = [(m, t) for m, t in zip(model.modules(), twin.modules(), strict=True) if norm(m)]
-    for m, t in layers:
-        t.train().momentum = 1.
-        if m.affine:
-            t.weight.data.copy_(m.weight.data.copy_(_to_one(m.weight.data)))
+    pairs = list(zip(norms, _norms(twin), strict=True))
+    for norm, other in pairs:
+        _watch(norm, other)
     feed = {k: _tensor(v) for k, v in random_inputs(specs, seed=seed, batch=8).items()}
     try:
         with torch.no_grad():
             named_outputs(twin, {k: v.double() if v.is_floating_point() else v for k, v in feed.items()})
     except RuntimeError as e:
         return f'no: the model does not run in float64 ({_cause(e)})'
-    for m, t in layers:
-        m.running_mean.copy_(t.running_mean.bfloat16())
-        m.running_var.copy_(t.running_var.clamp(min=float((t.running_var + t.running_mean**2).mean())).bfloat16())
-    return f'{len(layers)} batch normalisations'
+    for norm, other in pairs:
+        _take_statistics(norm, other)
+    return f'{len(pairs)} batch normalisations'
 
 # %% ../../nbs/onnx/02_cures.ipynb #41c946e9
 def _top(model, attr):
@@ -225,6 +269,18 @@ def _as_it_was(module):
     finally:
         for m, training in modes:
             m.training = training
+
+@contextlib.contextmanager
+def _quiet(level, stream=contextlib.redirect_stderr):
+    "Nothing up to this level is logged for a while, and what is printed goes nowhere; errors still come through"
+    old = logging.root.manager.disable
+    logging.disable(level)
+    try:
+        with warnings.catch_warnings(), stream(io.StringIO()):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(old)
 
 @contextlib.contextmanager
 def _unfused(model):
@@ -287,6 +343,39 @@ def attempts(
 ) -> list: # (names of cures, axes held fixed), the least invasive first
     "Ways to try, in order: as it is, with each cure, with all of them, and the same with only the batch dynamic"
     on = [n for n, (applies, _) in _cures.items() if applies(model)]
-    sets = [(), *((n,) for n in on), *([tuple(on)] if len(on) > 1 else [])]
-    axes = tuple(dict.fromkeys(d for s in specs for d in s.shape if isinstance(d, str) and d != 'batch'))
-    return [(s, ()) for s in sets] + ([(s, axes) for s in sets] if axes else [])
+    sets = [(), *((n,) for n in on)]
+    if len(on) > 1:
+        sets.append(tuple(on))
+    axes = tuple(a for a in _axes(specs) if a != 'batch')
+    held = [(s, axes) for s in sets] if axes else []
+    return [(s, ()) for s in sets] + held
+
+@contextlib.contextmanager
+def _cured(model, names):
+    "The model under these cures, for a while"
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(_cures[name][1](model))
+        yield
+
+def _way(cures, fixed=()):
+    "One of the `attempts` in words"
+    held = f" ({', '.join(fixed)} fixed)" if fixed else ''
+    return f"{', '.join(cures) or 'as it is'}{held}"
+
+def _first_success(ways, attempt, say):
+    "What the first of several attempts that works has found, None without one, and what was wrong with those before"
+    tried = []
+    for cures, fixed in ways:
+        way = _way(cures, fixed)
+        say(f"tracing {'with ' * bool(cures)}{way}")
+        try:
+            found, wrong = attempt(cures, fixed)
+        except OSError:
+            raise
+        except Exception as e:
+            found, wrong = None, f'{way}: {_cause(e)}'
+        if not wrong:
+            return found, tried
+        tried.append(wrong)
+    return None, tried

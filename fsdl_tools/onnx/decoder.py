@@ -7,17 +7,17 @@ __all__ = ['open_decoder', 'greedy_torch', 'cache_shapes', 'with_cache', 'Decode
            'export_decoder']
 
 # %% ../../nbs/onnx/05_decoder.ipynb #b3b0cf45
-import contextlib, io, logging, re, time, warnings
+import logging, re, time
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from ..core import Record, fix_torchvision, need, one_of, positive
 from ..models.architectures import is_factory
 from ..models.build import longest_text
-from .graph import _cause, read_onnx, session
-from .cures import _as_it_was, _cures
-from .sources import Source, _config_path, _offline, _read_config, _say_size
-from .cures import attempts
+from .graph import _only, read_onnx, session
+from .cures import _as_it_was, _cured, _first_success, _quiet, _way, attempts
+from .sources import Source, _building, _config_path, _offline, _read_config, _say_size
+
 from .sources import _seeded, _tame_config, _with_fields
 from .compare import compare_outputs, declared_shapes
 from .export import _metadata, _name_for, _save, install, staging
@@ -42,6 +42,18 @@ def _own_decoder(what, seed, kw):
         raise ValueError(f'{said} makes a {type(m).__name__}, which is no causal language model of transformers')
     return m
 
+def _random_decoder(config, seed, say):
+    "A causal model with random weights; says how large it is before it is built"
+    import torch
+    import transformers as tr
+    make = lambda: tr.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    with _offline():
+        with torch.device('meta'):
+            size = sum(p.numel() for p in make().parameters())
+        _say_size(config.model_type, size, say)
+        torch.manual_seed(seed)
+        return _stir(make(), seed).eval()
+
 def open_decoder(
     what,             # A transformers model type, a configuration or config.json, a checkpoint or a causal model
     pretrained=False, # Load published weights (needs network)
@@ -59,19 +71,9 @@ def open_decoder(
         return _own_decoder(what, seed, kw)
     if pretrained:
         return tr.AutoModelForCausalLM.from_pretrained(what, trust_remote_code=False, **kw).eval()
-    c = _decoder_config(what, kw)
-    make = lambda: tr.AutoModelForCausalLM.from_config(c, trust_remote_code=False)
-    try:
-        with _offline():
-            with torch.device('meta'):
-                size = sum(p.numel() for p in make().parameters())
-            _say_size(c.model_type, size, progress or (lambda s: None))
-            torch.manual_seed(seed)
-            return _stir(make(), seed).eval()
-    except (ValueError, OSError, ImportError):
-        raise
-    except Exception as e:
-        raise ValueError(f'{c.model_type} cannot be built: {_cause(e)}') from None
+    config = _decoder_config(what, kw)
+    with _building(config.model_type):
+        return _random_decoder(config, seed, progress or (lambda s: None))
 
 def _stir(
     model, # torch.nn.Module, changed in place
@@ -105,6 +107,23 @@ def _whole_numbers(given):
         raise TypeError(f'token ids are an array of whole numbers, not {type(given).__name__} of {a.dtype}')
     return a.astype('int64')
 
+def _check_ids(ids, vocab):
+    "Raise ValueError for token ids of another shape than [batch, length], and for those that are not in the vocabulary"
+    if ids.ndim != 2 or not ids.size:
+        raise ValueError(f'token ids are [batch, length], not {list(ids.shape)}')
+    least, largest = ids.min(), ids.max()
+    if least < 0 or vocab and largest >= vocab:
+        most = f' to {vocab - 1}' if vocab else ' or more'
+        raise ValueError(f'token ids are 0{most}, not {least if least < 0 else largest}')
+
+def _check_mask(mask, ids):
+    "Raise ValueError for a mask of another shape, and for padding that is not on the left"
+    if mask.shape != ids.shape:
+        raise ValueError(f'a mask of {list(mask.shape)} for token ids of {list(ids.shape)}')
+    for i, row in enumerate(mask.tolist()):
+        if row != sorted(row) or row[-1] != 1 or not set(row) <= {0, 1}:
+            raise ValueError(f'row {i} of the mask is {row}: padding (0) belongs on the left, before the tokens (1)')
+
 def _padded(
     ids,  # [batch, length] token ids
     mask, # The same shape: zeros for padding, which has to be on the left; None for no padding
@@ -112,17 +131,9 @@ def _padded(
 ):        # Both as int64; raises ValueError or TypeError
     "Tokens and their mask, checked: the next token is predicted from the last column, so padding there is an error"
     ids = _whole_numbers(ids)
-    if ids.ndim != 2 or not ids.size:
-        raise ValueError(f'token ids are [batch, length], not {list(ids.shape)}')
-    if ids.min() < 0 or vocab and ids.max() >= vocab:
-        most = f' to {vocab - 1}' if vocab else ' or more'
-        raise ValueError(f'token ids are 0{most}, not {ids.min() if ids.min() < 0 else ids.max()}')
+    _check_ids(ids, vocab)
     mask = np.ones_like(ids) if mask is None else np.asarray(mask)
-    if mask.shape != ids.shape:
-        raise ValueError(f'a mask of {list(mask.shape)} for token ids of {list(ids.shape)}')
-    for i, row in enumerate(mask.tolist()):
-        if row != sorted(row) or row[-1] != 1 or not set(row) <= {0, 1}:
-            raise ValueError(f'row {i} of the mask is {row}: padding (0) belongs on the left, before the tokens (1)')
+    _check_mask(mask, ids)
     return ids, mask.astype('int64')
 
 def _check_room(longest, mask, n):
@@ -134,6 +145,18 @@ def _check_room(longest, mask, n):
             f'{max(longest + 1 - length, 0)} here'
         )
 
+def _takes_positions(model):
+    "Does a model want the position of each token?"
+    import inspect
+    return 'position_ids' in inspect.signature(model.forward).parameters
+
+def _logits(model, ids, mask):
+    "Scores [batch, length, vocabulary] of whole texts, without a cache; all of them are tensors"
+    import torch
+    kw = dict(position_ids=_positions(mask)) if _takes_positions(model) else {}
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=mask, use_cache=False, **kw).logits
+
 def greedy_torch(
     model,  # Causal language model
     ids,    # [batch, length] token ids, numpy
@@ -141,20 +164,19 @@ def greedy_torch(
     mask=None # [batch, length], zeros on the left for padding
 ):            # [batch, length + n] token ids
     "The slow and obvious way: the whole text again for every token, no cache"
-    import torch, inspect
+    import torch
     ids, mask = map(torch.as_tensor, _padded(ids, mask, model.config.get_text_config().vocab_size))
     _check_room(longest_text(model), mask, n)
-    takes = 'position_ids' in inspect.signature(model.forward).parameters
-    with torch.no_grad():
-        for _ in range(n):
-            kw = dict(position_ids=_positions(mask)) if takes else {}
-            new = (
-                model(input_ids=ids, attention_mask=mask, use_cache=False, **kw).logits[:, -1].argmax(-1, keepdim=True)
-            )
-            ids, mask = torch.cat([ids, new], 1), torch.cat([mask, torch.ones_like(new)], 1)
+    for _ in range(n):
+        new = _logits(model, ids, mask)[:, -1].argmax(-1, keepdim=True)
+        ids, mask = torch.cat([ids, new], 1), torch.cat([mask, torch.ones_like(new)], 1)
     return ids.numpy()
 
 # %% ../../nbs/onnx/05_decoder.ipynb #d8c608b4
+def _has_keys(layer):
+    "Does a layer of a cache hold keys [batch, heads, length, head dimension]?"
+    return hasattr(layer, 'keys') and getattr(layer.keys, 'ndim', 0) == 4
+
 def cache_shapes(
     model  # Causal language model
 ) -> list: # One (heads, head dimension) for keys and one for values, layer after layer
@@ -163,11 +185,17 @@ def cache_shapes(
     with torch.no_grad():
         past = getattr(model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True), 'past_key_values', None)
     layers = getattr(past, 'layers', [])
-    if not layers or not all(hasattr(l, 'keys') and getattr(l.keys, 'ndim', 0) == 4 for l in layers):
+    if not layers or not all(map(_has_keys, layers)):
         raise ValueError(f'{type(model).__name__} does not cache keys and values by layer: export it without cache')
     return [(t.shape[1], t.shape[3]) for l in layers for t in (l.keys, l.values)]
 
 # %% ../../nbs/onnx/05_decoder.ipynb #36aa0a5e
+def _filled(cache, past):
+    "A cache of transformers, after these tensors were put into it: keys and values, layer after layer"
+    for i in range(len(past) // 2):
+        cache.update(past[2*i], past[2*i + 1], i)
+    return cache
+
 def with_cache(
     model,   # Causal language model
     takes    # Does it take position_ids?
@@ -180,13 +208,11 @@ def with_cache(
             super().__init__()
             self.model = model
         def forward(self, input_ids, attention_mask, position_ids, past):
-            cache, kw = DynamicCache(), dict(position_ids=position_ids) if takes else {}
-            for i in range(len(past) // 2):
-                cache.update(past[2*i], past[2*i + 1], i)
+            kw = dict(position_ids=position_ids) if takes else {}
             o = self.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                past_key_values=cache,
+                past_key_values=_filled(DynamicCache(), past),
                 use_cache=True,
                 return_dict=True,
                 **kw,
@@ -195,52 +221,57 @@ def with_cache(
     return Step().eval()
 
 # %% ../../nbs/onnx/05_decoder.ipynb #a2666fd4
+def _step_arguments(shapes):
+    "Example arguments of a step for two rows with 5 cached and 3 new tokens: ids, mask, positions, cache"
+    import torch
+    rows, new, cached = 2, 3, 5
+    ids = torch.zeros(rows, new, dtype=torch.long)
+    mask = torch.ones(rows, cached + new, dtype=torch.long)
+    past = [torch.randn(rows, heads, cached, size) for heads, size in shapes]
+    return ids, mask, torch.arange(cached, cached + new).repeat(rows, 1), past
+
+def _step_axes(n):
+    "Names of the axes that vary, for the arguments of a step with `n` tensors in its cache"
+    by_token = {0: 'batch', 1: 'sequence'}
+    return by_token, {0: 'batch', 1: 'total'}, by_token, [{0: 'batch', 2: 'past'}] * n
+
 def _trace_step(
     model,   # Causal language model
     opset=20 # ONNX operator set
 ):           # torch.onnx.ONNXProgram
     "Trace one step with 5 cached and 3 new tokens: the tracer takes sizes of 0 and 1 for constants"
-    import torch, inspect
+    import torch
     need('onnxscript', 'onnx')
-    shapes, b, s, p = cache_shapes(model), 2, 3, 5
-    takes = 'position_ids' in inspect.signature(model.forward).parameters
-    ids, mask = torch.zeros(b, s, dtype=torch.long), torch.ones(b, p + s, dtype=torch.long)
-    past = [torch.randn(b, h, p, d) for h, d in shapes]
-    axes = (
-        {0: 'batch', 1: 'sequence'},
-        {0: 'batch', 1: 'total'},
-        {0: 'batch', 1: 'sequence'},
-        [{0: 'batch', 2: 'past'}] * len(past),
-    )
-    kinds = [f'{i}.{k}' for i in range(len(past) // 2) for k in ('key', 'value')]
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter('ignore')
-            return torch.onnx.export(
-                with_cache(model, takes),
-                (ids, mask, torch.arange(p, p + s).repeat(b, 1), past),
-                dynamo=True,
-                dynamic_shapes=axes,
-                opset_version=opset,
-                verbose=False,
-                input_names=['input_ids', 'attention_mask', 'position_ids', *(f'past_key_values.{k}' for k in kinds)],
-                output_names=['logits', *(f'present.{k}' for k in kinds)],
-            )
-    finally:
-        logging.disable(logging.NOTSET)
+    shapes = cache_shapes(model)
+    step, arguments = with_cache(model, _takes_positions(model)), _step_arguments(shapes)
+    kinds = [f'{i}.{k}' for i in range(len(shapes) // 2) for k in ('key', 'value')]
+    with _quiet(logging.WARNING), torch.no_grad():
+        return torch.onnx.export(
+            step,
+            arguments,
+            dynamo=True,
+            dynamic_shapes=_step_axes(len(shapes)),
+            opset_version=opset,
+            verbose=False,
+            input_names=['input_ids', 'attention_mask', 'position_ids', *(f'past_key_values.{k}' for k in kinds)],
+            output_names=['logits', *(f'present.{k}' for k in kinds)],
+        )
 
 # %% ../../nbs/onnx/05_decoder.ipynb #d01e6c6f
 def _noted_length(text):
     "The longest text, as a file notes it; None where it notes none"
     return int(text) if re.fullmatch('[1-9][0-9]{0,8}', text or '') else None
 
+def _is_id(t):
+    "Is this a token id?"
+    return not isinstance(t, bool) and hasattr(t, '__index__') and 0 <= int(t) < 2**63
+
 def _stops(stop):
     "Token ids at which a text ends, as an array; raises TypeError for what is no id"
     several = hasattr(stop, '__iter__') and not isinstance(stop, str) and getattr(stop, 'ndim', 1)
     given = [] if stop is None else list(stop) if several else [stop]
     for t in given:
-        if isinstance(t, bool) or not hasattr(t, '__index__') or not 0 <= int(t) < 2**63:
+        if not _is_id(t):
             raise TypeError(f'stop is a token id, or several: whole numbers from 0, not {t!r}')
     return np.array([int(t) for t in given], 'int64')
 
@@ -248,10 +279,11 @@ class Decoder:
     "Generates text from a file with cache inputs"
     def __init__(self, path, threads=1):
         self.session = session(path, threads)
-        self.takes = [i.name for i in self.session.get_inputs()]
+        inputs, notes = self.session.get_inputs(), self.session.get_modelmeta().custom_metadata_map
+        self.takes = [i.name for i in inputs]
         self.gives = [o.name for o in self.session.get_outputs()]
-        self.longest = _noted_length(self.session.get_modelmeta().custom_metadata_map.get('fsdl.longest'))
-        self.past = {i.name: i.shape for i in self.session.get_inputs() if i.name.startswith('past_key_values.')}
+        self.longest = _noted_length(notes.get('fsdl.longest'))
+        self.past = {i.name: i.shape for i in inputs if i.name.startswith('past_key_values.')}
         if not self.past:
             raise ValueError(
                 f'{str(path)!r} has no cache inputs (past_key_values.*): it was not exported by export_decoder'
@@ -261,7 +293,20 @@ class Decoder:
         batch # Rows
     ):        # Input name -> fp32 array [batch, heads, 0, head dimension]
         "A cache without tokens"
-        return {k: np.zeros((batch, s[1], 0, s[3]), 'float32') for k, s in self.past.items()}
+        return self._zeros(batch, 0)
+
+    def _zeros(self, batch, cached):
+        "A cache of so many tokens, all zeros"
+        return {k: np.zeros((batch, s[1], cached, s[3]), 'float32') for k, s in self.past.items()}
+
+    def _feed(self, ids, mask, past):
+        "What the graph takes of new tokens, of a mask and of a cache"
+        feed = dict(input_ids=ids, attention_mask=mask, position_ids=_positions(mask)[:, -ids.shape[1]:], **past)
+        return _only(feed, self.takes)
+
+    def _run(self, feed):
+        "Output name -> array"
+        return dict(zip(self.gives, self.session.run(None, feed), strict=True))
 
     def step(self,
         ids,  # [batch, new] token ids
@@ -269,10 +314,15 @@ class Decoder:
         past  # Cache: input name -> array
     ):        # logits [batch, new, vocabulary], new cache
         "Prefill when the cache is empty, decode when it is not: the same graph"
-        feed = dict(input_ids=ids, attention_mask=mask, position_ids=_positions(mask)[:, -ids.shape[1]:], **past)
-        got = self.session.run(None, {k: v for k, v in feed.items() if k in self.takes})
-        got = dict(zip(self.gives, got, strict=True))
+        got = self._run(self._feed(ids, mask, past))
         return got['logits'], {k: got[k.replace('past_key_values', 'present', 1)] for k in past}
+
+    def _checked(self, ids, mask, n):
+        "A prompt and its mask; raises ValueError or TypeError for one that cannot be read and continued by `n` tokens"
+        size = self.session.get_outputs()[0].shape[-1]
+        ids, mask = _padded(ids, mask, size if isinstance(size, int) else None)
+        _check_room(self.longest, mask, positive('n', n))
+        return ids, mask
 
     def generate(self,
         ids,       # [batch, length] token ids
@@ -281,15 +331,13 @@ class Decoder:
         stop=None  # Token id, or several, at which the text of a row ends; what comes after it is that token again
     ):             # [batch, length + n] token ids, fewer when every row has stopped
         "Greedy text"
-        size = self.session.get_outputs()[0].shape[-1]
-        ids, mask = _padded(ids, mask, size if isinstance(size, int) else None)
-        _check_room(self.longest, mask, positive('n', n))
-        stops = _stops(stop)
-        past, new = self.empty(len(ids)), ids
+        ids, mask = self._checked(ids, mask, n)
+        stops, past, new = _stops(stop), self.empty(len(ids)), ids
         ended = np.zeros((len(ids), 1), bool)
         for _ in range(n):
             logits, past = self.step(new, mask, past)
-            new = np.where(ended, ids[:, -1:], logits[:, -1].argmax(-1)[:, None])
+            best = logits[:, -1].argmax(-1)[:, None]
+            new = np.where(ended, ids[:, -1:], best)
             ids = np.concatenate([ids, new], 1)
             mask = np.concatenate([mask, np.ones_like(new)], 1)
             ended = ended | np.isin(new, stops)
@@ -315,6 +363,23 @@ class DecoderReport(Record):
     max_rel: float # Largest relative difference of the logits of the prompt
     seconds: float # From building the model to the checked file
 
+def _prompt(rng, lengths, vocab):
+    "Random token ids for rows of these lengths, padded on the left, and their mask"
+    longest = max(lengths)
+    ids = rng.integers(0, vocab, (len(lengths), longest))
+    return ids, np.array([[0] * (longest - n) + [1] * n for n in lengths])
+
+def _texts(decoder, model, n, ids, mask):
+    "The tokens that file and model write after a prompt"
+    return [text[:, ids.shape[1]:] for text in (decoder.generate(ids, n, mask), greedy_torch(model, ids, n, mask))]
+
+def _prompt_apart(decoder, model, ids, mask):
+    "Largest relative difference of the logits of a prompt, without its padding"
+    import torch
+    here, _ = decoder.step(ids, mask, decoder.empty(len(ids)))
+    there = _logits(model, torch.as_tensor(ids), torch.as_tensor(mask)).numpy()
+    return compare_outputs(here[mask > 0], there[mask > 0])['max_rel']
+
 def check_decoder(
     path,  # A file from export_decoder
     model, # The causal language model it came from
@@ -322,37 +387,24 @@ def check_decoder(
     seed=0 # For the prompts
 ) -> dict: # equal, tokens, distinct, max_rel, declared (what is wrong with the declared shapes)
     "Greedy text of file and model, for one prompt and for two of which one is padded on the left"
-    rng, vocab, d = np.random.default_rng(seed), model.config.get_text_config().vocab_size, Decoder(path)
-    rows, rels = [], []
-    for lens in ([5], [6, 3]):
-        ids = rng.integers(0, vocab, (len(lens), max(lens)))
-        mask = np.array([[0] * (max(lens) - l) + [1] * l for l in lens])
-        rows.append((d.generate(ids, n, mask)[:, max(lens):], greedy_torch(model, ids, n, mask)[:, max(lens):]))
-        here, there = d.step(ids, mask, d.empty(len(ids)))[0], _logits(model, ids, mask)
-        rels.append(compare_outputs(here[mask > 0], there[mask > 0])['max_rel'])
+    rng, vocab = np.random.default_rng(seed), model.config.get_text_config().vocab_size
+    decoder = Decoder(path)
+    prompts = [_prompt(rng, lengths, vocab) for lengths in ([5], [6, 3])]
+    mine, theirs = zip(*(_texts(decoder, model, n, *p) for p in prompts), strict=True)
+    equal = np.concatenate([(a == b).ravel() for a, b in zip(mine, theirs, strict=True)])
     return dict(
-        equal=all(np.array_equal(a, b) for a, b in rows),
-        tokens=sum(int((a == b).sum()) for a, b in rows),
-        distinct=len(set(np.concatenate([b.ravel() for _, b in rows]).tolist())),
-        max_rel=max(rels),
-        declared=_misdeclared_cache(path, d),
+        equal=bool(equal.all()),
+        tokens=int(equal.sum()),
+        distinct=len(set(np.concatenate([text.ravel() for text in theirs]).tolist())),
+        max_rel=max(_prompt_apart(decoder, model, *p) for p in prompts),
+        declared=_misdeclared_cache(path, decoder),
     )
 
 def _misdeclared_cache(path, decoder):
     "What is wrong with the declared shapes of a decoder's outputs, for five cached and three new tokens in two rows"
-    past = {k: np.zeros((2, s[1], 5, s[3]), 'float32') for k, s in decoder.past.items()}
-    feed = dict(input_ids=np.zeros((2, 3), 'int64'), attention_mask=np.ones((2, 8), 'int64'))
-    feed = feed | dict(position_ids=np.tile(np.arange(5, 8), (2, 1))) | past
-    feed = {k: v for k, v in feed.items() if k in decoder.takes}
-    got = dict(zip(decoder.gives, decoder.session.run(None, feed), strict=True))
-    return declared_shapes(read_onnx(path), feed, got)
+    feed = decoder._feed(np.zeros((2, 3), 'int64'), np.ones((2, 8), 'int64'), decoder._zeros(2, 5))
+    return declared_shapes(read_onnx(path), feed, decoder._run(feed))
 
-def _logits(model, ids, mask):
-    import torch, inspect
-    ids, mask = torch.as_tensor(ids), torch.as_tensor(mask)
-    kw = dict(position_ids=_positions(mask)) if 'position_ids' in inspect.signature(model.forward).parameters else {}
-    with torch.no_grad():
-        return model(input_ids=ids, attention_mask=mask, use_cache=False, **kw).logits.numpy()
 
 # %% ../../nbs/onnx/05_decoder.ipynb #93a2e623
 def _room(model, n):
@@ -376,12 +428,15 @@ def export_decoder(
     m = model if hasattr(model, 'forward') else open_decoder(model, progress=say, **kw)
     name, shapes, n = m.config.model_type, cache_shapes(m), _room(m, n)
     with staging(path) as tmp, _as_it_was(m):
-        made, cures, got, tried = _attempt_decoder(m, tmp/_name_for(path), n, opset, external, say)
+        made = tmp/_name_for(path)
+        found = _attempt_decoder(m, made, n, opset, external, say)
         size = sum(f.stat().st_size for f in tmp.glob(made.name + '*'))
         install(made, path)
-    told = {k: got[k] for k in ('tokens', 'distinct', 'max_rel')} | dict(cures=tuple(cures), tried=tuple(tried))
-    cache = dict(layers=len(shapes) // 2, cache=tuple(shapes[::2]), bytes=size, seconds=round(time.time() - t0, 2))
-    return DecoderReport(path=str(path), source=name, opset=opset, verified=True, **told, **cache)
+    cache = dict(layers=len(shapes) // 2, cache=tuple(shapes[::2]))
+    seconds = round(time.time() - t0, 2)
+    return DecoderReport(
+        path=str(path), source=name, opset=opset, bytes=size, verified=True, seconds=seconds, **cache, **found
+    )
 
 def _what_is_wrong(got, n):
     "Why the check of a decoder failed, None when it did not"
@@ -389,27 +444,24 @@ def _what_is_wrong(got, n):
         return f"the text differs, only {got['tokens']} of {3 * n} tokens are equal"
     return f"declared shapes: {got['declared']}" if got['declared'] else None
 
+def _save_step(m, made, cures, opset, external):
+    "Trace one step of a model under these cures, and write it with its notes"
+    with _cured(m, cures):
+        prog = _trace_step(m, opset)
+    note = Source(m, [], m.config.model_type, dict(kind='decoder with cache', longest=longest_text(m)))
+    prog.model.metadata_props.update(_metadata(note, cures, None))
+    _save(prog, made, external)
+
 def _attempt_decoder(m, made, n, opset, external, say):
-    "Go through the cures until the text is right: the file, the cures, the check, what failed before"
-    tried, name = [], m.config.model_type
-    for cures in dict.fromkeys(c for c, _ in attempts(m, [])):
-        way = ', '.join(cures) or 'as it is'
-        say(f"tracing {'with ' * bool(cures)}{way}")
-        try:
-            with contextlib.ExitStack() as s:
-                for c in cures:
-                    s.enter_context(_cures[c][1](m))
-                prog = _trace_step(m, opset)
-            note = Source(m, [], name, dict(kind='decoder with cache', longest=longest_text(m)))
-            prog.model.metadata_props.update(_metadata(note, cures, None))
-            _save(prog, made, external)
-            got = check_decoder(made, m, n)
-        except OSError:
-            raise
-        except Exception as e:
-            tried.append(f'{way}: {_cause(e)}')
-            continue
-        if not (why := _what_is_wrong(got, n)):
-            return made, cures, got, tried
-        tried.append(f'{way}: {why}')
-    raise ValueError(f'cannot export {name} with its cache: ' + '; '.join(tried))
+    "Go through the cures until the text is right: fields of a DecoderReport; raises ValueError with what failed"
+    def attempt(cures, fixed):
+        _save_step(m, made, cures, opset, external)
+        got = check_decoder(made, m, n)
+        why = _what_is_wrong(got, n)
+        fields = _only(got, ('tokens', 'distinct', 'max_rel')) | dict(cures=tuple(cures))
+        return fields, f'{_way(cures, fixed)}: {why}' if why else ''
+    ways = [(cures, ()) for cures in dict.fromkeys(c for c, _ in attempts(m, []))]
+    found, tried = _first_success(ways, attempt, say)
+    if found is None:
+        raise ValueError(f'cannot export {m.config.model_type} with its cache: ' + '; '.join(tried))
+    return found | dict(tried=tuple(tried))

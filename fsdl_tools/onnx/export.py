@@ -6,22 +6,28 @@
 __all__ = ['trace_graph', 'limits', 'staging', 'install', 'ExportReport', 'export']
 
 # %% ../../nbs/onnx/04_export.ipynb #7617655a
-import contextlib, copy, io, json, logging, os, re, secrets, time, warnings
-from dataclasses import dataclass
+import contextlib, copy, json, logging, os, re, secrets, time
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from ..core import Record, need, one_of
 from ..files import followed, scratch
-from .graph import _cause, _dims, _external, _sizes, _true_inputs, random_inputs, inspect_onnx
-from .cures import _Flat, _as_it_was, _cures, attempts, named_outputs, randomise
+from .graph import _axes, _dims, _external, _only, _sizes, _true_inputs, random_inputs, inspect_onnx
+from .cures import _Flat, _as_it_was, _cured, _first_success, _quiet, _tensor
+from .cures import attempts, named_outputs, randomise
 from .sources import Source, _source
-from .cures import _tensor
-from .compare import _file_ways, declared_shapes
+
+from .compare import _farthest, _file_ways, declared_shapes
 from .verify import _grid, exact_runner, graph_fingerprint, torch_runner, verify_runner
 
 # %% ../../nbs/onnx/04_export.ipynb #ce10eafd
 def _first(sizes):
     "The sizes to trace with"
     return {a: n[0] if isinstance(n, (list, tuple)) else n for a, n in (sizes or {}).items()}
+
+def _example_feed(source, sizes):
+    "Random inputs of the sizes to trace with, as tensors"
+    return {k: _tensor(v) for k, v in random_inputs(source.specs, **_first(sizes)).items()}
 
 def trace_graph(
     source,    # Source
@@ -32,48 +38,46 @@ def trace_graph(
     "One run of torch's exporter, quietly"
     import torch
     need('onnxscript', 'onnx')
-    feed = {k: _tensor(v) for k, v in random_inputs(source.specs, **_first(sizes)).items()}
+    feed = _example_feed(source, sizes)
     with torch.no_grad():
         names = list(named_outputs(source.module, feed))
-    dyn = tuple({i: d for i, d in enumerate(s.shape) if isinstance(d, str) and d not in fixed} for s in source.specs)
-    old = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            torch.no_grad(),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):  # torch prints its graph when it fails
-            warnings.simplefilter('ignore')
-            return torch.onnx.export(
-                _Flat(source.module, list(feed)),
-                tuple(feed.values()),
-                dynamo=True,
-                dynamic_shapes=(dyn,),
-                input_names=list(feed),
-                output_names=names,
-                opset_version=opset,
-                verbose=False,
-            )
-    finally:
-        logging.disable(old)
+    varying = [{i: d for i, d in enumerate(s.shape) if isinstance(d, str) and d not in fixed} for s in source.specs]
+    with _quiet(logging.ERROR), torch.no_grad():              # torch prints its graph when it fails
+        return torch.onnx.export(
+            _Flat(source.module, list(feed)),
+            tuple(feed.values()),
+            dynamo=True,
+            dynamic_shapes=(tuple(varying),),
+            input_names=list(feed),
+            output_names=names,
+            opset_version=opset,
+            verbose=False,
+        )
+
+def _limits_of(axis, size, ranges):
+    "What a trace wants of the size of an axis, in words"
+    wanted = ranges.get(getattr(getattr(size, 'node', None), 'expr', None))
+    if wanted is None or not isinstance(axis, str):
+        return
+    if int(wanted.lower) > 2:
+        yield f'{axis} at least {int(wanted.lower)}'
+    if wanted.upper < 2**31:
+        yield f'{axis} at most {int(wanted.upper)}'
+
+def _traced_inputs(program):
+    "The inputs of a trace, in its order, with the ranges of their sizes"
+    user = set(program.graph_signature.user_inputs)
+    return [n.meta['val'] for n in program.graph.nodes if n.op == 'placeholder' and n.name in user]
 
 def limits(
     prog,  # torch.onnx.ONNXProgram
     specs  # InputSpecs
 ) -> list: # For example: batch at most 4
     "Sizes that the trace is valid for, where the model branched on a size; ONNX itself does not record them"
-    ep, out = prog.exported_program, []
-    user = set(ep.graph_signature.user_inputs)
-    values = [n.meta['val'] for n in ep.graph.nodes if n.op == 'placeholder' and n.name in user]
-    for s, v in zip(specs, values, strict=False):
-        for axis, d in zip(s.shape, v.shape, strict=False):
-            r = ep.range_constraints.get(getattr(getattr(d, 'node', None), 'expr', None))
-            if r is not None and isinstance(axis, str):
-                if int(r.lower) > 2:
-                    out.append(f'{axis} at least {int(r.lower)}')
-                if r.upper < 2**31:
-                    out.append(f'{axis} at most {int(r.upper)}')
+    program, out = prog.exported_program, []
+    for spec, value in zip(specs, _traced_inputs(program), strict=False):
+        for axis, size in zip(spec.shape, value.shape, strict=False):
+            out += _limits_of(axis, size, program.range_constraints)
     return list(dict.fromkeys(out))
 
 # %% ../../nbs/onnx/04_export.ipynb #2e535cd9
@@ -88,6 +92,14 @@ def _target(
         raise OSError(f'{str(path)!r} is a device or a pipe: a model is not written into it')
     return path
 
+def _enter_scratch(stack, path):
+    "A hidden folder beside `path`, which `stack` removes; an error names the folder that takes no files"
+    try:
+        return stack.enter_context(scratch(f'.{path.name[:100]}.', path.parent))
+    except OSError as e:
+        words = f'cannot write into the folder of {path.name!r} ({e.strerror})'
+        raise type(e)(e.errno, words, str(path.parent)) from None
+
 @contextlib.contextmanager
 def staging(
     path # Where the result will be
@@ -97,18 +109,13 @@ def staging(
     if not path.parent.is_dir():
         raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(path.parent)!r}')
     with contextlib.ExitStack() as stack:
-        try:
-            tmp = stack.enter_context(scratch(f'.{path.name[:100]}.', path.parent))
-        except OSError as e:
-            raise type(e)(
-                e.errno, f'cannot write into the folder of {path.name!r} ({e.strerror})', str(path.parent)
-            ) from None
+        tmp = _enter_scratch(stack, path)
         try:
             yield tmp
         except OSError as e:
-            raise (
-                e if e.filename or not e.errno else type(e)(e.errno, f'{e.strerror}, nothing was written', str(path))
-            ) from None
+            if e.filename or not e.errno:
+                raise
+            raise type(e)(e.errno, f'{e.strerror}, nothing was written', str(path)) from None
 
 def _name_for(path):
     "A name for a new file: its external data is called after it, and so after the file it is going to be"
@@ -117,6 +124,12 @@ def _name_for(path):
 def _is_ours(name, path):
     "Is this the name of external data that `install` put beside `path`? Nothing else is ever deleted"
     return re.fullmatch(re.escape(path.name[:150]) + r'\.[0-9a-f]{8}\.data', name) is not None
+
+def _remove(names, path):
+    "Delete external data of a file that was replaced, if `install` put them there"
+    for n in names:
+        if _is_ours(n, path):
+            (path.parent/n).unlink(missing_ok=True)
 
 def install(
     made, # A file in a staging folder, perhaps with external data beside it, named by `_name_for`
@@ -129,9 +142,7 @@ def install(
     for n in new:
         os.replace(made.parent/n, path.parent/n)
     os.replace(made, path)
-    for n in old:
-        if n not in new and _is_ours(n, path):
-            (path.parent/n).unlink(missing_ok=True)
+    _remove([n for n in old if n not in new], path)
     return path
 
 def _inspect_external(
@@ -164,22 +175,23 @@ class ExportReport(Record):
     seconds: float      # From building the model to the verified file
     checked: tuple = () # Rows of the verification
 
-def _metadata(source, cures, extra):
-    import torch, onnx
-    d = (
-        dict(
-            source=source.name,
-            created_by='fsdl_tools',
-            torch=torch.__version__,
-            onnx=onnx.__version__,
-            cures=list(cures),
-            weights=graph_fingerprint(source.module),
-            inputs=[s.to_dict() for s in source.specs],
-        )
-        | source.info
-        | (extra or {})
-    )
+def _as_notes(d):
+    "Values as a file notes them: texts as they are, others as JSON, and nothing for None"
     return {f'fsdl.{k}': v if isinstance(v, str) else json.dumps(v) for k, v in d.items() if v is not None}
+
+def _metadata(source, cures, extra):
+    "What is noted in a file about itself: name -> text"
+    import torch, onnx
+    own = dict(
+        source=source.name,
+        created_by='fsdl_tools',
+        torch=torch.__version__,
+        onnx=onnx.__version__,
+        cures=list(cures),
+        weights=graph_fingerprint(source.module),
+        inputs=[s.to_dict() for s in source.specs],
+    )
+    return _as_notes(own | source.info | (extra or {}))
 
 _inside = 1_900_000_000        # bytes of weights that go into the file itself: a protobuf ends at 2 GiB
 
@@ -200,6 +212,29 @@ def _named_axis(values, seen, fresh):
         return values[0]
     return next((name for name, sizes in seen.items() if sizes == values), fresh)
 
+def _runs(path, specs, sizes, names):
+    "(inputs, outputs) of a file at each size that its model has to manage; empty when it fails at one of them"
+    grid = _grid(specs, (1, 3), (5, 12), sizes)
+    feeds = [_only(random_inputs(specs, **at), names) for at, must in grid if must]
+    try:
+        with _file_ways(path) as file:
+            return [(f, file.run(f)) for f in feeds]
+    except ValueError:                                 # the verification will say so
+        return []
+
+def _redeclare(output, shapes, axes):
+    "Declare an output that had these shapes; `axes`: what is declared for an axis of an input -> its sizes"
+    import onnx
+    sizes = zip(*shapes, strict=True)
+    dims = [_named_axis(list(n), axes, f'{output.name}_{k}') for k, n in enumerate(sizes)]
+    kind = output.type.tensor_type.elem_type
+    output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, kind, dims))
+
+def _sizes_declared(inputs, feeds):
+    "What is declared for an axis of an input -> its size in each feed"
+    declared = ((i.name, k, d) for i in inputs for k, d in enumerate(_dims(i)) if d)
+    return {d: [feed[name].shape[k] for feed in feeds] for name, k, d in declared}
+
 def _declare(
     path, # An .onnx file, changed in place
     specs, # InputSpecs
@@ -208,44 +243,67 @@ def _declare(
     "Declare the shapes of outputs as they are: sizes that change get the name of the input axis they follow"
     import onnx
     model = onnx.load(str(path), load_external_data=False)
-    names = {i.name for i in _true_inputs(model)}
-    feeds = [random_inputs(specs, **at) for at, must in _grid(specs, (1, 3), (5, 12), sizes) if must]
-    feeds = [{k: v for k, v in f.items() if k in names} for f in feeds]
-    try:
-        with _file_ways(path) as file:
-            got = [next(iter(file.ways.values()))(f) for f in feeds]
-    except ValueError:                                 # it does not run at some size: the verification will say so
+    inputs = _true_inputs(model)
+    runs = _runs(path, specs, sizes, {i.name for i in inputs})
+    wrong = set().union(*(declared_shapes(model, feed, got) for feed, got in runs))
+    if not wrong:
         return ()
-    wrong = set().union(*(declared_shapes(model, f, g) for f, g in zip(feeds, got, strict=True)))
-    axes = {d: [f[i.name].shape[k] for f in feeds] for i in _true_inputs(model) for k, d in enumerate(_dims(i)) if d}
+    axes = _sizes_declared(inputs, [feed for feed, _ in runs])
     for o in model.graph.output:
         if o.name in wrong:
-            shapes = zip(*(g[o.name].shape for g in got), strict=True)
-            dims = [_named_axis(list(n), axes, f'{o.name}_{k}') for k, n in enumerate(shapes)]
-            o.CopyFrom(onnx.helper.make_tensor_value_info(o.name, o.type.tensor_type.elem_type, dims))
-    if wrong:
-        del model.graph.value_info[:]                  # what lies between was declared by the same hand
-        Path(path).write_bytes(model.SerializeToString())
+            _redeclare(o, [got[o.name].shape for _, got in runs], axes)
+    del model.graph.value_info[:]                      # what lies between was declared by the same hand
+    Path(path).write_bytes(model.SerializeToString())
     return tuple(sorted(wrong))
 
-def _try(source, made, opset, cures, fixed, sizes, external, rtol, metadata):
-    "One attempt: export with `cures` to `made`, verify"
-    with contextlib.ExitStack() as s:
-        for c in cures:
-            s.enter_context(_cures[c][1](source.module))
-        prog = trace_graph(source, opset, fixed, sizes)
-    specs, at = _fixed(source.specs, fixed, sizes), _sizes | _first(sizes)
-    words = tuple(cures) + tuple(limits(prog, source.specs)) + tuple(f'{a} fixed at {at.get(a, 7)}' for a in fixed)
-    told = Source(source.module, specs, source.name, source.info | (dict(sizes=sizes) if sizes else {}))
-    prog.model.metadata_props.update(_metadata(told, words, metadata))
-    _save(prog, made, external)
-    wrong = _declare(made, specs, sizes)
-    words += (f"shape of {', '.join(wrong)} declared anew",) if wrong else ()
-    run, exact = torch_runner(source.module), exact_runner(source.module)
-    return words, verify_runner(made, run, specs, source.name, rtol=rtol, sizes=sizes, exact=exact)
+@dataclass(frozen=True)
+class _Job:
+    "What is to be exported, and how"
+    source: Source   # The model
+    made: Path       # File in a staging folder
+    opset: int       # ONNX operator set
+    sizes: dict      # As in export
+    external: bool   # As in export
+    rtol: float      # As in export
+    metadata: dict   # As in export
 
+def _changes(prog, job, cures, fixed):
+    "What was done to a model and what its trace wants, in words"
+    at = _sizes | _first(job.sizes)
+    return (*cures, *limits(prog, job.source.specs), *(f'{a} fixed at {at.get(a, 7)}' for a in fixed))
+
+def _told(job, specs):
+    "The model as its file speaks of it: with these inputs, and the sizes that were asked for"
+    source, sizes = job.source, dict(sizes=job.sizes) if job.sizes else {}
+    return Source(source.module, specs, source.name, source.info | sizes)
+
+def _try(job, cures, fixed):
+    "One attempt, with `cures` and some axes held fixed: words on the file, and its verification"
+    module, name, sizes = job.source.module, job.source.name, job.sizes
+    with _cured(module, cures):
+        prog = trace_graph(job.source, job.opset, fixed, sizes)
+    specs, words = _fixed(job.source.specs, fixed, sizes), _changes(prog, job, cures, fixed)
+    prog.model.metadata_props.update(_metadata(_told(job, specs), words, job.metadata))
+    _save(prog, job.made, job.external)
+    wrong = _declare(job.made, specs, sizes)
+    words += (f"shape of {', '.join(wrong)} declared anew",) if wrong else ()
+    how = dict(rtol=job.rtol, sizes=sizes, exact=exact_runner(module))
+    return words, verify_runner(job.made, torch_runner(module), specs, name, **how)
 
 # %% ../../nbs/onnx/04_export.ipynb #d4135864
+def _check_opset(opset):
+    "Raise ValueError for an operator set that is not written"
+    if not isinstance(opset, int) or not 18 <= opset <= 23:
+        raise ValueError(f'opset must be a whole number from 18 to 23, not {opset!r}')
+
+def _open_source(model, inputs, sizes, kw, say):
+    "The model to export, with its inputs; raises ValueError for sizes of axes that it does not have"
+    say(f"building {model if isinstance(model, str) else getattr(model, 'name', type(model).__name__)}")
+    src = _source(model, inputs, kw, say)
+    for axis in sizes or {}:
+        one_of('axis', axis, _axes(src.specs))
+    return src
+
 def export(
     model,            # nn.Module, Source, timm name, transformers model type, class name, configuration or config.json
     path,             # Where to; written in one step
@@ -263,72 +321,69 @@ def export(
     t0, say = time.time(), progress or (lambda s: None)
     if isinstance(inputs, (str, Path)):               # the order of torch.onnx.export
         path, inputs = inputs, path
-    if not isinstance(opset, int) or not 18 <= opset <= 23:
-        raise ValueError(f'opset must be a whole number from 18 to 23, not {opset!r}')
+    _check_opset(opset)
     with staging(path) as tmp:
-        say(f"building {model if isinstance(model, str) else getattr(model, 'name', type(model).__name__)}")
-        src = _source(model, inputs, kw, say)
-        for a in sizes or {}:
-            one_of('axis', a, _axes(src.specs))
+        src = _open_source(model, inputs, sizes, kw, say)
+        job = _Job(src, tmp/_name_for(path), opset, sizes, external, rtol, metadata)
         with _as_it_was(src.module):
-            how = (opset, dynamic, sizes, external, rtol, metadata, say)
-            made, words, v, on, tried = _attempt(src, tmp/_name_for(path), *how)
-        install(made, path)
-    return _report(path, src, words, v, on, tried, round(time.time() - t0, 2))
+            found = _attempt(job, dynamic, say)
+        install(job.made, path)
+    return _report(path, dict(source=src.name, seconds=round(time.time() - t0, 2)) | found)
 
-def _axes(specs):
-    "Names of the axes that vary"
-    return tuple(dict.fromkeys(d for s in specs for d in s.shape if isinstance(d, str)))
 
-def _attempt(src, made, opset, dynamic, sizes, external, rtol, metadata, say):
-    "Go through the attempts until one is verified: the file, words on it, the verification, of what, what failed"
-    tried = []
-    for cures, fixed in (attempts(src.module, src.specs) if dynamic else [((), _axes(src.specs))]):
-        way, held = ', '.join(cures) or 'as it is', f" ({', '.join(fixed)} fixed)" if fixed else ''
-        say(f"tracing {'with ' * bool(cures)}{way}{held}")
-        try:
-            words, v = _try(src, made, opset, cures, fixed, sizes, external, rtol, metadata)
-            on = 'these weights'
-            if 'do not depend' in v.reason:
-                v, on = _on_copy(src, made, opset, cures, fixed, sizes, rtol), 'a randomised copy'
-        except OSError:
-            raise
-        except Exception as e:
-            tried.append(f'{way}{held}: {_cause(e)}')
-            continue
-        if v.ok:
-            return made, words, v, on, tuple(tried)
-        tried.append(f"{', '.join(words) or 'as it is'}: {v.reason}")
-    raise ValueError(f'cannot export {src.name}: ' + '; '.join(tried + _beyond(src, sizes, tried)))
+def _outcome(job, cures, fixed):
+    "One attempt: fields of an ExportReport, and why it is not verified"
+    words, v = _try(job, cures, fixed)
+    on = 'these weights'
+    if 'do not depend' in v.reason:
+        v, on = _on_copy(job, cures, fixed), 'a randomised copy'
+    wrong = '' if v.ok else f"{', '.join(words) or 'as it is'}: {v.reason}"
+    return dict(cures=words, verified=v.ok, max_rel=_farthest(v.rows, 0.), on=on, checked=v.rows), wrong
 
-def _report(path, src, words, v, on, tried, seconds):
-    "What there is to say of a file that was verified"
+def _attempt(job, dynamic, say):
+    "Go through the attempts until one is verified: fields of an ExportReport; raises ValueError with what failed"
+    src = job.source
+    ways = attempts(src.module, src.specs) if dynamic else [((), _axes(src.specs))]
+    found, tried = _first_success(ways, partial(_outcome, job), say)
+    if found is None:
+        raise ValueError(f'cannot export {src.name}: ' + '; '.join(tried + _beyond(src, job.sizes, tried)))
+    return found | dict(tried=tuple(tried))
+
+def _report(path, found):
+    "What there is to say of a file that was verified: what was found on the way, and what it says itself"
     f = inspect_onnx(path)
-    rel = max((r['max_rel'] for r in v.rows if r['max_rel'] is not None), default=0.)
-    made = dict(path=str(path), source=src.name, seconds=seconds, cures=words, tried=tried)
-    seen = dict(verified=v.ok, max_rel=rel, on=on, checked=v.rows)
     read = {k: getattr(f, k) for k in ('opset', 'inputs', 'outputs', 'bytes', 'parameters', 'nodes')}
-    return ExportReport(**made, **seen, **read)
+    return ExportReport(path=str(path), **found, **read)
+
+def _no_kernel(src, tried):
+    "What onnxruntime lacks for the dtype of a model, in words"
+    kinds = {str(t.dtype).removeprefix('torch.') for t in src.module.parameters()} - {'float32'}
+    lacking = dict.fromkeys(re.findall(r'Could not find an implementation for (\w+)', ' '.join(tried)))
+    if not (lacking and kinds):
+        return ''
+    what = f"{', '.join(lacking)} in {', '.join(sorted(kinds))}"
+    return f'onnxruntime has no {what} on a CPU: export model.float() instead'
+
+def _is_random(src, sizes):
+    "Does a model answer the same input in two ways?"
+    import torch
+    feed = _example_feed(src, sizes)
+    with torch.no_grad(), contextlib.suppress(Exception):            # a model that cannot run has been reported already
+        a, b = (named_outputs(src.module, feed).values() for _ in range(2))
+        return any(not torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return False
 
 def _beyond(src, sizes, tried):
     "Reasons that no exporter can cure: no kernel for the model's dtype; the model draws random numbers"
-    import torch
-    kinds = {str(t.dtype).removeprefix('torch.') for t in src.module.parameters()} - {'float32'}
-    lacking = dict.fromkeys(re.findall(r'Could not find an implementation for (\w+)', ' '.join(tried)))
-    if lacking and kinds:
-        what = f"{', '.join(lacking)} in {', '.join(sorted(kinds))}"
-        return [f'onnxruntime has no {what} on a CPU: export model.float() instead']
-    feed = {k: _tensor(v) for k, v in random_inputs(src.specs, **_first(sizes)).items()}
-    with torch.no_grad(), contextlib.suppress(Exception):            # a model that cannot run has been reported already
-        a, b = named_outputs(src.module, feed), named_outputs(src.module, feed)
-        if any(not torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True)):
-            return ['torch itself answers differently when the same input comes twice: the model draws random numbers']
-    return []
+    why = _no_kernel(src, tried)
+    if not why and _is_random(src, sizes):
+        why = 'torch itself answers differently when the same input comes twice: the model draws random numbers'
+    return [why] if why else []
 
-def _on_copy(src, made, opset, cures, fixed, sizes, rtol):
+def _on_copy(job, cures, fixed):
     "Verify the export of a copy whose constant parameters were disturbed"
+    src = job.source
     twin = Source(copy.deepcopy(src.module), src.specs, src.name, src.info)
     randomise(twin.module)
-    beside = made.with_name(f'{made.name}.copy')
-    return _try(twin, beside, opset, cures, fixed, sizes, None, rtol, None)[1]
-
+    beside = job.made.with_name(f'{job.made.name}.copy')
+    return _try(replace(job, source=twin, made=beside, external=None, metadata=None), cures, fixed)[1]

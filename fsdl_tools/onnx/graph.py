@@ -18,108 +18,166 @@ from ..core import Record, need, one_of, positive
 from ..environments import cache_folder
 
 # %% ../../nbs/onnx/01_graph.ipynb #2c089897
-def _layers(graph):
-    "(name, label, row, sources) of each input, node and output; a row is the longest path from an input"
-    made, out, weights = {}, [], {i.name: list(i.dims) for i in graph.initializer}
-    for i in graph.input:
-        if i.name not in weights:
-            made[i.name] = (i.name, 0)
-            out.append((i.name, i.name, 0, [], 'io'))
-    for k, n in enumerate(graph.node):
-        src = [made[v][0] for v in n.input if v in made]
-        row = 1 + max([made[v][1] for v in n.input if v in made], default=-1)
-        dims = '  '.join('×'.join(map(str, weights[v])) or 'scalar' for v in n.input if v in weights)
-        for v in n.output:
-            made[v] = (f'n{k}', row)
-        out.append((f'n{k}', n.op_type + (f'  ({dims})' if dims else ''), row, src, 'op'))
-    last = 1 + max((r for *_, r, _, _ in out), default=0)
-    return out + [
-        (f'out {o.name}', o.name, last, [made[o.name][0]] if o.name in made else [], 'io') for o in graph.output
-    ]
+def _true_inputs(model):
+    "Inputs that somebody has to give: old files list their weights among the inputs as well"
+    given = {i.name for i in model.graph.initializer}
+    return [i for i in model.graph.input if i.name not in given]
+
+_box_width, _box_height = 190, 46         # what a box takes, with the space around it
+
+@dataclass(frozen=True)
+class _Box:
+    "An input, a node or an output in a picture"
+    name: str          # Its own among all boxes
+    label: str         # What is written in it
+    row: int           # From the top: the longest path from an input
+    sources: list      # Boxes whose values it uses
+    node: bool = False # An operator, or else an input or an output
+
+def _label(node, weights):
+    "The operator of a node, and the shapes of the weights that it uses"
+    shapes = [weights[v] for v in node.input if v in weights]
+    words = '  '.join('×'.join(map(str, shape)) or 'scalar' for shape in shapes)
+    return f'{node.op_type}  ({words})' if words else node.op_type
+
+def _node_box(k, node, maker, weights):
+    "The box of the `k`-th node; `maker`: value -> the box it comes from"
+    sources = [maker[v] for v in node.input if v in maker]
+    row = 1 + max((s.row for s in sources), default=-1)
+    return _Box(f'n{k}', _label(node, weights), row, sources, True)
+
+def _output_box(name, row, maker):
+    "The box of an output"
+    sources = [maker[name]] if name in maker else []
+    return _Box(f'out {name}', name, row, sources)
+
+def _boxes(model):
+    "The boxes of a graph: inputs, nodes, and in the last row outputs"
+    weights = {t.name: list(t.dims) for t in model.graph.initializer}
+    boxes = [_Box(i.name, i.name, 0, []) for i in _true_inputs(model)]
+    maker = {b.name: b for b in boxes}
+    for k, node in enumerate(model.graph.node):
+        box = _node_box(k, node, maker, weights)
+        maker |= dict.fromkeys(node.output, box)
+        boxes.append(box)
+    last = 1 + max((b.row for b in boxes), default=0)
+    return boxes + [_output_box(o.name, last, maker) for o in model.graph.output]
+
+def _places(boxes, width):
+    "Box name -> the middle of the box; each row is centred"
+    in_row, placed, places = Counter(b.row for b in boxes), Counter(), {}
+    for b in boxes:
+        from_middle = placed[b.row] - (in_row[b.row] - 1) / 2
+        places[b.name] = (width / 2 + from_middle * _box_width, b.row * _box_height + 20)
+        placed[b.row] += 1
+    return places
+
+def _svg_line(start, end):
+    "A curve from one box to another"
+    (a, b), (x, y) = start, end
+    around = y - b > _box_height                           # a value that skips rows goes around what is between
+    bend = _box_width * .64 if around else 0
+    below, above, half = b + 13, y - 13, (_box_height - 26) / 2
+    return (
+        f'<path d="M{a} {below} C{a + bend} {below + half + bend / 4}, '
+        f'{x + bend} {above - half - bend / 4}, {x} {above}" fill="none" stroke="#888"/>'
+    )
+
+def _svg_box(box, place):
+    "A box with its label"
+    x, y = place
+    radius, fill = (4, '#dbe8f6') if box.node else (13, '#d9ead3')
+    return (
+        f'<rect x="{x - 82}" y="{y - 13}" width="164" height="26" rx="{radius}" fill="{fill}" stroke="#555"/>'
+        f'<text x="{x}" y="{y + 4}" text-anchor="middle" font-family="sans-serif" font-size="11">'
+        f'{escape(box.label)}</text>'
+    )
 
 def graph_svg(
     model,   # onnx.ModelProto
     limit=60 # Refuse to draw more nodes than this
 ) -> str:    # SVG; raises ValueError for a large graph
     "A graph from top to bottom, with the shapes of the weights each node uses"
-    if len(model.graph.node) > limit:
-        raise ValueError(
-            f'{len(model.graph.node)} nodes are more than fit in a picture ({limit}): open the file in Netron'
-        )
-    boxes, rows, w, h = _layers(model.graph), Counter(), 190, 46
-    total = Counter(b[2] for b in boxes)
-    width, place, parts = max(total.values()) * w, {}, []
-    for name, _, row, _, _ in boxes:
-        place[name] = (width / 2 + (rows[row] - (total[row] - 1) / 2) * w, row * h + 20)
-        rows[row] += 1
-    for name, label, _, src, kind in boxes:
-        x, y = place[name]
-        for a, b in (place[s] for s in src):
-            bend = 0 if y - b <= h else w * .64             # a value that skips rows goes around what is between
-            parts.insert(
-                0,
-                f'<path d="M{a} {b + 13} C{a + bend} {b + 13 + (h - 26) / 2 + bend / 4}, '
-                f'{x + bend} {y - 13 - (h - 26) / 2 - bend / 4}, {x} {y - 13}" fill="none" stroke="#888"/>',
-            )
-        radius, fill = (13, '#d9ead3') if kind == 'io' else (4, '#dbe8f6')
-        parts.append(f'<rect x="{x - 82}" y="{y - 13}" width="164" height="26" '
-                     f'rx="{radius}" fill="{fill}" stroke="#555"/>'
-                     f'<text x="{x}" y="{y + 4}" text-anchor="middle" font-family="sans-serif" font-size="11">'
-                     f'{escape(label)}</text>')
-    height = max(y for _, y in place.values()) + 20
-    return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">{"".join(parts)}</svg>'
+    n = len(model.graph.node)
+    if n > limit:
+        raise ValueError(f'{n} nodes are more than fit in a picture ({limit}): open the file in Netron')
+    boxes = _boxes(model)
+    width = max(Counter(b.row for b in boxes).values()) * _box_width
+    places = _places(boxes, width)
+    lines = [_svg_line(places[s.name], places[b.name]) for b in boxes for s in b.sources]
+    drawn = ''.join([*reversed(lines), *(_svg_box(b, places[b.name]) for b in boxes)])      # boxes lie over lines
+    height = max(y for _, y in places.values()) + 20
+    return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">{drawn}</svg>'
 
 # %% ../../nbs/onnx/01_graph.ipynb #0694254b
+def _subgraphs(attribute):
+    "Graphs inside an attribute of a node: the branches of an If, the body of a Loop"
+    return [*([attribute.g] if attribute.HasField('g') else []), *attribute.graphs]
+
+def _tensors_of_nodes(nodes):
+    "Tensors that are attributes of nodes, or lie in their subgraphs"
+    for attribute in (a for n in nodes for a in n.attribute):
+        if attribute.HasField('t'):
+            yield attribute.t
+        yield from attribute.tensors
+        for graph in _subgraphs(attribute):
+            yield from _tensors_of_graph(graph)
+
+def _tensors_of_graph(graph):
+    "Initialisers of a graph, and the tensors of its nodes"
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+    yield from _tensors_of_nodes(graph.node)
+
 def _tensors(model):
     "Every tensor of a model: initialisers and attributes, also in subgraphs and functions"
-    def of_nodes(nodes):
-        for n in nodes:
-            for a in n.attribute:
-                yield from ([a.t] if a.HasField('t') else [])
-                yield from a.tensors
-                for g in ([a.g] if a.HasField('g') else []) + list(a.graphs):
-                    yield from of_graph(g)
-    def of_graph(g):
-        yield from g.initializer
-        for s in g.sparse_initializer:
-            yield s.values
-            yield s.indices
-        yield from of_nodes(g.node)
-    yield from of_graph(model.graph)
+    yield from _tensors_of_graph(model.graph)
     for f in model.functions:
-        yield from of_nodes(f.node)
+        yield from _tensors_of_nodes(f.node)
+
+def _lies_in(folder, location):
+    "Does a location name a place in `folder`, links followed?"
+    if not location or '\\' in location or '\0' in location:
+        return False
+    path = Path(location)
+    if path.is_absolute() or '..' in path.parts:
+        return False
+    return (Path(folder)/path).resolve().is_relative_to(Path(folder).resolve())
+
+def _end_of(tensor, place):
+    "The byte of its file at which the data of a tensor end"
+    numbers = [place.get(k, '0') for k in ('offset', 'length')]
+    if not all(re.fullmatch('[0-9]{1,99}', n) for n in numbers):
+        raise ValueError(f'tensor {tensor.name!r} has a malformed place in {place["location"]!r}: {str(place)[:200]}')
+    return sum(map(int, numbers))
+
+def _check_place(tensor, location, folder):
+    "Raise ValueError for external data outside of `folder`, FileNotFoundError where there are none"
+    if not _lies_in(folder, location):
+        raise ValueError(
+            f'refused: tensor {tensor.name!r} reads its data from {location!r}, '
+            'which is outside the folder of the model'
+        )
+    if not (Path(folder)/location).is_file():
+        raise FileNotFoundError(f'external data file {location!r} of tensor {tensor.name!r} is missing')
+
+def _placed(tensor, folder):
+    "(location, bytes of that file) of a tensor with external data; raises ValueError or FileNotFoundError"
+    place = {e.key: e.value for e in tensor.external_data}
+    location = place.get('location', '')
+    _check_place(tensor, location, folder)
+    end, size = _end_of(tensor, place), (Path(folder)/location).stat().st_size
+    if end > size:
+        raise ValueError(
+            f'{location!r} is truncated: tensor {tensor.name!r} needs {end:,} bytes, the file has {size:,}'
+        )
+    return location, size
 
 def _external(model, folder):
-    "Names of the external data files, each checked to lie in `folder` and to be long enough"
-    found = {}
-    for t in _tensors(model):
-        if t.data_location != 1:
-            continue
-        e = {x.key: x.value for x in t.external_data}
-        loc = e.get('location', '')
-        p = Path(folder)/loc
-        if (
-            not loc
-            or '\\' in loc
-            or '\0' in loc
-            or Path(loc).is_absolute()
-            or '..' in Path(loc).parts
-            or not p.resolve().is_relative_to(Path(folder).resolve())
-        ):
-            raise ValueError(
-                f'refused: tensor {t.name!r} reads its data from {loc!r}, which is outside the folder of the model'
-            )
-        if not p.is_file():
-            raise FileNotFoundError(f'external data file {loc!r} of tensor {t.name!r} is missing')
-        if not (e.get('offset', '0').isdigit() and e.get('length', '0').isdigit()):
-            raise ValueError(f'tensor {t.name!r} has a malformed place in {loc!r}: {e}')
-        end = int(e.get('offset', 0)) + int(e.get('length', 0))
-        if end > p.stat().st_size:
-            raise ValueError(
-                f'{loc!r} is truncated: tensor {t.name!r} needs {end:,} bytes, the file has {p.stat().st_size:,}'
-            )
-        found[loc] = p.stat().st_size
-    return found
+    "Names of the external data files, each checked to lie in `folder` and to be long enough, and their bytes"
+    return dict(_placed(t, folder) for t in _tensors(model) if t.data_location == 1)
 
 # %% ../../nbs/onnx/01_graph.ipynb #43f63339
 @dataclass(frozen=True)
@@ -165,11 +223,6 @@ def _io(v):
     dims = ', '.join('?' if d is None else str(d) for d in _dims(v))
     return f'{v.name}: {_element(v)}[{dims}]'
 
-def _true_inputs(model):
-    "Inputs that somebody has to give: old files list their weights among the inputs as well"
-    given = {i.name for i in model.graph.initializer}
-    return [i for i in model.graph.input if i.name not in given]
-
 def _garbled(message):
     "Is there text in a message that is no UTF-8? Protobuf hands that on as bytes"
     for f, v in message.ListFields():
@@ -180,27 +233,42 @@ def _garbled(message):
             return True
     return False
 
-def read_onnx(
-    path # An .onnx file
-):       # onnx.ModelProto without external data; raises FileNotFoundError or ValueError
-    "Parse and check a file without trusting it"
-    import onnx
-    from google.protobuf.message import DecodeError
-    path = Path(path)
+def _check_plain(path):
+    "Raise FileNotFoundError, IsADirectoryError or ValueError for what is no plain file"
     if not path.exists():
         raise FileNotFoundError(f'there is no file {str(path)!r}')
     if path.is_dir():
         raise IsADirectoryError(f'{str(path)!r} is a folder, not an .onnx file')
     if not path.is_file():
         raise ValueError(f'{str(path)!r} is a device or a pipe, not an .onnx file')
+
+def _is_empty(model):
+    "Is a message that was read no model? Any bytes may be read as one without fields"
+    return not (model.ir_version and model.opset_import and (model.graph.node or model.graph.output))
+
+def _parsed(path):
+    "The model in a file, without external data; raises ValueError for what is none"
+    import onnx
+    from google.protobuf.message import DecodeError
+    none = f'{str(path)!r} is not an ONNX model'
     try:
         m = onnx.load(str(path), format='protobuf', load_external_data=False)
     except (DecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f'{str(path)!r} is not an ONNX model, or it is truncated ({e})') from None
+        raise ValueError(f'{none}, or it is truncated ({e})') from None
     if _garbled(m):
-        raise ValueError(f'{str(path)!r} is not an ONNX model, or it is damaged: there is text in it that is no text')
-    if not m.ir_version or not m.opset_import or not (m.graph.node or m.graph.output):
-        raise ValueError(f'{str(path)!r} is not an ONNX model: it has no graph')
+        raise ValueError(f'{none}, or it is damaged: there is text in it that is no text')
+    if _is_empty(m):
+        raise ValueError(f'{none}: it has no graph')
+    return m
+
+def read_onnx(
+    path # An .onnx file
+):       # onnx.ModelProto without external data; raises FileNotFoundError or ValueError
+    "Parse and check a file without trusting it"
+    import onnx
+    path = Path(path)
+    _check_plain(path)
+    m = _parsed(path)
     _external(m, path.parent)
     try:
         onnx.checker.check_model(str(path))
@@ -212,36 +280,47 @@ def _opset(model):
     "Version of the standard operators, 0 where a file does not use them"
     return max((o.version for o in model.opset_import if o.domain in ('', 'ai.onnx')), default=0)
 
+def _metadata_of(model):
+    "What its writer noted in a model: name -> text"
+    return {p.key: p.value for p in model.metadata_props}
+
 def inspect_onnx(
     path # An .onnx file
 ) -> OnnxFile: # Raises FileNotFoundError or ValueError
     "Summary of a checked file"
     m, path = read_onnx(path), Path(path)
-    ext = _external(m, path.parent)
+    external = _external(m, path.parent)
     return OnnxFile(
-        str(path),
-        path.stat().st_size + sum(ext.values()),
-        _opset(m),
-        f'{m.producer_name} {m.producer_version}'.strip(),
-        tuple(map(_io, _true_inputs(m))),
-        tuple(map(_io, m.graph.output)),
-        len(m.graph.node),
-        dict(Counter(n.op_type for n in m.graph.node).most_common()),
-        sum(math.prod(i.dims) for i in m.graph.initializer),
-        tuple(ext),
-        {p.key: p.value for p in m.metadata_props},
+        path=str(path),
+        bytes=path.stat().st_size + sum(external.values()),
+        opset=_opset(m),
+        producer=f'{m.producer_name} {m.producer_version}'.strip(),
+        inputs=tuple(map(_io, _true_inputs(m))),
+        outputs=tuple(map(_io, m.graph.output)),
+        nodes=len(m.graph.node),
+        operators=dict(Counter(n.op_type for n in m.graph.node).most_common()),
+        parameters=sum(math.prod(t.dims) for t in m.graph.initializer),
+        external=tuple(external),
+        metadata=_metadata_of(m),
     )
 
 # %% ../../nbs/onnx/01_graph.ipynb #37dce3d4
-def _open(path, threads=1, optimise=True):
-    "Open a file that has been checked, or that we wrote"
+def _options(threads, optimise):
+    "How onnxruntime is to run a file: with so many threads, silently"
     ort = need('onnxruntime', 'onnx')
     o = ort.SessionOptions()
-    o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = positive('threads', threads), 1, 4
+    o.intra_op_num_threads = positive('threads', threads)
+    o.inter_op_num_threads = 1
+    o.log_severity_level = 4
     if not optimise:
         o.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return o
+
+def _open(path, threads=1, optimise=True):
+    "Open a file that has been checked, or that we wrote"
+    ort, options = need('onnxruntime', 'onnx'), _options(threads, optimise)
     try:
-        return ort.InferenceSession(str(path), o, providers=['CPUExecutionProvider'])
+        return ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     except Exception as e:
         raise ValueError(f'onnxruntime cannot run {str(path)!r}: {_cause(e)}') from None
 
@@ -279,25 +358,40 @@ def _run(sess, feed):
         options.terminate = True        # of no effect on a run that is over
         beside.join()
 
+def _check_names(feed, wanted):
+    "Raise ValueError for inputs that a model does not take, and for those that are missing"
+    for name in feed:
+        one_of('input', name, wanted)
+    missing = [name for name in wanted if name not in feed]
+    if missing:
+        raise ValueError(f"missing input {', '.join(map(repr, missing))}; the model takes {', '.join(wanted)}")
+
+def _takes(declared, shape):
+    "Does a declared shape, with names or None for what varies, allow this one?"
+    sizes = [d if isinstance(d, int) else n for d, n in zip(declared, shape, strict=False)]
+    return len(declared) == len(shape) and sizes == list(shape)
+
+def _check_input(declared, x):
+    "Raise ValueError for an array that has not the shape or the type of an input"
+    if not _takes(declared.shape, x.shape):
+        raise ValueError(f'input {declared.name!r} must have shape {declared.shape}, not {list(x.shape)}')
+    kind = _ort_types.get(declared.type, str(x.dtype))
+    if str(x.dtype) != kind:
+        raise ValueError(f'input {declared.name!r} must be {kind}, not {x.dtype}')
+
 def infer(
     sess, # onnxruntime.InferenceSession
     feed  # Input name -> numpy array
 ) -> dict: # Output name -> numpy array; raises ValueError for wrong names, types or shapes
     "Run one batch"
-    want = {i.name: i for i in sess.get_inputs()}
-    for k in feed:
-        one_of('input', k, want)
-    if missing := [k for k in want if k not in feed]:
-        raise ValueError(f"missing input {', '.join(map(repr, missing))}; the model takes {', '.join(want)}")
-    for k, i in want.items():
-        x, dims = np.asarray(feed[k]), [d if isinstance(d, int) else None for d in i.shape]
-        if x.ndim != len(dims) or any(d not in (None, s) for d, s in zip(dims, x.shape, strict=True)):
-            raise ValueError(f'input {k!r} must have shape {i.shape}, not {list(x.shape)}')
-        if str(x.dtype) != _ort_types.get(i.type, str(x.dtype)):
-            raise ValueError(f'input {k!r} must be {_ort_types[i.type]}, not {x.dtype}')
+    wanted = {i.name: i for i in sess.get_inputs()}
+    _check_names(feed, wanted)
+    for name, declared in wanted.items():
+        _check_input(declared, np.asarray(feed[name]))
+    names = [o.name for o in sess.get_outputs()]
     try:
         values = _run(sess, {k: np.asarray(v) for k, v in feed.items()})
-        return dict(zip([o.name for o in sess.get_outputs()], values, strict=True))
+        return dict(zip(names, values, strict=True))
     except Exception as e:
         raise ValueError(f'onnxruntime failed: {_cause(e)}') from None
 
@@ -327,18 +421,43 @@ def _numbers(name, what):
         raise ValueError(f'cannot draw random values for input {what!r} of type {name!r}')
     return kind
 
+def _padded_mask(shape):
+    "Ones, and zeros at the end of the last row where there are several"
+    x = np.ones(shape)
+    if len(shape) > 1 and shape[0] > 1:
+        x[-1, ..., shape[-1] - shape[-1] // 3:] = 0
+    return x
+
 def _values(rng, spec, shape):
     "Random values for one input"
     kind = _numbers(spec.dtype, spec.name)
     if spec.mask:
-        x = np.ones(shape)
-        if len(shape) > 1 and shape[0] > 1:
-            x[-1, ..., shape[-1] - shape[-1] // 3:] = 0
+        x = _padded_mask(shape)
     elif kind.kind in 'iub':
         x = rng.integers(0, max(spec.high, 1), shape)
     else:
         x = rng.standard_normal(shape)
     return x.astype(kind)
+
+def _axes(specs):
+    "Names of the axes that vary"
+    return tuple(dict.fromkeys(axis for s in specs for axis in s.shape if isinstance(axis, str)))
+
+def _only(d, names):
+    "The entries of a dict that have one of these names"
+    return {k: v for k, v in d.items() if k in names}
+
+def _size(axis, sizes):
+    "The size of an axis: its own, or the one of its name"
+    return sizes.get(axis, 7) if isinstance(axis, str) else axis
+
+def _shape_of(spec, sizes):
+    "The shape of an input when the axes have these sizes; raises ValueError for more numbers than fit into memory"
+    shape = [_size(axis, sizes) for axis in spec.shape]
+    n = math.prod(shape)
+    if n > _most:
+        raise ValueError(f'input {spec.name!r} of {shape} would have {n:,} elements')
+    return shape
 
 def random_inputs(
     specs,   # InputSpecs
@@ -346,25 +465,20 @@ def random_inputs(
     **sizes  # Axis name -> size; by default 2 in the batch, 7 in the sequence
 ) -> dict:   # Input name -> numpy array
     "Random inputs as `specs` describe them"
-    rng, out = np.random.default_rng(seed), {}
-    for s in specs:
-        shape = [(_sizes | sizes).get(d, 7) if isinstance(d, str) else d for d in s.shape]
-        if math.prod(shape) > _most:
-            raise ValueError(f'input {s.name!r} of {shape} would have {math.prod(shape):,} elements')
-        out[s.name] = _values(rng, s, shape)
-    return out
-
+    rng = np.random.default_rng(seed)
+    return {s.name: _values(rng, s, _shape_of(s, _sizes | sizes)) for s in specs}
 
 # %% ../../nbs/onnx/01_graph.ipynb #7fdb9da4
+def _fitted(spec, dims):
+    "A specification with the sizes that are declared as numbers; as it was where that has other axes"
+    if dims is None or len(dims) != len(spec.shape):
+        return spec
+    return spec.replace(shape=tuple(d if isinstance(d, int) else x for d, x in zip(dims, spec.shape, strict=True)))
+
 def _fit(specs, model):
     "`specs` with the sizes that the file holds fixed"
     declared = {i.name: _dims(i) for i in model.graph.input}
-    def fit(s):
-        dims = declared.get(s.name)
-        if dims is None or len(dims) != len(s.shape):
-            return s
-        return s.replace(shape=tuple(d if isinstance(d, int) else x for d, x in zip(dims, s.shape, strict=True)))
-    return [fit(s) for s in specs]
+    return [_fitted(s, declared.get(s.name)) for s in specs]
 
 def _sound(s):
     "Can these be the specifications of an input?"
@@ -373,12 +487,14 @@ def _sound(s):
 
 def _noted(note, model):
     "The specifications that `export` wrote into a file; anybody else may have written them as well"
+    nonsense = 'fsdl.inputs in the metadata of the file makes no sense'
     try:
         specs = [InputSpec.from_dict(d) for d in json.loads(note)]
     except (TypeError, ValueError, RecursionError) as e:
-        raise ValueError(f'fsdl.inputs in the metadata of the file makes no sense: {_cause(e)}') from None
-    if bad := [s for s in specs if not _sound(s)]:
-        raise ValueError(f'fsdl.inputs in the metadata of the file makes no sense: {str(bad[0])[:200]}')
+        raise ValueError(f'{nonsense}: {_cause(e)}') from None
+    bad = next((s for s in specs if not _sound(s)), None)
+    if bad is not None:
+        raise ValueError(f'{nonsense}: {str(bad)[:200]}')
     return _fit(specs, model)
 
 def _high(model, name):
@@ -387,14 +503,16 @@ def _high(model, name):
     looked_up = [n.input[0] for n in model.graph.node if n.op_type == 'Gather' and n.input[1] == name]
     return min((rows[t] for t in looked_up if t in rows), default=2)
 
+def _axis_name(given, of, k):
+    "The name of axis `k` of the input `of`, which `random_inputs` can take as an argument"
+    name = given or ('batch' if k == 0 else f'{of}_{k}')
+    return f'{name}_' if name in ('specs', 'seed') else name
+
 def _spec(model, i):
     "The specification of an input, from the graph alone"
-    def axis(k, d):
-        name = d or ('batch' if k == 0 else f'{i.name}_{k}')
-        return f'{name}_' if name in ('specs', 'seed') else name
     if i.type.WhichOneof('value') != 'tensor_type':
         raise ValueError(f'input {i.name!r} is not a tensor: give example inputs')
-    shape = tuple(d if isinstance(d, int) else axis(k, d) for k, d in enumerate(_dims(i)))
+    shape = tuple(d if isinstance(d, int) else _axis_name(d, i.name, k) for k, d in enumerate(_dims(i)))
     return InputSpec(i.name, shape, _element(i), _high(model, i.name), mask='mask' in i.name)
 
 def specs_of_file(
@@ -402,9 +520,8 @@ def specs_of_file(
 ) -> list: # InputSpecs; raises ValueError
     "Input specifications that export wrote into the file; failing that, from the graph itself"
     m = read_onnx(path)
-    note = {p.key: p.value for p in m.metadata_props}.get('fsdl.inputs')
+    note = _metadata_of(m).get('fsdl.inputs')
     return _noted(note, m) if note else [_spec(m, i) for i in _true_inputs(m)]
-
 
 # %% ../../nbs/onnx/01_graph.ipynb #5384cc54
 _script = """
@@ -429,6 +546,29 @@ def web_modules() -> Path: # Ends in node_modules; it need not be there
     "Where onnxruntime-web is looked for: $XDG_CACHE_HOME or ~/.cache, then fsdl_tools/onnxweb"
     return cache_folder().parent/'onnxweb'/'node_modules'
 
+def _sent(array):
+    "An array as JSON carries it to Node.js"
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return dict(dtype=str(array.dtype), shape=array.shape, data=data)
+
+def _received(value):
+    "The array that Node.js sent"
+    return np.frombuffer(base64.b64decode(value['data']), value['dtype']).reshape(value['shape'])
+
+def _in_node(modules, path, given, timeout):
+    "What the script answers, from JSON; raises ValueError with what Node said"
+    r = subprocess.run(
+        ['node', '--input-type=module', '-e', _script, str(Path(modules).resolve()), str(path)],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    if r.returncode:
+        said = r.stderr.strip().splitlines() or ['no message']
+        raise ValueError(f'onnxruntime-web failed: {said[-1][:300]}')
+    return json.loads(r.stdout.splitlines()[-1])
+
 def web_runner(
     path,    # An .onnx file without external data
     modules, # The node_modules folder that holds onnxruntime-web
@@ -439,23 +579,6 @@ def web_runner(
     if not (Path(modules)/'onnxruntime-web').is_dir():
         raise FileNotFoundError(f'no onnxruntime-web in {str(modules)!r}: npm install onnxruntime-web')
     def run(feed):
-        given = {
-            k: dict(
-                dtype=str(v.dtype), shape=v.shape, data=base64.b64encode(np.ascontiguousarray(v).tobytes()).decode()
-            )
-            for k, v in feed.items()
-        }
-        r = subprocess.run(
-            ['node', '--input-type=module', '-e', _script, str(Path(modules).resolve()), str(path)],
-            input=json.dumps(given),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        if r.returncode:
-            raise ValueError(f'onnxruntime-web failed: {(r.stderr.strip().splitlines() or ["no message"])[-1][:300]}')
-        return {
-            k: np.frombuffer(base64.b64decode(v['data']), v['dtype']).reshape(v['shape'])
-            for k, v in json.loads(r.stdout.splitlines()[-1]).items()
-        }
+        answer = _in_node(modules, path, {k: _sent(v) for k, v in feed.items()}, timeout)
+        return {k: _received(v) for k, v in answer.items()}
     return run

@@ -6,17 +6,18 @@
 __all__ = ['Smaller', 'optimise', 'quantise', 'Timing', 'rounds', 'benchmark', 'timing_table', 'save_timings', 'plot_timings']
 
 # %% ../../nbs/onnx/06_optimise.ipynb #14c614c2
-import contextlib, io, logging, os, random, shutil, statistics, time, warnings
-from dataclasses import dataclass
+import contextlib, itertools, logging, os, random, shutil, statistics, time
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 from ..core import Record, human_seconds, need, one_of, positive
 from ..files import write_atomic
 from ..table import Table
 from .graph import _cause, _external, inspect_onnx, random_inputs, read_onnx, session, specs_of_file
-from .cures import _tensor
+from .cures import _quiet, _tensor
 from .sources import Source, specs_of
-from .compare import _compare, _enough, _file_ways, _format, _tolerances, _typed, pair_outputs
+from .compare import _Terms, _compare, _enough, _farthest, _file_ways, _format, _tolerances
+from .compare import _typed, pair_outputs
 from .export import _inside, _name_for, install, staging
 
 # %% ../../nbs/onnx/06_optimise.ipynb #c448d87d
@@ -35,17 +36,6 @@ class Smaller(Record):
     rtol: float       # Largest relative difference allowed for this kind
     note: str = ''    # Why it is not within the tolerance; empty otherwise
 
-@contextlib.contextmanager
-def _quiet():
-    "The tools below print and warn; their errors still come through"
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
 def _samples(answers, name):
     "One output of several runs: rows of all of them if their shapes allow it, otherwise run by run"
     arrays = [a[name] for a in answers]
@@ -53,7 +43,7 @@ def _samples(answers, name):
         return [np.concatenate(arrays)]
     return [x[None] for x in arrays]
 
-def _compared(got, ref, kind, rtol, least):
+def _compared(got, ref, terms):
     "Every output of several runs of two files, paired by name"
     pairs = pair_outputs(got[0], ref[0])
     if pairs is None:
@@ -61,8 +51,27 @@ def _compared(got, ref, kind, rtol, least):
     rows = []
     for mine, theirs in pairs:
         for a, b in zip(_samples(got, mine), _samples(ref, theirs), strict=True):
-            rows.append(_compare(a, b, kind, rtol, b.ndim > 1, least=least) | dict(n=b[..., 0].size if b.ndim else 1))
+            n = b[..., 0].size if b.ndim else 1
+            rows.append(_compare(a, b, replace(terms, top=b.ndim > 1)) | dict(n=n))
     return rows
+
+def _rows(path, original, feeds, terms):
+    "Every output in each way to run a file, compared with the original; and the value that overflows, in words"
+    with _file_ways(original) as old, _file_ways(path) as new:
+        ref, rows = [old.run(f) for f in feeds], []
+        for run in new.ways.values():
+            rows += _compared([run(f) for f in feeds], ref, terms)
+        return rows, new.overflow(feeds[-1])
+
+def _kept(rows):
+    "Share of all samples whose largest output is still the same one, 1 where there is no such thing"
+    ranked = [r for r in rows if r['top1'] is not None]
+    return sum(r['top1'] * r['n'] for r in ranked) / sum(r['n'] for r in ranked) if ranked else 1.0
+
+def _random_feeds(specs):
+    "Random inputs of three sizes"
+    sizes = [dict(batch=1, sequence=5), dict(batch=3, sequence=12), dict(batch=8, sequence=7)]
+    return [random_inputs(specs, seed=i, **at) for i, at in enumerate(sizes)]
 
 def _agreement(
     path,       # A rewritten file
@@ -74,31 +83,20 @@ def _agreement(
     least=_enough # Share of rows that must keep their largest output
 ) -> Smaller:
     "Compare two files on the same inputs, also as a GPU stores them"
-    if feeds is None:
-        sizes = [dict(batch=1, sequence=5), dict(batch=3, sequence=12), dict(batch=8, sequence=7)]
-        feeds = [random_inputs(specs, seed=i, **at) for i, at in enumerate(sizes)]
-    feeds, form = list(feeds), _format(_typed(read_onnx(path)))
+    feeds, form = _random_feeds(specs) if feeds is None else list(feeds), _format(_typed(read_onnx(path)))
     if not feeds:
         raise ValueError('there are no inputs to compare on: feeds is empty')
     rtol = _tolerances[form][0] if rtol is None else rtol
-    with _file_ways(original) as old, _file_ways(path) as new:
-        answer = next(iter(old.ways.values()))
-        ref = [answer(f) for f in feeds]
-        rows = [r for run in new.ways.values() for r in _compared([run(f) for f in feeds], ref, form, rtol, least)]
-        words = new.overflow(feeds[-1])
-    note = next((r['why'] for r in rows if not r['ok']), '')
-    note += f'; {words}' if note and words else ''
-    top = [(r['top1'], r['n']) for r in rows if r['top1'] is not None]
-    rel = max((r['max_rel'] for r in rows if r['max_rel'] is not None), default=1e9)
-    sizes = dict(zip(('bytes_before', 'nodes_before'), _size(original), strict=True))
-    sizes |= dict(zip(('bytes', 'nodes'), _size(path), strict=True))
-    kept = sum(t * n for t, n in top) / sum(n for _, n in top) if top else 1.0
-    return Smaller(str(path), kind, **sizes, max_rel=rel, top1=kept, verified=not note, rtol=rtol, note=note)
+    rows, overflow = _rows(path, original, feeds, _Terms(form, rtol, True, least=least))
+    why = next((r['why'] for r in rows if not r['ok']), '')
+    note = f'{why}; {overflow}' if why and overflow else why
+    answers = dict(max_rel=_farthest(rows, 1e9), top1=_kept(rows), verified=not note, rtol=rtol, note=note)
+    return Smaller(path=str(path), kind=kind, **_sizes(original, path), **answers)
 
-def _size(path):
-    "Bytes with external data, and nodes of the main graph"
-    f = inspect_onnx(path)
-    return f.bytes, f.nodes
+def _sizes(original, path):
+    "Bytes with external data and nodes of the main graph, of two files"
+    before, after = inspect_onnx(original), inspect_onnx(path)
+    return dict(bytes_before=before.bytes, nodes_before=before.nodes, bytes=after.bytes, nodes=after.nodes)
 
 def _whole(path, folder):
     "A copy of a file and its external data in a folder of ours, where tools may write beside it"
@@ -114,20 +112,25 @@ def _write(model, path):
     big = sum(len(t.raw_data) for t in model.graph.initializer) > _inside
     onnx.save(model, str(path), save_as_external_data=big, location=f'{Path(path).name}.data')
 
+def _make(make, path, made, name):
+    "Let a tool make a file from a copy of another, beside it; raises ValueError with what the tool says"
+    work = made.parent/'work'
+    work.mkdir()
+    try:
+        with _quiet(logging.WARNING, contextlib.redirect_stdout):
+            make(_whole(path, work), made)
+    except OSError:
+        raise
+    except Exception as e:
+        raise ValueError(f'{name}: {str(path)!r} cannot be rewritten: {_cause(e)}') from None
+
 def _rewrite(path, out, name, make, rtol, inputs, feeds, least=None):
     "Make a file with `make(source, target)`, compare it with the original, and put it in place"
     read_onnx(path)
-    specs = specs_of(inputs) if inputs is not None else specs_of_file(path)
+    specs = specs_of_file(path) if inputs is None else specs_of(inputs)
     with staging(out) as tmp:
         made = tmp/_name_for(out)
-        (tmp/'work').mkdir()
-        try:
-            with _quiet():
-                make(_whole(path, tmp/'work'), made)
-        except OSError:
-            raise
-        except Exception as e:
-            raise ValueError(f'{name}: {str(path)!r} cannot be rewritten: {_cause(e)}') from None
+        _make(make, path, made, name)
         r = _agreement(made, path, specs, rtol, feeds, name, _enough if least is None else least)
         if least is None and not r.verified:
             raise ValueError(f'{name}: {r.note}; {str(out)!r} was not written')
@@ -224,14 +227,20 @@ def _calibration(feeds):
             raise TypeError(f'{_needs_calibration}, not of {type(feed).__name__}')
     return [{name: np.asarray(value) for name, value in feed.items()} for feed in feeds]
 
+def _stored_in(model):
+    "How the weights of a model are stored in fewer bits: operators that read them, or formats; empty for float32"
+    import onnx
+    operators = {n.op_type for n in model.graph.node}
+    done = sorted(o for o in operators if 'Quantize' in o or o.endswith('Integer'))
+    kinds = {t.data_type for t in model.graph.initializer}
+    if done or onnx.TensorProto.FLOAT in kinds:
+        return done
+    short = dict(float16=onnx.TensorProto.FLOAT16, bfloat16=onnx.TensorProto.BFLOAT16)
+    return [name for name, kind in short.items() if kind in kinds]
+
 def _check_fresh(path, name):
     "Raise ValueError for a file whose weights are stored in fewer bits already"
-    import onnx
-    model = read_onnx(path)
-    kinds = {t.data_type for t in model.graph.initializer}
-    done = sorted({n.op_type for n in model.graph.node if 'Quantize' in n.op_type or n.op_type.endswith('Integer')})
-    if not done and onnx.TensorProto.FLOAT not in kinds:
-        done = [s for s in ('float16', 'bfloat16') if getattr(onnx.TensorProto, s.upper()) in kinds]
+    done = _stored_in(read_onnx(path))
     if done:
         raise ValueError(
             f'{name}: {str(path)!r} is in fewer bits already ({", ".join(done)}): give the file with float32 weights'
@@ -269,6 +278,19 @@ class Timing(Record):
     rounds: int             # How often each runner was timed, in turn
     setup: float            # Seconds before the first answer: compiling, loading
 
+def _repetitions(f, seconds):
+    "How often to call a function so that it takes so long, from one call"
+    began = time.perf_counter()
+    f()
+    return max(1, int(seconds / max(time.perf_counter() - began, 1e-6)))
+
+def _seconds_a_call(f, n):
+    "What one of `n` calls took"
+    began = time.perf_counter()
+    for _ in range(n):
+        f()
+    return (time.perf_counter() - began) / n
+
 def rounds(
     runners,   # Name -> function without arguments
     n=15,      # Rounds
@@ -276,37 +298,71 @@ def rounds(
     seed=0     # Shuffles the order within a round
 ) -> dict:     # Name -> seconds a call in each round
     "Time several functions in interleaved rounds, so that a disturbance hits all of them"
-    rng, reps, out = random.Random(seed), {}, {k: [] for k in runners}
-    for k, f in runners.items():
-        t = time.perf_counter()
-        f()
-        reps[k] = max(1, int(seconds / max(time.perf_counter() - t, 1e-6)))
+    rng, out = random.Random(seed), {k: [] for k in runners}
+    often = {k: _repetitions(f, seconds) for k, f in runners.items()}
     for _ in range(positive('rounds', n)):
         for k in rng.sample(list(runners), len(runners)):
-            t = time.perf_counter()
-            for _ in range(reps[k]):
-                runners[k]()
-            out[k].append((time.perf_counter() - t) / reps[k])
+            out[k].append(_seconds_a_call(runners[k], often[k]))
     return out
 
 # %% ../../nbs/onnx/06_optimise.ipynb #84e4292f
-def _runner(kind, thing, feed, threads):
-    "A function that runs one batch, and the seconds until it first answered"
-    t0 = time.perf_counter()
-    if kind == 'onnx':
-        s = session(thing, threads)
-        f = lambda: s.run(None, feed)
-    else:
-        import torch
-        torch.set_num_threads(threads)
-        args = {k: _tensor(v) for k, v in feed.items()}
-        run = torch.compile(thing) if kind == 'compiled' else thing
-        positional = not hasattr(thing, 'config')
-        def f():
-            with torch.inference_mode():
-                return run(*args.values()) if positional else run(**args)
+def _file_runner(path, feed, threads):
+    "A function that runs a file on one batch"
+    s = session(path, threads)
+    return lambda: s.run(None, feed)
+
+def _torch_runner(module, feed, threads, compiled):
+    "A function that runs a module on one batch; torch has so many threads from now on"
+    import torch
+    torch.set_num_threads(threads)
+    args = {k: _tensor(v) for k, v in feed.items()}
+    run = torch.compile(module) if compiled else module
+    named = hasattr(module, 'config')
+    def f():
+        with torch.inference_mode():
+            return run(**args) if named else run(*args.values())
+    return f
+
+def _started(make, *args):
+    "What `make` makes of these arguments, a function that runs one batch, and the seconds until it first answered"
+    began = time.perf_counter()
+    f = make(*args)
     f()
-    return f, time.perf_counter() - t0
+    return f, time.perf_counter() - began
+
+def _runners(module, files, feed, threads, compiled):
+    "Name -> (function that runs one batch, seconds until it first answered)"
+    made = dict(eager=_started(_torch_runner, module, feed, threads, False))
+    if compiled:
+        made['compiled'] = _started(_torch_runner, module, feed, threads, True)
+    return made | {k: _started(_file_runner, path, feed, threads) for k, path in files.items()}
+
+@contextlib.contextmanager
+def _threads_kept():
+    "Afterwards torch has as many threads as it had"
+    import torch
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+def _timings(made, where):
+    "Time these runners: a Timing of each; `where`: the fields that all of them share"
+    times, out = rounds({k: f for k, (f, _) in made.items()}, where['rounds']), []
+    for runner, seconds in times.items():
+        low, _, high = statistics.quantiles(seconds, n=4)
+        ratio = statistics.median(e / s for e, s in zip(times['eager'], seconds, strict=True))
+        measured = dict(seconds=statistics.median(seconds), low=low, high=high, ratio=ratio, setup=made[runner][1])
+        out.append(Timing(runner=runner, **measured, **where))
+    return out
+
+def _to_time(model, files, inputs):
+    "A module with its inputs, and what to call it"
+    if isinstance(model, Source):
+        return model
+    specs = specs_of_file(next(iter(files.values()))) if inputs is None else specs_of(inputs)
+    return Source(model, specs, type(model).__name__, {})
 
 def benchmark(
     model,          # nn.Module, or a Source
@@ -324,35 +380,13 @@ def benchmark(
     for path in files.values():
         if not Path(path).exists():
             raise FileNotFoundError(f'there is no file {str(path)!r}')
-    src, out, say = model if isinstance(model, Source) else None, [], progress or (lambda s: None)
-    mod = src.module if src else model
-    specs = src.specs if src else specs_of(inputs) if inputs is not None else specs_of_file(next(iter(files.values())))
-    for th in threads:
-        for b in batches:
-            say(f'batch {b}, {th} thread{"s" * (th > 1)}')
-            feed = random_inputs(specs, **(sizes or {}), batch=b)
-            made = (
-                {'eager': _runner('eager', mod, feed, th)}
-                | ({'compiled': _runner('compiled', mod, feed, th)} if compiled else {})
-                | {k: _runner('onnx', p, feed, th) for k, p in files.items()}
-            )
-            times = rounds({k: f for k, (f, _) in made.items()}, n)
-            for k, ts in times.items():
-                q = statistics.quantiles(ts, n=4)
-                out.append(
-                    Timing(
-                        name or (src.name if src else type(mod).__name__),
-                        k,
-                        b,
-                        th,
-                        statistics.median(ts),
-                        q[0],
-                        q[2],
-                        statistics.median(e / t for e, t in zip(times['eager'], ts, strict=True)),
-                        n,
-                        made[k][1],
-                    )
-                )
+    src, out, say = _to_time(model, files, inputs), [], progress or (lambda s: None)
+    with _threads_kept():
+        for count, batch in itertools.product(threads, batches):
+            say(f'batch {batch}, {count} thread{"s" * (count > 1)}')
+            feed = random_inputs(src.specs, **(sizes or {}), batch=batch)
+            made = _runners(src.module, files, feed, count, compiled)
+            out += _timings(made, dict(model=name or src.name, batch=batch, threads=count, rounds=n))
     return out
 
 # %% ../../nbs/onnx/06_optimise.ipynb #4eb54d95
@@ -384,6 +418,19 @@ def save_timings(
     )
     return write_atomic(path, json.dumps(d, indent=1) + '\n')
 
+def _group(t):
+    "What the bars of a timing stand together by: model, batch size, threads"
+    return t.model, t.batch, t.threads
+
+def _label(ax, groups):
+    "What is on the axes of a plot of timings; the threads only where there are several counts of them"
+    several = len({threads for *_, threads in groups}) > 1
+    ticks = [f'{m}\nbatch {b}' + (f', {t} threads' if several else '') for m, b, t in groups]
+    ax.set_ylabel('speed relative to eager torch')
+    ax.set_xticks(range(len(groups)), ticks)
+    ax.legend()
+    ax.grid(axis='x', visible=False)
+
 def plot_timings(
     timings, # Timings
     ax=None  # matplotlib axes
@@ -391,18 +438,14 @@ def plot_timings(
     "Speed-up over eager by model and runner, one bar each"
     from fsdl_tools.core import plot_style, palette
     ax = ax or plot_style().subplots()[1]
-    groups = list(dict.fromkeys((t.model, t.batch, t.threads) for t in timings))
+    groups = list(dict.fromkeys(map(_group, timings)))
     runners = list(dict.fromkeys(t.runner for t in timings if t.runner != 'eager'))
-    for i, r in enumerate(runners):
-        pick = {(t.model, t.batch, t.threads): t for t in timings if t.runner == r}
-        xs = [j + (i - (len(runners) - 1) / 2) * .8 / len(runners) for j, g in enumerate(groups) if g in pick]
-        ax.bar(xs, [pick[g].ratio for g in groups if g in pick], .8 / len(runners), label=r, color=palette[i])
+    n = len(runners)
+    for i, runner in enumerate(runners):
+        ratios, shift = {_group(t): t.ratio for t in timings if t.runner == runner}, (i - (n - 1) / 2) * .8 / n
+        places = [j for j, g in enumerate(groups) if g in ratios]
+        heights = [ratios[groups[j]] for j in places]
+        ax.bar([j + shift for j in places], heights, .8 / n, label=runner, color=palette[i])
     ax.axhline(1, color='black', lw=1)
-    ax.set_ylabel('speed relative to eager torch')
-    ax.set_xticks(
-        range(len(groups)),
-        [f'{m}\nbatch {b}' + (f', {t} threads' if len({g[2] for g in groups}) > 1 else '') for m, b, t in groups],
-    )
-    ax.legend()
-    ax.grid(axis='x', visible=False)
+    _label(ax, groups)
     return ax

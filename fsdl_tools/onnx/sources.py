@@ -39,6 +39,8 @@ def _offline():
     finally:
         constants.HF_HUB_OFFLINE = old
 
+_never = ('auto_map', '_name_or_path', 'trust_remote_code', 'custom_pipelines')      # fields that name code or a place
+
 def _harmless(d):
     "Fields of a configuration without those that name code or ask for downloads; raises ValueError for an address"
     if isinstance(d, list):
@@ -47,9 +49,8 @@ def _harmless(d):
         return d
     if ':' in str(d.get('backbone')):
         raise ValueError(f"refused: the configuration takes its backbone from {d['backbone']!r}")
-    never = ('auto_map', '_name_or_path', 'trust_remote_code', 'custom_pipelines')
     off = {k: False for k in ('use_pretrained_backbone', 'pretrained_backbone') if k in d}
-    return {k: _harmless(v) for k, v in d.items() if k not in never} | off
+    return {k: _harmless(v) for k, v in d.items() if k not in _never} | off
 
 def _tame_config(
     fields # Field name -> value, as in a config.json
@@ -73,16 +74,21 @@ def _is_type(name):
     return isinstance(name, str) and name in MODEL_MAPPING_NAMES
 
 # %% ../../nbs/onnx/02_sources.ipynb #8c0ffe02
+def _shortened(fields):
+    "Fields that name the kind of each layer, for as many layers as there are now"
+    layers, kinds = fields.get('num_hidden_layers'), fields.get('layer_types')
+    several = isinstance(kinds, list) and isinstance(layers, int)
+    return fields | dict(layer_types=kinds[:layers]) if several else fields
+
 def _with_fields(make, d, kw):
     "`make` of the fields `d` with those in `kw` changed; raises ValueError with the nearest names"
     known = make(d)
+    if not kw:
+        return known
     for k in kw:
         one_of(f'field of {known.model_type}', k, [*known.to_dict(), *known.attribute_map])
     fields = d | {known.attribute_map.get(k, k): v for k, v in kw.items()}
-    layers, kinds = fields.get('num_hidden_layers'), fields.get('layer_types')
-    if isinstance(kinds, list) and isinstance(layers, int) and 'layer_types' not in kw:
-        fields['layer_types'] = kinds[:layers]
-    return make(fields) if kw else known
+    return make(fields if 'layer_types' in kw else _shortened(fields))
 
 def _config_of(
     what, # A model type, a class name, a configuration, the path of a config.json or of its folder
@@ -107,15 +113,19 @@ def _config_path(what):
     names = sorted(p.iterdir()) if p.is_dir() else ()
     return next((f for f in names if f.name.lower() == 'config.json'), None)
 
+def _json_in(path):
+    "What is in a JSON file"
+    try:
+        return json.loads(path.read_text(encoding='utf-8-sig'))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{str(path)!r} is not JSON: {e}') from None
+
 def _read_config(what):
     "The fields of a configuration in a file"
     p = _config_path(what)
     if p is None or not p.is_file():
         raise FileNotFoundError(f'there is no configuration {str(what)!r}')
-    try:
-        d = json.loads(p.read_text(encoding='utf-8-sig'))
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f'{str(p)!r} is not JSON: {e}') from None
+    d = _json_in(p)
     if not isinstance(d, dict):
         raise ValueError(f'{str(p)!r} is no configuration of transformers')
     return d
@@ -140,19 +150,22 @@ def _hf(what, pretrained, **kw):
     if pretrained:
         return tr.AutoModel.from_pretrained(what, trust_remote_code=False, **kw)
     c = _config_of(what, **kw)
-    if not (names := getattr(c, 'architectures', None)):
-        return tr.AutoModel.from_config(c, trust_remote_code=False)
-    if (k := model_class(names[0])) is None:
-        raise ValueError(f'{names[0]!r} is not a model of transformers')
-    return k._from_config(c)
+    names = getattr(c, 'architectures', None)
+    return _of_class(names[0], c) if names else tr.AutoModel.from_config(c, trust_remote_code=False)
+
+def _of_class(name, config):
+    "A model of the class that a configuration names"
+    kind = model_class(name)
+    if kind is None:
+        raise ValueError(f'{name!r} is not a model of transformers')
+    return kind._from_config(config)
 
 def _hf_info(m):
     "InputSpecs and what is known about a model of transformers"
     import transformers as tr
-    info = dict(
-        library=f'transformers {tr.__version__}', architecture=type(m).__name__, config=m.config.to_json_string()
-    )
-    labels = getattr(m.config, 'id2label', None) if 'Classification' in type(m).__name__ else None
+    kind = type(m).__name__
+    info = dict(library=f'transformers {tr.__version__}', architecture=kind, config=m.config.to_json_string())
+    labels = getattr(m.config, 'id2label', None) if 'Classification' in kind else None
     return _hf_specs(m), info | (dict(labels=list(labels.values())) if labels else {})
 
 # %% ../../nbs/onnx/02_sources.ipynb #8c0ffe05
@@ -212,6 +225,27 @@ def _say_size(what, n, say, free=None):
         )
 
 # %% ../../nbs/onnx/02_sources.ipynb #8c0ffe07
+def _name_of(what):
+    "What a model is called; when it is made from a configuration, by its model type"
+    if not isinstance(what, (str, Path)):
+        return what.model_type
+    return _read_config(what).get('model_type') if _config_path(what) else str(what)
+
+def _library_source(what, pretrained, seed, progress, kw):
+    "A model of timm or transformers, with its inputs"
+    import torch
+    make, describe = _builder(what, pretrained)
+    name = _name_of(what)
+    if not pretrained:
+        _say_size(name, _count_parameters(what, **kw), progress or (lambda s: None))
+    torch.manual_seed(seed)
+    m = _made(make, what, pretrained, kw).eval()
+    specs, info = describe(m)
+    if not pretrained:
+        randomise(m, seed)
+        info['calibrated'] = calibrate(m, specs) or None
+    return Source(m, specs, name, info | dict(seed=seed, pretrained=pretrained))
+
 def open_model(
     what,             # A timm name, a transformers model type, class name, configuration or config.json, or a Source
     pretrained=False, # Load published weights (needs network); otherwise they are random, the same for the same seed
@@ -220,7 +254,6 @@ def open_model(
     **kw              # Passed to the constructor or configuration
 ) -> Source:          # Raises ValueError with the nearest names
     "The model that `what` names, with its inputs"
-    import torch
     if isinstance(what, Source):
         return what
     if isinstance(what, type) and model_class(what.__name__) is what:
@@ -231,19 +264,7 @@ def open_model(
         raise TypeError(f'expected a model, its name or a configuration, not {type(what).__name__}')
     fix_torchvision()
     what, more = _at_home(what, pretrained)
-    kw = more | kw
-    make, describe = _builder(what, pretrained)
-    name = str(what) if isinstance(what, (str, Path)) else what.model_type
-    name = _read_config(what).get('model_type') if name == str(what) and _config_path(what) else name
-    if not pretrained:
-        _say_size(name, _count_parameters(what, **kw), progress or (lambda s: None))
-    torch.manual_seed(seed)
-    m = _made(make, what, pretrained, kw).eval()
-    specs, info = describe(m)
-    if not pretrained:
-        randomise(m, seed)
-        info['calibrated'] = calibrate(m, specs) or None
-    return Source(m, specs, name, info | dict(seed=seed, pretrained=pretrained))
+    return _library_source(what, pretrained, seed, progress, more | kw)
 
 def _check_scripted(module):
     "Raise TypeError for a module of TorchScript, which the exporter cannot trace"
@@ -260,33 +281,42 @@ def _seeded(what, seed, kw):
         torch.manual_seed(seed)
         return build(what, **kw)
 
+def _described(m, name, inputs):
+    "InputSpecs and what is known about a model that the caller made; raises ValueError where nobody knows its inputs"
+    if inputs is not None:
+        return _checked_specs(inputs, m), {}
+    if hasattr(m, 'pretrained_cfg'):
+        return _timm_info(m)
+    if hasattr(m, 'config'):
+        return _hf_info(m)
+    raise ValueError(
+        f'{name} makes a {type(m).__name__}, whose inputs nobody knows: give example inputs, in Python '
+        f'export({name.rpartition(":")[2]}(), path, inputs)'
+    )
+
 def _own_source(what, seed, kw, inputs=None):
     "The model that a function or a class of the caller makes: the same weights for the same seed"
     m = _seeded(what, seed, kw)
     name = what if isinstance(what, str) else getattr(what, '__qualname__', 'model')
     _check_scripted(m)
-    if inputs is not None:
-        specs, info = specs_of(inputs, m), {}
-        _look_at_ids(specs)
-    elif hasattr(m, 'pretrained_cfg') or hasattr(m, 'config'):
-        specs, info = _timm_info(m) if hasattr(m, 'pretrained_cfg') else _hf_info(m)
-    else:
-        raise ValueError(
-            f'{name} makes a {type(m).__name__}, whose inputs nobody knows: give example inputs, in Python '
-            f'export({name.rpartition(":")[2]}(), path, inputs)'
-        )
+    specs, info = _described(m, name, inputs)
     return Source(m, specs, name, info | dict(seed=seed))
 
-def _made(make, what, pretrained, kw):
-    "Build a model; what its library says of values that make no sense becomes one line"
+@contextlib.contextmanager
+def _building(name):
+    "What a library says of values that make no sense becomes one line"
     try:
-        with contextlib.nullcontext() if pretrained else _offline():
-            return make(what, pretrained, **kw)
+        yield
     except (ValueError, OSError, ImportError):
         raise
     except Exception as e:
-        name = what if isinstance(what, (str, Path)) else what.model_type
         raise ValueError(f'{name} cannot be built: {_cause(e)}') from None
+
+def _made(make, what, pretrained, kw):
+    "Build a model; without published weights, nothing is fetched"
+    name = what if isinstance(what, (str, Path)) else what.model_type
+    with _building(name), contextlib.nullcontext() if pretrained else _offline():
+        return make(what, pretrained, **kw)
 
 # %% ../../nbs/onnx/02_sources.ipynb #d715c53c
 _tiny = {
@@ -304,6 +334,8 @@ _tiny = {
 }
 _tiny = {k: n for n, names in _tiny.items() for k in names.split()}
 
+_special_tokens = ('pad_token_id', 'bos_token_id', 'eos_token_id', 'decoder_start_token_id')
+
 def tiny_config(
     model_type, # For example llama
     **kw        # Fields to set besides
@@ -312,48 +344,52 @@ def tiny_config(
     fix_torchvision()
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
     d = AutoConfig.for_model(one_of('model type', model_type, CONFIG_MAPPING)).to_dict()
-    small = {k: v for k, v in _tiny.items() if isinstance(d.get(k), int)} | (
-        dict(image_size=32) if isinstance(d.get('image_size'), int) else {}
-    )
-    tokens = {
-        k: i
-        for i, k in enumerate(('pad_token_id', 'bos_token_id', 'eos_token_id', 'decoder_start_token_id'))
-        if isinstance(d.get(k), (int, list))
-    }
+    small = {k: v for k, v in (_tiny | dict(image_size=32)).items() if isinstance(d.get(k), int)}
+    tokens = {k: i for i, k in enumerate(_special_tokens) if isinstance(d.get(k), (int, list))}
     return AutoConfig.for_model(model_type, **(small | tokens | kw))
 
 # %% ../../nbs/onnx/02_sources.ipynb #2ae72942
+_export_names = ('model', 'path', 'inputs', 'opset', 'dynamic', 'sizes', 'external', 'rtol', 'metadata', 'progress')
+
+def _module_source(model, inputs):
+    "A module of the caller, with its inputs"
+    _check_scripted(model)
+    kind = type(model).__name__
+    if inputs is None and not hasattr(model, 'config'):
+        raise ValueError(
+            f'{kind} is not a model this library knows: '
+            'give example inputs, for example inputs=dict(x=torch.randn(2, 3))'
+        )
+    return Source(model, _checked_specs(_hf_specs(model) if inputs is None else inputs, model), kind, {})
+
 def _source(model, inputs, kw, say=None):
     "A Source from whatever `export` was given"
     import torch
-    if not isinstance(model, torch.nn.Module):
-        if inputs is not None and is_factory(model):
-            return _own_source(model, kw.pop('seed', 0), kw, inputs)
-        return open_model(model, progress=say, **kw)
-    for name in kw:
-        known = ('model', 'path', 'inputs', 'opset', 'dynamic', 'sizes', 'external', 'rtol', 'metadata', 'progress')
-        raise ValueError(f'unknown argument of export {name!r} for a module: {what_to_type(name, known)}')
-    _check_scripted(model)
-    if inputs is None:
-        if not hasattr(model, 'config'):
-            raise ValueError(
-                f'{type(model).__name__} is not a model this library knows: '
-                'give example inputs, for example inputs=dict(x=torch.randn(2, 3))'
-            )
-        inputs = _hf_specs(model)
-    specs = specs_of(inputs, model)
-    _look_at_ids(specs)
-    return Source(model, specs, type(model).__name__, {})
+    if isinstance(model, torch.nn.Module):
+        for name in kw:
+            hint = what_to_type(name, _export_names)
+            raise ValueError(f'unknown argument of export {name!r} for a module: {hint}')
+        return _module_source(model, inputs)
+    if inputs is not None and is_factory(model):
+        return _own_source(model, kw.pop('seed', 0), kw, inputs)
+    return open_model(model, progress=say, **kw)
 
 def _look_at_ids(specs):
     "Raise ValueError when the example inputs let nothing vary: every number that is tried would be the same"
-    still = [s.name for s in specs if s.shape and 'int' in s.dtype and s.high == 1]
-    tokens = [name for name in still if name in ('input_ids', 'decoder_input_ids', 'ids', 'tokens')]
-    if tokens or still and len(still) == len([s for s in specs if s.shape]):
+    several = [s for s in specs if s.shape]
+    still = [s.name for s in several if 'int' in s.dtype and s.high == 1]
+    tokens = {'input_ids', 'decoder_input_ids', 'ids', 'tokens'}.intersection(still)
+    if tokens or still and len(still) == len(several):
         raise ValueError(
             f"the example {', '.join(still)} holds only zeros, and numbers are tried up to the largest that is seen: "
             'with zeros alone nothing would be proven. Give ids up to the largest that the model takes'
         )
+
+def _checked_specs(inputs, module):
+    "Specifications of example inputs that let something vary"
+    specs = specs_of(inputs, module)
+    _look_at_ids(specs)
+    return specs
 
 # %% ../../nbs/onnx/02_sources.ipynb #8c0ffe08
 def _example(value):
@@ -367,32 +403,30 @@ def _example(value):
         'give one tensor, a tuple of tensors, or a dict of tensors by name'
     )
 
-def _by_name(inputs, module):
-    "Example inputs as a dict: one tensor, or several in a tuple, are named as the arguments of `forward`"
-    several = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-    if several and all(isinstance(t, InputSpec) for t in several):
-        return None
+def _several(inputs):
+    "Example inputs as a list, also when there is only one"
+    return list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+
+def _by_name(several, module):
+    "Example inputs as a dict: they are named as the arguments of `forward`"
     several = [_example(t) for t in several]
     names = list(inspect.signature(module.forward).parameters) if module is not None else []
     names += [f'input{i}' for i in range(len(names), len(several))]
     return dict(zip(names, several, strict=False))
+
+def _spec_of(name, t):
+    "The specification of an example tensor; whole numbers go up to the largest that it holds"
+    shape = ('batch', *t.shape[1:]) if t.ndim else ()
+    high = int(t.max()) + 1 if t.numel() and not t.is_floating_point() else 2
+    return InputSpec(name, shape, str(t.dtype).removeprefix('torch.'), high)
 
 def specs_of(
     inputs,     # InputSpecs, or example tensors whose first axis is the batch: one, a tuple, or a dict by name
     module=None # The module they are for, whose arguments name what has no name
 ) -> list:      # InputSpecs
     "Specifications of given example inputs"
-    if not isinstance(inputs, dict):
-        named = _by_name(inputs, module)
-        if named is None:
-            return list(inputs)
-        inputs = named
-    return [
-        InputSpec(
-            k,
-            ('batch', *t.shape[1:]) if t.ndim else (),
-            str(t.dtype).removeprefix('torch.'),
-            int(t.max()) + 1 if t.numel() and not t.is_floating_point() else 2,
-        )
-        for k, t in ((k, _example(v)) for k, v in inputs.items())
-    ]
+    several = _several(inputs)
+    if several and all(isinstance(t, InputSpec) for t in several):
+        return several
+    named = inputs if isinstance(inputs, dict) else _by_name(several, module)
+    return [_spec_of(name, _example(value)) for name, value in named.items()]

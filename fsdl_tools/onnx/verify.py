@@ -7,16 +7,18 @@ __all__ = ['Verification', 'torch_runner', 'exact_runner', 'verify_runner', 'gra
 
 # %% ../../nbs/onnx/03_verify.ipynb #986d3dd5
 import copy, hashlib, json, math, re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 from ..core import Record, positive
 from ..table import Table
-from .graph import _cause, _fit, _true_inputs, random_inputs, read_onnx, specs_of_file
+from .graph import _axes, _cause, _fit, _only, _size, _true_inputs
+from .graph import random_inputs, read_onnx, specs_of_file
 from .cures import _as_it_was, named_outputs, _tensor
 from ..models.architectures import is_factory
 from .sources import _source, _tame_config, specs_of
-from .compare import _compare, _file_ways, _format, _tolerances, _typed, declared_shapes, pair_outputs
+from .compare import _Terms, _compare, _file_ways, _format, _tolerances, _typed
+from .compare import declared_shapes, pair_outputs
 
 # %% ../../nbs/onnx/03_verify.ipynb #0655360c
 @dataclass(frozen=True)
@@ -55,39 +57,52 @@ def _choices(axis, given):
         return tuple(positive(f'size of {axis}', v) for v in given)
     return positive(f'size of {axis}', given), 2 * given
 
+def _usual(axis, batches, lengths):
+    "Sizes to try on an axis of which the caller said nothing; a second of sound has thousands of samples"
+    if axis == 'batch':
+        return tuple(batches)
+    return tuple(n * 400 if axis == 'samples' else n for n in lengths)
+
+def _choices_by_axis(axes, batches, lengths, sizes):
+    "Axis name -> sizes to try"
+    given = {a: _choices(a, n) for a, n in sizes.items() if a in axes}
+    return {a: _usual(a, batches, lengths) for a in axes} | given
+
 def _grid(specs, batches, lengths, sizes=None):
     "Sizes to try, each with the question whether the reference has to manage it"
-    axes = dict.fromkeys(d for s in specs for d in s.shape if isinstance(d, str))
-    long = {a: tuple(n * 400 if a == 'samples' else n for n in lengths) for a in axes}
-    given = {a: _choices(a, n) for a, n in (sizes or {}).items() if a in axes}
-    choices = long | ({'batch': tuple(batches)} if 'batch' in axes else {}) | given
-    rest = [a for a in axes if a != 'batch']
-    guessed = {(a, 2 * n) for a, n in (sizes or {}).items() if isinstance(n, int)}
-    out = []
-    for k in range(max((len(choices[a]) for a in rest), default=1)):
-        for b in choices.get('batch', (2,)):
-            at = dict(batch=b) | {a: choices[a][k % len(choices[a])] for a in rest}
-            out.append((at, not guessed & set(at.items())))
-    return out
+    sizes = sizes or {}
+    choices = _choices_by_axis(_axes(specs), batches, lengths, sizes)
+    rows = choices.pop('batch', (2,))
+    most = max(map(len, choices.values()), default=1)
+    varied = [{a: tried[k % len(tried)] for a, tried in choices.items()} for k in range(most)]
+    grid = [dict(batch=b) | others for others in varied for b in rows]
+    guessed = {(a, 2 * n) for a, n in sizes.items() if isinstance(n, int)}
+    return [(at, not guessed & set(at.items())) for at in grid]
 
 def _passes(specs, grid, rows, size):
     "How many inputs of each size: together `rows` rows, fewer where inputs or the file are large, at least two"
-    at = grid[0][0] | dict(batch=1)
-    elements = sum(math.prod(at.get(d, 7) if isinstance(d, str) else d for d in s.shape) for s in specs)
-    wanted = max(8, min(rows, 2**20 // max(elements, 1), 2**32 // max(size, 1)))
-    return max(2, math.ceil(wanted / sum(at['batch'] for at, _ in grid)))
+    one = grid[0][0] | dict(batch=1)
+    elements = sum(math.prod(_size(axis, one) for axis in s.shape) for s in specs)
+    fit = min(rows, 2**20 // max(elements, 1), 2**32 // max(size, 1))
+    return max(2, math.ceil(max(8, fit) / sum(at['batch'] for at, _ in grid)))
+
+def _scaled(feed, factor, masks):
+    "Inputs with their floating point numbers times a factor, but for masks"
+    real = {k for k, v in feed.items() if v.dtype.kind in 'fV' and k not in masks}
+    return {k: (v * factor).astype(v.dtype) if k in real else v for k, v in feed.items()}
 
 def _feeds(specs, at, passes, seed):
     "Inputs of one size, some of them larger and smaller than the others"
-    masks, out = {s.name for s in specs if s.mask}, []
-    for p in range(passes):
-        feed = random_inputs(specs, seed=seed + p, **at)
-        factor = (1, 1, 2, .5)[p % 4]
-        out.append({k: (v * factor).astype(v.dtype) if v.dtype.kind in 'fV' and k not in masks else v
-                    for k, v in feed.items()})
-    return out
+    masks = {s.name for s in specs if s.mask}
+    drawn = (random_inputs(specs, seed=seed + p, **at) for p in range(passes))
+    return [_scaled(feed, (1, 1, 2, .5)[p % 4], masks) for p, feed in enumerate(drawn)]
 
 # %% ../../nbs/onnx/03_verify.ipynb #fc7ae433
+def _as_numpy(t):
+    "A tensor as an array, bfloat16 in 32 bits"
+    import torch
+    return (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
+
 def torch_runner(
     module # torch.nn.Module in eval mode
 ):         # Function from numpy inputs to numpy outputs
@@ -96,7 +111,7 @@ def torch_runner(
     def run(feed):
         with torch.no_grad():
             out = named_outputs(module, {k: _tensor(v) for k, v in feed.items()})
-        return {k: (v.float() if v.dtype == torch.bfloat16 else v).detach().numpy() for k, v in out.items()}
+        return {k: _as_numpy(v) for k, v in out.items()}
     return run
 
 def exact_runner(
@@ -113,13 +128,43 @@ def exact_runner(
     return run
 
 # %% ../../nbs/onnx/03_verify.ipynb #fd699ae3
+class _OtherOutputs(Exception):
+    "A file returns more or fewer outputs than its reference"
+
+def _named(mine, theirs, where):
+    "The first fields of a row: the name of an output, and the one it is compared with where that is another"
+    sizes, label = where
+    name = mine if mine == theirs else f'{mine} ({theirs})'
+    return dict(output=f'{name}, {label}' if label else name, sizes=sizes)
+
+def _first_wrong(a, b, terms):
+    "Outputs whose shapes change from input to input: the first that is not equal, or the first"
+    each = [_compare(x[None], y[None], terms) for x, y in zip(a, b, strict=True)]
+    return next((r for r in each if not r['ok']), each[0])
+
 @dataclass
 class _Trial:
     "One file against one reference"
     model: object  # onnx.ModelProto
     kind: str      # Format it computes in
     rtol: float    # Allowed
+    run: object    # The reference: function from numpy inputs to numpy outputs
+    against: str   # Its name
     exact: object  # Reference in float64, or None
+
+    def reference(self, feeds, sizes, must):
+        "What the reference answers to several inputs; None where it cannot and need not"
+        try:
+            return [self.run(f) for f in feeds]
+        except Exception as e:
+            if must:
+                raise ValueError(f'{self.against} itself fails at {sizes}: {_cause(e)}') from None
+            return None
+
+    def taken(self, feeds):
+        "The inputs that the file has"
+        names = {i.name for i in _true_inputs(self.model)}
+        return [_only(f, names) for f in feeds]
 
     def _noise(self, feeds, name, b):
         "How far the reference is from itself in float64"
@@ -130,43 +175,60 @@ class _Trial:
         apart = np.where(np.isfinite(apart), apart, 0)
         return np.maximum(apart, np.median(apart))
 
+    def _may_be_rounding(self, row):
+        "Is it so little apart that the reference may be as far from itself?"
+        rel = row['max_rel']
+        return not row['ok'] and self.exact and rel is not None and rel < 1000 * self.rtol
+
     def row(self, feeds, a, b, name):
         "Compare one output: lists of arrays, one an input"
-        top = b[0].ndim > 1
+        terms = _Terms(self.kind, self.rtol, b[0].ndim > 1)
         if len({x.shape for x in (*a, *b)}) > 1:
-            each = [_compare(x[None], y[None], self.kind, self.rtol, top) for x, y in zip(a, b, strict=True)]
-            return next((r for r in each if not r['ok']), each[0])
+            return _first_wrong(a, b, terms)
         a, b = np.stack(a), np.stack(b)
-        r = _compare(a, b, self.kind, self.rtol, top)
-        if not r['ok'] and self.exact and r['max_rel'] is not None and r['max_rel'] < 1000 * self.rtol:
-            r = _compare(a, b, self.kind, self.rtol, top, self._noise(feeds, name, b))
-        return r
+        row = _compare(a, b, terms)
+        if self._may_be_rounding(row):
+            row = _compare(a, b, replace(terms, noise=self._noise(feeds, name, b)))
+        return row
 
-    def rows(self, feeds, got, ref, sizes, label):
-        "Every output at one size, and what its declaration says"
-        wrong, out = declared_shapes(self.model, feeds[0], got[0]), []
-        for mine, theirs in pair_outputs(got[0], ref[0]):
-            r = self.row(feeds, [g[mine] for g in got], [f[theirs] for f in ref], theirs)
-            if r['ok'] and mine in wrong:
-                r |= dict(ok=False, why=wrong[mine])
-            name = mine if mine == theirs else f'{mine} ({theirs})'
-            out.append(dict(output=f'{name}, {label}' if label else name, sizes=sizes) | r)
-        return out
+    def pairs(self, got, ref):
+        "Names of outputs that belong together; raises _OtherOutputs"
+        pairs = pair_outputs(got, ref)
+        if pairs is None:
+            mine, theirs = ', '.join(got), ', '.join(ref)
+            raise _OtherOutputs(f'the file returns {len(got)} outputs ({mine}), {self.against} {len(ref)} ({theirs})')
+        return pairs
+
+    def rows(self, feeds, got, ref, where):
+        "Every output at one size, and what its declaration says; `where`: the sizes, and the way the file was run"
+        pairs = self.pairs(got[0], ref[0])
+        wrong = declared_shapes(self.model, feeds[0], got[0])
+        for mine, theirs in pairs:
+            row = self.row(feeds, [g[mine] for g in got], [f[theirs] for f in ref], theirs)
+            if row['ok'] and mine in wrong:
+                row |= dict(ok=False, why=wrong[mine])
+            yield _named(mine, theirs, where) | row
 
 # %% ../../nbs/onnx/03_verify.ipynb #d8d9b9c7
-def _reference(run, feeds, sizes, must, against):
-    "What the reference answers to several inputs; None where it cannot and need not"
-    try:
-        return [run(f) for f in feeds]
-    except Exception as e:
-        if must:
-            raise ValueError(f'{against} itself fails at {sizes}: {_cause(e)}') from None
-        return None
+def _tried(trial, file, drawn):
+    "Rows and note; `drawn`: sizes, the question whether the reference has to manage them, and inputs of these sizes"
+    rows, notes, taken = [], [], []
+    for at, must, feeds in drawn:
+        sizes = ', '.join(f'{k} {n}' for k, n in at.items())
+        ref = trial.reference(feeds, at, must)
+        if ref is None:
+            notes.append(f'{trial.against} does not take {sizes}')
+            continue
+        taken = trial.taken(feeds)
+        for label, answer in file.ways.items():
+            rows += trial.rows(taken, [answer(f) for f in taken], ref, (sizes, label))
+    return rows, '; '.join(filter(None, [file.note, file.overflow(taken[0]), *notes]))
 
 def _verdict(rows, note):
     "Why a file is not verified, empty when it is"
-    if bad := [r for r in rows if not r['ok']]:
-        return f"{bad[0]['output']} at {bad[0]['sizes']}: {bad[0]['why']}{'; ' * bool(note)}{note}"
+    bad = next((r for r in rows if not r['ok']), None)
+    if bad is not None:
+        return f"{bad['output']} at {bad['sizes']}: {bad['why']}{'; ' * bool(note)}{note}"
     if not any(r['spread'] for r in rows):
         return 'the outputs do not depend on the input, so equality proves nothing'
     return ''
@@ -187,27 +249,18 @@ def verify_runner(
     "Compare a file with a reference on several batch sizes and lengths"
     model = read_onnx(path)
     kind = _format(_typed(model))
-    trial = _Trial(model, kind, _tolerances[kind][0] if rtol is None else rtol, exact)
-    grid, found, notes = _grid(specs, batches, lengths, sizes), [], []
-    names = {i.name for i in _true_inputs(model)}
+    rtol = _tolerances[kind][0] if rtol is None else rtol
+    trial = _Trial(model, kind, rtol, run, against, exact)
+    grid = _grid(specs, batches, lengths, sizes)
     passes = _passes(specs, grid, rows, Path(path).stat().st_size)
-    with _file_ways(path, threads) as file:
-        for i, (at, must) in enumerate(grid):
-            feeds, words = _feeds(specs, at, passes, 1000 * i + 1), ', '.join(f'{k} {n}' for k, n in at.items())
-            ref = _reference(run, feeds, at, must, against)
-            if ref is None:
-                notes.append(f'{against} does not take {words}')
-                continue
-            feeds = [{k: v for k, v in f.items() if k in names} for f in feeds]
-            for label, answer in file.ways.items():
-                got = [answer(f) for f in feeds]
-                if pair_outputs(got[0], ref[0]) is None:
-                    why = f'the file returns {len(got[0])} outputs ({", ".join(got[0])}), {against} {len(ref[0])}'
-                    return Verification(str(path), against, trial.rtol, False, f'{why} ({", ".join(ref[0])})', ())
-                found += trial.rows(feeds, got, ref, words, label)
-        note = '; '.join(filter(None, [file.note, file.overflow(feeds[0]), *notes]))
+    drawn = ((at, must, _feeds(specs, at, passes, 1000 * i + 1)) for i, (at, must) in enumerate(grid))
+    try:
+        with _file_ways(path, threads) as file:
+            found, note = _tried(trial, file, drawn)
+    except _OtherOutputs as e:
+        return Verification(str(path), against, rtol, False, str(e), ())
     reason = _verdict(found, note)
-    return Verification(str(path), against, trial.rtol, not reason, reason, tuple(found), note)
+    return Verification(str(path), against, rtol, not reason, reason, tuple(found), note)
 
 # %% ../../nbs/onnx/03_verify.ipynb #a29b6cec
 def graph_fingerprint(
@@ -233,11 +286,14 @@ def _json(note, key, fits, what):
         raise ValueError(f'fsdl.{key} in the metadata of the file is not {what}: {note[key][:80]!r}')
     return v
 
+def _is_size(v):
+    "Can this be a size of an axis, or several?"
+    several = v if isinstance(v, list) and v else [v]
+    return all(type(n) is int and 0 < n < 2**31 for n in several)
+
 def _noted_sizes(note):
     "The sizes that a file says it was traced with"
-    whole = lambda v: type(v) is int and 0 < v < 2**31
-    one = lambda v: whole(v) or isinstance(v, list) and bool(v) and all(map(whole, v))
-    return _json(note, 'sizes', lambda d: isinstance(d, dict) and all(map(one, d.values())), 'sizes by axis')
+    return _json(note, 'sizes', lambda d: isinstance(d, dict) and all(map(_is_size, d.values())), 'sizes by axis')
 
 def noted_source(
     note # Metadata of a file: name -> text, with or without fsdl. in front
@@ -266,6 +322,15 @@ def _origin(note, pretrained):
     d = _json(note, 'config', lambda d: isinstance(d, dict), 'a configuration')
     return _tame_config(d | dict(architectures=[note.get('architecture')]))
 
+def _check_weights(src, path, note):
+    "Raise ValueError when a file notes other weights than a model has"
+    mark = graph_fingerprint(src.module) if 'weights' in note else None
+    if mark != note.get('weights'):
+        raise ValueError(
+            f'the weights of {src.name} are not those in {str(path)!r} (fingerprint '
+            f'{mark} instead of {note["weights"]!r}): give the seed, or the model itself'
+        )
+
 def _against(path, against, note, inputs, kw):
     "The Source to compare with, from what the caller said, and from what the file says about itself"
     seed = _json(note, 'seed', lambda v: type(v) is int and abs(v) < 2**63, 'a whole number')
@@ -273,13 +338,29 @@ def _against(path, against, note, inputs, kw):
     own = not named or is_factory(against)                   # what it reads, its file says
     given = specs_of_file(path) if inputs is None and own else inputs
     src = _source(against, given, kw if kw or not named or seed is None else dict(seed=seed))
-    mark = graph_fingerprint(src.module) if 'weights' in note else None
-    if mark != note.get('weights'):
-        raise ValueError(
-            f'the weights of {src.name} are not those in {str(path)!r} (fingerprint '
-            f'{mark} instead of {note["weights"]!r}): give the seed, or the model itself'
-        )
+    _check_weights(src, path, note)
     return src
+
+def _notes(model):
+    "What a file says about itself: name -> text, without fsdl. in front"
+    return {p.key.removeprefix('fsdl.'): p.value for p in model.metadata_props}
+
+def _reference_of(path, against, note, pretrained):
+    "What to compare with: what the caller says, or what the file says about itself; raises ValueError without either"
+    against = _origin(note, pretrained) if against is None else against
+    if against is None:
+        raise ValueError(f'{str(path)!r} does not say which model it came from: name one')
+    return against
+
+def _is_file(against):
+    "Is another .onnx file the reference?"
+    return isinstance(against, (str, Path)) and str(against).endswith('.onnx')
+
+def _with_file(path, against, specs, model, how):
+    "Compare a file with another file"
+    with _file_ways(against) as other:
+        specs = _fit(specs or specs_of_file(path), model)
+        return verify_runner(path, other.run, specs, Path(against).name, **how)
 
 def verify(
     path,          # An .onnx file
@@ -295,18 +376,15 @@ def verify(
     if hasattr(path, 'forward') and isinstance(against, (str, Path)):
         path, against = against, path
     f = read_onnx(path)
-    note = {p.key.removeprefix('fsdl.'): p.value for p in f.metadata_props}
+    note = _notes(f)
     sizes = _noted_sizes(note) if sizes is None else sizes
-    against = _origin(note, kw.get('pretrained')) if against is None else against
+    against = _reference_of(path, against, note, kw.get('pretrained'))
     how = dict(batches=batches, lengths=lengths, rtol=rtol, sizes=sizes)
-    if against is None:
-        raise ValueError(f'{str(path)!r} does not say which model it came from: name one')
-    specs = specs_of(inputs, against if hasattr(against, 'forward') else None) if inputs is not None else None
-    if isinstance(against, (str, Path)) and str(against).endswith('.onnx'):
-        with _file_ways(against) as other:
-            run = next(iter(other.ways.values()))
-            return verify_runner(path, run, _fit(specs or specs_of_file(path), f), Path(against).name, **how)
+    module = against if hasattr(against, 'forward') else None
+    specs = None if inputs is None else specs_of(inputs, module)
+    if _is_file(against):
+        return _with_file(path, against, specs, f, how)
     src = _against(path, against, note, inputs, kw)
-    specs = specs or (src.specs if 'inputs' not in note else specs_of_file(path))
+    specs = specs or (specs_of_file(path) if 'inputs' in note else src.specs)
     with _as_it_was(src.module) as module:
         return verify_runner(path, torch_runner(module), _fit(specs, f), src.name, exact=exact_runner(module), **how)

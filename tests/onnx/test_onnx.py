@@ -174,6 +174,13 @@ def test_hostile_offsets(tmp_path, kw):
     with pytest.raises(ValueError): read_onnx(hostile(tmp_path/'m.onnx', 'w', **kw))
     assert infer(session(hostile(tmp_path/'ok.onnx', 'w')), dict(x=np.ones(4, 'float32')))['y'].tolist() == [1] * 4
 
+@pytest.mark.parametrize('offset', ['²', '٣', '9' * 5000])
+def test_an_offset_that_is_no_plain_number_is_named(tmp_path, offset):
+    "What Python takes for a digit, or for a number too long to read"
+    (tmp_path/'w').write_bytes(bytes(64))
+    with pytest.raises(ValueError, match="tensor 'w' has a malformed place in 'w'") as e: read_onnx(hostile(tmp_path/'m.onnx', 'w', offset=offset))
+    assert len(str(e.value)) < 400
+
 def test_weights_of_another_seed(made):
     assert verify(made[1]).ok
     with pytest.raises(ValueError, match='are not those in'): verify(made[1], 'test_resnet', seed=7)

@@ -1,5 +1,6 @@
 """What "verified" must mean: comparisons that cannot be spoiled, names, declared shapes, sizes, formats, large files, and files from strangers that decide nothing"""
 import json
+import logging
 import os
 import random
 import shutil
@@ -18,11 +19,11 @@ from torch import nn
 from fsdl_tools.onnx import optimise as optimise_module
 from fsdl_tools.onnx.compare import compare_outputs, declared_shapes, pair_outputs
 from fsdl_tools.onnx.cures import _flat, _hf_specs, _segments, named_outputs
-from fsdl_tools.onnx.sources import open_model, tiny_config
+from fsdl_tools.onnx.sources import open_model, specs_of, tiny_config
 from fsdl_tools.onnx.decoder import Decoder, export_decoder, greedy_torch, open_decoder
 from fsdl_tools.onnx.export import export, install, staging
 from fsdl_tools.onnx.graph import InputSpec, infer, inspect_onnx, random_inputs, read_onnx, session, specs_of_file
-from fsdl_tools.onnx.optimise import quantise
+from fsdl_tools.onnx.optimise import benchmark, quantise
 from fsdl_tools.onnx.verify import torch_runner, verify, verify_runner
 from tests.onnx.test_onnx import Net, fsdl, hostile, net_file
 
@@ -150,6 +151,11 @@ def test_no_output_is_lost_by_its_name():
     with pytest.raises(ValueError, match='Hidden'): _flat({'a': Hidden()})
 
 
+def test_one_specification_is_a_list_of_one():
+    spec = InputSpec('x', ('batch', 3))
+    assert specs_of(spec) == specs_of([spec]) == specs_of((spec,)) == [spec]
+
+
 @pytest.mark.timeout(300)
 def test_names_that_collide_are_exported(tmp_path):
     class Same(nn.Module):
@@ -245,6 +251,17 @@ def test_overflow_is_seen_on_a_cpu(tmp_path):
     assert not v.ok and 'where float16 ends' in v.reason
 
 
+@pytest.mark.timeout(300)
+def test_overflow_is_looked_for_at_a_size_that_the_reference_takes(tmp_path):
+    "Where the double of a size is too much for both, the file is still compared at the size itself"
+    table = np.random.default_rng(0).standard_normal(6).astype('f2')
+    m = onnx.parser.parse_model('<ir_version: 10, opset_import: ["": 20]> g (float16[batch, time] x) => (float16[batch, time] y) { y = Add(x, table) }')
+    m.graph.initializer.append(onnx.numpy_helper.from_array(table, 'table'))
+    onnx.save(m, tmp_path/'a.onnx')
+    v = verify_runner(tmp_path/'a.onnx', lambda feed: dict(y=feed['x'] + table), [InputSpec('x', ('batch', 'time'), 'float16')], 'numpy', sizes=dict(time=6))
+    assert v.ok and v.note == 'numpy does not take batch 1, time 12; numpy does not take batch 3, time 12'
+
+
 # Large files
 
 def external_file(path, n=64):
@@ -283,6 +300,17 @@ def test_what_is_quantised_already_is_refused_and_calibration_is_read(tmp_path):
     with pytest.raises(TypeError, match='a list of dicts'): quantise(p, tmp_path/'c.onnx', 'static', calibration=[x])
     with pytest.raises(ValueError, match='feeds is empty'): quantise(p, tmp_path/'c.onnx', feeds=[])
     assert quantise(p, p, 'int8').verified and not list(tmp_path.glob('*.data')) and not (tmp_path/'c.onnx').exists()     # over itself: its data goes with it
+
+
+def test_logging_and_threads_stay_as_they_were(tmp_path):
+    p, before = external_file(tmp_path/'a.onnx'), torch.get_num_threads()
+    logging.disable(logging.CRITICAL)
+    try:
+        quantise(p, tmp_path/'b.onnx', 'fp16')
+        assert logging.root.manager.disable == logging.CRITICAL
+    finally: logging.disable(logging.NOTSET)
+    benchmark(nn.Linear(64, 64), dict(file=p), batches=(1,), threads=(before + 1,), n=2)
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.slow
