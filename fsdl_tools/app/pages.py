@@ -9,6 +9,7 @@ __all__ = ['views', 'look_at_onnx', 'answer']
 import functools, json, subprocess, sys, tempfile
 from pathlib import Path
 from .blocks import Block, Control, View, read_state
+from ..compute.cost import tiers
 from ..core import GiB, human_bytes, human_count, human_dollars, human_seconds, one_of
 from ..table import Table, pareto_front
 
@@ -506,7 +507,7 @@ _cost_controls = (
     Control('samples', 'Samples', 'count', '', 'Empty: what the reference machine does in its hours.'),
     Control('suite', 'Benchmarks of', 'choice', '2023', choices=('2022', '2023', '2025')),
     Control('precision', 'Precision', 'choice', 'fp16', choices=('fp16', 'fp32')),
-    Control('tier', 'Tier', 'choice', 'on-demand', choices=('on-demand', 'spot', 'reserved', 'all')),
+    Control('tier', 'Tier', 'choice', 'on-demand', choices=(*tiers, 'all')),
     Control('since', 'Prices since', 'text', '2026', 'A year or a date.'),
 )
 views = {
