@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hf_tasks', 'fixed_inputs', 'checkpoint_family', 'is_factory', 'load_factory', 'model_class', 'locate', 'tasks_of',
-           'parts_of', 'find_class', 'offline', 'timm_fields', 'load_config', 'reads_sequence', 'shrink']
+           'find_class', 'offline', 'timm_fields', 'load_config', 'reads_sequence', 'shrink']
 
 # %% ../../nbs/models/03_architectures.ipynb #a9fc9111
 import contextlib, copy, importlib, importlib.util, inspect, json, os, re, sys
@@ -268,7 +268,7 @@ def tasks_of(
         first = ['image-text-to-text']
     return [t for t in first if t in able] + [t for t in able if t not in first]
 
-def parts_of(
+def _parts_of(
     config # A configuration object of transformers
 ) -> list: # Itself and the configurations of its parts; None for a part that is left out
     "A configuration and those that it is made of"
@@ -291,7 +291,7 @@ def _named_class(config):
         return None
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise ValueError(f'architectures names {name!r}, which is no model of transformers')
-    if cls.config_class is not None and not any(isinstance(p, cls.config_class) for p in parts_of(config)):
+    if cls.config_class is not None and not any(isinstance(p, cls.config_class) for p in _parts_of(config)):
         raise ValueError(f'architectures names {name!r}, which is not made for {config.model_type}')
     return cls
 
@@ -497,7 +497,7 @@ def _fit(config, cls):
     "`config`, or the part of it that `cls` is made for, with its holes filled"
     want = getattr(cls, 'config_class', None)
     if want and not isinstance(config, want):
-        config = next((p for p in parts_of(config) if isinstance(p, want)), config)
+        config = next((p for p in _parts_of(config) if isinstance(p, want)), config)
     _fill_family(config, cls)
     text = config.get_text_config()
     _fill(text)
@@ -540,7 +540,7 @@ def shrink(
     config # A configuration object of transformers; changed in place
 ):         # The same object
     "Cut a configuration to two layers, whatever it calls them"
-    for c in parts_of(config):
+    for c in _parts_of(config):
         if isinstance(getattr(c, 'depths', None), (list, tuple)):
             c.depths = [1] * len(c.depths)
             continue     # a vision model in stages
