@@ -271,21 +271,29 @@ def diagnose(
         runs.append(_watched(loop, counting.calls))
     if trace:
         write_atomic(trace, json.dumps(dict(traceEvents=events)))
-    clock, on_gpu = runs[-1][0], gpu_idle(events) is not None
-    if on_gpu:
-        rows, suspects, notes = _judged_on_gpu(loop, events, plain, runs)
-    else:
-        traced, notes = trace_parts(events), []
-        rows = _share_rows(runs, traced)
-        suspects = _suspects(rows + _hidden_rows(runs, hidden_costs(events), traced), clock)
+    on_gpu = gpu_idle(events) is not None
+    found = _judged_on_gpu(loop, events, plain, runs) if on_gpu else _judged(events, runs)
+    rows, suspects, notes = found
     checks = []
-    if check and suspects and _removable(suspects[0]['part'], clock):
+    if check and suspects:
         promise = _promise(suspects[0], rows) if on_gpu else None
-        checks.append(_check(loop, suspects[0], clock, repeats, promise))
-    elif check and suspects:
-        notes.append(f"{suspects[0]['cause']} cannot be taken out from outside: try the cure")
+        checks, more = _checked(loop, suspects[0], runs[-1][0], repeats, promise)
+        notes += more
     overhead = _spread([(r[4] - p[2])/p[0] for p, r in zip(plain, runs, strict=True)])[0]
     return Diagnosis(_spread([p[0] for p in plain])[0], rows, suspects, checks, overhead, repeats, notes)
+
+def _judged(events, runs):
+    "(rows, suspects, notes) of a loop without a GPU"
+    traced = trace_parts(events)
+    rows = _share_rows(runs, traced)
+    hidden = _hidden_rows(runs, hidden_costs(events), traced)
+    return rows, _suspects(rows + hidden, runs[-1][0]), []
+
+def _checked(loop, suspect, clock, repeats, promise):
+    "(what taking the suspect out gained, notes); it may not be possible from outside"
+    if not _removable(suspect['part'], clock):
+        return [], [f"{suspect['cause']} cannot be taken out from outside: try the cure"]
+    return [_check(loop, suspect, clock, repeats, promise)], []
 
 # %% ../../nbs/training/11_diagnose.ipynb #8cba5234
 def _everywhere(value):
@@ -423,28 +431,41 @@ def script_loop(
 ):             # A function without arguments; raises ValueError, FileNotFoundError
     "A Python program as a loop for `diagnose`"
     import runpy
-    words = [str(w) for w in words]
-    if words and re.fullmatch(r'python[\d.]*', Path(words[0]).name):
-        words = words[1:]
-    if not words or words[0].startswith('-') and words[0] != '-m' or words == ['-m']:
-        raise ValueError('expected a script and its arguments, such as: python train.py --steps 20')
+    words = _program(words)
     module = words[0] == '-m'
-    if not module and not Path(words[0]).is_file():
-        raise FileNotFoundError(f'no script at {words[0]!r}')
     run = functools.partial(runpy.run_path, words[0])
     if module:
         run = functools.partial(runpy.run_module, words[1], alter_sys=True)
 
     def loop():
-        before, path = sys.argv, list(sys.path)
-        sys.argv = words[1:] if module else words
-        sys.path.insert(0, '' if module else str(Path(words[0]).parent))
+        arguments, folder = (words[1:], '') if module else (words, str(Path(words[0]).parent))
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with _started_as(arguments, folder):
                 run(run_name='__main__')
         except SystemExit as e:
             if e.code not in (None, 0):
                 raise ValueError(f'{" ".join(words)} ended with exit code {e.code!r}') from None
-        finally:
-            sys.argv, sys.path[:] = before, path
     return loop
+
+def _program(words):
+    "A script or -m and a module, with its arguments; raises ValueError, FileNotFoundError"
+    words = [str(w) for w in words]
+    if words and re.fullmatch(r'python[\d.]*', Path(words[0]).name):
+        words = words[1:]
+    if not words or words[0].startswith('-') and words[0] != '-m' or words == ['-m']:
+        raise ValueError('expected a script and its arguments, such as: python train.py --steps 20')
+    if words[0] != '-m' and not Path(words[0]).is_file():
+        raise FileNotFoundError(f'no script at {words[0]!r}')
+    return words
+
+@contextlib.contextmanager
+def _started_as(arguments, folder):
+    "As if Python had been started with these arguments, with a folder first on its path; what is printed goes to stderr"
+    before, path = sys.argv, list(sys.path)
+    sys.argv = arguments
+    sys.path.insert(0, folder)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.argv, sys.path[:] = before, path

@@ -118,16 +118,23 @@ def hidden_costs(
 ) -> dict:      # Cause -> microseconds
     "What a trace tells that no function can be wrapped for"
     ops = [e for e in events if e.get('ph') == 'X' and e.get('cat') == 'cpu_op']
+    watched = _union([(e['ts'], e['ts'] + e['dur']) for e in events if str(e.get('name')).startswith('fsdl::')])
+    return {'unfused attention': _unfused_attention(ops), 'small operations': _small_operations(ops, watched)}
+
+def _unfused_attention(ops):
+    "Microseconds of softmax and masks of attention that was written out; 0 where a fused kernel was used"
     fused = any('scaled_dot_product' in e['name'] for e in ops)
     written_out = any(e['name'] == 'aten::_softmax' and _square_softmax(e) for e in ops)
-    attention = 0.
-    if written_out and not fused:
-        attention = sum(e['dur'] for e in ops if _unfused.match(e['name']) and _square_softmax(e))
-    watched = _union([(e['ts'], e['ts'] + e['dur']) for e in events if str(e.get('name')).startswith('fsdl::')])
+    if fused or not written_out:
+        return 0.
+    return sum(e['dur'] for e in ops if _unfused.match(e['name']) and _square_softmax(e))
+
+def _small_operations(ops, watched):
+    "How many operations below 15 microseconds there were outside the watched spans"
     small = [(e['ts'], e['ts'] + e['dur']) for e in ops if _part_of(e['name']) == 'forward' and e['dur'] < 15]
-    inside = _length(_union(small)) - _length(_minus(_union(small), watched))
-    part = 1 - inside/max(_length(_union(small)), 1e-9)
-    return {'unfused attention': attention, 'small operations': round(part*len(small))}
+    taken = _union(small)
+    outside = _length(_minus(taken, watched))/max(_length(taken), 1e-9)       # part of their time
+    return round(outside*len(small))
 
 # %% ../../nbs/training/10_traces.ipynb #4a60d9ae
 def _steps(events):
@@ -232,25 +239,37 @@ def gpu_parts(
 ) -> GpuParts:  # Raises ValueError where there are no kernels
     "Divide a run between what the GPU worked on and what it waited for"
     done = [e for e in events if e.get('ph') == 'X' and 'dur' in e and 'ts' in e]
-    messages_last = lambda e: (e['name'].startswith('nccl'), e['ts'])
-    works = sorted((e for e in done if e.get('cat') in _on_gpu), key=messages_last)
-    kernels = [e for e in works if e['cat'] == 'kernel']
+    works = sorted((e for e in done if e.get('cat') in _on_gpu), key=_messages_last)
+    kernels = [_span(e) for e in works if e['cat'] == 'kernel']
     main = _main_thread(done)
     if not kernels or main is None:
         raise ValueError('the trace has no kernels of a GPU: record it with the activities CPU and CUDA')
-    host = _host_spans(done, main)
-    starts = [h[0] for h in host]
-    of_host = [e for e in done if e.get('cat') not in _on_gpu and 'correlation' in (e.get('args') or {})]
-    calls = {e['args']['correlation']: e['ts'] for e in of_host}
-    busy, taken, at = _busy(works, calls, host, starts)
-    mine = [(e['ts'], e['ts'] + e['dur']) for e in done if (e.get('pid'), e.get('tid')) == main]
-    whole = [min(a for a, _ in [*mine, *taken]), max(b for _, b in [*mine, *taken])]
-    steps = min(e['ts'] for e in kernels), max(e['ts'] + e['dur'] for e in kernels)
-    idle = _idle(_minus([whole], taken), steps, host, starts)
-    attention, again = (_launched_by(done, calls, at, wanted) for wanted in (_written_out, _again))
-    if not any(e['name'] == 'aten::_softmax' and _written_out(e) for e in done):
-        attention = 0.
+    host, calls = _host_spans(done, main), _calls(done)
+    starts = [begin for begin, _, _ in host]
+    busy, taken, by_call = _busy(works, calls, host, starts)
+    whole = _around([_span(e) for e in done if (e.get('pid'), e.get('tid')) == main] + taken)
+    idle = _idle(_minus([whole], taken), _around(kernels), host, starts)
+    again = _launched_by(done, calls, by_call, _again)
+    written_out = any(e['name'] == 'aten::_softmax' and _written_out(e) for e in done)
+    attention = _launched_by(done, calls, by_call, _written_out) if written_out else 0.
     return GpuParts(dict(busy), dict(idle), whole[1] - whole[0], len(kernels), attention, again)
+
+def _span(e):
+    "(start, end) of an event, microseconds"
+    return e['ts'], e['ts'] + e['dur']
+
+def _around(spans):
+    "[first start, last end]"
+    return [min(start for start, _ in spans), max(end for _, end in spans)]
+
+def _messages_last(e):
+    "Orders events by time, messages between GPUs after all others"
+    return e['name'].startswith('nccl'), e['ts']
+
+def _calls(done):
+    "Number by which PyTorch pairs a call with what it launched -> when the host made it"
+    numbered = [e for e in done if e.get('cat') not in _on_gpu and 'correlation' in (e.get('args') or {})]
+    return {e['args']['correlation']: e['ts'] for e in numbered}
 
 def _busy(works, calls, host, starts):
     "(part -> microseconds, disjoint spans of the GPU, call -> microseconds); of two at once the first counts"
