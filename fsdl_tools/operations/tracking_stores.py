@@ -284,18 +284,18 @@ def _iso(text):
     except (TypeError, ValueError, OverflowError):
         return 0.0
 
-def _json_of(found, raw, what):
+def _json_of(found, raw, *what):
     "A dict in JSON; an empty one where there is something else, or damage, which is said"
     try:
         d = loads(raw)
     except (ValueError, TypeError) as e:
-        found.warn(f'{what} was left out: {str(e)[:80]}')
+        found.warn(f'{" ".join(map(str, what))} was left out: {str(e)[:80]}')
         return {}
     return d if isinstance(d, dict) else {}
 
 def _trackio_row(found, when, step, raw):
     "One call of log"
-    found.numbers(_json_of(found, raw, f'the row of step {step}'), step, _iso(when))
+    found.numbers(_json_of(found, raw, 'the row of step', step), step, _iso(when))
 
 def _trackio_config(found, raw):
     "Parameters; trackio's own start with an underscore"

@@ -400,3 +400,11 @@ def test_wandb_is_told_the_steps_of_every_kind_that_has_them():
     for kind, numbers in words.items():
         axis = dict(distribution=kind, q=.5, **numbers)
         assert _as_wandb(parse_sweep(dict(parameters=dict(x=axis))))['parameters']['x'] == axis
+
+
+def test_a_folder_whose_name_holds_marks_of_addresses(tmp_path):
+    "A sweep's books are opened by an address, in which these mean something"
+    from fsdl_tools.operations.sweeps import _open_books
+    folder = tmp_path/'a#b?mode=c%41'
+    _open_books(folder, Space([Parameter('x', 'uniform')]))
+    assert books(folder) == []
