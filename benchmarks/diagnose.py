@@ -260,13 +260,10 @@ def row(name, repeats):
     return dict(name=name, expected=expected, found=d.first, right=d.first == expected, share=share, predicted=check.get('predicted'), measured=check.get('measured'), overhead=d.overhead, suspects=[(s['cause'], round(s['share'], 3)) for s in d.suspects])
 
 
-kept = dict(MALLOC_MMAP_THRESHOLD_=str(32 << 20), MALLOC_TRIM_THRESHOLD_=str(8 << 30))       # what glibc is told, in bytes
-
-
 def alone(name, repeats):
-    "The row of a case, from a process of its own, whose heap does not go back to the system at the end of a step: that is a fault by itself"
+    "The row of a case, from a process of its own"
     words = [sys.executable, __file__, '--row', name, '--repeats', str(repeats)]
-    return json.loads(subprocess.run(words, env=os.environ | kept, check=True, stdout=subprocess.PIPE, timeout=600).stdout.splitlines()[-1])
+    return json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, timeout=600).stdout.splitlines()[-1])
 
 
 def told(r):
@@ -291,7 +288,7 @@ def main():
     unknown = sorted(set(a.only or []) - set(names))
     if unknown: p.error(f'no case is named {unknown[0]!r}; they are {", ".join(names)}')
     rows = json.loads(out.read_text())['cases'] if (a.add or a.only) and out.exists() else []
-    conditions = f'{a.repeats} repeats; a process for each case, one thread in it, freed memory kept by the process; 2 cores'
+    conditions = f'{a.repeats} repeats; a process for each case, one thread in it, on 2 cores'
     for name in a.only or [n for n in names if n not in {r['name'] for r in rows}]:
         rows = [r for r in rows if r['name'] != name] + [alone(name, a.repeats)]
         print(told(rows[-1]), file=sys.stderr, flush=True)
