@@ -460,7 +460,7 @@ def _program(words):
 
 @contextlib.contextmanager
 def _started_as(arguments, folder):
-    "As if Python had been started with these arguments, with a folder first on its path; what is printed goes to stderr"
+    "As if Python had been started with these arguments, a folder first on its path; what is printed goes to stderr"
     before, path = sys.argv, list(sys.path)
     sys.argv = arguments
     sys.path.insert(0, folder)
