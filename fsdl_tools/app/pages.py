@@ -74,7 +74,8 @@ def _ways(model, tokens, within, kinds, batch, seq):
     return cheapest(model, tokens, within, over, batch, seq), day
 
 
-_ways_call = 'cheapest({model!r}, {tokens:g}, {within:g}, clusters({gpus!r}.split(",")), {batch}, {seq})'
+_clusters_call = f'clusters({{gpus!r}}.split(","), {_counts})'
+_ways_call = f'cheapest({{model!r}}, {{tokens:g}}, {{within:g}}, {_clusters_call}, {{batch}}, {{seq}})'
 
 
 def _train(state, files=()):

@@ -116,6 +116,15 @@ def test_a_model_that_is_none_is_one_note(name, model):
     assert all(len(b.content) <= 700 and '\n' not in b.content for b in blocks if b.kind == 'note')
 
 
+@pytest.mark.parametrize('more', [{}, dict(gpus='H100-SXM-80GB,A100-SXM-40GB', model='gpt2-xl', batch='256')])
+def test_the_call_that_is_shown_gives_the_table_that_is_shown(more):
+    from fsdl_tools.compute.search import cheapest, clusters
+    table = next(b for b in answer('train', more) if b.kind == 'table')
+    again = eval(table.how, dict(cheapest=cheapest, clusters=clusters))
+    key = lambda r: (r['gpu'], r['gpus'], r['dollars'])
+    assert sorted(map(key, again), key=str) == sorted(map(key, table.content), key=str)
+
+
 def test_what_a_page_remembers_is_what_was_set():
     app = opened('train', dict(tokens='52B'))
     app.text_input(key='train.budget').set_value('9000').run()
