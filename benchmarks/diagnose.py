@@ -29,7 +29,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 from fsdl_tools.parallel.ranks import on_ranks
-from fsdl_tools.training.diagnose import Diagnosis, diagnose, nothing
+from fsdl_tools.training.clock import _without
+from fsdl_tools.training.diagnose import Diagnosis, _timed, _watched, diagnose, nothing
 
 
 def burn(seconds):
@@ -266,6 +267,30 @@ def alone(name, repeats):
     return json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, timeout=600).stdout.splitlines()[-1])
 
 
+kept = dict(MALLOC_MMAP_THRESHOLD_=str(32 << 20), MALLOC_TRIM_THRESHOLD_=str(8 << 30))       # bytes; glibc gives nothing back to the system
+
+
+def walls(name, without):
+    "Median seconds of a loop, and of the loop with a part taken out"
+    loop = CASES[name][0]
+    loop()
+    clock = _watched(loop)[0]
+    whole, bare = [], []
+    for _ in range(7):
+        whole.append(_timed(loop)[0])
+        with _without(without, clock): bare.append(_timed(loop)[0])
+    return sorted(whole)[3], sorted(bare)[3]
+
+
+def heap(name='recomputation left on', without='recomputation'):
+    "The case in which the heap is the larger fault: seconds as it is and without what was planted, with the heap given back and kept"
+    found = dict(name=name, without=without)
+    for how, variables in (('given back', {}), ('kept', kept)):
+        out = subprocess.run([sys.executable, __file__, '--walls', name, without], env=os.environ | variables, check=True, stdout=subprocess.PIPE, timeout=600).stdout
+        found[how] = json.loads(out.splitlines()[-1])
+    return found
+
+
 def told(r):
     "A row in a line"
     gain = f"{r['predicted']:.2f} {r['measured']:.2f}" if r['measured'] else ''
@@ -276,11 +301,15 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument('--only', nargs='*', metavar='NAME')
     p.add_argument('--row', metavar='NAME', help='print the row of this case, and write nothing')
+    p.add_argument('--walls', nargs=2, metavar=('NAME', 'PART'), help='print the seconds of this case, and without a part; write nothing')
     p.add_argument('--add', action='store_true', help='only cases that the file does not have')
     p.add_argument('--repeats', type=int, default=5)
     p.add_argument('--out', default=str(Path(__file__).parent.parent/'fsdl_tools/data/results/diagnose.json'))
     a = p.parse_args()
     torch.set_num_threads(1)
+    if a.walls:
+        print(json.dumps(walls(*a.walls)))
+        return
     if a.row:
         print(json.dumps(row(a.row, a.repeats)))
         return
@@ -293,7 +322,13 @@ def main():
         rows = [r for r in rows if r['name'] != name] + [alone(name, a.repeats)]
         print(told(rows[-1]), file=sys.stderr, flush=True)
         rows.sort(key=lambda r: names.index(r['name']))
-        out.write_text(json.dumps(dict(date=datetime.date.today().isoformat(), torch=torch.__version__, conditions=conditions, cases=rows), indent=1) + '\n')
+        write(out, conditions, rows)
+    write(out, conditions, rows, heap=heap())
+
+
+def write(out, conditions, rows, **more):
+    found = dict(date=datetime.date.today().isoformat(), torch=torch.__version__, conditions=conditions, cases=rows, **more)
+    out.write_text(json.dumps(found, indent=1) + '\n')
 
 
 if __name__ == '__main__': main()

@@ -30,7 +30,7 @@ def _diagnose_command(
     trace:str='',
     as_json:Json=False,
 ):
-    """What a training run waits for, what to try first, and what that can gain at most.
+    """What a training run waits for, what to try first, and what that should gain.
 
     Examples: `fsdl diagnose trace.json`, `fsdl diagnose -- python train.py --steps 20`
     """
