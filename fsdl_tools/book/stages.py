@@ -390,7 +390,8 @@ def _apt_install(packages):
     _say(f"    installing Debian's {' '.join(packages)} (side environments)")
     env = os.environ | dict(DEBIAN_FRONTEND='noninteractive')
     for command in (['update', '-qq'], ['install', '-y', '-qq', '--no-install-recommends', *packages]):
-        subprocess.run(['apt-get', *command], env=env, capture_output=True, timeout=900)
+        wait = ['-o', 'DPkg::Lock::Timeout=600']                  # somebody else may be installing
+        subprocess.run(['apt-get', *wait, *command], env=env, capture_output=True, timeout=900)
 
 # %% ../../nbs/book/07_stages.ipynb #c18e4fa3
 def changed(

@@ -1,22 +1,34 @@
 """What the tests of this part need from the machine, and what they must not leave on it"""
-import os, shutil, socket, subprocess
+import os, shutil, socket, subprocess, tempfile
 from pathlib import Path
 import psutil
 import pytest
+from filelock import FileLock
 
 scratch, ports = [], []     # folders that tests have made, ports that they have had others listen on: at the end nothing of them is left
 
 def debian(packages, programs):
     "Install Debian packages that are missing, as root only and saying so; else skip with the reason"
-    path = os.environ.get('PATH', '') + ':/usr/sbin:/sbin'
-    lacks = [p for p in programs if not shutil.which(p, path=path)]
+    lacks = missing(programs)
     if not lacks: return
     how = f'apt-get install --no-install-recommends {packages}'
     if os.geteuid() or not shutil.which('apt-get'): pytest.skip(f"{', '.join(lacks)} missing: {how}")
+    with FileLock(Path(tempfile.gettempdir(), 'fsdl-tests-apt.lock'), timeout=280):        # another worker may be installing too
+        if missing(programs): install(packages, how)
+
+
+def missing(programs):
+    "Those of the programs that this machine does not have"
+    path = os.environ.get('PATH', '') + ':/usr/sbin:/sbin'
+    return [p for p in programs if not shutil.which(p, path=path)]
+
+
+def install(packages, how):
+    "Fetch and install Debian packages; skip with the reason where that fails"
     print(f'\ninstalling {packages} ({how})', flush=True)
-    env = dict(os.environ, DEBIAN_FRONTEND='noninteractive')
-    for words in (['apt-get', 'update', '-qq'], ['apt-get', 'install', '-y', '-qq', '--no-install-recommends', *packages.split()]):
-        r = subprocess.run(words, capture_output=True, text=True, env=env, timeout=280)
+    env, wait = dict(os.environ, DEBIAN_FRONTEND='noninteractive'), ['-o', 'DPkg::Lock::Timeout=240']
+    for words in (['update', '-qq'], ['install', '-y', '-qq', '--no-install-recommends', *packages.split()]):
+        r = subprocess.run(['apt-get', *wait, *words], capture_output=True, text=True, env=env, timeout=280)
         if r.returncode: pytest.skip(f'{how} failed: {r.stderr[-300:]}')
 
 
