@@ -52,6 +52,18 @@ def _values(state, names):
     return [state[name] for name in names.split()]
 
 
+class _Code(str):
+    "Text that stands in a call as it is"
+
+    __repr__ = str.__str__
+
+
+def _call(name, *args, **kw):
+    "A call as a reader would write it; what is None is left out of the named arguments"
+    named = [f'{key}={value!r}' for key, value in kw.items() if value is not None]
+    return _Code(f'{name}({", ".join([*map(repr, args), *named])})')
+
+
 _counts = (8, 16, 32, 64, 128, 256)
 
 
@@ -74,8 +86,10 @@ def _ways(model, tokens, within, kinds, batch, seq):
     return cheapest(model, tokens, within, over, batch, seq), day
 
 
-_clusters_call = f'clusters({{gpus!r}}.split(","), {_counts})'
-_ways_call = f'cheapest({{model!r}}, {{tokens:g}}, {{within:g}}, {_clusters_call}, {{batch}}, {{seq}})'
+def _ways_call(s):
+    "The call of `_ways`"
+    over = _call('clusters', [kind.strip() for kind in s['gpus'].split(',') if kind.strip()], _counts)
+    return _call('cheapest', s['model'], s['tokens'], s['within'], over, s['batch'], s['seq'])
 
 
 def _train(state, files=()):
@@ -85,7 +99,7 @@ def _train(state, files=()):
     table, day = _ways(*_values(state, 'model tokens within gpus batch seq'))
     rows = [dict(r, note=r['note'] or _beyond(r, state['budget'])) for r in table]
     good = [r for r in rows if not r['note']]
-    how = _ways_call.format(**state)
+    how = _ways_call(state)
     age = said_of_age('Median on-demand prices, the newest', day)
     shown = Table(rows, formats=table.formats, caption=table.caption, notes=age)
     return [*_verdict(rows, good, how), *_cost_map(rows), Block('table', 'Every cluster', shown, how)]
@@ -148,7 +162,7 @@ def _guide(state, files=()):
 
     asked = _values(state, 'model gpu gpus batch seq tokens within seen_by')
     walk = _walk(*asked)
-    how = f'guide({", ".join(map(repr, asked))})'
+    how = _call('guide', *asked)
     blocks = [
         Block('figure', 'Train it with', walk.advice.partition(' (')[0], how),
         Block('figure', 'Questions asked', str(len(walk.steps)), how),
@@ -189,13 +203,18 @@ def _bars(parts, unit, scale):
     )
 
 
-_plan_call = 'best_plan({model!r}, Cluster({gpu!r}, {gpus}, {per_node}), {batch}, {seq}, {layout!r})'
+def _plan_call(s):
+    "The call of `_plan_of`"
+    layout = s['layout'] or ''
+    cluster = _call('Cluster', s['gpu'], s['gpus'], min(s['per_node'], s['gpus']), gpu_hour=s['price'] or None)
+    precision = None if 'precision' in layout else s['precision']
+    return _call('best_plan', s['model'], cluster, s['batch'], s['seq'], layout, precision=precision)
 
 
 def _plan(state, files=()):
     "One plan: what it takes, and what else was tried"
     found, best = _plan_of(*_values(state, 'model gpu gpus per_node batch seq layout precision price'))
-    how = _plan_call.format(**state)
+    how = _plan_call(state)
     fits = 'fits' if best.fits else 'does not fit'
     blocks = [
         Block('figure', 'A step takes', human_seconds(best.step_time), f'{how}{_between(best)}'),
@@ -262,14 +281,14 @@ def _breakdown(model, batch, seq, precision, optimizer, recompute):
     return breakdown(model, batch, seq, precision=precision, optimizer=optimizer, recompute=recompute)
 
 
-_breakdown_call = 'breakdown({model!r}, {batch}, {seq}, precision={precision!r}, optimizer={optimizer!r}, '
-_breakdown_call += 'recompute={recompute})'
+
 
 
 def _memory(state, files=()):
     "What a training step keeps, by category"
     found = _breakdown(*_values(state, 'model batch seq precision optimizer recompute'))
-    how = _breakdown_call.format(**state)
+    said = {name: state[name] for name in ('precision', 'optimizer', 'recompute')}
+    how = _call('breakdown', state['model'], state['batch'], state['seq'], **said)
     parts = {name: getattr(found, name) for name in _in_memory}
     return [
         Block('figure', 'At the peak', human_bytes(found.peak), how),
@@ -297,7 +316,7 @@ def _zoo(state, files=()):
     text, sort = state['text'] or '', state['sort']
     given = dict(library=state['library'], task=state['task'], min_params=state['low'], max_params=state['high'])
     found = search_models(text, sort=sort, **given)
-    how = f'search_models({text!r}, sort={sort!r}, **{given})'
+    how = _call('search_models', text, sort=sort, **given)
     return [
         Block('figure', 'Architectures', f'{len(found):,}', how),
         *_zoo_map(found),
@@ -310,6 +329,12 @@ def _offers(state, files):
     from fsdl_tools.compute.cost import pick_offers, prices, read_prices
 
     return pick_offers(read_prices(files[0]) if files else prices(state['since'] or '2026'), state['tier'])
+
+
+def _offers_call(state, files):
+    "The call of `_offers`"
+    source = _call('read_prices', Path(files[0]).name) if files else _call('prices', state['since'] or '2026')
+    return _call('pick_offers', source, state['tier'])
 
 
 def _price_map(table):
@@ -327,7 +352,7 @@ def _cost(state, files=()):
     samples, precision, suite = state['samples'], state['precision'], f'Lambda {state["suite"]}'
     task = task_named(state['model'] or 'bert-large', state['task'] or '', suite)
     done = experiments(_offers(state, files), task, samples, precision, suite)
-    how = f'experiments(offers, {task!r}, {samples}, {precision!r}, {suite!r})'
+    how = _call('experiments', _offers_call(state, files), task, samples, precision, suite)
     table = cost_table(done, 100, task, price_age([e.offer for e in done]))
     best = done[0].offer
     return [

@@ -415,14 +415,16 @@ def _image_store(out, name):
 def _known_anchors(name, text, anchors):
     "A link to a method without an entry leads to its class, and one to a private name that is not shown, to its page"
 
-    def known(found):
-        here = anchors.get(posixpath.normpath(posixpath.join(posixpath.dirname(name), found[1])), ())
-        owner = found[2].split('.')[0]
-        if found[2] in here or found[2] == owner and owner[0] != '_':
-            return found[0]
-        return f'({found[1]}.md#{owner})' if owner in here or owner[0] != '_' else f'({found[1]}.md)'
+    def nearest_entry(found):
+        link, page, anchor = found[0], found[1], found[2]
+        shown = anchors.get(posixpath.normpath(posixpath.join(posixpath.dirname(name), page)), ())
+        owner = anchor.split('.')[0]  # of a method: its class
+        public = owner[0] != '_'  # a public name without an entry keeps its link, and the check of links names it
+        if anchor in shown or (public and anchor == owner):
+            return link
+        return f'({page}.md#{owner})' if owner in shown or public else f'({page}.md)'
 
-    return re.sub(r'\(([\w/.]+)\.md#(\w[\w.]*)\)', known, text)
+    return re.sub(r'\(([\w/.]+)\.md#(\w[\w.]*)\)', nearest_entry, text)
 
 
 def write_pages(
