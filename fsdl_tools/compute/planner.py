@@ -499,14 +499,31 @@ def _usual_output(p):
     sizes = sorted(math.prod(x.output) for x in p.spec.layers if x.output and x.flops) or [0]
     return sizes[len(sizes) // 2] * 4 * p.half * p.layout.micro_batch / p.one
 
-def _passes(layer, multiprocessors):
-    "How many passes over its inputs and outputs a layer takes as long as"
-    k, channels = _image_constants(), layer.output[1] if len(layer.output) > 1 else 1
+def _channels(layer):
+    "Channels that a layer gives, channels first"
+    return layer.output[1] if len(layer.output) > 1 else 1
+
+def _convolves(layer):
+    "Is this a convolution? A block that is named after one computes nothing itself"
+    return 'Conv' in layer.kind and layer.flops > 0
+
+def _slow_kernel(layer):
+    "batchnorm, thin (a convolution with too few products an output for tensor cores), or nothing"
     if layer.kind.startswith('BatchNorm'):
-        return k['batchnorm_passes']*max(multiprocessors/channels, 1)
-    if layer.kind.startswith('Conv') and layer.params/channels < k['thin_products']:
-        return k['thin_passes']
-    return 1.
+        return 'batchnorm'
+    products = layer.params/_channels(layer)
+    return 'thin' if _convolves(layer) and products < _image_constants()['thin_products'] else ''
+
+def _seconds_a_byte(p, layer):
+    "Seconds for each byte that a layer reads or writes in one pass"
+    k, kernel, one_pass = _image_constants(), _slow_kernel(layer), 1/_memory_rate(p)
+    if not kernel:
+        return one_pass
+    if plain_format(p.layout.precision) != 'bf16':
+        return k[f'{kernel}_passes']*one_pass              # cuDNN's kernels wait for memory
+    processors = constant_of('multiprocessors', p.cluster.gpu.arch)
+    busy = min(_channels(layer), processors) if kernel == 'batchnorm' else processors
+    return 1/(k[f'{kernel}_rate']*busy)                    # PyTorch's own wait for themselves
 
 def _image_seconds(p):
     "Seconds of a step by cause, and total, under the names of step_time"
@@ -522,10 +539,19 @@ def _image_seconds(p):
     )
     return s | dict(total=sum(s.values()))
 
+def _product_share(gpu):
+    "Share of the peak that products reach: less where memory is slow beside it"
+    k = _image_constants()
+    balance = first_peak(gpu, 'fp16')/gpu.bandwidth        # operations for each byte
+    return k['product_share']*(k['balance']/max(balance, k['balance']))**k['balance_power']
+
 def _product_seconds(p):
-    "Seconds of products, forward and backward"
-    rate = _image_constants()['product_share']*first_peak(p.cluster.gpu, plain_format(p.layout.precision))
-    return 3*p.spec.flops*p.profiles/rate
+    "Seconds of products, forward and backward; convolutions in fp32 use TF32 unless PyTorch is told not to"
+    gpu, form = p.cluster.gpu, plain_format(p.layout.precision)
+    convolved = sum(x.flops for x in p.spec.layers if _convolves(x))
+    peaks = first_peak(gpu, *(['tf32'] if form == 'fp32' else []), form), first_peak(gpu, form)
+    ideal = convolved/peaks[0] + (p.spec.flops - convolved)/peaks[1]
+    return 3*ideal*p.profiles/_product_share(gpu)
 
 def _memory_rate(p):
     "Bytes per second that passes over activations reach"
@@ -533,10 +559,9 @@ def _memory_rate(p):
 
 def _pass_seconds(p):
     "Seconds of passes over activations, forward and backward"
-    layers = p.spec.layers
-    processors = constant_of('multiprocessors', p.cluster.gpu.arch)
-    passed = sum(x.traffic*_passes(x, processors) for x in layers) + p.spec.traffic - sum(x.traffic for x in layers)
-    return 3*passed*p.half*p.profiles/_memory_rate(p)
+    between = p.spec.traffic - sum(x.traffic for x in p.spec.layers)       # bytes outside of all layers
+    once = sum(x.traffic*_seconds_a_byte(p, x) for x in p.spec.layers) + between/_memory_rate(p)
+    return 3*once*p.half*p.profiles
 
 def _host_seconds(p):
     "Seconds in which the host starts all modules"
