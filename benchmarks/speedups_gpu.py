@@ -7,7 +7,6 @@ What the planner expects is written to FILE.predicted before anything is measure
 drawn anew; a ratio is taken inside a turn. A step reads its data from the GPU. The result names the card, the date and the versions.
 """
 import argparse
-import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -28,25 +27,9 @@ from fsdl_tools.core import fix_torchvision
 from fsdl_tools.files import write_atomic
 from fsdl_tools.models.profile import profile
 from fsdl_tools.training.speedups import interleaved, paired_ratio
+from fsdl_tools.training.switches import Trial, Turned, switches_alone, switches_together
 
 STEPS = 4      # of a turn
-
-
-@dataclasses.dataclass(frozen=True)
-class On:
-    "What is turned on"
-    precision: str = 'fp32'       # fp32: PyTorch's defaults; tf32: products of matrices too; bf16: autocast
-    channels_last: bool = False
-    fused: bool = False           # AdamW in one kernel; else PyTorch's default, groups (foreach)
-    compile: bool = False
-    recompute: bool = False
-    eager_attention: bool = False
-    micro_batches: int = 1
-
-
-ALONE = {'baseline': On(), 'tf32': On('tf32'), 'bf16': On('bf16'), 'channels last': On(channels_last=True), 'fused optimizer': On(fused=True), 'compile': On(compile=True),
-         'recompute': On(recompute=True), 'accumulate 4 micro-batches': On(micro_batches=4), 'attention written out': On(eager_attention=True)}
-TOGETHER = {'bf16': On('bf16'), '+ channels last': On('bf16', True), '+ fused optimizer': On('bf16', True, True), '+ compile': On('bf16', True, True, True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +41,10 @@ class Task:
     leave_out: tuple = ()
 
 
-IMAGES = ('attention written out',)
+WRITTEN = 'attention written out'
+IMAGES = (WRITTEN,)
 TEXT = ('channels last', '+ channels last')
+SWITCHES = {('alone', k): on for k, on in switches_alone.items()} | {('alone', WRITTEN): Turned()} | {('together', k): on for k, on in switches_together.items()}
 TASKS = {'resnet50': Task('resnet50', 128, leave_out=IMAGES), 'vit': Task('vit_base_patch16_224', 96, leave_out=(*IMAGES, *TEXT, 'compile')), 'gpt2': Task('gpt2', 8, 1024, TEXT)}
 TINY = {'resnet50': Task('resnet18', 2, leave_out=IMAGES), 'vit': Task('vit_tiny_patch16_224', 2, leave_out=(*IMAGES, *TEXT, 'compile')), 'gpt2': Task('gpt2-tiny', 2, 32, TEXT)}
 
@@ -70,99 +55,17 @@ def gpt2_config(task, attention='sdpa'):
     return GPT2Config(resid_pdrop=0., embd_pdrop=0., attn_pdrop=0., n_positions=task.seq, use_cache=False, attn_implementation=attention, **small)
 
 
-def network(task, on):
-    "A module that gives the loss of a batch"
-    if task.seq:
-        from transformers import AutoModelForCausalLM
-        model = AutoModelForCausalLM.from_config(gpt2_config(task, 'eager' if on.eager_attention else 'sdpa'))
-        if on.recompute:
-            model.gradient_checkpointing_enable()
-        return model
-    import timm
-    model = timm.create_model(task.name)
-    if on.recompute:
-        model.set_grad_checkpointing(True)
-    return model
+def network(task, attention='sdpa'):
+    "What is trained: timm's name of a network, or a configuration of transformers"
+    return gpt2_config(task, attention) if task.seq else task.name
 
 
-def set_tf32(on):
-    "The process's switches of products in fp32; convolutions have tf32 by default"
-    torch.backends.cuda.matmul.allow_tf32 = on.precision != 'fp32'
-
-
-class Run:
-    "Steps of a network with switches; a call makes a turn"
-    def __init__(self, task, on, device):
-        self.task, self.on, self.device = task, on, device
-        torch.manual_seed(0)
-        before = self.held()
-        self.model = network(task, on).to(device).train()
-        if on.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
-        self.opt = torch.optim.AdamW(self.model.parameters(), lr=1e-4, **(dict(fused=True) if on.fused else {}))
-        self.forward = torch.compile(self.model) if on.compile else self.model
-        self.x, self.y = self.batch()
-        start = time.perf_counter()
-        self.step()
-        self.wait()
-        self.first = time.perf_counter() - start
-        for _ in range(2):
-            self.step()
-        self.peak = self.peak_of_a_step() - before
-
-    def held(self):
-        return torch.cuda.memory_allocated() if self.device == 'cuda' else 0
-
-    def wait(self):
-        if self.device == 'cuda':
-            torch.cuda.synchronize()
-
-    def batch(self):
-        n = self.task.batch
-        if self.task.seq:
-            ids = torch.randint(1000, (n, self.task.seq), device=self.device)
-            return ids, ids
-        x = torch.randn(n, 3, 224, 224, device=self.device)
-        if self.on.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return x, torch.randint(1000, (n,), device=self.device)
-
-    def loss(self, x, y):
-        if self.task.seq:
-            return self.forward(input_ids=x, labels=y).loss
-        return torch.nn.functional.cross_entropy(self.forward(x).float(), y)
-
-    def step(self):
-        set_tf32(self.on)
-        parts = self.on.micro_batches if self.task.batch >= self.on.micro_batches else 1
-        for x, y in zip(self.x.chunk(parts), self.y.chunk(parts), strict=True):
-            with torch.autocast(self.device, torch.bfloat16) if self.on.precision == 'bf16' else contextlib.nullcontext():
-                loss = self.loss(x, y)/parts
-            loss.backward()
-        self.opt.step()
-        self.opt.zero_grad()
-
-    def peak_of_a_step(self):
-        if self.device != 'cuda':
-            return 0
-        self.wait()
-        torch.cuda.reset_peak_memory_stats()
-        self.step()
-        self.wait()
-        return torch.cuda.max_memory_allocated()
-
-    def __call__(self):
-        for _ in range(STEPS):
-            self.step()
-        self.wait()
-
-
-def layout_of(on, batch):
+def layout_of(task, switch, on):
     "What the planner is asked, or None where it has no word for a switch"
-    if on.channels_last or on.eager_attention:
+    if on.channels_last and not task.seq or switch == WRITTEN:
         return None
     precision = dict(fp32='fp32', tf32='tf32', bf16='amp_bf16')[on.precision]
-    words = [f'micro_batch={batch//on.micro_batches}', f'precision={precision}']
+    words = [f'micro_batch={max(task.batch//on.micro_batches, 1)}', f'precision={precision}']
     if on.compile:
         words.append('compile=true')
     if on.recompute:
@@ -170,9 +73,9 @@ def layout_of(on, batch):
     return ','.join(words)
 
 
-def predicted(task, on, gpu):
+def predicted(task, switch, on, gpu):
     "Milliseconds and GiB of a step as the planner has it, or why not"
-    layout = layout_of(on, task.batch)
+    layout = layout_of(task, switch, on)
     if layout is None:
         return dict(not_predicted='the planner has no word for it')
     spec = gpt2_config(task) if task.seq else profile(task.name, train=True)
@@ -183,32 +86,31 @@ def predicted(task, on, gpu):
     return dict(predicted_ms=1e3*e.step_time, predicted_gib=e.allocated/2**30)
 
 
-def chosen(task, switches):
-    return {k: on for k, on in switches.items() if k not in task.leave_out}
+def chosen(task):
+    "Switches that mean something to a network, by (how, name)"
+    return {key: on for key, on in SWITCHES.items() if key[1] not in task.leave_out}
 
 
 def predictions(tasks, gpu):
-    return {key: {f'{how}: {k}': predicted(task, on, gpu) for how, switches in (('alone', ALONE), ('together', TOGETHER)) for k, on in chosen(task, switches).items()}
-            for key, task in tasks.items()}
+    return {net: {': '.join(key): predicted(task, key[1], on, gpu) for key, on in chosen(task).items()} for net, task in tasks.items()}
 
 
 def measured(task, device, turns):
     "Rows of a network: how, switch, ms, ratio with its interval, GiB, seconds of the first step"
     runs, errors = {}, {}
-    for how, switches in (('alone', ALONE), ('together', TOGETHER)):
-        for k, on in chosen(task, switches).items():
-            try:
-                runs[f'{how}: {k}'] = Run(task, on, device)
-            except Exception as e:                      # the other switches are not this one's
-                errors[f'{how}: {k}'] = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
-            print(task.name, how, k, errors.get(f'{how}: {k}', 'ready'), flush=True)
+    for key, on in chosen(task).items():
+        attention = 'eager' if key[1] == WRITTEN else 'sdpa'
+        try:
+            runs[key] = Trial(network(task, attention), on, task.batch, task.seq or None, device=device, steps=STEPS)
+        except Exception as e:                      # the other switches are not this one's
+            errors[key] = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
+        print(task.name, *key, errors.get(key, 'ready'), flush=True)
     took = interleaved(runs, turns)
     rows = []
-    for k, seconds in took.items():
-        how, _, switch = k.partition(': ')
-        ratio = paired_ratio(took['alone: baseline'], seconds).to_dict()
-        rows.append(dict(how=how, switch=switch, ms=1e3*statistics.median(seconds)/STEPS, ratio=ratio, peak_gib=runs[k].peak/2**30, first_step_s=runs[k].first, seconds=seconds))
-    return rows + [dict(how=k.partition(': ')[0], switch=k.partition(': ')[2], error=e) for k, e in errors.items()]
+    for key, seconds in took.items():
+        ratio = paired_ratio(took['alone', 'baseline'], seconds).to_dict()
+        rows.append(dict(how=key[0], switch=key[1], ms=1e3*statistics.median(seconds)/STEPS, ratio=ratio, peak_gib=runs[key].peak/2**30, first_step_s=runs[key].first, seconds=seconds))
+    return rows + [dict(how=how, switch=switch, error=e) for (how, switch), e in errors.items()]
 
 
 # Do loaders keep up?
@@ -239,26 +141,26 @@ def opened(folder, size, batch, epochs):
             'packed JPEGs, 16 threads': mapped('jpeg', 16), 'packed pixels, 1 thread': mapped('pixels', 1), 'packed pixels, 4 threads': mapped('pixels', 4)}
 
 
-def fed(run, source, seconds):
+def fed(run, source, batch, seconds):
     "Pictures a second that a network is trained with, fed from a loader; None: the batch that lies on the GPU"
     mean, taken, stream = 128., 0, iter(source()) if source else None
     def step():
         if stream is not None:
-            x, y = next(stream)
+            x, _ = next(stream)
             x = x.to(run.device, non_blocking=True).float().sub_(mean).div_(64.)
-            run.x, run.y = x.contiguous(memory_format=torch.channels_last), y.to(run.device, non_blocking=True)
+            run.inputs = {'x': x.contiguous(memory_format=torch.channels_last)}
         run.step()
     start = time.perf_counter()
     while time.perf_counter() - start < seconds/2:          # what workers had made while they started is used up
         step()
-        run.wait()
+        run._wait()
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         step()
-        taken += run.task.batch
-        if taken % (8*run.task.batch) == 0:
-            run.wait()
-    run.wait()
+        taken += batch
+        if taken % (8*batch) == 0:
+            run._wait()
+    run._wait()
     took = time.perf_counter() - start
     if stream is not None:
         getattr(stream, 'close', lambda: None)()
@@ -269,8 +171,9 @@ def loaders(device, seconds, turns=2):
     from fsdl_tools.training.loaders import pack
     tiny = device == 'cpu'
     task = Task('resnet18' if tiny else 'resnet50', 4 if tiny else 256)
-    run = Run(task, On('bf16', True, True, not tiny), device)
+    run = Trial(task.name, Turned('bf16', True, True, not tiny), task.batch, device=device)
     n, edge, size = (40, 64, 48) if tiny else (2048, 256, 224)
+    lies = run.inputs
     with tempfile.TemporaryDirectory() as d:
         folder = Path(d)
         write_jpegs(folder, n, edge)
@@ -280,8 +183,8 @@ def loaders(device, seconds, turns=2):
         rates = {}
         for _ in range(turns):
             for name, source in {'lies on the GPU': None, **opened(folder, size, task.batch, 10**6)}.items():
-                run.x, run.y = run.batch() if not tiny else (torch.randn(4, 3, size, size), torch.zeros(4, dtype=torch.long))
-                rates.setdefault(name, []).append(fed(run, source, seconds))
+                run.inputs = lies
+                rates.setdefault(name, []).append(fed(run, source, task.batch, seconds))
                 print(name, round(rates[name][-1]), flush=True)
     return dict(network=task.name, batch=task.batch, images=n, jpeg_edge=edge, edge=size, rates=rates)
 
