@@ -47,7 +47,7 @@ switches_together = {
     '+ compile': Turned('bf16', True, True, True),
 }
 
-# %% ../../nbs/training/08_switches.ipynb #4a19df18
+# %% ../../nbs/training/08_switches.ipynb #8a8d7ab9
 def _own_model(model, device):
     "A model of its own for a trial: what was given stays as it is"
     made = copy.deepcopy(model) if isinstance(model, torch.nn.Module) else build(model)
@@ -113,7 +113,7 @@ class Trial:
             _recompute(self.model)
         if self.on.channels_last:
             self.model, self.inputs = self.model.to(memory_format=torch.channels_last), _last(self.inputs)
-        self.opt = torch.optim.AdamW(self.model.parameters(), lr=1e-4, **(dict(fused=True) if self.on.fused else {}))
+        self.opt = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=self.on.fused or None)
         self.forward = torch.compile(self.model) if self.on.compile else self.model
 
     def _wait(self):
@@ -139,9 +139,8 @@ class Trial:
 
     def step(self):
         "One step of training"
-        half = torch.autocast(self.device.type, torch.bfloat16) if self.on.precision == 'bf16' else contextlib.nullcontext()
         for part in self._parts():
-            with half:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.on.precision == 'bf16'):
                 out = self.forward(part['']) if '' in part else self.forward(**part)
             (cross_entropy(logits_of(out))/self.on.micro_batches).backward()
         self.opt.step()
