@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import NS
 from ..core import one_of, read_data
 from .gpus import find, first_peak, rack_of
-from ..parallel.layout import framework_of, _dispatchers, _graphs, _recipes
+from ..parallel.layout import framework_of, known_kernels, _dispatchers, _graphs, _recipes
 
 # %% ../../nbs/compute/02_columns.ipynb #b5456c30
 @functools.cache
@@ -321,7 +321,7 @@ def _rates():
 # %% ../../nbs/compute/02_columns.ipynb #58104652
 def kernels() -> list: # Names for the column kernel
     "Attention kernels whose rates are known, and sdpa: PyTorch's choice"
-    return sorted({k for k, _ in _rates()} | {'sdpa'})
+    return list(known_kernels())
 
 _usual_kernel = {'Hopper': 'cudnn', 'Blackwell': 'cudnn', 'Ampere': 'fa2'}
 

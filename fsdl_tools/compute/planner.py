@@ -65,6 +65,10 @@ class Estimate(Record):
     family:tuple=()         # Generation, bits, strategy and framework of the runs that these errors come from
     assumed:tuple=()        # What was taken for granted because nobody said it
 
+    def to_dict(self) -> dict: # Field name -> value, those of the layout in a dict of their own
+        "This estimate as plain values"
+        return super().to_dict() | dict(layout=self.layout.to_dict())
+
     def nearest(self,
         n:int=3 # How many
     ) -> Table: # With their measured figures and a distance; above 3 is far
@@ -150,18 +154,16 @@ class Estimate(Record):
         return Table(rows, caption=f'{self.model}, {self.global_batch} a step{length}')
 
 # %% ../../nbs/compute/04_planner.ipynb #02acf090
-_layout_fields = (
-    'dp tp pp cp vp zero micro_batch shard flash compile seq_parallel ep lora_rank weight_bits '
-    'precision recompute schedule optimizer framework kernel recipe graphs dispatcher'
-).split()
+_layout_fields = 'dp tp pp cp vp zero micro_batch shard flash compile seq_parallel ep lora_rank weight_bits'.split()
+_layout_fields += 'precision recompute schedule optimizer framework kernel recipe graphs dispatcher'.split()
 
 def layout_columns(
     layout # A Layout
 ) -> dict: # Column -> value
     "The columns by which `memory` and `step_time` know one layout"
-    d = {name: getattr(layout, name) for name in _layout_fields}
-    given = {name: value for name in ('grad_bytes', 'document') if (value := getattr(layout, name))}
-    return d | given | dict(offload=float(layout.offload != 'none'))
+    said = layout.to_dict()
+    d = {name: said[name] for name in _layout_fields} | dict(offload=float(said['offload'] != 'none'))
+    return d | {name: said[name] for name in ('grad_bytes', 'document') if said[name]}
 
 def run_columns(
     sizes:dict,       # Columns of a model
@@ -396,10 +398,8 @@ def _tokens_of(spec, seq):
 def _check_profiled(spec, l, cluster, batch):
     "Raises ValueError for a layout that splits more than the batch"
     if l.tp*l.pp*l.cp > 1:
-        raise ValueError(
-            f'{spec.name} is not a transformer of one stack: it can be split over data only, '
-            f'not tp={l.tp}, pp={l.pp}, cp={l.cp}'
-        )
+        only = f'{spec.name} is not a transformer of one stack: it can be split over data only'
+        raise ValueError(f'{only}, not tp={l.tp}, pp={l.pp}, cp={l.cp}')
     check_layout(l, cluster.gpus, batch)
 
 @dataclass(frozen=True)
