@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['time_constants', 'constant_of', 'Fields', 'Columns', 'columns', 'of_rows', 'parts_of_rows', 'plain_format', 'refused',
-           'kernels', 'kernel_of', 'layer_parameters', 'expert_parameters', 'adapter_parameters', 'complete_columns',
-           'Constants', 'resolve']
+           'kernels', 'kernel_of', 'mlp_parameters', 'layer_parameters', 'expert_parameters', 'adapter_parameters',
+           'complete_columns', 'Constants', 'resolve']
 
 # %% ../../nbs/compute/02_columns.ipynb #ce005eb9
 import functools, itertools, math, re
@@ -14,6 +14,7 @@ import numpy as np
 from fastcore.basics import NS
 from ..core import one_of, read_data
 from .gpus import find, first_peak, rack_of
+from ..models.spec import attention_matrices, compressed_matrices, mlp_matrices, weights
 from ..parallel.layout import framework_of, known_kernels, _dispatchers, _graphs, _recipes
 
 # %% ../../nbs/compute/02_columns.ipynb #b5456c30
@@ -397,7 +398,7 @@ def _usual_launches(c): # Columns with the sizes of NVLink domains and years of 
 def _widths(c):
     "Widths of queries, keys with values, attention's output and scores, and how MLPs are spread over the layers"
     c.q_width, c.o_width = c.heads * c.head_dim, c.heads * c.v_dim
-    c.kv_width = np.where(c.kv_rank > 0, c.kv_rank + c.rope_dim, 2 * c.kv_heads * c.head_dim)
+    c.kv_width = np.where(c.kv_rank > 0, c.kv_rank + c.rope_dim, c.kv_heads * (c.head_dim + c.v_dim))
     c.kv = c.kv_width / (2 * c.hidden)
     c.score_width = (c.q_width + c.o_width) / 2
     c.moe_share = np.where(c.experts > 0, c.moe_layers / c.layers, 0.0)
@@ -405,28 +406,29 @@ def _widths(c):
     c.plain_ffn = c.dense_ffn
     c.mlp_width = c.ffn * c.moe_share + c.dense_ffn * c.plain_share
 
-def _compressed_attention(c):
-    "The same where keys, and perhaps queries, pass through fewer numbers (DeepSeek-V2, arXiv 2405.04434 section 2.1)"
-    queries = np.where(c.q_rank > 0, c.q_rank * (c.hidden + c.q_width), c.hidden * c.q_width)
-    keys = c.hidden * c.kv_width + c.kv_rank * c.heads * (c.head_dim - c.rope_dim + c.v_dim)
-    return queries + keys + c.o_width * c.hidden
-
 def _attention_parameters(c):
     "Parameters of the matrices of attention"
-    plain = c.hidden * (c.q_width + c.kv_width) + c.o_width * c.hidden
+    plain = weights(attention_matrices(c.hidden, c.q_width, c.kv_width, c.o_width))
     if not (c.kv_rank > 0).any():
         return plain
-    return np.where(c.kv_rank > 0, _compressed_attention(c), plain)
+    less = compressed_matrices(c.hidden, c.heads, c.head_dim, c.v_dim, c.q_rank, c.kv_rank, c.rope_dim)
+    return np.where(c.kv_rank > 0, weights(less), plain)
 
 # %% ../../nbs/compute/02_columns.ipynb #561fc971
+def mlp_parameters(
+    c:dict, # Columns
+    width   # Of the MLP, or of one expert
+):          # Parameters of its matrices
+    "What an MLP of every model in the table holds"
+    return weights(mlp_matrices(c['hidden'], width, c['gated_mlp'] > 0))
+
 def layer_parameters(
     c:dict # Complete columns with their widths
 ):         # Parameters of the matrices of an average block, experts left out
     "What every rank of a tensor-parallel group shares of a block: attention, dense MLPs, the shared expert, the router"
     c = Columns.of(c)
-    mats = np.where(c.gated_mlp > 0, 3, 2)
-    dense = mats * c.hidden * c.plain_ffn * c.plain_share
-    mixed = c.hidden * (mats * c.shared_ffn + c.experts) * c.moe_share
+    dense = mlp_parameters(c, c.plain_ffn) * c.plain_share
+    mixed = (mlp_parameters(c, c.shared_ffn) + c.hidden * c.experts) * c.moe_share
     return _attention_parameters(c) + dense + mixed
 
 # %% ../../nbs/compute/02_columns.ipynb #58afad90
@@ -435,7 +437,7 @@ def expert_parameters(
 ):         # Parameters of all routed experts of an average block
     "Experts are many, and a token meets few of them: memory and the optimizer see all"
     c = Columns.of(c)
-    return c.experts * np.where(c.gated_mlp > 0, 3, 2) * c.hidden * c.expert_ffn * c.moe_share
+    return c.experts * mlp_parameters(c, c.expert_ffn) * c.moe_share
 
 def adapter_parameters(
     c:dict # Complete columns with their widths
@@ -550,13 +552,9 @@ def _place(framework, gpu, zero, cluster):
     "The cluster of a run, or the one where its framework's runs took place"
     return (cluster or _home(framework_of(framework), gpu, float(zero)),)
 
-
-
 def _recipe_names(recipe, precision):
     "A recipe in its precision, or the precision"
     return f'{precision}-{recipe}', precision
-
-
 
 _owners = {
     'gpu': (_kin, 'gpu'),

@@ -13,10 +13,11 @@ from ..core import GiB, human_bytes, human_count, human_dollars, human_seconds
 from ..core import need, palette, parse_count, positive, read_data, Record
 from ..table import Table
 from .gpus import Cluster, first_peak
+from ..models.spec import attention_flops
 from ..parallel.layout import Layout, check_layout, parse_layout
 from .step_memory import as_written, block_of, bytes_per_parameter, memory, parameters
 from .step_memory import prepare_columns, sharded
-from .columns import Columns, constant_of, framework_of, kernel_of, plain_format, refused
+from .columns import Columns, constant_of, framework_of, kernel_of, mlp_parameters, plain_format, refused
 from .model_sizes import cluster_columns, model_columns, usual_length
 from .step_time import causes, step_time, without_link
 from .uncertainty import family_of, interval, nearest_runs, probability_to_fit
@@ -180,9 +181,8 @@ def run_columns(
 def _model_flops(c):
     "Operations of one step that the model needs, and the same with recomputation"
     # 6 for each parameter of a matrix and token, 12·L·h·s for attention (arXiv 2205.05198 eq. 7)
-    mats = np.where(c.gated_mlp > 0, 3, 2)
-    met = mats*c.hidden*c.topk*c.expert_ffn*c.moe_share            # Of its experts a token meets topk
-    score = 12*c.layers*c.score_width*c.seq*c.full_attention
+    met = mlp_parameters(c, c.expert_ffn)*c.topk*c.moe_share       # Of its experts a token meets topk
+    score = 3*c.layers*attention_flops(c.seq, c.q_width, c.o_width)*c.full_attention
     body = 6*c.layers*(c.layer_params + met) + score
     tokens = c.global_batch*c.seq
     needed = (body + 6*c.vocab*c.hidden)*tokens
