@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['time_constants', 'constant_of', 'Fields', 'Columns', 'columns', 'of_rows', 'parts_of_rows', 'plain_format', 'refused',
-           'kernels', 'kernel_of', 'mlp_parameters', 'layer_parameters', 'expert_parameters', 'adapter_parameters',
-           'complete_columns', 'Constants', 'resolve']
+           'kernels', 'kernel_of', 'layer_parameters', 'expert_parameters', 'adapter_parameters', 'complete_columns',
+           'Constants', 'resolve']
 
 # %% ../../nbs/compute/02_columns.ipynb #ce005eb9
 import functools, itertools, math, re
@@ -15,7 +15,7 @@ from fastcore.basics import NS
 from ..core import one_of, read_data
 from .gpus import find, first_peak, rack_of
 from ..models.spec import attention_matrices, compressed_matrices, mlp_matrices, weights
-from ..parallel.layout import framework_of, known_kernels, _dispatchers, _graphs, _recipes
+from ..parallel.layout import framework_of, known_kernels, recomputations, _dispatchers, _graphs, _recipes
 
 # %% ../../nbs/compute/02_columns.ipynb #b5456c30
 @functools.cache
@@ -172,7 +172,6 @@ _defaults = dict(
     kernel='', graphs='', dispatcher='', recipe='', optimizer='adam', block='',
 )  # nan and an empty text: complete_columns decides
 _texts = tuple(k for k, v in _defaults.items() if isinstance(v, str))
-_recompute = ('none', 'selective', 'every-other-layer', 'full')
 _precisions = ('fp32', 'tf32', 'fp16', 'bf16', 'amp_fp16', 'amp_bf16', 'fp8', 'fp4')
 _schedules = {'1f1b': 1., 'gpipe': 1., 'interleaved': 1., 'zb1p': 1/3} # Share of the bubble (arXiv 2401.10241, table 2)
 
@@ -217,15 +216,15 @@ def _check_sizes(c):
 def _codes(x):
     "Distinct values of a column as texts, and which of them each row has"
     x = np.atleast_1d(x)
-    if (x == x[0]).all():
+    if x.size == 1 or (x == x[0]).all():
         return [str(x[0])], 0
     distinct, code = np.unique(x, return_inverse=True)
     return [str(v) for v in distinct], code
 
 def _each(f, *cols):
     "`f` of the distinct combinations of text or small-number columns, and which of them each row has"
-    if all(np.size(x) == 1 for x in cols):
-        return [f(*(str(np.asarray(x).item()) for x in cols))], 0      # one layout: nothing to sort
+    if max(map(np.size, cols)) == 1:
+        return [f(*[str(np.asarray(x).item()) for x in cols])], 0      # one layout: nothing to sort
     distinct, codes = zip(*map(_codes, cols), strict=True)
     place = 0
     for values, code in zip(distinct, codes, strict=True):
@@ -237,7 +236,8 @@ def of_rows(
     *cols  # Its arguments: columns of texts or of few numbers
 ):         # What it returns for each row, or once where all are alike
     "`f` of every row, called once for each distinct combination of values"
-    return np.take(*_each(f, *cols))
+    found, where = _each(f, *cols)
+    return np.asarray(found)[where]
 
 def parts_of_rows(
     f,     # A function of texts that returns several values
@@ -249,8 +249,7 @@ def parts_of_rows(
 
 def _texts_of_rows(f, *cols):
     "Texts that `f` returns, in the shape of its columns"
-    shape = np.broadcast_shapes(*map(np.shape, cols))
-    return np.broadcast_to(of_rows(f, *cols), shape)
+    return np.broadcast_to(of_rows(f, *cols), np.broadcast_shapes(*map(np.shape, cols)))
 
 # %% ../../nbs/compute/02_columns.ipynb #055b75a0
 _named_formats = {'mxfp8': ('fp8', 'mx'), 'nvfp4': ('fp4', 'nv'), 'mxfp4': ('fp4', 'mx')}
@@ -267,16 +266,14 @@ def plain_format(
     precision:str # One of the layouts' precisions
 ) -> str:         # One of the precisions of gpus.csv; PyTorch uses TF32 only when told to
     "The number format that products are computed in"
-    plain, _ = _named_formats.get(precision, (precision, ''))
-    return plain.removeprefix('amp_')
+    return _named_formats.get(precision, (precision, ''))[0].removeprefix('amp_')
 
 def refused(
     gpu,          # A Gpu, its name or its JSON text
     precision:str # One of the layouts' precisions
 ) -> str:         # Why not, or empty
     "Why `gpu` cannot compute in `precision`"
-    g = find(gpu)
-    want = plain_format(precision)
+    g, want = find(gpu), plain_format(precision)
     if want in g.tflops or want in ('fp32', 'tf32') and 'fp32' in g.tflops:
         return ''
     return f'{g.name} does not compute in {precision}: expected one of {", ".join(g.tflops)}'
@@ -351,8 +348,7 @@ def _attention(framework, gpu, kernel, head_dim, recent='True'):
     if arch is None:
         return math.nan, math.nan, 0.0
     distance = lambda row: abs(math.log(row[0] / float(head_dim)))
-    _, rates = min(_rates()[name, arch], key=distance)
-    return rates
+    return min(_rates()[name, arch], key=distance)[1]
 
 # %% ../../nbs/compute/02_columns.ipynb #00e8e089
 def _two_byte_gradients(framework, precision):
@@ -364,8 +360,7 @@ def _two_byte_gradients(framework, precision):
 @functools.cache
 def _releases():
     "(framework, version) -> year in which it came out"
-    rows = read_data('framework_releases.csv', text=('version',))
-    return {(r['framework'], r['version']): r['released'] for r in rows}
+    return {(r['framework'], r['version']): r['released'] for r in read_data('framework_releases.csv', ('version',))}
 
 def _calendar_versions(name):
     "Years that versions such as 25.07 name, at the middle of the month"
@@ -415,20 +410,17 @@ def _attention_parameters(c):
     return np.where(c.kv_rank > 0, weights(less), plain)
 
 # %% ../../nbs/compute/02_columns.ipynb #561fc971
-def mlp_parameters(
-    c:dict, # Columns
-    width   # Of the MLP, or of one expert
-):          # Parameters of its matrices
-    "What an MLP of every model in the table holds"
-    return weights(mlp_matrices(c['hidden'], width, c['gated_mlp'] > 0))
+def _mlp_parameters(c, width):
+    "Parameters of the matrices of an MLP, or of an expert, of such a width"
+    return weights(mlp_matrices(c.hidden, width, c.gated_mlp > 0))
 
 def layer_parameters(
     c:dict # Complete columns with their widths
 ):         # Parameters of the matrices of an average block, experts left out
     "What every rank of a tensor-parallel group shares of a block: attention, dense MLPs, the shared expert, the router"
     c = Columns.of(c)
-    dense = mlp_parameters(c, c.plain_ffn) * c.plain_share
-    mixed = (mlp_parameters(c, c.shared_ffn) + c.hidden * c.experts) * c.moe_share
+    dense = _mlp_parameters(c, c.plain_ffn) * c.plain_share
+    mixed = (_mlp_parameters(c, c.shared_ffn) + c.hidden * c.experts) * c.moe_share
     return _attention_parameters(c) + dense + mixed
 
 # %% ../../nbs/compute/02_columns.ipynb #58afad90
@@ -437,7 +429,7 @@ def expert_parameters(
 ):         # Parameters of all routed experts of an average block
     "Experts are many, and a token meets few of them: memory and the optimizer see all"
     c = Columns.of(c)
-    return c.experts * mlp_parameters(c, c.expert_ffn) * c.moe_share
+    return c.experts * _mlp_parameters(c, c.expert_ffn) * c.moe_share
 
 def adapter_parameters(
     c:dict # Complete columns with their widths
@@ -459,9 +451,11 @@ def _with_defaults(c):
 def _words():
     "Column of texts -> what it may say"
     return dict(
-        recompute=_recompute, precision=_precisions, schedule=_schedules, cluster=['', *_networks()],
+        recompute=recomputations, precision=_precisions, schedule=_schedules, cluster=['', *_networks()],
         kernel=['', *kernels()], graphs=['', *_graphs], dispatcher=['', *_dispatchers], recipe=_recipes,
     )
+
+
 
 def _check_words(c):
     "Refuse missing columns and unknown words"
@@ -470,7 +464,8 @@ def _check_words(c):
             raise ValueError(f'the column {name} is missing')
     for name, known in _words().items():
         for word in _codes(c[name])[0]:
-            one_of(name, word or _defaults[name], known)
+            if word not in known:
+                one_of(name, word or _defaults[name], known)
 
 def _fill(c, **values):
     "Put values where columns say nan"
@@ -566,13 +561,10 @@ _owners = {
     'optimizer': (lambda optimizer: (optimizer,), 'optimizer'),
 }  # What constants belong to -> how columns say under which names a row may find its own, the nearest first
 
-def _nearest_value(values, names):
-    "What a constant is for the first of the names that it knows, or for any"
-    return next((values[n] for n in names if n in values), values['any'])
-
 def _value_of_rows(values, names, where):
-    "What a constant is for every row, or the one value that it is for all"
-    found = [_nearest_value(values, n) for n in names]
+    "What a constant is for every row, or the one value that it is for all: of the first name that it knows, or of any"
+    nearest = lambda own: next((values[n] for n in own if n in values), values['any'])
+    found = list(map(nearest, names))
     return found[0] if len(set(found)) == 1 else np.array(found)[where]
 
 # %% ../../nbs/compute/02_columns.ipynb #b01374f4
@@ -581,12 +573,22 @@ def resolve(
     table:dict   # As from time_constants
 ) -> Constants:  # Constant -> value or one value for each row
     "The constants and the hardware of every row"
-    c, k = Columns.of(c), Constants()
+    c = Columns.of(c)
     owners = {by: _each(f, *(c[n] for n in names)) for by, (f, *names) in _owners.items()}
-    for name, (by, values) in table.items():
-        k[name] = values['any'] if by == 'any' else _value_of_rows(values, *owners[by])
+    alike = table is time_constants() and all(len(names) == 1 for names, _ in owners.values())
+    found = _usual_constants(*(n[0] for n, _ in owners.values())) if alike else _constants_of_rows(table, owners)
+    k = Constants(**found)
     _resolve_hardware(c, k)
     return k
+
+def _constants_of_rows(table, owners):
+    "Constant -> value or one value for each row; owners: as what rows call those that constants belong to, and where"
+    return {name: v['any'] if by == 'any' else _value_of_rows(v, *owners[by]) for name, (by, v) in table.items()}
+
+@functools.lru_cache(1000)
+def _usual_constants(*names):
+    "Constant of time_constants -> value where all rows belong to the same, by the names of _owners"
+    return _constants_of_rows(time_constants(), {by: ([n], 0) for by, n in zip(_owners, names, strict=True)})
 
 def _resolve_hardware(c, k):
     "What GPUs and kernels of attention reach, added to the constants"

@@ -13,11 +13,11 @@ from ..core import GiB, human_bytes, human_count, human_dollars, human_seconds
 from ..core import need, palette, parse_count, positive, read_data, Record
 from ..table import Table
 from .gpus import Cluster, first_peak
-from ..models.spec import attention_flops
+from ..models.spec import attention_flops, mlp_matrices, weights
 from ..parallel.layout import Layout, check_layout, parse_layout
 from .step_memory import as_written, block_of, bytes_per_parameter, memory, parameters
 from .step_memory import prepare_columns, sharded
-from .columns import Columns, constant_of, framework_of, kernel_of, mlp_parameters, plain_format, refused
+from .columns import Columns, constant_of, framework_of, kernel_of, plain_format, refused
 from .model_sizes import cluster_columns, model_columns, usual_length
 from .step_time import causes, step_time, without_link
 from .uncertainty import family_of, interval, nearest_runs, probability_to_fit
@@ -114,8 +114,7 @@ class Estimate(Record):
         yield 'memory, first stage', _largest(self.first, _gib)
         if self.layout.pp > 1:
             yield 'memory, last stage', _largest(self.last, _gib)
-        kinds = (self.allocated, self.reserved, self.device)
-        yield 'allocated / reserved / device', ' / '.join(map(_gib, kinds))
+        yield 'allocated / reserved / device', ' / '.join(map(_gib, (self.allocated, self.reserved, self.device)))
         sure = '' if self.fits_probability is None else f' ({self.fits_probability:.0%} likely to fit)'
         yield 'fits', (f'yes, {_gib(self.margin)} to spare' if self.fits else f'no: {self.why}') + sure
 
@@ -181,12 +180,11 @@ def run_columns(
 def _model_flops(c):
     "Operations of one step that the model needs, and the same with recomputation"
     # 6 for each parameter of a matrix and token, 12·L·h·s for attention (arXiv 2205.05198 eq. 7)
-    met = mlp_parameters(c, c.expert_ffn)*c.topk*c.moe_share       # Of its experts a token meets topk
+    met = weights(mlp_matrices(c.hidden, c.expert_ffn, c.gated_mlp > 0))*c.topk*c.moe_share # It meets topk experts
     score = 3*c.layers*attention_flops(c.seq, c.q_width, c.o_width)*c.full_attention
     body = 6*c.layers*(c.layer_params + met) + score
     tokens = c.global_batch*c.seq
-    needed = (body + 6*c.vocab*c.hidden)*tokens
-    needed = needed*np.where(c.frozen > 0, 2/3, 1)                 # Frozen weights need no gradient
+    needed = (body + 6*c.vocab*c.hidden)*tokens*np.where(c.frozen > 0, 2/3, 1) # Frozen weights need no gradient
     return needed, needed + _repeated_flops(c, body, score)*tokens
 
 def _repeated_flops(c, body, score):
@@ -248,7 +246,7 @@ def estimate_of(
 
 def _num(x):
     "A number from an array of one"
-    return float(np.asarray(x).item())
+    return float(x.item() if hasattr(x, 'item') else x)
 
 def _whole(x):
     "A whole number from an array of one"
@@ -305,7 +303,6 @@ def _record_of(
     t:dict    # What step_time says of them, seconds
 ) -> Estimate:
     "An Estimate from columns of one row"
-    c = Columns.of(c)
     flops = map(_num, _model_flops(c))
     work = _Work(name, layout, cluster, _whole(c.global_batch), _whole(c.seq), _whole(parameters(c)), *flops)
     why = '' if _num(m['fits']) else _no_room(cluster, m['margin']) or _no_start(c, m)
@@ -341,9 +338,12 @@ def _no_start(c, m):
         return 'nanotron needs at least pp-1 micro-batches'
     return "nanotron's placement leaves a stage without layers"
 
+
+
 def _assumptions(cluster, layout, c, gpu):
     "In words, what an estimate takes for granted because neither layout nor cluster says it"
-    one = Columns(**{k: np.ravel(v)[0] for k, v in c.items()})
+    told = 'software grad_bytes layers experts graphs dispatcher block gated_mlp'.split()
+    one = Columns(**{k: np.ravel(c[k])[0] for k in told})
     said = [
         _said_of_kernel(layout, one, gpu),
         '' if layout.grad_bytes else f'gradients of {one.grad_bytes:g} bytes',

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
-from fsdl_tools.compute.columns import Columns, columns, complete_columns, expert_parameters, layer_parameters, mlp_parameters
+from fsdl_tools.compute.columns import columns, complete_columns, expert_parameters, layer_parameters
 from fsdl_tools.compute.model_sizes import known, model_columns
 from fsdl_tools.compute.planner import _model_flops
 from fsdl_tools.compute.step_time import _block_linears
@@ -116,4 +116,3 @@ def test_numbers_and_arrays():
         each = weights(compressed_matrices(*one)), weights(attention_matrices(one[0], one[4], one[5], one[3])), weights(mlp_matrices(one[0], one[2], one[4] > 0)), attention_flops(one[0], one[4], one[3])
         assert [w[i] for w in whole] == list(each) and all(isinstance(n, int) for n in each)
     assert weights(mlp_matrices(Fraction(3, 2), 4, True)) == 18
-    assert mlp_parameters(Columns(hidden=np.array([4., 8.]), gated_mlp=np.array([0., 1.])), 10).tolist() == [80, 240]
