@@ -146,6 +146,7 @@ def test_training_is_measured_where_nothing_is_trained(caplog):
 @pytest.mark.parametrize('words, answer', [
     ('memory gpt2 --fit 24', 'for example 24GiB'), ('gpus --memory 80', 'for example 80GiB'), ('profile gpt2 --fp16', 'type --precision fp16'), ('train --fp16', 'precision=amp_fp16'),
     ('memory gpt2 --per-device-train-batch-size 4', 'type --batch'), ('train --per-device-train-batch-size 4', 'type --global-batch'), ('memory gpt2 --mixed-precision bf16', '--precision amp_bf16'),
+    ('memory gpt2 --fit 24GiB --batch 8', '--fit looks for the largest batch: leave --batch 8 away'),
     ('plan gpt2 --save=', 'it is a folder'), ('profile .', 'holds no config.json')])
 def test_what_to_type_exists_in_the_command(words, answer, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

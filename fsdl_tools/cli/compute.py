@@ -79,7 +79,7 @@ def _show_prediction(asked, as_json):
 @command('memory', 'Decide', like='memory.predict:breakdown')
 def _memory(
     model:str,  # Architecture of timm, type or class of transformers, path to a config.json, or package.module:function
-    batch:int=8,                                # Samples of a step
+    batch:int=None,                             # Samples of a step. Default: 8
     seq:int=None,
     input_size:str=None,                        # Size of the images, for a model of your own: 224 or 3x224x224
     precision:str='fp32',                       # fp32, amp (autocast to bf16) or bf16
@@ -97,10 +97,13 @@ def _memory(
     """What a training step keeps in GPU memory, by category.
 
     Examples: `fsdl memory gpt2 --batch 8 --seq 1024 --precision bf16 --optimizer adamw`,
-    `fsdl memory resnet50 --batch 256 --fit 24GiB`,
+    `fsdl memory resnet50 --fit 24GiB`,
     `fsdl memory llama --batch 1 --precision bf16 --lora 16 --bits 4`
     """
     _check_lengths(model, seq, input_size)
+    if fit and batch is not None:
+        raise ValueError(f'--fit looks for the largest batch: leave --batch {batch} away')
+    batch = 8 if batch is None else batch
     how = dict(precision=precision, optimizer=optimizer, accumulation=accumulation)
     if measured:
         if fit:

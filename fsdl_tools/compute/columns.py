@@ -14,7 +14,8 @@ import numpy as np
 from fastcore.basics import NS
 from ..core import one_of, read_data
 from .gpus import find, first_peak, rack_of
-from ..parallel.layout import framework_of, _dispatchers, _graphs, _recipes
+from ..models.spec import attention_matrices, compressed_matrices, mlp_matrices, weights
+from ..parallel.layout import framework_of, known_kernels, recomputations, _dispatchers, _graphs, _recipes
 
 # %% ../../nbs/compute/02_columns.ipynb #b5456c30
 @functools.cache
@@ -171,7 +172,6 @@ _defaults = dict(
     kernel='', graphs='', dispatcher='', recipe='', optimizer='adam', block='',
 )  # nan and an empty text: complete_columns decides
 _texts = tuple(k for k, v in _defaults.items() if isinstance(v, str))
-_recompute = ('none', 'selective', 'every-other-layer', 'full')
 _precisions = ('fp32', 'tf32', 'fp16', 'bf16', 'amp_fp16', 'amp_bf16', 'fp8', 'fp4')
 _schedules = {'1f1b': 1., 'gpipe': 1., 'interleaved': 1., 'zb1p': 1/3} # Share of the bubble (arXiv 2401.10241, table 2)
 
@@ -216,15 +216,15 @@ def _check_sizes(c):
 def _codes(x):
     "Distinct values of a column as texts, and which of them each row has"
     x = np.atleast_1d(x)
-    if (x == x[0]).all():
+    if x.size == 1 or (x == x[0]).all():
         return [str(x[0])], 0
     distinct, code = np.unique(x, return_inverse=True)
     return [str(v) for v in distinct], code
 
 def _each(f, *cols):
     "`f` of the distinct combinations of text or small-number columns, and which of them each row has"
-    if all(np.size(x) == 1 for x in cols):
-        return [f(*(str(np.asarray(x).item()) for x in cols))], 0      # one layout: nothing to sort
+    if max(map(np.size, cols)) == 1:
+        return [f(*[str(np.asarray(x).item()) for x in cols])], 0      # one layout: nothing to sort
     distinct, codes = zip(*map(_codes, cols), strict=True)
     place = 0
     for values, code in zip(distinct, codes, strict=True):
@@ -236,7 +236,8 @@ def of_rows(
     *cols  # Its arguments: columns of texts or of few numbers
 ):         # What it returns for each row, or once where all are alike
     "`f` of every row, called once for each distinct combination of values"
-    return np.take(*_each(f, *cols))
+    found, where = _each(f, *cols)
+    return np.asarray(found)[where]
 
 def parts_of_rows(
     f,     # A function of texts that returns several values
@@ -248,8 +249,7 @@ def parts_of_rows(
 
 def _texts_of_rows(f, *cols):
     "Texts that `f` returns, in the shape of its columns"
-    shape = np.broadcast_shapes(*map(np.shape, cols))
-    return np.broadcast_to(of_rows(f, *cols), shape)
+    return np.broadcast_to(of_rows(f, *cols), np.broadcast_shapes(*map(np.shape, cols)))
 
 # %% ../../nbs/compute/02_columns.ipynb #055b75a0
 _named_formats = {'mxfp8': ('fp8', 'mx'), 'nvfp4': ('fp4', 'nv'), 'mxfp4': ('fp4', 'mx')}
@@ -266,16 +266,14 @@ def plain_format(
     precision:str # One of the layouts' precisions
 ) -> str:         # One of the precisions of gpus.csv; PyTorch uses TF32 only when told to
     "The number format that products are computed in"
-    plain, _ = _named_formats.get(precision, (precision, ''))
-    return plain.removeprefix('amp_')
+    return _named_formats.get(precision, (precision, ''))[0].removeprefix('amp_')
 
 def refused(
     gpu,          # A Gpu, its name or its JSON text
     precision:str # One of the layouts' precisions
 ) -> str:         # Why not, or empty
     "Why `gpu` cannot compute in `precision`"
-    g = find(gpu)
-    want = plain_format(precision)
+    g, want = find(gpu), plain_format(precision)
     if want in g.tflops or want in ('fp32', 'tf32') and 'fp32' in g.tflops:
         return ''
     return f'{g.name} does not compute in {precision}: expected one of {", ".join(g.tflops)}'
@@ -321,7 +319,7 @@ def _rates():
 # %% ../../nbs/compute/02_columns.ipynb #58104652
 def kernels() -> list: # Names for the column kernel
     "Attention kernels whose rates are known, and sdpa: PyTorch's choice"
-    return sorted({k for k, _ in _rates()} | {'sdpa'})
+    return list(known_kernels())
 
 _usual_kernel = {'Hopper': 'cudnn', 'Blackwell': 'cudnn', 'Ampere': 'fa2'}
 
@@ -350,8 +348,7 @@ def _attention(framework, gpu, kernel, head_dim, recent='True'):
     if arch is None:
         return math.nan, math.nan, 0.0
     distance = lambda row: abs(math.log(row[0] / float(head_dim)))
-    _, rates = min(_rates()[name, arch], key=distance)
-    return rates
+    return min(_rates()[name, arch], key=distance)[1]
 
 # %% ../../nbs/compute/02_columns.ipynb #00e8e089
 def _two_byte_gradients(framework, precision):
@@ -363,8 +360,7 @@ def _two_byte_gradients(framework, precision):
 @functools.cache
 def _releases():
     "(framework, version) -> year in which it came out"
-    rows = read_data('framework_releases.csv', text=('version',))
-    return {(r['framework'], r['version']): r['released'] for r in rows}
+    return {(r['framework'], r['version']): r['released'] for r in read_data('framework_releases.csv', ('version',))}
 
 def _calendar_versions(name):
     "Years that versions such as 25.07 name, at the middle of the month"
@@ -397,7 +393,7 @@ def _usual_launches(c): # Columns with the sizes of NVLink domains and years of 
 def _widths(c):
     "Widths of queries, keys with values, attention's output and scores, and how MLPs are spread over the layers"
     c.q_width, c.o_width = c.heads * c.head_dim, c.heads * c.v_dim
-    c.kv_width = np.where(c.kv_rank > 0, c.kv_rank + c.rope_dim, 2 * c.kv_heads * c.head_dim)
+    c.kv_width = np.where(c.kv_rank > 0, c.kv_rank + c.rope_dim, c.kv_heads * (c.head_dim + c.v_dim))
     c.kv = c.kv_width / (2 * c.hidden)
     c.score_width = (c.q_width + c.o_width) / 2
     c.moe_share = np.where(c.experts > 0, c.moe_layers / c.layers, 0.0)
@@ -405,28 +401,26 @@ def _widths(c):
     c.plain_ffn = c.dense_ffn
     c.mlp_width = c.ffn * c.moe_share + c.dense_ffn * c.plain_share
 
-def _compressed_attention(c):
-    "The same where keys, and perhaps queries, pass through fewer numbers (DeepSeek-V2, arXiv 2405.04434 section 2.1)"
-    queries = np.where(c.q_rank > 0, c.q_rank * (c.hidden + c.q_width), c.hidden * c.q_width)
-    keys = c.hidden * c.kv_width + c.kv_rank * c.heads * (c.head_dim - c.rope_dim + c.v_dim)
-    return queries + keys + c.o_width * c.hidden
-
 def _attention_parameters(c):
     "Parameters of the matrices of attention"
-    plain = c.hidden * (c.q_width + c.kv_width) + c.o_width * c.hidden
+    plain = weights(attention_matrices(c.hidden, c.q_width, c.kv_width, c.o_width))
     if not (c.kv_rank > 0).any():
         return plain
-    return np.where(c.kv_rank > 0, _compressed_attention(c), plain)
+    less = compressed_matrices(c.hidden, c.heads, c.head_dim, c.v_dim, c.q_rank, c.kv_rank, c.rope_dim)
+    return np.where(c.kv_rank > 0, weights(less), plain)
 
 # %% ../../nbs/compute/02_columns.ipynb #561fc971
+def _mlp_parameters(c, width):
+    "Parameters of the matrices of an MLP, or of an expert, of such a width"
+    return weights(mlp_matrices(c.hidden, width, c.gated_mlp > 0))
+
 def layer_parameters(
     c:dict # Complete columns with their widths
 ):         # Parameters of the matrices of an average block, experts left out
     "What every rank of a tensor-parallel group shares of a block: attention, dense MLPs, the shared expert, the router"
     c = Columns.of(c)
-    mats = np.where(c.gated_mlp > 0, 3, 2)
-    dense = mats * c.hidden * c.plain_ffn * c.plain_share
-    mixed = c.hidden * (mats * c.shared_ffn + c.experts) * c.moe_share
+    dense = _mlp_parameters(c, c.plain_ffn) * c.plain_share
+    mixed = (_mlp_parameters(c, c.shared_ffn) + c.hidden * c.experts) * c.moe_share
     return _attention_parameters(c) + dense + mixed
 
 # %% ../../nbs/compute/02_columns.ipynb #58afad90
@@ -435,7 +429,7 @@ def expert_parameters(
 ):         # Parameters of all routed experts of an average block
     "Experts are many, and a token meets few of them: memory and the optimizer see all"
     c = Columns.of(c)
-    return c.experts * np.where(c.gated_mlp > 0, 3, 2) * c.hidden * c.expert_ffn * c.moe_share
+    return c.experts * _mlp_parameters(c, c.expert_ffn) * c.moe_share
 
 def adapter_parameters(
     c:dict # Complete columns with their widths
@@ -457,9 +451,11 @@ def _with_defaults(c):
 def _words():
     "Column of texts -> what it may say"
     return dict(
-        recompute=_recompute, precision=_precisions, schedule=_schedules, cluster=['', *_networks()],
+        recompute=recomputations, precision=_precisions, schedule=_schedules, cluster=['', *_networks()],
         kernel=['', *kernels()], graphs=['', *_graphs], dispatcher=['', *_dispatchers], recipe=_recipes,
     )
+
+
 
 def _check_words(c):
     "Refuse missing columns and unknown words"
@@ -468,7 +464,8 @@ def _check_words(c):
             raise ValueError(f'the column {name} is missing')
     for name, known in _words().items():
         for word in _codes(c[name])[0]:
-            one_of(name, word or _defaults[name], known)
+            if word not in known:
+                one_of(name, word or _defaults[name], known)
 
 def _fill(c, **values):
     "Put values where columns say nan"
@@ -550,13 +547,9 @@ def _place(framework, gpu, zero, cluster):
     "The cluster of a run, or the one where its framework's runs took place"
     return (cluster or _home(framework_of(framework), gpu, float(zero)),)
 
-
-
 def _recipe_names(recipe, precision):
     "A recipe in its precision, or the precision"
     return f'{precision}-{recipe}', precision
-
-
 
 _owners = {
     'gpu': (_kin, 'gpu'),
@@ -568,13 +561,10 @@ _owners = {
     'optimizer': (lambda optimizer: (optimizer,), 'optimizer'),
 }  # What constants belong to -> how columns say under which names a row may find its own, the nearest first
 
-def _nearest_value(values, names):
-    "What a constant is for the first of the names that it knows, or for any"
-    return next((values[n] for n in names if n in values), values['any'])
-
 def _value_of_rows(values, names, where):
-    "What a constant is for every row, or the one value that it is for all"
-    found = [_nearest_value(values, n) for n in names]
+    "What a constant is for every row, or the one value that it is for all: of the first name that it knows, or of any"
+    nearest = lambda own: next((values[n] for n in own if n in values), values['any'])
+    found = list(map(nearest, names))
     return found[0] if len(set(found)) == 1 else np.array(found)[where]
 
 # %% ../../nbs/compute/02_columns.ipynb #b01374f4
@@ -583,12 +573,22 @@ def resolve(
     table:dict   # As from time_constants
 ) -> Constants:  # Constant -> value or one value for each row
     "The constants and the hardware of every row"
-    c, k = Columns.of(c), Constants()
+    c = Columns.of(c)
     owners = {by: _each(f, *(c[n] for n in names)) for by, (f, *names) in _owners.items()}
-    for name, (by, values) in table.items():
-        k[name] = values['any'] if by == 'any' else _value_of_rows(values, *owners[by])
+    alike = table is time_constants() and all(len(names) == 1 for names, _ in owners.values())
+    found = _usual_constants(*(n[0] for n, _ in owners.values())) if alike else _constants_of_rows(table, owners)
+    k = Constants(**found)
     _resolve_hardware(c, k)
     return k
+
+def _constants_of_rows(table, owners):
+    "Constant -> value or one value for each row; owners: as what rows call those that constants belong to, and where"
+    return {name: v['any'] if by == 'any' else _value_of_rows(v, *owners[by]) for name, (by, v) in table.items()}
+
+@functools.lru_cache(1000)
+def _usual_constants(*names):
+    "Constant of time_constants -> value where all rows belong to the same, by the names of _owners"
+    return _constants_of_rows(time_constants(), {by: ([n], 0) for by, n in zip(_owners, names, strict=True)})
 
 def _resolve_hardware(c, k):
     "What GPUs and kernels of attention reach, added to the constants"

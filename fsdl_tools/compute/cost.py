@@ -177,19 +177,23 @@ class Experiment(Record):
     wall_hours:float     # With checkpoints and restarts, where interruptions are expected
     dollars:float        # Price times wall_hours
 
+def _duration(what, time):
+    "Seconds of a number of them or of a text such as 12h; raises ValueError for what is none, or not positive"
+    return positive(what, parse_seconds(time), integer=False)
+
 def seconds_of(
-    time,          # Seconds; or an object with step_time, or with tokens_per_second
-    steps=None,    # Steps to run, for step_time
-    tokens=None    # Tokens to see, for tokens_per_second
+    time,          # Seconds, a text such as 12h; or an object with step_time, or with tokens_per_second
+    steps=None,    # Steps to run, for step_time: a number, or a text such as 10k
+    tokens=None    # Tokens to see, for tokens_per_second: a number, or a text such as 26B
 ) -> float:        # Seconds; raises TypeError when the amount of work is missing
     "Duration of an experiment, measured or predicted"
-    number = lambda what, v: positive(what, v, integer=False)
+    number = lambda what, v: positive(what, parse_count(v) if isinstance(v, str) else v, integer=False)
     if steps and hasattr(time, 'step_time'):
         return number('steps', steps) * number('step_time', time.step_time)
     if tokens and hasattr(time, 'tokens_per_second'):
         return number('tokens', tokens) / number('tokens_per_second', time.tokens_per_second)
-    if isinstance(time, (int, float)):
-        return number('seconds', time)
+    if isinstance(time, (int, float, str)) or hasattr(time, 'total_seconds'):
+        return _duration('seconds', time)
     raise TypeError('time must be seconds, or have step_time (give steps=…) or tokens_per_second (give tokens=…)')
 
 def _task_key(text):
@@ -236,18 +240,19 @@ def _best_interval(
     checkpoint:float # Seconds a checkpoint takes
 ) -> float:          # Seconds between checkpoints (Young 1974, doi 10.1145/361147.361115)
     "How often to checkpoint"
-    return math.sqrt(2 * positive('checkpoint', checkpoint, integer=False) * positive('mtbf', mtbf, integer=False))
+    return math.sqrt(2 * checkpoint * mtbf)
 
 def with_restarts(
-    seconds:float,      # Of work
-    mtbf:float,         # Mean seconds between interruptions, exponentially distributed
-    checkpoint:float=60, # Seconds a checkpoint takes
-    restart:float=300,  # Seconds from an interruption to working again
-    every:float=None    # Seconds of work between checkpoints; default: Young's best
+    seconds,       # Of work: a number, or a text such as 20h
+    mtbf,          # Mean time between interruptions, exponentially distributed: seconds, or a text such as 12h
+    checkpoint=60, # That a checkpoint takes
+    restart=300,   # From an interruption to working again
+    every=None     # Of work between checkpoints; default: Young's best
 ) -> float: # Expected seconds until done, infinite when hopeless (Daly 2006, doi 10.1016/j.future.2004.11.016)
-    "Expected duration on a machine that is taken away now and then"
-    best = _best_interval(mtbf, checkpoint)
-    every = min(positive('every', every or best, integer=False), positive('seconds', seconds, integer=False))
+    "Expected duration on a machine that is taken away now and then; times are seconds, or texts such as 5min"
+    seconds, mtbf = _duration('seconds', seconds), _duration('mtbf', mtbf)
+    checkpoint, restart = _duration('checkpoint', checkpoint), parse_seconds(restart)
+    every = min(_duration('every', every or _best_interval(mtbf, checkpoint)), seconds)
     try:
         return mtbf * math.exp(restart / mtbf) * math.expm1((every + checkpoint) / mtbf) * seconds / every
     except OverflowError:
@@ -255,22 +260,24 @@ def with_restarts(
 
 # %% ../../nbs/compute/07_cost.ipynb #a02c6dff
 def cost(
-    offer,           # An Offer
-    seconds:float,   # Of work on it
-    mtbf:float=None, # Mean seconds between interruptions; default: none are expected
-    **restarts       # checkpoint, restart, every: see with_restarts
-) -> Experiment:     # Hours and dollars
+    offer,     # An Offer
+    seconds,   # Of work on it: a number, or a text such as 20h
+    mtbf=None, # Mean time between interruptions: seconds, or a text such as 12h; default: none are expected
+    **restarts # checkpoint, restart, every: see with_restarts
+) -> Experiment: # Hours and dollars
     "What `seconds` of work cost on `offer`"
-    wall = with_restarts(seconds, mtbf, **restarts) if mtbf else positive('seconds', seconds, integer=False)
+    seconds = _duration('seconds', seconds)
+    wall = with_restarts(seconds, mtbf, **restarts) if mtbf else seconds
     return Experiment(offer, seconds / 3600, wall / 3600, wall / 3600 * offer.usd_per_hour)
 
 def priced(
-    offers,                  # Offers
-    time,                    # A function from an Offer to seconds of work, or to None where it cannot tell
-    spot_mtbf:float=12*3600, # Seconds between interruptions of spot machines: an assumption, give your own
-    **restarts               # checkpoint, restart, every: see with_restarts
-) -> list:                   # Experiments, cheapest first; those without a time are left out
+    offers,          # Offers
+    time,            # A function from an Offer to seconds of work, or a text of them; to None where it cannot tell
+    spot_mtbf='12h', # Between interruptions of spot machines, seconds or a text: an assumption, give your own
+    **restarts       # checkpoint, restart, every: see with_restarts
+) -> list:           # Experiments, cheapest first; those without a time are left out
     "One experiment on every offer, timed by any prediction"
+    spot_mtbf = _duration('spot_mtbf', spot_mtbf)
     timed = [(o, time(o)) for o in offers]
     done = [cost(o, s, spot_mtbf if o.tier == 'spot' else None, **restarts) for o, s in timed if s]
     return sorted(done, key=lambda e: e.dollars)
@@ -443,14 +450,13 @@ def price_experiment(
     suite = f"Lambda {one_of('suite', str(suite), [s.split()[1] for s in suites])}"
     if bool(params) != bool(tokens):
         raise ValueError('params and tokens belong together')
-    mtbf = parse_seconds(spot_mtbf)
     if params:
         said = f'{params} parameters, {tokens} tokens, {mfu:.0%} of the bf16 peak'
-        done = _by_rule(offers, params, tokens, mfu, mtbf)
+        done = _by_rule(offers, params, tokens, mfu, spot_mtbf)
     else:
         name = task_named(model, task, suite)
         said = f'{name}, {precision}, benchmarks of {suite}'
-        done = experiments(offers, name, samples, precision, suite, spot_mtbf=mtbf)
+        done = experiments(offers, name, samples, precision, suite, spot_mtbf=spot_mtbf)
     done = [e for e in done if not within or e.wall_hours * 3600 <= parse_seconds(within)]
     if not done:
         raise ValueError(f'no offer ends within {within}')

@@ -42,7 +42,9 @@ def _from_shape(s, params=None, more=None):
     if s.experts:
         d |= _experts(s)
     if getattr(s, 'kv_rank', 0):
-        d |= dict(kv_rank=s.kv_rank, q_rank=s.q_rank, rope_dim=s.rope_dim, v_dim=s.value_dim)
+        d |= dict(kv_rank=s.kv_rank, q_rank=s.q_rank, rope_dim=s.rope_dim)
+    if getattr(s, 'value_dim', s.head_dim) != s.head_dim:
+        d |= dict(v_dim=s.value_dim)
     return _with_extra(d | (more or {}), params)
 
 def _experts(s):

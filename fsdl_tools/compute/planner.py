@@ -13,6 +13,7 @@ from ..core import GiB, human_bytes, human_count, human_dollars, human_seconds
 from ..core import need, palette, parse_count, positive, read_data, Record
 from ..table import Table
 from .gpus import Cluster, first_peak
+from ..models.spec import attention_flops, mlp_matrices, weights
 from ..parallel.layout import Layout, check_layout, parse_layout
 from .step_memory import as_written, block_of, bytes_per_parameter, memory, parameters
 from .step_memory import prepare_columns, sharded
@@ -65,6 +66,10 @@ class Estimate(Record):
     family:tuple=()         # Generation, bits, strategy and framework of the runs that these errors come from
     assumed:tuple=()        # What was taken for granted because nobody said it
 
+    def to_dict(self) -> dict: # Field name -> value, those of the layout in a dict of their own
+        "This estimate as plain values"
+        return super().to_dict() | dict(layout=self.layout.to_dict())
+
     def nearest(self,
         n:int=3 # How many
     ) -> Table: # With their measured figures and a distance; above 3 is far
@@ -109,8 +114,7 @@ class Estimate(Record):
         yield 'memory, first stage', _largest(self.first, _gib)
         if self.layout.pp > 1:
             yield 'memory, last stage', _largest(self.last, _gib)
-        kinds = (self.allocated, self.reserved, self.device)
-        yield 'allocated / reserved / device', ' / '.join(map(_gib, kinds))
+        yield 'allocated / reserved / device', ' / '.join(map(_gib, (self.allocated, self.reserved, self.device)))
         sure = '' if self.fits_probability is None else f' ({self.fits_probability:.0%} likely to fit)'
         yield 'fits', (f'yes, {_gib(self.margin)} to spare' if self.fits else f'no: {self.why}') + sure
 
@@ -150,18 +154,16 @@ class Estimate(Record):
         return Table(rows, caption=f'{self.model}, {self.global_batch} a step{length}')
 
 # %% ../../nbs/compute/04_planner.ipynb #02acf090
-_layout_fields = (
-    'dp tp pp cp vp zero micro_batch shard flash compile seq_parallel ep lora_rank weight_bits '
-    'precision recompute schedule optimizer framework kernel recipe graphs dispatcher'
-).split()
+_layout_fields = 'dp tp pp cp vp zero micro_batch shard flash compile seq_parallel ep lora_rank weight_bits'.split()
+_layout_fields += 'precision recompute schedule optimizer framework kernel recipe graphs dispatcher'.split()
 
 def layout_columns(
     layout # A Layout
 ) -> dict: # Column -> value
     "The columns by which `memory` and `step_time` know one layout"
-    d = {name: getattr(layout, name) for name in _layout_fields}
-    given = {name: value for name in ('grad_bytes', 'document') if (value := getattr(layout, name))}
-    return d | given | dict(offload=float(layout.offload != 'none'))
+    said = layout.to_dict()
+    d = {name: said[name] for name in _layout_fields} | dict(offload=float(said['offload'] != 'none'))
+    return d | {name: said[name] for name in ('grad_bytes', 'document') if said[name]}
 
 def run_columns(
     sizes:dict,       # Columns of a model
@@ -178,13 +180,11 @@ def run_columns(
 def _model_flops(c):
     "Operations of one step that the model needs, and the same with recomputation"
     # 6 for each parameter of a matrix and token, 12·L·h·s for attention (arXiv 2205.05198 eq. 7)
-    mats = np.where(c.gated_mlp > 0, 3, 2)
-    met = mats*c.hidden*c.topk*c.expert_ffn*c.moe_share            # Of its experts a token meets topk
-    score = 12*c.layers*c.score_width*c.seq*c.full_attention
+    met = weights(mlp_matrices(c.hidden, c.expert_ffn, c.gated_mlp > 0))*c.topk*c.moe_share # It meets topk experts
+    score = 3*c.layers*attention_flops(c.seq, c.q_width, c.o_width)*c.full_attention
     body = 6*c.layers*(c.layer_params + met) + score
     tokens = c.global_batch*c.seq
-    needed = (body + 6*c.vocab*c.hidden)*tokens
-    needed = needed*np.where(c.frozen > 0, 2/3, 1)                 # Frozen weights need no gradient
+    needed = (body + 6*c.vocab*c.hidden)*tokens*np.where(c.frozen > 0, 2/3, 1) # Frozen weights need no gradient
     return needed, needed + _repeated_flops(c, body, score)*tokens
 
 def _repeated_flops(c, body, score):
@@ -246,7 +246,7 @@ def estimate_of(
 
 def _num(x):
     "A number from an array of one"
-    return float(np.asarray(x).item())
+    return float(x.item() if hasattr(x, 'item') else x)
 
 def _whole(x):
     "A whole number from an array of one"
@@ -303,7 +303,6 @@ def _record_of(
     t:dict    # What step_time says of them, seconds
 ) -> Estimate:
     "An Estimate from columns of one row"
-    c = Columns.of(c)
     flops = map(_num, _model_flops(c))
     work = _Work(name, layout, cluster, _whole(c.global_batch), _whole(c.seq), _whole(parameters(c)), *flops)
     why = '' if _num(m['fits']) else _no_room(cluster, m['margin']) or _no_start(c, m)
@@ -339,9 +338,12 @@ def _no_start(c, m):
         return 'nanotron needs at least pp-1 micro-batches'
     return "nanotron's placement leaves a stage without layers"
 
+
+
 def _assumptions(cluster, layout, c, gpu):
     "In words, what an estimate takes for granted because neither layout nor cluster says it"
-    one = Columns(**{k: np.ravel(v)[0] for k, v in c.items()})
+    told = 'software grad_bytes layers experts graphs dispatcher block gated_mlp'.split()
+    one = Columns(**{k: np.ravel(c[k])[0] for k in told})
     said = [
         _said_of_kernel(layout, one, gpu),
         '' if layout.grad_bytes else f'gradients of {one.grad_bytes:g} bytes',
@@ -396,10 +398,8 @@ def _tokens_of(spec, seq):
 def _check_profiled(spec, l, cluster, batch):
     "Raises ValueError for a layout that splits more than the batch"
     if l.tp*l.pp*l.cp > 1:
-        raise ValueError(
-            f'{spec.name} is not a transformer of one stack: it can be split over data only, '
-            f'not tp={l.tp}, pp={l.pp}, cp={l.cp}'
-        )
+        only = f'{spec.name} is not a transformer of one stack: it can be split over data only'
+        raise ValueError(f'{only}, not tp={l.tp}, pp={l.pp}, cp={l.cp}')
     check_layout(l, cluster.gpus, batch)
 
 @dataclass(frozen=True)

@@ -497,6 +497,6 @@ def step_time(
     _need_links(c, k)
     derive(c, k)
     seconds = _seconds_of_step(c, k)
-    shape = np.broadcast_shapes(*(np.shape(v) for v in vars(c).values()))
+    shape = np.broadcast_shapes(*{np.shape(v) for v in vars(c).values()})
     o = {q: _in_shape(seconds[q], shape) for q in causes}
     return o | dict(total=sum(o.values()))

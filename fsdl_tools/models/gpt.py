@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from ..core import Record, one_of, positive
+from .spec import attention_matrices, mlp_matrices, weights
 
 # %% ../../nbs/models/05_gpt.ipynb #100e51ac
 @dataclass(frozen=True)
@@ -40,10 +41,16 @@ class GPTConfig(Record):
         return self.ffn or 4*self.hidden
 
     @property
+    def block_weights(self):
+        "Numbers in the matrices of a block: 4h² of attention and 2hf of the MLP"
+        h = self.hidden
+        return weights(attention_matrices(h, h, 2*h, h)) + weights(mlp_matrices(h, self.width, False))
+
+    @property
     def params(self):
-        "Number of parameters: each block has 4h² + 2hf of matrices, f + 5h of their biases and 4h of norms"
+        "Number of parameters: each block has its matrices, f + 5h of their biases and 4h of norms"
         h, f = self.hidden, self.width
-        return self.layers*(4*h*h + 2*h*f + f + 9*h) + h*(2*self.vocab + self.ctx + 2)
+        return self.layers*(self.block_weights + f + 9*h) + h*(2*self.vocab + self.ctx + 2)
 
 gpts = {
     'gpt-tiny': GPTConfig(),

@@ -178,20 +178,20 @@ _entry = 'from fsdl_tools.training.elastic import _main; _main()'
 
 def _trainer_command(config, layout):
     "The trainer's own words for a config, to go on from what is in its folder"
-    c = config.replace(layout=str(layout), resume=True)
-    told = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if getattr(c, f.name) != f.default}
+    c = config.replace(layout=layout, resume=True)
+    said = c.to_dict()
+    told = {f.name: said[f.name] for f in dataclasses.fields(c) if getattr(c, f.name) != f.default}
     return 'python', '-c', _entry, json.dumps(told)
 
 def _job_from_plan(plan, config, gpus_per_node, kw):
     "The trainer's job for a plan"
-    from fsdl_tools.parallel.layout import parse_layout
     if not config.folder:
         raise ValueError('a job needs a folder: what it saves is what it goes on from')
-    layout = plan.layout if plan else parse_layout(config.layout)
+    layout = plan.layout if plan else config.layout
     here = min(gpus_per_node, layout.world) if plan else layout.world
     if layout.world % here:
         raise ValueError(f'{layout.world} ranks do not fill machines of {here} GPUs')
-    fixed = dict(name='train', command=_trainer_command(config, layout), layout=str(layout))
+    fixed = dict(name='train', command=_trainer_command(config, layout), layout=str(layout.settled()))
     size = dict(nodes=layout.world // here, processes=here)
     need = dict(gpus=here, gpu=plan.gpu, gpu_memory=plan.device) if plan else {}
     return Job(**fixed | size | need | kw)

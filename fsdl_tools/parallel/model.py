@@ -51,7 +51,7 @@ def stage_bounds(
 ) -> list:            # (first layer, one past the last) of each
     "Which layers go to which stage, the head's work counted in"
     c = config
-    layer, head = 4*c.hidden**2 + 2*c.hidden*c.width, c.vocab*c.hidden
+    layer, head = c.block_weights, c.vocab*c.hidden
     costs = [layer]*(c.layers - 1) + [layer + head]
     return balance(costs, stages)
 

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
 from ..core import Record, one_of, palette, plot_style, positive
+from ..models.spec import attention_flops
 from ..table import Table
 
 # %% ../../nbs/parallel/06_schedules.ipynb #f499a6d6
@@ -413,7 +414,6 @@ def layer_costs(
 ) -> list: # FLOPs a token of each layer's forward pass; the head is counted with the last layer
     "What the layers of a GPT cost: two operations a weight, and attention's products with all of the context"
     h = config.hidden
-    weights = 4*h**2 + 2*h*config.width
-    block = 2*weights + 4*config.ctx*h
+    block = 2*config.block_weights + attention_flops(config.ctx, h, h)
     head = 2*h*config.vocab
     return [block]*(config.layers - 1) + [block + head]

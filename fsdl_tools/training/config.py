@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from .data import factory_name, is_factory, load_factory, open_data
 from ..core import Record, fix_torchvision, nearest, one_of, positive
 from ..models.gpt import gpt_config, gpts
-from ..parallel.layout import check_runnable, parse_layout
+from ..parallel.layout import Layout, check_runnable, parse_layout, read_layout
 from ..models.build import locate
 
 # %% ../../nbs/training/03_config.ipynb #a1fd6b31
@@ -35,7 +35,7 @@ class TrainConfig(Record):
     # One of gpts, an architecture of timm, a model type of transformers, the path of a config.json, or a function
     # that makes a model, by its name package.module:function; it may ask for config and data
     model:str='gpt-tiny'
-    layout:str='dp1'           # Text of a Layout; what it leaves open is filled in by complete
+    layout:Layout=read_layout('dp1') # A Layout or its text; what it leaves open is filled in by check_config
     # A text file, a .parquet, a folder of images, synthetic, synthetic:images or package.module:function
     data:str='synthetic'
     steps:int=50               # Steps in all
@@ -61,6 +61,7 @@ class TrainConfig(Record):
 
     def __post_init__(self):
         _name_factories(self)
+        object.__setattr__(self, 'layout', read_layout(self.layout))
         for f in ('steps', 'global_batch', 'keep'):
             positive(f, getattr(self, f))
         for f in ('seq', 'image_size', 'warmup', 'seed', 'eval_every', 'eval_samples', 'save_every', 'workers'):
@@ -73,6 +74,21 @@ class TrainConfig(Record):
             one_of('device', self.device, ['cpu', 'cuda'])
         if (self.save_every or self.resume) and not self.folder:
             raise ValueError('checkpoints need a folder')
+
+    def __repr__(self):
+        return f"TrainConfig({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
+
+    def to_dict(self) -> dict: # Field name -> value, the layout as its text
+        "This configuration as plain values"
+        return super().to_dict() | dict(layout=self.layout.text())
+
+    @classmethod
+    def from_dict(cls,
+        d:dict # Field name -> value
+    ):         # A TrainConfig; raises ValueError or TypeError naming the field
+        "The configuration that `to_dict` made"
+        given = isinstance(d, dict) and isinstance(d.get('layout'), str)
+        return super().from_dict(d | dict(layout=read_layout(d['layout'])) if given else d)
 
 # %% ../../nbs/training/03_config.ipynb #b83ca338
 def _check_count(field, value):
@@ -144,13 +160,9 @@ def _task_of(name):
 
 # %% ../../nbs/training/03_config.ipynb #9c687190
 def _layout(c, device):
-    "The layout with micro-batch and precision filled in where its text leaves them open"
-    l = parse_layout(c.layout)
-    if 'precision' not in c.layout:
-        l = l.replace(precision='fp32' if device == 'cpu' else 'bf16')
-    if 'micro_batch' not in c.layout:
-        l = l.replace(micro_batch=_micro_batch(l, c.global_batch))
-    return l
+    "The layout with micro-batch and precision filled in where they were left open"
+    precision = 'fp32' if device == 'cpu' else 'bf16'
+    return c.layout.settled(precision=precision, micro_batch=_micro_batch(c.layout, c.global_batch))
 
 def _micro_batch(l, global_batch):
     "All samples of a replica at once; of a pipeline a part, so that its stages overlap"
@@ -170,7 +182,7 @@ def check_config(
     "Check a run before a process starts; raises ValueError or FileNotFoundError saying what is wrong"
     kind, source = _kind(c.model)
     c = _sized(c.replace(device=_device(c)), kind, source)
-    one_of('optimizer that can be run', parse_layout(c.layout).optimizer, _trainable)
+    one_of('optimizer that can be run', c.layout.optimizer, _trainable)
     data, held = _open(c)
     _check_kind(c, kind, data)
     shape = _gpt_shape(c, data) if source == 'gpt' else None
@@ -180,7 +192,7 @@ def check_config(
         raise ValueError(f'{data.describe()}: fewer samples than a global batch of {c.global_batch}')
     if c.folder:
         _check_folder(c, data, held, l.optimizer)
-    return c.replace(layout=str(l)), l, data, held, shape
+    return c.replace(layout=l), l, data, held, shape
 
 def _device(c):
     "cpu or cuda; raises ValueError where there is no such device"

@@ -16,6 +16,7 @@ from .config import TrainConfig, _changes, _check_folder, _content, _kind, _run_
 from .config import _trainable, check_config, lock_folder, lr_at
 from ..files import write_atomic
 from ..models.gpt import GPT
+from ..models.spec import attention_flops
 from ..parallel.model import Parallel, clip_gradients
 from ..models.build import build
 
@@ -104,10 +105,9 @@ def sample_flops(
 
 def _gpt_flops(shape, seq):
     "Operations of forward and backward for a sample of seq tokens"
-    layer = 4 * shape.hidden**2 + 2 * shape.hidden * shape.width          # weights: attention, MLP
-    weights = shape.layers * layer + shape.vocab * shape.hidden
-    attention = 12 * shape.layers * shape.hidden * seq**2                 # scores, and their sum of values
-    return 6 * weights * seq + attention
+    weights = shape.layers * shape.block_weights + shape.vocab * shape.hidden
+    attention = shape.layers * attention_flops(seq, shape.hidden, shape.hidden) # scores, and their sum of values
+    return (6 * weights + 3 * attention) * seq
 
 def _profiled_flops(c):
     "Operations of a forward pass of a model of timm or transformers on one sample"

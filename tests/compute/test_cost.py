@@ -138,10 +138,26 @@ def test_cost_is_price_times_time(seconds, usd, n):
 def test_seconds_of():
     class Estimate: step_time, tokens_per_second = 2., 1e4
     assert seconds_of(5) == 5 and seconds_of(Estimate, steps=10) == 20 and seconds_of(Estimate, tokens=1e6) == 100
-    for bad in (Estimate, None, 'an hour'):
+    for bad in (Estimate, None, [3600]):
         with pytest.raises(TypeError, match='steps='): seconds_of(bad)
+    assert seconds_of(Estimate, steps='10k') == 20000 and seconds_of(Estimate, tokens='1M') == 100
     for kw in (dict(steps=-1), dict(tokens=math.nan)):
         with pytest.raises(ValueError): seconds_of(Estimate, **kw)
+
+
+@pytest.mark.parametrize('text, seconds', [('12h', 43200), ('7d', 604800), ('90 min', 5400), ('1h30m', 5400), ('1-12:00:00', 129600), ('3600', 3600), (datetime.timedelta(hours=2), 7200)])
+def test_times_as_people_write_them(text, seconds):
+    spot = Offer('A', 'H100', 1, 2., tier='spot')
+    assert seconds_of(text) == seconds and cost(offer, text) == cost(offer, seconds) and cost(spot, '20h', text, restart='5min') == cost(spot, 72000, seconds, restart=300)
+    assert with_restarts(text, '4h', '1min', '5 min') == with_restarts(seconds, 14400, 60, 300) and with_restarts('1w', text, every='1h') == with_restarts(604800, seconds, every=3600)
+    assert priced([spot, offer], lambda o: text, '12h', checkpoint='30s') == priced([spot, offer], lambda o: seconds, 43200, checkpoint=30) and priced([spot], lambda o: 3600) == priced([spot], lambda o: 3600, 12 * 3600)
+
+
+@pytest.mark.parametrize('bad, words', [('an hour', "cannot read 'an hour' as a time: expected a number and a unit, for example '30d'"), ('12x', "cannot read '12x' as a time"), ('1:30', 'two readings'), ('0h', 'must be positive'), ('-3h', 'must be positive'), (math.nan, 'not a finite number')])
+def test_times_that_cannot_be_read(bad, words):
+    for f in (seconds_of, lambda t: with_restarts(t, 3600), lambda t: with_restarts(3600, t), lambda t: cost(offer, t), lambda t: cost(offer, 3600, t), lambda t: priced([offer], lambda o: 3600, t), lambda t: priced([offer], lambda o: t)):
+        with pytest.raises(ValueError) as e: f(bad)
+        assert words in str(e.value)
 
 
 @pytest.mark.parametrize('suite', suites)
