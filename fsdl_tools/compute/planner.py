@@ -6,20 +6,19 @@
 __all__ = ['Estimate', 'layout_columns', 'run_columns', 'estimate', 'estimate_of', 'plot_memory', 'plot_time']
 
 # %% ../../nbs/compute/04_planner.ipynb #0edb73e1
-import functools, math, re
 from dataclasses import dataclass
 import numpy as np
 from ..core import GiB, human_bytes, human_count, human_dollars, human_seconds
-from ..core import need, palette, parse_count, positive, read_data, Record
+from ..core import need, palette, parse_count, positive, Record
 from ..table import Table
 from .gpus import Cluster, first_peak
+from .images import image_memory, image_seconds, plain_pytorch, Profiled
 from ..models.spec import attention_flops, mlp_matrices, weights
 from ..parallel.layout import Layout, check_layout, parse_layout
-from .step_memory import as_written, block_of, bytes_per_parameter, memory, parameters
-from .step_memory import prepare_columns, sharded
-from .columns import Columns, constant_of, framework_of, kernel_of, plain_format, refused
+from .step_memory import as_written, block_of, memory, parameters, prepare_columns
+from .columns import Columns, kernel_of, plain_format, refused
 from .model_sizes import cluster_columns, model_columns, usual_length
-from .step_time import causes, step_time, without_link
+from .step_time import causes, step_time
 from .uncertainty import family_of, interval, nearest_runs, probability_to_fit
 
 # %% ../../nbs/compute/04_planner.ipynb #d9d9dbcf
@@ -402,185 +401,16 @@ def _check_profiled(spec, l, cluster, batch):
         raise ValueError(f'{only}, not tp={l.tp}, pp={l.pp}, cp={l.cp}')
     check_layout(l, cluster.gpus, batch)
 
-@dataclass(frozen=True)
-class _Profiled:
-    "A model that is known by its profile, in a layout over data"
-    spec: object     # Its ModelSpec
-    layout: Layout   # How it is split
-    cluster: Cluster # On what
-    batch: int       # Samples of a step
-
-    @property
-    def one(self): # Samples
-        "What was profiled"
-        return math.prod(self.spec.inputs[0].shape[:1]) if self.spec.inputs else 1
-
-    @property
-    def half(self): # Share
-        "Bytes of an activation beside those that were profiled"
-        narrow = self.layout.precision not in ('fp32', 'tf32') and self.spec.precision == 'fp32'
-        return .5 if narrow else 1.
-
-    @property
-    def profiles(self): # How many
-        "Profiles that a rank runs through in a step"
-        return self.batch/self.layout.dp/self.one
-
-    @property
-    def again(self): # Factor
-        "Forward and backward passes with those that are repeated, beside those that are needed"
-        return 4/3 if self.layout.recompute != 'none' else 1
-
 def _estimate_profiled(spec, l, cluster, batch, seq=None):
     "A model that is known by its profile: data parallelism and ZeRO only"
     tokens = _tokens_of(spec, seq)
     _check_profiled(spec, l, cluster, batch)
-    p = _Profiled(spec, l, cluster, batch)
+    p = Profiled(spec, l, cluster, batch)
     flops = 3*spec.flops/p.one*batch
     whole = flops*(4/3 if l.recompute == 'full' else 1)
     work = _Work(spec.name, l, cluster, batch, tokens, spec.params, flops, whole)
-    m, t = _image_memory(p), _image_seconds(p)
-    return _estimate_from(work, m, t, _no_room(cluster, m['margin']), assumed=(_of_plain_pytorch,))
-
-_of_plain_pytorch = 'plain PyTorch, channels first, a host like that of the H200 that was measured (2026-11-27)'
-
-@functools.cache
-def _image_constants() -> dict: # Name -> value
-    "The constants of profiled networks, from planner_images.csv"
-    return {r['name']: float(r['value']) for r in read_data('planner_images.csv')}
-
-@functools.cache
-def _in_fp32(kind):
-    "Does CUDA's autocast compute such a module in fp32? LayerNorm2d is layer_norm, and RMS norms do so by themselves"
-    operation = re.sub('(?<=[a-z])(?=[A-Z])', '_', kind).lower().rstrip('123d')
-    fp32 = {r['operation'].split('.')[0] for r in read_data('autocast.csv') if r['policy'].startswith('fp32')}
-    return operation in fp32 or operation.endswith(('layer_norm', 'rms_norm', 'rmsnorm'))
-
-def _kept(spec, half):
-    "Bytes of a profile kept for the backward pass; `half` of what autocast does not compute in fp32"
-    whole = sum(x.saved for x in spec.layers if _in_fp32(x.kind))
-    return (spec.saved - whole)*half + whole
-
-def _image_memory(p):
-    "Bytes of a rank, under the names of memory"
-    k, first = _image_constants(), _image_categories(p)
-    allocated = sum(first.values())
-    reserved = k['spread']*allocated
-    device = reserved + k['context_gib']*GiB
-    margin = p.cluster.gpu.usable - device
-    return dict(first=first, last=first, allocated=allocated, reserved=reserved, device=device,
-                margin=margin, fits=margin >= 0)
-
-def _image_categories(p):
-    "Bytes of a rank by category"
-    k, l = _image_constants(), p.layout
-    weights, gradients, optimizer = _image_states(p)
-    kept = _kept(p.spec, p.half)/p.one*l.micro_batch
-    return dict(
-        weights=weights,
-        gradients=gradients,
-        optimizer=optimizer,
-        communication=gradients * (l.dp > 1 and l.zero < 3),
-        activations=kept*(1 if l.recompute == 'none' else k['recomputed_share']),
-        logits=0.0,
-        workspace=2 * _usual_output(p),
-        fixed=k['fixed_gib'] * GiB + p.spec.buffer_bytes,
-    )
-
-def _image_states(p):
-    "Bytes of weights, gradients and optimizer"
-    l = p.layout
-    each = bytes_per_parameter(framework_of(l.framework), l.precision, 2, l.optimizer, l.zero)
-    kept = sharded(each, l.zero, l.shard or l.dp, l.offload != 'none')
-    return [float(size) * p.spec.params for size in kept]
-
-def _usual_output(p):
-    "Bytes of the middle one of a network's outputs: backward starts where convolutional networks are narrow"
-    sizes = sorted(math.prod(x.output) for x in p.spec.layers if x.output and x.flops) or [0]
-    return sizes[len(sizes) // 2] * 4 * p.half * p.layout.micro_batch / p.one
-
-def _channels(layer):
-    "Channels that a layer gives, channels first"
-    return layer.output[1] if len(layer.output) > 1 else 1
-
-def _convolves(layer):
-    "Is this a convolution? A block that is named after one computes nothing itself"
-    return 'Conv' in layer.kind and layer.flops > 0
-
-def _slow_kernel(layer):
-    "batchnorm, thin (a convolution with too few products an output for tensor cores), or nothing"
-    if layer.kind.startswith('BatchNorm'):
-        return 'batchnorm'
-    products = layer.params/_channels(layer)
-    return 'thin' if _convolves(layer) and products < _image_constants()['thin_products'] else ''
-
-def _seconds_a_byte(p, layer):
-    "Seconds for each byte that a layer reads or writes in one pass"
-    k, kernel, one_pass = _image_constants(), _slow_kernel(layer), 1/_memory_rate(p)
-    if not kernel:
-        return one_pass
-    if plain_format(p.layout.precision) != 'bf16':
-        return k[f'{kernel}_passes']*one_pass              # cuDNN's kernels wait for memory
-    processors = constant_of('multiprocessors', p.cluster.gpu.arch)
-    busy = min(_channels(layer), processors) if kernel == 'batchnorm' else processors
-    return 1/(k[f'{kernel}_rate']*busy)                    # PyTorch's own wait for themselves
-
-def _image_seconds(p):
-    "Seconds of a step by cause, and total, under the names of step_time"
-    products, between = _product_seconds(p), _pass_seconds(p)
-    again = (products + between)/3*(p.layout.recompute != 'none')
-    s = dict.fromkeys(causes, 0.) | dict(
-        matmul=products,
-        elementwise=between,
-        recompute=again,
-        launch=max(_host_seconds(p) - (products + between + again), 0.),
-        data_comm=_reduce_seconds(p, products),
-        optimizer=_update_seconds(p),
-    )
-    return s | dict(total=sum(s.values()))
-
-def _product_share(gpu):
-    "Share of the peak that products reach: less where memory is slow beside it"
-    k = _image_constants()
-    balance = first_peak(gpu, 'fp16')/gpu.bandwidth        # operations for each byte
-    return k['product_share']*(k['balance']/max(balance, k['balance']))**k['balance_power']
-
-def _product_seconds(p):
-    "Seconds of products, forward and backward; convolutions in fp32 use TF32 unless PyTorch is told not to"
-    gpu, form = p.cluster.gpu, plain_format(p.layout.precision)
-    convolved = sum(x.flops for x in p.spec.layers if _convolves(x))
-    peaks = first_peak(gpu, *(['tf32'] if form == 'fp32' else []), form), first_peak(gpu, form)
-    ideal = convolved/peaks[0] + (p.spec.flops - convolved)/peaks[1]
-    return 3*ideal*p.profiles/_product_share(gpu)
-
-def _memory_rate(p):
-    "Bytes per second that passes over activations reach"
-    return _image_constants()['memory_share']*p.cluster.gpu.bandwidth
-
-def _pass_seconds(p):
-    "Seconds of passes over activations, forward and backward"
-    between = p.spec.traffic - sum(x.traffic for x in p.spec.layers)       # bytes outside of all layers
-    once = sum(x.traffic*_seconds_a_byte(p, x) for x in p.spec.layers) + between/_memory_rate(p)
-    return 3*once*p.half*p.profiles
-
-def _host_seconds(p):
-    "Seconds in which the host starts all modules"
-    calls = sum(x.calls for x in p.spec.layers)*p.batch/p.layout.dp/p.layout.micro_batch
-    return _image_constants()['host_seconds']*calls*p.again
-
-def _reduce_seconds(p, products):
-    "Seconds of a ring all-reduce of 16-bit gradients that products do not hide"
-    k, ranks = _image_constants(), p.layout.dp
-    rate = p.cluster.bandwidth(p.cluster.gpus)
-    if not rate and ranks > 1:
-        raise without_link(p.cluster.gpu.name)
-    link = rate*k['communication_share'] if rate else 1.
-    return max(2*2*p.spec.params*(ranks - 1)/ranks/link - k['overlap']*products, 0.)
-
-def _update_seconds(p):
-    "Seconds of the optimizer"
-    moved = constant_of('adam_bytes', 'pytorch')*constant_of('optimizer_traffic', p.layout.optimizer)
-    return moved*p.spec.params/_memory_rate(p)
+    m, t = image_memory(p), image_seconds(p)
+    return _estimate_from(work, m, t, _no_room(cluster, m['margin']), assumed=(plain_pytorch,))
 
 # %% ../../nbs/compute/04_planner.ipynb #d8551c35
 def plot_memory(

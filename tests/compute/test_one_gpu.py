@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from fsdl_tools.compute.gpus import Cluster, find
-from fsdl_tools.compute.planner import _image_constants, _in_fp32, _Profiled, _product_share, _seconds_a_byte, _slow_kernel, estimate
+from fsdl_tools.compute.images import Profiled, _image_constants, _in_fp32, _product_share, _seconds_a_byte, _slow_kernel
+from fsdl_tools.compute.planner import estimate
 from fsdl_tools.core import GiB, read_data, read_results
 from fsdl_tools.models.profile import profile
 from fsdl_tools.models.spec import Layer
@@ -50,7 +51,7 @@ def layer(kind, channels, params=0, flops=1):
 
 
 def seconds_a_byte(x, precision, gpu):
-    p = _Profiled(profile('resnet18', train=True), parse_layout(f'micro_batch=1,precision={precision}'), Cluster(gpu, 1), 1)
+    p = Profiled(profile('resnet18', train=True), parse_layout(f'micro_batch=1,precision={precision}'), Cluster(gpu, 1), 1)
     return _seconds_a_byte(p, x)
 
 
