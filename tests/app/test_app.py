@@ -262,6 +262,7 @@ def test_every_page_in_a_browser(browser, server, width, scheme):
         at(page, server, name)
         assert page.locator('h1').first.inner_text() == views[name].question
         figures = [b.content for b in answer(name) if b.kind == 'figure']
+        page.wait_for_function("n => document.querySelectorAll('[data-testid=stMetricValue]').length >= n", arg=len(figures), timeout=60_000)
         assert [x.inner_text() for x in page.locator('[data-testid=stMetricValue]').all()] == figures
         wide = page.evaluate('document.scrollingElement.scrollWidth > innerWidth + 1')
         assert not wide, name

@@ -1,0 +1,18 @@
+"What a change of one sign or number would break without any other test seeing it (benchmarks/mutation.py)"
+import pytest
+import torch
+
+from fsdl_tools.memory.adapters import Frozen4bit
+
+
+@pytest.mark.parametrize('shape', [(64, 64), (7, 33), (256, 300)])
+def test_a_scale_is_the_least_of_its_steps_that_holds_its_block(shape):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(shape[1], shape[0])
+    packed = Frozen4bit(linear)
+    scale = packed._scale()
+    step = packed._outer_by_block()/255
+    flat = linear.weight.detach().flatten()
+    block = -(-flat.numel()//len(scale))
+    most = torch.nn.functional.pad(flat, (0, len(scale)*block - flat.numel())).view(len(scale), block).abs().amax(1)
+    assert (scale >= most - 1e-6).all() and (scale - most <= step + 1e-6).all()
