@@ -67,6 +67,11 @@ def _not_offered(text):
     newest = there[1].split(', ')[-1] if there else 'none'
     return plain_name(found[1]), f'the newest release offered for this Python and platform is {newest}'
 
+def _asked_of(text):
+    "What another package or the user asks for, where pip could not give it; empty where pip does not say"
+    found = re.search(r'^\s+(\S+ \S+ depends on \S+|The user requested (?!\(constraint\))\S+)', text, re.M)
+    return found[1] if found else ''
+
 def _clash(text):
     "Name and reason where something else asks for another version; None for another failure"
     limits = re.findall(r'The user requested \(constraint\) (\S+)', text)
@@ -76,8 +81,7 @@ def _clash(text):
     same = [limit for limit in limits if plain_name(limit) == name]
     if len(same) > 1:
         return name, f'this machine constrains it to {same[1]}'
-    wanted = re.search(r'^\s+(\S+ \S+ depends on \S+|The user requested (?!\(constraint\))\S+)', text, re.M)
-    return name, wanted[1] if wanted else 'another package asks for something else'
+    return name, _asked_of(text) or 'another package asks for something else'
 
 def _misfit(
     text: str,  # Output of pip
@@ -204,6 +208,10 @@ _said_of_cuda = (
     'PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu offers one'
 )
 
+def _of_cuda(wheels, known):
+    "The sizes of what belongs to CUDA among the packages, in bytes"
+    return [known[wheel.name] for wheel in wheels if _cuda(wheel.name)]
+
 def announce_download(
     wheels,  # `Wheel`s
     sizes: dict,  # Name -> bytes, None where unknown
@@ -211,8 +219,7 @@ def announce_download(
     "How much is about to be downloaded, and whether CUDA is part of it"
     known = {name: size or 0 for name, size in sizes.items()}
     lines = [_said_of_size(wheels, known, list(sizes.values()).count(None))]
-    cuda = [known[w.name] for w in wheels if _cuda(w.name)]
-    if cuda:
+    if cuda := _of_cuda(wheels, known):
         size = human_bytes(sum(cuda) + known.get('torch', 0), 1)
         lines.append(_said_of_cuda.format(size=size))
     return lines
@@ -468,18 +475,22 @@ def _install(env, extras):
         _install_exactly(env, wheels)
     env.pip('install', '--no-deps', '--no-build-isolation', '-e', '.')
 
+def _install_and_stamp(env, extras, unfinished):
+    "Install extras and stamp each; a file is there until all is done"
+    unfinished.touch()
+    _install(env, extras)
+    for extra in extras:
+        (env.folder / f'.fsdl-{extra}').write_text(_stamp(env.root))
+    unfinished.unlink()
+
 def _bring(env, extras):
-    "Repair what an interrupted installation left, install these extras and stamp them"
+    "Repair what an interrupted installation left, and install these extras"
     unfinished = env.folder / '.fsdl-unfinished'
     if again := repair(env.site, thorough=unfinished.exists()):
         env.say(f'An installation was interrupted; again: {", ".join(again)}')
     env.say(f'Installing fsdl_tools[{",".join(extras)}] (a few minutes the first time)')
     try:
-        unfinished.touch()
-        _install(env, extras)
-        for extra in extras:
-            (env.folder / f'.fsdl-{extra}').write_text(_stamp(env.root))
-        unfinished.unlink()
+        _install_and_stamp(env, extras, unfinished)
     except OSError as e:
         raise SetupError(explain_failure(str(e))) from None
 

