@@ -141,7 +141,7 @@ def _package(root, module):
 
 def _own(root, module, name, lib):
     "The modules of the library behind one import"
-    if not module.startswith(lib) or name == '*':
+    if not module.startswith(lib):
         return []
     return [m for m in (module, f'{module}.{name}') if _module_file(root, m)]
 
@@ -239,6 +239,11 @@ class _Search:
             self.modules[name] = _read(self.root, name) if own else None
         return self.modules[name]
 
+    def starred(self, tree):
+        "What the names stand for that `tree` may have from `import *`"
+        modules = [self.module(module) for module, name in imports(tree, deep=True) if name == '*']
+        return {name: place for mod in modules if mod for name, place in mod.known.items()}
+
     def visit(self, module, name):
         "Follow the definitions of a name of the library, where it has not been visited"
         mod = self.module(module)
@@ -255,9 +260,10 @@ def run_imports(
     notebook: str,  # For example training/01_data.ipynb
 ) -> set:  # Top packages
     "What a notebook imports from outside when it is run, or its functions may (not what a table of names calls)"
-    search = _Search(root, settings(root)['lib_path'], docs_imports(root, notebook))
+    search, known = _Search(root, settings(root)['lib_path'], docs_imports(root, notebook)), {}
     for _, tree in _code_cells(root, notebook):
-        search.follow(tree, '', {})
+        known |= search.starred(tree)
+        search.follow(tree, '', known)
     while search.todo:
         search.visit(*search.todo.popleft())
     return search.found - {None}
