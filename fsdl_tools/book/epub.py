@@ -74,12 +74,17 @@ def _printed(out):
     return without_colours(joined(out.get('text') or out.get('data', {}).get('text/plain') or '')).rstrip()
 
 
+def _picture(data, save):
+    "The picture of an output; empty where it is none"
+    kind = next((kind for kind in ('image/png', 'image/svg+xml') if kind in data), '')
+    return f'![]({stored_image(data, kind, save)})' if kind else ''
+
+
 def _output(out, save):
     "One output as Markdown: a picture, a table, or text"
     data = out.get('data', {})
-    for kind in ('image/png', 'image/svg+xml'):
-        if kind in data:
-            return f'![]({stored_image(data, kind, save)})'
+    if picture := _picture(data, save):
+        return picture
     if 'text/markdown' in data:
         return _on_paper(joined(data['text/markdown']).strip().removeprefix('---'))
     text = _printed(out)
@@ -103,12 +108,16 @@ def _cell(cell, save):
     return '\n\n'.join(filter(None, parts))
 
 
+def _chapter_head(meta, page):
+    "The title of a chapter, with the name by which others reach it, and what it shows"
+    return f'# {meta["title"]} {{#{_chapter_name(page)}}}\n\n*{meta.get("description", "")}*'
+
+
 def _page(cells, page, names, base, save):
     "A processed notebook as a chapter; its pictures are still named as in the notebook"
     meta, cells = front_matter(cells)
-    head = f'# {meta["title"]} {{#{_chapter_name(page)}}}\n\n*{meta.get("description", "")}*'
-    body = '\n\n'.join(filter(None, (_cell(cell, save) for cell in cells)))
-    return _inside(f'{head}\n\n{body}', page, names, base)
+    parts = [_chapter_head(meta, page), *(_cell(cell, save) for cell in cells)]
+    return _inside('\n\n'.join(filter(None, parts)), page, names, base)
 
 
 def _picture_store(folder):
@@ -154,6 +163,13 @@ def _pandoc_options(cfg):
     return ['-f', reader, '-t', 'epub3', *layout, *head]
 
 
+def _run_pandoc(options, folder):
+    "Run Pandoc in a folder; raises RuntimeError with what it says"
+    done = subprocess.run([*_pandoc(), *options], cwd=folder, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise RuntimeError(f'pandoc could not make the EPUB:\n{done.stderr[-3000:]}')
+
+
 def write_epub(
     proc,  # Folder of the processed notebooks
     toc: list,  # Pages
@@ -164,7 +180,4 @@ def write_epub(
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / 'book.md'
         source.write_text(book_markdown(proc, toc, cfg, folder), encoding='utf-8')
-        command = [*_pandoc(), *_pandoc_options(cfg), '-o', str(Path(out).resolve()), str(source)]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-    if done.returncode:
-        raise RuntimeError(f'pandoc could not make the EPUB:\n{done.stderr[-3000:]}')
+        _run_pandoc([*_pandoc_options(cfg), '-o', str(Path(out).resolve()), str(source)], folder)

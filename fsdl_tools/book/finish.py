@@ -37,7 +37,6 @@ def imprint(
     return f'{cfg["title"]} {cfg["version"]}, {date.day} {date:%B %Y}. <a href="{address}">{name}</a>'
 
 # %% ../../nbs/book/01_finish.ipynb #545e9a75
-_branch = 'notebooks'
 _alone = """This notebook belongs to the book `{title}` and uses its library.
 `pip install {what}` in the top folder of the book brings it."""
 _colab = """# {title} and what this notebook needs: run this first
@@ -74,12 +73,11 @@ _script = 'reading.js'
 _tools = re.compile(r'<div class="page-tools"[^>]*>\s*</div>')
 
 
-def _public_ways(page, cfg):
-    "What a reader can do where the repository is public, each as text and address"
-    repo, there = cfg['git_url'], f'{cfg["user"]}/{cfg["repo"]}'
-    yield 'Open in Colab', f'https://colab.research.google.com/github/{there}/blob/{_branch}/{page.source}'
-    yield 'Edit', f'{repo}/edit/{cfg["branch"]}/nbs/{page.source}'
-    yield 'Report a mistake', f'{repo}/issues/new?title={page.source}'
+_public = {  # what a reader can do where the repository is public -> the address
+    'Open in Colab': 'https://colab.research.google.com/github/{user}/{repo}/blob/notebooks/{source}',
+    'Edit': '{git_url}/edit/{branch}/nbs/{source}',
+    'Report a mistake': '{git_url}/issues/new?title={source}',
+}
 
 
 def _ways(page, cfg, book):
@@ -88,7 +86,8 @@ def _ways(page, cfg, book):
         yield 'The whole book as EPUB', book, ' download'
     yield 'Download this notebook', f'{to_top(page.name)}notebooks/{page.source}', ' download'
     if published(cfg):
-        yield from ((text, to, '') for text, to in _public_ways(page, cfg))
+        for text, address in _public.items():
+            yield text, address.format_map(cfg | dict(source=page.source)), ''
 
 
 def page_tools(
@@ -144,11 +143,15 @@ document.getElementById('near').hidden = !near.length;
 """
 
 
+def _living(known):
+    "Old names of pages and the new ones, where the old name is no page today and the new one is"
+    return {old: new for old, new in moved_names('page').items() if old not in known and new in known}
+
+
 def _addresses(root, toc):
     "Address without its ending, file and title of every page, then of old addresses that lead to one"
     known = {page.name: page_title(root, page).replace('`', '') for page in toc}
-    moved = {old: new for old, new in moved_names('page').items() if old not in known and new in known}
-    names = {name: name for name in known} | moved
+    names = {name: name for name in known} | _living(known)
     return [[at, f'{name}.html', known[name]] for at, name in names.items()]
 
 
@@ -171,14 +174,26 @@ def _copy_notebook(root, site, page, cfg):
     copy.write_text(takeaway(text, cfg), encoding='utf-8')
 
 
+def _with_links(text, links):
+    "A page with links below its title; None where it has no place for them"
+    text, count = _tools.subn(lambda _: links, text, count=1)
+    return text if count else None
+
+
 def _finish_page(site, page, links):
     "Links below the title of a page, and the script at its end; raises RuntimeError where the links have no place"
     file = Path(site) / f'{page.name}.html'
-    text, count = _tools.subn(lambda _: links, file.read_text(encoding='utf-8'), count=1)
-    if not count:
+    text = _with_links(file.read_text(encoding='utf-8'), links)
+    if text is None:
         raise RuntimeError(f'{file}: no place for the links below the title')
     script = f'<script src="{to_top(page.name)}{_script}"></script>'
     file.write_text(text.replace('</body>', f'{script}\n</body>', 1), encoding='utf-8')
+
+
+def _epub_of(site, cfg):
+    "The name of the file that holds the whole book; empty where the renderer made none"
+    file = Path(site) / f'{cfg["lib_name"]}.epub'
+    return file.name if file.exists() else ''
 
 
 def finish_site(
@@ -187,8 +202,7 @@ def finish_site(
     cfg: dict,  # Settings
 ):
     "Notebooks to take away, links below titles, a page for lost readers; RuntimeError where links have no place"
-    toc, epub = pages(root), Path(site) / f'{cfg["lib_name"]}.epub'
-    book = epub.name if epub.exists() else ''
+    toc, book = pages(root), _epub_of(site, cfg)
     for page in toc:
         _copy_notebook(root, site, page, cfg)
         _finish_page(site, page, page_tools(page, cfg, book))

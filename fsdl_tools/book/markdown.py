@@ -139,17 +139,24 @@ _entry = re.compile(r'^(#+) (\S[^\n{]*?) \{#([\w.]+) \.api\}$', re.M)
 _source = re.compile(r'\[source\]\(([^)]+)\)\{[^}]*\}')
 
 
+def _source_link(found):
+    "The link to a source as a link of the page's own kind"
+    return f'<a class="source-link" href="{html.escape(found[1])}">source</a>'
+
+
+def _entry_heading(found):
+    "The heading of an entry with its name as code, and its anchor as the renderer reads it"
+    return f'{found[1]} `{found[2]}` {{ #{found[3]} .api }}'
+
+
 def signature(
     text: str,  # Markdown that show_doc made
     linked: bool = True,  # Is the source published, so that a link to it leads somewhere?
 ) -> str:  # The same with its names as code, and links to the source
     "The entry of a function, or of a class with its methods, for the page"
-
-    def link(found):
-        return f'<a class="source-link" href="{html.escape(found[1])}">source</a>' if linked else ''
-
-    text = _source.sub(link, text.strip().removeprefix('---')).strip()
-    return _entry.sub(lambda found: f'{found[1]} `{found[2]}` {{ #{found[3]} .api }}', text)
+    text = text.strip().removeprefix('---')
+    text = _source.sub(_source_link if linked else '', text)
+    return _entry.sub(_entry_heading, text.strip())
 
 
 def _folded(shown, options):
@@ -389,17 +396,18 @@ def addressed(
     return re.sub(r'\{\{< meta (\w+) >\}\}', lambda found: cfg[found[1]], text)
 
 # %% ../../nbs/book/00_markdown.ipynb #sl828738
+def _without_links(text, link):
+    "Code blocks without links that nbdev put into them"
+    return re.sub(r'^(```+|~~~+).*?^\1[ \t]*$', lambda block: re.sub(link, r'\1', block[0]), text, flags=re.M | re.S)
+
+
 def single_links(
     text: str,  # Markdown of a page, as nbdev linked it
     base: str,  # Address of the published site
 ) -> str:  # Markdown whose code blocks and link texts hold no links to it
     "Take back nbdev's links where Markdown allows none (in code blocks, inside other links), and those of extras"
     link = rf'\[(`[^`\n]+`)\]\({re.escape(base)}[^)\n]*\)'
-
-    def plain(block):
-        return re.sub(link, r'\1', block[0])
-
-    text = re.sub(r'^(```+|~~~+).*?^\1[ \t]*$', plain, text, flags=re.M | re.S)
+    text = _without_links(text, link)
     text = re.sub(rf'(?<=the extra ){link}', r'\1', text)  # train is an extra and a function
     return re.sub(rf'\[([^\[\]\n]*){link}([^\[\]\n]*)\](?=\()', r'[\1\2\3]', text)
 
@@ -435,9 +443,14 @@ def local_links(
 _diagram = re.compile(r'^```\{?mermaid\}?\n(.*?)\n```$', re.M | re.S)
 
 
+def _diagram_element(found):
+    "A diagram as text that a script of the site draws"
+    return f'<pre class="diagram">{html.escape(found[1])}</pre>'
+
+
 def _diagrams(text, up):
     "Mermaid blocks as elements that a script of the site draws, and the script only where there is one"
-    text, count = _diagram.subn(lambda found: f'<pre class="diagram">{html.escape(found[1])}</pre>', text)
+    text, count = _diagram.subn(_diagram_element, text)
     scripts = ''.join(f'<script src="{up}{name}"></script>' for name in ('mermaid.min.js', 'diagrams.js'))
     return f'{text}\n\n{scripts}\n' if count else text
 
