@@ -83,15 +83,19 @@ def _repeated(values):
     return sorted(value for value, count in Counter(values).items() if count > 1)
 
 
+def _lacks_alt(cell, lines):
+    "Does a reader see an image of a cell, and no text beside it?"
+    described = any(line.startswith('fig-alt:') for line in lines)
+    return _draws(cell) and not _hidden(lines) and not described
+
+
 def _cell_problems(cell):
     "What is wrong with the options of one code cell"
     lines = _option_lines(source_of(cell))
     names = [line.partition(':')[0] for line in lines if ':' in line]
     wrong = list(filter(None, map(_line_problem, lines)))
     wrong += [f'option {name!r} is given twice' for name in _repeated(names)]
-    if _draws(cell) and not _hidden(lines) and 'fig-alt' not in names:
-        wrong.append('an image without fig-alt')
-    return wrong
+    return wrong + ['an image without fig-alt'] if _lacks_alt(cell, lines) else wrong
 
 
 def _labels(cells):
@@ -100,13 +104,20 @@ def _labels(cells):
     return [line.partition(':')[2].strip() for line in lines if line.startswith('label:')]
 
 
+def _doubles(name, cells):
+    "A line for each id and each label that two cells of a notebook share"
+    labels = _labels(cell for cell in cells if cell['cell_type'] == 'code')
+    shared = [f'id {i}' for i in _repeated(cell.get('id') for cell in cells)]
+    shared += [f'label {label}' for label in _repeated(labels)]
+    return [f'{name}: two cells have the {what}' for what in shared]
+
+
 def _notebook_problems(name, cells):
     "A line for each thing that is wrong with the cells of a notebook"
-    code = [cell for cell in cells if cell['cell_type'] == 'code']
-    wrong = [f'{name}: two cells have the id {i}' for i in _repeated(cell.get('id') for cell in cells)]
-    wrong += [f'{name}: two cells have the label {label}' for label in _repeated(_labels(code))]
-    for cell in code:
-        wrong += [f'{name}, cell {cell.get("id")}: {problem}' for problem in _cell_problems(cell)]
+    wrong = _doubles(name, cells)
+    for cell in cells:
+        if cell['cell_type'] == 'code':
+            wrong += [f'{name}, cell {cell.get("id")}: {problem}' for problem in _cell_problems(cell)]
     return wrong
 
 
@@ -128,6 +139,13 @@ _leading = """<!DOCTYPE html>
 """
 
 
+def _lead_on(site, old, new, base):
+    "A page under an old address that leads to the new one, unless a page has that address today"
+    page, to = Path(site) / f'{old}.html', f'{new}.html'
+    if (Path(site) / to).exists() and not page.exists():
+        page.write_text(_leading.format(to=to, canonical=base + to), encoding='utf-8')
+
+
 def write_moved(
     site,  # Folder of a built site
     cfg: dict,  # Settings
@@ -135,9 +153,7 @@ def write_moved(
     "A small page under each old address that leads to the new one, unless a page has that address today"
     base = site_address(cfg) + '/' if published(cfg) else ''
     for old, new in moved_names('page').items():
-        page, to = Path(site) / f'{old}.html', f'{new}.html'
-        if (Path(site) / to).exists() and not page.exists():
-            page.write_text(_leading.format(to=to, canonical=base + to), encoding='utf-8')
+        _lead_on(site, old, new, base)
 
 # %% ../../nbs/book/02_site.ipynb #92580d0f
 def _renderers() -> list:  # quarto and zensical, or zensical alone
@@ -222,10 +238,15 @@ class _Refs(HTMLParser):
             self.refs.append(('load', loaded))
 
 
+def _target(page, url):
+    "The page and the anchor that a link of a page leads to"
+    path, fragment = urllib.parse.unquote(url.path), urllib.parse.unquote(url.fragment)
+    return resolved(page, path) if path else page, fragment
+
+
 def _own_problem(site, refs, page, url):
     "What is wrong with a link of a page into its own site; None when nothing is"
-    path, fragment = urllib.parse.unquote(url.path), urllib.parse.unquote(url.fragment)
-    target = resolved(page, path) if path else page
+    target, fragment = _target(page, url)
     if page == '404.html' or target == '.':
         return None
     if not (site / target).exists():
@@ -256,11 +277,12 @@ def dead_links(
     site,  # Folder of a built site
 ) -> list:  # A dict of page, link and problem for each
     "Own links that lead nowhere, and whatever would be loaded from another host"
-    site = Path(site)
+    site, found = Path(site), []
     refs = _references(site)
-    found = [(page, kind, ref) for page, r in refs.items() for kind, ref in r.refs]
-    checked = [(page, ref, _problem(site, refs, page, kind, ref)) for page, kind, ref in found]
-    return [dict(page=page, link=ref, problem=problem) for page, ref, problem in checked if problem]
+    for page, parsed in refs.items():
+        checked = [(ref, _problem(site, refs, page, kind, ref)) for kind, ref in parsed.refs]
+        found += [dict(page=page, link=ref, problem=problem) for ref, problem in checked if problem]
+    return found
 
 # %% ../../nbs/book/02_site.ipynb #a1f885b6
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -403,13 +425,12 @@ def readme(
     return _readme_links(_marked_as_made(text, notebook), cfg)
 
 # %% ../../nbs/book/02_site.ipynb #ab92dd90
-_made_texts = {'README.md': 'index.ipynb', 'CONTRIBUTING.md': 'contributing.ipynb'}
-
-
-def _update_text(file, text):
-    "Write a text where the file does not hold it already"
-    if not file.exists() or file.read_text(encoding='utf-8') != text:
-        write_atomic(file, text)
+def _update_texts(root):
+    "README and CONTRIBUTING, written again where their notebooks have changed"
+    for name, notebook in (('README.md', 'index.ipynb'), ('CONTRIBUTING.md', 'contributing.ipynb')):
+        text, file = readme(root, notebook), root / name
+        if not file.exists() or file.read_text(encoding='utf-8') != text:
+            write_atomic(file, text)
 
 
 def _up_to_date(site, root, renderer):
@@ -425,8 +446,7 @@ def update_site(
 ) -> Path:  # Folder of the site
     "README, CONTRIBUTING and the site, made again where they are out of date; a second builder waits for the first"
     root = Path(root)
-    for name, notebook in _made_texts.items():
-        _update_text(root / name, readme(root, notebook))
+    _update_texts(root)
     out = Path(out or root / settings(root)['doc_path'])
     cache = root / '.cache'
     cache.mkdir(exist_ok=True)
@@ -443,6 +463,14 @@ def _try_port(port):
         serve_site(d, port).server_close()
 
 
+def _until_stopped(server):
+    "Let a server answer until the user presses Ctrl-C"
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+    finally:
+        server.server_close()
 def _serve(site, port, browser):
     "Serve a site until the user stops it"
     server = serve_site(site, port)
@@ -450,12 +478,7 @@ def _serve(site, port, browser):
     print(f'==> Serving on {url} (Ctrl-C stops it)', flush=True)
     if browser:
         need('webbrowser').open(url)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        print()
-    finally:
-        server.server_close()
+    _until_stopped(server)
 
 
 def course(
