@@ -98,11 +98,15 @@ def _line(pattern, text):
     return found[1] if found else ''
 
 
+def _first_text(cells):
+    "The first cell of text; empty where there is none"
+    return next((source_of(cell) for cell in cells if cell['cell_type'] == 'markdown'), '')
+
+
 @functools.lru_cache(maxsize=1024)
 def _head(root, source, changed):
     "Title and description in the first text cell of a notebook that was last changed at some time"
-    texts = (source_of(cell) for cell in notebook_cells(root, source) if cell['cell_type'] == 'markdown')
-    text = next(texts, '')
+    text = _first_text(notebook_cells(root, source))
     title = _line(r'^# +(\S.*?) *$', text)
     if not title:
         raise ValueError(f'{Path(root) / "nbs" / source}: the first text cell has no title')
@@ -191,7 +195,8 @@ def _part(root, source, chapters, numbered):
     "The page that opens a part, and its chapters"
     title, _ = page_head(root, source)
     number, part = numbered(title)
-    return [_page(source, part, number), *(_page(s, part, f'{number}.{i}') for i, s in enumerate(chapters, 1))]
+    found = [_page(chapter, part, f'{number}.{i}') for i, chapter in enumerate(chapters, 1)]
+    return [_page(source, part, number), *found]
 
 
 def _section(root, entry, numbered):
@@ -449,6 +454,12 @@ _open = re.compile(r'\*\*\d+\.\*\* (?:open-ended|\(open)', re.I)
 _answer = re.compile(r'^::: \{\.callout-tip collapse="true"\}\n## Answer', re.M)
 
 
+def _prompts(text):
+    "How many exercises a text has, and how many of them are open-ended"
+    starts = [found.start() for found in _prompt.finditer(text)]
+    return len(starts), sum(bool(_open.match(text, start)) for start in starts)
+
+
 def exercises_of(
     root,  # Top of the project
     source: str,  # A notebook, for example models/02_zoo.ipynb
@@ -456,10 +467,9 @@ def exercises_of(
     "How many exercises a chapter has, and what belongs to them"
     cells = notebook_cells(root, source)
     _, _, after = text_of(cells, 'markdown').partition('## Exercises')
-    starts = [found.start() for found in _prompt.finditer(after)]
-    free = sum(bool(_open.match(after, start)) for start in starts)
+    prompts, free = _prompts(after)
     stubs, answers = text_of(cells, 'code').count('# your turn'), len(_answer.findall(after))
-    return dict(prompts=len(starts), stubs=stubs, answers=answers, open_ended=free)
+    return dict(prompts=prompts, stubs=stubs, answers=answers, open_ended=free)
 
 
 def _enough(has, least):

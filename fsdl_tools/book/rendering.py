@@ -22,17 +22,17 @@ from .markdown import addressed, single_links, without_colours, write_pages
 
 # %% ../../nbs/book/01_rendering.ipynb #02384ce9
 def _navigation(toc):
-    "The table of contents as Zensical wants it"
+    "The table of contents as Zensical wants it: pages that stand alone, and parts with the files of their pages"
     nav, parts = [], {}
-    for p in toc:
-        file = f'{p.name}.md'
-        if not p.part:
-            nav.append({'Home': file} if p.name == 'index' else file)
-        elif p.part in parts:
-            parts[p.part].append(file)
+    for page in toc:
+        file = f'{page.name}.md'
+        if page.part in parts:
+            parts[page.part].append(file)
+        elif page.part:
+            parts[page.part] = [file]
+            nav.append({page.part: parts[page.part]})
         else:
-            parts[p.part] = [file]
-            nav.append({p.part: parts[p.part]})
+            nav.append({'Home': file} if page.name == 'index' else file)
     return nav
 
 
@@ -171,13 +171,21 @@ def _has_diagram(pages):
     return any('mermaid.min.js' in page.read_text(encoding='utf-8') for page in pages.rglob('*.md'))
 
 
+def _copy_diagrams(root, pages):
+    "The script that draws diagrams; an empty one where it cannot be had"
+    script = npm_file('mermaid@12', 'dist/mermaid.min.js', Path(root) / '.cache')
+    if script:
+        shutil.copy(script, pages)
+    else:
+        (pages / 'mermaid.min.js').touch()
+
+
 def _copy_assets(root, pages):
     "Style sheet, scripts and pictures beside the pages"
     for name in ('styles.css', 'diagrams.js', 'images'):
         _copy(Path(root) / 'nbs' / name, pages / name)
     if _has_diagram(pages):
-        script = npm_file('mermaid@12', 'dist/mermaid.min.js', Path(root) / '.cache')
-        shutil.copy(script, pages) if script else (pages / 'mermaid.min.js').touch()
+        _copy_diagrams(root, pages)
 
 
 def _replace(new, out):
@@ -318,13 +326,18 @@ def own_page(
     return _relative_links(_with_icon(text), name, site_address(cfg), anchors)
 
 
+def _for_quarto_in(proc, cfg):
+    "Every processed notebook in a folder, written again as Quarto wants it"
+    for notebook in proc.rglob('*.ipynb'):
+        text = _quarto_notebook(notebook.read_text(encoding='utf-8'), cfg)
+        notebook.write_text(text, encoding='utf-8')
+
+
 def _quarto_source(root, proc, cfg):
     "What Quarto reads: the processed notebooks as it wants them, and its configuration"
     import yaml
 
-    for notebook in proc.rglob('*.ipynb'):
-        text = _quarto_notebook(notebook.read_text(encoding='utf-8'), cfg)
-        notebook.write_text(text, encoding='utf-8')
+    _for_quarto_in(proc, cfg)
     config = yaml.safe_dump(quarto_settings(cfg, imprint(root, cfg)), allow_unicode=True)
     (proc / 'nbdev.yml').write_text(config, encoding='utf-8')
 
@@ -333,14 +346,20 @@ def _render(proc):
     "Run Quarto; raises RuntimeError with its errors and warnings"
     command = [shutil.which('quarto'), 'render', '--no-cache']
     done = subprocess.run(command, cwd=proc, capture_output=True, text=True, timeout=1800)
-    wrong = quarto_errors(_said(done))
+    said = _said(done)
+    wrong = quarto_errors(said)
     if done.returncode or wrong:
-        raise RuntimeError(f'quarto render failed:\n{wrong or _said(done)[-4000:]}')
+        raise RuntimeError(f'quarto render failed:\n{wrong or said[-4000:]}')
+
+
+def _pages_of(site):
+    "Path in a site -> HTML, for each of its pages"
+    return {file.relative_to(site).as_posix(): file.read_text(encoding='utf-8') for file in site.rglob('*.html')}
 
 
 def _own_pages(site, cfg):
     "Every page of a site that Quarto made, with what is foreign taken back"
-    texts = {p.relative_to(site).as_posix(): p.read_text(encoding='utf-8') for p in site.rglob('*.html')}
+    texts = _pages_of(site)
     anchors = {name: set(re.findall(r'\bid="([^"]+)"', text)) for name, text in texts.items()}
     for name, text in texts.items():
         (site / name).write_text(own_page(text, name, cfg, anchors), encoding='utf-8')
