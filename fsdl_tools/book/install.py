@@ -195,13 +195,18 @@ def _cuda(name):
     "Is it one of the packages that a CUDA build of PyTorch brings?"
     return name.startswith(('nvidia-', 'cuda-')) or name == 'triton'
 
+def _largest(known):
+    "The largest part of a download, where anything is to be downloaded; else empty"
+    if not any(known.values()):
+        return ''
+    name = max(known, key=known.get)
+    return f', of it {name} {human_bytes(known[name], 0)}'
+
 def _said_of_size(wheels, known, unknown):
     "How much is to be downloaded, and the largest part of it"
-    total = sum(known.values())
+    size = human_bytes(sum(known.values()), 0)
     more = f' and {unknown} of unknown size' if unknown else ''
-    largest = max(known, key=known.get, default=None)
-    of_it = f', of it {largest} {human_bytes(known[largest], 0)}' if total else ''
-    return f'{len(wheels)} packages; to download: {human_bytes(total, 0)}{more}{of_it} (less what is cached)'
+    return f'{len(wheels)} packages; to download: {size}{more}{_largest(known)} (less what is cached)'
 
 _said_of_cuda = (
     'PyTorch comes with CUDA ({size}), since no CPU build of the tested version is offered here; '
@@ -314,7 +319,8 @@ class Env:
         "Make .venv, whatever is there"
         self.say(f'Making .venv with Python {sys.version.split()[0]}')
         shutil.rmtree(self.folder, ignore_errors=True)
-        run = subprocess.run([sys.executable, '-m', 'venv', str(self.folder)], capture_output=True, text=True)
+        command = [sys.executable, '-m', 'venv', str(self.folder)]
+        run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             raise SetupError(explain_failure(run.stdout + run.stderr))
 
@@ -387,12 +393,17 @@ def _try_fast(env, command):
             raise
         env.pip(*command)
 
+def _written(file, text):
+    "The path of a file with this text"
+    file.write_text(text, encoding='utf-8')
+    return str(file)
+
 def _resolve(env, asked, limits):
     "Ask pip what it would install within these limits"
-    report, wanted, limited = (env.folder / f'.fsdl-{name}' for name in ('report.json', 'asked.txt', 'limits.txt'))
-    wanted.write_text('\n'.join(asked) + '\n', encoding='utf-8')
-    limited.write_text(limits, encoding='utf-8')
-    _try_fast(env, ['install', '--dry-run', '--report', str(report), '-r', str(wanted), '-c', str(limited)])
+    report = env.folder / '.fsdl-report.json'
+    wanted = _written(env.folder / '.fsdl-asked.txt', '\n'.join(asked) + '\n')
+    limited = _written(env.folder / '.fsdl-limits.txt', limits)
+    _try_fast(env, ['install', '--dry-run', '--report', str(report), '-r', wanted, '-c', limited])
     return _read_report(json.loads(report.read_text(encoding='utf-8')))
 
 def _tested_versions(env):
@@ -403,12 +414,17 @@ def _tested_versions(env):
         env.say('There is no requirements.lock: taking the newest that settings.ini admits')
     return lock
 
-def _give_way(env, error, lock, without, keep):
-    "What pins are left out, and what is kept, once a version does not fit; raises the error where none may give way"
+def _may_give_way(error, lock, without):
+    "Name, pin and reason where pip could not fit a tested version in; raises the error where it is another"
     name, why = _misfit(error.text) or ('', '')
     pinned = _pins(lock).get(name)
     if _reason(error.text) or not pinned or name in without:
         raise error
+    return name, pinned, why
+
+def _give_way(env, error, lock, without, keep):
+    "What pins are left out, and what is kept, once a version does not fit; raises SetupError where it is torch's"
+    name, pinned, why = _may_give_way(error, lock, without)
     if name in keep:
         return without, {}
     if name in _tested:
@@ -462,9 +478,9 @@ def _announce(env, wheels):
 
 def _install_exactly(env, wheels):
     "Install these versions and no other"
-    exact = env.folder / '.fsdl-exact.txt'
-    exact.write_text(''.join(f'{w.name}=={w.version}\n' for w in wheels), encoding='utf-8')
-    env.pip('install', '--no-deps', '--progress-bar', 'off', '-r', str(exact), progress='packages fetched')
+    pins = ''.join(f'{wheel.name}=={wheel.version}\n' for wheel in wheels)
+    exact = _written(env.folder / '.fsdl-exact.txt', pins)
+    env.pip('install', '--no-deps', '--progress-bar', 'off', '-r', exact, progress='packages fetched')
 
 def _install(env, extras):
     "Resolve, say what comes, install it, then the project itself"

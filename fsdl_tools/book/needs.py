@@ -158,21 +158,24 @@ def _module_imports(root, module):
     "Pairs of module and name that a module of the library imports when it is imported"
     return imports(_module_tree(root, module), package=_package(root, module))
 
+def _imported_modules(root, pairs, lib):
+    "Every module behind these imports, and behind those of the library's modules among them"
+    todo, seen = list(pairs), set()
+    while todo:
+        module, name = todo.pop()
+        yield module
+        for own in set(_own(root, module, name, lib)) - seen:
+            seen.add(own)
+            todo += _module_imports(root, own)
+
 def docs_imports(
     root,  # Top of the project
     notebook: str,  # For example training/01_data.ipynb
 ) -> set:  # Top packages such as torch, pyarrow
     "What a page imports from outside while the docs are built, directly or through modules of the library"
     lib = settings(root)['lib_path']
-    todo = [pair for tree in _docs_cells(root, notebook) for pair in imports(tree)]
-    seen, found = set(), set()
-    while todo:
-        module, name = todo.pop()
-        found.add(_outside(module, lib))
-        for own in set(_own(root, module, name, lib)) - seen:
-            seen.add(own)
-            todo += _module_imports(root, own)
-    return found - {None}
+    pairs = [pair for tree in _docs_cells(root, notebook) for pair in imports(tree)]
+    return {_outside(module, lib) for module in _imported_modules(root, pairs, lib)} - {None}
 
 # %% ../../nbs/book/03_needs.ipynb #756d162a
 @dataclass
@@ -441,9 +444,10 @@ def unnamed_extras(
 
 def _side_packages(root):
     "The distributions of the side environments, which are built apart"
-    with open(Path(root) / settings(root)['lib_path'] / 'data' / 'environments.csv', newline='', encoding='utf-8') as f:
-        steps = [word for row in csv.DictReader(f) for word in row['steps'].replace(';', ' ').split()]
-    return {plain_name(word) for word in steps if word[0] != '-'}
+    table = Path(root) / settings(root)['lib_path'] / 'data' / 'environments.csv'
+    with open(table, newline='', encoding='utf-8') as f:
+        steps = ' '.join(row['steps'].replace(';', ' ') for row in csv.DictReader(f))
+    return {plain_name(word) for word in steps.split() if word[0] != '-'}
 
 def unknown_imports(
     root='.',  # Top of the project
@@ -474,6 +478,11 @@ def _library_needs(root, lib):
             if _outside(module, lib):
                 yield path, module, extra
 
+def _with_all(have):
+    "What each extra brings, and what all of them together do, without dev"
+    every = set().union(*(brought for extra, brought in have.items() if extra != 'dev'))
+    return have | dict(all=every)
+
 def _helps(have, top, extra):
     "Does an extra bring a package, or the library alone?"
     return _distribution(top) in have.get(extra, set()) | have['']
@@ -482,8 +491,7 @@ def wrong_extras(
     root='.',  # Top of the project
 ) -> list:  # A line for each
     "Calls of `need` that name an extra which does not bring the package"
-    lib, have, found = settings(root)['lib_path'], brings(root), []
-    have['all'] = set().union(*(brought for extra, brought in have.items() if extra != 'dev'))
+    lib, have, found = settings(root)['lib_path'], _with_all(brings(root)), []
     for path, module, extra in _library_needs(root, lib):
         if not _helps(have, _outside(module, lib), extra):
             found.append(f'{path.relative_to(root)}: need({module!r}, {extra!r})')
@@ -537,6 +545,7 @@ def _uv_environment(
 _lock_head = """# The set that was last tested, for Python {floor} and later on every platform.
 # Made by `./course --lock` from settings.ini; `./course --lock --upgrade` takes the newest releases.
 """
+_asked_by = re.compile(r'^(\s+#\s+(?:via )?)-r -$', re.M)  # uv was given the requirements on its standard input
 
 def _compile_command(uv, out, floor, upgrade):
     "How uv is asked for a lock of every platform and every Python from a version on"
@@ -569,8 +578,7 @@ def make_lock(
     pip=None,  # The machine's pip settings
 ) -> str:  # The lock's text, which is also written to requirements.lock
     "Resolve settings.ini for every supported Python and platform; raises RuntimeError when it does not resolve"
-    asked_by = re.compile(r'^(\s+#\s+(?:via )?)-r -$', re.M)
-    resolved = asked_by.sub(r'\1settings.ini', _resolved(root, uv, upgrade, pip))
+    resolved = _asked_by.sub(r'\1settings.ini', _resolved(root, uv, upgrade, pip))
     text = _lock_head.format(floor=settings(root)['min_python']) + resolved
     if bad := lock_problems(text):
         raise RuntimeError(f'the lock would not fit other machines: {bad[0]}')
