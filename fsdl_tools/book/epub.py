@@ -6,41 +6,48 @@
 __all__ = ['book_markdown', 'write_epub']
 
 # %% ../../nbs/book/01_epub.ipynb #87448cd2
-import base64
+import itertools
 import json
-import posixpath
 import re
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from .markdown import cell_options
+from .contents import resolved, site_address, source_of
+from .markdown import cell_options, front_matter, joined, stored_image, switched_off, without_colours
 
 # %% ../../nbs/book/01_epub.ipynb #95d40d61
-def _text(source):
-    "A notebook's text, which is a string or a list of lines"
-    return ''.join(source) if isinstance(source, list) else source
-
-
 def _chapter_name(name):
     "The anchor of a page, for example page-models-zoo"
     return 'page-' + re.sub(r'\W+', '-', name)
 
 
-def _inside(text, page, names, base):
-    "Links between pages as links inside the book"
-    folder = posixpath.dirname(page)
+def _notebook_links(text, page, names):
+    "Links to notebooks as links to their chapters; those to what is no chapter lead nowhere"
 
-    def notebook(found):
-        name = names.get(posixpath.normpath(posixpath.join(folder, found[1])))
+    def link(found):
+        name = names.get(resolved(page, found[1]))
         return f'](#{_chapter_name(name)})' if name else ']()'
 
-    def published(found):
+    return re.sub(r'\]\(([\w./-]+\.ipynb)(?:#[^)]*)?\)', link, text)
+
+
+def _site_links(text, base):
+    "Links to the published site as links to an entry, or to a chapter"
+
+    def link(found):
         return f'](#{found[2] or _chapter_name(found[1])})'
 
-    text = re.sub(r'<a class="term" href="[^"#]*#([^"]+)" title="[^"]*">(.*?)</a>', r'[\2](#\1)', text, flags=re.S)
-    text = re.sub(r'\]\(([\w./-]+\.ipynb)(?:#[^)]*)?\)', notebook, text)
-    return re.sub(rf'\]\({re.escape(base)}/([\w/-]+)\.html(?:#([\w.]+))?\)', published, text)
+    return re.sub(rf'\]\({re.escape(base)}/([\w/-]+)\.html(?:#([\w.]+))?\)', link, text)
+
+
+_term_link = re.compile(r'<a class="term" href="[^"#]*#([^"]+)" title="[^"]*">(.*?)</a>', re.S)
+
+
+def _inside(text, page, names, base):
+    "Links between pages as links inside the book"
+    text = _term_link.sub(r'[\2](#\1)', text)
+    return _site_links(_notebook_links(text, page, names), base)
 
 
 def _on_paper(text):
@@ -60,39 +67,69 @@ def _pictures(text, folder, save):
     return re.sub(r'(!\[[^\]]*\])\(([\w.-][\w./-]*\.(?:png|svg))\)', taken, text)
 
 
+def _printed(out):
+    "What an output says in plain text, without what was said on standard error"
+    if out.get('name') == 'stderr':
+        return ''
+    return without_colours(joined(out.get('text') or out.get('data', {}).get('text/plain') or '')).rstrip()
+
+
+def _picture(data, save):
+    "The picture of an output; empty where it is none"
+    kind = next((kind for kind in ('image/png', 'image/svg+xml') if kind in data), '')
+    return f'![]({stored_image(data, kind, save)})' if kind else ''
+
+
 def _output(out, save):
     "One output as Markdown: a picture, a table, or text"
     data = out.get('data', {})
-    for kind, ending in (('image/png', 'png'), ('image/svg+xml', 'svg')):
-        if kind in data:
-            raw = _text(data[kind])
-            return f'![]({save(raw.encode() if ending == "svg" else base64.b64decode(raw), ending)})'
+    if picture := _picture(data, save):
+        return picture
     if 'text/markdown' in data:
-        return _on_paper(_text(data['text/markdown']).strip().removeprefix('---'))
-    text = re.sub(r'\x1b\[[0-9;]*[A-Za-z]', '', _text(out.get('text') or data.get('text/plain') or '')).rstrip()
-    return f'````\n{text}\n````' if text and out.get('name') != 'stderr' else ''
+        return _on_paper(joined(data['text/markdown']).strip().removeprefix('---'))
+    text = _printed(out)
+    return f'````\n{text}\n````' if text else ''
+
+
+def _code(cell, save):
+    "The source of a code cell and its outputs, as far as the cell shows them"
+    options, source = cell_options(source_of(cell))
+    hidden = switched_off(options, 'echo', 'include') or not source
+    silent = switched_off(options, 'output', 'include')
+    outputs = [] if silent else [_output(out, save) for out in cell.get('outputs', [])]
+    return outputs if hidden else [f'````python\n{source}\n````', *outputs]
 
 
 def _cell(cell, save):
     "One cell as Markdown"
-    if cell['cell_type'] != 'code':
-        return _on_paper(_text(cell['source'])) if cell['cell_type'] == 'markdown' else ''
-    options, code = cell_options(_text(cell['source']))
-    if options.get('include') == 'false':
-        return ''
-    shown = f'````python\n{code}\n````' if code and options.get('echo') != 'false' else ''
-    outputs = [] if options.get('output') == 'false' else cell.get('outputs', [])
-    return '\n\n'.join(filter(None, [shown, *(_output(out, save) for out in outputs)]))
+    if cell['cell_type'] == 'markdown':
+        return _on_paper(source_of(cell))
+    parts = _code(cell, save) if cell['cell_type'] == 'code' else []
+    return '\n\n'.join(filter(None, parts))
 
 
-def _page(nb, page, names, base, save, folder):
-    "A processed notebook as a chapter"
-    import yaml
+def _chapter_head(meta, page):
+    "The title of a chapter, with the name by which others reach it, and what it shows"
+    return f'# {meta["title"]} {{#{_chapter_name(page)}}}\n\n*{meta.get("description", "")}*'
 
-    meta = yaml.safe_load(_text(nb['cells'][0]['source']).strip().strip('-'))
-    head = f'# {meta["title"]} {{#{_chapter_name(page)}}}\n\n*{meta.get("description", "")}*'
-    body = '\n\n'.join(filter(None, (_cell(cell, save) for cell in nb['cells'][1:])))
-    return _pictures(_inside(f'{head}\n\n{body}', page, names, base), folder, save)
+
+def _page(cells, page, names, base, save):
+    "A processed notebook as a chapter; its pictures are still named as in the notebook"
+    meta, cells = front_matter(cells)
+    parts = [_chapter_head(meta, page), *(_cell(cell, save) for cell in cells)]
+    return _inside('\n\n'.join(filter(None, parts)), page, names, base)
+
+
+def _picture_store(folder):
+    "A function that stores pictures in a folder and returns their paths"
+    count = itertools.count()
+
+    def save(raw, ending):
+        file = Path(folder) / f'{next(count):04}.{ending}'
+        file.write_bytes(raw)
+        return str(file)
+
+    return save
 
 
 def book_markdown(
@@ -103,17 +140,12 @@ def book_markdown(
 ) -> str:  # Markdown for Pandoc
     "All pages in reading order as one text"
     names = {page.source: page.name for page in toc}
-    base, count, chapters = cfg['doc_host'] + cfg['doc_baseurl'], iter(range(10**6)), []
-
-    def save(raw, ending):
-        file = Path(folder) / f'{next(count):04}.{ending}'
-        file.write_bytes(raw)
-        return str(file)
-
+    base, save, chapters = site_address(cfg), _picture_store(folder), []
     for page in toc:
         file = Path(proc) / page.source
-        nb = json.loads(file.read_text(encoding='utf-8'))
-        chapters.append(_page(nb, page.name, names, base, save, file.parent))
+        cells = json.loads(file.read_text(encoding='utf-8'))['cells']
+        text = _page(cells, page.name, names, base, save)
+        chapters.append(_pictures(text, file.parent, save))
     return '\n\n'.join(chapters)
 
 # %% ../../nbs/book/01_epub.ipynb #0adaf01a
@@ -123,6 +155,21 @@ def _pandoc():
     return [quarto, 'pandoc'] if quarto else [pandoc] if pandoc else []
 
 
+def _pandoc_options(cfg):
+    "How Pandoc shall read the text and lay out the book"
+    reader = 'markdown-yaml_metadata_block-citations-raw_tex'
+    layout = ['--mathml', '--toc', '--toc-depth=1', '--split-level=1']
+    head = ['--metadata', f'title={cfg["title"]}', '--metadata', f'author={cfg["author"]}', '--metadata', 'lang=en']
+    return ['-f', reader, '-t', 'epub3', *layout, *head]
+
+
+def _run_pandoc(options, folder):
+    "Run Pandoc in a folder; raises RuntimeError with what it says"
+    done = subprocess.run([*_pandoc(), *options], cwd=folder, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise RuntimeError(f'pandoc could not make the EPUB:\n{done.stderr[-3000:]}')
+
+
 def write_epub(
     proc,  # Folder of the processed notebooks
     toc: list,  # Pages
@@ -130,13 +177,7 @@ def write_epub(
     out,  # The file to write
 ):
     "The whole book as an EPUB; raises RuntimeError with what Pandoc says"
-    head = ['--metadata', f'title={cfg["title"]}', '--metadata', f'author={cfg["author"]}', '--metadata', 'lang=en']
-    reader = 'markdown-yaml_metadata_block-citations-raw_tex'
-    layout = ['--mathml', '--toc', '--toc-depth=1', '--split-level=1']
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / 'book.md'
         source.write_text(book_markdown(proc, toc, cfg, folder), encoding='utf-8')
-        command = [*_pandoc(), '-f', reader, '-t', 'epub3', *layout, *head, '-o', str(Path(out).resolve()), str(source)]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-    if done.returncode:
-        raise RuntimeError(f'pandoc could not make the EPUB:\n{done.stderr[-3000:]}')
+        _run_pandoc([*_pandoc_options(cfg), '-o', str(Path(out).resolve()), str(source)], folder)

@@ -13,8 +13,8 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from .contents import page_title, pages, published
-from ..core import one_of, read_data
+from .contents import moved_names, page_title, pages, published, text_of, to_top
+from ..core import one_of
 
 # %% ../../nbs/book/01_finish.ipynb #07555d4b
 _licences = {'apache2': ('Apache License 2.0', 'https://www.apache.org/licenses/LICENSE-2.0')}
@@ -37,18 +37,25 @@ def imprint(
     return f'{cfg["title"]} {cfg["version"]}, {date.day} {date:%B %Y}. <a href="{address}">{name}</a>'
 
 # %% ../../nbs/book/01_finish.ipynb #545e9a75
-_branch = 'notebooks'
 _alone = """This notebook belongs to the book `{title}` and uses its library.
 `pip install {what}` in the top folder of the book brings it."""
 _colab = """# {title} and what this notebook needs: run this first
 %pip install --quiet "{title}{extras} @ git+{git_url}\""""
 
 
-def _extras(nb):
+def _extras(cells):
     "The extras that a notebook names in its text, as pip wants them"
-    text = '\n'.join(''.join(cell['source']) for cell in nb['cells'] if cell['cell_type'] == 'markdown')
-    names = sorted(set(re.findall(r'the extra `([a-z]+)`', text)))
+    names = sorted(set(re.findall(r'the extra `([a-z]+)`', text_of(cells, 'markdown'))))
     return f'[{",".join(names)}]' if names else ''
+
+
+def _first_cell(cfg, extras):
+    "A cell that installs what a notebook needs, or says where the library is"
+    if published(cfg):
+        source = _colab.format(title=cfg['lib_name'], extras=extras, git_url=cfg['git_url'])
+        return dict(cell_type='code', outputs=[], execution_count=None, source=source)
+    what = f"'.{extras}'" if extras else '.'
+    return dict(cell_type='markdown', source=_alone.format(title=cfg['title'], what=what))
 
 
 def takeaway(
@@ -57,15 +64,8 @@ def takeaway(
 ) -> str:  # A notebook file whose first cell says or installs what it needs
     "The notebook for somebody who has nothing else of the book"
     nb = json.loads(text)
-    extras = _extras(nb)
-    first = dict(id='install0', metadata={})
-    if published(cfg):
-        source = _colab.format(title=cfg['lib_name'], extras=extras, git_url=cfg['git_url'])
-        first |= dict(cell_type='code', outputs=[], execution_count=None, source=source)
-    else:
-        what = f"'.{extras}'" if extras else '.'
-        first |= dict(cell_type='markdown', source=_alone.format(title=cfg['title'], what=what))
-    nb['cells'].insert(0, first)
+    first = _first_cell(cfg, _extras(nb['cells']))
+    nb['cells'].insert(0, dict(id='install0', metadata={}) | first)
     return json.dumps(nb, ensure_ascii=False, indent=1)
 
 # %% ../../nbs/book/01_finish.ipynb #a86fce9d
@@ -73,17 +73,21 @@ _script = 'reading.js'
 _tools = re.compile(r'<div class="page-tools"[^>]*>\s*</div>')
 
 
+_public = {  # what a reader can do where the repository is public -> the address
+    'Open in Colab': 'https://colab.research.google.com/github/{user}/{repo}/blob/notebooks/{source}',
+    'Edit': '{git_url}/edit/{branch}/nbs/{source}',
+    'Report a mistake': '{git_url}/issues/new?title={source}',
+}
+
+
 def _ways(page, cfg, book):
     "Text, address and attributes of each thing that a reader can do"
-    up = '../' * page.name.count('/')
     if book and page.name == 'index':
         yield 'The whole book as EPUB', book, ' download'
-    yield 'Download this notebook', f'{up}notebooks/{page.source}', ' download'
+    yield 'Download this notebook', f'{to_top(page.name)}notebooks/{page.source}', ' download'
     if published(cfg):
-        repo, there = cfg['git_url'], f'{cfg["user"]}/{cfg["repo"]}'
-        yield 'Open in Colab', f'https://colab.research.google.com/github/{there}/blob/{_branch}/{page.source}', ''
-        yield 'Edit', f'{repo}/edit/{cfg["branch"]}/nbs/{page.source}', ''
-        yield 'Report a mistake', f'{repo}/issues/new?title={page.source}', ''
+        for text, address in _public.items():
+            yield text, address.format_map(cfg | dict(source=page.source)), ''
 
 
 def page_tools(
@@ -139,12 +143,16 @@ document.getElementById('near').hidden = !near.length;
 """
 
 
+def _living(known):
+    "Old names of pages and the new ones, where the old name is no page today and the new one is"
+    return {old: new for old, new in moved_names('page').items() if old not in known and new in known}
+
+
 def _addresses(root, toc):
     "Address without its ending, file and title of every page, then of old addresses that lead to one"
     known = {page.name: page_title(root, page).replace('`', '') for page in toc}
-    rows = [[name, f'{name}.html', title] for name, title in known.items()]
-    moved = [row for row in read_data('moved.csv') if row['kind'] == 'page' and row['old'] not in known]
-    return rows + [[row['old'], f'{row["new"]}.html', known[row['new']]] for row in moved if row['new'] in known]
+    names = {name: name for name in known} | _living(known)
+    return [[at, f'{name}.html', known[name]] for at, name in names.items()]
 
 
 def _lost_page(
@@ -158,25 +166,45 @@ def _lost_page(
     return _lost.format(title=html.escape(cfg['title']), base=base, base_text=json.dumps(base), pages=listed)
 
 # %% ../../nbs/book/01_finish.ipynb #d4741472
+def _copy_notebook(root, site, page, cfg):
+    "The notebook of a page, to be taken away from the site"
+    text = (Path(root) / 'nbs' / page.source).read_text(encoding='utf-8')
+    copy = Path(site) / 'notebooks' / page.source
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_text(takeaway(text, cfg), encoding='utf-8')
+
+
+def _with_links(text, links):
+    "A page with links below its title; None where it has no place for them"
+    text, count = _tools.subn(lambda _: links, text, count=1)
+    return text if count else None
+
+
+def _finish_page(site, page, links):
+    "Links below the title of a page, and the script at its end; raises RuntimeError where the links have no place"
+    file = Path(site) / f'{page.name}.html'
+    text = _with_links(file.read_text(encoding='utf-8'), links)
+    if text is None:
+        raise RuntimeError(f'{file}: no place for the links below the title')
+    script = f'<script src="{to_top(page.name)}{_script}"></script>'
+    file.write_text(text.replace('</body>', f'{script}\n</body>', 1), encoding='utf-8')
+
+
+def _epub_of(site, cfg):
+    "The name of the file that holds the whole book; empty where the renderer made none"
+    file = Path(site) / f'{cfg["lib_name"]}.epub'
+    return file.name if file.exists() else ''
+
+
 def finish_site(
     root,  # Top of the project
     site,  # Folder of a site that a renderer has just made
     cfg: dict,  # Settings
 ):
     "Notebooks to take away, links below titles, a page for lost readers; RuntimeError where links have no place"
-    toc, book = pages(root), Path(site) / f'{cfg["lib_name"]}.epub'
-    book = book.name if book.exists() else ''
+    toc, book = pages(root), _epub_of(site, cfg)
     for page in toc:
-        notebook = (Path(root) / 'nbs' / page.source).read_text(encoding='utf-8')
-        copy = Path(site) / 'notebooks' / page.source
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(takeaway(notebook, cfg), encoding='utf-8')
-        file = Path(site) / f'{page.name}.html'
-        links = page_tools(page, cfg, book)
-        text, count = _tools.subn(lambda _, links=links: links, file.read_text(encoding='utf-8'), count=1)
-        if not count:
-            raise RuntimeError(f'{file}: no place for the links below the title')
-        script = f'<script src="{"../" * page.name.count("/")}{_script}"></script>'
-        file.write_text(text.replace('</body>', f'{script}\n</body>', 1), encoding='utf-8')
+        _copy_notebook(root, site, page, cfg)
+        _finish_page(site, page, page_tools(page, cfg, book))
     shutil.copy(Path(root) / 'nbs' / _script, site)
     (Path(site) / '404.html').write_text(_lost_page(root, cfg, toc), encoding='utf-8')

@@ -8,10 +8,11 @@ __all__ = ['terms', 'link_terms', 'glossary_text']
 # %% ../../nbs/book/00_glossary.ipynb #f2f498bd
 import functools
 import html
+import itertools
 import re
 from dataclasses import dataclass
 from ..core import Record, read_data
-from .contents import page_head, pages
+from .contents import chapter_numbers, page_head
 
 # %% ../../nbs/book/00_glossary.ipynb #bc328c9b
 @dataclass(frozen=True)
@@ -29,14 +30,17 @@ class _Term(Record):
         return 'term-' + re.sub(r'\W+', '-', self.term.lower()).strip('-')
 
 
+def _as_term(row):
+    "A row of the table as a term"
+    forms = tuple(row['forms'].split(';'))
+    return _Term(row['term'], forms, row['meaning'], row['source'].removeprefix('nbs/'))
+
+
 @functools.cache
 def terms() -> tuple:  # Sorted by name
     "Every term of the glossary"
-    found = []
-    for row in read_data('glossary.csv', text=('term', 'forms')):
-        forms = tuple(row['forms'].split(';'))
-        found.append(_Term(row['term'], forms, row['meaning'], row['source'].removeprefix('nbs/')))
-    return tuple(sorted(found, key=lambda t: t.term.lower()))
+    found = map(_as_term, read_data('glossary.csv', text=('term', 'forms')))
+    return tuple(sorted(found, key=lambda term: term.term.lower()))
 
 # %% ../../nbs/book/00_glossary.ipynb #a2ed324f
 _fence = r'^ *(?P<fence>`{3,}|~{3,}).*?^ *(?P=fence) *$'
@@ -80,33 +84,44 @@ def _anchor_link(term, shown, up):
     return f'<a class="term" href="{up}glossary.html#{term.anchor}" title="{meaning}">{shown}</a>'
 
 
+def _first_use(term, seen):
+    "Is this a term that the page has not used so far? Then it is noted"
+    new = term is not None and term.term not in seen
+    if new:
+        seen.add(term.term)
+    return new
+
+
+def _linked_words(text, seen, up):
+    "A piece of prose in which the first use of each term is a link"
+
+    def first(found):
+        term = _term_of(found[1])
+        return _anchor_link(term, found[1], up) if _first_use(term, seen) else found[0]
+
+    return _pattern().sub(first, text)
+
+
+def _linked_code(found, seen, up):
+    "What is no prose as it stands, but code that is a term as a whole as a link at its first use"
+    term = _by_form().get(found['code'])
+    if not _first_use(term, seen):
+        return found[0]
+    return _anchor_link(term, f'<code>{html.escape(found["code"])}</code>', up)
+
+
 def link_terms(
     text: str,  # Markdown of one cell of a page
     seen: set,  # Names of the terms that the page has linked so far; those linked now are added
     up: str = '',  # From the page to the top of the site, for example ../
 ) -> str:  # Markdown
     "The first use of each term as a link to the glossary"
-
-    def first(found):
-        term = _term_of(found[1])
-        if term.term in seen:
-            return found[0]
-        seen.add(term.term)
-        return _anchor_link(term, found[1], up)
-
-    def code(found):
-        term = _by_form().get(found['code'])
-        if not term or term.term in seen:
-            return found[0]
-        seen.add(term.term)
-        return _anchor_link(term, f'<code>{html.escape(found["code"])}</code>', up)
-
     out, at = [], 0
     for found in _not_prose.finditer(text):
-        out.append(_pattern().sub(first, text[at : found.start()]))
-        out.append(code(found) if found['code'] else found[0])
+        out.append(_linked_words(text[at : found.start()], seen, up))
+        out.append(_linked_code(found, seen, up))
         at = found.end()
-    return ''.join([*out, _pattern().sub(first, text[at:])])
+    return ''.join([*out, _linked_words(text[at:], seen, up)])
 
 # %% ../../nbs/book/00_glossary.ipynb #5070c445
 def _entry(term, root, numbers):
@@ -120,11 +135,7 @@ def glossary_text(
     root='.',  # Top of the project
 ) -> str:  # Markdown
     "The page of the glossary, letter by letter"
-    numbers = {page.source: page.number for page in pages(root)}
-    parts, letter = [], ''
-    for term in terms():
-        if term.term[0].upper() != letter:
-            letter = term.term[0].upper()
-            parts.append(f'## {letter}')
-        parts.append(_entry(term, root, numbers))
+    numbers, parts = chapter_numbers(root), []
+    for letter, found in itertools.groupby(terms(), key=lambda term: term.term[0].upper()):
+        parts += [f'## {letter}', *(_entry(term, root, numbers) for term in found)]
     return '\n\n'.join(parts)

@@ -17,6 +17,8 @@ from .needs import course_extras, make_lock, missing_imports, plain_name, requir
 class SetupError(RuntimeError):
     "The environment cannot be set up; the message is one line that says why and what helps"
 
+_not_ours = 'cannot be written (read-only, or another owner): copy the repository to where you may write'
+
 _reasons = [
     (
         r'No space left on device|Errno 28\b|Disk quota exceeded',
@@ -38,7 +40,7 @@ _reasons = [
     ),
     (
         r"Read-only file system|Permission denied: '([^']+)'",
-        'this folder cannot be written (read-only, or another owner): copy the repository to where you may write',
+        f'this folder {_not_ours}',
     ),
     (
         r"(?:command|directory:) '[^'\s]*(?:cc|clang|[gc]\+\+)[^'\s]*'"
@@ -52,48 +54,66 @@ _reasons = [
     ),
 ]
 
+def _reason(text):
+    "What helps against a failure that is known; None where pip's output holds no sentence of the table"
+    return next((reason for pattern, reason in _reasons if re.search(pattern, text)), None)
+
+def _not_offered(text):
+    "Name and reason where the index has no release that fits; None for another failure"
+    found = re.search(r'No matching distribution found for ([\w.-]+)', text)
+    if not found:
+        return None
+    there = re.search(r'\(from versions: ([^)]*)\)', text)
+    newest = there[1].split(', ')[-1] if there else 'none'
+    return plain_name(found[1]), f'the newest release offered for this Python and platform is {newest}'
+
+def _asked_of(text):
+    "What another package or the user asks for, where pip could not give it; empty where pip does not say"
+    found = re.search(r'^\s+(\S+ \S+ depends on \S+|The user requested (?!\(constraint\))\S+)', text, re.M)
+    return found[1] if found else ''
+
+def _clash(text):
+    "Name and reason where something else asks for another version; None for another failure"
+    limits = re.findall(r'The user requested \(constraint\) (\S+)', text)
+    if not limits:
+        return None
+    name = plain_name(limits[0])
+    same = [limit for limit in limits if plain_name(limit) == name]
+    if len(same) > 1:
+        return name, f'this machine constrains it to {same[1]}'
+    return name, _asked_of(text) or 'another package asks for something else'
+
 def _misfit(
     text: str,  # Output of pip
 ) -> tuple:  # Name of the package and the reason; None where pip does not complain of one
     "The pinned package that pip could not fit in, and why"
-    if m := re.search(r'No matching distribution found for ([\w.-]+)', text):
-        there = re.search(r'\(from versions: ([^)]*)\)', text)
-        offered = there[1].split(', ')[-1] if there and there[1] != 'none' else 'none'
-        return plain_name(m[1]), f'the newest release offered for this Python and platform is {offered}'
-    asked = re.findall(r'The user requested \(constraint\) (\S+)', text)
-    wanted = re.findall(r'^\s+(\S+ \S+ depends on \S+|The user requested (?!\(constraint\))\S+)', text, re.M)
-    if not asked:
-        return None
-    clash = [a for a in asked if plain_name(a) == plain_name(asked[0])]
-    why = (
-        f'this machine constrains it to {clash[1]}'
-        if len(clash) > 1
-        else (wanted or ['another package asks for something else'])[0]
-    )
-    return plain_name(asked[0]), why
+    return _not_offered(text) or _clash(text)
+
+def _proxy(environ):
+    "The proxy that the variables name, without a password"
+    names = ('HTTPS_PROXY', 'https_proxy', 'ALL_PROXY', 'PIP_PROXY')
+    named = next((environ[name] for name in names if environ.get(name)), 'from the configuration')
+    return re.sub(r'//[^@/]*@', '//…@', named)
+
+def _complains(line):
+    "Does a line of pip's say what went wrong? Its own names for kinds of errors do not"
+    return re.match(r'\s*(ERROR|error)\b', line) and not re.search(r'error: [a-z]+(-[a-z]+)+$', line)
+
+def _last_line(text):
+    "The last line in which pip complains, or its last line"
+    lines = text.splitlines()
+    said = list(filter(_complains, lines)) or [line for line in lines if line.strip()]
+    return said[-1].strip() if said else 'pip failed and said nothing'
 
 def explain_failure(
     text: str,  # Output of pip
     environ=None,  # Variables, for the proxy's name; default: os.environ
 ) -> str:  # One line
     "What went wrong, and what helps"
-    environ = os.environ if environ is None else environ
-    proxy = next(
-        (environ[k] for k in ('HTTPS_PROXY', 'https_proxy', 'ALL_PROXY', 'PIP_PROXY') if environ.get(k)),
-        'from the configuration',
-    )
-    for pattern, reason in _reasons:
-        if re.search(pattern, text):
-            return reason.format(proxy=re.sub(r'//[^@/]*@', '//…@', proxy))
-    if found := _misfit(text):
-        return f'{found[0]}: {found[1]}'
-    errors = [
-        line.strip()
-        for line in text.splitlines()
-        if re.match(r'\s*(ERROR|error)\b', line) and not re.search(r'error: [a-z]+(-[a-z]+)+$', line)
-    ]
-    lines = errors or [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else 'pip failed and said nothing'
+    if reason := _reason(text):
+        return reason.format(proxy=_proxy(os.environ if environ is None else environ))
+    misfit = _misfit(text)
+    return ': '.join(misfit) if misfit else _last_line(text)
 
 # %% ../../nbs/book/04_install.ipynb #cbeb6d95
 def _record(info):
@@ -109,18 +129,18 @@ def _whole(path, size):
     except OSError:
         return False
 
+def _complete(info, thorough):
+    "Is a distribution installed to its end, and, looked at thoroughly, is every file whole?"
+    if not ((info / 'RECORD').is_file() and (info / 'METADATA').is_file()):
+        return False
+    return not thorough or all(_whole(path, size) for path, size in _record(info))
+
 def damaged(
     site,  # A site-packages folder
     thorough=True,  # Look at every file? Otherwise only for the RECORD
 ) -> list:  # Paths of .dist-info folders
     "The distributions that an interrupted installation left incomplete"
-    bad = []
-    for info in sorted(Path(site).glob('*.dist-info')):
-        if not (info / 'RECORD').is_file() or not (info / 'METADATA').is_file():
-            bad.append(info)
-        elif thorough and not all(_whole(p, n) for p, n in _record(info)):
-            bad.append(info)
-    return bad
+    return [info for info in sorted(Path(site).glob('*.dist-info')) if not _complete(info, thorough)]
 
 def repair(
     site,  # A site-packages folder
@@ -172,26 +192,41 @@ def download_sizes(
     return {w.name: n for w, n in zip(wheels, sizes, strict=True)}
 
 def _cuda(name):
+    "Is it one of the packages that a CUDA build of PyTorch brings?"
     return name.startswith(('nvidia-', 'cuda-')) or name == 'triton'
+
+def _largest(known):
+    "The largest part of a download, where anything is to be downloaded; else empty"
+    if not any(known.values()):
+        return ''
+    name = max(known, key=known.get)
+    return f', of it {name} {human_bytes(known[name], 0)}'
+
+def _said_of_size(wheels, known, unknown):
+    "How much is to be downloaded, and the largest part of it"
+    size = human_bytes(sum(known.values()), 0)
+    more = f' and {unknown} of unknown size' if unknown else ''
+    return f'{len(wheels)} packages; to download: {size}{more}{_largest(known)} (less what is cached)'
+
+_said_of_cuda = (
+    'PyTorch comes with CUDA ({size}), since no CPU build of the tested version is offered here; '
+    'PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu offers one'
+)
+
+def _of_cuda(wheels, known):
+    "The sizes of what belongs to CUDA among the packages, in bytes"
+    return [known[wheel.name] for wheel in wheels if _cuda(wheel.name)]
 
 def announce_download(
     wheels,  # `Wheel`s
     sizes: dict,  # Name -> bytes, None where unknown
 ) -> list:  # Lines
     "How much is about to be downloaded, and whether CUDA is part of it"
-    known, unknown = sum(n or 0 for n in sizes.values()), sum(n is None for n in sizes.values())
-    more = f' and {unknown} of unknown size' if unknown else ''
-    largest = max(sizes, key=lambda k: sizes[k] or 0, default=None)
-    of_it = f', of it {largest} {human_bytes(sizes[largest], 0)}' if known else ''
-    lines = [f'{len(wheels)} packages; to download: {human_bytes(known, 0)}{more}{of_it} (less what is cached)']
-    cuda = [w for w in wheels if _cuda(w.name)]
-    if cuda:
-        total = sum(sizes[w.name] or 0 for w in cuda) + (sizes.get('torch') or 0)
-        lines.append(
-            f'PyTorch comes with CUDA ({human_bytes(total, 1)}), since no CPU build of the tested version '
-            'is offered here; '
-            'PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu offers one'
-        )
+    known = {name: size or 0 for name, size in sizes.items()}
+    lines = [_said_of_size(wheels, known, list(sizes.values()).count(None))]
+    if cuda := _of_cuda(wheels, known):
+        size = human_bytes(sum(cuda) + known.get('torch', 0), 1)
+        lines.append(_said_of_cuda.format(size=size))
     return lines
 
 # %% ../../nbs/book/04_install.ipynb #b9810dc3
@@ -204,21 +239,32 @@ def _pip_settings(
     ordered = sorted(pairs, key=lambda p: p[0] == ':env:')
     return {name: value for _, name, value in ordered}
 
+def _pin_lines(lock):
+    "The lines of a lock that name a version"
+    return [line for line in lock.splitlines() if line[:1].isalnum()]
+
 def constraints(
     lock: str,  # Text of requirements.lock
     without=(),  # Distributions whose pins are left out
     keep=None,  # Distribution -> version that is in the environment and stays
 ) -> str:  # Text of a constraints file
     "The tested versions, apart from those that give way"
-    lines = [line for line in lock.splitlines() if line[:1].isalnum()]
     keep = keep or {}
-    kept = [line for line in lines if plain_name(line) not in {*without, *keep}]
-    return '\n'.join([*kept, *(f'{name}=={version}' for name, version in keep.items())]) + '\n'
+    tested = [line for line in _pin_lines(lock) if plain_name(line) not in {*without, *keep}]
+    kept = [f'{name}=={version}' for name, version in keep.items()]
+    return '\n'.join([*tested, *kept]) + '\n'
 
 def _pins(lock):
-    return {plain_name(line): line.split(' ;')[0] for line in lock.splitlines() if line[:1].isalnum()}
+    "Distribution -> its pin, without the marker of a platform"
+    return {plain_name(line): line.split(' ;')[0] for line in _pin_lines(lock)}
 
 # %% ../../nbs/book/04_install.ipynb #1140c2e3
+def _pip_environ():
+    "The variables that pip is started with: none that lead it to other modules"
+    environ = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'PYTHONHOME')}
+    if environ.get('PIP_RETRIES') == '0':
+        environ['PIP_RETRIES'] = '1'  # without a retry pip does not say why an index cannot be reached
+    return environ
 class Env:
     "The environment in .venv, and its pip"
 
@@ -243,12 +289,14 @@ class Env:
             return 'is not there' if not self.folder.exists() else 'was left half-made'
         if self._run('-c', 'pass').returncode:
             return 'has lost its interpreter'
+        if elsewhere := self._elsewhere():
+            return f'was made elsewhere ({elsewhere})'
+        return 'was left half-made' if self._run('-m', 'pip', '--version').returncode else None
+
+    def _elsewhere(self):
+        "The other folder in which it was made; empty where it was made here, or does not say"
         made = re.search(r'^command = .* (/.*)$', (self.folder / 'pyvenv.cfg').read_text(), re.M)
-        if made and Path(made[1]).resolve() != self.folder.resolve():
-            return f'was made elsewhere ({made[1]})'
-        if self._run('-m', 'pip', '--version').returncode:
-            return 'was left half-made'
-        return None
+        return made[1] if made and Path(made[1]).resolve() != self.folder.resolve() else ''
 
     def _run(self, *args):
         "Run its interpreter outside the checkout's folder of modules"
@@ -265,9 +313,14 @@ class Env:
             raise SetupError(f'.venv is a link to {os.readlink(self.folder)} and {why}: remove the link')
         if why != 'is not there':
             self.say(f'.venv {why}: making it anew')
+        self._create()
+
+    def _create(self):
+        "Make .venv, whatever is there"
         self.say(f'Making .venv with Python {sys.version.split()[0]}')
         shutil.rmtree(self.folder, ignore_errors=True)
-        run = subprocess.run([sys.executable, '-m', 'venv', str(self.folder)], capture_output=True, text=True)
+        command = [sys.executable, '-m', 'venv', str(self.folder)]
+        run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             raise SetupError(explain_failure(run.stdout + run.stderr))
 
@@ -278,24 +331,22 @@ class Env:
     ) -> str:  # The output; raises SetupError with one line
         "Run pip, its output into install.log"
         command = [self.python, '-I', '-m', 'pip', '--disable-pip-version-check', '--no-input', *args]
-        alone = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'PYTHONHOME')}
-        if alone.get('PIP_RETRIES') == '0':
-            alone['PIP_RETRIES'] = '1'  # without a retry pip does not say why an index cannot be reached
-        how = dict(
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace', cwd=self.root, env=alone
-        )
-        lines, n = [], 0
-        with subprocess.Popen(command, **how) as proc:
-            for line in proc.stdout:
-                lines.append(line)
-                n += line.startswith(('Collecting', 'Requirement already', 'Processing'))
-                if progress and n % 25 == 0 and line.startswith(('Collecting', 'Processing')):
-                    self.say(f'    {n} {progress}')
-        text = ''.join(lines)
+        how = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
+        with subprocess.Popen(command, cwd=self.root, env=_pip_environ(), **how) as proc:
+            text = ''.join(self._counted(proc.stdout, progress))
         self._append(text)
         if proc.returncode:
             raise PipError(text)
         return text
+
+    def _counted(self, lines, progress):
+        "The lines of pip, while a line for the reader counts each 25 packages"
+        n = 0
+        for line in lines:
+            yield line
+            n += line.startswith(('Collecting', 'Requirement already', 'Processing'))
+            if progress and n % 25 == 0 and line.startswith(('Collecting', 'Processing')):
+                self.say(f'    {n} {progress}')
 
     def _append(self, text):
         "Add to install.log; a disk too full for it is reported by what filled it"
@@ -316,11 +367,13 @@ class PipError(SetupError):
 _tested = {'torch', 'torchvision'}
 
 def _asked_for(root, extras):
-    "The requirements of the library and of these extras"
+    "The requirements of the library and of these extras; all stands for every extra but dev"
     known = requirements(root)
-    names = [e for e in known if e not in ('', 'dev')] if 'all' in extras else []
-    wanted = [*names, *(one_of('extra', e, [*filter(None, known), 'all']) for e in extras if e != 'all')]
-    return sorted({r for e in ['', *wanted] for r in known[e]})
+    for extra in extras:
+        one_of('extra', extra, [*filter(None, known), 'all'])
+    wanted = known.keys() - {'dev'} if 'all' in extras else {''}
+    wanted |= set(extras) - {'all'}
+    return sorted({requirement for extra in wanted for requirement in known[extra]})
 
 def _installed(site):
     "Distribution -> version, for what is in a site-packages folder"
@@ -331,48 +384,67 @@ def _kept_torch(env):
     "A CPU build of torch that is installed already, with what belongs to it"
     return {n: v for n, v in _installed(env.site).items() if n in _tested and '+cpu' in v}
 
-def _resolve(env, asked, limits):
-    "Ask pip what it would install within these limits"
-    report, files = env.folder / '.fsdl-report.json', (env.folder / '.fsdl-asked.txt', env.folder / '.fsdl-limits.txt')
-    for file, text in zip(files, ('\n'.join(asked) + '\n', limits), strict=True):
-        file.write_text(text, encoding='utf-8')
-    command = ['install', '--dry-run', '--report', str(report), '-r', str(files[0]), '-c', str(files[1])]
+def _try_fast(env, command):
+    "Run pip with fast-deps, or without where it does not know that"
     try:
         env.pip(*command, '--use-feature=fast-deps')
     except PipError as e:
         if "invalid choice: 'fast-deps'" not in e.text:
             raise
         env.pip(*command)
+
+def _written(file, text):
+    "The path of a file with this text"
+    file.write_text(text, encoding='utf-8')
+    return str(file)
+
+def _resolve(env, asked, limits):
+    "Ask pip what it would install within these limits"
+    report = env.folder / '.fsdl-report.json'
+    wanted = _written(env.folder / '.fsdl-asked.txt', '\n'.join(asked) + '\n')
+    limited = _written(env.folder / '.fsdl-limits.txt', limits)
+    _try_fast(env, ['install', '--dry-run', '--report', str(report), '-r', wanted, '-c', limited])
     return _read_report(json.loads(report.read_text(encoding='utf-8')))
+
+def _tested_versions(env):
+    "The text of requirements.lock; empty, and said aloud, where there is none"
+    path = env.root / 'requirements.lock'
+    lock = path.read_text(encoding='utf-8') if path.exists() else ''
+    if not lock:
+        env.say('There is no requirements.lock: taking the newest that settings.ini admits')
+    return lock
+
+def _may_give_way(error, lock, without):
+    "Name, pin and reason where pip could not fit a tested version in; raises the error where it is another"
+    name, why = _misfit(error.text) or ('', '')
+    pinned = _pins(lock).get(name)
+    if _reason(error.text) or not pinned or name in without:
+        raise error
+    return name, pinned, why
+
+def _give_way(env, error, lock, without, keep):
+    "What pins are left out, and what is kept, once a version does not fit; raises SetupError where it is torch's"
+    name, pinned, why = _may_give_way(error, lock, without)
+    if name in keep:
+        return without, {}
+    if name in _tested:
+        cure = 'Remove requirements.lock to take another'
+        raise SetupError(f'the tested {pinned} cannot be had here: {why}. {cure}') from None
+    env.say(f'The tested {pinned} does not fit here ({why}): taking what settings.ini admits')
+    return without | {name}, keep
 
 def plan_install(
     env,  # An `Env`
     extras,  # Names of extras, or all
 ) -> list:  # `Wheel`s to install; raises SetupError
     "What has to be installed for these extras; a version that does not fit gives way aloud, torch never does"
-    path, asked = env.root / 'requirements.lock', _asked_for(env.root, extras)
-    lock = path.read_text(encoding='utf-8') if path.exists() else ''
-    if not lock:
-        env.say('There is no requirements.lock: taking the newest that settings.ini admits')
-    without, keep = set(), _kept_torch(env)
+    asked = _asked_for(env.root, extras)
+    lock, without, keep = _tested_versions(env), set(), _kept_torch(env)
     while True:
         try:
             return _resolve(env, asked, constraints(lock, without, keep))
         except PipError as e:
-            name, why = _misfit(e.text) or ('', '')
-            pinned = _pins(lock).get(name)
-            known = any(re.search(p, e.text) for p, _ in _reasons)
-            if known or not pinned or name in without:
-                raise
-            if name in keep:
-                keep = {}
-                continue
-            if name in _tested:
-                raise SetupError(
-                    f'the tested {pinned} cannot be had here: {why}. Remove requirements.lock to take another'
-                ) from None
-            env.say(f'The tested {pinned} does not fit here ({why}): taking what settings.ini admits')
-            without.add(name)
+            without, keep = _give_way(env, e, lock, without, keep)
 
 def _stamp(root):
     "A hash of everything that decides what is installed"
@@ -388,26 +460,55 @@ def _todo(env, extras):
     marks = {e: env.folder / f'.fsdl-{e}' for e in extras}
     return [e for e, p in marks.items() if not p.exists() or p.read_text() != mark]
 
+def _major(have, name):
+    "The first number of an installed version; 0 where there is none"
+    return int(have.get(name, '0').split('.')[0])
+
 def _bootstrap(env):
     "pip and setuptools, no older than the report needs"
     have = _installed(env.site)
-    recent = int(have.get('pip', '0').split('.')[0]) >= 24
-    modern = int(have.get('setuptools', '0').split('.')[0]) >= 77
-    if not (recent and modern):
+    if _major(have, 'pip') < 24 or _major(have, 'setuptools') < 77:
         env.pip('install', '--upgrade', 'pip>=24', 'setuptools>=77')
+
+def _announce(env, wheels):
+    "Say what is about to be downloaded"
+    cert = _pip_settings(env.python).get('cert')
+    for line in announce_download(wheels, download_sizes(wheels, cert)):
+        env.say(line)
+
+def _install_exactly(env, wheels):
+    "Install these versions and no other"
+    pins = ''.join(f'{wheel.name}=={wheel.version}\n' for wheel in wheels)
+    exact = _written(env.folder / '.fsdl-exact.txt', pins)
+    env.pip('install', '--no-deps', '--progress-bar', 'off', '-r', exact, progress='packages fetched')
 
 def _install(env, extras):
     "Resolve, say what comes, install it, then the project itself"
     _bootstrap(env)
     wheels = plan_install(env, extras)
     if wheels:
-        cert = _pip_settings(env.python).get('cert')
-        for line in announce_download(wheels, download_sizes(wheels, cert)):
-            env.say(line)
-        exact = env.folder / '.fsdl-exact.txt'
-        exact.write_text(''.join(f'{w.name}=={w.version}\n' for w in wheels), encoding='utf-8')
-        env.pip('install', '--no-deps', '--progress-bar', 'off', '-r', str(exact), progress='packages fetched')
+        _announce(env, wheels)
+        _install_exactly(env, wheels)
     env.pip('install', '--no-deps', '--no-build-isolation', '-e', '.')
+
+def _install_and_stamp(env, extras, unfinished):
+    "Install extras and stamp each; a file is there until all is done"
+    unfinished.touch()
+    _install(env, extras)
+    for extra in extras:
+        (env.folder / f'.fsdl-{extra}').write_text(_stamp(env.root))
+    unfinished.unlink()
+
+def _bring(env, extras):
+    "Repair what an interrupted installation left, and install these extras"
+    unfinished = env.folder / '.fsdl-unfinished'
+    if again := repair(env.site, thorough=unfinished.exists()):
+        env.say(f'An installation was interrupted; again: {", ".join(again)}')
+    env.say(f'Installing fsdl_tools[{",".join(extras)}] (a few minutes the first time)')
+    try:
+        _install_and_stamp(env, extras, unfinished)
+    except OSError as e:
+        raise SetupError(explain_failure(str(e))) from None
 
 def set_up(
     extras,  # Names of extras, or all
@@ -417,30 +518,17 @@ def set_up(
     "Make or repair .venv and install the library with these extras; raises SetupError with one line"
     env = Env(root, report)
     if not os.access(env.root, os.W_OK):
-        raise SetupError(
-            f'{env.root} cannot be written (read-only, or another owner): copy the repository to where you may write'
-        )
-    _asked_for(root, extras)
+        raise SetupError(f'{env.root} {_not_ours}')
+    _asked_for(root, extras)  # an extra that nobody knows is said at once
     if env.folder.is_symlink() and not env.problem():
         return
     env.make()
-    if not (todo := _todo(env, extras)):
-        return
-    unfinished = env.folder / '.fsdl-unfinished'
-    if again := repair(env.site, thorough=unfinished.exists()):
-        report(f'An installation was interrupted; again: {", ".join(again)}')
-    report(f'Installing fsdl_tools[{",".join(todo)}] (a few minutes the first time)')
-    try:
-        unfinished.touch()
-        _install(env, todo)
-        for e in todo:
-            (env.folder / f'.fsdl-{e}').write_text(_stamp(env.root))
-        unfinished.unlink()
-    except OSError as e:
-        raise SetupError(explain_failure(str(e))) from None
+    if todo := _todo(env, extras):
+        _bring(env, todo)
 
 # %% ../../nbs/book/04_install.ipynb #653ab353
 def _lines(text):
+    "Show a line in bold, unless it belongs to the one above"
     print(f'\033[1m==> {text}\033[0m' if text[:1] != ' ' else text, flush=True)
 
 def _port_free(port):
@@ -465,7 +553,7 @@ def ready(
 def _lock(args):
     "Make requirements.lock again"
     text = make_lock('.', upgrade='--upgrade' in args, pip=_pip_settings(sys.executable))
-    _lines(f'requirements.lock: {sum(line[:1].isalnum() for line in text.splitlines())} versions')
+    _lines(f'requirements.lock: {len(_pin_lines(text))} versions')
 
 _tasks = dict(
     setup=lambda args: set_up(args[0].replace(',', ' ').split(), report=_lines),

@@ -8,29 +8,37 @@ __all__ = ['imports', 'docs_imports', 'run_imports', 'plain_name', 'requirements
            'lock_problems', 'make_lock']
 
 # %% ../../nbs/book/03_needs.ipynb #5e12a7d2
-import ast, csv, functools, importlib.util, json, os, re, shutil, subprocess, sys, tempfile
+import ast, csv, functools, importlib.util, itertools, os, re, shutil, subprocess, sys, tempfile
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import Record
 from ..files import write_atomic
-from .contents import notebooks, settings
+from .contents import notebook_cells, notebooks, settings, source_of, text_of
 
 # %% ../../nbs/book/03_needs.ipynb #69382541
 _absent = {'ImportError', 'ModuleNotFoundError', 'Exception', 'BaseException'}
 _functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_importing = (ast.Import, ast.ImportFrom, ast.Call)
 _parse = functools.lru_cache(maxsize=512)(ast.parse)
+
+def _names(*nodes):
+    "The names that pieces of syntax mention; a piece may be None"
+    return [n.id for node in nodes if node is not None for n in ast.walk(node) if isinstance(n, ast.Name)]
+
+def _caught(node):
+    "What a `try` catches, None for a bare except, or what stands in the calls of a `with`"
+    if isinstance(node, ast.Try):
+        return [handler.type for handler in node.handlers]
+    calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
+    return [arg for call in calls for arg in call.args]
 
 def _optional(node):
     "Is this a `try` or `with suppress` that lives without its imports?"
-    if isinstance(node, ast.With):
-        caught = [a for item in node.items if isinstance(item.context_expr, ast.Call) for a in item.context_expr.args]
-    elif isinstance(node, ast.Try):
-        caught = [h.type for h in node.handlers]
-    else:
+    if not isinstance(node, (ast.With, ast.Try)):
         return False
-    names = {n.id for c in caught if c is not None for n in ast.walk(c) if isinstance(n, ast.Name)}
-    return bool(names & _absent) or None in caught
+    caught = _caught(node)
+    return None in caught or not _absent.isdisjoint(_names(*caught))
 
 def _executed(node, deep):
     "The nodes below `node` that run when it runs; the bodies of functions only when `deep`"
@@ -44,17 +52,28 @@ def _executed(node, deep):
 def _asked(call):
     "The module that a call of `need` or `import_module` imports, when it is written out"
     name = getattr(call.func, 'id', getattr(call.func, 'attr', None))
-    first = call.args[0] if call.args else None
-    known = name in ('need', 'import_module') and isinstance(first, ast.Constant) and isinstance(first.value, str)
-    return first.value if known else None
+    if name not in ('need', 'import_module') or not call.args:
+        return None
+    module = getattr(call.args[0], 'value', None)
+    return module if isinstance(module, str) else None
 
-def _from(node, package):
-    "The modules behind a `from … import`, made absolute; the names may be modules too"
-    base = node.module or ''
-    if node.level:
-        above = package.split('.')[: len(package.split('.')) - node.level + 1]
-        base = '.'.join([*above, *filter(None, [node.module])])
-    return [(base, a.name) for a in node.names]
+def _absolute(node, package):
+    "The module that a `from … import` names, made absolute"
+    if not node.level:
+        return node.module or ''
+    parts = package.split('.')
+    above = parts[: len(parts) - node.level + 1]
+    return '.'.join([*above, *filter(None, [node.module])])
+
+def _imported(node, package):
+    "Pairs of module and name that a single node imports; the names behind a `from` may be modules too"
+    if isinstance(node, ast.Call):
+        asked = _asked(node)
+        return [(asked, '')] if asked else []
+    if isinstance(node, ast.Import):
+        return [(alias.name, '') for alias in node.names]
+    base = _absolute(node, package)
+    return [(base, alias.name) for alias in node.names]
 
 def imports(
     tree,  # A syntax tree
@@ -64,39 +83,38 @@ def imports(
     "What the code of `tree` imports when it runs"
     found = []
     for node in _executed(tree, deep):
-        if isinstance(node, ast.Import):
-            found += [(a.name, '') for a in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found += _from(node, package)
-        elif isinstance(node, ast.Call) and (asked := _asked(node)):
-            found.append((asked, ''))
+        if isinstance(node, _importing):
+            found += _imported(node, package)
     return found
 
 # %% ../../nbs/book/03_needs.ipynb #5130cf81
 _exporting = re.compile(r'^#\|\s*(export|exports|exporti|exec_doc)\b', re.M)
 _no_eval = re.compile(r'^#\|\s*eval:\s*false', re.M | re.I)
 
+def _tree_of(source):
+    "The syntax tree of a cell without its magics; None where it is no Python"
+    try:
+        return _parse(re.sub(r'^\s*[%!].*$', '', source, flags=re.M))
+    except SyntaxError:
+        return None
+
 def _code_cells(root, notebook):
     "The sources of a notebook's code cells that may be executed, and their trees"
-    cells = json.loads((Path(root) / 'nbs' / notebook).read_text(encoding='utf-8'))['cells']
-    sources = [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
-    found = []
-    for source in sources:
-        if _no_eval.search(source):
-            continue
-        python = re.sub(r'^\s*[%!].*$', '', source, flags=re.M)
-        try:
-            found.append((source, _parse(python)))
-        except SyntaxError:
-            continue
-    return found
+    sources = [source_of(cell) for cell in notebook_cells(root, notebook) if cell['cell_type'] == 'code']
+    parsed = [(source, _tree_of(source)) for source in sources if not _no_eval.search(source)]
+    return [(source, tree) for source, tree in parsed if tree is not None]
 
 def _shows(tree):
     "Does a cell call `show_doc`?"
     calls = [s.value for s in tree.body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
     return any(getattr(c.func, 'id', None) == 'show_doc' for c in calls)
 
+def _documents(source, tree):
+    "Does a cell export, or call `show_doc`?"
+    return bool(_exporting.search(source)) or _shows(tree)
+
 def _holds_import(tree):
+    "Is there an import anywhere in a cell?"
     return any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(tree))
 
 def _docs_cells(
@@ -105,10 +123,9 @@ def _docs_cells(
 ) -> list:  # Syntax trees
     "The cells of a notebook that are executed while the docs are built"
     cells = _code_cells(root, notebook)
-    documented = any(_exporting.search(s) or _shows(t) for s, t in cells)
-    if not documented:
+    if not any(_documents(source, tree) for source, tree in cells):
         return []
-    return [t for s, t in cells if _exporting.search(s) or _shows(t) or _holds_import(t)]
+    return [tree for source, tree in cells if _documents(source, tree) or _holds_import(tree)]
 
 # %% ../../nbs/book/03_needs.ipynb #2ae5a7be
 def _module_file(root, module):
@@ -122,14 +139,34 @@ def _package(root, module):
     file = _module_file(root, module)
     return module if file and file.name == '__init__.py' else module.rpartition('.')[0]
 
-def _own(root, module, name):
+def _own(root, module, name, lib):
     "The modules of the library behind one import"
-    return [m for m in (module, f'{module}.{name}') if name != '*' and _module_file(root, m)]
+    if not module.startswith(lib):
+        return []
+    return [m for m in (module, f'{module}.{name}') if _module_file(root, m)]
 
 def _outside(module, lib):
     "The top package behind an import, when it is neither Python's nor ours"
     top = module.partition('.')[0]
     return None if top in sys.stdlib_module_names or top in ('', lib, '__main__') else top
+
+def _module_tree(root, module):
+    "The syntax tree of a module of the library"
+    return _parse(_module_file(root, module).read_text(encoding='utf-8'))
+
+def _module_imports(root, module):
+    "Pairs of module and name that a module of the library imports when it is imported"
+    return imports(_module_tree(root, module), package=_package(root, module))
+
+def _imported_modules(root, pairs, lib):
+    "Every module behind these imports, and behind those of the library's modules among them"
+    todo, seen = list(pairs), set()
+    while todo:
+        module, name = todo.pop()
+        yield module
+        for own in set(_own(root, module, name, lib)) - seen:
+            seen.add(own)
+            todo += _module_imports(root, own)
 
 def docs_imports(
     root,  # Top of the project
@@ -137,86 +174,102 @@ def docs_imports(
 ) -> set:  # Top packages such as torch, pyarrow
     "What a page imports from outside while the docs are built, directly or through modules of the library"
     lib = settings(root)['lib_path']
-    todo = [i for tree in _docs_cells(root, notebook) for i in imports(tree)]
-    seen, found = set(), set()
-    while todo:
-        module, name = todo.pop()
-        found |= {t for t in [_outside(module, lib)] if t}
-        new = set(_own(root, module, name)) - seen if module.startswith(lib) else set()
-        seen |= new
-        for m in new:
-            todo += imports(_parse(_module_file(root, m).read_text(encoding='utf-8')), package=_package(root, m))
-    return found
+    pairs = [pair for tree in _docs_cells(root, notebook) for pair in imports(tree)]
+    return {_outside(module, lib) for module in _imported_modules(root, pairs, lib)} - {None}
 
 # %% ../../nbs/book/03_needs.ipynb #756d162a
 @dataclass
 class _Module:
     "A module of the library, read for its definitions"
 
-    tree: ast.Module  # Its syntax tree
     package: str  # Where its relative imports start
     defs: dict  # Name -> nodes that define it or add to it
     names: dict  # Name -> the module and name it was imported from
+    known: dict  # Name -> the module and name that it stands for, its own or imported
+
+def _patched(node):
+    "The classes to which a decorated function may be patched: the annotation of its first parameter"
+    if not isinstance(node, ast.FunctionDef) or not node.decorator_list:
+        return []
+    return _names(*(arg.annotation for arg in node.args.args[:1]))
 
 def _targets(node):
     "The names that a statement defines or adds to"
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        patched = (
-            [a.annotation for a in node.args.args[:1]]
-            if isinstance(node, ast.FunctionDef) and node.decorator_list
-            else []
-        )
-        return [node.name, *(n.id for p in patched if p is not None for n in ast.walk(p) if isinstance(n, ast.Name))]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+        return [node.name, *_patched(node)]
+    if isinstance(node, ast.Assign):
+        return _names(*node.targets)
+    return _names(node.target) if isinstance(node, ast.AnnAssign) else []
 
-def _read(root, module, cache):
-    "A module's definitions, read once"
-    if module in cache:
-        return cache[module]
-    tree, package = _parse(_module_file(root, module).read_text(encoding='utf-8')), _package(root, module)
+def _definitions(tree):
+    "Name -> the statements of a module that define it or add to it"
     defs = {}
     for node in tree.body:
         for name in _targets(node):
             defs.setdefault(name, []).append(node)
+    return defs
+
+def _read(root, module):
+    "A module's definitions"
+    tree, package = _module_tree(root, module), _package(root, module)
+    defs = _definitions(tree)
     names = {name: (base, name) for base, name in imports(tree, package=package) if name}
-    cache[module] = _Module(tree, package, defs, names)
-    return cache[module]
+    return _Module(package, defs, names, names | {name: (module, name) for name in defs})
 
 def _mentioned(node):
     "The names that a piece of code mentions, as names or as attributes"
-    nodes = list(ast.walk(node))
-    return {n.id for n in nodes if isinstance(n, ast.Name)} | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+    return {*_names(node), *(n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute))}
+
+class _Search:
+    "Names followed through the library, from definition to definition, and what is imported on the way"
+
+    def __init__(self, root, lib, found):
+        self.root, self.lib = root, lib
+        self.found = found  # top packages from outside
+        self.todo, self.seen, self.modules = deque(), set(), {}
+
+    def follow(self, tree, package, known):
+        "Note what `tree` imports from outside, and queue what it uses of the library"
+        pairs = imports(tree, deep=True, package=package)
+        self.found.update(_outside(module, self.lib) for module, _ in pairs)
+        own = {(module, name) for module, name in pairs if name and module.startswith(self.lib)}
+        self.todo.extend(own | {known[name] for name in _mentioned(tree) & known.keys()})
+
+    def module(self, name):
+        "A module's definitions, read once; None for what is no module of the library"
+        if name not in self.modules:
+            own = name.startswith(self.lib) and _module_file(self.root, name)
+            self.modules[name] = _read(self.root, name) if own else None
+        return self.modules[name]
+
+    def starred(self, tree):
+        "What the names stand for that `tree` may have from `import *`"
+        modules = [self.module(module) for module, name in imports(tree, deep=True) if name == '*']
+        return {name: place for mod in modules if mod for name, place in mod.known.items()}
+
+    def visit(self, module, name):
+        "Follow the definitions of a name of the library, where it has not been visited"
+        mod = self.module(module)
+        if mod is None or (module, name) in self.seen:
+            return
+        self.seen.add((module, name))
+        if name in mod.names and name not in mod.defs:
+            self.todo.append(mod.names[name])
+        for node in mod.defs.get(name, []):
+            self.follow(node, mod.package, mod.known)
 
 def run_imports(
     root,  # Top of the project
     notebook: str,  # For example training/01_data.ipynb
 ) -> set:  # Top packages
     "What a notebook imports from outside when it is run, or its functions may (not what a table of names calls)"
-    lib, cache, seen, found = settings(root)['lib_path'], {}, set(), docs_imports(root, notebook)
-    todo = deque()
-
-    def follow(tree, package, known):
-        "Note what `tree` imports from outside, and queue what it uses of the library"
-        pairs = imports(tree, deep=True, package=package)
-        found.update(t for t in (_outside(m, lib) for m, _ in pairs) if t)
-        own = {(m, n) for m, n in pairs if n and m.startswith(lib)}
-        todo.extend(own | {known[n] for n in _mentioned(tree) & known.keys()})
-
+    search, known = _Search(root, settings(root)['lib_path'], docs_imports(root, notebook)), {}
     for _, tree in _code_cells(root, notebook):
-        follow(tree, '', {})
-    while todo:
-        module, name = todo.popleft()
-        if (module, name) in seen or not module.startswith(lib) or not _module_file(root, module):
-            continue
-        seen.add((module, name))
-        mod = _read(root, module, cache)
-        known = mod.names | {n: (module, n) for n in mod.defs}
-        if name in mod.names and name not in mod.defs:
-            todo.append(mod.names[name])
-        for node in mod.defs.get(name, []):
-            follow(node, mod.package, known)
-    return found
+        known |= search.starred(tree)
+        search.follow(tree, '', known)
+    while search.todo:
+        search.visit(*search.todo.popleft())
+    return search.found - {None}
 
 # %% ../../nbs/book/03_needs.ipynb #9504e6cc
 _distributions = {
@@ -248,17 +301,37 @@ def requirements(
     found = {k.removesuffix('_requirements'): cfg[k].split() for k in cfg if k.endswith('_requirements')}
     return {'': cfg['requirements'].split()} | found
 
+def _lock_lines(root):
+    "The lines of requirements.lock; none where there is no such file"
+    path = Path(root) / 'requirements.lock'
+    return path.read_text(encoding='utf-8').splitlines() if path.exists() else []
+
+def _brought_in(line):
+    "The distribution that an annotation of the lock names; None for another line"
+    found = re.fullmatch(r'\s+#\s+(?:via\s+)?([A-Za-z0-9][\w.-]*)', line)
+    return plain_name(found[1]) if found and found[1] != 'via' else None
+
 def _lock_graph(
     root='.',  # Top of the project
 ) -> dict:  # Distribution -> those that it brings
     "What comes along with what, from the annotations of requirements.lock"
-    graph, child, path = {}, None, Path(root) / 'requirements.lock'
-    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
+    graph, child = {}, None
+    for line in _lock_lines(root):
         if line and line[0] not in ' #':
             child = plain_name(line)
-        elif child and (m := re.fullmatch(r'\s+#\s+(?:via\s+)?([A-Za-z0-9][\w.-]*)', line)) and m[1] != 'via':
-            graph.setdefault(plain_name(m[1]), set()).add(child)
+        elif child and (parent := _brought_in(line)):
+            graph.setdefault(parent, set()).add(child)
     return graph
+
+def _reached(graph, names):
+    "These distributions and all that come along with them"
+    todo, have = list(names), set()
+    while todo:
+        name = todo.pop()
+        if name not in have:
+            have.add(name)
+            todo += graph.get(name, ())
+    return have
 
 def brings(
     root='.',  # Top of the project
@@ -266,17 +339,22 @@ def brings(
     "Everything that each extra installs; the empty name stands for the library alone"
     graph, out = _lock_graph(root), {}
     for extra, asked in requirements(root).items():
-        todo, have = [plain_name(r) for r in asked], set()
-        while todo:
-            name = todo.pop()
-            if name in have:
-                continue
-            have.add(name)
-            todo += graph.get(name, ())
-        out[extra] = have | ({'tensorflow'} if 'tensorflow-cpu' in have else set())
+        have = _reached(graph, map(plain_name, asked))
+        out[extra] = have | {'tensorflow'} if 'tensorflow-cpu' in have else have
     return out
 
 # %% ../../nbs/book/03_needs.ipynb #ee79e996
+def _cover(wanted, able):
+    "The extras chosen, each bringing most of what is still wanted, then being smallest; and what none of them brings"
+    chosen = []
+    while wanted:
+        best = max(able, key=lambda extra: (len(able[extra] & wanted), -len(able[extra])))
+        if not able[best] & wanted:
+            break
+        chosen.append(best)
+        wanted = wanted - able[best]
+    return sorted(chosen), sorted(wanted)
+
 def extras_for(
     modules,  # Top packages that are imported
     root='.',  # Top of the project
@@ -284,17 +362,10 @@ def extras_for(
 ) -> tuple:  # List of extras to install, and list of packages that no extra brings
     "The fewest extras that bring these packages"
     have = brings(root)
-    known = have[''].union(*(have[e] for e in given))
-    open_ = {_distribution(m) for m in modules} - known
-    able = {e: d for e, d in have.items() if e and e != 'lab' and (e != 'dev' or 'dev' in given)}
-    chosen = []
-    while open_:
-        best = max(able, key=lambda e: (len(able[e] & open_), -len(able[e])))
-        if not able[best] & open_:
-            break
-        chosen.append(best)
-        open_ -= able[best]
-    return sorted(chosen), sorted(open_)
+    known = have[''].union(*(have[extra] for extra in given))
+    closed = {'', 'lab'} if 'dev' in given else {'', 'lab', 'dev'}
+    able = {extra: brought for extra, brought in have.items() if extra not in closed}
+    return _cover(set(map(_distribution, modules)) - known, able)
 
 # %% ../../nbs/book/03_needs.ipynb #e294d430
 def course_extras(
@@ -351,16 +422,14 @@ def extras_needed(
     "The extras that a notebook's cells need beyond what every reader has"
     return extras_for(run_imports(root, notebook), root, given)[0]
 
+def _above_code(cell):
+    "Is it text, or the line that names a module?"
+    return cell['cell_type'] == 'markdown' or source_of(cell).startswith('#| default_exp')
+
 def _top_text(root, notebook):
     "The text of a notebook above its first code, apart from the line that names its module"
-    cells, text = json.loads((Path(root) / 'nbs' / notebook).read_text(encoding='utf-8'))['cells'], ''
-    for cell in cells:
-        source = ''.join(cell['source'])
-        if cell['cell_type'] == 'markdown':
-            text += source + '\n'
-        elif not source.startswith('#| default_exp'):
-            break
-    return re.sub(r'\s+', ' ', text)
+    top = itertools.takewhile(_above_code, notebook_cells(root, notebook))
+    return re.sub(r'\s+', ' ', text_of(top, 'markdown'))
 
 def unnamed_extras(
     root='.',  # Top of the project
@@ -375,9 +444,10 @@ def unnamed_extras(
 
 def _side_packages(root):
     "The distributions of the side environments, which are built apart"
-    with open(Path(root) / settings(root)['lib_path'] / 'data' / 'environments.csv', newline='', encoding='utf-8') as f:
-        steps = [word for row in csv.DictReader(f) for word in row['steps'].replace(';', ' ').split()]
-    return {plain_name(word) for word in steps if word[0] != '-'}
+    table = Path(root) / settings(root)['lib_path'] / 'data' / 'environments.csv'
+    with open(table, newline='', encoding='utf-8') as f:
+        steps = ' '.join(row['steps'].replace(';', ' ') for row in csv.DictReader(f))
+    return {plain_name(word) for word in steps.split() if word[0] != '-'}
 
 def unknown_imports(
     root='.',  # Top of the project
@@ -390,26 +460,41 @@ def unknown_imports(
     return found
 
 # %% ../../nbs/book/03_needs.ipynb #1266b514
+def _named_extra(call):
+    "The extra that a call of `need` names; all where it names none"
+    values = [*call.args[1:2], *(k.value for k in call.keywords if k.arg == 'extra')]
+    return next((value.value for value in values if isinstance(value, ast.Constant)), 'all')
+
 def _needs(tree):
     "The calls of `need` whose module is written out, with the extra that they name"
-    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
-        if getattr(call.func, 'id', None) != 'need' or not _asked(call):
-            continue
-        named = [a.value for a in call.args[1:2] if isinstance(a, ast.Constant)]
-        named += [k.value.value for k in call.keywords if k.arg == 'extra' and isinstance(k.value, ast.Constant)]
-        yield _asked(call), named[0] if named else 'all'
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and getattr(call.func, 'id', None) == 'need' and _asked(call):
+            yield _asked(call), _named_extra(call)
+
+def _library_needs(root, lib):
+    "File, top package and extra for each call of `need` in the library that asks for a package from outside"
+    for path in sorted((Path(root) / lib).rglob('*.py')):
+        for module, extra in _needs(_parse(path.read_text(encoding='utf-8'))):
+            if _outside(module, lib):
+                yield path, module, extra
+
+def _with_all(have):
+    "What each extra brings, and what all of them together do, without dev"
+    every = set().union(*(brought for extra, brought in have.items() if extra != 'dev'))
+    return have | dict(all=every)
+
+def _helps(have, top, extra):
+    "Does an extra bring a package, or the library alone?"
+    return _distribution(top) in have.get(extra, set()) | have['']
 
 def wrong_extras(
     root='.',  # Top of the project
 ) -> list:  # A line for each
     "Calls of `need` that name an extra which does not bring the package"
-    lib, have, found = settings(root)['lib_path'], brings(root), []
-    have['all'] = set().union(*(d for e, d in have.items() if e != 'dev'))
-    for path in sorted((Path(root) / lib).rglob('*.py')):
-        for module, extra in _needs(_parse(path.read_text(encoding='utf-8'))):
-            top = _outside(module, lib)
-            if top and _distribution(top) not in have.get(extra, set()) | have['']:
-                found.append(f'{path.relative_to(root)}: need({module!r}, {extra!r})')
+    lib, have, found = settings(root)['lib_path'], _with_all(brings(root)), []
+    for path, module, extra in _library_needs(root, lib):
+        if not _helps(have, _outside(module, lib), extra):
+            found.append(f'{path.relative_to(root)}: need({module!r}, {extra!r})')
     return found
 
 # %% ../../nbs/book/03_needs.ipynb #a48d0fdb
@@ -417,18 +502,24 @@ def _requirement_lines(root):
     "Everything that the lock covers: all extras, sorted"
     return '\n'.join(sorted({r for asked in requirements(root).values() for r in asked})) + '\n'
 
+_unfit = {  # what makes a line of a lock unfit for other machines
+    'a local build': r'==[^\s;]*\+',
+    'an address': r'(?:https?|file)://',
+    'a path': r' @ |^[./]',
+    'an option': r'^-',
+}
+
 def lock_problems(
     text: str,  # A lock
 ) -> list:  # What makes it unfit for other machines
     "Local builds, addresses and hashes in a lock"
-    bad = {
-        'a local build': r'==[^\s;]*\+',
-        'an address': r'(?:https?|file)://',
-        'a path': r' @ |^[./]',
-        'an option': r'^-',
-    }
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith('#')]
-    return [f'{what}: {line.strip()}' for line in lines for what, pattern in bad.items() if re.search(pattern, line)]
+    return [f'{what}: {line.strip()}' for line in lines for what, mark in _unfit.items() if re.search(mark, line)]
+
+def _install_uv(folder):
+    "Make a small environment that holds uv"
+    subprocess.run([sys.executable, '-m', 'venv', str(folder)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([Path(folder) / 'bin' / 'python', '-m', 'pip', 'install', '-q', 'uv'], check=True)
 
 def _uv_program(
     folder,  # Where to keep it, should it not be on the path
@@ -438,25 +529,47 @@ def _uv_program(
         return found
     program = Path(folder) / 'bin' / 'uv'
     if not program.exists():
-        subprocess.run([sys.executable, '-m', 'venv', str(folder)], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run([Path(folder) / 'bin' / 'python', '-m', 'pip', 'install', '-q', 'uv'], check=True)
+        _install_uv(folder)
     return str(program)
+
+_uv_names = {'cert': 'SSL_CERT_FILE', 'index-url': 'UV_DEFAULT_INDEX'}  # what pip calls it -> uv's variable
 
 def _uv_environment(
     pip=None,  # The machine's pip settings, as `pip_settings` reads them
 ) -> dict:  # Variables
     "What uv is started with: none of its own settings, but the certificate and the index that pip uses here"
     env = {k: v for k, v in os.environ.items() if not k.startswith('UV_') and k != 'VIRTUAL_ENV'}
-    pip = pip or {}
-    if 'cert' in pip:
-        env['SSL_CERT_FILE'] = pip['cert']
-    if 'index-url' in pip:
-        env['UV_DEFAULT_INDEX'] = pip['index-url']
-    return env
+    given = {_uv_names[option]: value for option, value in (pip or {}).items() if option in _uv_names}
+    return env | given
 
 _lock_head = """# The set that was last tested, for Python {floor} and later on every platform.
 # Made by `./course --lock` from settings.ini; `./course --lock --upgrade` takes the newest releases.
 """
+_asked_by = re.compile(r'^(\s+#\s+(?:via )?)-r -$', re.M)  # uv was given the requirements on its standard input
+
+def _compile_command(uv, out, floor, upgrade):
+    "How uv is asked for a lock of every platform and every Python from a version on"
+    options = ['--universal', '--python-version', floor, '--no-config', '--no-header', '-q']
+    newest = ['--upgrade'] if upgrade else []
+    return [uv, 'pip', 'compile', '-', '-o', out, *options, *newest]
+
+def _run_uv(command, wanted, folder, pip):
+    "Have uv resolve requirements in a folder; raises RuntimeError with what it says when they do not resolve"
+    how = dict(capture_output=True, text=True, env=_uv_environment(pip), cwd=folder)
+    run = subprocess.run(command, input=wanted, **how)
+    if run.returncode:
+        raise RuntimeError(f'the requirements of settings.ini do not resolve:\n{run.stderr.strip()}')
+
+def _resolved(root, uv, upgrade, pip):
+    "The lock that uv writes, beginning from the one that is there"
+    old, floor = Path(root) / 'requirements.lock', settings(root)['min_python']
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / old.name
+        if old.exists():
+            shutil.copy(old, out)
+        program = uv or _uv_program(Path(folder) / 'uv')
+        _run_uv(_compile_command(program, out, floor, upgrade), _requirement_lines(root), folder, pip)
+        return out.read_text(encoding='utf-8')
 
 def make_lock(
     root='.',  # Top of the project
@@ -465,35 +578,9 @@ def make_lock(
     pip=None,  # The machine's pip settings
 ) -> str:  # The lock's text, which is also written to requirements.lock
     "Resolve settings.ini for every supported Python and platform; raises RuntimeError when it does not resolve"
-    floor, path = settings(root)['min_python'], Path(root) / 'requirements.lock'
-    with tempfile.TemporaryDirectory() as d:
-        out = Path(d) / 'requirements.lock'
-        if path.exists():
-            shutil.copy(path, out)
-        command = [
-            uv or _uv_program(Path(d) / 'uv'),
-            'pip',
-            'compile',
-            '-',
-            '-o',
-            out,
-            '--universal',
-            '--python-version',
-            floor,
-            '--no-config',
-            '--no-header',
-            '-q',
-        ]
-        command += ['--upgrade'] if upgrade else []
-        run = subprocess.run(
-            command, input=_requirement_lines(root), capture_output=True, text=True, env=_uv_environment(pip), cwd=d
-        )
-        if run.returncode:
-            raise RuntimeError(f'the requirements of settings.ini do not resolve:\n{run.stderr.strip()}')
-        text = _lock_head.format(floor=floor) + re.sub(
-            r'^(\s+#\s+(?:via )?)-r -$', r'\1settings.ini', out.read_text(encoding='utf-8'), flags=re.M
-        )
+    resolved = _asked_by.sub(r'\1settings.ini', _resolved(root, uv, upgrade, pip))
+    text = _lock_head.format(floor=settings(root)['min_python']) + resolved
     if bad := lock_problems(text):
         raise RuntimeError(f'the lock would not fit other machines: {bad[0]}')
-    write_atomic(path, text)
+    write_atomic(Path(root) / 'requirements.lock', text)
     return text

@@ -15,53 +15,53 @@ import sys
 import tempfile
 from pathlib import Path
 from ..files import write_atomic
-from .contents import pages, published
+from .contents import pages, published, site_address, to_top
 from .epub import write_epub
 from .finish import imprint
-from .markdown import addressed, single_links, write_pages
+from .markdown import addressed, single_links, without_colours, write_pages
 
 # %% ../../nbs/book/01_rendering.ipynb #02384ce9
 def _navigation(toc):
-    "The table of contents as Zensical wants it"
+    "The table of contents as Zensical wants it: pages that stand alone, and parts with the files of their pages"
     nav, parts = [], {}
-    for p in toc:
-        if not p.part:
-            nav.append({'Home': 'index.md'} if p.name == 'index' else f'{p.name}.md')
-            continue
-        if p.part not in parts:
-            parts[p.part] = []
-            nav.append({p.part: parts[p.part]})
-        parts[p.part].append(f'{p.name}.md')
+    for page in toc:
+        file = f'{page.name}.md'
+        if page.part in parts:
+            parts[page.part].append(file)
+        elif page.part:
+            parts[page.part] = [file]
+            nav.append({page.part: parts[page.part]})
+        else:
+            nav.append({'Home': file} if page.name == 'index' else file)
     return nav
 
 
+_palette = [  # by the reader's own preference; the button says what it changes to
+    dict(media='(prefers-color-scheme: light)', scheme='default', toggle=dict(icon='lucide/sun', name='Dark')),
+    dict(media='(prefers-color-scheme: dark)', scheme='slate', toggle=dict(icon='lucide/moon', name='Light')),
+]
+_features = [
+    *('navigation.footer', 'navigation.indexes', 'navigation.top', 'navigation.instant.prefetch'),
+    *('content.code.copy', 'content.tabs.link', 'search.highlight', 'toc.follow'),
+]
+
+
 def _theme():
-    "Zensical's theme: what it offers, and its colours by the reader's own preference"
-    light = dict(icon='lucide/sun', name='Dark')
-    dark = dict(icon='lucide/moon', name='Light')
-    palette = [
-        dict(media='(prefers-color-scheme: light)', scheme='default', toggle=light),
-        dict(media='(prefers-color-scheme: dark)', scheme='slate', toggle=dark),
-    ]
-    navigation = ['footer', 'indexes', 'top', 'instant.prefetch']
-    features = [f'navigation.{n}' for n in navigation]
-    features += ['content.code.copy', 'content.tabs.link', 'search.highlight', 'toc.follow']
+    "Zensical's theme: what it offers, and its colours"
     icon = 'images/favicon.svg'
-    return dict(name='material', font=False, language='en', favicon=icon, features=features, palette=palette)
+    return dict(name='material', font=False, language='en', favicon=icon, features=_features, palette=_palette)
 
 
-def _extensions():
-    "The extensions of Markdown that the pages use"
-    return [
-        *('attr_list', 'md_in_html', 'tables', 'footnotes', 'def_list', 'sane_lists'),
-        {'toc': {'permalink': True, 'toc_depth': 3}},
-        {'pymdownx.blocks.admonition': {'types': ['note', 'tip', 'warning', 'danger', 'quote']}},
-        'pymdownx.blocks.details',
-        {'pymdownx.blocks.tab': {'alternate_style': True}},
-        'pymdownx.superfences',
-        {'pymdownx.highlight': {'anchor_linenums': False}},
-        'pymdownx.inlinehilite',
-    ]
+_extensions = [  # of Markdown, that the pages use
+    *('attr_list', 'md_in_html', 'tables', 'footnotes', 'def_list', 'sane_lists'),
+    {'toc': {'permalink': True, 'toc_depth': 3}},
+    {'pymdownx.blocks.admonition': {'types': ['note', 'tip', 'warning', 'danger', 'quote']}},
+    'pymdownx.blocks.details',
+    {'pymdownx.blocks.tab': {'alternate_style': True}},
+    'pymdownx.superfences',
+    {'pymdownx.highlight': {'anchor_linenums': False}},
+    'pymdownx.inlinehilite',
+]
 
 
 def zensical_config(
@@ -81,7 +81,7 @@ def zensical_config(
         extra=dict(generator=False, social=social),
         copyright=foot,
         theme=_theme(),
-        markdown_extensions=_extensions(),
+        markdown_extensions=_extensions,
         extra_css=['styles.css'],
     )
 
@@ -96,6 +96,23 @@ proc_nbs(n_workers=0)
 """  # one process: torch and its friends are imported once
 
 
+def _names_error(text):
+    "Is a line of it the end of a traceback?"
+    return any(re.match(r'\w*(Error|Exception)\b', line) for line in text.splitlines())
+
+
+def _death(code):
+    "The signal that ended a process, in brackets; empty where none did"
+    return f' ({signal.Signals(-code).name})' if code < 0 else ''
+
+
+def _check_processed(done):
+    "Raise RuntimeError where nbdev failed, or printed the end of a traceback and went on"
+    if done.returncode or _names_error(done.stderr):
+        said = f'{done.stdout[-2000:]}{done.stderr[-4000:]}'
+        raise RuntimeError(f'the notebooks could not be processed{_death(done.returncode)}:\n{said}')
+
+
 def process(
     root='.',  # Top of the project
 ) -> Path:  # Folder of the processed notebooks
@@ -103,49 +120,72 @@ def process(
     proc = Path(root) / '_proc'
     shutil.rmtree(proc, ignore_errors=True)  # what a failed build left there would become pages
     command = [sys.executable, '-W', 'ignore', '-c', _process]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1800)
-    errors = [line for line in done.stderr.splitlines() if re.match(r'\w*(Error|Exception)\b', line)]
-    if done.returncode or errors:
-        died = f' ({signal.Signals(-done.returncode).name})' if done.returncode < 0 else ''
-        raise RuntimeError(f'the notebooks could not be processed{died}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}')
+    _check_processed(subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1800))
     return proc
 
 # %% ../../nbs/book/01_rendering.ipynb #df6308c0
+def _install_npm(npm, package, folder):
+    "Have npm install a package into a folder; a registry that does not answer is waited for a minute"
+    flags = ['--silent', '--no-audit', '--no-fund', '--ignore-scripts', '--prefix', folder]
+    hurry = ['--fetch-retries=0', '--fetch-timeout=20000']
+    subprocess.run([npm, 'install', *flags, *hurry, package], capture_output=True, timeout=60)
+
+
+def _from_npm(npm, package, file):
+    "The bytes of a file of a package; None where npm does not bring it"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _install_npm(npm, package, folder)
+        except subprocess.TimeoutExpired:
+            return None
+        found = Path(folder) / 'node_modules' / package.rpartition('@')[0] / file
+        return found.read_bytes() if found.exists() else None
+
+
 def npm_file(
     package: str,  # A package and its version, for example mermaid@12
     file: str,  # The file in it, for example dist/mermaid.min.js
     cache: Path,  # Folder where the file is kept
 ):  # Its path; None where it cannot be had
     "One file of a package from npm, fetched once"
-    target = cache / Path(file).name
-    npm = shutil.which('npm')
-    if target.exists() or not npm:
-        return target if target.exists() else None
-    with tempfile.TemporaryDirectory() as d:
-        flags = ['--silent', '--no-audit', '--no-fund', '--ignore-scripts', '--prefix', d]
-        hurry = ['--fetch-retries=0', '--fetch-timeout=20000']
-        try:
-            subprocess.run([npm, 'install', *flags, *hurry, package], capture_output=True, timeout=60)
-        except subprocess.TimeoutExpired:
-            return None  # a registry that does not answer
-        found = Path(d) / 'node_modules' / package.rpartition('@')[0] / file
-        if not found.exists():
-            return None
-        cache.mkdir(parents=True, exist_ok=True)
-        return write_atomic(target, found.read_bytes())
+    target, npm = cache / Path(file).name, shutil.which('npm')
+    if target.exists():
+        return target
+    raw = _from_npm(npm, package, file) if npm else None
+    if raw is None:
+        return None
+    cache.mkdir(parents=True, exist_ok=True)
+    return write_atomic(target, raw)
+
+
+def _copy(source, target):
+    "Copy a file or a folder, where there is one"
+    if source.is_dir():
+        shutil.copytree(source, target)
+    elif source.exists():
+        shutil.copy(source, target)
+
+
+def _has_diagram(pages):
+    "Does a page ask for the script that draws diagrams?"
+    return any('mermaid.min.js' in page.read_text(encoding='utf-8') for page in pages.rglob('*.md'))
+
+
+def _copy_diagrams(root, pages):
+    "The script that draws diagrams; an empty one where it cannot be had"
+    script = npm_file('mermaid@12', 'dist/mermaid.min.js', Path(root) / '.cache')
+    if script:
+        shutil.copy(script, pages)
+    else:
+        (pages / 'mermaid.min.js').touch()
 
 
 def _copy_assets(root, pages):
     "Style sheet, scripts and pictures beside the pages"
     for name in ('styles.css', 'diagrams.js', 'images'):
-        source = Path(root) / 'nbs' / name
-        if source.is_dir():
-            shutil.copytree(source, pages / name)
-        elif source.exists():
-            shutil.copy(source, pages / name)
-    if any('mermaid.min.js' in page.read_text(encoding='utf-8') for page in pages.rglob('*.md')):
-        script = npm_file('mermaid@12', 'dist/mermaid.min.js', Path(root) / '.cache')
-        shutil.copy(script, pages) if script else (pages / 'mermaid.min.js').touch()
+        _copy(Path(root) / 'nbs' / name, pages / name)
+    if _has_diagram(pages):
+        _copy_diagrams(root, pages)
 
 
 def _replace(new, out):
@@ -156,7 +196,25 @@ def _replace(new, out):
 
 def _said(done):
     "What a program printed, without colours"
-    return re.sub(r'\x1b\[[0-9;]*[A-Za-z]', '', done.stdout + done.stderr)
+    return without_colours(done.stdout + done.stderr)
+
+
+def _zensical_source(root, proc, folder, cfg, toc):
+    "What Zensical reads: pages, what is shown beside them, and its configuration"
+    import yaml
+
+    write_pages(proc, toc, cfg, folder / 'pages')
+    _copy_assets(root, folder / 'pages')
+    config = zensical_config(cfg, toc, imprint(root, cfg))
+    (folder / 'mkdocs.yml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
+
+
+def _run_zensical(folder):
+    "Build the site in a folder; raises RuntimeError with what Zensical says when it fails or warns"
+    command = [sys.executable, '-m', 'zensical', 'build', '--clean', '-f', str(folder / 'mkdocs.yml')]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    if done.returncode or re.search(r'(?i)warning|error', _said(done)):
+        raise RuntimeError(f'the site could not be built:\n{_said(done)[-4000:]}')
 
 
 def zensical(
@@ -166,25 +224,17 @@ def zensical(
     toc: list,  # Pages
 ):
     "Build with Zensical in a temporary folder and move the result; its warnings count as errors"
-    import yaml
-
     proc = process(root)
     with tempfile.TemporaryDirectory(dir=root, prefix='.site-') as d:
-        d = Path(d).resolve()
-        write_pages(proc, toc, cfg, d / 'pages')
-        _copy_assets(root, d / 'pages')
-        config = yaml.safe_dump(zensical_config(cfg, toc, imprint(root, cfg)), sort_keys=False)
-        (d / 'mkdocs.yml').write_text(config, encoding='utf-8')
-        command = [sys.executable, '-m', 'zensical', 'build', '--clean', '-f', str(d / 'mkdocs.yml')]
-        done = subprocess.run(command, cwd=d, capture_output=True, text=True, timeout=600)
-        if done.returncode or re.search(r'(?i)warning|error', _said(done)):
-            raise RuntimeError(f'the site could not be built:\n{_said(done)[-4000:]}')
-        _replace(d / 'site', out)
+        folder = Path(d).resolve()
+        _zensical_source(root, proc, folder, cfg, toc)
+        _run_zensical(folder)
+        _replace(folder / 'site', out)
 
 # %% ../../nbs/book/01_rendering.ipynb #80474a71
 def _for_quarto(lines, cfg):
     "Markdown for Quarto: diagrams are cells of its own kind, pictures keep their text, no link leads to nothing"
-    text = single_links(addressed(''.join(lines), cfg), cfg['doc_host'] + cfg['doc_baseurl'])
+    text = single_links(addressed(''.join(lines), cfg), site_address(cfg))
     text = text.replace('```mermaid\n', '```{mermaid}\n')
     # alone, an image's text would be a caption only
     text = re.sub(r'^(!\[[^\]\n]+\]\([^)\n]+\))$', r'\1&nbsp;', text, flags=re.M)
@@ -193,16 +243,20 @@ def _for_quarto(lines, cfg):
     return text.splitlines(True)  # a single string would lose its line breaks in Quarto
 
 
+def _markdown_places(cells):
+    "Where the cells of a notebook hold Markdown: a dict and the key in it"
+    for cell in cells:
+        if cell['cell_type'] == 'markdown':
+            yield cell, 'source'
+        forms = [out.get('data', {}) for out in cell.get('outputs', [])]
+        yield from ((data, 'text/markdown') for data in forms if 'text/markdown' in data)
+
+
 def _quarto_notebook(text, cfg):
     "A processed notebook with its prose and its Markdown outputs as Quarto wants them"
     nb = json.loads(text)
-    for cell in nb['cells']:
-        if cell['cell_type'] == 'markdown':
-            cell['source'] = _for_quarto(cell['source'], cfg)
-        for out in cell.get('outputs', []):
-            data = out.get('data', {})
-            if 'text/markdown' in data:
-                data['text/markdown'] = _for_quarto(data['text/markdown'], cfg)
+    for holder, key in _markdown_places(nb['cells']):
+        holder[key] = _for_quarto(holder[key], cfg)
     return json.dumps(nb)
 
 
@@ -215,7 +269,7 @@ def quarto_settings(
     if foot:
         site['page-footer'] = dict(center=foot)
     if published(cfg):
-        site |= {'site-url': cfg['doc_host'] + cfg['doc_baseurl'], 'repo-url': cfg['git_url']}
+        site |= {'site-url': site_address(cfg), 'repo-url': cfg['git_url']}
     return dict(project={'output-dir': Path(cfg['doc_path']).name}, website=site)
 
 
@@ -224,9 +278,9 @@ def quarto_errors(
 ) -> str:  # The part that says what is wrong; empty when nothing is
     "Quarto's errors and warnings, each with the lines that explain it"
     lines = said.splitlines()
-    found = [i for i, line in enumerate(lines) if re.search(r'\b(WARN|ERROR)', line)]
-    shown = sorted({j for i in found for j in range(i, min(i + 5, len(lines)))})
-    return '\n'.join(lines[j] for j in shown[:60])
+    wrong = [re.search(r'\b(WARN|ERROR)', line) for line in lines]
+    shown = [line for i, line in enumerate(lines) if any(wrong[max(i - 4, 0) : i + 1])]  # an error and four lines more
+    return '\n'.join(shown[:60])
 
 
 _foreign = re.compile(
@@ -236,6 +290,30 @@ _foreign = re.compile(
 )
 
 
+def _with_icon(text):
+    "A page that names an icon: a browser would ask for a favicon.ico that is not there"
+    if re.search(r'<link[^>]*rel="icon"', text):
+        return text
+    return text.replace('</head>', '<link rel="icon" href="data:,">\n</head>', 1)
+
+
+def _known_fragment(fragment, known):
+    "The fragment of a link where the page has it, or that of the class; empty where the page has neither"
+    owner = fragment.split('.')[0]  # a method without an entry of its own is documented with its class
+    return next((f'#{name}' for name in (fragment, owner) if name in known), '')
+
+
+def _relative_links(text, name, base, anchors):
+    "A page whose absolute links to its own site are relative, and lead to anchors that are there"
+    up = to_top(name) or './'
+
+    def relative(found):
+        start, page, fragment = found[1], found[2], found[3] or ''
+        return start + up + page + _known_fragment(fragment, anchors.get(page, ()))
+
+    return re.sub(rf'(<a [^>]*href="){re.escape(base)}/([^"#]*)(?:#([^"]*))?', relative, text)
+
+
 def own_page(
     text: str,  # HTML of a page that Quarto made
     name: str,  # Its path in the site
@@ -243,20 +321,48 @@ def own_page(
     anchors: dict,  # Path of a page -> the anchors it has
 ) -> str:  # HTML that loads nothing from elsewhere and whose own links are relative
     "What nbdev and Quarto add for the web, taken back: scripts from other hosts and absolute links to this very site"
-    base = re.escape(cfg['doc_host'] + cfg['doc_baseurl']) + '/'
-    up = '../' * name.count('/') or './'
-
-    def relative(found):
-        page, fragment = found[2], found[3] or ''
-        owner = fragment.split('.')[0]  # a method without an entry of its own is documented with its class
-        known = [f for f in (fragment, owner) if f in anchors.get(page, ())]
-        return found[1] + up + page + (f'#{known[0]}' if known else '')
-
     text = _foreign.sub('', text)
     text = re.sub(r'<title>(.+?) – \1</title>', r'<title>\1</title>', text)  # the first page is called like the site
-    if not re.search(r'<link[^>]*rel="icon"', text):  # or the browser asks for a favicon.ico that is not there
-        text = text.replace('</head>', '<link rel="icon" href="data:,">\n</head>', 1)
-    return re.sub(rf'(<a [^>]*href="){base}([^"#]*)(?:#([^"]*))?', relative, text)
+    return _relative_links(_with_icon(text), name, site_address(cfg), anchors)
+
+
+def _for_quarto_in(proc, cfg):
+    "Every processed notebook in a folder, written again as Quarto wants it"
+    for notebook in proc.rglob('*.ipynb'):
+        text = _quarto_notebook(notebook.read_text(encoding='utf-8'), cfg)
+        notebook.write_text(text, encoding='utf-8')
+
+
+def _quarto_source(root, proc, cfg):
+    "What Quarto reads: the processed notebooks as it wants them, and its configuration"
+    import yaml
+
+    _for_quarto_in(proc, cfg)
+    config = yaml.safe_dump(quarto_settings(cfg, imprint(root, cfg)), allow_unicode=True)
+    (proc / 'nbdev.yml').write_text(config, encoding='utf-8')
+
+
+def _render(proc):
+    "Run Quarto; raises RuntimeError with its errors and warnings"
+    command = [shutil.which('quarto'), 'render', '--no-cache']
+    done = subprocess.run(command, cwd=proc, capture_output=True, text=True, timeout=1800)
+    said = _said(done)
+    wrong = quarto_errors(said)
+    if done.returncode or wrong:
+        raise RuntimeError(f'quarto render failed:\n{wrong or said[-4000:]}')
+
+
+def _pages_of(site):
+    "Path in a site -> HTML, for each of its pages"
+    return {file.relative_to(site).as_posix(): file.read_text(encoding='utf-8') for file in site.rglob('*.html')}
+
+
+def _own_pages(site, cfg):
+    "Every page of a site that Quarto made, with what is foreign taken back"
+    texts = _pages_of(site)
+    anchors = {name: set(re.findall(r'\bid="([^"]+)"', text)) for name, text in texts.items()}
+    for name, text in texts.items():
+        (site / name).write_text(own_page(text, name, cfg, anchors), encoding='utf-8')
 
 
 def quarto(
@@ -265,22 +371,10 @@ def quarto(
     cfg: dict,  # Settings
 ):
     "Build with Quarto, and the EPUB with its Pandoc; warnings of Quarto count as errors"
-    import yaml
-
     proc = process(root)
-    for notebook in proc.rglob('*.ipynb'):
-        notebook.write_text(_quarto_notebook(notebook.read_text(encoding='utf-8'), cfg), encoding='utf-8')
-    config = yaml.safe_dump(quarto_settings(cfg, imprint(root, cfg)), allow_unicode=True)
-    (proc / 'nbdev.yml').write_text(config, encoding='utf-8')
-    command = [shutil.which('quarto'), 'render', '--no-cache']
-    done = subprocess.run(command, cwd=proc, capture_output=True, text=True, timeout=1800)
-    wrong = quarto_errors(_said(done))
-    if done.returncode or wrong:
-        raise RuntimeError(f'quarto render failed:\n{wrong or _said(done)[-4000:]}')
+    _quarto_source(root, proc, cfg)
+    _render(proc)
     made = proc / Path(cfg['doc_path']).name
-    texts = {p.relative_to(made).as_posix(): p.read_text(encoding='utf-8') for p in made.rglob('*.html')}
-    anchors = {name: set(re.findall(r'\bid="([^"]+)"', text)) for name, text in texts.items()}
-    for name, text in texts.items():
-        (made / name).write_text(own_page(text, name, cfg, anchors), encoding='utf-8')
+    _own_pages(made, cfg)
     write_epub(proc, pages(root), cfg, made / f'{cfg["lib_name"]}.epub')
     _replace(made, out)

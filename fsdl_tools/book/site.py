@@ -11,8 +11,6 @@ import functools
 import hashlib
 import http.server
 import itertools
-import json
-import posixpath
 import re
 import shutil
 import sys
@@ -21,11 +19,12 @@ import urllib.parse
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
-from ..core import need, one_of, read_data
+from ..core import need, one_of
 from ..files import write_atomic
-from .contents import notebooks, page_name, pages, published, settings, with_chapters
+from .contents import moved_names, notebook_cells, notebooks, page_name, pages, published, resolved
+from .contents import settings, site_address, source_of, with_chapters
 from .finish import finish_site
-from .markdown import addressed, cell_options
+from .markdown import addressed, cell_options, joined, switched_off
 from .rendering import quarto, zensical
 
 # %% ../../nbs/book/02_site.ipynb #8fdc13f7
@@ -40,24 +39,32 @@ def _option_lines(source):
     return [line[2:].strip() for line in lines]
 
 
-def _line_problem(line):
-    "What is wrong with one option line; None when nothing is"
+def _is_text(value):
+    "Is the value of an option a text that says something?"
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _value_problem(name, line):
+    "What is wrong with an option line that gives a value; None when nothing is"
     import yaml
 
-    name, colon, value = line.partition(':')
-    if not colon:
-        flag = line.split()[0] if line else ''
-        return None if flag in _flags else f'unknown option {flag!r}'
     try:
         read = yaml.safe_load(line)
     except yaml.YAMLError:
         return f'{name} is not YAML: quote the text after the first colon'
     if name not in _texts | _switches | _flags:
         return f'unknown option {name!r}'
-    text = read.get(name) if isinstance(read, dict) else None
-    if name in _texts and not (isinstance(text, str) and text.strip()):
-        return f'{name} needs a text in quotes'
-    return None
+    value = read.get(name) if isinstance(read, dict) else None
+    return f'{name} needs a text in quotes' if name in _texts and not _is_text(value) else None
+
+
+def _line_problem(line):
+    "What is wrong with one option line; None when nothing is"
+    name, colon, _ = line.partition(':')
+    if colon:
+        return _value_problem(name, line)
+    flag = line.split()[0] if line else ''
+    return None if flag in _flags else f'unknown option {flag!r}'
 
 
 def _draws(cell):
@@ -66,22 +73,52 @@ def _draws(cell):
     return any(kind.startswith('image/') for kind in kinds)
 
 
-def _cell_problems(cell):
-    "What is wrong with the options of one code cell"
-    source = ''.join(cell['source'])
-    lines = _option_lines(source)
-    names = [line.partition(':')[0] for line in lines if ':' in line]
-    wrong = [problem for line in lines if (problem := _line_problem(line))]
-    wrong += [f'option {name!r} is given twice' for name in sorted(set(names)) if names.count(name) > 1]
-    hidden = 'hide' in lines or any(re.fullmatch(r'(include|output):\s*false', line) for line in lines)
-    if _draws(cell) and not hidden and 'fig-alt' not in names:
-        wrong.append('an image without fig-alt')
-    return wrong
+def _hidden(lines):
+    "Do these option lines keep the outputs of their cell from the page?"
+    return 'hide' in lines or any(re.fullmatch(r'(include|output):\s*false', line) for line in lines)
 
 
 def _repeated(values):
     "The values that occur more than once"
     return sorted(value for value, count in Counter(values).items() if count > 1)
+
+
+def _lacks_alt(cell, lines):
+    "Does a reader see an image of a cell, and no text beside it?"
+    described = any(line.startswith('fig-alt:') for line in lines)
+    return _draws(cell) and not _hidden(lines) and not described
+
+
+def _cell_problems(cell):
+    "What is wrong with the options of one code cell"
+    lines = _option_lines(source_of(cell))
+    names = [line.partition(':')[0] for line in lines if ':' in line]
+    wrong = list(filter(None, map(_line_problem, lines)))
+    wrong += [f'option {name!r} is given twice' for name in _repeated(names)]
+    return wrong + ['an image without fig-alt'] if _lacks_alt(cell, lines) else wrong
+
+
+def _labels(cells):
+    "The labels that code cells have"
+    lines = [line for cell in cells for line in _option_lines(source_of(cell))]
+    return [line.partition(':')[2].strip() for line in lines if line.startswith('label:')]
+
+
+def _doubles(name, cells):
+    "A line for each id and each label that two cells of a notebook share"
+    labels = _labels(cell for cell in cells if cell['cell_type'] == 'code')
+    shared = [f'id {i}' for i in _repeated(cell.get('id') for cell in cells)]
+    shared += [f'label {label}' for label in _repeated(labels)]
+    return [f'{name}: two cells have the {what}' for what in shared]
+
+
+def _notebook_problems(name, cells):
+    "A line for each thing that is wrong with the cells of a notebook"
+    wrong = _doubles(name, cells)
+    for cell in cells:
+        if cell['cell_type'] == 'code':
+            wrong += [f'{name}, cell {cell.get("id")}: {problem}' for problem in _cell_problems(cell)]
+    return wrong
 
 
 def option_problems(
@@ -90,13 +127,7 @@ def option_problems(
     "What would break Quarto or leave a reader without a picture's text: options that are no YAML, repeated names"
     wrong = []
     for name in notebooks(root):
-        cells = json.loads((Path(root) / 'nbs' / name).read_text(encoding='utf-8'))['cells']
-        code = [cell for cell in cells if cell['cell_type'] == 'code']
-        lines = [line for cell in code for line in _option_lines(''.join(cell['source']))]
-        labels = [line.partition(':')[2].strip() for line in lines if line.startswith('label:')]
-        wrong += [f'{name}: two cells have the id {i}' for i in _repeated(cell.get('id') for cell in cells)]
-        wrong += [f'{name}: two cells have the label {i}' for i in _repeated(labels)]
-        wrong += [f'{name}, cell {cell.get("id")}: {problem}' for cell in code for problem in _cell_problems(cell)]
+        wrong += _notebook_problems(name, notebook_cells(root, name))
     return wrong
 
 # %% ../../nbs/book/02_site.ipynb #e07b8dd5
@@ -108,12 +139,11 @@ _leading = """<!DOCTYPE html>
 """
 
 
-def _moved(
-    kind: str,  # page or module
-) -> dict:  # Old name -> new name, for example zoo -> models/zoo
-    "What has moved, from the table moved.csv"
-    one_of('kind', kind, ('page', 'module'))
-    return {row['old']: row['new'] for row in read_data('moved.csv') if row['kind'] == kind}
+def _lead_on(site, old, new, base):
+    "A page under an old address that leads to the new one, unless a page has that address today"
+    page, to = Path(site) / f'{old}.html', f'{new}.html'
+    if (Path(site) / to).exists() and not page.exists():
+        page.write_text(_leading.format(to=to, canonical=base + to), encoding='utf-8')
 
 
 def write_moved(
@@ -121,11 +151,9 @@ def write_moved(
     cfg: dict,  # Settings
 ):
     "A small page under each old address that leads to the new one, unless a page has that address today"
-    base = cfg['doc_host'] + cfg['doc_baseurl'] + '/' if published(cfg) else ''
-    for old, new in _moved('page').items():
-        page, to = Path(site) / f'{old}.html', f'{new}.html'
-        if (Path(site) / to).exists() and not page.exists():
-            page.write_text(_leading.format(to=to, canonical=base + to), encoding='utf-8')
+    base = site_address(cfg) + '/' if published(cfg) else ''
+    for old, new in moved_names('page').items():
+        _lead_on(site, old, new, base)
 
 # %% ../../nbs/book/02_site.ipynb #92580d0f
 def _renderers() -> list:  # quarto and zensical, or zensical alone
@@ -133,13 +161,17 @@ def _renderers() -> list:  # quarto and zensical, or zensical alone
     return ['quarto', 'zensical'] if shutil.which('quarto') else ['zensical']
 
 
+def _is_source(file):
+    "Is it a file that somebody wrote, and none that nbdev or Jupyter writes meanwhile?"
+    return file.is_file() and file.name not in ('nbdev.yml', 'sidebar.yml') and '.ipynb_checkpoints' not in file.parts
+
+
 def _made_from(root):
     "The files that a site is made from; not those that nbdev writes while it is built"
     lib = root / settings(root)['lib_path']
     files = [root / 'settings.ini', root / '_quarto.yml', lib / 'data/moved.csv', lib / 'data/glossary.csv']
     files += [*(root / 'nbs').rglob('*'), *lib.rglob('*.py')]
-    written = ('nbdev.yml', 'sidebar.yml')
-    return sorted(f for f in files if f.is_file() and f.name not in written and '.ipynb_checkpoints' not in f.parts)
+    return sorted(filter(_is_source, files))
 
 
 def _fingerprint(
@@ -154,6 +186,14 @@ def _fingerprint(
     return h.hexdigest()
 
 
+def _rendered(root, out, cfg, renderer):
+    "Have a renderer make the pages"
+    if renderer == 'quarto':
+        quarto(root, out, cfg)
+    else:
+        zensical(root, out, cfg, pages(root))
+
+
 def build_site(
     root='.',  # Top of the project
     out=None,  # Folder for the site; default: _docs in root
@@ -164,16 +204,24 @@ def build_site(
     out = Path(out or Path(root) / cfg['doc_path'])
     renderer = one_of('renderer', renderer or _renderers()[0], ('quarto', 'zensical'))
     mark = _fingerprint(root, renderer)
-    if renderer == 'quarto':
-        quarto(root, out, cfg)
-    else:
-        zensical(root, out, cfg, pages(root))
+    _rendered(root, out, cfg, renderer)
     finish_site(root, out, cfg)
     write_moved(out, cfg)
     (out / '.fingerprint').write_text(mark)
     return out
 
 # %% ../../nbs/book/02_site.ipynb #4063e41a
+_shown_from = ('img', 'script', 'iframe', 'source', 'video')  # elements that load their src
+_fetched_links = ('stylesheet', 'icon', 'preload', 'preconnect')  # kinds of link that a browser fetches
+
+
+def _loaded(tag, attrs):
+    "The address that an element makes the browser load; None where it loads nothing"
+    if tag in _shown_from:
+        return attrs.get('src')
+    return attrs.get('href') if tag == 'link' and attrs.get('rel') in _fetched_links else None
+
+
 class _Refs(HTMLParser):
     "Anchors of a page, its links, and what it loads"
 
@@ -182,31 +230,38 @@ class _Refs(HTMLParser):
         self.ids, self.refs = set(), []
 
     def handle_starttag(self, tag, attrs):
-        a = dict(attrs)
-        self.ids |= {a[k] for k in ('id', 'name') if a.get(k)}
-        href, src = a.get('href'), a.get('src')
-        if tag == 'a' and href:
-            self.refs.append(('link', href))
-        if tag in ('img', 'script', 'iframe', 'source', 'video') and src:
-            self.refs.append(('load', src))
-        if tag == 'link' and a.get('rel') in ('stylesheet', 'icon', 'preload', 'preconnect') and href:
-            self.refs.append(('load', href))
+        attrs = dict(attrs)
+        self.ids |= {attrs[k] for k in ('id', 'name') if attrs.get(k)}
+        if tag == 'a' and attrs.get('href'):
+            self.refs.append(('link', attrs['href']))
+        if loaded := _loaded(tag, attrs):
+            self.refs.append(('load', loaded))
 
 
-def _problem(site, refs, page, kind, ref):
-    "What is wrong with one reference of a page; None when nothing is"
-    u = urllib.parse.urlsplit(ref)
-    if u.scheme in ('mailto', 'data', 'javascript'):
-        return None
-    if u.scheme or u.netloc:
-        return 'loaded from another host' if kind == 'load' else None
-    path, fragment = urllib.parse.unquote(u.path), urllib.parse.unquote(u.fragment)
-    target = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else page
+def _target(page, url):
+    "The page and the anchor that a link of a page leads to"
+    path, fragment = urllib.parse.unquote(url.path), urllib.parse.unquote(url.fragment)
+    return resolved(page, path) if path else page, fragment
+
+
+def _own_problem(site, refs, page, url):
+    "What is wrong with a link of a page into its own site; None when nothing is"
+    target, fragment = _target(page, url)
     if page == '404.html' or target == '.':
         return None
     if not (site / target).exists():
         return 'no such file'
     return 'no such anchor' if fragment and target in refs and fragment not in refs[target].ids else None
+
+
+def _problem(site, refs, page, kind, ref):
+    "What is wrong with one reference of a page; None when nothing is"
+    url = urllib.parse.urlsplit(ref)
+    if url.scheme in ('mailto', 'data', 'javascript'):
+        return None
+    if url.scheme or url.netloc:
+        return 'loaded from another host' if kind == 'load' else None
+    return _own_problem(site, refs, page, url)
 
 
 def _references(site):
@@ -222,11 +277,12 @@ def dead_links(
     site,  # Folder of a built site
 ) -> list:  # A dict of page, link and problem for each
     "Own links that lead nowhere, and whatever would be loaded from another host"
-    site = Path(site)
+    site, found = Path(site), []
     refs = _references(site)
-    found = [(page, kind, ref) for page, r in refs.items() for kind, ref in r.refs]
-    checked = [(page, ref, _problem(site, refs, page, kind, ref)) for page, kind, ref in found]
-    return [dict(page=page, link=ref, problem=problem) for page, ref, problem in checked if problem]
+    for page, parsed in refs.items():
+        checked = [(ref, _problem(site, refs, page, kind, ref)) for kind, ref in parsed.refs]
+        found += [dict(page=page, link=ref, problem=problem) for ref, problem in checked if problem]
+    return found
 
 # %% ../../nbs/book/02_site.ipynb #a1f885b6
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -245,7 +301,10 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         page = Path(self.directory) / '404.html'
         if code != 404 or not page.exists():
             return super().send_error(code, message, explain)
-        body = page.read_bytes()
+        self._send_lost(page.read_bytes())
+
+    def _send_lost(self, body):
+        "Answer with the page for lost readers"
         self.send_response(404)
         self.send_header('Content-Type', 'text/html; charset=utf-8')
         self.send_header('Content-Length', str(len(body)))
@@ -270,6 +329,15 @@ class _Server(http.server.ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+def _listen(host, port, handler):
+    "A server at an address; raises OSError with what to do when that is taken"
+    try:
+        return _Server((host, port), handler)
+    except OSError as e:
+        cure = 'choose another one with --port, or 0 for any free one'
+        raise OSError(f'port {port} of {host} is taken ({e.strerror}): {cure}') from None
+
+
 def serve_site(
     site,  # Folder of a built site
     port: int = 8000,  # Port to listen on; 0 takes a free one
@@ -280,12 +348,7 @@ def serve_site(
         raise FileNotFoundError(f'there is no site in {site}: build it first')
     if not 0 <= port < 65536:
         raise ValueError(f'a port is a number from 0 to 65535, not {port}')
-    handler = functools.partial(_Quiet, directory=str(site))
-    try:
-        return _Server((host, port), handler)
-    except OSError as e:
-        cure = 'choose another one with --port, or 0 for any free one'
-        raise OSError(f'port {port} of {host} is taken ({e.strerror}): {cure}') from None
+    return _listen(host, port, functools.partial(_Quiet, directory=str(site)))
 
 # %% ../../nbs/book/02_site.ipynb #58d0ac58
 _alerts = ('NOTE', 'TIP', 'WARNING', 'IMPORTANT', 'CAUTION')
@@ -309,24 +372,46 @@ def _output_text(out):
     "An output as Markdown, or as a block of text"
     data = out.get('data', {})
     if 'text/markdown' in data:
-        return ''.join(data['text/markdown'])
-    text = ''.join(out.get('text') or data.get('text/plain') or '').rstrip()
+        return joined(data['text/markdown'])
+    text = joined(out.get('text') or data.get('text/plain') or '').rstrip()
     return f'```\n{text}\n```' if text else ''
+
+
+def _code_parts(cell):
+    "The source of a code cell and its outputs; nothing of a cell that is hidden"
+    options, code = cell_options(source_of(cell))
+    if 'hide' in options or not code:
+        return
+    if not switched_off(options, 'echo'):
+        yield f'```python\n{code}\n```'
+    yield from map(_output_text, cell['outputs'])
 
 
 def _readme_parts(cells):
     "The cells as Markdown for GitHub"
     for cell in cells:
-        source = ''.join(cell['source'])
         if cell['cell_type'] == 'markdown':
-            yield _github(source)
-            continue
-        options, code = cell_options(source)
-        if 'hide' in options or not code:
-            continue
-        if options.get('echo') != 'false':
-            yield f'```python\n{code}\n```'
-        yield from (_output_text(out) for out in cell['outputs'])
+            yield _github(source_of(cell))
+        else:
+            yield from _code_parts(cell)
+
+
+def _marked_as_made(text, notebook):
+    "A text with a line below its title that says from what it is made"
+    head = f'<!-- Made from nbs/{notebook} by `./course`: edit that instead. -->'
+    title, _, rest = text.partition('\n')
+    return f'{title}\n\n\n{head}\n\n{rest.strip()}\n'  # as Quarto lays it out, so that nbdev_readme writes the same
+
+
+def _readme_links(text, cfg):
+    "Links to notebooks as links to the site where there is one, else to the notebooks from the top; so for pictures"
+
+    def link(found):
+        if published(cfg):
+            return f']({site_address(cfg)}/{page_name(found[1])}.html)'
+        return f'](nbs/{found[1]})'
+
+    return re.sub(r'\]\(([\w/]+\.ipynb)\)', link, text.replace('](images/', '](nbs/images/'))
 
 
 def readme(
@@ -334,23 +419,26 @@ def readme(
     notebook='index.ipynb',  # Notebook in nbs
 ) -> str:  # Text of the file, for example README.md
     "A notebook as Markdown for GitHub; its links lead to the site where there is one, else to the notebooks"
-    cfg = settings(root)
-    cells = json.loads((Path(root) / 'nbs' / notebook).read_text(encoding='utf-8'))['cells']
-    head = f'<!-- Made from nbs/{notebook} by `./course`: edit that instead. -->'
-    body = '\n\n'.join(part.strip('\n') for part in _readme_parts(cells) if part)
-    body = with_chapters(body, root, notebook)
-    title, _, rest = addressed(body, cfg).partition('\n')
-    text = f'{title}\n\n\n{head}\n\n{rest.strip()}\n'  # as Quarto lays it out, so that nbdev_readme writes the same
-    text = text.replace('](images/', '](nbs/images/')
-
-    def link(found):
-        if published(cfg):
-            return f']({cfg["doc_host"]}{cfg["doc_baseurl"]}/{page_name(found[1])}.html)'
-        return f'](nbs/{found[1]})'
-
-    return re.sub(r'\]\(([\w/]+\.ipynb)\)', link, text)
+    cfg, parts = settings(root), _readme_parts(notebook_cells(root, notebook))
+    body = '\n\n'.join(part.strip('\n') for part in parts if part)
+    text = addressed(with_chapters(body, root, notebook), cfg)
+    return _readme_links(_marked_as_made(text, notebook), cfg)
 
 # %% ../../nbs/book/02_site.ipynb #ab92dd90
+def _update_texts(root):
+    "README and CONTRIBUTING, written again where their notebooks have changed"
+    for name, notebook in (('README.md', 'index.ipynb'), ('CONTRIBUTING.md', 'contributing.ipynb')):
+        text, file = readme(root, notebook), root / name
+        if not file.exists() or file.read_text(encoding='utf-8') != text:
+            write_atomic(file, text)
+
+
+def _up_to_date(site, root, renderer):
+    "Was a site made from what is there today?"
+    mark = site / '.fingerprint'
+    return mark.exists() and mark.read_text() == _fingerprint(root, renderer)
+
+
 def update_site(
     root='.',  # Top of the project
     renderer: str = '',  # quarto, zensical, or empty for quarto where it is on PATH
@@ -358,15 +446,12 @@ def update_site(
 ) -> Path:  # Folder of the site
     "README, CONTRIBUTING and the site, made again where they are out of date; a second builder waits for the first"
     root = Path(root)
-    for name, notebook in (('README.md', 'index.ipynb'), ('CONTRIBUTING.md', 'contributing.ipynb')):
-        text = readme(root, notebook)
-        if not (root / name).exists() or (root / name).read_text(encoding='utf-8') != text:
-            write_atomic(root / name, text)
+    _update_texts(root)
     out = Path(out or root / settings(root)['doc_path'])
-    mark, cache = out / '.fingerprint', root / '.cache'
+    cache = root / '.cache'
     cache.mkdir(exist_ok=True)
     with need('filelock').FileLock(cache / 'site.lock'):
-        if not mark.exists() or mark.read_text() != _fingerprint(root, renderer):
+        if not _up_to_date(out, root, renderer):
             build_site(root, out, renderer)
     return out
 
@@ -378,6 +463,14 @@ def _try_port(port):
         serve_site(d, port).server_close()
 
 
+def _until_stopped(server):
+    "Let a server answer until the user presses Ctrl-C"
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+    finally:
+        server.server_close()
 def _serve(site, port, browser):
     "Serve a site until the user stops it"
     server = serve_site(site, port)
@@ -385,12 +478,7 @@ def _serve(site, port, browser):
     print(f'==> Serving on {url} (Ctrl-C stops it)', flush=True)
     if browser:
         need('webbrowser').open(url)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        print()
-    finally:
-        server.server_close()
+    _until_stopped(server)
 
 
 def course(

@@ -3,8 +3,7 @@ import importlib.util
 import re
 
 from fsdl_tools.book.data import _data_files, _first_day, data_table, said_of_age, table_facts
-from fsdl_tools.book.contents import notebooks, pages
-from fsdl_tools.book.site import _moved
+from fsdl_tools.book.contents import moved_names, notebooks, pages
 from fsdl_tools.core import read_data
 
 REGISTRIES = re.compile(r'https?://[\w.-]*(pypi\.(org|python\.org)|pythonhosted\.org|npmjs\.(com|org)|anaconda\.org|conda\.io|crates\.io|hub\.docker\.com|rubygems\.org)', re.I)
@@ -35,8 +34,8 @@ def test_a_package_is_cited_by_name_and_version(root):
 
 
 def test_moved_names_lead_to_what_exists(root):
-    assert set(_moved('page').values()) <= {p.name for p in pages(root)}
-    for new in _moved('module').values(): assert importlib.util.find_spec(f'fsdl_tools.{new}'), new
+    assert set(moved_names('page').values()) <= {p.name for p in pages(root)}
+    for new in moved_names('module').values(): assert importlib.util.find_spec(f'fsdl_tools.{new}'), new
 
 
 def test_ages_are_told_in_words():

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from fsdl_tools.book.contents import notebooks, pages, settings
+from fsdl_tools.book.contents import moved_names, notebooks, pages, settings
 from fsdl_tools.book.finish import _lost_page, page_tools, takeaway
 from fsdl_tools.book.markdown import divs, formulas, page_markdown
 from fsdl_tools.book.rendering import quarto_settings, zensical_config
-from fsdl_tools.book.site import build_site, dead_links, _fingerprint, _moved, option_problems, readme, serve_site, update_site
+from fsdl_tools.book.site import build_site, dead_links, _fingerprint, option_problems, readme, serve_site, update_site
 
 pytestmark = pytest.mark.timeout(1500)      # Quarto takes minutes for the site, and each page is opened at two widths
 OVERFLOW = """() => {
@@ -188,8 +188,8 @@ def test_an_old_address_leads_to_the_new_page(reader, site):
     page, _ = reader
     for old in ('zoo', 'parallel'):
         page.goto(f'{site.url}/{old}.html')
-        page.wait_for_url(f'{site.url}/{_moved("page")[old]}.html')
-    missing = [old for old in _moved('page') if not (site.folder/f'{old}.html').exists()]
+        page.wait_for_url(f'{site.url}/{moved_names("page")[old]}.html')
+    missing = [old for old in moved_names('page') if not (site.folder/f'{old}.html').exists()]
     assert not missing
 
 
