@@ -302,14 +302,17 @@ def run_notebooks(
 ) -> list:             # A dict of notebook, seconds, cpu (seconds), ok and output for each
     "Run notebooks as tests in empty folders, each in a process group with a time limit; the longest first"
     root = Path(root).resolve()
-    names = _those_named(root, names)
+    names = _longest_first(_those_named(root, names))
     positive('workers', workers)
     positive('timeout', timeout, integer=False)
-    skipped = set(settings(root).get('tst_flags', '').split()) - set(flags.split())
-    job = dict(root=str(root), names=_longest_first(names), timeout=timeout, workers=workers, skipped=sorted(skipped))
+    job = dict(root=str(root), names=names, timeout=timeout, workers=workers, skipped=_left_out(root, flags))
     results = _results(job | dict(warm=_warm if len(names) > 2 else []), report)
     _record_seconds('notebooks', {r['notebook']: r['seconds'] for r in results if r['ok']})
     return sorted(results, key=lambda r: r['notebook'])
+
+def _left_out(root, flags=''):
+    "Test flags whose cells do not run, but for some"
+    return sorted(set(settings(root).get('tst_flags', '').split()) - set(flags.split()))
 
 def _those_named(root, names):
     "Some notebooks, or all of them; raises FileNotFoundError for one that is not there"
@@ -454,10 +457,9 @@ def run_in_kernel(
 ) -> dict:            # notebook, seconds, ok and output
     "Run one notebook in a fresh Jupyter kernel, from an empty folder, without the cells that are not tested"
     root, started = Path(root).resolve(), time.monotonic()
-    flags = settings(root).get('tst_flags', '').split()
     with tempfile.TemporaryDirectory(prefix='fsdl-kernel-') as folder:
         shutil.copy(root/'nbs'/notebook, folder)
-        command = [sys.executable, '-c', _kernel_code, Path(notebook).name, *flags]
+        command = [sys.executable, '-c', _kernel_code, Path(notebook).name, *_left_out(root)]
         ok, text = _run_group(command, folder, _quiet() | dict(PYTHONPATH=str(root)), timeout)
     return dict(notebook=notebook, seconds=time.monotonic() - started, ok=ok, output=text)
 

@@ -182,16 +182,16 @@ def systems_table(
     outcomes=None,  # Test or notebook -> passed, failed or skipped; default: those of the recorded run
 ) -> Table:  # A row a system
     "The systems of the lecture notes: what runs, what the tests said, what became of them"
-    every = systems()
-    when, told = '', {}
-    if outcomes is None:
-        recorded = read_results('systems')
-        when, told = f', runs up to {recorded["date"]}', {row['row']: row['status'] for row in recorded['rows']}
-    else:
-        told = {s.row: status(s, outcomes)[0] for s in every}
-    rows = [_system_row(s, told.get(s.row, 'not proven here')) for s in every]
+    told, when = _recorded() if outcomes is None else ({s.row: status(s, outcomes)[0] for s in systems()}, '')
+    rows = [_system_row(s, told.get(s.row, 'not proven here')) for s in systems()]
     working = sum(r['status'] == 'works' for r in rows)
     return Table(rows, caption=f'{working} of {len(rows)} systems work{when}')
+
+
+def _recorded():
+    "Row of a system -> what the recorded run said of it, and the date of that"
+    recorded = read_results('systems')
+    return {row['row']: row['status'] for row in recorded['rows']}, f', runs up to {recorded["date"]}'
 
 
 def _system_row(s, told):

@@ -140,12 +140,15 @@ def _page_uses(root, notebook, lib, publics):
     "(module, name) that the visible cells of a notebook use, or that its text speaks of"
     cells = _code_cells(root, notebook)
     shown = [_tree(source) for source in cells if not _not_shown.search(source)]
-    used = set().union(*map(_ids, shown))
-    own = _own_module(cells)
-    found = {(own, name) for name in set(publics.get(own, ())) & (used | _prose(root, notebook))}
-    names = _page_imports(cells, lib, publics)
-    found |= {names[name] for name in used & set(names) if names[name][1]}
-    return found | {use for tree in shown for use in _attributes(tree, names)}
+    spoken = _prose(root, notebook).union(*map(_ids, shown))
+    own, names = _own_module(cells), _page_imports(cells, lib, publics)
+    found = {(own, name) for name in spoken & set(publics.get(own, ()))}
+    return found.union(*(_uses_of(tree, names) for tree in shown))
+
+def _uses_of(tree, names):
+    "(module, name) that a cell uses of what the page imports"
+    used = {names[name] for name in _ids(tree) & set(names)}
+    return {(module, name) for module, name in used if name} | _attributes(tree, names)
 
 def _own_module(cells):
     "The module that code cells are exported to; None where they are not"
@@ -216,8 +219,12 @@ def unused_names(
     uses = _outside(root, trees, lib, publics)
     tested = uses.pop('tests')
     good = set().union(_entry_points(root), *uses.values())
-    bad = [(module, name) for module, names in publics.items() for name in names if (module, name) not in good]
+    bad = [use for use in _pairs(publics) if use not in good]
     return [dict(module=use[0], name=use[1], used_by='only tests' if use in tested else 'nobody') for use in bad]
+
+def _pairs(publics):
+    "(module, name) for every public name"
+    return [(module, name) for module, names in publics.items() for name in names]
 
 # %% ../../nbs/book/05_names.ipynb #1ba1c4ac
 def repeated_names(

@@ -55,13 +55,16 @@ def _check_notebooks(
 ) -> str:             # What was done; raises CheckFailed
     "Every notebook runs from an empty folder"
     done = run_notebooks(root, names, timeout, flags=flags, report=_say)
-    good, failed = [r for r in done if r['ok']], [r for r in done if not r['ok']]
-    again = _once_more(root, failed, flags, timeout)
-    done = good + (again or failed)
-    _raise_for([r for r in done if not r['ok']])
+    again = _once_more(root, _failed(done), flags, timeout)
+    done = [r for r in done if r['ok']] + (again or _failed(done))
+    _raise_for(_failed(done))
     _state['notebooks'] = _slowest(done)
     second = f", {', '.join(r['notebook'] for r in again)} only the second time" if again else ''
     return f'{len(done)} notebooks, each from an empty folder{second}'
+
+def _failed(done):
+    "Those of some notebooks that have failed"
+    return [r for r in done if not r['ok']]
 
 def _raise_for(failed):
     "Raises CheckFailed with the output of notebooks that have failed, if there are any"
