@@ -84,12 +84,17 @@ def recheck(
     "Measure a claim again"
     if not claim.check:
         raise ValueError(f'{claim.id} cannot be checked here: {claim.conditions}')
-    module, _, function = claim.check.partition(':')
     started = time.perf_counter()
-    figure = float(getattr(importlib.import_module(f'fsdl_tools.{module}'), function)())
+    figure = _measured(claim.check)
     seconds = time.perf_counter() - started
     stands = claim.low <= figure <= claim.high
     return Recheck(claim.id, figure, claim.unit, claim.verdict, stands, claim.finding.format(figure=figure), seconds)
+
+
+def _measured(check):
+    "The figure that a check gives, which is named as module:function"
+    module, _, function = check.partition(':')
+    return float(getattr(importlib.import_module(f'fsdl_tools.{module}'), function)())
 
 # %% ../nbs/04_claims.ipynb #c1a10002
 def told_figure(
@@ -144,11 +149,10 @@ def status(
     if not system.proof:
         return 'not proven here', ('no test is named',)
     told = {name: _outcome(name, outcomes) for name in system.proof}
-    failed = tuple(name for name, what in told.items() if what == 'failed')
-    missing = tuple(name for name, what in told.items() if what != 'passed')
-    if failed:
-        return 'fails', failed
-    return ('not proven here', missing) if missing else ('works', system.proof)
+    for verdict, outcome in (('fails', 'failed'), ('not proven here', 'skipped')):
+        if names := tuple(name for name, what in told.items() if what == outcome):
+            return verdict, names
+    return 'works', system.proof
 
 
 def _outcome(name, outcomes):
@@ -198,8 +202,10 @@ class Link(Record):
 def links() -> list:  # Of Link, in the order of the lecture notes
     "Every link of the lecture notes"
     of = {s.row: dict(became=s.became, page=s.chapter, date=s.date, source=s.source) for s in systems()}
-    rows = []
-    for row in map(_texts, _rows('links.csv')):
-        own = {k: v for k, v in row.items() if v != '' and k != 'system'}
-        rows.append(Link(**of.get(row['system'], {}) | own))
-    return rows
+    return [_link(row, of) for row in map(_texts, _rows('links.csv'))]
+
+
+def _link(row, of):
+    "A row of the table as a record; what it does not say is said of its system"
+    own = {k: v for k, v in row.items() if v != '' and k != 'system'}
+    return Link(**of.get(row['system'], {}) | own)

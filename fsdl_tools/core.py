@@ -19,15 +19,21 @@ KiB, MiB, GiB, TiB = (1024**i for i in range(1, 5))
 _bytes = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB']
 _counts = ['', 'k', 'M', 'B', 'T', 'P', 'E']
 
+def _power(size, base, most, dp):
+    "The power of `base`, at most `most`, in which a size prints as less than a full `base`"
+    i = 0
+    while i < most and round(size / base**i, dp if i else 0) >= base:
+        i += 1
+    return i
+
 def _scaled(x, base, units, dp):
     "`x` in the largest of `units` in which it prints as at least 1, and rounding never shows a full `base`"
-    if math.isnan(x) or math.isinf(x):
+    if not math.isfinite(x):
         return f'{x} {units[0]}'.rstrip()
-    i = 0
-    while i < len(units) - 1 and round(abs(x) / base**i, dp if i else 0) >= base:
-        i += 1
+    i = _power(abs(x), base, len(units) - 1, dp)
     v = x / base**i
-    return f'{v:.{dp if i or v != int(v) else 0}f} {units[i]}'.rstrip()
+    places = dp if i or v != int(v) else 0
+    return f'{v:.{places}f} {units[i]}'.rstrip()
 
 def human_bytes(
     n:float, # Bytes
@@ -50,46 +56,51 @@ def human_seconds(
     s:float # Seconds
 ) -> str:   # For example 3.2 ms, 1.5 h, 118 d
     "`s` seconds in the unit a person would choose"
-    if math.isnan(s) or math.isinf(s):
-        return f'{s} s'
     if s == 0:
         return '0 s'
+    if not math.isfinite(s):
+        return f'{s} s'
     name, size = next((u for u in reversed(_spans) if abs(s) >= .9995 * u[1]), _spans[0])
-    return f'{s/size:.3g} {name}' if abs(s/size) < 1000 else f'{s/size:,.0f} {name}'
+    v = s / size
+    return f'{v:.3g} {name}' if abs(v) < 1000 else f'{v:,.0f} {name}'
 
 def human_dollars(
     x:float # US dollars
 ) -> str:   # For example $2.49 or $1,750
     "`x` dollars, with cents below $100"
-    if math.isnan(x) or math.isinf(x):
+    if not math.isfinite(x):
         return f'${x}'
-    return f"{'-' if x < 0 else ''}${abs(x):,.{2 if round(abs(x), 2) < 100 else 0}f}"
+    sign, places = '-' if x < 0 else '', 2 if round(abs(x), 2) < 100 else 0
+    return f'{sign}${abs(x):,.{places}f}'
 
 # %% ../nbs/00_core.ipynb #39a79d80
 # Thousands may be parted, by commas or underscores: 1,000 is a thousand, 1,5 and 1_0 are not read
 _digits = r'(?:(?:\d{1,3}(?:[_,]\d{3})+|\d+)(?:\.\d*)?|\.\d+)'
+_quantity = re.compile(rf'\s*([+-]?{_digits}(?:e[+-]?\d+)?)\s*([^\d\s]*)\s*', re.ASCII)
+_prefixes = dict(k='kilo kibi', m='mega mebi', g='giga gibi', t='tera tebi', p='peta pebi', e='exa exbi')
+
+def _in_units(text, units):
+    "Number times unit, of a text; None for what is not a number and a unit"
+    m = _quantity.fullmatch(str(text).lower())
+    return float(re.sub('[_,]', '', m[1])) * units[m[2]] if m and m[2] in units else None
 
 def _parse(text, units, what, example):
     "Number times unit; `units` maps lower-case names to factors"
-    if isinstance(text, (int, float)) and not isinstance(text, bool):
-        v, f = float(text), 1
-    else:
-        m = re.fullmatch(rf'\s*([+-]?{_digits}(?:e[+-]?\d+)?)\s*([^\d\s]*)\s*', str(text).lower(), re.ASCII)
-        f = units.get(m[2]) if m else None
-        if f is None:
-            raise ValueError(f'cannot read {text!r} as {what}: expected a number and a unit, for example {example}')
-        v = float(re.sub('[_,]', '', m[1]))
-    if not math.isfinite(v * f):
+    number = isinstance(text, (int, float)) and not isinstance(text, bool)
+    value = float(text) if number else _in_units(text, units)
+    if value is None:
+        raise ValueError(f'cannot read {text!r} as {what}: expected a number and a unit, for example {example}')
+    if not math.isfinite(value):
         raise ValueError(f'cannot read {text!r} as {what}: not a finite number')
-    return v * f
+    return value
 
 def _size_words():
     "What a size can be called -> bytes: g, gb, gib, gi, gbyte, gigabytes, gibibytes"
-    prefixes = dict(k='kilo kibi', m='mega mebi', g='giga gibi', t='tera tebi', p='peta pebi', e='exa exbi')
     found = dict.fromkeys(('', 'b', 'byte', 'bytes'), 1)
-    for i, (letter, long) in enumerate(prefixes.items(), 1):
-        short = [letter + s for s in ('', 'b', 'i', 'ib', 'byte', 'bytes')]
-        found |= dict.fromkeys([*short, *(word + s for word in long.split() for s in ('byte', 'bytes'))], 1024**i)
+    for i, (letter, long) in enumerate(_prefixes.items(), 1):
+        words = [letter + s for s in ('', 'b', 'i', 'ib', 'byte', 'bytes')]
+        words += [word + s for word in long.split() for s in ('byte', 'bytes')]
+        found |= dict.fromkeys(words, 1024**i)
     return found
 
 def parse_bytes(
@@ -98,20 +109,18 @@ def parse_bytes(
     "Bytes named by `text`; raises ValueError when it cannot be read"
     return round(_parse(text, _size_words(), 'a size in bytes', "'80GiB'"))
 
-_count_words = dict(
-    thousand='k', million='m', mio='m', mn='m', billion='b', bn='b', mrd='b', g='b', trillion='t', tn='t'
-)
+_count_words = dict(k='thousand', m='million mio mn', b='billion bn mrd g', t='trillion tn')
+_count_units = {'': 1} | {c: 1000**i for i, c in enumerate('kmbtpe', 1)}
+_count_units |= {word: _count_units[letter] for letter, words in _count_words.items() for word in words.split()}
 _things = r'\s*(tokens?|toks?|param(eter)?s?|weights|samples?|sequences?|examples?|images?|flops?)\s*$'
 
 def parse_count(
     text # A count such as 30M, 7B, 1.5e9, 300k, 1.5 trillion, or 300B tokens
 ) -> int: # The count
     "Count named by `text`; raises ValueError when it cannot be read"
-    units = {'': 1} | {c: 1000**i for i, c in enumerate('kmbtpe', 1)}
-    units |= {word: units[letter] for word, letter in _count_words.items()}
     plain = re.sub(_things, '', text, flags=re.I) if isinstance(text, str) else text
     try:
-        return round(_parse(plain, units, 'a count', "'30M' or '7B'"))
+        return round(_parse(plain, _count_units, 'a count', "'30M' or '7B'"))
     except ValueError as e:
         raise ValueError(str(e).replace(repr(plain), repr(text), 1)) from None
 
@@ -124,9 +133,7 @@ _part = rf'({_digits})\s*([a-zµ]+)'
 def _clock(text):
     "Seconds of 1:30:00, of SLURM's 1-12:00:00 or of Python's 1 day, 2:03:04; None for what is no time of a clock"
     m = re.fullmatch(r'(?:(\d+)(?:-|\s*days?,?\s+))?(\d+):([0-5]\d):([0-5]\d(?:\.\d*)?)', text, re.ASCII)
-    if m is None:
-        return None
-    return int(m[1] or 0) * 86400 + int(m[2]) * 3600 + int(m[3]) * 60 + float(m[4])
+    return int(m[1] or 0) * 86400 + int(m[2]) * 3600 + int(m[3]) * 60 + float(m[4]) if m else None
 
 def _sum_of_times(text):
     "Seconds of 1h30m, 1 day 6 hours or ISO 8601's PT1H30M; None for what is no sum of times"
@@ -163,24 +170,27 @@ def _with_a_point(plain):
         return plain.replace('.', '').replace(',', '.')
     return re.sub(r'^(\d+),(\d+)$', r'\1.\2', plain)
 
+def _check_price(plain, text, what):
+    "Raises ValueError for another currency, and for an amount that can be read in two ways"
+    if re.search('[€£¥]|eur|gbp|jpy|chf|cny', plain):
+        raise ValueError(f'{what} is in US dollars, not {text!r}')
+    if re.fullmatch(r'\d{1,3}(,\d{3})+', plain):
+        raise ValueError(f'{what} {text!r} has two readings: write thousands without a comma')
+
 def parse_dollars(
     text,            # 2.49, $2.5/h, 20 USD, 1,020.50, 20,50, $1.2k
     what='a price'   # For the message
 ) -> float:          # US dollars; raises ValueError for another currency, another reading, or no number
     "Dollars as people write them"
     plain = re.sub(_money, '', str(text).strip().lower())
-    if re.search('[€£¥]|eur|gbp|jpy|chf|cny', plain):
-        raise ValueError(f'{what} is in US dollars, not {text!r}')
-    if re.fullmatch(r'\d{1,3}(,\d{3})+', plain):
-        raise ValueError(f'{what} {text!r} has two readings: write thousands without a comma')
+    _check_price(plain, text, what)
     m = re.fullmatch(_amount, _with_a_point(plain), re.ASCII)
     if m is None or isinstance(text, bool):
         raise ValueError(f'{what} must be a number, not {text!r}')
-    dollars = float(m[1]) * dict(k=1e3, m=1e6).get(m[2], 1)
+    dollars = float(m[1]) * {'': 1, 'k': 1e3, 'm': 1e6}[m[2]]
     if not math.isfinite(dollars):
         raise ValueError(f'{what} is at most 1e308, not {text!r}')
     return dollars
-
 
 # %% ../nbs/00_core.ipynb #b7bf339c
 def nearest(
@@ -205,13 +215,15 @@ def one_of(
     "`given`, when it is one of `choices`"
     if given in (choices := list(choices)):
         return given
+    raise ValueError(f'unknown {what} {given!r}: {_hint(given, choices)}')
+
+def _hint(given, choices):
+    "What may have been meant, or what there is"
     if near := list(dict.fromkeys([*said_here(given, choices), *nearest(given, choices)])):
-        hint = f"did you mean {' or '.join(map(repr, near))}?"
-    elif len(choices) < 13:
-        hint = f"expected one of {', '.join(map(str, choices)) or '(there are none)'}"
-    else:
-        hint = f'expected one of {len(choices):,} names, such as {choices[0]!r}'
-    raise ValueError(f'unknown {what} {given!r}: {hint}')
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    if len(choices) < 13:
+        return f"expected one of {', '.join(map(str, choices)) or '(there are none)'}"
+    return f'expected one of {len(choices):,} names, such as {choices[0]!r}'
 
 def positive(
     what:str,        # What it is, for the message
@@ -318,6 +330,13 @@ def what_to_type(
         return f'did you mean {near[0]}?'
     return f"there are {', '.join(map(str, choices))}"
 
+def _known_argument(f, name, known):
+    "The argument of a function that a name stands for; raises TypeError with what to type"
+    meant = [name] if name in known else said_here(name, known, 'argument')
+    if not meant:
+        raise TypeError(f'{f.__name__} has no argument {name!r}: {what_to_type(name, known)}')
+    return meant[0]
+
 def understands(
     f # A function that takes no names but those of its arguments
 ):    # The function, to which the names of other libraries can be given
@@ -325,15 +344,8 @@ def understands(
     known = list(inspect.signature(f).parameters)
     @functools.wraps(f)
     def call(*args, **kw):
-        ours = {}
-        for name, value in kw.items():
-            meant = [name] if name in known else said_here(name, known, 'argument')
-            if not meant:
-                raise TypeError(f'{f.__name__} has no argument {name!r}: {what_to_type(name, known)}')
-            ours[meant[0]] = value
-        return f(*args, **ours)
+        return f(*args, **{_known_argument(f, name, known): value for name, value in kw.items()})
     return call
-
 
 # %% ../nbs/00_core.ipynb #46e17c5f
 _first = dict.fromkeys(('tensorflow', 'keras', 'tf2onnx'), 'triton')
@@ -344,18 +356,18 @@ def need(
     package:str=None # Name of the package, where it differs from the module's
 ):                   # The imported module; raises ImportError naming the pip command
     "Import `module`, or say what to install"
-    first = _first.get(module.split('.')[0])
+    top = module.split('.')[0]
+    first = _first.get(top)
     if first and importlib.util.find_spec(first):
         importlib.import_module(first)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as e:
-        if not e.name or not (module == e.name or module.startswith(e.name + '.')):
+        if not e.name or not f'{module}.'.startswith(f'{e.name}.'):
             raise
-        what = package or module.split('.')[0]
-        raise ImportError(
-            f"{what} is not installed: pip install 'fsdl_tools[{extra}]' (or pip install {what})", name=e.name
-        ) from None
+        what = package or top
+        said = f"{what} is not installed: pip install 'fsdl_tools[{extra}]' (or pip install {what})"
+        raise ImportError(said, name=e.name) from None
 
 # %% ../nbs/00_core.ipynb #80c48bfb
 _unions = typing.Union, types.UnionType
@@ -365,7 +377,7 @@ _numbers = {float: (int, float), int: int}       # annotation -> what fits it; T
 def _fits_generic(v, origin, args):
     "Does a value fit a union, a literal, or a list, tuple or dict of something?"
     if origin in _unions:
-        return any(v is None if a is type(None) else _fits(v, a) for a in args)
+        return any(_fits(v, a) for a in args)
     if origin is typing.Literal:
         return v in args
     if origin is dict:
@@ -387,14 +399,13 @@ def _revive(v, t):
     "JSON value `v` as type `t`: nested records and tuples come back as such"
     origin, args = typing.get_origin(t), typing.get_args(t)
     if origin in _unions:
-        return next((_revive(v, a) for a in args if a is not type(None) and _fits(v, a)), v)
+        return next((_revive(v, a) for a in args if v is not None and _fits(v, a)), v)
     if isinstance(t, type) and issubclass(t, Record) and isinstance(v, dict):
         return t.from_dict(v)
+    item = args[0] if args else None
     if (origin or t) is tuple and isinstance(v, (list, tuple)):
-        return tuple(_revive(x, args[0] if args else None) for x in v)
-    if origin is list:
-        return [_revive(x, args[0]) for x in v]
-    return v
+        return tuple(_revive(x, item) for x in v)
+    return [_revive(x, item) for x in v] if origin is list else v
 
 # %% ../nbs/00_core.ipynb #3a715ad2
 _screen = 1900          # letters: 24 lines of 80
@@ -412,12 +423,13 @@ def short_repr(
     record # Of a dataclass
 ) -> str:  # At most a screen of it
     "The repr of a dataclass: all of it where that fits a screen, else how long its long fields are"
-    names = [f.name for f in dataclasses.fields(record) if f.repr]
-    kind = type(record).__qualname__
-    whole = f"{kind}({', '.join(f'{n}={getattr(record, n)!r}' for n in names)})"
-    if len(whole) <= _screen:
-        return whole
-    return f"{kind}({', '.join(f'{n}={_short(getattr(record, n))}' for n in names)})"
+    whole = _as_call(record, repr)
+    return whole if len(whole) <= _screen else _as_call(record, _short)
+
+def _as_call(record, show):
+    "A record as the call that makes it, its fields as a function writes them"
+    fields = [f'{f.name}={show(getattr(record, f.name))}' for f in dataclasses.fields(record) if f.repr]
+    return f"{type(record).__qualname__}({', '.join(fields)})"
 
 def _check_names(cls, given):
     "Raises ValueError for a name that is no field of the class, and for a field without default that is not given"
@@ -425,9 +437,13 @@ def _check_names(cls, given):
     for name in given:
         one_of(f'field of {cls.__name__}', name, [f.name for f in fields])
     needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
-    lacking = [name for name in needed if name not in given]
-    if lacking:
+    if lacking := [name for name in needed if name not in given]:
         raise ValueError(f"{cls.__name__} lacks {', '.join(lacking)}")
+
+def _check_type(field, value, hint):
+    "Raises TypeError where a value does not fit the annotation of a field"
+    if not _fits(value, hint):
+        raise TypeError(f"{field} must be {getattr(hint, '__name__', hint)}, not {value!r}")
 
 class Record:
     "Base of the frozen dataclasses: JSON in and out, `replace`, and a readable page in a notebook"
@@ -476,9 +492,7 @@ class Record:
         _check_names(cls, d)
         hints = typing.get_type_hints(cls)
         for name, value in d.items():
-            if not _fits(value, hints[name]):
-                want = getattr(hints[name], '__name__', hints[name])
-                raise TypeError(f'{cls.__name__}.{name} must be {want}, not {value!r}')
+            _check_type(f'{cls.__name__}.{name}', value, hints[name])
         return cls(**{name: _revive(value, hints[name]) for name, value in d.items()})
 
     @classmethod
@@ -549,49 +563,37 @@ _kept = []
 
 def fix_torchvision() -> bool: # Was a cure needed?
     "Make `import torchvision` work beside a torch build that its operators are not linked to"
-    if _kept or 'torchvision' in sys.modules:
-        return bool(_kept)
-    spec = importlib.util.find_spec('torchvision')
-    libs = list(Path(spec.origin).parent.glob('_C*.so')) if spec else []
-    if not libs:
-        return False
+    if not _kept and 'torchvision' not in sys.modules:
+        spec = importlib.util.find_spec('torchvision')
+        libs = list(Path(spec.origin).parent.glob('_C*.so')) if spec else []
+        if libs:
+            _load_or_define(libs[0])
+    return bool(_kept)
+
+def _load_or_define(lib):
+    "Load the compiled operators of torchvision; where torch cannot, say at least which there are"
     import torch
     try:
-        torch.ops.load_library(str(libs[0]))
+        torch.ops.load_library(str(lib))
     except OSError:
-        lib = torch.library.Library('torchvision', 'DEF')
+        named = torch.library.Library('torchvision', 'DEF')
         for op in _ops:
-            lib.define(op)
-        _kept.append(lib)               # the operators live as long as this object
-    return bool(_kept)
+            named.define(op)
+        _kept.append(named)               # the operators live as long as this object
 
 # %% ../nbs/00_core.ipynb #8302d794
 palette = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7F7F7F', '#000000']
 
+_look = {
+    'figure.figsize': (7.2, 3.6), 'figure.dpi': 130, 'figure.constrained_layout.use': True, 'figure.facecolor': 'white',
+    'savefig.dpi': 130, 'savefig.bbox': 'tight', 'font.size': 9.5, 'lines.linewidth': 1.8, 'legend.frameon': False,
+    'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left', 'axes.axisbelow': True,
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.color': '#dddddd',
+    'grid.linewidth': 0.6,
+}
+
 def plot_style():
     "Set matplotlib's defaults for the figures of this book and return pyplot"
     mpl, plt = need('matplotlib', 'plot'), need('matplotlib.pyplot', 'plot')
-    mpl.rcParams.update(
-        {
-            'figure.figsize': (7.2, 3.6),
-            'figure.dpi': 130,
-            'savefig.dpi': 130,
-            'savefig.bbox': 'tight',
-            'figure.constrained_layout.use': True,
-            'font.size': 9.5,
-            'axes.titlesize': 11,
-            'axes.titleweight': 'bold',
-            'axes.titlelocation': 'left',
-            'axes.spines.top': False,
-            'axes.spines.right': False,
-            'axes.grid': True,
-            'axes.axisbelow': True,
-            'grid.color': '#dddddd',
-            'grid.linewidth': 0.6,
-            'legend.frameon': False,
-            'lines.linewidth': 1.8,
-            'axes.prop_cycle': mpl.cycler(color=palette),
-            'figure.facecolor': 'white',
-        }
-    )
+    mpl.rcParams.update(_look | {'axes.prop_cycle': mpl.cycler(color=palette)})
     return plt

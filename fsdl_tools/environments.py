@@ -53,6 +53,10 @@ def side_env(
     row = rows[one_of('side environment', name, rows)]
     return SideEnv.from_dict({k: v == 'yes' if k == 'layered' else str(v or '') for k, v in row.items()})
 
+def _meant(env):
+    "A side environment by its name, or as it is"
+    return side_env(env) if isinstance(env, str) else env
+
 def side_envs() -> Table: # One row an environment
     "All side environments, and which of them are built here"
     envs = [side_env(r['name']) for r in read_data('environments.csv')]
@@ -82,15 +86,19 @@ def env_folder(
     env # A name, or a SideEnv
 ) -> Path: # It need not exist
     "Where this environment is, or would be"
-    e = side_env(env) if isinstance(env, str) else env
+    e = _meant(env)
     return cache_folder()/f'{e.name}-{e.key}'
+
+def _python(folder):
+    "The interpreter of an environment in this folder"
+    return folder/'bin'/'python'
 
 def built(
     env # A name, or a SideEnv
 ):      # Path of its Python, or None while it is not built
     "The Python of an environment that is complete"
     folder = env_folder(env)
-    return folder/'bin'/'python' if (folder/'stamp.json').exists() else None
+    return _python(folder) if (folder/'stamp.json').exists() else None
 
 # %% ../nbs/02_environments.ipynb #bbc25cb1
 class BuildError(RuntimeError):
@@ -121,69 +129,85 @@ def _guarded(group):
 
 def _call(cmd, log, timeout, env=None, text='', what=''):
     "Run `cmd`, append its output to `log`; raises BuildError or TimeoutError"
+    what = what or _short(cmd)
     with open(log, 'a') as out:
-        p = subprocess.Popen(
-            cmd, stdin=subprocess.PIPE, stdout=out, stderr=out, env=env, text=True, start_new_session=True
-        )
+        streams = dict(stdin=subprocess.PIPE, stdout=out, stderr=out)
+        p = subprocess.Popen(cmd, **streams, env=env, text=True, start_new_session=True)
         try:
             with _guarded(p.pid):
                 p.communicate(text, timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise TimeoutError(
-                f'{what or _short(cmd)} took longer than {timeout:g} s and was stopped\n{_tail(log)}'
-            ) from None
+            raise TimeoutError(f'{what} took longer than {timeout:g} s and was stopped\n{_tail(log)}') from None
         finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(p.pid, signal.SIGKILL)
-            p.wait()
+            _end_group(p)
     if p.returncode:
-        raise BuildError(f'{what or _short(cmd)} failed with exit code {p.returncode}\n{_tail(log)}\n(log: {log})')
+        raise BuildError(f'{what} failed with exit code {p.returncode}\n{_tail(log)}\n(log: {log})')
+
+def _end_group(p):
+    "End a process and all that it has started"
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(p.pid, signal.SIGKILL)
+    p.wait()
 
 def _short(cmd):
     return ' '.join([Path(cmd[0]).name, *map(str, cmd[1:])])[:100]
 
 # %% ../nbs/02_environments.ipynb #c7270ee8
+def _is_installed(package):
+    "Is a Debian package installed?"
+    query = ['dpkg-query', '-W', '-f=${Status}', package]
+    return 'install ok' in subprocess.run(query, capture_output=True, text=True).stdout
+
 def missing_programs(
     env:SideEnv # The environment
 ) -> list:      # What the machine lacks, as text for people
     "Programs and Debian packages that have to be there before the build"
-    out = [f'the program {p}' for p in env.programs.split() if not shutil.which(p)]
+    programs = [f'the program {p}' for p in env.programs.split() if not shutil.which(p)]
     if not shutil.which('dpkg-query'):
-        return out
-    has = lambda p: (
-        'install ok' in subprocess.run(['dpkg-query', '-W', '-f=${Status}', p], capture_output=True, text=True).stdout
-    )
-    return out + [
-        f'the Debian package {p} (apt-get install --no-install-recommends {p})' for p in env.apt.split() if not has(p)
-    ]
+        return programs
+    packages = [p for p in env.apt.split() if not _is_installed(p)]
+    return programs + [f'the Debian package {p} (apt-get install --no-install-recommends {p})' for p in packages]
+
+_wrapper = '''#!/bin/bash
+args=()
+for a in "$@"; do
+  case "$a" in
+{rules}
+  esac
+  args+=("$a")
+done
+exec {real} "${{args[@]}}"
+'''
+
+def _rule(swap):
+    "The line of the wrapper for an option and what stands in its place, such as -std=c++14=-std=c++20"
+    old, new = re.fullmatch(r'(.+)=(-.+)', swap).groups()
+    return f'    {shlex.quote(old)}) a={shlex.quote(new)};;'
 
 def _compiler(folder, swaps):
     "A C++ compiler that replaces some options: for sources that ask for an older C++ than today's PyTorch headers"
-    rules = '\n'.join(
-        f'    {shlex.quote(old)}) a={shlex.quote(new)};;'
-        for old, new in (re.fullmatch(r'(.+)=(-.+)', s).groups() for s in swaps)
-    )
     path, real = folder/'bin'/'c++-swap', shutil.which(os.environ.get('CXX', 'g++'))
-    path.write_text(
-        f'#!/bin/bash\nargs=()\nfor a in "$@"; do\n  case "$a" in\n{rules}\n  esac\n'
-        f'  args+=("$a")\ndone\nexec {shlex.quote(real)} "${{args[@]}}"\n'
-    )
+    path.write_text(_wrapper.format(rules='\n'.join(map(_rule, swaps)), real=shlex.quote(real)))
     path.chmod(0o755)
     return {'CXX': str(path)}
 
 # %% ../nbs/02_environments.ipynb #267a4fc2
 def _make_venv(folder, env, log):
-    "An empty virtual environment, layered on ours if the row says so"
+    "An empty virtual environment, layered on ours if the row says so; arguments of pip that keep our PyTorch"
     own_pip = env.layered and any((Path(p)/'pip').is_dir() for p in _packages())
     _call([sys.executable, '-m', 'venv', *['--without-pip'] * own_pip, str(folder)], log, 120)
     if not env.layered:
         return []
+    _layer(folder)
+    return ['-c', str(folder/'constraints.txt')]
+
+def _layer(folder):
+    "Let an environment see the packages of ours, and write down which PyTorch has to stay"
     here = next(folder.glob('lib/python*/site-packages'))
     lines = [f'import site; site.addsitedir({p!r})' for p in _packages()]
     (here/'main_environment.pth').write_text('\n'.join(lines) + '\n')
     torch = _base()[-1]
     (folder/'constraints.txt').write_text(f'torch=={torch}\n' if torch else '')
-    return ['-c', str(folder/'constraints.txt')]
 
 def _packages():
     return [p for p in sys.path if p.endswith('-packages') and Path(p).is_dir()]
@@ -195,17 +219,19 @@ _elsewhere = (
 
 def _pip_settings():
     "The settings of pip of this machine as variables, without those that send packages elsewhere"
-    lines = subprocess.run(
-        [sys.executable, '-m', 'pip', 'config', 'list'], capture_output=True, text=True, timeout=60
-    ).stdout.splitlines()
-    found = {}
-    for line in lines:
-        where, _, value = line.partition('=')
-        section, _, name = where.rpartition('.')
-        if section in ('global', 'install', ':env:') and value:
-            found[name.upper().replace('-', '_')] = str(ast.literal_eval(value))
+    command = [sys.executable, '-m', 'pip', 'config', 'list']
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    found = dict(filter(None, map(_pip_setting, lines)))
     kept = {f'PIP_{k}': v for k, v in found.items() if k not in (*_elsewhere, 'CONFIG_FILE')}
     return kept | dict(PIP_CONFIG_FILE=os.devnull)
+
+def _pip_setting(line):
+    "Name and value of a setting that pip has listed; None where it does not concern installing"
+    where, _, value = line.partition('=')
+    section, _, name = where.rpartition('.')
+    if section in ('global', 'install', ':env:') and value:
+        return name.upper().replace('-', '_'), str(ast.literal_eval(value))
+    return None
 
 def _variables(env, **more):
     "Environment variables for the side environment's Python; pip obeys no setting that sends packages elsewhere"
@@ -227,40 +253,43 @@ def build_env(
     again:bool=False   # Build it even if it is there
 ) -> Path:             # Path of its Python; raises BuildError, TimeoutError
     "Build a side environment, unless it is there"
-    e = side_env(env) if isinstance(env, str) else env
+    e = _meant(env)
     folder, timeout = env_folder(e), parse_seconds(timeout) if isinstance(timeout, str) else timeout
     with _locked(folder.with_suffix('.lock'), timeout):
         if again or not built(e):
-            if lacks := missing_programs(e):
-                raise BuildError(f"{e.name} cannot be built without {', '.join(lacks)}")
-            try:
-                _build(e, folder, timeout)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
+            _build_or_leave_nothing(e, folder, timeout)
     return built(e)
+
+def _build_or_leave_nothing(e, folder, timeout):
+    "Build; raises BuildError where the machine lacks something, and removes what failed"
+    if lacks := missing_programs(e):
+        raise BuildError(f"{e.name} cannot be built without {', '.join(lacks)}")
+    try:
+        _build(e, folder, timeout)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 def _build(e, folder, timeout):
     "The steps of a row, and the stamp when all of them are done"
     log = folder.with_suffix('.log')
     log.write_text('')
     shutil.rmtree(folder, ignore_errors=True)
-    limits, python = _make_venv(folder, e, log), str(folder/'bin'/'python')
-    extra = dict(v.split('=', 1) for v in e.env.split()) | (_compiler(folder, e.compiler.split()) if e.compiler else {})
-    path = _paths(folder)
-    for step in filter(None, map(str.strip, e.steps.split(';'))):
-        _call(
-            [python, '-m', 'pip', 'install', '--disable-pip-version-check', *limits, *shlex.split(step)],
-            log,
-            timeout,
-            _variables(e, **_pip_settings(), **path, **extra),
-        )
+    limits = _make_venv(folder, e, log)
+    _install(e, folder, limits, log, timeout)
     if e.check:
-        _call([python, '-c', e.check], log, timeout, _variables(e, **path))
-    write_atomic(
-        folder / 'stamp.json',
-        json.dumps(dict(e.to_dict(), python=sys.version, built=datetime.date.today().isoformat()), indent=1),
-    )
+        _call([str(_python(folder)), '-c', e.check], log, timeout, _variables(e, **_paths(folder)))
+    stamp = dict(e.to_dict(), python=sys.version, built=datetime.date.today().isoformat())
+    write_atomic(folder/'stamp.json', json.dumps(stamp, indent=1))
+
+def _install(e, folder, limits, log, timeout):
+    "What pip has to install, step by step"
+    extra = dict(v.split('=', 1) for v in e.env.split())
+    extra |= _compiler(folder, e.compiler.split()) if e.compiler else {}
+    pip = [str(_python(folder)), '-m', 'pip', 'install', '--disable-pip-version-check', *limits]
+    for step in filter(None, map(str.strip, e.steps.split(';'))):
+        variables = _variables(e, **_pip_settings(), **_paths(folder), **extra)
+        _call([*pip, *shlex.split(step)], log, timeout, variables)
 
 # %% ../nbs/02_environments.ipynb #b8084143
 _boot = '''import importlib, json, sys
@@ -287,15 +316,16 @@ def _inside(folder):
         yield     # somebody else's, where nothing can be left behind
         return
     with open(folder/'inside.lock', 'a') as f:
-        try:
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass
-        else:
-            for left in (folder/'torch_extensions').glob('**/lock'):
-                left.unlink(missing_ok=True)
+            _sweep_locks(folder)
         fcntl.flock(f, fcntl.LOCK_SH)
         yield
+
+def _sweep_locks(folder):
+    "Remove the locks of compilers"
+    for left in (folder/'torch_extensions').glob('**/lock'):
+        left.unlink(missing_ok=True)
 
 def run_in(
     env,              # A name, or a SideEnv
@@ -305,22 +335,20 @@ def run_in(
     **variables       # Environment variables
 ):                    # What main returned, through JSON; raises BuildError, TimeoutError, FileNotFoundError
     "Run code in a side environment that has been built"
-    e = side_env(env) if isinstance(env, str) else env
-    python = built(e)
-    if not python:
-        raise FileNotFoundError(
-            f"the side environment {e.name!r} is not built here: fsdl_tools.environments.build_env({e.name!r}) makes it"
-        )
+    e = _meant(env)
+    if not built(e):
+        call = f'fsdl_tools.environments.build_env({e.name!r})'
+        raise FileNotFoundError(f"the side environment {e.name!r} is not built here: {call} makes it")
+    request = dict(code=code, module=bool(re.fullmatch(r'[\w.]+:\w+', code)), payload=payload)
+    with _inside(env_folder(e)):
+        return _answer(e, json.dumps(request), timeout, variables)
+
+def _answer(e, request, timeout, variables):
+    "What the code of a request returns in an environment"
     folder = env_folder(e)
-    with _inside(folder), tempfile.TemporaryDirectory(prefix='fsdl-side-') as d:
+    own = _variables(e, **(_paths(folder) | variables))
+    with tempfile.TemporaryDirectory(prefix='fsdl-side-') as d:
         log, out = Path(d)/'log', Path(d)/'out.json'
-        call = json.dumps(dict(code=code, module=bool(re.fullmatch(r'[\w.]+:\w+', code)), payload=payload))
-        _call(
-            [str(python), '-c', _boot, str(out)],
-            log,
-            timeout,
-            _variables(e, **(_paths(folder) | variables)),
-            call,
-            f'code in the side environment {e.name!r}',
-        )
+        command = [str(_python(folder)), '-c', _boot, str(out)]
+        _call(command, log, timeout, own, request, f'code in the side environment {e.name!r}')
         return json.loads(out.read_text())

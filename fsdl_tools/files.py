@@ -10,22 +10,32 @@ import contextlib, errno, os, re, secrets, shutil, stat, time
 from pathlib import Path
 
 # %% ../nbs/00_files.ipynb #0a4db68e
+_streams = {'/dev/stdout': 1, '/dev/stderr': 2}
+
+def _own_stream(path):
+    "The descriptor of this process that a path names; None for another path"
+    own = re.fullmatch(r'/(?:dev|proc/self)/fd/(\d+)', str(path))
+    return int(own[1]) if own else _streams.get(str(path))
+
+def _try_to_open(path, last):
+    "A descriptor that does not wait, None where nobody reads a FIFO yet; raises OSError, and so at the last try"
+    try:
+        return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as e:
+        if not stat.S_ISFIFO(os.stat(path).st_mode) or last:
+            raise OSError(e.errno, f'cannot write to {str(path)!r}: {e.strerror}') from None
+    return None
+
 def _open_special(path, wait=5.):
     "A file descriptor for what is no regular file: a device, or a FIFO that somebody reads; raises OSError"
-    end, own = time.monotonic() + wait, re.fullmatch(r'/(?:dev|proc/self)/fd/(\d+)', str(path))
-    streams = {'/dev/stdout': 1, '/dev/stderr': 2}
-    if own or str(path) in streams:
-        return os.dup(int(own[1]) if own else streams[str(path)])     # goes on where that stream is
-    while True:
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError as e:
-            if not stat.S_ISFIFO(os.stat(path).st_mode) or time.monotonic() > end:
-                raise OSError(e.errno, f'cannot write to {str(path)!r}: {e.strerror}') from None
-            time.sleep(.05)
-            continue
-        os.set_blocking(fd, True)
-        return fd
+    stream = _own_stream(path)
+    if stream is not None:
+        return os.dup(stream)                               # goes on where that stream is
+    end = time.monotonic() + wait
+    while (fd := _try_to_open(path, time.monotonic() > end)) is None:
+        time.sleep(.05)
+    os.set_blocking(fd, True)
+    return fd
 
 def followed(
     path # A file that is to be written
@@ -55,6 +65,13 @@ def _replace_file(path, content):
     finally:
         tmp.unlink(missing_ok=True)
 
+def _regular(path):
+    "Where a regular file of this name goes; raises FileNotFoundError where there is no folder for it"
+    target = followed(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(target.parent)!r}')
+    return target
+
 def write_atomic(
     path,  # Where to: a link is followed; a device or a FIFO is written into, as the shell does it
     content # Text or bytes
@@ -66,31 +83,40 @@ def write_atomic(
     if _is_special(path):
         with open(_open_special(path), 'wb') as f:
             f.write(content)
-        return path
-    target = followed(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f'cannot write {path.name!r}: there is no folder {str(target.parent)!r}')
-    _replace_file(target, content)
+    else:
+        _replace_file(_regular(path), content)
     return path
 
 # %% ../nbs/00_files.ipynb #7d20c5e1
+def _next_piece(f, wait, came):
+    "What can be read next, nothing where who wrote has closed; None when nothing comes for `wait` seconds"
+    end = time.monotonic() + wait
+    while time.monotonic() < end:
+        piece = f.read(2**20)
+        if piece or came and piece is not None:
+            return piece
+        time.sleep(.02)
+    return None
+
 def _pieces(path, wait):
-    "What can be read from a device or a FIFO, as it comes; ends when nothing comes for `wait` seconds"
+    "What can be read from a device or a FIFO, as it comes; raises ValueError when nothing comes for `wait` seconds"
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(fd, 'rb', buffering=0) as f:
-        end = time.monotonic() + wait
-        came = False
-        while time.monotonic() < end:
-            piece = f.read(2**20)
-            if piece:
-                came, end = True, time.monotonic() + wait
-                yield piece
-            elif came and piece is not None:
-                return                          # who wrote has closed
-            else:
-                time.sleep(.02)
-    if not came or piece is None:
+        piece = _next_piece(f, wait, came=False)
+        while piece:
+            yield piece
+            piece = _next_piece(f, wait, came=True)
+    if piece is None:
         raise ValueError(f'{str(path)!r} gave nothing for {wait:g} seconds')
+
+def _read_stream(path, most, wait):
+    "All that comes from a device or a FIFO; raises ValueError for too much"
+    raw = bytearray()
+    for piece in _pieces(path, wait):
+        raw += piece
+        if len(raw) > most:
+            raise ValueError(f'{str(path)!r} has not ended after {most:,} bytes')
+    return bytes(raw)
 
 def read_limited(
     path,          # A file, a FIFO such as the shell's <(…), or a device
@@ -99,33 +125,29 @@ def read_limited(
 ) -> bytes:        # Raises FileNotFoundError, IsADirectoryError, or ValueError for what does not end
     "All of a file that somebody named, unless it has no end"
     path = Path(path)
-    if path.is_file():
-        if path.stat().st_size > most:
-            raise ValueError(f'{str(path)!r} is too large: {path.stat().st_size:,} bytes, {most:,} are read at most')
-        return path.read_bytes()
-    if path.is_dir() or not path.exists():
-        return path.read_bytes()                # raises what it should
-    raw = bytearray()
-    for piece in _pieces(path, wait):
-        raw += piece
-        if len(raw) > most:
-            raise ValueError(f'{str(path)!r} has not ended after {most:,} bytes')
-    return bytes(raw)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return _read_stream(path, most, wait)
+    size = path.stat().st_size if path.is_file() else 0
+    if size > most:
+        raise ValueError(f'{str(path)!r} is too large: {size:,} bytes, {most:,} are read at most')
+    return path.read_bytes()                    # or raises what it should
 
 # %% ../nbs/00_files.ipynb #1618d127
+def _remove_if_dead(folder, owner):
+    "Remove a folder whose lock nobody holds; one whose owner lives, or may live, stays"
+    from filelock import FileLock, Timeout
+    with contextlib.suppress(Timeout, OSError, NotImplementedError):
+        if time.time() - owner.stat().st_mtime < 2:
+            return                                      # made this moment: its owner may not hold the lock yet
+        with FileLock(owner, timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
+
 def _sweep_scratch(folder, prefix):
     "Remove what processes that are dead have left under this prefix"
-    from filelock import FileLock, Timeout
-    import shutil, time
     for p in Path(folder).iterdir():
         owner = p/'.owner'
-        if not p.name.startswith(prefix) or p.is_symlink() or not owner.is_file():
-            continue
-        with contextlib.suppress(Timeout, OSError, NotImplementedError):     # its owner is alive, or nobody can say
-            if time.time() - owner.stat().st_mtime < 2:
-                continue                                # made this moment: its owner may not hold the lock yet
-            with FileLock(owner, timeout=0):
-                shutil.rmtree(p, ignore_errors=True)
+        if p.name.startswith(prefix) and not p.is_symlink() and owner.is_file():
+            _remove_if_dead(p, owner)
 
 @contextlib.contextmanager
 def scratch(
@@ -134,7 +156,7 @@ def scratch(
 ):              # A Path; the folder is gone afterwards
     "A folder to work in, removed at the end, or by the next call with this prefix after its owner was killed"
     from filelock import FileLock
-    import shutil, tempfile
+    import tempfile
     folder = Path(folder or tempfile.gettempdir())
     _sweep_scratch(folder, prefix)
     made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))

@@ -114,26 +114,40 @@ def _html_row(tag, values, aligned):
     cells = [f'<{tag} style="text-align:{a}">{html.escape(v)}</{tag}>' for a, v in zip(aligned, values, strict=True)]
     return f'<tr>{"".join(cells)}</tr>'
 
+def _html_text(before, text, after):
+    "Text between tags; nothing where there is no text"
+    return f'{before}{html.escape(text)}{after}' if text else ''
+
 def table_html(
     t: Table,  # The table
 ) -> str:  # An HTML table element with caption and notes
     "`t` as HTML"
     aligned = ['right' if t._right(c) else 'left' for c in t.columns]
-    caption = f'<caption>{html.escape(t.caption)}</caption>' if t.caption else ''
-    notes = f'<p class="table-notes"><small>{html.escape(t.notes)}</small></p>' if t.notes else ''
+    caption = _html_text('<caption>', t.caption, '</caption>')
+    notes = _html_text('<p class="table-notes"><small>', t.notes, '</small></p>')
     head = _html_row('th', t.columns, aligned)
     body = ''.join(_html_row('td', r, aligned) for r in t._grid())
     return f'<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>{notes}'
+
+def _md_row(values):
+    "One row of a Markdown table"
+    return f'| {" | ".join(map(_md, values))} |'
 
 def table_markdown(
     t: Table,  # The table
 ) -> str:  # A Markdown pipe table with caption and notes
     "`t` as Markdown"
-    rule = '|' + '|'.join('---:' if t._right(c) else ':---' for c in t.columns) + '|'
-    head, *body = ['| ' + ' | '.join(map(_md, r)) + ' |' for r in [t.columns, *t._grid()]]
+    marks = ['---:' if t._right(c) else ':---' for c in t.columns]
+    rows = [_md_row(t.columns), f'|{"|".join(marks)}|', *map(_md_row, t._grid())]
     caption = [f'**{_md(t.caption)}**', ''] if t.caption else []
     notes = ['', _md(t.notes)] if t.notes else []
-    return '\n'.join([*caption, head, rule, *body, *notes])
+    return '\n'.join([*caption, *rows, *notes])
+
+def _rich_text(s):
+    "Text as rich shows it: a string would be read as markup"
+    from rich.text import Text
+
+    return Text(printable(s))
 
 def _table_rich(
     t: Table,  # The table
@@ -141,15 +155,15 @@ def _table_rich(
     "`t` for the terminal"
     from rich import box
     from rich.table import Table as Rich
-    from rich.text import Text
 
-    text = lambda s: Text(printable(s))         # rich would read strings as markup
+    title, caption = (_rich_text(s) if s else None for s in (t.caption, t.notes))
     plain = dict(header_style='bold', title_justify='left', caption_justify='left', box=box.SIMPLE_HEAD, pad_edge=False)
-    out = Rich(title=text(t.caption) if t.caption else None, caption=text(t.notes) if t.notes else None, **plain)
+    out = Rich(title=title, caption=caption, **plain)
     for i, c in enumerate(t.columns):
-        out.add_column(text(c), justify='right' if t._right(c) else 'left', overflow='fold', no_wrap=i == 0)
+        side = 'right' if t._right(c) else 'left'
+        out.add_column(_rich_text(c), justify=side, overflow='fold', no_wrap=i == 0)
     for r in t._grid():
-        out.add_row(*map(text, r))
+        out.add_row(*map(_rich_text, r))
     return out
 
 # %% ../nbs/01_table.ipynb #70193092
@@ -167,14 +181,18 @@ def __rich__(self: Table):
 
 _shown = 20  # rows of a repr: the caption, the head, the rest and these fit a screen
 
+def _in_columns(grid):
+    "Rows of texts as lines in which columns stand below each other, each at most forty letters wide"
+    widths = [min(40, max(map(len, cells))) for cells in zip(*grid, strict=True)]
+    return ['  '.join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in grid]
+
 @patch
 def __repr__(self: Table):
-    grid = [self.columns, *self._like(self.rows[:_shown])._grid()]
-    widths = [min(40, max(map(len, cells))) for cells in zip(*grid, strict=True)]
-    lines = ['  '.join(t.ljust(w) for t, w in zip(r, widths, strict=True)).rstrip() for r in grid]
+    lines = _in_columns([self.columns, *self._like(self.rows[:_shown])._grid()])
     rest = len(self) - _shown
+    before = [self.caption] if self.caption else []
     after = [f'… and {rest:,} more rows'] if rest > 0 else []
-    return printable('\n'.join(([self.caption] if self.caption else []) + lines + after))
+    return printable('\n'.join([*before, *lines, *after]))
 
 @patch
 def to_pandas(

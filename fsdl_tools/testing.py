@@ -29,14 +29,17 @@ def differences(
     names=tiny_names,  # Tiny models
 ) -> list:  # A dict for each strategy: the largest relative difference for each model
     "Compare strategies with one process over 20 steps"
-    makes = {make for _, make in strategies.values()}
-    alone = {(n, make): train_alone(n, make=_reference(make)) for n in names for make in makes}
+    alone = _train_alone(names, {make for _, make in strategies.values()})
     runs = on_ranks(_run_all, ranks, strategies, names, timeout=300)[0]
     rows = []
     for strategy, (_, make) in strategies.items():
         far = {n: worst(runs[strategy, n], alone[n, make]) for n in names}
         rows.append(dict(strategy=strategy, ranks=ranks) | far)
     return rows
+
+def _train_alone(names, makes):
+    "(model, optimizer) -> losses of one process"
+    return {(n, make): train_alone(n, make=_reference(make)) for n in names for make in makes}
 
 def _reference(make):
     "The optimizer of one process that an optimizer of several stands for"
@@ -59,6 +62,26 @@ def _sgd(model):
     "Not Adam: it divides by the size of a gradient, and makes steps out of the rounding of tiny ones"
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
+def _loss(logits, targets):
+    "Mean cross-entropy, in the type of the logits"
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+def _backward(loss):
+    "Compute the gradients of a loss; the loss without them"
+    loss.backward()
+    return loss.detach()
+
+def _trained_apart(model, alone, whole):
+    "How far the gradients of a parallel model are from those of the same model in one piece"
+    got = {n: whole(p) for n, p in model.named_parameters()}
+    return gradients_apart(got, {n: p.grad for n, p in alone.named_parameters()})
+
+def _update(optimizers):
+    "Take a step with each"
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
 def compare_training(
     make,  # GPT -> (model, loss of logits and targets)
     config,  # Shape of the GPT
@@ -73,22 +96,15 @@ def compare_training(
     "Run on every rank: train a parallel model beside the same model in one piece"
     alone = GPT(config).to(dtype)
     model, loss_of = make(GPT(config).to(dtype))
-    opts = [_sgd(alone), _sgd(model)]
-    wanted, got, far = [], [], 0.0
+    optimizers = [_sgd(alone), _sgd(model)]
+    wanted, got, far = [], [], []
     for s in range(steps):
         x, y = rule_batch(s, size, time, alone.config.vocab)
-        loss = F.cross_entropy(alone(x).flatten(0, 1), y.flatten())
-        loss.backward()
-        wanted.append(loss.item())
-        loss = loss_of(model(share(x)), share(y))
-        loss.backward()
-        got.append(seen(loss.detach()))
-        gradients = {n: whole(p) for n, p in model.named_parameters()}
-        far = max(far, gradients_apart(gradients, {n: p.grad for n, p in alone.named_parameters()}))
-        for o in opts:
-            o.step()
-            o.zero_grad()
-    return dict(loss=worst(got, wanted), gradient=far, last=got[-1], first=got[0])
+        wanted.append(_backward(_loss(alone(x), y)).item())
+        got.append(seen(_backward(loss_of(model(share(x)), share(y)))))
+        far.append(_trained_apart(model, alone, whole))
+        _update(optimizers)
+    return dict(loss=worst(got, wanted), gradient=max(0.0, *far), last=got[-1], first=got[0])
 
 # %% ../nbs/03_testing.ipynb #b834b153
 def compare_scratch(
@@ -103,6 +119,17 @@ def compare_scratch(
 
     return compare_training(make, gpt_config(config), whole_gradient, **kw)
 
+def _replicated(model, mesh):
+    "A model whose replicas, the ranks of a mesh, share out its parameters"
+    for b in model.layers.values():
+        fully_shard(b, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+def _full_loss(z, t):
+    "The loss of logits that are cut over ranks"
+    return lm_loss(z, t).full_tensor()
+
 def compare_torch(
     config='gpt-tiny',  # Shape of the GPT
     sequence_parallel: bool = True,  # Argument of parallelize
@@ -116,11 +143,7 @@ def compare_torch(
 
     def make(model):
         model = wrap(parallelize(model, mesh['tp'], sequence_parallel, loss_parallel))
-        if dp > 1:
-            for b in model.layers.values():
-                fully_shard(b, mesh=mesh['dp'])
-            fully_shard(model, mesh=mesh['dp'])
-        return model, (lambda z, t: lm_loss(z, t).full_tensor()) if loss_parallel else lm_loss
+        return _replicated(model, mesh['dp']) if dp > 1 else model, _full_loss if loss_parallel else lm_loss
 
     def mean(loss):
         dist.all_reduce(loss, group=mesh['dp'].get_group())
@@ -155,10 +178,13 @@ def pipeline_apart(
     wanted,  # What train_whole returned
 ) -> dict:  # Largest relative differences: losses; parameters (of the largest value in their tensor, at least 0.001)
     "How far a pipeline is from one process"
-    losses, ref = wanted
+    losses, whole = wanted
     got = {n: p for r in runs for n, p in r['parameters'].items()}
-    if got.keys() != ref.keys():
-        raise ValueError(f'parameters that only one side has: {sorted(got.keys() ^ ref.keys())[:5]}')
+    if got.keys() != whole.keys():
+        raise ValueError(f'parameters that only one side has: {sorted(got.keys() ^ whole.keys())[:5]}')
     seen = next(r['losses'] for r in runs if r['losses'])
-    far = [float(abs(got[n] - p).max() / max(abs(p).max(), 1e-3)) for n, p in ref.items()]
-    return dict(losses=worst(seen, losses), parameters=max(far))
+    return dict(losses=worst(seen, losses), parameters=max(_apart(got[n], p) for n, p in whole.items()))
+
+def _apart(got, wanted):
+    "The largest difference of two arrays, relative to the largest value of the second, at least 0.001"
+    return float(abs(got - wanted).max() / max(abs(wanted).max(), 1e-3))

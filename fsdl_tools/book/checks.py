@@ -12,7 +12,7 @@ import ast, importlib.util, json, os, re, select, shutil, signal, subprocess, sy
 from pathlib import Path
 from ..core import human_seconds, one_of, positive
 from ..files import write_atomic
-from .names import repeated_names, undocumented, unused_names
+from .names import notebook_cells, repeated_names, undocumented, unused_names
 from .needs import unknown_imports, unnamed_extras, wrong_extras
 from .contents import dropped_words, few_exercises, late_results, long_chapters
 from .contents import missing_figures
@@ -67,8 +67,7 @@ def untracked(
 # %% ../../nbs/book/06_checks.ipynb #5c1de9b2
 def _code(root, notebook):
     "Sources of the code cells of a notebook below nbs"
-    cells = json.loads((Path(root)/'nbs'/notebook).read_text(encoding='utf-8'))['cells']
-    return [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
+    return [''.join(c['source']) for c in notebook_cells(root, notebook) if c['cell_type'] == 'code']
 
 def _copy(source, target):
     "Copy a file or a folder"
@@ -101,17 +100,15 @@ def unclean(
     root='.' # Top of the project
 ) -> list:   # File names
     "Notebooks that nbdev_clean would change"
+    return [name for name in notebooks(root) if not _is_clean(Path(root)/'nbs'/name)]
+
+def _is_clean(path):
+    "Is a notebook as nbdev_clean would leave it?"
     from execnb.nbio import nb2str, read_nb
     from nbdev.clean import clean_nb
-    bad = []
-    for name in notebooks(root):
-        path = Path(root)/'nbs'/name
-        notebook = read_nb(path)
-        clean_nb(notebook)
-        cleaned, committed = nb2str(notebook), path.read_text(encoding='utf-8')
-        if json.loads(cleaned) != json.loads(committed):
-            bad.append(name)
-    return bad
+    notebook = read_nb(path)
+    clean_nb(notebook)
+    return json.loads(nb2str(notebook)) == json.loads(path.read_text(encoding='utf-8'))
 
 # %% ../../nbs/book/06_checks.ipynb #d7e80b71
 _exported_or_off = re.compile(r'^#\|\s*(export|exporti|exports|default_exp|eval:\s*false)', re.M)
@@ -142,13 +139,17 @@ def out_of_order(
     root='.' # Top of the project
 ) -> list:   # Module and the later one that it imports, for each such import
     "Modules that import from a part below their own, or from a later chapter of their part"
-    named = {module_of(root, name): name for name in notebooks(root)}
-    place = {m: (_part_number(m), name) for m, name in named.items() if m}
+    place = _places(root)
     bad = []
     for module in place:
         later = [d for d in sorted(_imports(root, module)) if d in place and place[d] > place[module]]
         bad += [f'{module} imports {d}' for d in later]
     return bad
+
+def _places(root):
+    "Module -> the number of its part, and its notebook"
+    named = {module_of(root, name): name for name in notebooks(root)}
+    return {module: (_part_number(module), name) for module, name in named.items() if module}
 
 # %% ../../nbs/book/06_checks.ipynb #b94ef07d
 def _part_number(module): return _parts.index(one_of('part', module.split('.')[0], _parts))
@@ -189,8 +190,12 @@ def lint_problems(
     if done.returncode not in (0, 1):
         raise RuntimeError(f'ruff: {done.stderr[-2000:]}')
     found = [p for p in json.loads(done.stdout) if not _in_head(p)]
-    where = lambda p: f"{Path(p['filename']).relative_to(Path(root).resolve())}:{p['location']['row']}"
-    return [f"{where(p)}: {p['code']} {p['message']}" for p in found]
+    return [f"{_where(p, root)}: {p['code']} {p['message']}" for p in found]
+
+def _where(problem, root):
+    "Path and line of what ruff has found"
+    path = Path(problem['filename']).relative_to(Path(root).resolve())
+    return f"{path}:{problem['location']['row']}"
 
 def _in_head(problem):
     "Is it in the list of names that nbdev writes above the first cell?"
@@ -205,8 +210,8 @@ def long_modules(
     "Modules of the library that have more lines than one reads in a sitting"
     library = Path(root)/settings(root)['lib_path']
     files = [f for f in sorted(library.rglob('*.py')) if f.name != '_modidx.py']
-    counted = [(f.relative_to(library).as_posix(), len(f.read_text(encoding='utf-8').splitlines())) for f in files]
-    return [f'{name}: {n} lines' for name, n in counted if n > most]
+    counted = [(f, len(f.read_text(encoding='utf-8').splitlines())) for f in files]
+    return [f'{f.relative_to(library).as_posix()}: {n} lines' for f, n in counted if n > most]
 
 # %% ../../nbs/book/06_checks.ipynb #f7c8e154
 def _not_in_contents(root):
@@ -297,20 +302,30 @@ def run_notebooks(
 ) -> list:             # A dict of notebook, seconds, cpu (seconds), ok and output for each
     "Run notebooks as tests in empty folders, each in a process group with a time limit; the longest first"
     root = Path(root).resolve()
+    names = _longest_first(_those_named(root, names))
+    positive('workers', workers)
+    positive('timeout', timeout, integer=False)
+    job = dict(root=str(root), names=names, timeout=timeout, workers=workers, skipped=_left_out(root, flags))
+    results = _results(job | dict(warm=_warm if len(names) > 2 else []), report)
+    _record_seconds('notebooks', {r['notebook']: r['seconds'] for r in results if r['ok']})
+    return sorted(results, key=lambda r: r['notebook'])
+
+def _left_out(root, flags=''):
+    "Test flags whose cells do not run, but for some"
+    return sorted(set(settings(root).get('tst_flags', '').split()) - set(flags.split()))
+
+def _those_named(root, names):
+    "Some notebooks, or all of them; raises FileNotFoundError for one that is not there"
     names = notebooks(root) if names is None else list(names)
     lost = [name for name in names if not (root/'nbs'/name).is_file()]
     if lost:
         raise FileNotFoundError(f'no notebook {lost[0]!r} in {root/"nbs"}')
-    positive('workers', workers)
-    positive('timeout', timeout, integer=False)
-    skipped = set(settings(root).get('tst_flags', '').split()) - set(flags.split())
+    return names
+
+def _longest_first(names):
+    "Notebooks by what they took when they last passed, those of which nobody knows in front"
     known = recorded_seconds().get('notebooks', {})
-    names = sorted(names, key=lambda name: -known.get(name, float('inf')))
-    ready = _warm if len(names) > 2 else []
-    job = dict(root=str(root), names=names, timeout=timeout, workers=workers, skipped=sorted(skipped), warm=ready)
-    results = _results(job, report)
-    _record_seconds('notebooks', {r['notebook']: r['seconds'] for r in results if r['ok']})
-    return sorted(results, key=lambda r: r['notebook'])
+    return sorted(names, key=lambda name: -known.get(name, float('inf')))
 
 # %% ../../nbs/book/06_checks.ipynb #6e0b44d9
 def _results(job, report):
@@ -442,26 +457,27 @@ def run_in_kernel(
 ) -> dict:            # notebook, seconds, ok and output
     "Run one notebook in a fresh Jupyter kernel, from an empty folder, without the cells that are not tested"
     root, started = Path(root).resolve(), time.monotonic()
-    flags = settings(root).get('tst_flags', '').split()
     with tempfile.TemporaryDirectory(prefix='fsdl-kernel-') as folder:
         shutil.copy(root/'nbs'/notebook, folder)
-        command = [sys.executable, '-c', _kernel_code, Path(notebook).name, *flags]
-        env = _quiet() | dict(PYTHONPATH=str(root))
-        with open(f'{folder}.log', 'w+') as log:
-            proc = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=env, start_new_session=True)
-            late = False
-            try:
-                proc.wait(timeout)
-            except subprocess.TimeoutExpired:
-                late = True
-            finally:
-                _kill_group(proc.pid)
-                proc.wait()
-            log.seek(0)
-            text = log.read() + (f'\nkilled after {timeout:g} s' if late else '')
-        Path(f'{folder}.log').unlink()
-    ok = proc.returncode == 0 and not late
+        command = [sys.executable, '-c', _kernel_code, Path(notebook).name, *_left_out(root)]
+        ok, text = _run_group(command, folder, _quiet() | dict(PYTHONPATH=str(root)), timeout)
     return dict(notebook=notebook, seconds=time.monotonic() - started, ok=ok, output=text)
+
+def _run_group(command, folder, env, timeout):
+    "Run a command to its end, or to that of its time, then end what it has started; did it succeed, and its output"
+    with tempfile.TemporaryFile('w+') as log:
+        proc = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=env, start_new_session=True)
+        late = False
+        try:
+            proc.wait(timeout)
+        except subprocess.TimeoutExpired:
+            late = True
+        finally:
+            _kill_group(proc.pid)
+            proc.wait()
+        log.seek(0)
+        text = log.read() + (f'\nkilled after {timeout:g} s' if late else '')
+    return proc.returncode == 0 and not late, text
 
 _kernel_code = '''
 import re, sys

@@ -152,17 +152,20 @@ def claims_table(
     every = claims()
     measured = [recheck(c) for c in every if c.check] if measured is None else measured
     found = {r.id: r for r in measured}
-    rows = [
-        dict(
-            claim=f'{c.words} [{c.id}]',
-            verdict=_verdict(c, found.get(c.id)),
-            found=f'{found[c.id].finding if c.id in found else c.finding} ({c.conditions})',
-            page=c.chapter,
-        )
-        for c in every
-    ]
+    rows = [_claim_row(c, found.get(c.id)) for c in every]
     said = f'{len(rows)} sentences of the lecture notes, {len(found)} with a figure of today, measured or predicted'
     return Table(rows, caption=said)
+
+
+def _claim_row(claim, found):
+    "A claim, and what was found now where it was measured"
+    finding = claim.finding if found is None else found.finding
+    return dict(
+        claim=f'{claim.words} [{claim.id}]',
+        verdict=_verdict(claim, found),
+        found=f'{finding} ({claim.conditions})',
+        page=claim.chapter,
+    )
 
 
 def _verdict(claim, found):
@@ -179,22 +182,22 @@ def systems_table(
     outcomes=None,  # Test or notebook -> passed, failed or skipped; default: those of the recorded run
 ) -> Table:  # A row a system
     "The systems of the lecture notes: what runs, what the tests said, what became of them"
-    recorded = read_results('systems')
-    told = {row['row']: row['status'] for row in recorded['rows']} if outcomes is None else None
-    rows = [
-        dict(
-            row=s.row,
-            system=s.system,
-            status=told.get(s.row, 'not proven here') if told is not None else status(s, outcomes)[0],
-            works=s.works,
-            became=_with_source(s),
-            page=s.chapter,
-        )
-        for s in systems()
-    ]
+    told, when = _recorded() if outcomes is None else ({s.row: status(s, outcomes)[0] for s in systems()}, '')
+    rows = [_system_row(s, told.get(s.row, 'not proven here')) for s in systems()]
     working = sum(r['status'] == 'works' for r in rows)
-    said = f'{working} of {len(rows)} systems work'
-    return Table(rows, caption=said if told is None else f'{said}, runs up to {recorded["date"]}')
+    return Table(rows, caption=f'{working} of {len(rows)} systems work{when}')
+
+
+def _recorded():
+    "Row of a system -> what the recorded run said of it, and the date of that"
+    recorded = read_results('systems')
+    return {row['row']: row['status'] for row in recorded['rows']}, f', runs up to {recorded["date"]}'
+
+
+def _system_row(s, told):
+    "A system, and what the tests said of it"
+    shown = dict(row=s.row, system=s.system, status=told, works=s.works)
+    return shown | dict(became=_with_source(s), page=s.chapter)
 
 # %% ../../nbs/book/13_claims_page.ipynb #12940a72
 _packages = (
@@ -215,21 +218,26 @@ def record_of_systems(
 ) -> dict:  # date, versions, rows; what results/systems.json holds
     "What a run of the tests says about every system"
     import datetime
+
+    versions = {name: _version(name) for name in _packages}
+    rows = [_record(s, *status(s, outcomes)) for s in systems()]
+    return dict(date=datetime.date.today().isoformat(), versions=versions, rows=rows)
+
+
+def _version(package):
+    "The version of a package, or that it is not installed"
     from importlib.metadata import PackageNotFoundError, version
 
-    versions = {}
-    for name in _packages:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = 'not installed'
-    rows = []
-    for s in systems():
-        verdict, names = status(s, outcomes)
-        rows.append(
-            dict(row=s.row, system=s.system, status=verdict, because=[] if verdict == 'works' else list(names))
-        )
-    return dict(date=datetime.date.today().isoformat(), versions=versions, rows=rows)
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return 'not installed'
+
+
+def _record(s, verdict, names):
+    "A system with its verdict, and the tests that are the cause where it does not work"
+    because = [] if verdict == 'works' else list(names)
+    return dict(row=s.row, system=s.system, status=verdict, because=because)
 
 # %% ../../nbs/book/13_claims_page.ipynb #c1b10003
 def lines_table(
@@ -237,15 +245,9 @@ def lines_table(
 ) -> Table:  # A row a line
     "Every line of the lecture notes, and what it is about"
     verdicts, names = {c.id: c.verdict for c in claims()}, {s.row: s.system for s in systems()}
+    shown = [line for line in lecture_lines() if line.claims or not checkable]
     rows = [
-        dict(
-            line=line.line,
-            words=line.words,
-            kind=_kind(line),
-            about=_about(line, verdicts, names),
-        )
-        for line in lecture_lines()
-        if line.claims or not checkable
+        dict(line=line.line, words=line.words, kind=_kind(line), about=_about(line, verdicts, names)) for line in shown
     ]
     claiming = sum(r['kind'] == 'claim' for r in rows)
     return Table(rows, caption=f'{len(rows)} lines, {claiming} of them make a claim')
@@ -275,10 +277,15 @@ def closing_text(
 ) -> str:  # Markdown cells and outputs from the heading on; raises ValueError where there is none
     "What stands under the heading “What the lecture said” of a chapter"
     cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
-    starts = [i for i, c in enumerate(cells) if re.search('^#+ What the lecture sa', ''.join(c['source']), re.M)]
+    starts = [i for i, cell in enumerate(cells) if _closes(cell)]
     if not starts:
         raise ValueError(f'{notebook} has no heading “What the lecture said”')
     return '\n'.join(_shown(cell) for cell in cells[starts[-1] :])
+
+
+def _closes(cell):
+    "Does a cell have that heading?"
+    return bool(re.search('^#+ What the lecture sa', ''.join(cell['source']), re.M))
 
 
 def _shown(cell):

@@ -18,8 +18,8 @@ from ..table import Table
 def _data_files() -> list:  # Names such as gpus.csv and results/zoo.json, sorted
     "Every table of the library"
     folder = data_path('tables.csv').parent
-    found = [p.relative_to(folder).as_posix() for kind in ('csv', 'json', 'gz') for p in folder.rglob(f'*.{kind}')]
-    return sorted(name for name in found if not any(part[0] in '._' for part in name.split('/')))
+    found = [p.relative_to(folder) for kind in ('csv', 'json', 'gz') for p in folder.rglob(f'*.{kind}')]
+    return sorted(p.as_posix() for p in found if not any(part[0] in '._' for part in p.parts))
 
 
 def _figures(value, kind=(int, float)):
@@ -36,11 +36,16 @@ def _dates(text):
     return re.findall(r'"date":\s*"(\d{4}(?:-\d\d)*)"', text)
 
 
+def _text_of(name):
+    "What a table holds, unpacked"
+    data = Path(data_path(name)).read_bytes()
+    return (gzip.decompress(data) if name.endswith('.gz') else data).decode()
+
+
 def _rows_and_newest(name, date):
     "How many rows a table has, or figures a measurement, and its newest date; `date` where its rows have none"
-    data = Path(data_path(name)).read_bytes()
-    text = (gzip.decompress(data) if name.endswith('.gz') else data).decode()
     if '.json' in name:
+        text = _text_of(name)
         found = json.loads(text)
         return _figures(found) or _figures(found, str), max(_dates(text), default='')
     rows = read_data(name, text=('date',))
@@ -87,16 +92,18 @@ def _older(name, today=None):
     return sum(_days_since(date, today) > 366 for date in dates) if dates else None
 
 
+def _with_age(fact, today):
+    "What is known of a table, with its age in days and the number of its old rows"
+    return dict(fact, age=_days_since(fact['newest'], today), older=_older(fact['table'], today))
+
+
 def data_table(
     words: str = '',  # Only tables whose name or contents have this in them
     today=None,  # A datetime.date; default: today
 ) -> Table:  # Oldest first
     "Every table: its newest date, how old that is, and how it is renewed"
     facts = [fact for fact in table_facts() if words.lower() in f'{fact["table"]} {fact["what"]}'.lower()]
-    rows = [
-        dict(f, age=_days_since(f['newest'], today), older=_older(f['table'], today))
-        for f in sorted(facts, key=lambda f: f['newest'])
-    ]
+    rows = [_with_age(fact, today) for fact in sorted(facts, key=lambda fact: fact['newest'])]
     late = sum(row['age'] > 366 for row in rows)
     return Table(
         rows,

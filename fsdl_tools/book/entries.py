@@ -13,6 +13,7 @@ import inspect
 import re
 import textwrap
 from fastcore.docments import DocmentText, docments
+from .names import without_markup
 from ..core import need
 
 # %% ../../nbs/book/10_entries.ipynb #c3e07674
@@ -33,10 +34,13 @@ class _Signature(DocmentText):
 
     @property
     def params(self):
-        named = ((name, p) for name, p in self.dm.items() if name not in ('return', 'self', 'cls'))
-        shown = [(self._fmt_param(name, p), p.get('docment') or '') for name, p in named]
-        shown = [(code.replace(':NoneType=', '='), words) for code, words in shown]  # None says nothing of a type
-        return [(code, _wrapped(code, words)) for code, words in shown]
+        named = [(name, p) for name, p in self.dm.items() if name not in ('return', 'self', 'cls')]
+        return [self._parameter(name, p) for name, p in named]
+
+    def _parameter(self, name, p):
+        "The code of a parameter, and its words"
+        code = self._fmt_param(name, p).replace(':NoneType=', '=')  # None says nothing of a type
+        return code, _wrapped(code, p.get('docment') or '')
 
     @property
     def _ret_str(self):
@@ -55,9 +59,12 @@ def _home(sym):
     if getattr(sym, '__module__', '') != '__main__':
         return sym
     row = need('nbdev.doclinks', 'dev').NbdevLookup()[sym.__name__]
-    if not isinstance(row, tuple):
-        return sym
-    module = importlib.import_module(row[1].removesuffix('.py').replace('/', '.'))
+    return _from_file(sym, row[1]) if isinstance(row, tuple) else sym
+
+
+def _from_file(sym, file):
+    "The same class in a file of the library; the one that was given where another is called so"
+    module = importlib.import_module(file.removesuffix('.py').replace('/', '.'))
     found = getattr(module, sym.__name__, sym)
     return found if found.__doc__ == sym.__doc__ else sym
 
@@ -75,9 +82,13 @@ def _own_methods(cls, tree):
     "Public methods and properties in the body of a class; not those that repeat a base class without a word"
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     found = [node for node in tree.body if isinstance(node, functions) and node.name[0] != '_']
-    bases = cls.__mro__[1:]
-    said = [n.name for n in found if ast.get_docstring(n) or not any(hasattr(base, n.name) for base in bases)]
+    said = [node.name for node in found if ast.get_docstring(node) or not _is_inherited(cls, node.name)]
     return list(dict.fromkeys(said))
+
+
+def _is_inherited(cls, name):
+    "Does a base of a class have this name?"
+    return any(hasattr(base, name) for base in cls.__mro__[1:])
 
 
 def _method(cls, name):
@@ -92,12 +103,9 @@ def _method(cls, name):
     return '', raw
 
 # %% ../../nbs/book/10_entries.ipynb #625f4454
-_markup = re.compile(r'[*_\\`\[\]~^$|<>]')
-
-
 def _escaped(text):
-    "Text that no renderer takes as markup"
-    return _markup.sub(lambda found: f'&#{ord(found[0])};', ' '.join(text.split()))
+    "Text in one line that no renderer takes as markup"
+    return without_markup(' '.join(text.split()))
 
 
 def _type_name(kind):
@@ -137,16 +145,19 @@ def _words(cls):
     return found
 
 
+def _field_row(field, words):
+    "Name, type, meaning and default of a field"
+    return [_plain_code(field.name), _shown_type(field.type), _escaped(words), _default(field)]
+
+
 def _fields(cls):
-    "The table of a record's fields"
+    "The table of a record's fields; without defaults where no field has one"
     words = _words(cls)
-    rows = [f for f in dataclasses.fields(cls) if f.name[0] != '_']
-    head = ['Field', 'Type', 'Meaning', 'Default']
-    table = [[_plain_code(f.name), _shown_type(f.type), _escaped(words.get(f.name, '')), _default(f)] for f in rows]
-    if not any(row[-1] for row in table):
-        head, table = head[:-1], [row[:-1] for row in table]
-    lines = [head, ['---'] * len(head), *table]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    fields = [f for f in dataclasses.fields(cls) if f.name[0] != '_']
+    table = [['Field', 'Type', 'Meaning', 'Default'], ['---'] * 4]
+    table += [_field_row(f, words.get(f.name, '')) for f in fields]
+    columns = 4 if any(row[-1] for row in table[2:]) else 3
+    return '\n'.join(f'| {" | ".join(row[:columns])} |' for row in table)
 
 # %% ../../nbs/book/10_entries.ipynb #39103a91
 def _heading(level, name):
@@ -166,41 +177,53 @@ def _code(text):
 
 def _function_parts(function, name, level, how=''):
     "The entry of a function, method or property"
-    code = _signature(function)
-    if how == 'property':
-        words = docments(function).get('return') or ''
-        kind = inspect.signature(function).return_annotation
-        typed = '' if kind is inspect.Signature.empty else f': {_type_name(kind)}'
-        code = f'{name}{typed}' + (f' # {words}' if words else '')
-    elif how:
+    code = _property_line(function, name) if how == 'property' else _signature(function)
+    if how not in ('', 'property'):
         code = f'{how}\n{code}'
     return [_heading(level, name), _code(code), _italic(function.__doc__)]
+
+
+def _property_line(function, name):
+    "A property with its type and words"
+    words = docments(function).get('return') or ''
+    kind = inspect.signature(function).return_annotation
+    typed = '' if kind is inspect.Signature.empty else f': {_type_name(kind)}'
+    return f'{name}{typed}' + (f' # {words}' if words else '')
 
 
 def _class_line(cls, tree):
     "The signature of a class: its bases, and what it is made from"
     bases = ', '.join(ast.unparse(base) for base in tree.bases) if tree else ''
     head = f'class {cls.__name__}({bases})' if bases else f'class {cls.__name__}'
+    made = _made_from(cls)
+    return f'{head}\n\n{made}' if made else head
+
+
+def _made_from(cls):
+    "The call that makes an object of a class; empty for a record, whose fields are shown, and without __init__"
     init = vars(cls).get('__init__')
     if dataclasses.is_dataclass(cls) or not inspect.isfunction(init):
-        return head
-    made = _signature(init).replace('def __init__(', f'{cls.__name__}(', 1)
-    return f'{head}\n\n{made.rstrip(":")}'
+        return ''
+    return _signature(init).replace('def __init__(', f'{cls.__name__}(', 1).rstrip(':')
 
 
 def _class_parts(cls, name, level):
     "The entry of a class, and the entries of its methods"
     cls = _home(cls)
     tree = _class_tree(cls)
-    record = dataclasses.is_dataclass(cls)
-    made_up = record and (cls.__doc__ or '').startswith(f'{cls.__name__}(')
-    parts = [_heading(level, name), _code(_class_line(cls, tree)), _italic('' if made_up else cls.__doc__)]
-    if record:
+    parts = [_heading(level, name), _code(_class_line(cls, tree)), _italic(_own_words(cls))]
+    if dataclasses.is_dataclass(cls):
         parts.append(_fields(cls))
     for method in _own_methods(cls, tree) if tree else []:
         how, function = _method(cls, method)
         parts += _function_parts(function, f'{name}.{method}', level + 1, how)
     return parts
+
+
+def _own_words(cls):
+    "The docstring of a class, but for the one that dataclass makes up"
+    made_up = dataclasses.is_dataclass(cls) and (cls.__doc__ or '').startswith(f'{cls.__name__}(')
+    return '' if made_up else cls.__doc__
 
 
 class Entry:

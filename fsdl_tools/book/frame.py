@@ -23,17 +23,17 @@ _whole = re.compile(r'(?<=>)(?:(https://[^<>\s]+)|(\w+/\d+\w+))(?=</td>)')
 
 def _linked_cells(text, titles, up):
     "Links where a cell of an HTML table is an address, or the path of a chapter without its ending"
+    return _whole.sub(lambda found: _link(found[1], found[2], titles, up), text)
 
-    def link(found):
-        address, chapter = found[1], found[2]
-        if address:
-            return f'<a href="{address}">{address}</a>'
-        if chapter not in titles:
-            return chapter
-        name, title = titles[chapter]
-        return f'<a href="{up}{name}.html">{html.escape(title)}</a>'
 
-    return _whole.sub(link, text)
+def _link(address, chapter, titles, up):
+    "A link to an address or, where there is none, to a chapter; a path that is no chapter's stays text"
+    if address:
+        return f'<a href="{address}">{address}</a>'
+    if chapter not in titles:
+        return chapter
+    name, title = titles[chapter]
+    return f'<a href="{up}{name}.html">{html.escape(title)}</a>'
 
 
 class Frame:
@@ -58,8 +58,10 @@ class Frame:
         head.source = f'---\n{yaml.safe_dump(meta, allow_unicode=True)}---\n'
         self.nb.cells.insert(1, need('execnb.nbio', 'dev').mk_cell(_place, 'markdown'))
 
-    def _tables(self, cell):
-        "What the comments of a text cell ask for"
+    def _text(self, cell, source, seen, up):
+        "What the comments of a text cell ask for, and links for its words"
+        if source not in _without_links:
+            cell.source = link_terms(cell.source, seen, up)
         cell.source = with_chapters(cell.source, self.root, self.source)
         for what, make in _makers.items():
             cell.source = filled(cell.source, what, lambda make=make: make(self.root))
@@ -79,12 +81,14 @@ class Frame:
             return  # a notebook outside the book
         self._numbered(page)
         seen, up = set(), '../' * page.name.count('/')
-        titles = {p.source.removesuffix('.ipynb'): (p.name, page_title(self.root, p).replace('`', '')) for p in book}
+        titles = self._titles(book)
         for cell in self.nb.cells:
             if cell.cell_type == 'code':
                 self._outputs(cell, titles, up)
-            if cell.cell_type != 'markdown':
-                continue
-            if page.source not in _without_links:
-                cell.source = link_terms(cell.source, seen, up)
-            self._tables(cell)
+            if cell.cell_type == 'markdown':
+                self._text(cell, page.source, seen, up)
+
+    def _titles(self, book):
+        "Path of a chapter without its ending -> its name and title"
+        titled = [(p, page_title(self.root, p).replace('`', '')) for p in book]
+        return {p.source.removesuffix('.ipynb'): (p.name, title) for p, title in titled}

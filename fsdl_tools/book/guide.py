@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from html import escape
+from itertools import product
 from ..compute.columns import refused
 from ..compute.gpus import Cluster, find
 from ..compute.planner import Estimate, estimate
@@ -25,7 +26,6 @@ from ..table import Table
 @dataclass(frozen=True)
 class Step(Record):
     "One question of the walk, answered"
-
     name: str  # In the tree
     question: str  # As a reader would ask it
     answer: str  # A sentence, computed
@@ -36,11 +36,9 @@ class Step(Record):
     outcome: str  # The branch that was taken
     then: str  # Name of the next question; empty: the walk is over
 
-
 @dataclass(frozen=True)
 class Guide(Record):
     "A walk through the questions for one model"
-
     model: str  # Its name
     gpu: str  # Kind of GPU
     gpus: int  # How many are at hand
@@ -48,32 +46,30 @@ class Guide(Record):
     plan: Estimate | None  # What that takes; None where nothing fits
     steps: tuple[Step, ...]  # In the order of the walk
 
-    def walk(
-        self,
+    def walk(self,
         up: str = '.',  # From the page to the top of the notebooks
     ) -> str:  # Markdown, each step with a link to its chapter
         "The walk as text to read"
-        lines = [f'**{self.model}, {self.gpus} × {self.gpu}: {self.advice}**', '']
-        for i, step in enumerate(self.steps, 1):
-            name = re.sub(r'\d+_', '', step.page).replace('_', ' ')
-            link = f'[{name}]({up}/{step.page}.ipynb)'
-            lines.append(f'{i}. *{step.question}* {_plain(step.answer)} ({link})')
-        return '\n'.join(lines)
+        lines = [_said_of_step(number, step, up) for number, step in enumerate(self.steps, 1)]
+        return '\n'.join([f'**{self._title()}**', '', *lines])
+
+    def _title(self):
+        return f'{self.model}, {self.gpus} × {self.gpu}: {self.advice}'
 
     def _page(self):
         rows = [dict(question=s.question, answer=s.answer, page=s.page) for s in self.steps]
-        return Table(rows, caption=f'{self.model}, {self.gpus} × {self.gpu}: {self.advice}')
+        return Table(rows, caption=self._title())
 
-
-def _plain(text):
-    "Text in which Markdown finds no dollars to set as formulas"
-    return text.replace('$', r'\$')
+def _said_of_step(number, step, up):
+    "A line of Markdown for a step, with a link to its chapter"
+    name = re.sub(r'\d+_', '', step.page).replace('_', ' ')
+    answer = step.answer.replace('$', r'\$')  # or Markdown sets what stands between two dollars as a formula
+    return f'{number}. *{step.question}* {answer} ([{name}]({up}/{step.page}.ipynb))'
 
 # %% ../../nbs/book/14_guide.ipynb #f31cd141
 @dataclass(frozen=True)
 class _Case:
     "What a reader brings, checked"
-
     name: str  # Of the model
     sizes: dict  # Its columns; None for a model that is no transformer of one stack
     spec: object  # Its ModelSpec, where it has one
@@ -93,72 +89,86 @@ class _Case:
         "What estimate and search take"
         return self.spec if self.sizes is None else dict(self.sizes, name=self.name)
 
-    @property
-    def unit(self):
-        "What a step is made of"
-        return 'images' if self.sizes is None else 'tokens'
-
     def cluster(self, gpus):
         "So many of the GPUs, priced"
         return Cluster(self.gpu, gpus, gpu_hour=self.price)
 
-
 def _case(model, gpu, gpus, batch, seq, tokens, within, price, precision, framework):
     "The case; raises ValueError for what cannot be meant"
     name, sizes, spec = model_columns(model)
+    gpu = _able(gpu, precision)
+    _check_shares(batch, gpus)
+    tokens, within = _read('tokens', tokens, parse_count), _read('within', within, parse_seconds)
+    price, day = _priced(price, gpu)
+    seq = _length(seq, sizes)
+    return _Case(name, sizes, spec, gpu, gpus, batch, seq, tokens, within, price, day, precision, framework)
+
+def _able(gpu, precision):
+    "The GPU; raises ValueError where it does not compute in this precision"
     gpu = find(gpu)
     if why := refused(gpu, one_of('precision', precision, layout_precisions)):
         raise ValueError(why)
+    return gpu
+
+def _check_shares(batch, gpus):
+    "Raises ValueError where a batch has no equal share for every GPU"
     positive('gpus', gpus)
     positive('batch', batch)
     if batch % gpus:
         raise ValueError(f'a batch of {batch} cannot be shared by {gpus} GPUs: give a multiple')
-    read = lambda what, value, parse: None if value is None else positive(what, parse(value), False)
-    tokens, within = read('tokens', tokens, parse_count), read('within', within, parse_seconds)
-    price = read('price', price, parse_dollars)
+
+def _read(what, value, parse):
+    "A positive number that somebody wrote; None where nobody did"
+    return None if value is None else positive(what, parse(value), False)
+
+def _priced(price, gpu):
+    "Dollars per GPU and hour and their date, which is empty for the reader's own"
+    price = _read('price', price, parse_dollars)
+    return market().get(gpu.name, (None, '')) if price is None else (price, '')
+
+def _length(seq, sizes):
+    "Tokens of a sequence: as given, or the longest that the model takes, at most 8,192; None for images"
     if seq is not None:
-        positive('seq', seq)
-    elif sizes is not None:
-        seq = min(sizes['max_seq'] or 2048, 8192)
-    price, day = (price, '') if price is not None else market().get(gpu.name, (None, ''))
-    return _Case(name, sizes, spec, gpu, gpus, batch, seq, tokens, within, price, day, precision, framework)
+        return positive('seq', seq)
+    return None if sizes is None else min(sizes['max_seq'] or 2048, 8192)
 
 # %% ../../nbs/book/14_guide.ipynb #fa78efc4
 _uncut = dict(tp=1, pp=1, cp=1, ep=1)  # Only the data is shared
+_most_gpus = 4096  # Beyond these nobody looks for a plan
 _refusals = ('does not fit on', 'no layout of')  # How the planner says that nothing fits
-
 
 def _best(case, gpus, offload='none', which='best', **values):
     "The estimate of the best layout, or of the fastest, that fits, and what is in the way where none does"
     try:
-        if case.sizes is None:
-            return _best_of_images(case, gpus, offload, values.get('zero', (0, 1, 2, 3))), ''
-        kw = dict(precision=case.precision, framework=case.framework, offload=offload, **values)
-        return getattr(search(case.model, case.cluster(gpus), case.batch, case.seq, **kw), which), ''
+        return _searched(case, gpus, offload, which, values), ''
     except ValueError as why:
         if not any(words in str(why) for words in _refusals):
             raise  # not that nothing fits: something is missing, and a walk that goes on would be a wrong one
         return None, str(why)
 
+def _searched(case, gpus, offload, which, values):
+    "That estimate; raises ValueError where nothing fits"
+    if case.sizes is None:
+        return _best_of_images(case, gpus, offload, values.get('zero', (0, 1, 2, 3)))
+    kw = dict(precision=case.precision, framework=case.framework, offload=offload, **values)
+    return getattr(search(case.model, case.cluster(gpus), case.batch, case.seq, **kw), which)
 
-def _best_of_images(case, gpus, offload, stages):
-    "The same for a model that can be split over data only"
+def _layouts_of_images(case, gpus, offload, stages):
+    "Every layout of a model that can be split over data only"
     share = case.batch // gpus
     sizes = [n for n in range(1, share + 1) if share % n == 0]
+    choices = product(stages if gpus > 1 else (0,), sizes, ('none', 'full'))
     kw = dict(dp=gpus, precision=case.precision, framework=case.framework, offload=offload)
-    layouts = [
-        Layout(zero=zero, micro_batch=size, recompute=recompute, **kw)
-        for zero in (stages if gpus > 1 else (0,))
-        for size in sizes
-        for recompute in ('none', 'full')
-    ]
-    found = [estimate(case.model, layout, case.cluster(gpus), case.batch) for layout in layouts]
-    fits = [e for e in found if e.fits]
-    if not fits:
-        least = max(found, key=lambda e: e.margin)
-        raise ValueError(f'{case.name} does not fit on {gpus} × {case.gpu.name}: {least.layout} lacks {least.why}')
-    return min(fits, key=lambda e: e.step_time)
+    return [Layout(zero=zero, micro_batch=size, recompute=recompute, **kw) for zero, size, recompute in choices]
 
+def _best_of_images(case, gpus, offload, stages):
+    "The estimate of the fastest of them; raises ValueError where none fits"
+    layouts = _layouts_of_images(case, gpus, offload, stages)
+    found = [estimate(case.model, layout, case.cluster(gpus), case.batch) for layout in layouts]
+    if fits := [e for e in found if e.fits]:
+        return min(fits, key=lambda e: e.step_time)
+    least = max(found, key=lambda e: e.margin)
+    raise ValueError(f'{case.name} does not fit on {gpus} × {case.gpu.name}: {least.layout} lacks {least.why}')
 
 def _alone(case, micro_batch, recompute='none'):
     "The estimate of one micro-batch on one GPU, whether it fits or not"
@@ -171,28 +181,36 @@ def _ask_model(case, seen):
     tried = [_alone(case, 1, recompute) for recompute in ('none', 'full')]
     found = next((e for e in tried if e.fits), tried[-1])
     seen['recompute'] = found.layout.recompute
+    text = f'{"Yes" if found.fits else "No"}. {_said_of_sample(found)}. The card has {human_bytes(case.gpu.usable)}.'
+    how = _call_alone(case, repr(str(found.layout)), 1, 'device')
+    return _answered('model', 'yes' if found.fits else 'no', text, found.device, how)
+
+def _said_of_sample(found):
+    "What a step of one sample takes"
     again = ' with activations computed again' if found.layout.recompute == 'full' else ''
     weights = human_bytes(found.first['weights'])
-    text = f'A step of one sample takes {human_bytes(found.device)}{again}; {weights} of it are the weights'
-    text = f'{"Yes" if found.fits else "No"}. {text}. The card has {human_bytes(case.gpu.usable)}.'
-    how = f'estimate({case.name!r}, {str(found.layout)!r}, Cluster({case.gpu.name!r}, 1), 1, {case.seq}).device'
-    page, branch = 'compute/03_step_memory', _go('model', 'yes' if found.fits else 'no')
-    return Step('model', _asked['model'], text, found.device, 'bytes', how, page, *branch)
+    return f'A step of one sample takes {human_bytes(found.device)}{again}; {weights} of it are the weights'
+
+def _call_alone(case, layout, size, figure):
+    "The call that gives a figure of one micro-batch on one GPU again"
+    return f'estimate({case.name!r}, {layout}, Cluster({case.gpu.name!r}, 1), {size}, {case.seq}).{figure}'
 
 # %% ../../nbs/book/14_guide.ipynb #10d239ab
+def _at_once(case, recompute):
+    "Samples of a step that one GPU takes at once: 1, 2, 4 …"
+    size = 1
+    while size * 2 <= case.batch and _alone(case, size * 2, recompute).fits:
+        size *= 2
+    return size
+
 def _ask_data(case, seen):
     "How much of a batch fits on one GPU at once?"
-    size = 1
-    while size * 2 <= case.batch and _alone(case, size * 2, seen['recompute']).fits:
-        size *= 2
+    size = _at_once(case, seen['recompute'])
     whole = size * 2 > case.batch
-    said = 'Yes: all' if whole else f'In parts: {size:,}'
-    text = f'{said} of the {case.batch:,} samples of a step at once' + (
-        '.' if whole else ', the gradients are added up.'
-    )
-    how = f'estimate({case.name!r}, "dp1,micro_batch={size}", Cluster({case.gpu.name!r}, 1), {size}, {case.seq}).fits'
-    outcome = 'yes' if whole else 'in parts'
-    return Step('data', _asked['data'], text, size, 'samples', how, 'memory/02_measure', *_go('data', outcome))
+    part, end = ('Yes: all', '.') if whole else (f'In parts: {size:,}', ', the gradients are added up.')
+    text = f'{part} of the {case.batch:,} samples of a step at once{end}'
+    how = _call_alone(case, f'"dp1,micro_batch={size}"', size, 'fits')
+    return _answered('data', 'yes' if whole else 'in parts', text, size, how)
 
 # %% ../../nbs/book/14_guide.ipynb #147a5df5
 def _duration(case, plan):
@@ -202,13 +220,9 @@ def _duration(case, plan):
         return days, 'days', f'{days:,.1f} days' if days >= 1 else human_seconds(days * 86400)
     return plan.step_time, 'seconds', f'{human_seconds(plan.step_time)} a step'
 
-
 def _in_time(case, plan):
     "Is it done before the deadline? None where there is none"
-    if not (case.tokens and case.within):
-        return None
-    return plan.days(case.tokens) * 86400 <= case.within
-
+    return plan.days(case.tokens) * 86400 <= case.within if case.tokens and case.within else None
 
 def _ask_time(case, seen):
     "Is one GPU fast enough?"
@@ -216,31 +230,39 @@ def _ask_time(case, seen):
     if plan is None:
         raise ValueError(why)
     seen |= dict(one=plan, plan=plan)
+    in_time, alone = _in_time(case, plan), case.gpus == 1
+    enough = alone if in_time is None else in_time
     figure, unit, text = _duration(case, plan)
-    in_time = _in_time(case, plan)
-    enough = in_time if in_time is not None else case.gpus == 1
-    asked = f', and {human_seconds(case.within)} were given' if in_time is not None else '; no deadline was given'
-    text = f'{"Yes" if enough else "No"}. One {case.gpu.name} takes {text}{asked}.'
+    text = f'{"Yes" if enough else "No"}. One {case.gpu.name} takes {text}{_said_of_deadline(case)}.'
     how = _call(case, 1, which='fastest')
-    outcome = 'yes' if enough or case.gpus == 1 else 'no'
-    return Step('time', _asked['time'], text, figure, unit, how, 'compute/02_step_time', *_go('time', outcome))
+    return _answered('time', 'yes' if enough or alone else 'no', text, figure, how, unit=unit)
+
+def _said_of_deadline(case):
+    "What was given, where it is clear how much there is to do"
+    given = case.tokens and case.within
+    return f', and {human_seconds(case.within)} were given' if given else '; no deadline was given'
 
 # %% ../../nbs/book/14_guide.ipynb #adccdfae
 def _ask_ddp(case, seen):
     "How much faster is a step with a copy on every GPU?"
-    plan, why = _best(case, case.gpus, zero=[0], **_only_data(case))
-    how = _call(case, case.gpus, ', zero=0, tp=1, pp=1, cp=1, ep=1')
-    page = 'parallel/03_ddp'
+    plan, why, how = _shared(case, 0)
     if plan is None:
-        return Step('ddp', _asked['ddp'], f'No: {why}.', 0, 'times', how, page, *_go('ddp', 'no'))
+        return _answered('ddp', 'no', f'No: {why}.', 0, how)
     seen |= dict(plan=plan, uncut=plan)
     times = seen['one'].step_time / plan.step_time
+    text = f'Yes: a step is {times:.1f} times as fast as on one GPU; {_said_of_sums(plan)}'
+    return _answered('ddp', 'yes', text + _said_of_room(seen['one'], plan), times, how)
+
+def _shared(case, stage):
+    "The best plan that only shares the data, in a stage of ZeRO; what is in the way; and the call that gives it again"
+    plan, why = _best(case, case.gpus, zero=[stage], **_uncut)
+    return plan, why, _call(case, case.gpus, f', zero={stage}, tp=1, pp=1, cp=1, ep=1')
+
+def _said_of_sums(plan):
+    "What of a step goes into summing gradients"
     seconds = plan.seconds['data_comm']
     summed = f'{human_seconds(seconds)} of it are' if seconds else 'none of it is'
-    text = f'Yes: a step is {times:.1f} times as fast as on one GPU; {summed} spent waiting for gradients to be summed'
-    text += _said_of_room(seen['one'], plan)
-    return Step('ddp', _asked['ddp'], text, times, 'times', how, page, *_go('ddp', 'yes'))
-
+    return f'{summed} spent waiting for gradients to be summed'
 
 def _said_of_room(one, plan):
     "How many samples a copy takes at once, where that is fewer than on one GPU alone"
@@ -250,7 +272,6 @@ def _said_of_room(one, plan):
     room = human_bytes(plan.first['communication'])
     return f'. A copy sets {room} aside for messages, so that {now:,} samples fit at once in place of {before:,}.'
 
-
 def _call(case, gpus, more='', which='best'):
     "The call that gives the plan again"
     cluster = f'Cluster({case.gpu.name!r}, {gpus})'
@@ -259,55 +280,40 @@ def _call(case, gpus, more='', which='best'):
     more += '' if 'offload' in more else ", offload='none'"
     return f'search({case.name!r}, {cluster}, {case.batch}, {case.seq}{more}).{which}'
 
-
-def _only_data(case):
-    "What a search must try so that only the data is shared"
-    return {} if case.sizes is None else _uncut
-
 # %% ../../nbs/book/14_guide.ipynb #8d9167bb
 def _ask_zero(case, seen):
     "Which stage of ZeRO makes the model fit?"
-    step = partial(Step, 'zero', _asked['zero'], unit='stage', page='parallel/04_zero')
     if case.gpus == 1:
-        outcome, then = _go('zero', 'no')
-        return step('No: there is no other GPU to share with.', 0, how='', outcome=outcome, then=then)
-    why = ''
+        return _answered('zero', 'no', 'No: there is no other GPU to share with.', 0, '')
     for stage in (1, 2, 3):
-        plan, why = _best(case, case.gpus, zero=[stage], **_only_data(case))
+        plan, why, how = _shared(case, stage)
         if plan is not None:
             seen |= dict(plan=plan, uncut=plan)
-            outcome, then = _go('zero', 'yes')
             text = f'Yes, from stage {stage} on: {human_bytes(plan.device)} on each of {case.gpus} GPUs.'
-            how = _call(case, case.gpus, f', zero={stage}, tp=1, pp=1, cp=1, ep=1')
-            return step(text, stage, how=how, outcome=outcome, then=then)
-    outcome, then = _go('zero', 'no')
-    how = _call(case, case.gpus, ', zero=3, tp=1, pp=1, cp=1, ep=1')
-    return step(f'No, not even in stage 3: {why}.', 0, how=how, outcome=outcome, then=then)
+            return _answered('zero', 'yes', text, stage, how)
+    return _answered('zero', 'no', f'No, not even in stage 3: {why}.', 0, how)
 
 # %% ../../nbs/book/14_guide.ipynb #4ea7e248
 _cuts = dict(tp='tensor', cp='context', ep='expert', pp='pipeline')
-_pages_of_cuts = dict(tp='parallel/09_tensor', pp='parallel/07_pipeline')
-
+_stages = {0: 'data parallelism (DDP)', 3: 'ZeRO 3 (FSDP)'} | {n: f'data parallelism with ZeRO {n}' for n in (1, 2)}
+_pages_of_cuts = {('tp',): 'parallel/09_tensor', ('pp',): 'parallel/07_pipeline'}
 
 def _cut(layout):
     "Names of the axes, other than data, along which a layout cuts"
     return [axis for axis in _cuts if getattr(layout, axis) > 1]
-
 
 def _ask_cut(case, seen):
     "Is a layout that cuts matrices or layers faster, or needed?"
     how = _call(case, case.gpus)
     plan, why = _best(case, case.gpus)
     if plan is None:
-        text = f'Nothing fits: {why}.'
-        return Step('cut', _asked['cut'], text, 0, 'times', how, 'parallel/11_layout', *_go('cut', 'nothing fits'))
-    uncut, axes = seen.get('uncut'), _cut(plan.layout)
+        return _answered('cut', 'nothing fits', f'Nothing fits: {why}.', 0, how)
     seen['plan'] = plan
+    uncut, axes = seen.get('uncut'), _cut(plan.layout)
     gain = uncut.step_time / plan.step_time if uncut else float(bool(axes))
+    page = _pages_of_cuts.get(tuple(axes), 'parallel/11_layout')
     text = _said_of_cut(case, plan, axes, uncut)
-    page = 'parallel/11_layout' if len(axes) != 1 else _pages_of_cuts.get(axes[0], 'parallel/11_layout')
-    return Step('cut', _asked['cut'], text, gain, 'times', how, page, *_go('cut', 'yes' if axes else 'no'))
-
+    return _answered('cut', 'yes' if axes else 'no', text, gain, how, page=page)
 
 def _said_of_cut(case, plan, axes, uncut):
     "The answer in words"
@@ -321,14 +327,12 @@ def _said_of_cut(case, plan, axes, uncut):
         return _said_of_sharing(plan, uncut, gain)
     return f'No: {plan.layout} is the simplest of the fastest.'
 
-
 def _said_of_sharing(plan, uncut, gain):
     "Sharing states although copies fit: how much is gained, and whether anybody could tell"
     error = told_apart(plan.family)
-    certain = uncut.step_time > plan.step_time * (1 + error)
-    spare = f'{human_bytes(plan.margin)} of a card stay free in place of {human_bytes(uncut.margin)}'
-    if certain:
+    if uncut.step_time > plan.step_time * (1 + error):
         return f'Sharing states is, cutting is not: {plan.layout} is {gain}.'
+    spare = f'{human_bytes(plan.margin)} of a card stay free in place of {human_bytes(uncut.margin)}'
     words = 'less than the planner can tell apart'
     return f'Not for speed: {plan.layout} is predicted {gain}, {words} ({error:.1%}), but {spare}. Either will do.'
 
@@ -336,18 +340,12 @@ def _said_of_sharing(plan, uncut, gain):
 def _ask_offload(case, seen):
     "Does it fit when the optimizer's states live in the host's memory?"
     how = _call(case, case.gpus, ", offload='optimizer'")
-    step = partial(Step, 'offload', _asked['offload'], unit='bytes', how=how, page='parallel/05_zero_libraries')
     plan, why = _best(case, case.gpus, offload='optimizer')
-    outcome, then = _go('offload', 'no' if plan is None else 'yes')
     if plan is None:
-        return step(f'No: {why}.', 0, outcome=outcome, then=then)
+        return _answered('offload', 'no', f'No: {why}.', 0, how)
     seen['plan'] = plan
     text = f'Yes: {human_bytes(plan.device)} of a GPU stay, and a step takes {human_seconds(plan.step_time)}.'
-    return step(text, plan.device, outcome=outcome, then=then)
-
-
-_most_gpus = 4096
-
+    return _answered('offload', 'yes', text, plan.device, how)
 
 def _unknown_link(case):
     "What is not known of several such GPUs, or empty"
@@ -355,148 +353,145 @@ def _unknown_link(case):
         return ''
     return f'no rate is known of the link between several {case.gpu.name}: give a Gpu with a link_bandwidth'
 
+def _doubled(n, below):
+    "n, twice as many, four times as many …, below a number"
+    return [n << i for i in range(_most_gpus.bit_length()) if n << i < below]
 
 def _ask_more(case, seen):
     "How many GPUs of this kind hold it?"
-    step = partial(Step, 'more', _asked['more'], unit='GPUs', page='compute/05_search')
-    n, unknown = case.gpus * 2, _unknown_link(case)
-    if unknown:
-        outcome, then = _go('more', 'no')
-        return step(f'Nobody can say: {unknown}.', 0, how='', outcome=outcome, then=then)
-    while n <= min(_most_gpus, case.batch * 64):
+    if unknown := _unknown_link(case):
+        return _answered('more', 'no', f'Nobody can say: {unknown}.', 0, '')
+    numbers = _doubled(case.gpus * 2, min(_most_gpus, case.batch * 64) + 1)
+    n, plan = _first_plan(case, numbers)
+    if plan is not None:
+        seen['plan'] = plan
+        return _answered('more', 'yes', f'{n:,} of them, as {plan.layout}.', n, _call(case, n))
+    last = max(numbers, default=case.gpus)
+    text = f'No number up to {last:,} does: another GPU, or a smaller model.'
+    return _answered('more', 'no', text, 0, _call(case, last))
+
+def _first_plan(case, numbers, good=lambda plan: True):
+    "The first number of GPUs with a plan that fits and is good, and that plan; None where no number has one"
+    for n in numbers:
         plan, _ = _best(case, n)
-        if plan is not None:
-            seen['plan'] = plan
-            outcome, then = _go('more', 'yes')
-            return step(f'{n:,} of them, as {plan.layout}.', n, how=_call(case, n), outcome=outcome, then=then)
-        n *= 2
-    outcome, then = _go('more', 'no')
-    text = f'No number up to {n // 2:,} does: another GPU, or a smaller model.'
-    return step(text, 0, how=_call(case, n // 2), outcome=outcome, then=then)
+        if plan is not None and good(plan):
+            return n, plan
+    return None, None
 
 # %% ../../nbs/book/14_guide.ipynb #87dd004f
-_trackers = dict(me='tensorboard', team='mlflow', cloud='wandb')
-_reasons = dict(
-    me='its files are on your disk, and nothing has to run',
-    team='a server of your own that everybody can see, and nothing leaves it',
-    cloud='somebody else runs the server, and the data leaves the house',
+_trackers = dict(
+    me=('tensorboard', 'its files are on your disk, and nothing has to run'),
+    team=('mlflow', 'a server of your own that everybody can see, and nothing leaves it'),
+    cloud=('wandb', 'somebody else runs the server, and the data leaves the house'),
 )
-
 
 def _ask_where(case, seen):
     "What does it cost, and what starts it?"
     plan = seen['plan']
-    machines = case.cluster(plan.gpus).nodes
-    scheduler = 'local' if machines == 1 else 'slurm'
     figure, unit, text = _duration(case, plan)
-    bill, unit = (figure, unit) if plan.price is None else _bill(case, plan)
-    cost = 'no dated price is known for this GPU' if plan.price is None else _said_of_bill(case, plan)
-    place = 'One machine' if machines == 1 else f'{machines:,} machines'
+    cost = 'no dated price is known for this GPU'
+    if plan.price is not None:
+        figure, unit = _bill(case, plan)
+        cost = _said_of_bill(case, plan)
+    place, scheduler = _place(case.cluster(plan.gpus).nodes)
     text = f'{place}, {text}: {cost}. `fsdl launch --on {scheduler}` starts it.{_unlike(plan)}{_late(case, plan)}'
     how = f'plan.cost({case.tokens:g})' if case.tokens and plan.price else 'plan.price'
-    page = 'compute/07_cost'
-    return Step('where', _asked['where'], text, bill, unit, how, page, *_go('where', 'then'))
+    return _answered('where', 'then', text, figure, how, unit=unit)
 
+def _place(machines):
+    "How many machines, in words, and what starts the ranks there"
+    return ('One machine', 'local') if machines == 1 else (f'{machines:,} machines', 'slurm')
+
+def _published(plan):
+    "What was published of models of this size on the same machine"
+    near = nearest_runs(plan.family, plan.gpu, plan.parameters, plan.gpus, plan.seq, n=3) if plan.family else []
+    return [r for r in near if r['gpus'] == plan.gpus and r['seq'] == plan.seq and r['distance'] < 1.5]
 
 def _unlike(plan):
-    "What was published of the same model on the same machine, where the plan promises more than anybody measured"
-    if not plan.family:
+    "The fastest of them, where the plan promises more than anybody measured"
+    run = min(_published(plan), key=lambda r: r['measured'], default=None)
+    if run is None or plan.step_high is None or plan.step_high >= run['measured']:
         return ''
-    near = nearest_runs(plan.family, plan.gpu, plan.parameters, plan.gpus, plan.seq, n=3)
-    same = [r for r in near if r['gpus'] == plan.gpus and r['seq'] == plan.seq and r['distance'] < 1.5]
-    rates = [r['measured'] for r in same]
-    if not rates or plan.step_high is None or plan.step_high >= min(rates):
-        return ''
-    run = min(same, key=lambda r: r['measured'])
     published = f"{run['model'] or run['run']} as {run['layout']} took {human_seconds(run['measured'])} a step"
     return f' Published runs of this size on this machine were slower ({published}): take it as a bound to aim at.'
-
 
 def _bill(case, plan):
     "Dollars of the training, or of an hour"
     return (plan.cost(case.tokens), 'dollars') if case.tokens else (plan.price, 'dollars an hour')
 
-
 def _said_of_bill(case, plan):
     "The bill with its interval and the age of the price"
     from fsdl_tools.book.data import said_of_age
-
-    dollars, unit = _bill(case, plan)
-    text = human_dollars(dollars) + (' an hour' if unit != 'dollars' else '')
-    if case.tokens and plan.step_low is not None:
-        text += ' ({} to {} in 8 of 10 runs)'.format(*map(human_dollars, plan.cost_between(case.tokens)))
     whose = said_of_age('median price', case.price_date) if case.price_date else 'your price'
-    return f'{text} at {human_dollars(case.price)} a GPU and hour, {whose}'
+    return f'{_said_of_sum(case, plan)} at {human_dollars(case.price)} a GPU and hour, {whose}'
 
+def _said_of_sum(case, plan):
+    "Dollars of an hour, or of the training and, where the planner knows its errors, from where to where"
+    dollars, _ = _bill(case, plan)
+    if not case.tokens:
+        return f'{human_dollars(dollars)} an hour'
+    if plan.step_low is None:
+        return human_dollars(dollars)
+    low, high = map(human_dollars, plan.cost_between(case.tokens))
+    return f'{human_dollars(dollars)} ({low} to {high} in 8 of 10 runs)'
 
 def _late(case, plan):
     "What to do where even this plan misses the deadline"
     if _in_time(case, plan) is not False:
         return ''
-    n = plan.gpus
-    if _unknown_link(case):
-        return f' That misses the deadline, and {_unknown_link(case)}.'
-    while n < min(_most_gpus, case.batch):
-        n *= 2
-        more, _ = _best(case, n)
-        if more is not None and _in_time(case, more):
-            return f' That misses the deadline; {n:,} GPUs would meet it.'
-    return f' That misses the deadline, and so would {n:,} GPUs with this batch.'
+    if unknown := _unknown_link(case):
+        return f' That misses the deadline, and {unknown}.'
+    numbers = [2 * n for n in _doubled(plan.gpus, min(_most_gpus, case.batch))]
+    enough, _ = _first_plan(case, numbers, partial(_in_time, case))
+    if enough:
+        return f' That misses the deadline; {enough:,} GPUs would meet it.'
+    return f' That misses the deadline, and so would {max(numbers, default=plan.gpus):,} GPUs with this batch.'
 
-# %% ../../nbs/book/14_guide.ipynb #86819c44
 def _ask_track(case, seen):
     "Which tracker, and what does it cost?"
-    tracker = _trackers[seen['seen_by']]
-    row = next(r for r in read_results('tracking')['rows'] if r['name'] == f'the run log, followed into {tracker}')
-    share = 100 * row['call_us'] / 1e6 / seen['plan'].step_time
-    text = f'{tracker}: {_reasons[seen["seen_by"]]}. '
-    text += f'A call of the run log that it follows took {row["call_us"]:.0f} µs, {share:.2g} % of this step.'
-    how = "read_results('tracking')"
-    return Step('track', _asked['track'], text, share, 'per cent', how, 'operations/11_tracking', *_go('track', 'then'))
+    tracker, reason = _trackers[seen['seen_by']]
+    cost = _microseconds(tracker)
+    share = 100 * cost / 1e6 / seen['plan'].step_time
+    said = f'A call of the run log that it follows took {cost:.0f} µs, {share:.2g} % of this step.'
+    return _answered('track', 'then', f'{tracker}: {reason}. {said}', share, "read_results('tracking')")
+
+def _microseconds(tracker):
+    "What a call of the run log took while this tracker followed it"
+    wanted = f'the run log, followed into {tracker}'
+    return next(row['call_us'] for row in read_results('tracking')['rows'] if row['name'] == wanted)
 
 # %% ../../nbs/book/14_guide.ipynb #5c745baf
-_asked = dict(
-    model='Does the model fit on one GPU?',
-    data='Does the data of a step fit beside it?',
-    time='Is one GPU fast enough?',
-    ddp='Do copies on all GPUs help (DDP)?',
-    zero='Does it fit with shared states (ZeRO)?',
-    cut='Is sharing states, or cutting, worth it too?',
-    offload='… with states on the host (offload)?',
-    more='How many GPUs hold it?',
-    where='Where, and for how much?',
-    track='Tracked by what?',
-)
+_questions = dict(
+    model=('Does the model fit on one GPU?', 'compute/03_step_memory', 'bytes'),
+    data=('Does the data of a step fit beside it?', 'memory/02_measure', 'samples'),
+    time=('Is one GPU fast enough?', 'compute/02_step_time', ''),
+    ddp=('Do copies on all GPUs help (DDP)?', 'parallel/03_ddp', 'times'),
+    zero=('Does it fit with shared states (ZeRO)?', 'parallel/04_zero', 'stage'),
+    cut=('Is sharing states, or cutting, worth it too?', 'parallel/11_layout', 'times'),
+    offload=('… with states on the host (offload)?', 'parallel/05_zero_libraries', 'bytes'),
+    more=('How many GPUs hold it?', 'compute/05_search', 'GPUs'),
+    where=('Where, and for how much?', 'compute/07_cost', ''),
+    track=('Tracked by what?', 'operations/11_tracking', 'per cent'),
+)  # Name -> words, page, unit of the figure (empty where it depends)
+_asked = {name: words for name, (words, _, _) in _questions.items()}
 _branches = {
-    ('model', 'yes'): 'data',
-    ('model', 'no'): 'zero',
-    ('data', 'yes'): 'time',
-    ('data', 'in parts'): 'time',
-    ('time', 'yes'): 'where',
-    ('time', 'no'): 'ddp',
-    ('ddp', 'yes'): 'cut',
-    ('ddp', 'no'): 'cut',
-    ('zero', 'yes'): 'cut',
-    ('zero', 'no'): 'cut',
-    ('cut', 'yes'): 'where',
-    ('cut', 'no'): 'where',
-    ('cut', 'nothing fits'): 'offload',
-    ('offload', 'yes'): 'where',
-    ('offload', 'no'): 'more',
-    ('more', 'yes'): 'where',
-    ('more', 'no'): '',
-    ('where', 'then'): 'track',
-    ('track', 'then'): '',
-}
+    **{('model', 'yes'): 'data', ('model', 'no'): 'zero'},
+    **{('data', 'yes'): 'time', ('data', 'in parts'): 'time', ('time', 'yes'): 'where', ('time', 'no'): 'ddp'},
+    **{('ddp', 'yes'): 'cut', ('ddp', 'no'): 'cut', ('zero', 'yes'): 'cut', ('zero', 'no'): 'cut'},
+    **{('cut', 'yes'): 'where', ('cut', 'no'): 'where', ('cut', 'nothing fits'): 'offload'},
+    **{('offload', 'yes'): 'where', ('offload', 'no'): 'more', ('more', 'yes'): 'where', ('more', 'no'): ''},
+    **{('where', 'then'): 'track', ('track', 'then'): ''},
+}  # Question and answer -> the next question
 _askers = dict(
     **dict(model=_ask_model, data=_ask_data, time=_ask_time, ddp=_ask_ddp, zero=_ask_zero, cut=_ask_cut),
     **dict(offload=_ask_offload, more=_ask_more, where=_ask_where, track=_ask_track),
 )
 
-
-def _go(name, outcome):
-    "The branch and where it leads"
-    return outcome, _branches[name, outcome]
+def _answered(name, outcome, answer, figure, how, **other):
+    "A question with its answer, and where it leads; another page or unit where it depends"
+    words, page, unit = _questions[name]
+    then = _branches[name, outcome]
+    return Step(name, words, answer, figure, how=how, outcome=outcome, then=then, **dict(page=page, unit=unit) | other)
 
 # %% ../../nbs/book/14_guide.ipynb #c6897348
 def guide(
@@ -522,44 +517,49 @@ def guide(
         name = step.then
     return Guide(case.name, case.gpu.name, case.gpus, _advice(seen['plan']), seen['plan'], tuple(steps))
 
-
 def _advice(plan):
     "How to train it, in a line"
     if plan is None:
         return 'it does not fit: another GPU, or a smaller model'
-    layout, axes = plan.layout, _cut(plan.layout)
-    names = [f'{_cuts[axis]} parallelism' for axis in axes]
-    if layout.dp > 1:
-        sharded = {0: 'data parallelism (DDP)', 3: 'ZeRO 3 (FSDP)'}
-        names.insert(0, sharded.get(layout.zero, f'data parallelism with ZeRO {layout.zero}'))
-    if layout.dp > 1 and {'tp', 'pp'} <= set(axes):
-        names.append('all three combined')
-    names += ['optimizer states on the host'] if layout.offload != 'none' else []
-    names += ['activations computed again'] if layout.recompute != 'none' else []
-    return f'{", ".join(names) or "one GPU is enough"} ({layout})'
+    names = _kinds_of_parallelism(plan.layout)
+    names += ['optimizer states on the host'] if plan.layout.offload != 'none' else []
+    names += ['activations computed again'] if plan.layout.recompute != 'none' else []
+    return f'{", ".join(names) or "one GPU is enough"} ({plan.layout})'
+
+def _kinds_of_parallelism(layout):
+    "Names of the ways in which a layout shares the work"
+    axes = _cut(layout)
+    cuts = [f'{_cuts[axis]} parallelism' for axis in axes]
+    if layout.dp == 1:
+        return cuts
+    return [_stages[layout.zero], *cuts] + ['all three combined'] * ({'tp', 'pp'} <= set(axes))
+
+_stages |= {stage: f'data parallelism with ZeRO {stage}' for stage in (1, 2)}
 
 # %% ../../nbs/book/14_guide.ipynb #4decb471
 # Column and row of each question
 _places = dict(model=(1, 0), data=(0, 1), zero=(2, 1), time=(0, 2), ddp=(0, 3), cut=(1, 4), offload=(2, 5))
 _places |= dict(more=(2, 6), where=(1, 7), track=(1, 8))
-
+_lines = {True: 'stroke="#d55e00" stroke-width="3"', False: 'stroke="#888" stroke-width="1.2"'}
+_fills = {True: 'fill="#fff3e8" stroke="#d55e00" stroke-width="2.5"', False: 'fill="#f6f6f6" stroke="#999"'}
 
 def _center(name):
     "Middle of a box in the drawing"
     column, row = _places[name]
     return 150 + 270 * column, 36 + 76 * row
 
-
 def _arrow(a, b, labels, bold):
     "A line from one box to the next with the names of its branches"
     (x1, y1), (x2, y2) = _center(a), _center(b)
     y1, y2 = y1 + 20, y2 - 20
-    look = 'stroke="#d55e00" stroke-width="3"' if bold else 'stroke="#888" stroke-width="1.2"'
+    text = '' if labels == 'then' else _label((x1 * 4 + x2) / 5, (y1 * 4 + y2) / 5 + 4, labels)
+    return _curve(x1, y1, x2, y2, _lines[bold]) + text
+
+def _curve(x1, y1, x2, y2, look):
+    "A line that begins and ends straight down, with a head"
     line = f'<path d="M{x1},{y1} C{x1},{y1 + 26} {x2},{y2 - 26} {x2},{y2}" fill="none" {look}/>'
     head = f'<path d="M{x2 - 4},{y2 - 7} L{x2},{y2} L{x2 + 4},{y2 - 7}" fill="none" {look}/>'
-    text = '' if labels == 'then' else _label((x1 * 4 + x2) / 5, (y1 * 4 + y2) / 5 + 4, labels)
-    return line + head + text
-
+    return line + head
 
 def _label(x, y, text):
     "The name of a branch on a plain ground"
@@ -567,31 +567,34 @@ def _label(x, y, text):
     ground = f'<rect x="{x - width / 2:g}" y="{y - 11:g}" width="{width}" height="15" fill="#fff" fill-opacity=".85"/>'
     return f'{ground}<text x="{x:g}" y="{y:g}" font-size="12" text-anchor="middle" fill="#333">{escape(text)}</text>'
 
-
 def _box(name, bold):
     "A question in a box"
     x, y = _center(name)
-    look = 'fill="#fff3e8" stroke="#d55e00" stroke-width="2.5"' if bold else 'fill="#f6f6f6" stroke="#999"'
-    box = f'<rect x="{x - 128}" y="{y - 20}" width="256" height="40" rx="6" {look}/>'
+    box = f'<rect x="{x - 128}" y="{y - 20}" width="256" height="40" rx="6" {_fills[bold]}/>'
     words = f'<text x="{x}" y="{y + 4}" font-size="11.5" text-anchor="middle" fill="#111">{escape(_asked[name])}</text>'
     return box + words
 
-# %% ../../nbs/book/14_guide.ipynb #324f273a
+def _edges():
+    "Two questions of which one leads to the other -> the branches that do"
+    found = {}
+    for (name, outcome), then in _branches.items():
+        if then:
+            found.setdefault((name, then), []).append(outcome)
+    return found
+
+def _arrows(taken):
+    "The arrows of the drawing, those that a walk took last and in bold"
+    edges = _edges()
+    return [_arrow(*edge, ' or '.join(edges[edge]), edge in taken) for edge in sorted(edges, key=taken.__contains__)]
+
 def draw_tree(
     walked: Guide = None,  # A walk to draw in bold; default: none
 ) -> str:  # SVG
     "All questions and branches, and the way that a walk took"
     steps = walked.steps if walked else ()
-    taken, visited = {(s.name, s.then) for s in steps}, {s.name for s in steps}
-    edges = {}
-    for (name, outcome), then in _branches.items():
-        if then:
-            edges.setdefault((name, then), []).append(outcome)
-    order = sorted(edges, key=lambda edge: edge in taken)
-    lines = [_arrow(*edge, ' or '.join(edges[edge]), edge in taken) for edge in order]
+    arrows = _arrows({(s.name, s.then) for s in steps})
+    visited = {s.name for s in steps}
     boxes = [_box(name, name in visited) for name in _places]
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" width="840" height="700" viewBox="0 0 840 700"'
-        ' font-family="sans-serif">'
-        f'<rect width="840" height="700" fill="#fff"/>{"".join(lines + boxes)}</svg>'
-    )
+    size = '<svg xmlns="http://www.w3.org/2000/svg" width="840" height="700" viewBox="0 0 840 700"'
+    ground = '<rect width="840" height="700" fill="#fff"/>'
+    return f'{size} font-family="sans-serif">{ground}{"".join(arrows + boxes)}</svg>'

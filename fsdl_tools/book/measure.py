@@ -39,16 +39,21 @@ def _ninetieth(values):
     return sorted(values)[int(.9*len(values))] if values else 0
 
 
+def _texts(folder, skip):
+    "What the Python files of a folder hold, or one file; raises FileNotFoundError where there are none"
+    paths = [folder] if folder.is_file() else sorted(folder.rglob('*.py'))
+    texts = [path.read_text(encoding='utf-8') for path in paths if path.name not in skip]
+    if not texts:
+        raise FileNotFoundError(f'no Python files in {str(folder)!r}')
+    return texts
+
+
 def measure_code(
     folder,  # Of Python files, or one file
     skip: tuple = ('_modidx.py',),  # Names of files that are left out
 ) -> dict:  # functions, nodes (median), nodes_p90, lines (of all files), wide and semicolons; FileNotFoundError
     "How large the functions of a library are, and how its lines are filled"
-    folder = Path(folder)
-    paths = [folder] if folder.is_file() else sorted(folder.rglob('*.py'))
-    texts = [path.read_text(encoding='utf-8') for path in paths if path.name not in skip]
-    if not texts:
-        raise FileNotFoundError(f'no Python files in {str(folder)!r}')
+    texts = _texts(Path(folder), skip)
     nodes = [size for text in texts for _, size, _ in function_sizes(text)]
     lines = [line for text in texts for line in text.splitlines() if not line.startswith('__all__')]
     return dict(

@@ -55,21 +55,37 @@ def _check_notebooks(
 ) -> str:             # What was done; raises CheckFailed
     "Every notebook runs from an empty folder"
     done = run_notebooks(root, names, timeout, flags=flags, report=_say)
-    failed = [r for r in done if not r['ok']]
-    again = []
-    if 0 < len(failed) <= 3:
-        _say('    once more, alone: ' + ', '.join(r['notebook'] for r in failed))
-        for r in failed:
-            _say(f"{r['notebook']} failed beside others:\n{r['output'][-3000:]}")
-        again = run_notebooks(root, [r['notebook'] for r in failed], timeout, workers=1, flags=flags, report=_say)
-        done = [r for r in done if r['ok']] + again
-    bad = [f"{r['notebook']}\n{r['output'][-6000:]}" for r in done if not r['ok']]
-    if bad:
-        raise CheckFailed('notebooks', bad, 'run them and look')
-    slowest = sorted(done, key=lambda r: -r['seconds'])[:10]
-    _state['notebooks'] = [[r['notebook'], round(r['seconds'], 1)] for r in slowest]
+    again = _once_more(root, _failed(done), flags, timeout)
+    done = [r for r in done if r['ok']] + (again or _failed(done))
+    _raise_for(_failed(done))
+    _state['notebooks'] = _slowest(done)
     second = f", {', '.join(r['notebook'] for r in again)} only the second time" if again else ''
     return f'{len(done)} notebooks, each from an empty folder{second}'
+
+def _failed(done):
+    "Those of some notebooks that have failed"
+    return [r for r in done if not r['ok']]
+
+def _raise_for(failed):
+    "Raises CheckFailed with the output of notebooks that have failed, if there are any"
+    bad = [f"{r['notebook']}\n{r['output'][-6000:]}" for r in failed]
+    if bad:
+        raise CheckFailed('notebooks', bad, 'run them and look')
+
+def _once_more(root, failed, flags, timeout):
+    "Run those that have failed again, one after the other; nothing is run where more than three have"
+    if not 0 < len(failed) <= 3:
+        return []
+    names = [r['notebook'] for r in failed]
+    _say('    once more, alone: ' + ', '.join(names))
+    for r in failed:
+        _say(f"{r['notebook']} failed beside others:\n{r['output'][-3000:]}")
+    return run_notebooks(root, names, timeout, workers=1, flags=flags, report=_say)
+
+def _slowest(done):
+    "Names and seconds of the ten notebooks that took longest"
+    slow = sorted(done, key=lambda r: -r['seconds'])[:10]
+    return [[r['notebook'], round(r['seconds'], 1)] for r in slow]
 
 def _check_kernels(
     root,      # Top of the project
@@ -100,14 +116,18 @@ def oldest_python(
     minimum='3.11' # The project's own minimum
 ) -> str:          # Path; raises CheckFailed when there is none
     "The oldest interpreter on this machine that the project admits and that can make environments"
-    names = [f'python3.{minor}' for minor in range(int(minimum.split('.')[1]), 20)] + ['python3']
-    folders = ['/usr/bin', '/usr/local/bin', *os.environ.get('PATH', '').split(os.pathsep)]
-    paths = {shutil.which(name, path=folder) for name in names for folder in folders}
-    asked = {path: _version(path) for path in paths - {None} if '.venv' not in path}
+    asked = {path: _version(path) for path in _interpreters(minimum)}
     fit = {path: version for path, version in asked.items() if version and version >= _numbers(minimum)}
     if not fit:
         raise CheckFailed(f'no Python {minimum} or newer with venv', sorted(asked), 'apt install python3-venv')
     return min(fit, key=lambda path: (fit[path], path))
+
+def _interpreters(minimum):
+    "Where the Pythons of this machine are that may be new enough, those of our own environments left out"
+    names = [f'python3.{minor}' for minor in range(int(minimum.split('.')[1]), 20)] + ['python3']
+    folders = ['/usr/bin', '/usr/local/bin', *os.environ.get('PATH', '').split(os.pathsep)]
+    paths = {shutil.which(name, path=folder) for name in names for folder in folders}
+    return [path for path in paths - {None} if '.venv' not in path]
 
 def newcomer_key(
     root,      # Top of the project
@@ -128,12 +148,16 @@ def clone(
     patch = _must(['git', 'diff', '--binary', 'HEAD'], cwd=root)
     if patch:
         _must(['git', 'apply', '--whitespace=nowarn'], cwd=target, input=patch)
-    new = _must(['git', 'ls-files', '-z', '--others', '--exclude-standard'], cwd=root)
-    for name in filter(None, new.decode().split('\0')):
-        (Path(target)/name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(root)/name, Path(target)/name)
+    _copy_new(root, target)
     _must(['git', 'add', '--all'], cwd=target)
     _must(['git', *_nobody, 'commit', '--quiet', '--allow-empty', '-m', 'As in the working folder'], cwd=target)
+
+def _copy_new(root, target):
+    "Copy the files of a checkout that git neither knows nor ignores"
+    listed = _must(['git', 'ls-files', '-z', '--others', '--exclude-standard'], cwd=root)
+    for name in filter(None, listed.decode().split('\0')):
+        (Path(target)/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(root)/name, Path(target)/name)
 
 _nobody = ['-c', 'user.name=check', '-c', 'user.email=check@localhost', '-c', 'core.hooksPath=/dev/null']
 
@@ -145,21 +169,26 @@ def newcomer(
     "Build the site as a newcomer does: in a throw-away clone, an environment made by ./course, no variables of ours"
     python = oldest_python(settings(root)['min_python'])
     place = _visible_folder()/'newcomer'/newcomer_key(root, python)
-    project = place/'project'
     place.mkdir(parents=True, exist_ok=True)
     with _alone(place/'lock'):
         _sweep(place.parent, place)
-        _empty(project, keep=() if uncached else ('.venv',))
-        had = (project/'.venv').exists()
-        clone(root, place/'clone')
-        _move_into(place/'clone', project)
-        try:
-            log = _build_as_newcomer(project, place/'log', python, timeout)
-            _look_at(project, log)
-        finally:
-            _empty(project, keep=('.venv',))
+        had = _visit(root, place, python, uncached, timeout)
     version = '.'.join(map(str, _version(python)))
     return f"Python {version}, environment {'kept from an earlier run' if had else 'made anew'}"
+
+def _visit(root, place, python, uncached, timeout):
+    "Clone, build, look, and leave the environment alone; was there one before?"
+    project = place/'project'
+    _empty(project, keep=() if uncached else ('.venv',))
+    had = (project/'.venv').exists()
+    clone(root, place/'clone')
+    _move_into(place/'clone', project)
+    try:
+        log = _build_as_newcomer(project, place/'log', python, timeout)
+        _look_at(project, log)
+    finally:
+        _empty(project, keep=('.venv',))
+    return had
 
 # %% ../../nbs/book/07_stages.ipynb #d4975ef2
 def _visible_folder():
@@ -258,17 +287,10 @@ def _move_into(source, target):
 
 def _build_as_newcomer(project, log, python, timeout):
     "Call ./course --build; its output"
+    env = _newcomers_variables(python)
     with open(log, 'w+') as out:
-        proc = _started(['./course', '--build'], project, out, _newcomers_variables(python))
-        (log.parent/'pid').write_text(str(proc.pid))
-        late = False
-        try:
-            proc.wait(timeout)
-        except subprocess.TimeoutExpired:
-            late = True
-        finally:
-            _end(proc)
-            (log.parent/'pid').unlink()
+        proc = _started(['./course', '--build'], project, out, env)
+        late = _is_late(proc, log.parent/'pid', timeout)
         out.seek(0)
         text = out.read()
     if late or proc.returncode:
@@ -277,6 +299,18 @@ def _build_as_newcomer(project, log, python, timeout):
         last = text.splitlines()[-40:]
         raise CheckFailed(f'./course --build in a fresh clone {what}', last, f'in a fresh clone: {command}')
     return text
+
+def _is_late(proc, note, timeout):
+    "Wait for a process, whose number stands in a file meanwhile, and end it; did it take too long?"
+    note.write_text(str(proc.pid))
+    try:
+        proc.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        _end(proc)
+        note.unlink()
+    return False
 
 def _started(command, folder, out, env):
     "Start a process group that ends with this run"
@@ -322,9 +356,10 @@ def _text_of_tests(
     text = path.read_text(encoding='utf-8')
     if not re.search(r'\bside\b|\benvironments\b', text):
         return ''
-    nodes = ast.parse(text).body
-    if slow:
-        return text
+    return text if slow else _quick_part(ast.parse(text).body)
+
+def _quick_part(nodes):
+    "The statements of a file of tests that are not left to --slow, as Python"
     whole = any(_marked_slow(node) for node in nodes if isinstance(node, ast.Assign))
     return '' if whole else '\n'.join(ast.unparse(node) for node in nodes if not _marked_slow(node))
 
@@ -341,38 +376,41 @@ def _side_environments(
     slow:bool=False # Also those of tests that run only when asked for?
 ) -> str: # What was done; raises CheckFailed
     "Build the side environments that tests need, as far as this machine can"
-    notes = []
-    for name in _needed_environments(root, slow):
-        env, had = side_env(name), built(name)
-        if missing_programs(env):
-            _apt_install([*env.programs.split(), *env.apt.split()])
-        lacks = missing_programs(env)
-        if lacks:
-            notes.append(f"{name} not built, its tests are skipped: {', '.join(lacks)}")
-            continue
-        try:
-            build_env(env)
-        except (RuntimeError, TimeoutError) as e:
-            raise CheckFailed(f'the side environment {name}', [str(e)], 'see its log') from e
-        notes.append(f"{name} {'kept' if had else 'built'}")
-    return ', '.join(notes)
+    return ', '.join([_side_environment(name) for name in _needed_environments(root, slow)])
+
+def _side_environment(name):
+    "Build one; what was done, or what the machine lacks"
+    env, had = side_env(name), built(name)
+    if missing_programs(env):
+        _apt_install([*env.programs.split(), *env.apt.split()])
+    if lacks := missing_programs(env):
+        return f"{name} not built, its tests are skipped: {', '.join(lacks)}"
+    try:
+        build_env(env)
+    except (RuntimeError, TimeoutError) as e:
+        raise CheckFailed(f'the side environment {name}', [str(e)], 'see its log') from e
+    return f"{name} {'kept' if had else 'built'}"
 
 def _sides_apart(root, slow=False):
     "The same in a process of its own, which can be ended in the middle of a build"
+    code = 'from fsdl_tools.book.stages import _sides; _sides(' + repr(slow) + ')'
+    failed, lines = _run_through([sys.executable, '-c', code], root)
+    if failed:
+        raise CheckFailed('side environments', lines[-40:], 'see above')
+    for line in lines[:-1]:
+        _say(line)
+    return lines[-1]
+
+def _run_through(command, folder):
+    "Exit code and output of a process that ends with this run"
     with tempfile.TemporaryFile('w+') as out:
-        code = 'from fsdl_tools.book.stages import _sides; _sides(' + repr(slow) + ')'
-        proc = _started([sys.executable, '-c', code], root, out, dict(os.environ))
+        proc = _started(command, folder, out, dict(os.environ))
         try:
             proc.wait()
         finally:
             _end(proc)
         out.seek(0)
-        lines = out.read().splitlines()
-    if proc.returncode:
-        raise CheckFailed('side environments', lines[-40:], 'see above')
-    for line in lines[:-1]:
-        _say(line)
-    return lines[-1]
+        return proc.returncode, out.read().splitlines()
 
 def _sides(slow=False):
     "In that process: build, and end the build when asked to"
@@ -398,11 +436,16 @@ def changed(
     root # Top of a git checkout
 ) -> list: # Paths
     "Files that differ from where this branch left main, committed or not"
-    git = lambda *args: subprocess.run(['git', *args], cwd=root, capture_output=True, text=True).stdout.split('\n')
-    bases = [git('merge-base', 'HEAD', branch)[0] for branch in ('origin/main', 'main')]
-    base = next((b for b in bases if b), 'HEAD')
-    names = git('diff', '--name-only', base) + git('ls-files', '--others', '--exclude-standard')
+    bases = [_lines_of_git(root, 'merge-base', 'HEAD', branch)[0] for branch in ('origin/main', 'main')]
+    base = next(filter(None, bases), 'HEAD')
+    names = _lines_of_git(root, 'diff', '--name-only', base)
+    names += _lines_of_git(root, 'ls-files', '--others', '--exclude-standard')
     return sorted({n for n in names if n and (Path(root)/n).exists()})
+
+def _lines_of_git(root, *args):
+    "What git prints; an empty line where it fails"
+    done = subprocess.run(['git', *args], cwd=root, capture_output=True, text=True)
+    return done.stdout.split('\n')
 
 def tests_of(
     root,      # Top of the project
@@ -410,11 +453,10 @@ def tests_of(
 ) -> list:     # Test files
     "Test files that were changed, and those that import a module whose notebook was"
     modules = [module_of(root, name) for name in _notebooks_among(paths)]
-    names = [m for m in modules if m]
     found = {p for p in paths if re.fullmatch(r'tests/.*test_\w+\.py', p)}
     for path in (Path(root)/'tests').rglob('test_*.py'):
         text = path.read_text(encoding='utf-8')
-        if any(_speaks_of(text, name) for name in names):
+        if any(_speaks_of(text, module) for module in modules if module):
             found.add(path.relative_to(root).as_posix())
     return sorted(found)
 
@@ -425,9 +467,9 @@ def _notebooks_among(paths):
 def _speaks_of(text, module):
     "Does a file import this module of the library?"
     part, _, name = module.rpartition('.')
-    if re.search(rf'fsdl_tools\.{re.escape(module)}\b', text):
-        return True
-    return bool(re.search(rf'from fsdl_tools{re.escape("." + part if part else "")} import .*\b{name}\b', text))
+    package = re.escape(f'.{part}' if part else '')
+    whole = re.search(rf'fsdl_tools\.{re.escape(module)}\b', text)
+    return bool(whole or re.search(rf'from fsdl_tools{package} import .*\b{name}\b', text))
 
 # %% ../../nbs/book/07_stages.ipynb #58d7a3ec
 def run_stages(
@@ -442,17 +484,21 @@ def run_stages(
         try:
             behind = [pool.submit(_stage, 'Newcomer (in the background)', newcomer, root, uncached),
                       pool.submit(_stage, 'Side environments (in the background)', _sides_apart, root, slow)]
-            _stage('Site', _check_site, root)
-            _raise_if_failed(behind)
-            _stage('Notebooks', _check_notebooks, root, flags='slow' if slow else '')
-            _raise_if_failed(behind)
-            _stage('Fresh kernel', _check_kernels, root, _sample(root, None if slow else 1, seed))
+            _run_in_front(root, behind, slow, seed)
             for future in behind:
                 future.result()
         finally:
             for proc in list(_running):
                 _end(proc)
     return _state['stages']
+
+def _run_in_front(root, behind, slow, seed):
+    "Site, notebooks and kernel, while other stages run in the background; none begins after one of those has failed"
+    _stage('Site', _check_site, root)
+    _raise_if_failed(behind)
+    _stage('Notebooks', _check_notebooks, root, flags='slow' if slow else '')
+    _raise_if_failed(behind)
+    _stage('Fresh kernel', _check_kernels, root, _sample(root, None if slow else 1, seed))
 
 def _run_quick(
     root # Top of the project
@@ -520,19 +566,26 @@ def _pytest(root, paths, given, seed, rest):
 def check_command():
     "What ./check calls: the stages, then pytest in place of this process"
     root = project_root()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)     # a shell's background: what runs here must hear it
+    _hear_signals()
     try:
         given, seed, rest = _options(sys.argv[1:])
-        if '--quick' in given:
-            paths = _run_quick(root) or ['tests/test_core.py']
-        else:
-            anew = '--uncached' in given or os.environ.get('CI') == 'true'
-            run_stages(root, '--slow' in given, anew, seed)
-            paths = ['tests']
+        paths = _before_pytest(root, given, seed)
     except CheckFailed as e:
         _say(str(e))
         sys.exit(1)
     _say('\033[1m==> pytest\033[0m')
     _pytest(root, paths, given, seed, rest)
+
+def _hear_signals():
+    "End on SIGTERM as a program ends; hear an interruption also in a shell's background, where what runs is deaf to it"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def _before_pytest(root, given, seed):
+    "The stages, or the quick ones; what pytest has to look at"
+    if '--quick' in given:
+        return _run_quick(root) or ['tests/test_core.py']
+    anew = '--uncached' in given or os.environ.get('CI') == 'true'
+    run_stages(root, '--slow' in given, anew, seed)
+    return ['tests']

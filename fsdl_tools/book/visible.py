@@ -15,9 +15,9 @@ import symtable
 import textwrap
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from ..core import need
 from .markdown import cell_options
+from .names import notebook_cells
 
 # %% ../../nbs/book/11_visible.ipynb #ae283aac
 def _parsed(code):
@@ -35,18 +35,24 @@ def _tables(table):
         yield from _tables(child)
 
 
+def _binds(symbol):
+    "Does a scope itself give this name a value?"
+    return symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()
+
+
 def _names(tree):
     "What a cell takes from outside, and what it binds, as two sets"
-    top = symtable.symtable(ast.unparse(tree), 'cell', 'exec')
-    bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
-    used = {s.get_name() for s in top.get_symbols() if s.is_referenced()} - bound
-    for table in list(_tables(top))[1:]:
+    top, *inner = _tables(symtable.symtable(ast.unparse(tree), 'cell', 'exec'))
+    bound = {s.get_name() for s in top.get_symbols() if _binds(s)}
+    used = {s.get_name() for s in top.get_symbols() if s.is_referenced()}
+    for table in inner:
         used |= {s.get_name() for s in table.get_symbols() if s.is_global() and s.is_referenced()}
     return used - bound, bound
 
 # %% ../../nbs/book/11_visible.ipynb #3497580a
 _library = {'export', 'exports', 'exporti'}
 _statements = (ast.Import, ast.ImportFrom)
+_shown = ('visible', 'helper', 'set-up')
 
 
 @dataclass
@@ -78,13 +84,18 @@ def _first_kind(cell):
     "What a cell is, looking at it alone"
     if 'default_exp' in cell.flags:
         return 'hidden'
-    if _library & set(cell.flags):
-        return 'imports' if cell.imports else 'library'
-    if 'hide' in cell.flags or cell.flags.get('include') == 'false':
-        return 'imports' if cell.imports else 'hidden'
-    if cell.flags.get('code-summary', '').strip('"') == 'Set-up for this page':
-        return 'imports' if cell.imports else 'set-up'
-    return 'visible'
+    kind = _flagged(cell.flags)
+    return 'imports' if cell.imports and kind != 'visible' else kind
+
+
+def _flagged(flags):
+    "What a cell is by its flags, unless it holds imports"
+    if _library & set(flags):
+        return 'library'
+    if 'hide' in flags or flags.get('include') == 'false':
+        return 'hidden'
+    summary = flags.get('code-summary', '').strip('"')
+    return 'set-up' if summary == 'Set-up for this page' else 'visible'
 
 
 def _needed_from(cells, i):
@@ -100,20 +111,27 @@ def _decide(cells):
     "Give every code cell of a notebook its kind"
     for cell in cells:
         cell.kind = _first_kind(cell)
+    _mark_set_up(cells)
+    _mark_helpers(cells)
+    return cells
+
+
+def _mark_set_up(cells):
+    "Hidden cells in front of the first visible one that only prepare belong to the set-up"
     first = next((i for i, cell in enumerate(cells) if cell.kind == 'visible'), len(cells))
     for cell in cells[:first]:
         if cell.kind == 'hidden' and cell.prepares:
             cell.kind = 'set-up'
+
+
+def _mark_helpers(cells):
+    "Hidden cells that give names to shown ones are helpers, from the last cell to the first"
     for i in reversed(range(len(cells))):
-        if cells[i].kind in ('visible', 'helper', 'set-up'):
-            for j in _needed_from(cells, i):
-                cells[j].kind = 'helper' if cells[j].kind == 'hidden' else cells[j].kind
-    return cells
+        givers = _needed_from(cells, i) if cells[i].kind in _shown else ()
+        for j in givers:
+            cells[j].kind = 'helper' if cells[j].kind == 'hidden' else cells[j].kind
 
 # %% ../../nbs/book/11_visible.ipynb #dffc3580
-_shown = ('visible', 'helper', 'set-up')
-
-
 def _imported(cells):
     "Pairs of an import statement and one of the names it gives, in order"
     nodes = [node for cell in cells if cell.kind == 'imports' for node in cell.tree.body]
@@ -124,7 +142,7 @@ def _import_lines(cells, used):
     "Import statements for the used names, one for each module; those with a star give who knows what"
     plain, sources = [], {}
     for node, alias in _imported(cells):
-        if alias.name != '*' and (alias.asname or alias.name.split('.')[0]) not in used:
+        if alias.name != '*' and _given(alias) not in used:
             continue
         if isinstance(node, ast.Import):
             plain.append(f'import {ast.unparse(alias)}')
@@ -133,26 +151,39 @@ def _import_lines(cells, used):
     return [*dict.fromkeys(plain), *(_from(module, dict.fromkeys(names)) for module, names in sources.items())]
 
 
+def _given(alias):
+    "The name that an import binds"
+    return alias.asname or alias.name.split('.')[0]
+
+
 def _from(module, names):
     "One statement that imports names from a module, in lines of a hundred columns"
-    names = ['*'] if '*' in names else list(names)
-    line = f'from {module} import {", ".join(names)}'
+    names = ', '.join(['*'] if '*' in names else names)
+    line = f'from {module} import {names}'
     if len(line) <= 100:
         return line
-    rows = textwrap.wrap(', '.join(names) + ',', 96, initial_indent='    ', subsequent_indent='    ')
+    rows = textwrap.wrap(f'{names},', 96, initial_indent='    ', subsequent_indent='    ')
     return '\n'.join([f'from {module} import (', *rows, ')'])
 
 
 def _set_up(cells, module):
     "The code that makes every shown cell run"
-    used = set().union(*(cell.needs for cell in cells if cell.kind in _shown))
-    library = set().union(*(cell.binds for cell in cells if cell.kind == 'library'))
-    own = used & library
-    lines = _import_lines(cells, used)
-    if library:     # also where no name of it is used: its import may enter it in a table
-        lines += [_from(module, sorted(own)) if own else f'import {module}']
-    lines += [cell.code.strip() for cell in cells if cell.kind == 'set-up']
-    return '\n'.join(lines)
+    used = _all_of(cell.needs for cell in cells if cell.kind in _shown)
+    own = [cell.code.strip() for cell in cells if cell.kind == 'set-up']
+    return '\n'.join([*_import_lines(cells, used), *_library_import(cells, used, module), *own])
+
+
+def _all_of(sets):
+    return set().union(*sets)
+
+
+def _library_import(cells, used, module):
+    "The import of the page's own module: also where no name of it is used, since it may enter something in a table"
+    library = _all_of(cell.binds for cell in cells if cell.kind == 'library')
+    if not library:
+        return []
+    own = sorted(used & library)
+    return [_from(module, own) if own else f'import {module}']
 
 # %% ../../nbs/book/11_visible.ipynb #381f9ae2
 _not_run = {'notest', 'slow', 'gpu'}
@@ -165,7 +196,7 @@ def _left_out(flags):
 
 def _read(root, notebook):
     "The code cells of a notebook, each with its kind, and the name of its module; empty where it has none"
-    cells = json.loads((Path(root) / 'nbs' / notebook).read_text(encoding='utf-8'))['cells']
+    cells = notebook_cells(root, notebook)
     split = [cell_options(''.join(cell['source'])) for cell in cells if cell['cell_type'] == 'code']
     module = next((flags['default_exp'] for flags, _ in split if 'default_exp' in flags), '')
     return _decide([_Cell(code, flags) for flags, code in split]), module
@@ -177,9 +208,9 @@ def visible_code(
 ) -> str: # Python
     "What a reader of a page can run: its set-up, then the cells it shows, in order"
     cells, module = _read(root, notebook)
-    set_up = _set_up(cells, f'fsdl_tools.{module}')
-    shown = [cell.code for cell in cells if cell.kind in ('visible', 'helper') and not _left_out(cell.flags)]
-    return '\n\n'.join(part for part in (set_up, *shown) if part) + '\n'
+    run = [cell for cell in cells if cell.kind in ('visible', 'helper') and not _left_out(cell.flags)]
+    parts = [_set_up(cells, f'fsdl_tools.{module}'), *(cell.code for cell in run)]
+    return '\n\n'.join(filter(None, parts)) + '\n'
 
 # %% ../../nbs/book/11_visible.ipynb #75cfa2ed
 _drawing = {'plt', 'ax', 'axes', 'axs', 'fig', 'figure'}
@@ -193,27 +224,31 @@ def _speaks_of(node, names):
 
 def _draws(tree, outputs):
     "Does a cell with these outputs do little but draw?"
-    kinds = {kind for out in outputs for kind in out.get('data', {})}
-    if not any(kind.startswith('image/') for kind in kinds):
-        return False
     drawing = [node for node in tree.body if _speaks_of(node, _drawing)]
-    return 2 * len(drawing) >= len(tree.body) > 1
+    return _has_image(outputs) and 2 * len(drawing) >= len(tree.body) > 1
+
+
+def _has_image(outputs):
+    "Is one of these outputs an image?"
+    kinds = {kind for out in outputs for kind in out.get('data', {})}
+    return any(kind.startswith('image/') for kind in kinds)
 
 
 def _tabulates(tree):
     "Is a cell one expression of several lines that makes a table?"
-    last = tree.body[-1] if len(tree.body) == 1 else None
-    call = last.value if isinstance(last, ast.Expr) else None
-    made = isinstance(call, ast.Call) and getattr(call.func, 'id', '') == 'Table'
-    return made and last.end_lineno - last.lineno >= 3
+    if len(tree.body) != 1 or not isinstance(tree.body[0], ast.Expr):
+        return False
+    only = tree.body[0]
+    made = isinstance(only.value, ast.Call) and getattr(only.value.func, 'id', '') == 'Table'
+    return made and only.end_lineno - only.lineno >= 3
 
 
 def _narrow(code):
     "Code set anew where a line is too wide for the page; as it is where it is no plain Python"
     if all(len(line) <= _columns for line in code.split('\n')):
         return code
-    style = ['--isolated', '--line-length', str(_columns), '--config', 'format.quote-style="preserve"']
-    command = [need('ruff', 'dev').find_ruff_bin(), 'format', *style, '-']
+    command = [need('ruff', 'dev').find_ruff_bin(), 'format', '--isolated', '--line-length', str(_columns)]
+    command += ['--config', 'format.quote-style="preserve"', '-']
     done = subprocess.run(command, input=code, capture_output=True, text=True, timeout=60)
     return done.stdout.strip('\n') if done.returncode == 0 else code
 
@@ -243,20 +278,52 @@ def _is_doc(cell):
     return bool(getattr(cell, 'has_sd', False))
 
 
+def _with_docs(cells):
+    "Each cell with the entries that nbdev has put behind it, the last one first"
+    left = list(cells)
+    while left:
+        cell, docs = left.pop(0), []
+        while left and _is_doc(left[0]):
+            docs.insert(0, left.pop(0))
+        yield cell, docs
+
+
+def _entered(docs):
+    "Names that entries show"
+    return {name for doc in docs for name in re.findall(r'show_doc\((\w+)', doc.source)}
+
+
+def _anchors(names):
+    "A cell with an anchor for each of some names; no cell where there are none"
+    text = ''.join(f'<a id="{name.lower()}"></a>' for name in sorted(names))
+    return [need('execnb.nbio', 'dev').mk_cell(text, 'markdown')] if text else []
+
+
 def _tab_levels(cells):
     "For each cell the level of the headings that are tabs where it stands; 0 outside tabs"
     open_divs, level = [], 0
     for cell in cells:
         lines = cell.source.split('\n') if cell.cell_type == 'markdown' else []
         for line in lines:
-            heading = re.match(r'(#+) ', line)
-            if re.match(r':{3,} *\{', line):
-                open_divs.append('.panel-tabset' in line)
-            elif re.fullmatch(r':{3,} *', line):
-                level = 0 if open_divs.pop() else level
-            elif heading and True in open_divs:
-                level = level or len(heading[1])
+            level = _level_after(line, open_divs, level)
         yield level
+
+
+def _level_after(line, open_divs, level):
+    "That level after a line, which may open or close a div"
+    heading = re.match(r'(#+) ', line)
+    if re.match(r':{3,} *\{', line):
+        open_divs.append('.panel-tabset' in line)
+    elif re.fullmatch(r':{3,} *', line):
+        return 0 if open_divs.pop() else level
+    elif heading and True in open_divs:
+        return level or len(heading[1])
+    return level
+
+
+def _outputs(cell):
+    "What the outputs of a cell hold, each a dict from kind to content"
+    return [out.get('data', {}) for out in getattr(cell, 'outputs', [])]
 
 
 def _entries_below_tabs(cells):
@@ -265,38 +332,37 @@ def _entries_below_tabs(cells):
         if not level or not _is_doc(cell):
             continue
         deeper = '#' * max(0, level - 2)
-        for data in (out.get('data', {}) for out in cell.outputs):
+        for data in _outputs(cell):
             lines = data.get('text/markdown', [])
             lines = lines.splitlines(True) if isinstance(lines, str) else lines
             data['text/markdown'] = [re.sub(r'^(?=#+ .*\.api\})', deeper, line, flags=re.M) for line in lines]
 
 
+def _once(seen, otherwise):
+    "A replacement that keeps a match where its name is new and enters the name, and gives something else after that"
+    def replace(found):
+        first = found[1] not in seen
+        seen.add(found[1])
+        return found[0] if first else otherwise
+
+    return replace
+
+
 def _entries_once(cells):
     "Leave each anchor of an entry to the first that has it (a class and a function may differ by a capital alone)"
     seen = set()
-
-    def once(found):
-        first = found[1] not in seen
-        seen.add(found[1])
-        return found[0] if first else ' {.api}'
-
-    outputs = [out.get('data', {}) for cell in cells for out in getattr(cell, 'outputs', [])]
-    for data in outputs:
+    once = _once(seen, ' {.api}')
+    for data in (data for cell in cells for data in _outputs(cell)):
         lines = data.get('text/markdown')
-        if lines is None:
-            continue
-        lines = [lines] if isinstance(lines, str) else lines
-        data['text/markdown'] = [re.sub(r' \{#(\S+) \.api\}', once, line) for line in lines]
+        if lines is not None:
+            lines = [lines] if isinstance(lines, str) else lines
+            data['text/markdown'] = [re.sub(r' \{#(\S+) \.api\}', once, line) for line in lines]
     return seen
 
 
 def _anchors_once(cells, taken):
     "Leave a plain anchor to the first that has it, and to an entry where one is called so"
-    def once(found):
-        first = found[1] not in taken
-        taken.add(found[1])
-        return found[0] if first else ''
-
+    once = _once(taken, '')
     for cell in cells:
         if cell.cell_type == 'markdown':
             cell.source = re.sub(r'<a id="([^"]+)"></a>', once, cell.source)
@@ -312,12 +378,16 @@ def _headings_apart(cells, anchors):
         if slug not in anchors:
             return found[0]
         seen[slug] += 1
-        number = f'-{seen[slug]}' if seen[slug] > 1 else ''
-        return f'{found[0]} {{#about-{slug}{number}}}'
+        return f'{found[0]} {{#{_about(slug, seen[slug])}}}'
 
     for cell in cells:
         if cell.cell_type == 'markdown':
             cell.source = re.sub(r'^(##+ )([^\n{]+)$', apart, cell.source, flags=re.M)
+
+
+def _about(slug, n):
+    "The n-th anchor of headings that are called like an entry"
+    return f'about-{slug}' if n == 1 else f'about-{slug}-{n}'
 
 
 class ShowCode:
@@ -331,12 +401,17 @@ class ShowCode:
         code = [cell for cell in nb.cells if cell.cell_type == 'code']
         decided = _decide([_Cell(*self._split(cell)) for cell in code])
         self.promised = _promised(nb.cells)
-        module = next((c.directives_['default_exp'][0] for c in code if 'default_exp' in c.directives_), '')
-        self.set_up = _set_up(decided, f'fsdl_tools.{module}')
+        self.set_up = _set_up(decided, f'fsdl_tools.{self._module(code)}')
         for cell, of in zip(code, decided, strict=True):
             cell.page_ = of
             if of.kind == 'helper':
                 cell.directives_.pop('hide', None)
+
+    @staticmethod
+    def _module(code):
+        "The module that code cells are exported to; empty where they are not"
+        named = (cell.directives_['default_exp'][0] for cell in code if 'default_exp' in cell.directives_)
+        return next(named, '')
 
     @staticmethod
     def _split(cell):
@@ -349,12 +424,11 @@ class ShowCode:
         of = cell.page_
         if of.kind != 'library':
             return []
-        entries = {name for doc in docs for name in re.findall(r'show_doc\((\w+)', doc.source)}
-        anchors = ''.join(f'<a id="{name.lower()}"></a>' for name in sorted(of.binds - entries))
-        summary = 'Source' if docs else 'Source: ' + textwrap.shorten(', '.join(sorted(of.binds)), 60, placeholder=' …')
+        names = ', '.join(sorted(of.binds))
+        summary = 'Source' if docs else 'Source: ' + textwrap.shorten(names, 60, placeholder=' …')
         cell.source = _fold(cell.source, summary, 'exports' in of.flags or bool(of.binds & self.promised))
         cell.outputs = []
-        return [need('execnb.nbio', 'dev').mk_cell(anchors, 'markdown'), cell] if anchors else [cell]
+        return [*_anchors(of.binds - _entered(docs)), cell]
 
     def _for_reader(self, cell, of):
         "Break the lines of a visible cell where the page ends, and fold it where it only draws or tabulates"
@@ -372,14 +446,14 @@ class ShowCode:
         of = getattr(cell, 'page_', None)
         if of is None:
             return [cell]
+        if of.kind not in ('visible', 'helper'):
+            return [*docs, *self._source(cell, docs)]
         if of.kind == 'helper':
             cell.source, cell.outputs = _fold(cell.source, 'Helper'), []
-        if of.kind == 'visible':
+        else:
             self._for_reader(cell, of)
-        if of.kind in ('visible', 'helper'):
-            cell.outputs = [out for out in cell.outputs if out.get('name') != 'stderr']
-            return [cell]
-        return [*docs, *self._source(cell, docs)]
+        cell.outputs = [out for out in cell.outputs if out.get('name') != 'stderr']
+        return [cell]
 
     def _insert_set_up(self, cells):
         "The set-up in front of the first cell that shows code, or the entry of some"
@@ -392,13 +466,7 @@ class ShowCode:
 
     def begin(self):
         "Put the cells of the page in order; nbdev calls it after all of its own processors"
-        cells, left = [], list(self.nb.cells)
-        while left:
-            cell = left.pop(0)
-            docs = []
-            while left and _is_doc(left[0]):
-                docs.insert(0, left.pop(0))
-            cells += self._laid_out(cell, docs)
+        cells = [new for cell, docs in _with_docs(self.nb.cells) for new in self._laid_out(cell, docs)]
         self.nb.cells = self._insert_set_up(cells)
         _entries_below_tabs(self.nb.cells)
         anchors = _anchors_once(self.nb.cells, _entries_once(self.nb.cells))
