@@ -12,10 +12,10 @@ import ast, importlib.util, json, os, re, select, shutil, signal, subprocess, sy
 from pathlib import Path
 from ..core import human_seconds, one_of, positive
 from ..files import write_atomic
-from .names import notebook_cells, repeated_names, undocumented, unused_names
+from .names import repeated_names, undocumented, unused_names
 from .needs import unknown_imports, unnamed_extras, wrong_extras
 from .contents import dropped_words, few_exercises, late_results, long_chapters
-from .contents import missing_figures
+from .contents import missing_figures, notebook_cells
 from .contents import notebooks, pages, settings, similar_titles
 from .site import option_problems, readme
 

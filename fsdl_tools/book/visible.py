@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from ..core import need
 from .markdown import cell_options
-from .names import notebook_cells
+from .contents import notebook_cells
 
 # %% ../../nbs/book/11_visible.ipynb #ae283aac
 def _parsed(code):
