@@ -222,8 +222,8 @@ def switch_table(
     rows = []
     for t in tried:
         times = '1' if t.switch == 'baseline' else str(t.ratio or '')
-        row = dict(how=t.how, switch=t.switch, step=f'{t.ms:.1f} ms' if t.ms else '', times_as_fast=times)
-        rows.append(row | dict(memory=human_bytes(t.peak) if t.peak else '', first_step=t.why or f'{t.first:.1f} s'))
+        row = {'how': t.how, 'switch': t.switch, 'step': f'{t.ms:.1f} ms' if t.ms else '', 'times as fast': times}
+        rows.append(row | {'memory': human_bytes(t.peak) if t.peak else '', 'first step': t.why or f'{t.first:.1f} s'})
     return Table(rows, caption=caption)
 
 # %% ../../nbs/training/08_switches.ipynb #5d0a8d33
