@@ -227,14 +227,14 @@ def task_named(
     asked, kind = (model + ' ' + task).strip(), 'more than one' if fit else 'not a'
     raise ValueError(f"{asked!r} is {kind} task of {suite}: {', '.join(fit or keys)}")
 
-def _rows_of(suite, task, precision):
+def _measurements(suite, task, precision):
     "Measurements of one task of a suite at one precision"
     return [r for r in benchmarks(suite) if (r['task'], r['precision']) == (task, precision)]
 
 @functools.cache
 def _speeds(suite, task, precision):
     "Machine name and (gpu, count) -> throughput; the first machine measured stands for its kind"
-    rows = _rows_of(suite, task, precision)
+    rows = _measurements(suite, task, precision)
     return {(r['gpu'], r['gpus']): r['throughput'] for r in rows[::-1]} | {r['system']: r['throughput'] for r in rows}
 
 def _benchmark_seconds(

@@ -493,7 +493,7 @@ def _image_layouts(n, batch, framework, precision):
         for micro in reversed(_divisors(batch // n)):
             yield Layout(dp=n, zero=zero, micro_batch=micro, framework=framework, precision=precision)
 
-def _too_large(name, cluster, global_batch):
+def _does_not_fit(name, cluster, global_batch):
     "The error for a profiled model that no layout makes fit"
     return ValueError(
         f'{name} does not fit on {cluster.gpus} × {cluster.gpu.name} with a batch of {global_batch}, '
@@ -505,7 +505,7 @@ def _best_profiled(spec, name, cluster, global_batch, seq, layouts):
     tried = [estimate(spec, l, cluster, global_batch, seq) for l in layouts]
     fits = [e for e in tried if e.fits]
     if not fits:
-        raise _too_large(name, cluster, global_batch)
+        raise _does_not_fit(name, cluster, global_batch)
     return min(fits, key=lambda e: e.step_time)
 
 def best_plan(
