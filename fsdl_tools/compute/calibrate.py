@@ -56,7 +56,7 @@ class Calibration(Record):
         "The constants of the time model for this cluster"
         f = _on_constants(self.factors, _levers)
         given = (constants or time_constants()).items()
-        return {n: (by, {k: v * f.get(n, 1.0) for k, v in values.items()}) for n, (by, values) in given}
+        return {n: (by, _times(values, f.get(n, 1.0))) for n, (by, values) in given}
 
     def memory_table(self,
         constants=None # As from memory_constants(); default: those
@@ -64,7 +64,11 @@ class Calibration(Record):
         "The constants of the memory model for this cluster"
         f = _on_constants(self.memory, _memory_levers)
         given = (constants or memory_constants()).items()
-        return {n: {k: v * f.get(n, 1.0) for k, v in values.items()} for n, values in given}
+        return {n: _times(values, f.get(n, 1.0)) for n, values in given}
+
+def _times(values, factor):
+    "Constants, each times a factor"
+    return {k: v * factor for k, v in values.items()}
 
 def _on_constants(factors, levers):
     "Factors of constants from those of their levers"
@@ -126,19 +130,26 @@ def _rows(c, which):
 def _error(predicted, truth):
     return np.abs(np.log(predicted / truth))
 
+def _factors_of(c, truth, predict, prior):
+    "Factors that some runs give, after three rounds"
+    x = _fit(c, truth, predict, prior, 3)
+    return dict(zip(prior, np.exp(x), strict=True))
+
 def _unseen(c, truth, i, predict, prior):
     "Error of run `i` when the other runs calibrate"
-    others = np.arange(len(truth)) != i
-    x = _fit(_rows(c, others), truth[others], predict, prior, 3)
-    factors = dict(zip(prior, np.exp(x), strict=True))
-    return float(_error(predict(_rows(c, ~others), factors), truth[~others])[0])
+    own = np.arange(len(truth)) == i
+    factors = _factors_of(_rows(c, ~own), truth[~own], predict, prior)
+    return float(_error(predict(_rows(c, own), factors), truth[own])[0])
 
 # %% ../../nbs/compute/08_calibrate.ipynb #bcd7c663
+def _sure_gain(before, after):
+    "Mean by which errors became smaller, less its standard error: few runs can agree by luck"
+    gain = before - after
+    return gain.mean() - gain.std(ddof=1) / len(gain)**.5
+
 def _trust(before, after):
     "How much of the correction to keep: none unless unseen runs are surely better foretold, all if by a quarter"
-    gain = before - after
-    sure = gain.mean() - gain.std(ddof=1) / len(gain)**.5       # Few runs can agree by luck: less the standard error
-    return float(np.clip(sure / (.25 * max(before.mean(), 1e-9)), 0, 1))
+    return float(np.clip(_sure_gain(before, after) / (.25 * max(before.mean(), 1e-9)), 0, 1))
 
 # %% ../../nbs/compute/08_calibrate.ipynb #d27a3ae2
 def _proven(c, truth, predict, prior):
@@ -149,12 +160,16 @@ def _proven(c, truth, predict, prior):
     factors = {k: float(f'{math.exp(v):.4g}') for k, v in zip(prior, x, strict=True)}
     return factors, float(np.median(before)), float(np.median(after))
 
+def _float_or_nan(given):
+    "A number; NaN for what is none"
+    try:
+        return float(given)
+    except (TypeError, ValueError):
+        return math.nan
+
 def _figure(row, name):
     "A measured figure; raises ValueError naming column and value unless it is positive and finite"
-    try:
-        x = float(row[name])
-    except (TypeError, ValueError):
-        x = math.nan
+    x = _float_or_nan(row[name])
     if not 0 < x < math.inf:
         raise ValueError(f'{name} must be a positive number, not {row[name]!r}')
     return x

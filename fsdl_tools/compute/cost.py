@@ -99,10 +99,13 @@ def _column(name, path):
     plain = re.sub(r'[^\w]+', '_', name.strip().lower())
     return one_of(f'column of {path.name}', plain if plain in _columns else name[:40], _columns)
 
+def _wrong_columns(names):
+    "Columns of a header that are doubled, or needed and missing"
+    return [c for c in _columns if names.count(c) > 1 or (c in _needed and c not in names)]
+
 def _check_header(names, path):
     "Refuse a header with doubled or missing columns"
-    wrong = [c for c in _columns if names.count(c) > 1 or (c in _needed and c not in names)]
-    if wrong:
+    if wrong := _wrong_columns(names):
         raise ValueError(f"{path.name}: missing or doubled column {', '.join(wrong)}; needed are {', '.join(_needed)}")
 
 def _rows_of(path):
@@ -141,17 +144,26 @@ def read_prices(
 def _prices():
     return tuple(read_prices(data_path('prices.csv')))
 
+def _in_our_words(only):
+    "Values of columns, the GPU by the name of its table; raises ValueError for a column that is none"
+    if 'gpu' in only:
+        only = only | dict(gpu=find(only['gpu']).name)
+    for k in only:
+        one_of('column', k, _columns)
+    return only
+
+def _is_such(offer, wanted):
+    "Has an offer all wanted values?"
+    return all(getattr(offer, k) == v for k, v in wanted.items())
+
 def prices(
     since:str='',    # Only offers from this day on
     until:str='9999', # And to this day
     **only           # Values of columns, for example provider='AWS', tier='spot', gpu='H100'
 ) -> list:           # Offers
     "Offers that come with the library"
-    if 'gpu' in only:
-        only['gpu'] = find(only['gpu']).name
-    for k in only:
-        one_of('column', k, _columns)
-    return [o for o in _prices() if since <= o.date <= until and all(getattr(o, k) == v for k, v in only.items())]
+    wanted = _in_our_words(only)
+    return [o for o in _prices() if since <= o.date <= until and _is_such(o, wanted)]
 
 def price_age(
     offers,     # Offers
@@ -215,10 +227,14 @@ def task_named(
     asked, kind = (model + ' ' + task).strip(), 'more than one' if fit else 'not a'
     raise ValueError(f"{asked!r} is {kind} task of {suite}: {', '.join(fit or keys)}")
 
+def _measurements(suite, task, precision):
+    "Measurements of one task of a suite at one precision"
+    return [r for r in benchmarks(suite) if (r['task'], r['precision']) == (task, precision)]
+
 @functools.cache
 def _speeds(suite, task, precision):
     "Machine name and (gpu, count) -> throughput; the first machine measured stands for its kind"
-    rows = [r for r in benchmarks(suite) if (r['task'], r['precision']) == (task, precision)]
+    rows = _measurements(suite, task, precision)
     return {(r['gpu'], r['gpus']): r['throughput'] for r in rows[::-1]} | {r['system']: r['throughput'] for r in rows}
 
 def _benchmark_seconds(
@@ -299,12 +315,16 @@ def experiments(
     kinds = sorted({f'{o.gpus}x {o.gpu}' for o in offers})
     raise ValueError(f"{suite} measured none of these offers ({', '.join(kinds[:6]) or 'there are none'})")
 
+def _title(offer):
+    "Provider and instance of an offer, and whether it can be taken back"
+    spot = ' (spot)' if offer.tier == 'spot' else ''
+    return f'{offer.provider} {offer.instance}'.strip() + spot
+
 def _cost_row(e):
     "A row of the table of experiments"
     offer = e.offer
-    spot = ' (spot)' if offer.tier == 'spot' else ''
     show = dict(
-        offer=f'{offer.provider} {offer.instance}'.strip() + spot,
+        offer=_title(offer),
         machine=f'{offer.gpus}× {offer.gpu}',
         per_hour=offer.usd_per_hour,
         hours=e.wall_hours,
@@ -356,21 +376,29 @@ def plot_costs(
     return ax
 
 # %% ../../nbs/compute/07_cost.ipynb #29d6b84c
+def _two_dearest(experiments):
+    "The experiment whose GPU costs most per hour, and the one that costs most"
+    mine = list(experiments)
+    return max(mine, key=lambda e: e.offer.per_gpu), max(mine, key=lambda e: e.dollars)
+
 def _dearest_of(provider, done):
     "The dearest GPUs of a provider, per hour and per experiment, and whether they differ"
-    mine = [e for e in done if e.offer.provider == provider]
-    hour, bill = max(mine, key=lambda e: e.offer.per_gpu), max(mine, key=lambda e: e.dollars)
+    hour, bill = _two_dearest(e for e in done if e.offer.provider == provider)
     differ = bill.offer.per_gpu < .999 * hour.offer.per_gpu
     return dict(provider=provider, dearest_hour=hour.offer.gpu, dearest_experiment=bill.offer.gpu, upheld=differ)
+
+def _sold_by_provider(done):
+    "The GPUs that each provider of some experiments sells"
+    sold = {}
+    for e in done:
+        sold.setdefault(e.offer.provider, set()).add(e.offer.gpu)
+    return sold
 
 def upheld(
     done # Experiments
 ) -> list: # A dict a provider that sells at least two of the GPUs
     "Where the most expensive GPU per hour is not the most expensive per experiment"
-    sold = {}
-    for e in done:
-        sold.setdefault(e.offer.provider, set()).add(e.offer.gpu)
-    return [_dearest_of(provider, done) for provider, gpus in sold.items() if len(gpus) > 1]
+    return [_dearest_of(provider, done) for provider, gpus in _sold_by_provider(done).items() if len(gpus) > 1]
 
 def rank_correlation(
     xs,     # Numbers
@@ -423,10 +451,14 @@ def pick_offers(
     asked = dict(tier='' if tier == 'all' else tier, provider=provider, gpu=gpu and find(gpu).name)
     return [o for o in offers if all(getattr(o, k) == v for k, v in asked.items() if v)]
 
+def _time_by_rule(params, tokens, mfu):
+    "A function from an Offer to the seconds of a transformer on it"
+    n, t = parse_count(params), parse_count(tokens)
+    return lambda offer: transformer_seconds(offer, n, t, mfu)
+
 def _by_rule(offers, params, tokens, mfu, spot_mtbf):
     "A transformer on every offer that can hold it, by the rule of 6 operations"
-    n, t = parse_count(params), parse_count(tokens)
-    done = priced(offers, lambda o: transformer_seconds(o, n, t, mfu), spot_mtbf)
+    done = priced(offers, _time_by_rule(params, tokens, mfu), spot_mtbf)
     if not done:
         raise ValueError(f'none of {len(offers)} offers can hold {params} parameters in training, or none has bf16')
     return done

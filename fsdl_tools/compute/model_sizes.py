@@ -12,12 +12,15 @@ from .gpus import find
 from .step_memory import parameters
 
 # %% ../../nbs/compute/04_model_sizes.ipynb #a4e8c6cd
+def _sizes_in(row):
+    "The sizes that a row of the table gives"
+    about, nothing = ('name', 'source', 'date'), (None, '')
+    return {k: v for k, v in row.items() if k not in about and v not in nothing}
+
 @functools.cache
 def known() -> dict: # Name -> columns
     "The models of planner_models.csv"
-    about, nothing = ('name', 'source', 'date'), (None, '')
-    rows = read_data('planner_models.csv')
-    return {r['name']: {k: v for k, v in r.items() if k not in about and v not in nothing} for r in rows}
+    return {r['name']: _sizes_in(r) for r in read_data('planner_models.csv')}
 
 _shape = 'layers hidden heads kv_heads ffn gated_mlp vocab tied positions max_seq'.split()
 _model_sizes = [*_shape, 'layer_extra', 'block', *(
@@ -47,11 +50,15 @@ def _from_shape(s, params=None, more=None):
         d |= dict(v_dim=s.value_dim)
     return _with_extra(d | (more or {}), params)
 
+def _mixed_layers(s):
+    "How many layers of a TransformerShape have experts"
+    return sum(map(s.has_experts, range(s.layers))) if hasattr(s, 'has_experts') else s.layers
+
 def _experts(s):
     "Sizes of the mixture of a TransformerShape; shapes of older files have neither shared experts nor dense layers"
     shared = getattr(s, 'shared_ffn', 0)
-    mixed = sum(map(s.has_experts, range(s.layers))) if hasattr(s, 'has_experts') else s.layers
-    d = dict(experts=s.experts, topk=s.experts_per_token, expert_ffn=s.ffn, moe_layers=mixed, shared_ffn=shared)
+    d = dict(experts=s.experts, topk=s.experts_per_token, expert_ffn=s.ffn)
+    d |= dict(moe_layers=_mixed_layers(s), shared_ffn=shared)
     return d | dict(ffn=s.ffn*s.experts_per_token + shared, dense_ffn=getattr(s, 'dense_ffn', 0) or s.ffn)
 
 def _with_extra(d, params):
@@ -106,6 +113,10 @@ def _windows_of(c):
     far = sum(kind in ('full_attention', 'attention') for kind in kinds)
     return dict(full_attention=far/len(kinds)) if 0 < far < len(kinds) else {}
 
+def _expert_period(c):
+    "Of how many layers one has experts"
+    return _first(c, 'expert_layer_period', 'decoder_sparse_step') or 1
+
 def _dense_layers(c):
     "Layers of a mixture that have an ordinary MLP"
     layers = c.num_hidden_layers
@@ -113,8 +124,7 @@ def _dense_layers(c):
         return sum(t == 'dense' for t in c.mlp_layer_types)
     if getattr(c, 'moe_layers', None):
         return layers - len(c.moe_layers)
-    step = _first(c, 'expert_layer_period', 'decoder_sparse_step') or 1
-    return _first(c, 'first_k_dense_replace') or layers - layers//step
+    return _first(c, 'first_k_dense_replace') or layers - layers//_expert_period(c)
 
 # %% ../../nbs/compute/04_model_sizes.ipynb #bba0ec76
 def _from_config(config):
@@ -163,10 +173,8 @@ def _from_spec(spec):
     return spec.name, _from_shape(spec.shape, spec.params, dict(block=spec.name)), spec
 
 # %% ../../nbs/compute/04_model_sizes.ipynb #4f0d8a7e
-def _named(name):
-    "A model of the table, or one of the zoo's"
-    if name in known():
-        return name, dict(known()[name]), None
+def _of_zoo(name):
+    "A model of the zoo, of timm or of one's own"
     from fsdl_tools.models.architectures import load_config
     where = _place_of(name)
     if where == 'own':
@@ -174,6 +182,12 @@ def _named(name):
     if where == 'timm':
         return _profiled(name, name)
     return name, _from_config(load_config(name)), None
+
+def _named(name):
+    "A model of the table, or one of the zoo's"
+    if name in known():
+        return name, dict(known()[name]), None
+    return _of_zoo(name)
 
 def _place_of(name):
     "Where a model is known that the table does not have; raises ValueError with the nearest names of the table"
@@ -227,14 +241,16 @@ def _own(gpu):
     except ValueError:
         return True
 
+def _gpu_column(gpu):
+    "Name of a GPU of the table; a record of one's own travels whole, as JSON"
+    return gpu.to_json() if _own(gpu) else gpu.name
+
 def cluster_columns(
     cluster,       # A Cluster
     network:str='' # A row of planner_time.csv such as jean-zay, where that cluster's network was measured
 ) -> dict:         # Column -> value; bandwidths in bytes per second
     "Columns of a cluster; a measured network replaces the bandwidth of its cards"
-    g = cluster.gpu
-    own = g.to_json() if _own(g) else g.name        # A record of one's own travels whole
-    d = dict(gpu=own, gpus=cluster.gpus, gpus_per_node=cluster.gpus_per_node)
+    d = dict(gpu=_gpu_column(cluster.gpu), gpus=cluster.gpus, gpus_per_node=cluster.gpus_per_node)
     if network:
         return d | dict(cluster=network)
     return d | (dict(nic_bandwidth=cluster.nic_bandwidth) if cluster.nic_bandwidth else {})

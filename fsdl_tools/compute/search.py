@@ -122,18 +122,27 @@ def _divides(c, sizes, global_batch, seq, uneven):
     model = (seq % c['cp'] == 0) & (sizes['heads'] % c['tp'] == 0) & (c['pp'] <= sizes['layers'])
     return batch & model & (True if uneven else sizes['layers'] % c['pp'] == 0)
 
+def _experts_divide(c, ranks):
+    "Are there no expert groups, or a whole number of them on the ranks of a stage?"
+    return (c['ep'] == 1) | (ranks * c['tp'] % c['ep'] == 0)
+
 def _belongs(c, sizes, global_batch, cluster):
     "Do the other choices go with the ranks?"
     ranks = c['dp'] * c['cp']
-    experts = (c['ep'] == 1) | (ranks * c['tp'] % c['ep'] == 0)
     virtual = (c['vp'] == 1) | _can_interleave(c, sizes, global_batch)
-    sharded = _can_shard(c, ranks, cluster)
-    return virtual & experts & sharded
+    return virtual & _experts_divide(c, ranks) & _can_shard(c, ranks, cluster)
+
+def _stage_divides(c, layers):
+    "Do the layers of a pipeline stage divide into its virtual stages?"
+    stage = np.ceil(layers / c['pp'])
+    return stage % c['vp'] == 0
+
+
 
 def _can_interleave(c, sizes, global_batch):
     "Can a stage be cut into virtual ones? It needs a pipeline, layers for each and rounds of micro-batches"
-    m, stage = global_batch / (c['dp'] * c['micro_batch']), np.ceil(sizes['layers'] / c['pp'])
-    return (c['pp'] > 1) & (stage % c['vp'] == 0) & (m % c['pp'] == 0)
+    m = global_batch / (c['dp'] * c['micro_batch'])
+    return (c['pp'] > 1) & _stage_divides(c, sizes['layers']) & (m % c['pp'] == 0)
 
 def _can_shard(c, ranks, cluster):
     "Does ZeRO have ranks to shard over? In a pipeline ZeRO-2 would reduce for every micro-batch"
@@ -151,6 +160,12 @@ def _found_row(e):
     "A row of the table of a search"
     found = dict(layout=str(e.layout), step=e.step_time, tokens=e.tokens_per_second, mfu=e.mfu)
     return found | dict(device=e.device, spare=e.margin)
+
+def _field_value(name, value):
+    "A value of a column, as the field of a Layout of that name holds it"
+    if name == 'offload':
+        return 'optimizer' if int(value) else 'none'
+    return str(value) if name == 'recompute' else int(value)
 
 @dataclass(frozen=True, repr=False)
 class Search:
@@ -192,8 +207,7 @@ class Search:
     ) -> Layout:  # Raises IndexError beyond the last that fits
         "The layout at place `i` of the ranking"
         j = self.order[i]
-        own = {k: (str(v[j]) if k == 'recompute' else int(v[j])) for k, v in self.columns.items()}
-        own['offload'] = 'optimizer' if own['offload'] else 'none'
+        own = {k: _field_value(k, v[j]) for k, v in self.columns.items()}
         return Layout(**own, **self.fixed)
 
     def estimate(
@@ -225,9 +239,15 @@ class Search:
             [_found_row(self.estimate(i)) for i in range(min(n, len(self)))],
             formats=_formats,
             caption=f'{self.name} on {self._where}: {len(self):,} of {self.tried:,} layouts fit',
-            notes='tokens: a second, on all GPUs. device: memory as nvidia-smi shows it. '
+            notes=self._notes(),
+        )
+
+    def _notes(self):
+        "What the columns mean, how equals are ranked, and what was not tried"
+        return (
+            'tokens: a second, on all GPUs. device: memory as nvidia-smi shows it. '
             f'Of layouts within {self.alike:.1%} of the fastest, which past errors do not tell apart, the simplest and '
-            f'emptiest come first. Not tried: {"; ".join(self.untried)}.',
+            f'emptiest come first. Not tried: {"; ".join(self.untried)}.'
         )
 
     def _repr_html_(self):
@@ -263,19 +283,26 @@ def _with_room(base, cols, offload, table):
     again = _take(cols, lacking) | dict(offload=np.ones(len(lacking)))
     return _joined(cols, again), _joined(m, _room(base, again, table))
 
+def _listed(values):
+    "Several values as a list, or the one that was given as a list of its own"
+    return list(values) if isinstance(values, (list, tuple, range)) else [values]
+
 def _lists(values):
     "Values to try as lists; raises ValueError for what no search tries"
-    known = {one_of('thing to try', name, _grid[:-1]): given for name, given in values.items()}
-    return {name: list(v) if isinstance(v, (list, tuple, range)) else [v] for name, v in known.items()}
+    return {one_of('thing to try', name, _grid[:-1]): _listed(given) for name, given in values.items()}
+
+def _nothing_divides(name, sizes, cluster, global_batch):
+    "The error for a model of which there is no layout"
+    return ValueError(
+        f'no layout of {name} divides {cluster.gpus} GPUs and a batch of {global_batch}: '
+        f'{sizes["heads"]} heads, {sizes["layers"]} layers'
+    )
 
 def _all_layouts(name, sizes, cluster, global_batch, seq, uneven, values):
     "Every layout; raises ValueError where there is none"
     cols = enumerate_layouts(sizes, cluster, global_batch, seq, uneven, **values)
     if not len(cols['tp']):
-        raise ValueError(
-            f'no layout of {name} divides {cluster.gpus} GPUs and a batch of {global_batch}: '
-            f'{sizes["heads"]} heads, {sizes["layers"]} layers'
-        )
+        raise _nothing_divides(name, sizes, cluster, global_batch)
     return cols
 
 def _too_large(name, cluster, cols, margin, min_spare):
@@ -342,10 +369,13 @@ def _alike(sizes, cluster, fixed):
     strategy = 'lora' if fixed['lora_rank'] else 'moe' if sizes.get('experts') else 'dense'
     return told_apart(family_of(cluster.gpu, fixed['precision'], fixed['framework'], strategy))
 
+def _splits(c):
+    "In how many ways a layout splits the model"
+    return sum((c[k] > 1).astype(float) for k in ('tp', 'pp', 'cp', 'ep', 'vp'))
+
 def _simplicity(c):
     "How many things a layout does that a plain one does not"
-    split = sum((c[k] > 1).astype(float) for k in ('tp', 'pp', 'cp', 'ep', 'vp'))
-    return split + (c['zero'] > 0) + (c['shard'] > 0) + (c['recompute'] != 'none') + (c['offload'] > 0)
+    return _splits(c) + (c['zero'] > 0) + (c['shard'] > 0) + (c['recompute'] != 'none') + (c['offload'] > 0)
 
 def _ranked(c, seconds, device, alike):
     "Places of layouts: those that count as equal to the fastest by simplicity, then memory; the others by time"
@@ -446,6 +476,8 @@ def explain(
         said.append(f'{none:,} of {found.tried:,} layouts do not fit.')
     return ' '.join([*said, _said_of_zero(found.columns['zero'][found.order])])
 
+
+
 def _said_of_zero(stages):
     "A sentence on the ZeRO stages of layouts"
     counts = {stage: int((stages == stage).sum()) for stage in (0, 1, 2, 3)}
@@ -461,15 +493,19 @@ def _image_layouts(n, batch, framework, precision):
         for micro in reversed(_divisors(batch // n)):
             yield Layout(dp=n, zero=zero, micro_batch=micro, framework=framework, precision=precision)
 
+def _does_not_fit(name, cluster, global_batch):
+    "The error for a profiled model that no layout makes fit"
+    return ValueError(
+        f'{name} does not fit on {cluster.gpus} × {cluster.gpu.name} with a batch of {global_batch}, '
+        'which must be a multiple of the number of GPUs'
+    )
+
 def _best_profiled(spec, name, cluster, global_batch, seq, layouts):
     "The estimate of the fastest of some layouts of a profiled model; raises ValueError where none fits"
     tried = [estimate(spec, l, cluster, global_batch, seq) for l in layouts]
     fits = [e for e in tried if e.fits]
     if not fits:
-        raise ValueError(
-            f'{name} does not fit on {cluster.gpus} × {cluster.gpu.name} with a batch of {global_batch}, '
-            'which must be a multiple of the number of GPUs'
-        )
+        raise _does_not_fit(name, cluster, global_batch)
     return min(fits, key=lambda e: e.step_time)
 
 def best_plan(

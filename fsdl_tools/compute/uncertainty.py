@@ -29,12 +29,15 @@ def family_of(
     return generation, '8 bits' if narrow else '16 bits', strategy, framework_of(framework)
 
 # %% ../../nbs/compute/03_uncertainty.ipynb #5cf0228b
+def _log_ratio(rows):
+    "Logarithms of measured over predicted"
+    return np.array([math.log(r['measured'] / r['predicted']) for r in rows])
+
 @functools.cache
 def _errors(what):
     "Runs of planner_errors.csv by what was predicted: rows, logarithms of measured over predicted, cells"
     rows = [r for r in read_data('planner_errors.csv', text=('date', 'model')) if r['what'] == what]
-    ratio = np.array([math.log(r['measured'] / r['predicted']) for r in rows])
-    return rows, ratio, np.array([r['cell'] for r in rows])
+    return rows, _log_ratio(rows), np.array([r['cell'] for r in rows])
 
 def _wider(family):
     "The family and what stands for it where it has too few runs: without the framework, the numbers, the generation"
@@ -179,14 +182,18 @@ def _spread(framework):
     low, high = (_quantile(ratio[mine], weight, q) for q in (.16, .84))
     return max((high - low) / 2, .02)
 
+def _share_below(x):
+    "Share of a bell curve below so many deviations, by the logistic curve nearest to it"
+    return 1 / (1 + np.exp(-1.702 * np.clip(x, -30, 30)))
+
 def probability_to_fit(
     device,       # Predicted bytes as nvidia-smi shows them
     usable,       # Bytes the GPU offers
     framework:str # As framework_of names it
 ):                # Between 0 and 1
     "How sure it is that a run fits: the share of a bell curve, as wide as past errors, that lies below the limit"
-    x = np.log(np.asarray(usable, float) / np.asarray(device, float)) / _spread(framework_of(framework))
-    return 1 / (1 + np.exp(-1.702 * np.clip(x, -30, 30)))           # The logistic curve nearest to the bell's
+    room = np.log(np.asarray(usable, float) / np.asarray(device, float))
+    return _share_below(room / _spread(framework_of(framework)))
 
 # %% ../../nbs/compute/03_uncertainty.ipynb #80867372
 _costs = dict(generation=1., bits=.5, strategy=2., framework=1., gpu=.3)  # Of a difference; and of a factor of two:

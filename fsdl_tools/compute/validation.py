@@ -187,9 +187,13 @@ def _check_ranks(r):
 # %% ../../nbs/compute/06_validation.ipynb #fb45ed46
 _cannot_start = 'cannot start: a stage would be without layers, or there are too few micro-batches for the pipeline'
 
+def _open_answer(r, i):
+    "The answer for a row of which nothing is known yet"
+    return dict.fromkeys(batch_outputs, '') | dict(row=r.get('row') or str(i), fits=0)
+
 def _read_row(r, i):
     "The columns of a row or None, and its answer as far as it is known"
-    answer = dict.fromkeys(batch_outputs, '') | dict(row=r.get('row') or str(i), fits=0)
+    answer = _open_answer(r, i)
     try:
         return check_row(r), answer
     except (ValueError, TypeError) as e:
@@ -219,10 +223,13 @@ def _answers_to(checked, rows, calibration):
         reason = {} if m['starts'][j] else dict(error=_cannot_start)
         yield _answer(m, t, j) | sure | dict(assumed=_assumed(r, c, j)) | reason
 
+def _sizes_in_gib(m, j):
+    "Memory of row `j` in GiB, with four digits after the point"
+    return {f'{k}_gib': round(float(m[k][j]) / GiB, 4) for k in ('allocated', 'reserved', 'device')}
+
 def _answer(m, t, j):
     "The figures of row `j`"
-    sizes = {f'{k}_gib': round(float(m[k][j]) / GiB, 4) for k in ('allocated', 'reserved', 'device')}
-    return sizes | dict(step_time_s=float(f'{t[j]:.6g}'), fits=int(m['fits'][j]))
+    return _sizes_in_gib(m, j) | dict(step_time_s=float(f'{t[j]:.6g}'), fits=int(m['fits'][j]))
 
 def strategy_of(
     r # Columns of a run, or sizes and a layout together
@@ -248,10 +255,13 @@ def _read_text(path):
         raise ValueError(f'{path} is not a CSV table: it contains zero bytes')
     return text
 
-def _check_header(path, names):
-    "Raises ValueError for columns that are there twice or not at all"
+def _check_doubled(path, names):
+    "Raises ValueError for columns that are there twice"
     if doubled := sorted({str(k) for k in names if names.count(k) > 1}):
         raise ValueError(f"{path} has the columns {', '.join(doubled)} twice")
+
+def _check_missing(path, names):
+    "Raises ValueError for columns that are needed and not there"
     if missing := [k for k in _sizes_needed if k not in names]:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
 
@@ -261,10 +271,20 @@ def read_runs(
     "The rows of a table of runs; raises ValueError for a file that is no such table"
     reader = csv.DictReader(io.StringIO(_read_text(path)))
     try:
-        _check_header(path, reader.fieldnames or [])
+        names = reader.fieldnames or []
+        _check_doubled(path, names)
+        _check_missing(path, names)
         return list(reader)
     except csv.Error as e:
         raise ValueError(f'{path} is not a CSV table: {e}') from None
+
+def _as_csv(rows):
+    "Predictions as the text of a table"
+    text = io.StringIO()
+    w = csv.DictWriter(text, batch_outputs, lineterminator='\n')
+    w.writeheader()
+    w.writerows(rows)
+    return text.getvalue()
 
 def plan_batch(
     path,            # A CSV with the columns of a table of runs
@@ -274,19 +294,18 @@ def plan_batch(
     "Predict every run of a table"
     rows = predict_rows(read_runs(path), calibration)
     if out is not None:
-        text = io.StringIO()
-        w = csv.DictWriter(text, batch_outputs, lineterminator='\n')
-        w.writeheader()
-        w.writerows(rows)
-        write_atomic(out, text.getvalue())
+        write_atomic(out, _as_csv(rows))
     return rows
 
 # %% ../../nbs/compute/06_validation.ipynb #3efd693b
+def _pairs_of(r, p):
+    "Memory and time of a run, each measured and predicted"
+    memory_of_kind = p.get(f"{r['peak_kind']}_gib")
+    return ('memory', r['peak_gib'], memory_of_kind), ('time', r['step_seconds'], p.get('step_time_s'))
+
 def _errors_of(r, p):
     "What a run published, and the relative error of its prediction; 1 where there is none"
-    memory_of_kind = p.get(f"{r['peak_kind']}_gib")
-    measured = (('memory', r['peak_gib'], memory_of_kind), ('time', r['step_seconds'], p.get('step_time_s')))
-    for what, truth, predicted in measured:
+    for what, truth, predicted in _pairs_of(r, p):
         if truth:
             yield what, abs(predicted/truth - 1) if predicted else 1.
 
@@ -307,13 +326,19 @@ def scores(
         caption='Relative error on published runs',
     )
 
+def _right_by_outcome(rows, predictions):
+    "Was each prediction of fits right? Of failed runs under 0, of finished ones under 1"
+    right = {0: [], 1: []}
+    for r, p in zip(rows, predictions, strict=True):
+        finished = int(r['finished'])
+        right[finished].append(p['fits'] == finished)
+    return right
+
 def fit_accuracy(
     rows   # Published runs with the column finished, 0 where memory ran out
 ) -> float: # Between 0 and 1; guessing gives 0.5
     "Balanced accuracy of fits or does not fit: the mean of the shares right among finished and among failed runs"
-    right = {0: [], 1: []}
-    for r, p in zip(rows, predict_rows(rows), strict=True):
-        right[int(r['finished'])].append(p['fits'] == int(r['finished']))
+    right = _right_by_outcome(rows, predict_rows(rows))
     return float(np.mean([np.mean(v) for v in right.values() if v]))
 
 # %% ../../nbs/compute/06_validation.ipynb #1c002287

@@ -40,14 +40,16 @@ hf_tasks = {
     'question-answering': 'FOR_QUESTION_ANSWERING_',
 }
 
+def _config_within(folder):
+    "The config.json of a folder, in whatever capitals; None where there is none"
+    return next((f for f in sorted(folder.iterdir()) if f.name.lower() == 'config.json' and f.is_file()), None)
+
 def _config_file(name):
     "The config.json that `name` is or holds, in whatever capitals; None when it is no such path"
     p = Path(name)
     if p.suffix.lower() == '.json':
         return p
-    if not p.is_dir():
-        return None
-    return next((f for f in sorted(p.iterdir()) if f.name.lower() == 'config.json' and f.is_file()), None)
+    return _config_within(p) if p.is_dir() else None
 
 _address = re.compile(r'^(hf[-_]hub:|https?://huggingface\.co/|hf://)')
 
@@ -139,17 +141,25 @@ def is_factory(
         return False
     return bool(_named_factory.fullmatch(text)) and not Path(text).exists()
 
+def _lacks_another(module, missing):
+    "Is it not the module itself that is missing, nor a package it lies in, but one that its code imports?"
+    return missing and module != missing and not module.startswith(missing + '.')
+
 def _missing(module, name, e):
     "The error for a module that is not there: the caller's own, or one that its code imports"
-    if e.name and module != e.name and not module.startswith(e.name + '.'):
+    if _lacks_another(module, e.name):
         return ModuleNotFoundError(f'{module} cannot be imported: {e}', name=e.name)
     where = f'looked in {os.getcwd()!r} and in what is installed'
     return ValueError(f'there is no module {e.name!r} for {name!r}: {where}')
 
-def _imported(module, name):
-    "The module of a caller's function; what goes wrong in its code is told in one line, with its name"
+def _look_here_too():
+    "Let modules of the working folder be imported, after those that are installed"
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
+
+def _imported(module, name):
+    "The module of a caller's function; what goes wrong in its code is told in one line, with its name"
+    _look_here_too()
     fix_torchvision()                            # before that code imports timm or transformers
     try:
         with theirs(f'{module} cannot be imported'):
@@ -166,18 +176,26 @@ def _member(found, part, refusal):
     near = nearest(part, getattr(found, '__dict__', ()), 1)
     raise ValueError(refusal + (f': did you mean {near[0]!r}?' if near else ''))
 
+def _member_at(found, path, refusal):
+    "What a module holds under names joined by points; raises ValueError where one of them is not there"
+    for part in path.split('.'):
+        found = _member(found, part, refusal)
+    return found
+
 def load_factory(
     name:str # package.module:function
 ):           # The function; raises ValueError saying what is missing
     "Import a function by its name; modules of the working folder are found too"
     module, _, rest = name.partition(':')
     _check_function(name)
-    found = _imported(module, name)
-    for part in rest.split('.'):
-        found = _member(found, part, f'{module} has no {rest!r}')
+    found = _member_at(_imported(module, name), rest, f'{module} has no {rest!r}')
     if not callable(found):
         raise ValueError(f'{name} is no function but a {type(found).__name__}')
     return found
+
+def _is_model_class(found, base):
+    "Is it a class of models that says which configuration it takes?"
+    return isinstance(found, type) and issubclass(found, base) and getattr(found, 'config_class', None)
 
 def model_class(
     name # For example BertForMaskedLM
@@ -188,8 +206,7 @@ def model_class(
     fix_torchvision()
     transformers = need('transformers')
     found = getattr(transformers, name, None)
-    fine = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-    return found if fine and getattr(found, 'config_class', None) else None
+    return found if _is_model_class(found, transformers.PreTrainedModel) else None
 
 def _nothing_else(model, given):
     "Refuse arguments that only a name of a zoo can have"
@@ -197,6 +214,12 @@ def _nothing_else(model, given):
         if value is not None:
             kind = model if isinstance(model, str) else type(model).__name__
             raise ValueError(f'{key} is for a model that is given by a name of timm or transformers, not for {kind}')
+
+def _from_fields(cls):
+    "A function that makes a model of a class from the fields of its configuration"
+    made = lambda **kw: cls(cls.config_class(**kw))
+    made.__qualname__ = cls.__qualname__
+    return made
 
 def _made_of_class(name):
     "A class of transformers as its name, or as its configuration where the class is somebody's own; the rest as it is"
@@ -206,9 +229,7 @@ def _made_of_class(name):
         return name.__name__
     if not name.config_class:
         return name
-    made = lambda **kw: name(name.config_class(**kw))
-    made.__qualname__ = name.__qualname__
-    return made
+    return _from_fields(name)
 
 def _text_of(name):
     "A name as text; raises TypeError for what is none"
@@ -393,6 +414,17 @@ def _check_timm(d, path):
     if classes is not None and not (type(classes) is int and 0 <= classes <= 10**6):
         raise ValueError(f'num_classes in {path} must be a whole number up to 1,000,000, not {classes!r}')
 
+def _read_timm(path):
+    "What a configuration of timm's holds; empty for a file that is none"
+    try:
+        d = _json_in(path)
+    except ValueError:
+        return {}
+    if not _is_timms(d):
+        return {}
+    _check_timm(d, path)
+    return d
+
 def timm_fields(
     path # Of a file, or any other name of a model
 ) -> dict: # architecture and num_classes; empty for what is none of timm's
@@ -400,13 +432,7 @@ def timm_fields(
     p = _config_file(path)
     if p is None or not p.is_file():
         return {}
-    try:
-        d = _json_in(p)
-    except ValueError:
-        return {}
-    if not _is_timms(d):
-        return {}
-    _check_timm(d, p)
+    d = _read_timm(p)
     return {k: d[k] for k in ('architecture', 'num_classes') if d.get(k) is not None}
 
 def _read_fields(path):
@@ -434,6 +460,12 @@ def _config_in(path):
         config.untied_head = fields.get('tie_word_embeddings') is False
     return config
 
+def _check_configured(where, name):
+    "Raise ValueError for what has no configuration of transformers"
+    if where in ('timm', 'own'):
+        whose = 'an architecture of timm' if where == 'timm' else 'a function of your own'
+        raise ValueError(f'{name} is {whose}: it has no configuration of transformers')
+
 def load_config(
     name # Model type, path to a config.json, or a configuration of transformers, which is copied
 ):           # A configuration object of transformers; raises ValueError for a file that holds none
@@ -442,12 +474,15 @@ def load_config(
     if isinstance(name, need('transformers').PretrainedConfig):
         return copy.deepcopy(name)
     where, name = locate(name)
-    if where in ('timm', 'own'):
-        whose = 'an architecture of timm' if where == 'timm' else 'a function of your own'
-        raise ValueError(f'{name} is {whose}: it has no configuration of transformers')
+    _check_configured(where, name)
     return _config_in(name) if where == 'file' else _default_config(name)
 
 fixed_inputs = ('pixel_values', 'pixel_values_videos', 'input_values')      # as large as a model wants them
+
+def _takes_sequence(cls):
+    "Does a class of transformers read token numbers, or another input whose length one chooses?"
+    reads = inspect.signature(cls.forward).parameters
+    return cls.main_input_name not in fixed_inputs or 'input_ids' in reads or 'decoder_input_ids' in reads
 
 def reads_sequence(
     name,         # Name of an architecture, a config.json, or package.module:function
@@ -457,9 +492,7 @@ def reads_sequence(
     where, there = locate(name)
     if where in ('timm', 'own'):
         return where == 'own'
-    cls = find_class(load_config(there), task)
-    reads = inspect.signature(cls.forward).parameters
-    return cls.main_input_name not in fixed_inputs or 'input_ids' in reads or 'decoder_input_ids' in reads
+    return _takes_sequence(find_class(load_config(there), task))
 
 # %% ../../nbs/models/03_architectures.ipynb #ff3489ab
 # Values that a default configuration leaves open although its class needs them,
@@ -493,11 +526,15 @@ def _fit_image_token(config, text):
         if isinstance(rows, int) and isinstance(token, int) and token >= rows > 0:
             setattr(config, k, rows - 1)
 
+def _part_for(config, want):
+    "The part of `config` that is of class `want`; itself where it is, or where no part is"
+    if want and not isinstance(config, want):
+        return next((p for p in _parts_of(config) if isinstance(p, want)), config)
+    return config
+
 def _fit(config, cls):
     "`config`, or the part of it that `cls` is made for, with its holes filled"
-    want = getattr(cls, 'config_class', None)
-    if want and not isinstance(config, want):
-        config = next((p for p in _parts_of(config) if isinstance(p, want)), config)
+    config = _part_for(config, getattr(cls, 'config_class', None))
     _fill_family(config, cls)
     text = config.get_text_config()
     _fill(text)
@@ -536,16 +573,20 @@ def _cut(c, name, kind, shorter):
         if isinstance(getattr(c, name, None), kind):
             setattr(c, name, shorter(getattr(c, name)))
 
+def _cut_layers(c):
+    "Cut counts of layers to two, and lists of what each layer is to their first two"
+    for name in _depths:
+        _cut(c, name, int, lambda layers: min(2, layers))
+    for name in _by_layer:
+        _cut(c, name, list, lambda kinds: kinds[:2])
+
 def shrink(
     config # A configuration object of transformers; changed in place
 ):         # The same object
     "Cut a configuration to two layers, whatever it calls them"
-    for c in _parts_of(config):
-        if isinstance(getattr(c, 'depths', None), (list, tuple)):
-            c.depths = [1] * len(c.depths)
-            continue     # a vision model in stages
-        for name in _depths:
-            _cut(c, name, int, lambda layers: min(2, layers))
-        for name in _by_layer:
-            _cut(c, name, list, lambda kinds: kinds[:2])
+    for part in _parts_of(config):
+        if isinstance(getattr(part, 'depths', None), (list, tuple)):
+            part.depths = [1] * len(part.depths)     # a vision model in stages
+        else:
+            _cut_layers(part)
     return config

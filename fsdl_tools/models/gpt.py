@@ -27,13 +27,17 @@ class GPTConfig(Record):
     def __post_init__(self):
         for f in 'layers hidden heads ctx vocab'.split():
             positive(f, getattr(self, f))
+        self._check_heads()
+        if not isinstance(self.ffn, int) or self.ffn < 0:
+            raise ValueError(f'ffn must be 0 or the width of the MLP, not {self.ffn!r}')
+
+    def _check_heads(self):
+        "Raise ValueError for a width that the heads cannot share evenly"
         if self.hidden % self.heads:
             raise ValueError(
                 f'hidden {self.hidden} cannot be divided by heads={self.heads}: '
                 f'the remainder is {self.hidden % self.heads}'
             )
-        if not isinstance(self.ffn, int) or self.ffn < 0:
-            raise ValueError(f'ffn must be 0 or the width of the MLP, not {self.ffn!r}')
 
     @property
     def width(self):

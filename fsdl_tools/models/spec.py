@@ -83,27 +83,39 @@ class TransformerShape(Record):
             if not getattr(self, k):
                 object.__setattr__(self, k, v)
 
-    def _fill_open(self):
-        "Give every field that was left open what it stands for"
+    def _check_kinds(self):
+        "Raise ValueError for norms or positions that no transformer has"
+        one_of('norm', self.norm, ['layernorm', 'rmsnorm'])
+        one_of('positions', self.positions, ['learned', 'rotary', 'alibi', 'relative', 'none'])
+
+    def _check_head_dim(self):
+        "Raise ValueError for an open head_dim that does not follow from hidden and heads"
         if not self.head_dim and self.hidden % self.heads:
             raise ValueError(f'hidden {self.hidden} is not a multiple of heads {self.heads}: give head_dim')
+
+    def _fill_open(self):
+        "Give every field that was left open what it stands for"
         self._fill(ffn=4 * self.hidden, kv_heads=self.heads, head_dim=self.hidden // self.heads)
         self._fill(dense_ffn=self.ffn, value_dim=self.head_dim)
 
-    def _check_parts(self):
-        "Raise ValueError for heads or experts that cannot be shared out"
+    def _check_kv_heads(self):
+        "Raise ValueError for heads that cannot share keys and values evenly"
         if self.heads % self.kv_heads:
             raise ValueError(f'heads {self.heads} is not a multiple of kv_heads {self.kv_heads}')
+
+    def _check_experts(self):
+        "Raise ValueError for a token that would visit no expert, or more than there are"
         if self.experts and not 0 < self.experts_per_token <= self.experts:
             raise ValueError(f'experts_per_token must be 1 to {self.experts}, not {self.experts_per_token}')
 
     def __post_init__(self):
         for f in 'layers hidden heads expert_every'.split():
             positive(f, getattr(self, f))
-        one_of('norm', self.norm, ['layernorm', 'rmsnorm'])
-        one_of('positions', self.positions, ['learned', 'rotary', 'alibi', 'relative', 'none'])
+        self._check_kinds()
+        self._check_head_dim()
         self._fill_open()
-        self._check_parts()
+        self._check_kv_heads()
+        self._check_experts()
 
     def has_experts(self,
         i:int # A block, from 0
@@ -267,11 +279,15 @@ def _table(s, seq, name, rows):
     "A table with a row of the residual stream's width for each token or position"
     return Layer(name, 'Embedding', rows * s.hidden, 0, (1, seq, s.hidden))
 
-def _all_layers(s, seq):
-    "Layers of a plain transformer of shape `s` over `seq` tokens, in the order in which they run"
+def _tables(s, seq):
+    "The table of tokens, and that of positions where they are learned"
     yield _table(s, seq, 'embed', s.vocab)
     if s.positions == 'learned':
         yield _table(s, seq, 'positions', s.max_seq)
+
+def _all_layers(s, seq):
+    "Layers of a plain transformer of shape `s` over `seq` tokens, in the order in which they run"
+    yield from _tables(s, seq)
     for i in range(s.layers):
         yield from _block(s, seq, i)
     yield _norm(s, 'norm', seq)

@@ -21,11 +21,15 @@ def index() -> tuple: # A dict for each architecture
 
 _units = dict(params=human_count, flops=human_flop, activations=human_count, saved=human_bytes)
 
+def _searched(row):
+    "What is searched of a row, in small letters"
+    return [str(row[k] or '').lower() for k in ('name', 'family', 'task')]
+
 def _said(word, row):
     "Does `word`, which may hold * and ?, occur in the name, family or task of `row`?"
-    word, fields = word.lower(), [str(row[k] or '').lower() for k in ('name', 'family', 'task')]
+    word = word.lower()
     fits = fnmatch if set('*?') & set(word) else str.__contains__
-    return any(fits(f, word) for f in fields)
+    return any(fits(field, word) for field in _searched(row))
 
 def _licences(row):
     "Licences of the sets of weights of an architecture"
@@ -45,12 +49,15 @@ def _licensed(rows, licence):
     licence = our_word('licence', licence, sorted({l for r in index() for l in _licences(r)}))
     return [r for r in rows if licence in _licences(r)]
 
+def _is_size(of_input, size):
+    "Is this size of an input the one that was named, in full or by the side of a square?"
+    return of_input == str(size) or of_input.endswith(f'x{size}x{size}')
+
 def _sized(rows, size):
     "Rows whose input has this size, such as 3x224x224 or 224; all of them where none is named"
     if size is None:
         return rows
-    whole, square = str(size), f'x{size}x{size}'
-    return [r for r in rows if r['input'] and (r['input'] == whole or r['input'].endswith(square))]
+    return [r for r in rows if r['input'] and _is_size(r['input'], size)]
 
 def _limit(rows, key, low, high):
     "Rows whose `key` is known and lies between the limits that are given"
