@@ -219,12 +219,6 @@ class RunLog:
         self._thread = threading.Thread(target=_write_often, args=work, name='fsdl-runlog', daemon=True)
         self._thread.start()
 
-    def _start_thread(self):
-        "Write in the background; the thread does not keep the log alive"
-        work = (weakref.ref(self), self._wake)
-        self._thread = threading.Thread(target=_write_often, args=work, name='fsdl-runlog', daemon=True)
-        self._thread.start()
-
     def log(
         self,
         values: dict,  # Name -> number; a tensor with one element is read, which waits for the GPU
