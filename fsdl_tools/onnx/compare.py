@@ -157,12 +157,15 @@ def _words(a, b):
 
 _alike = dict(i='u', V='f', O='U', S='U')                 # kinds of numpy types that are compared with each other
 
+def _kind_of(a):
+    "The letter for the kind of an array's type; kinds that are compared with each other have one letter"
+    return _alike.get(a.dtype.kind, a.dtype.kind)
+
 def _mismatch(a, b):
     "Why two arrays cannot be compared at all, in words"
     if a.shape != b.shape:
         return f'shape {list(a.shape[1:])} instead of {list(b.shape[1:])}'
-    one, other = (_alike.get(x.dtype.kind, x.dtype.kind) for x in (a, b))
-    return f'{a.dtype} instead of {b.dtype}' if one != other else ''
+    return f'{a.dtype} instead of {b.dtype}' if _kind_of(a) != _kind_of(b) else ''
 
 @dataclass(frozen=True)
 class _Terms:

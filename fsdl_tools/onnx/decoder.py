@@ -18,7 +18,7 @@ from .graph import _only, read_onnx, session
 from .cures import _as_it_was, _cured, _first_success, _quiet, _way, attempts
 from .sources import Source, _building, _config_path, _offline, _read_config, _say_size
 
-from .sources import _seeded, _tame_config, _with_fields
+from .sources import _maker_name, _seeded, _tame_config, _with_fields
 from .compare import compare_outputs, declared_shapes
 from .export import _metadata, _name_for, _save, install, staging
 
@@ -34,13 +34,23 @@ def _decoder_config(what, kw):
         return _with_fields(lambda d: tr.AutoConfig.for_model(name, **d), {}, kw)
     return _with_fields(type(what).from_dict, what.to_dict(), kw) if kw else what
 
+def _is_causal(m):
+    "Is this a causal language model of transformers?"
+    return hasattr(getattr(m, 'config', None), 'model_type') and m.get_output_embeddings()
+
 def _own_decoder(what, seed, kw):
     "The causal model that a function of the caller makes: the same weights for the same seed"
     m = _seeded(what, seed, kw)
-    if not hasattr(getattr(m, 'config', None), 'model_type') or not m.get_output_embeddings():
-        said = what if isinstance(what, str) else getattr(what, '__qualname__', 'the function')
+    if not _is_causal(m):
+        said = _maker_name(what, 'the function')
         raise ValueError(f'{said} makes a {type(m).__name__}, which is no causal language model of transformers')
     return m
+
+def _count_parameters(make):
+    "How many parameters a model will have, before there is memory for them"
+    import torch
+    with torch.device('meta'):
+        return sum(p.numel() for p in make().parameters())
 
 def _random_decoder(config, seed, say):
     "A causal model with random weights; says how large it is before it is built"
@@ -48,9 +58,7 @@ def _random_decoder(config, seed, say):
     import transformers as tr
     make = lambda: tr.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     with _offline():
-        with torch.device('meta'):
-            size = sum(p.numel() for p in make().parameters())
-        _say_size(config.model_type, size, say)
+        _say_size(config.model_type, _count_parameters(make), say)
         torch.manual_seed(seed)
         return _stir(make(), seed).eval()
 
@@ -95,14 +103,18 @@ def _positions(
     "Positions count tokens, not columns"
     return (mask.cumsum(-1) - 1).clip(0)
 
-def _whole_numbers(given):
-    "Token ids as an array; raises ValueError for rows of different lengths, TypeError for what is no whole number"
+def _as_array(given):
+    "What was given, as an array; raises ValueError for rows of different lengths"
     try:
-        a = np.asarray(given)
+        return np.asarray(given)
     except ValueError:
         raise ValueError(
             'rows of token ids differ in length: pad them on the left, and give a mask with zeros there'
         ) from None
+
+def _whole_numbers(given):
+    "Token ids as an array; raises ValueError for rows of different lengths, TypeError for what is no whole number"
+    a = _as_array(given)
     if a.dtype.kind not in 'iu' and a.size:
         raise TypeError(f'token ids are an array of whole numbers, not {type(given).__name__} of {a.dtype}')
     return a.astype('int64')
@@ -266,10 +278,14 @@ def _is_id(t):
     "Is this a token id?"
     return not isinstance(t, bool) and hasattr(t, '__index__') and 0 <= int(t) < 2**63
 
+def _stop_list(stop):
+    "What was given to stop at, as a list: one thing, several, or none"
+    several = hasattr(stop, '__iter__') and not isinstance(stop, str) and getattr(stop, 'ndim', 1)
+    return [] if stop is None else list(stop) if several else [stop]
+
 def _stops(stop):
     "Token ids at which a text ends, as an array; raises TypeError for what is no id"
-    several = hasattr(stop, '__iter__') and not isinstance(stop, str) and getattr(stop, 'ndim', 1)
-    given = [] if stop is None else list(stop) if several else [stop]
+    given = _stop_list(stop)
     for t in given:
         if not _is_id(t):
             raise TypeError(f'stop is a token id, or several: whole numbers from 0, not {t!r}')

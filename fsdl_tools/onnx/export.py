@@ -296,9 +296,13 @@ def _check_opset(opset):
     if not isinstance(opset, int) or not 18 <= opset <= 23:
         raise ValueError(f'opset must be a whole number from 18 to 23, not {opset!r}')
 
+def _title(model):
+    "What a model is called before it is built"
+    return model if isinstance(model, str) else getattr(model, 'name', type(model).__name__)
+
 def _open_source(model, inputs, sizes, kw, say):
     "The model to export, with its inputs; raises ValueError for sizes of axes that it does not have"
-    say(f"building {model if isinstance(model, str) else getattr(model, 'name', type(model).__name__)}")
+    say(f'building {_title(model)}')
     src = _source(model, inputs, kw, say)
     for axis in sizes or {}:
         one_of('axis', axis, _axes(src.specs))
@@ -364,13 +368,18 @@ def _no_kernel(src, tried):
     what = f"{', '.join(lacking)} in {', '.join(sorted(kinds))}"
     return f'onnxruntime has no {what} on a CPU: export model.float() instead'
 
+def _differ(several, others):
+    "Is one of these tensors unequal to its counterpart among the others?"
+    import torch
+    return any(not torch.equal(x, y) for x, y in zip(several, others, strict=True))
+
 def _is_random(src, sizes):
     "Does a model answer the same input in two ways?"
     import torch
     feed = _example_feed(src, sizes)
     with torch.no_grad(), contextlib.suppress(Exception):            # a model that cannot run has been reported already
         a, b = (named_outputs(src.module, feed).values() for _ in range(2))
-        return any(not torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        return _differ(a, b)
     return False
 
 def _beyond(src, sizes, tried):
@@ -380,10 +389,14 @@ def _beyond(src, sizes, tried):
         why = 'torch itself answers differently when the same input comes twice: the model draws random numbers'
     return [why] if why else []
 
-def _on_copy(job, cures, fixed):
-    "Verify the export of a copy whose constant parameters were disturbed"
-    src = job.source
+def _disturbed(src):
+    "A copy of a source whose constant parameters are drawn anew"
     twin = Source(copy.deepcopy(src.module), src.specs, src.name, src.info)
     randomise(twin.module)
+    return twin
+
+def _on_copy(job, cures, fixed):
+    "Verify the export of a copy whose constant parameters were disturbed"
+    twin = _disturbed(job.source)
     beside = job.made.with_name(f'{job.made.name}.copy')
     return _try(replace(job, source=twin, made=beside, external=None, metadata=None), cures, fixed)[1]

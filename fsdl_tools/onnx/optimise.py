@@ -36,10 +36,14 @@ class Smaller(Record):
     rtol: float       # Largest relative difference allowed for this kind
     note: str = ''    # Why it is not within the tolerance; empty otherwise
 
+def _stackable(arrays):
+    "Do all of these arrays have rows, of one shape?"
+    return all(x.ndim for x in arrays) and len({x.shape[1:] for x in arrays}) == 1
+
 def _samples(answers, name):
     "One output of several runs: rows of all of them if their shapes allow it, otherwise run by run"
     arrays = [a[name] for a in answers]
-    if all(x.ndim for x in arrays) and len({x.shape[1:] for x in arrays}) == 1:
+    if _stackable(arrays):
         return [np.concatenate(arrays)]
     return [x[None] for x in arrays]
 
@@ -196,15 +200,19 @@ def _half(a, b):
     m.topological_sort()
     _write(m.model, b)
 
+def _take_weights_inside(path):
+    "Write a model anew with its weights in the file itself"
+    import onnx
+    onnx.save(onnx.load(str(path)), str(path))
+
 def _prepared(a):
     "The graph after shape inference and onnxruntime's own fusions, which the quantiser wants to see"
-    import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
     p, how = a.with_name('prepared.onnx'), {}
     if _large(a):
         how = dict(save_as_external_data=True, all_tensors_to_one_file=True, external_data_location='prepared.data')
     else:
-        onnx.save(onnx.load(str(a)), str(a))                   # its weights inside: the tool moves the file elsewhere
+        _take_weights_inside(a)                                # the tool moves the file elsewhere
     quant_pre_process(a, p, skip_symbolic_shape=True, **how)
     return p
 
@@ -403,16 +411,21 @@ def timing_table(
         'ratio: how many times faster than eager torch, median of pairs within a round',
     )
 
+def _versions():
+    "Versions of what a timing depends on"
+    import platform, torch
+    ort = need('onnxruntime', 'onnx')
+    return dict(torch=torch.__version__, onnxruntime=ort.__version__, python=platform.python_version())
+
 def save_timings(
     timings, # Timings
     path     # JSON file
 ) -> Path:   # Where it is
     "Write records as JSON, with versions and machine"
-    import json, datetime, platform, torch
-    ort = need('onnxruntime', 'onnx')
+    import json, datetime, platform
     d = dict(
         date=str(datetime.date.today()),
-        versions=dict(torch=torch.__version__, onnxruntime=ort.__version__, python=platform.python_version()),
+        versions=_versions(),
         machine=f'{platform.machine()}, {os.cpu_count()} CPUs',
         timings=[t.to_dict() for t in timings],
     )

@@ -52,16 +52,21 @@ def _harmless(d):
     off = {k: False for k in ('use_pretrained_backbone', 'pretrained_backbone') if k in d}
     return {k: _harmless(v) for k, v in d.items() if k not in _never} | off
 
+def _model_type(fields, known):
+    "The model type that a configuration names; raises ValueError for none, and for one that is not known"
+    kind = fields.get('model_type')
+    if not isinstance(kind, str):
+        raise ValueError(f'a configuration of transformers names its model_type; this one says {kind!r}')
+    one_of('model type', kind, known)
+    return kind
+
 def _tame_config(
     fields # Field name -> value, as in a config.json
 ):         # A configuration of transformers; raises ValueError
     "A configuration that a stranger wrote: it chooses neither network nor code"
     fix_torchvision()
     from transformers import CONFIG_MAPPING
-    kind = fields.get('model_type')
-    if not isinstance(kind, str):
-        raise ValueError(f'a configuration of transformers names its model_type; this one says {kind!r}')
-    one_of('model type', kind, CONFIG_MAPPING)
+    kind = _model_type(fields, CONFIG_MAPPING)
     try:
         return CONFIG_MAPPING[kind].from_dict(_harmless(fields))
     except Exception as e:                              # whatever a configuration class says of a value
@@ -135,11 +140,14 @@ def _timm(name, pretrained, **kw):
     import timm
     return timm.create_model(name, pretrained=pretrained, **kw)
 
+def _preparation(c):
+    "How pictures are prepared for a model, as far as its configuration in timm says"
+    return {k: c[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct') if k in c}
+
 def _timm_info(m):
     "InputSpecs and what is known about a model of timm"
     import timm
-    c = m.pretrained_cfg
-    pre = {k: c[k] for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct') if k in c}
+    pre = _preparation(m.pretrained_cfg)
     size = timm.data.resolve_model_data_config(m)['input_size']
     return [InputSpec('pixel_values', ('batch', *size))], dict(library=f'timm {timm.__version__}', preprocess=pre)
 
@@ -160,22 +168,32 @@ def _of_class(name, config):
         raise ValueError(f'{name!r} is not a model of transformers')
     return kind._from_config(config)
 
+def _labels(m):
+    "The names of a classifier's classes, as dict(labels=…); an empty dict for any other model"
+    labels = getattr(m.config, 'id2label', None) if 'Classification' in type(m).__name__ else None
+    return dict(labels=list(labels.values())) if labels else {}
+
 def _hf_info(m):
     "InputSpecs and what is known about a model of transformers"
     import transformers as tr
     kind = type(m).__name__
     info = dict(library=f'transformers {tr.__version__}', architecture=kind, config=m.config.to_json_string())
-    labels = getattr(m.config, 'id2label', None) if 'Classification' in kind else None
-    return _hf_specs(m), info | (dict(labels=list(labels.values())) if labels else {})
+    return _hf_specs(m), info | _labels(m)
 
 # %% ../../nbs/onnx/02_sources.ipynb #8c0ffe05
+def _suits_transformers(what, pretrained):
+    "Is this something that transformers makes a model of?"
+    if not isinstance(what, (str, Path)) or pretrained:
+        return True
+    return _is_type(what) or model_class(what) or _config_path(what)
+
 def _builder(what, pretrained):
     "The function that builds `what`, and the one that describes it; raises ValueError with the nearest names"
     fix_torchvision()
     import timm
     if isinstance(what, str) and timm.is_model(what):
         return _timm, _timm_info
-    if not isinstance(what, (str, Path)) or pretrained or _is_type(what) or model_class(what) or _config_path(what):
+    if _suits_transformers(what, pretrained):
         return _hf, _hf_info
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as base
     one_of('model', what, [*timm.list_models(), *base])
@@ -281,6 +299,13 @@ def _seeded(what, seed, kw):
         torch.manual_seed(seed)
         return build(what, **kw)
 
+def _unknown_inputs(m, name):
+    "The error for a model whose inputs nobody knows, with what to type"
+    return ValueError(
+        f'{name} makes a {type(m).__name__}, whose inputs nobody knows: give example inputs, in Python '
+        f'export({name.rpartition(":")[2]}(), path, inputs)'
+    )
+
 def _described(m, name, inputs):
     "InputSpecs and what is known about a model that the caller made; raises ValueError where nobody knows its inputs"
     if inputs is not None:
@@ -289,15 +314,16 @@ def _described(m, name, inputs):
         return _timm_info(m)
     if hasattr(m, 'config'):
         return _hf_info(m)
-    raise ValueError(
-        f'{name} makes a {type(m).__name__}, whose inputs nobody knows: give example inputs, in Python '
-        f'export({name.rpartition(":")[2]}(), path, inputs)'
-    )
+    raise _unknown_inputs(m, name)
+
+def _maker_name(what, unnamed):
+    "What a function or a class that makes a model is called; `unnamed` where it has no name"
+    return what if isinstance(what, str) else getattr(what, '__qualname__', unnamed)
 
 def _own_source(what, seed, kw, inputs=None):
     "The model that a function or a class of the caller makes: the same weights for the same seed"
     m = _seeded(what, seed, kw)
-    name = what if isinstance(what, str) else getattr(what, '__qualname__', 'model')
+    name = _maker_name(what, 'model')
     _check_scripted(m)
     specs, info = _described(m, name, inputs)
     return Source(m, specs, name, info | dict(seed=seed))
@@ -351,34 +377,48 @@ def tiny_config(
 # %% ../../nbs/onnx/02_sources.ipynb #2ae72942
 _export_names = ('model', 'path', 'inputs', 'opset', 'dynamic', 'sizes', 'external', 'rtol', 'metadata', 'progress')
 
+def _check_inputs_known(model, inputs):
+    "Raise ValueError for a module whose inputs neither the caller nor its configuration tells"
+    if inputs is None and not hasattr(model, 'config'):
+        raise ValueError(
+            f'{type(model).__name__} is not a model this library knows: '
+            'give example inputs, for example inputs=dict(x=torch.randn(2, 3))'
+        )
+
 def _module_source(model, inputs):
     "A module of the caller, with its inputs"
     _check_scripted(model)
-    kind = type(model).__name__
-    if inputs is None and not hasattr(model, 'config'):
-        raise ValueError(
-            f'{kind} is not a model this library knows: '
-            'give example inputs, for example inputs=dict(x=torch.randn(2, 3))'
-        )
-    return Source(model, _checked_specs(_hf_specs(model) if inputs is None else inputs, model), kind, {})
+    _check_inputs_known(model, inputs)
+    specs = _checked_specs(_hf_specs(model) if inputs is None else inputs, model)
+    return Source(model, specs, type(model).__name__, {})
+
+def _refuse_arguments(kw):
+    "Raise ValueError for an argument that builds a model, where the model is built already"
+    for name in kw:
+        hint = what_to_type(name, _export_names)
+        raise ValueError(f'unknown argument of export {name!r} for a module: {hint}')
 
 def _source(model, inputs, kw, say=None):
     "A Source from whatever `export` was given"
     import torch
     if isinstance(model, torch.nn.Module):
-        for name in kw:
-            hint = what_to_type(name, _export_names)
-            raise ValueError(f'unknown argument of export {name!r} for a module: {hint}')
+        _refuse_arguments(kw)
         return _module_source(model, inputs)
     if inputs is not None and is_factory(model):
         return _own_source(model, kw.pop('seed', 0), kw, inputs)
     return open_model(model, progress=say, **kw)
 
+_names_of_ids = {'input_ids', 'decoder_input_ids', 'ids', 'tokens'}
+
+def _only_zeros(specs):
+    "Names of the inputs of whole numbers whose examples hold only zeros"
+    return [s.name for s in specs if 'int' in s.dtype and s.high == 1]
+
 def _look_at_ids(specs):
     "Raise ValueError when the example inputs let nothing vary: every number that is tried would be the same"
     several = [s for s in specs if s.shape]
-    still = [s.name for s in several if 'int' in s.dtype and s.high == 1]
-    tokens = {'input_ids', 'decoder_input_ids', 'ids', 'tokens'}.intersection(still)
+    still = _only_zeros(several)
+    tokens = _names_of_ids.intersection(still)
     if tokens or still and len(still) == len(several):
         raise ValueError(
             f"the example {', '.join(still)} holds only zeros, and numbers are tried up to the largest that is seen: "
@@ -407,18 +447,25 @@ def _several(inputs):
     "Example inputs as a list, also when there is only one"
     return list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
 
+def _argument_names(module):
+    "Names of the arguments of `forward`; none without a module"
+    return [] if module is None else list(inspect.signature(module.forward).parameters)
+
 def _by_name(several, module):
     "Example inputs as a dict: they are named as the arguments of `forward`"
     several = [_example(t) for t in several]
-    names = list(inspect.signature(module.forward).parameters) if module is not None else []
+    names = _argument_names(module)
     names += [f'input{i}' for i in range(len(names), len(several))]
     return dict(zip(names, several, strict=False))
+
+def _bound_of(t):
+    "One more than the largest whole number in an example tensor; 2 where it holds none"
+    return int(t.max()) + 1 if t.numel() and not t.is_floating_point() else 2
 
 def _spec_of(name, t):
     "The specification of an example tensor; whole numbers go up to the largest that it holds"
     shape = ('batch', *t.shape[1:]) if t.ndim else ()
-    high = int(t.max()) + 1 if t.numel() and not t.is_floating_point() else 2
-    return InputSpec(name, shape, str(t.dtype).removeprefix('torch.'), high)
+    return InputSpec(name, shape, str(t.dtype).removeprefix('torch.'), _bound_of(t))
 
 def specs_of(
     inputs,     # InputSpecs, or example tensors whose first axis is the batch: one, a tuple, or a dict by name

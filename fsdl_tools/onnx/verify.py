@@ -114,6 +114,10 @@ def torch_runner(
         return {k: _as_numpy(v) for k, v in out.items()}
     return run
 
+def _in_double(feed):
+    "Inputs with their floating point numbers in float64"
+    return {k: v.astype('float64') if v.dtype.kind in 'fV' else v for k, v in feed.items()}
+
 def exact_runner(
     module # torch.nn.Module
 ):         # Function from numpy inputs to numpy outputs, or to None where the module does not run in float64
@@ -122,7 +126,7 @@ def exact_runner(
     def run(feed):
         try:
             made[:] = made or [torch_runner(copy.deepcopy(module).double())]
-            return made[0]({k: v.astype('float64') if v.dtype.kind in 'fV' else v for k, v in feed.items()})
+            return made[0](_in_double(feed))
         except Exception:            # code that names float32 somewhere; then there is no such reference
             return None
     return run
@@ -224,11 +228,15 @@ def _tried(trial, file, drawn):
             rows += trial.rows(taken, [answer(f) for f in taken], ref, (sizes, label))
     return rows, '; '.join(filter(None, [file.note, file.overflow(taken[0]), *notes]))
 
+def _complaint(row, note):
+    "Which output of a row is wrong, at which sizes and why, and what there is to note"
+    return f"{row['output']} at {row['sizes']}: {row['why']}{'; ' * bool(note)}{note}"
+
 def _verdict(rows, note):
     "Why a file is not verified, empty when it is"
     bad = next((r for r in rows if not r['ok']), None)
     if bad is not None:
-        return f"{bad['output']} at {bad['sizes']}: {bad['why']}{'; ' * bool(note)}{note}"
+        return _complaint(bad, note)
     if not any(r['spread'] for r in rows):
         return 'the outputs do not depend on the input, so equality proves nothing'
     return ''
@@ -263,6 +271,10 @@ def verify_runner(
     return Verification(str(path), against, rtol, not reason, reason, tuple(found), note)
 
 # %% ../../nbs/onnx/03_verify.ipynb #a29b6cec
+def _weight_bytes(t):
+    "The numbers of a tensor in float32, as bytes"
+    return np.ascontiguousarray(t.detach().cpu().float().numpy()).tobytes()
+
 def graph_fingerprint(
     module # torch.nn.Module
 ) -> str:  # 16 hexadecimal digits
@@ -270,18 +282,22 @@ def graph_fingerprint(
     h = hashlib.sha256()
     for k, v in sorted(module.state_dict().items()):
         h.update(k.encode())
-        h.update(np.ascontiguousarray(v.detach().cpu().float().numpy()).tobytes())
+        h.update(_weight_bytes(v))
     return h.hexdigest()[:16]
 
 # %% ../../nbs/onnx/03_verify.ipynb #d7ecfc0d
+def _parsed(text):
+    "The value of a text in JSON, None for any other text"
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
 def _json(note, key, fits, what):
     "A value of the metadata of a file, None where it is not there; raises ValueError when it is not `what`"
     if key not in note:
         return None
-    try:
-        v = json.loads(note[key])
-    except (ValueError, RecursionError):
-        v = None
+    v = _parsed(note[key])
     if not fits(v):
         raise ValueError(f'fsdl.{key} in the metadata of the file is not {what}: {note[key][:80]!r}')
     return v
@@ -295,32 +311,42 @@ def _noted_sizes(note):
     "The sizes that a file says it was traced with"
     return _json(note, 'sizes', lambda d: isinstance(d, dict) and all(map(_is_size, d.values())), 'sizes by axis')
 
+def _is_no_plain_name(source):
+    "Could this text be a file, an address or code?"
+    return re.search(r'[/:\\]', source) or source.endswith(('.onnx', '.json')) or Path(source).exists()
+
 def noted_source(
     note # Metadata of a file: name -> text, with or without fsdl. in front
 ):       # The name of an architecture, or None; raises ValueError for what would be read, fetched or run
     "The model that a file says it came from, if that is a name and no more"
     source = note.get('source', note.get('fsdl.source'))
-    if source and (re.search(r'[/:\\]', source) or source.endswith(('.onnx', '.json')) or Path(source).exists()):
+    if source and _is_no_plain_name(source):
         raise ValueError(
             f'the file says that it came from {source!r}, and a file does not decide what is read or run: '
             'name the model (against=…, --against)'
         )
     return source
 
-def _origin(note, pretrained):
-    "The model that a file says it came from: a configuration of transformers, or a name; never one from the network"
-    source = noted_source(note)
-    if pretrained:
-        return source
+def _refuse_published(note, source):
+    "Raise ValueError for a file that says it holds published weights: it does not decide what is downloaded"
     if note.get('pretrained') == 'true':
         raise ValueError(
             f"the file says that it holds published weights of {source!r}, and a file does not decide what "
             'is downloaded: name the model, and ask for its published weights (pretrained=True, --pretrained)'
         )
-    if 'config' not in note:
-        return source
+
+def _noted_config(note):
+    "The configuration of transformers that a file notes"
     d = _json(note, 'config', lambda d: isinstance(d, dict), 'a configuration')
     return _tame_config(d | dict(architectures=[note.get('architecture')]))
+
+def _origin(note, pretrained):
+    "The model that a file says it came from: a configuration of transformers, or a name; never one from the network"
+    source = noted_source(note)
+    if pretrained:
+        return source
+    _refuse_published(note, source)
+    return _noted_config(note) if 'config' in note else source
 
 def _check_weights(src, path, note):
     "Raise ValueError when a file notes other weights than a model has"

@@ -148,11 +148,16 @@ class SageMaker(Target):
     patience: float = 4.5  # Seconds in which it has to answer
     title, accepted = 'SageMaker', False
 
+    def _launcher(self, job):
+        "Words in front of the command: with several ranks torchrun, told what AWS knows of the machines"
+        if job.ranks <= 1:
+            return []
+        start = [self.python, '-c', _hosts, self.python, *torchrun, f'--nproc-per-node={job.processes}']
+        return [*start, '--master-port=29500', '--no-python']
+
     def _algorithm(self, job, command):
         "What each machine runs: where there are several ranks, torchrun, told what AWS knows of the machines"
-        many = [self.python, '-c', _hosts, self.python, *torchrun, f'--nproc-per-node={job.processes}']
-        many += ['--master-port=29500', '--no-python']
-        first, *others = [*(many if job.ranks > 1 else ()), *command]
+        first, *others = [*self._launcher(job), *command]
         run = dict(TrainingImage=job.image, TrainingInputMode='File', ContainerEntrypoint=[first])
         return run | stated(ContainerArguments=others)
 
@@ -388,9 +393,13 @@ exec python3 -c 'import json,os;c=json.loads(os.environ["FSDL_COMMAND"]);os.exec
 _sky_kept = 'gpu gpu_memory processes time layout grace on_preempt cpus memory gpus'.split()
 
 
+def _sky_base(name):
+    "SkyPilot's name of a kind of GPU, whatever its size"
+    return re.split(r'[- ](?:SXM|PCIe|NVL|\d+GB)', name)[0].replace(' Ada', '-Ada').replace(' ', '')
+
 def _sky_gpu(name):
     "SkyPilot's name of a GPU: sizes only where there are two, and the smaller one has none"
-    base = re.split(r'[- ](?:SXM|PCIe|NVL|\d+GB)', name)[0].replace(' Ada', '-Ada').replace(' ', '')
+    base = _sky_base(name)
     large = {'A100': '80GB', 'V100': '32GB'}.get(base)
     return f'{base}-{large}' if large and name.endswith(large) else base
 

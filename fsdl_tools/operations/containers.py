@@ -75,14 +75,17 @@ def check_containerfile(
     return out
 
 # %% ../../nbs/operations/06_containers.ipynb #4d6ccf51
+def _are_texts(words):
+    "Is this a list of texts, of one at least?"
+    return isinstance(words, list) and words and all(isinstance(w, str) for w in words)
+
 def _exec_form(i, word, rest):
     "Is this a JSON list of strings?"
     try:
         words = json.loads(rest)
     except ValueError:
         return [f'line {i}: {word} goes through a shell: write its words as a JSON list']
-    strings = isinstance(words, list) and words and all(isinstance(w, str) for w in words)
-    return complaints((not strings, f'line {i}: {word} takes a list of strings'))
+    return complaints((not _are_texts(words), f'line {i}: {word} takes a list of strings'))
 
 # %% ../../nbs/operations/06_containers.ipynb #17b05b7f
 _pod_schema = dict(apiVersion=None, kind=None, metadata=meta_schema, spec=pod_schema)
@@ -233,10 +236,13 @@ def _docker_folders(c):
     return start + [('--volume', f'{folder}:{folder}') for folder in folders]
 
 
+def _docker_port(name):
+    "The port of the first rank: the same for every container of a Pod, and seldom that of another Pod"
+    return 20000 + zlib.crc32(name.encode()) % 12000
+
 def _docker_env(name, entries):
     "Variables, as pairs of option and value; the port of the first rank follows from the Pod's name"
-    port = 20000 + zlib.crc32(name.encode()) % 12000
-    env = {e['name']: e['value'] for e in entries} | dict(MASTER_PORT=port)
+    env = {e['name']: e['value'] for e in entries} | dict(MASTER_PORT=_docker_port(name))
     return [('--env', f'{key}={value}') for key, value in env.items()]
 
 

@@ -54,6 +54,11 @@ def without_threads(
 _told = 'name nodes processes gpus gpu gpu_memory cpus memory time image retries on_preempt grace layout'.split()
 
 # %% ../../nbs/operations/02_local.ipynb #1c19335f
+def _check_token(token):
+    "Raise ValueError for a token that cannot name a folder"
+    if not re.fullmatch(r'[\w-]{1,60}', token):
+        raise ValueError(f'a token consists of letters, digits and dashes, not {token!r}')
+
 @dataclass(frozen=True)
 class Local(Target):
     "This machine"
@@ -61,10 +66,14 @@ class Local(Target):
     python: str = sys.executable  # The interpreter
     title = 'this machine'
 
-    def _render(self, job, token):
+    def _argv(self, job):
+        "Words of the process: torchrun in front of the command where there are several ranks"
         start = (self.python, *torchrun, *_flags(job)) if job.ranks > 1 else ()
+        return [*start, *job.command]
+
+    def _render(self, job, token):
         content = dict(
-            argv=[*start, *job.command],
+            argv=self._argv(job),
             env=with_threads(job.env, job.cpus),
             folder=job.folder,
             secrets=[s.to_dict() for s in job.secrets],
@@ -89,8 +98,7 @@ class Local(Target):
     def _submit(self, job, token):
         "Start it in the background; a token that is on record already is not started again"
         token = token or secrets.token_hex(6)
-        if not re.fullmatch(r'[\w-]{1,60}', token):
-            raise ValueError(f'a token consists of letters, digits and dashes, not {token!r}')
+        _check_token(token)
         folder, handle = state_folder() / token, self._handle(token, token)
         if _put_on_record(folder, self.render(job, token)):
             _start_supervisor(folder, job.folder or None)
@@ -181,23 +189,30 @@ def _alive(pid, folder):
     return os.fsencode(str(folder)) in words
 
 # %% ../../nbs/operations/02_local.ipynb #66548e69
+def _secret_text(s):
+    "What a secret holds, read where it is"
+    return os.environ[s.ref] if s.kind == 'env' else Path(s.ref).read_text().strip()
+
 def _with_secrets(env, found):
     "The environment of the job, secrets read where they are"
     out = dict(os.environ) | env
     for s in map(Secret.from_dict, found):
         s.refuse_unset()
-        out[s.name] = os.environ[s.ref] if s.kind == 'env' else Path(s.ref).read_text().strip()
+        out[s.name] = _secret_text(s)
     return out
 
 # %% ../../nbs/operations/02_local.ipynb #05ccb76b
+def _signal_group(p, number):
+    "Send a signal to a process and what it started, if they are there still"
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(p.pid, number)
+
 def _end_group(p, grace):
     "Ask a process group to stop, then insist"
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(p.pid, signal.SIGTERM)
+    _signal_group(p, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         p.wait(grace)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(p.pid, signal.SIGKILL)
+    _signal_group(p, signal.SIGKILL)
     return p.wait()
 
 

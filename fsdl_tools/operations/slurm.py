@@ -405,15 +405,18 @@ def _fields(asked):
     return out | dict(name=asked.get('job-name', 'job'), on_preempt='requeue' if 'requeue' in asked else 'stop')
 
 
+def _restarts(text):
+    "Fields of a Job that say how often it is started again, and whether after preemption, from variables of the script"
+    told = re.search(r'^fsdl_retries=(\d+) fsdl_on_preempt=(\w+)$', text, re.M)
+    return dict(retries=int(told[1]), on_preempt=told[2]) if told else {}
+
 def _notes(text):
     "Fields of a Job that sbatch has no option for: from comments, and from the variables of the script"
     above = text.partition('\nfsdl_command=(')[0]
     out = dict(re.findall(r'^# fsdl (\w+)=(.*)$', above, re.M))
     if 'gpu_memory' in out:
         out['gpu_memory'] = int(out['gpu_memory'])
-    if told := re.search(r'^fsdl_retries=(\d+) fsdl_on_preempt=(\w+)$', text, re.M):
-        out |= dict(retries=int(told[1]), on_preempt=told[2])
-    return out
+    return out | _restarts(text)
 
 
 def _unquote(word):

@@ -119,16 +119,16 @@ def _wandb_axis(p):
     step = dict(q=p.q) if p.kind.startswith('q_') else {}
     return {'distribution': p.kind, first: p.low, second: p.high} | step
 
+def _wandb_runs(history):
+    "Trials that have begun, as W&B's search engine wants to be told of them"
+    begun = [r for r in history if r['state'] != 'waiting']
+    return [dict(params=r['params'], state=_wandb_states[r['state']], value=r['value']) for r in begun]
+
 def _wandb(space, history, number, seed):
     "Ask W&B's own search engine, in its side environment"
-    runs = [
-        dict(params=r['params'], state=_wandb_states[r['state']], value=r['value'])
-        for r in history
-        if r['state'] != 'waiting'
-    ]
-    got = run_in(
-        'wandb_sweeps', _wandb_code, dict(config=_as_wandb(space), runs=runs, metric=space.metric, seed=seed + number)
-    )
+    runs = _wandb_runs(history)
+    call = dict(config=_as_wandb(space), runs=runs, metric=space.metric, seed=seed + number)
+    got = run_in('wandb_sweeps', _wandb_code, call)
     if got is None:
         raise StopIteration
     return got, {}
@@ -194,6 +194,11 @@ def suggest(
     return engines[one_of('engine', engine, engines)](space, history, number, seed)
 
 # %% ../../nbs/operations/18_sweep_engines.ipynb #66e66a91
+def _bands_of_max(early, eta):
+    "Numbers of values after which a run of at most max_iter is judged, in order"
+    looks = range(1, int(early.get('s', 3)) + 1)
+    return sorted({max(1, math.floor(early['max_iter'] / eta**k)) for k in looks})
+
 def bands(
     early: dict,  # min_iter and eta, or max_iter, s and eta
 ) -> list:  # Number of values after which a run is judged, in order
@@ -201,7 +206,7 @@ def bands(
     eta = early.get('eta', 3)
     if 'min_iter' in early:
         return [math.ceil(early['min_iter'] * eta**k) for k in range(12)]
-    return sorted({max(1, math.floor(early['max_iter'] / eta**k)) for k in range(1, int(early.get('s', 3)) + 1)})
+    return _bands_of_max(early, eta)
 
 # %% ../../nbs/operations/18_sweep_engines.ipynb #849e956a
 def should_stop(

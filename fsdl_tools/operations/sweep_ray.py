@@ -190,16 +190,19 @@ def _optuna_search(space, call):
     return OptunaSearch(**_goal(space), seed=call['seed'], **(told if known else {}))
 
 # %% ../../nbs/operations/20_sweep_ray.ipynb #faebbe8b
+def _first_look(early, eta):
+    "Number of values after which a trial is judged for the first time"
+    first = early['min_iter'] if 'min_iter' in early else early['max_iter'] / eta ** early.get('s', 3)
+    return max(1, int(first))
+
 def _asha(tune, space):
     "ASHA with the sweep file's settings, or no scheduler"
     if not space.early:
         return None
     from ray.tune.schedulers import ASHAScheduler
 
-    e = space.early
-    eta = e.get('eta', 3)
-    first = e['min_iter'] if 'min_iter' in e else e['max_iter'] / eta ** e.get('s', 3)
-    return ASHAScheduler(grace_period=max(1, int(first)), reduction_factor=eta, max_t=1_000_000)
+    eta = space.early.get('eta', 3)
+    return ASHAScheduler(grace_period=_first_look(space.early, eta), reduction_factor=eta, max_t=1_000_000)
 
 # %% ../../nbs/operations/20_sweep_ray.ipynb #5b0d9208
 _quiet = dict(

@@ -151,11 +151,15 @@ def _choices(name, d):
         _bad(name, f'probabilities must be {len(values)} numbers that sum to 1, not {weights!r}')
     return Parameter(name, 'categorical', values, list(weights))
 
+def _are_parts_of_one(numbers):
+    "Are these numbers from 0 up, which together make 1?"
+    return all(isinstance(n, (int, float)) and n >= 0 for n in numbers) and abs(sum(numbers) - 1) <= 1e-6
+
 def _are_weights(weights, count):
     "Are these so many probabilities of things of which one happens?"
     if not isinstance(weights, list) or len(weights) != count:
         return False
-    return all(isinstance(w, (int, float)) and w >= 0 for w in weights) and abs(sum(weights) - 1) <= 1e-6
+    return _are_parts_of_one(weights)
 
 # %% ../../nbs/operations/17_sweep_space.ipynb #80382d82
 def _guess(d):
@@ -239,6 +243,10 @@ def _axis_values(p):
         return None
     return p.discrete()
 
+def _extent(p):
+    "The values of a parameter, or the bounds of its range, in words"
+    return ', '.join(map(str, p.values)) if p.values else f'{p.low:g} to {p.high:g}'
+
 @dataclass(frozen=True)
 class Space(Record):
     "What to search, how, and for what"
@@ -254,14 +262,7 @@ class Space(Record):
 
     def table(self) -> Table:  # One row a parameter
         "The axes"
-        rows = [
-            dict(
-                parameter=p.name,
-                kind=p.kind,
-                values=', '.join(map(str, p.values)) if p.values else f'{p.low:g} to {p.high:g}',
-            )
-            for p in self.parameters
-        ]
+        rows = [dict(parameter=p.name, kind=p.kind, values=_extent(p)) for p in self.parameters]
         return Table(rows, caption=f'{self.method}, {self.goal} {self.metric}')
 
     def _repr_html_(self):
@@ -332,10 +333,14 @@ def _early_numbers(e):
         raise ValueError(f'early_terminate needs positive numbers and eta above 1, not {out}')
     return out
 
+def _are_words(command):
+    "Is this a list of texts and numbers?"
+    return isinstance(command, list) and all(isinstance(c, (str, int, float)) for c in command)
+
 def _command(d):
     "Words of the command"
     command = d.get('command') or []
-    if not isinstance(command, list) or not all(isinstance(c, (str, int, float)) for c in command):
+    if not _are_words(command):
         raise ValueError(f'command must be a list of texts, not {command!r}')
     return list(map(str, command))
 
@@ -431,6 +436,12 @@ _macros = {  # Macro -> its arguments
     '${args_json_file}': lambda space, params, folder: [_json_file(params, folder)],
 }
 
+def _environment_value(name):
+    "The value of a variable; raises ValueError for one that is not set"
+    if name not in os.environ:
+        raise ValueError(f'the command asks for the variable {name}, which is not set')
+    return os.environ[name]
+
 def _variable(m):
     "${envvar:NAME}"
     kind, _, name = m[1].partition(':')
@@ -439,6 +450,4 @@ def _variable(m):
             f'unknown macro {m[0]!r}: expected env, interpreter, program, args, args_no_hyphens, '
             'args_no_boolean_flags, args_json, args_json_file or envvar:NAME'
         )
-    if name not in os.environ:
-        raise ValueError(f'the command asks for the variable {name}, which is not set')
-    return os.environ[name]
+    return _environment_value(name)

@@ -85,19 +85,22 @@ def books(
     return [r | dict(params=json.loads(r['params'])) for r in rows]
 
 # %% ../../nbs/operations/19_sweeps.ipynb #def44a13
+def _settle_trial(space, folder, row, retries):
+    "Enter a trial if its process is gone; one whose lock is held goes on"
+    lock = lock_trial(folder, row['number'], row['attempt'])
+    if lock is None:
+        return
+    try:
+        if not _runs_elsewhere(folder, row):
+            _enter(space, folder, row, retries)
+    finally:
+        os.close(lock)
+
 def _settle(space, folder, retries):
     "Enter every trial whose process is gone"
     for row in books(folder):
-        if row['state'] not in ('running', 'asking'):
-            continue
-        lock = lock_trial(folder, row['number'], row['attempt'])
-        if lock is None:
-            continue
-        try:
-            if not _runs_elsewhere(folder, row):
-                _enter(space, folder, row, retries)
-        finally:
-            os.close(lock)
+        if row['state'] in ('running', 'asking'):
+            _settle_trial(space, folder, row, retries)
 
 def _runs_elsewhere(folder, row):
     "Is a trial a job that its target has not ended?"
@@ -164,14 +167,22 @@ def _start_next(space, folder, start, total, seed, engine, me):
     finally:
         os.close(lock)
 
+def _strike_out(folder, number):
+    "Take a trial out of the books"
+    with _transaction(folder) as db:
+        db.execute('delete from trials where number = ?', (number,))
+
+def _earlier(folder, number):
+    "Trials before this one whose parameters are known"
+    return [r for r in books(folder) if r['number'] < number and r['params']]
+
 def _ask(space, folder, number, seed, engine):
     "What a trial shall be: (params, the engine's note); None twice, and no trial, where the grid is done"
-    before = [r for r in books(folder) if r['number'] < number and r['params']]
+    before = _earlier(folder, number)
     try:
         params, units = suggest(space, before, number, seed, engine)
     except StopIteration:
-        with _transaction(folder) as db:
-            db.execute('delete from trials where number = ?', (number,))
+        _strike_out(folder, number)
         return None, None
     return params, json.dumps(units)
 

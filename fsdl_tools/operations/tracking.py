@@ -121,14 +121,20 @@ def _close(sink, status, state, place):
     return state
 
 # %% ../../nbs/operations/11_tracking.ipynb #7d1ec229
+def _missing_client(to):
+    "The error for a sink whose client no Python has, with what to type"
+    package, side = sinks[to].package, sinks[to].side
+    words = f'the sink {to} needs the package {package}: install it, or type fsdl env build {side}'
+    return FileNotFoundError(words)
+
 def _python_for(to):
     "The Python that has a sink's client; raises FileNotFoundError with what to type"
-    package, side = sinks[to].package, sinks[to].side
+    package = sinks[to].package
     if not package or importlib.util.find_spec(package):
         return sys.executable
-    if python := built(side):
+    if python := built(sinks[to].side):
         return str(python)
-    raise FileNotFoundError(f'the sink {to} needs the package {package}: install it, or type fsdl env build {side}')
+    raise _missing_client(to)
 
 def _library(folder):
     "A folder that holds nothing but this library and fastcore, for another Python's path"
@@ -177,13 +183,17 @@ def _end(p):
         os.killpg(p.pid, signal.SIGKILL)
     p.wait()
 
+def _keep_output(run, to, lines):
+    "Write down, beside the run, what the follower of a sink printed"
+    folder = Path(run) / 'sinks'
+    folder.mkdir(exist_ok=True)
+    write_atomic(folder / f'{to}.out', ''.join(lines))
+
 def _listen(p, run, to, out):
     "Keep what a follower prints, without secrets; its last line is the result"
     lines = [mask_text(line) for line in p.stdout][-1000:]
     p.wait()
-    folder = Path(run) / 'sinks'
-    folder.mkdir(exist_ok=True)
-    write_atomic(folder / f'{to}.out', ''.join(lines))
+    _keep_output(run, to, lines)
     out[to] = _result(p.returncode, lines)
 
 def _result(code, lines):
@@ -249,8 +259,11 @@ def _wait_for(p, thread, end, timeout, out, name):
         late = f'the sink did not end within {timeout:g} s; the offset is kept, follow goes on from it'
         out[name] = dict(status='stopped', error=late)
 
+def _losses(d):
+    "What a sink lost and how much of it, in words"
+    return '; '.join(f'{k} ({v:,})' for k, v in d.get('lost', {}).items())
+
 def _followed(sink, d):
     "What became of a sink"
-    lost = '; '.join(f'{k} ({v:,})' for k, v in d.get('lost', {}).items())
     said = dict(status=d.get('status'), events=d.get('events'), where=d.get('where', ''))
-    return dict(sink=sink) | said | dict(lost=lost, error=d.get('error', ''))
+    return dict(sink=sink) | said | dict(lost=_losses(d), error=d.get('error', ''))

@@ -27,12 +27,16 @@ def open_sqlite(
         _distrust(db, seconds)
         yield db
 
+def _limit_time(db, seconds):
+    "Interrupt any query that still runs when these seconds are over"
+    end = time.monotonic() + seconds
+    db.set_progress_handler(lambda: time.monotonic() > end, 100_000)
+
 def _distrust(db, seconds):
     "Limits for a database from somebody else"
     db.text_factory = lambda raw: raw.decode('utf-8', 'replace')
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 16 * 1024 * 1024)
-    end = time.monotonic() + seconds
-    db.set_progress_handler(lambda: time.monotonic() > end, 100_000)
+    _limit_time(db, seconds)
     db.execute('pragma trusted_schema=off')
     db.execute('pragma cell_size_check=on')
 
@@ -169,13 +173,19 @@ def _mlflow_metrics(db, rest, runs):
         rest.warn(f'{odd:,} rows of metrics belong to no run or hold no number')
 
 # %% ../../nbs/operations/14_tracking_stores.ipynb #2eec6ab2
+def _run_folders(path):
+    "Folders of runs: this one, those in it, and those in its experiments"
+    found = []
+    for pattern in ('meta.yaml', '*/meta.yaml', '*/*/meta.yaml'):
+        found += [p.parent for p in sorted(path.glob(pattern)) if _is_run(p.parent)]
+    return found
+
 def read_mlruns(
     path,  # A folder mlruns, of an experiment, or of one run
 ) -> list:  # Runs; raises ValueError
     "All runs of MLflow's old folder"
-    path, found = Path(path), []
-    for pattern in ('meta.yaml', '*/meta.yaml', '*/*/meta.yaml'):
-        found += [p.parent for p in sorted(path.glob(pattern)) if _is_run(p.parent)]
+    path = Path(path)
+    found = _run_folders(path)
     if not found:
         raise ValueError(f'{path} holds no runs of MLflow')
     return [_mlrun(p) for p in found]
@@ -268,13 +278,18 @@ def _trackio_key(db, rest):
     return 'run_id' if 'run_id' in columns else 'run_name'
 
 
+def _trackio_run(path, id, name):
+    "A run of which a first row was seen"
+    found = Found(path, 'trackio')
+    found.about |= dict(id=str(id), name=str(name), project=Path(path).stem)
+    return found
+
 def _trackio_log(runs, rest, path, id, name, when, step, raw):
     "One row of metrics"
     if id is None or raw is None:
         return rest.warn('an empty row of metrics was left out')
     if id not in runs:
-        runs[id] = Found(path, 'trackio')
-        runs[id].about |= dict(id=str(id), name=str(name), project=Path(path).stem)
+        runs[id] = _trackio_run(path, id, name)
     _trackio_row(runs[id], when, step, raw)
 
 def _iso(text):

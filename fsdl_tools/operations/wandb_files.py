@@ -194,9 +194,13 @@ def _wandb_exit(r, start, end, found):
     found.about['status'] = 'failed' if failed else 'finished'
 
 # %% ../../nbs/operations/13_wandb_files.ipynb #41fa4b41
+def _metric_texts(r, start, end):
+    "Number of a field -> text, in the record of a metric: 1 its name, 2 its pattern, 4 the column that is its axis"
+    return {f: _text(r, x, y) for f, x, y, v in fields(r, start, end) if v is None and f in (1, 2, 4)}
+
 def _wandb_metric(r, start, end, axes):
     "Which column is the axis of which metric"
-    text = {f: _text(r, x, y) for f, x, y, v in fields(r, start, end) if v is None and f in (1, 2, 4)}
+    text = _metric_texts(r, start, end)
     if text.get(4):
         axes[text.get(1) or text.get(2) or '*'] = text[4]
 
@@ -284,6 +288,11 @@ def _swan_record(r, found):
             found.about['status'] = _swan_states.get(_first_field(r, x, y), 'running')
 
 # %% ../../nbs/operations/13_wandb_files.ipynb #cf9840ce
+def _swan_params(path, warn):
+    "Parameters of a run, from the file beside its records"
+    config = yaml_values(path.parent / 'files' / 'config.yaml', warn)
+    return {str(k): _config_value(v) for k, v in config.items()}
+
 def read_swanlab(
     path,  # A .swanlab file
 ) -> Run:  # Raises FileNotFoundError
@@ -291,8 +300,7 @@ def read_swanlab(
     path = Path(path)
     found = Found(path, 'swanlab')
     _take_records(found, lambda record: _swan_record(record, found))
-    config = yaml_values(path.parent / 'files' / 'config.yaml', found.warn)
-    found.params |= {str(k): _config_value(v) for k, v in config.items()}
+    found.params |= _swan_params(path, found.warn)
     return found.run()
 
 def _config_value(v):
