@@ -1,9 +1,12 @@
 "What a change of one sign or number would break without any other test seeing it (benchmarks/mutation.py)"
 import struct
 import zlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from fsdl_tools.operations import tracking_read
 from fsdl_tools.operations.sinks import JsonLines
 from fsdl_tools.operations.wandb_files import pieces
 
@@ -25,3 +28,9 @@ def test_steps_are_whole_numbers(step, whole, noted, tmp_path):
     sink = JsonLines(tmp_path, {}, {}, {})
     assert sink.whole(step) == whole and sink.lost['decimal steps were rounded down'] == noted
 
+
+
+def test_what_a_comet_run_says_of_itself():
+    about = tracking_read._comet_about(SimpleNamespace(path=Path('x/run.zip')), dict(project_name='digits', start_time=2000, stop_time=5000))
+    assert about == dict(id='run', project='digits', started=2., ended=5., status='finished')
+    assert tracking_read._comet_about(SimpleNamespace(path=Path('x/run.zip')), {}) == dict(id='run', project='', started=0., ended=0.)
