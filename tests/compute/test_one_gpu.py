@@ -91,10 +91,11 @@ def test_an_h100_takes_what_it_took():
 def test_half_of_the_published_networks_gave_constants_and_the_other_half_is_right_to_an_eighth():
     images = read_results('images')
     off = {part: np.array([abs(r['ratio'] - 1) for r in images['rows'] if r['part'] == part]) for part in ('fit', 'held out')}
-    assert len(off['held out']) >= 90 and np.median(off['held out']) <= .125 and np.quantile(off['held out'], .9) <= .45
+    assert len(off['held out']) >= 90 and np.median(off['held out']) <= .125 and np.quantile(off['held out'], .9) <= .35
     for r in images['rows'][::17]:
         run = next(x for x in read_data('image_runs.csv') if x['network'] == r['network'])
-        e = now(r['network'], run['batch'], run['gpu'], precision=run['precision'])
+        layout = f"micro_batch={run['batch']},precision={run['precision']}"
+        e = estimate(profile(r['network'], train=True, fused=False), layout, Cluster(run['gpu'], 1), run['batch'])
         assert 1e3*e.step_time == pytest.approx(r['predicted_ms'], rel=.01) and run['part'] == r['part'] and run['step_ms'] == r['measured_ms']
 
 
