@@ -373,7 +373,7 @@ def _said_of_links(cluster):
 
 def _whose_kernels(layout, one):
     "What the activations are counted for"
-    if not as_written(layout.framework):
+    if layout.compile or not as_written(layout.framework):
         return 'fused kernels, as published runs have'
     block = block_of(str(one.block), one.gated_mlp > 0)
     return f"transformers' modules, a kernel for each operation, blocks as those of {block}"

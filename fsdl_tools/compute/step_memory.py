@@ -201,6 +201,7 @@ def _resolve(c, table):
     values = parts_of_rows(lambda f: _constants_of(f, table), c.framework)
     k = _Constants(**dict(zip(table, values, strict=True)))
     k.nanotron, k.megatron, k.titan, k.without_fixed, k.plain = parts_of_rows(_framework_flags, c.framework)
+    k.plain = k.plain & (c.compile <= 0)                       # compiling fuses what stands between the products
     k.full, k.selective, k.every = parts_of_rows(_recompute_flags, c.recompute)
     k.fp4, k.single, k.amp = parts_of_rows(_precision_flags, c.precision)
     k.gpipe = of_rows(lambda s: s == 'gpipe', c.schedule)

@@ -120,3 +120,14 @@ def test_every_constant_has_a_source_and_a_date():
     for r in read_data('planner_images.csv', text=('date',)):
         assert r['source'] and r['date'] and r['unit'] and r['meaning'], r
     assert find('H200 SXM').name == TRUTH['gpu']
+
+
+def test_compiling_fuses_what_transformers_writes_out():
+    held = {(framework, compiled): estimate('gpt2', f'micro_batch=8,precision=fp32,framework={framework},compile={compiled}', Cluster('H100 SXM', 1), 8, 1024)
+            for framework in ('pytorch', 'transformers') for compiled in ('true', 'false')}
+    activations = {k: e.first['activations'] for k, e in held.items()}
+    assert activations['transformers', 'true'] == activations['pytorch', 'true'] < .65*activations['transformers', 'false']
+    assert any('fused kernels' in x for x in held['transformers', 'true'].assumed) and not any('fused kernels' in x for x in held['transformers', 'false'].assumed)
+    measured = {r['switch']: r['peak_gib'] for r in read_results('speedups_gpu')['rows']['gpt2'] if r['how'] == 'alone'}
+    assert held['transformers', 'true'].allocated/GiB == pytest.approx(measured['compile'], rel=.05)
+    assert held['transformers', 'false'].allocated/GiB == pytest.approx(measured['baseline'], rel=.15)
