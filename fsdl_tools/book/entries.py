@@ -136,14 +136,21 @@ def _default(field):
     return f'`{textwrap.shorten(shown, 40, placeholder="…")}`'.replace('|', 'or')
 
 
+def _beside(cls):
+    "The comment beside each field in the body of a class, also of one that makes its own `__init__`"
+    lines = textwrap.dedent(inspect.getsource(cls)).splitlines()
+    fields = [node for node in _class_tree(cls).body if isinstance(node, ast.AnnAssign)]
+    rest = {node.target.id: lines[node.end_lineno - 1].encode()[node.end_col_offset:].decode() for node in fields}
+    return {name: after.partition('#')[2].strip() for name, after in rest.items()}
+
 def _words(cls):
     "The words of every field, those of base classes included"
     found = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base) and _class_tree(base):
-            found |= {name: words for name, words in docments(base, returns=False).items() if words}
+            said = _beside(base) | {name: words for name, words in docments(base, returns=False).items() if words}
+            found |= {name: words for name, words in said.items() if words}
     return found
-
 
 def _field_row(field, words):
     "Name, type, meaning and default of a field"

@@ -28,8 +28,8 @@ def pod(tmp_path_factory):
     scratch.append(str(top))
     (top/'containers.conf').write_text(conf)
     (top/'storage.conf').write_text(f'[storage]\ndriver="vfs"\ngraphroot="{top}/graph"\nrunroot="{top}/run"\n')
-    before = {k: os.environ.get(k) for k in ('CONTAINERS_CONF', 'CONTAINERS_STORAGE_CONF', 'TMPDIR')}
-    os.environ.update(CONTAINERS_CONF=str(top/'containers.conf'), CONTAINERS_STORAGE_CONF=str(top/'storage.conf'), TMPDIR=str(top))
+    before = {k: os.environ.get(k) for k in ('CONTAINERS_CONF', 'CONTAINERS_STORAGE_CONF', 'TMPDIR', 'PATH')}
+    os.environ.update(CONTAINERS_CONF=str(top/'containers.conf'), CONTAINERS_STORAGE_CONF=str(top/'storage.conf'), TMPDIR=str(top), PATH=os.environ.get('PATH', '') + ':/usr/sbin:/sbin')    # iptables stands there
     (top/'work').mkdir()
     (top/'empty').mkdir()
     wanted = ['/usr', '/lib', '/lib64', '/bin', sys.base_prefix, sys.prefix, str(Path(__file__).parent.parent.parent), str(top/'work')]
