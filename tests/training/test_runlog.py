@@ -272,6 +272,8 @@ def test_lightning(tmp_path):
 
 def test_hugging_face_trainer(tmp_path):
     import torch
+    from fsdl_tools.core import fix_torchvision
+    fix_torchvision()
     from transformers import Trainer, TrainingArguments
 
     class Tiny(torch.nn.Module):
