@@ -6,7 +6,7 @@
 __all__ = ['switches_alone', 'switches_together', 'Turned', 'Trial', 'Tried', 'try_switches', 'switch_table', 'pays_after']
 
 # %% ../../nbs/training/08_switches.ipynb #968ba664
-import contextlib, copy, time
+import contextlib, copy, functools, time
 from dataclasses import dataclass
 import torch
 from ..core import Record, human_bytes, one_of, positive
@@ -137,20 +137,24 @@ class Trial:
         parts = [v.chunk(self.on.micro_batches) for v in self.inputs.values()]
         return [dict(zip(self.inputs, values, strict=True)) for values in zip(*parts, strict=True)]
 
+    def _loss(self, part):
+        "The mean loss of a part of the batch"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.on.precision == 'bf16'):
+            out = self.forward(part['']) if '' in part else self.forward(**part)
+        return cross_entropy(logits_of(out))
+
     def step(self):
         "One step of training"
-        for part in self._parts():
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.on.precision == 'bf16'):
-                out = self.forward(part['']) if '' in part else self.forward(**part)
-            (cross_entropy(logits_of(out))/self.on.micro_batches).backward()
-        self.opt.step()
-        self.opt.zero_grad()
+        with _tf32(self.on.precision != 'fp32'):
+            for part in self._parts():
+                (self._loss(part)/self.on.micro_batches).backward()
+            self.opt.step()
+            self.opt.zero_grad()
 
     def __call__(self):
-        with _tf32(self.on.precision != 'fp32'):
-            for _ in range(self.steps):
-                self.step()
-            self._wait()
+        for _ in range(self.steps):
+            self.step()
+        self._wait()
 
 @contextlib.contextmanager
 def _tf32(allowed):
@@ -174,17 +178,24 @@ class Tried(Record):
     first:float=None      # Seconds of the first step, compiling included
     why:str=''            # Why it could not be turned on
 
-def _trials(model, wanted, **kw):
-    "(trials, reasons) by (how, switch)"
-    ready, reasons = {}, {}
-    for key, on in wanted.items():
-        try:
-            ready[key] = Trial(model, on, **kw)
-        except (RuntimeError, ValueError, TypeError) as why:        # the other switches are not this one's
-            if key[1] == 'baseline':
-                raise
-            reasons[key] = f'{type(why).__name__}: {why}'.splitlines()[0][:200]
-    return ready, reasons
+def _beside(base, make, turns):
+    "A trial in turns with the baseline: (trial, its seconds, those of the baseline); the trial is gone afterwards"
+    trial = make()
+    took = interleaved(dict(base=base, trial=trial), turns)
+    return trial, took['trial'], took['base']
+
+def _tried(how, switch, trial, seconds, base=None):
+    "The record of a switch, from its seconds by turn and those of the baseline"
+    ms = 1e3*sorted(seconds)[len(seconds)//2]/trial.steps
+    ratio = paired_ratio(base, seconds) if base and len(seconds) > 1 else None
+    return Tried(how, switch, ms, ratio, trial.peak, trial.first)
+
+def _all_switches(which):
+    "What is to be tried, by (how, switch); raises ValueError with the nearest names"
+    known = [k for k in switches_alone if k != 'baseline']
+    chosen = known if which is None else [one_of('switch', k, known) for k in which]
+    alone = {('alone', k): switches_alone[k] for k in chosen}
+    return alone | {('together', k): on for k, on in switches_together.items() if k[2:] in chosen}
 
 def try_switches(
     model,           # A name, a configuration, a module or a function that makes one
@@ -196,23 +207,21 @@ def try_switches(
     turns:int=5,     # Each with all switches, in an order drawn anew
     steps:int=4      # Of a turn
 ) -> list:           # Of Tried; raises what the baseline raises
-    "Try switches on a model, alone and one after the other"
-    known = [k for k in switches_alone if k != 'baseline']
-    chosen = known if which is None else [one_of('switch', k, known) for k in which]
+    "Try switches on a model, alone and one after the other; two models are in memory at a time"
+    wanted = _all_switches(which)
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    wanted = {('alone', k): switches_alone[k] for k in ['baseline', *chosen]}
-    wanted |= {('together', k): on for k, on in switches_together.items() if k[2:] in chosen}
-    ready, reasons = _trials(model, wanted, batch=batch, seq=seq, inputs=inputs, device=device, steps=steps)
-    took = interleaved(ready, turns)
-    base = took['alone', 'baseline']
-    done = [_tried(key, seconds, base, ready[key]) for key, seconds in took.items()]
-    return done + [Tried(*key, why=why) for key, why in reasons.items()]
-
-def _tried(key, seconds, base, trial):
-    "The record of a switch, from its seconds by turn"
-    ms = 1e3*sorted(seconds)[len(seconds)//2]/trial.steps
-    ratio = paired_ratio(base, seconds) if len(seconds) > 1 else None
-    return Tried(*key, ms=ms, ratio=ratio, peak=trial.peak, first=trial.first)
+    new = functools.partial(Trial, model, batch=batch, seq=seq, inputs=inputs, device=device, steps=steps)
+    base, idle, rows = new(on=Turned()), [], []
+    for key, on in wanted.items():
+        try:
+            trial, seconds, beside = _beside(base, functools.partial(new, on=on), turns)
+            rows.append(_tried(*key, trial, seconds, beside))
+            idle += beside
+            del trial
+        except (RuntimeError, ValueError, TypeError) as why:        # the other switches are not this one's
+            rows.append(Tried(*key, why=f'{type(why).__name__}: {why}'.splitlines()[0][:200]))
+    idle = idle or interleaved(dict(base=base), turns)['base']
+    return [_tried('alone', 'baseline', base, idle), *rows]
 
 def switch_table(
     tried:list,    # What try_switches returned

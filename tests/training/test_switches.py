@@ -1,4 +1,7 @@
 "Trials of switches: what is turned on is on, what was given stays, and what cannot be turned on is said"
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -98,3 +101,31 @@ def test_the_record_of_the_h100_is_whole_and_its_ratios_are_those_of_its_seconds
             assert paired_ratio(base, r['seconds']).mid == pytest.approx(r['ratio']['mid'], rel=.01) and len(r['seconds']) == record['turns']
             assert Ratio(**r['ratio']).low <= r['ratio']['mid'] <= r['ratio']['high']
             assert 1e3*sorted(r['seconds'])[2]/record['steps'] == pytest.approx(r['ms'], rel=.01)
+
+
+@pytest.mark.parametrize('on', [Turned(), Turned('tf32'), Turned('bf16'), Turned('bf16', channels_last=True)])
+def test_the_first_step_sees_the_switches_of_all_others(on):
+    t = Trial(Net(), on, 4, inputs=torch.rand(4, 3, 6, 6), steps=2)
+    t.step()
+    assert len(t.model.seen) == 4 and len(set(t.model.seen)) == 1       # a step that sees others would compile anew
+
+
+def test_two_models_are_in_memory_at_a_time(monkeypatch):
+    alive, most = weakref.WeakSet(), []
+    build = Trial._turn_on
+
+    def counted(self):
+        build(self)
+        alive.add(self.model)
+        gc.collect()
+        most.append(len(alive))
+
+    monkeypatch.setattr(Trial, '_turn_on', counted)
+    tried = try_switches(Net(), 4, inputs=torch.rand(4, 3, 6, 6), which=['tf32', 'bf16', 'channels last', 'fused optimizer', 'recompute', 'accumulate 4'], turns=2, steps=1)
+    assert max(most) == 2 and len(tried) == 10 and sum(bool(t.why) for t in tried) == 1
+
+
+def test_an_interval_is_of_turns_with_the_baseline():
+    tried = try_switches(Net(), 4, inputs=torch.rand(4, 3, 6, 6), which=['bf16'], turns=3, steps=1)
+    assert [t.ratio and t.ratio.pairs for t in tried] == [None, 3, 3] and all(t.ms > 0 and t.first > 0 for t in tried)
+    assert [t.ratio for t in try_switches(Net(), 4, inputs=torch.rand(4, 3, 6, 6), which=['bf16'], turns=1, steps=1)] == [None]*3
