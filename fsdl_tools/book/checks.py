@@ -8,7 +8,7 @@ __all__ = ['module_of', 'exported_names', 'stale_modules', 'not_exported', 'untr
            'run_notebooks', 'run_in_kernel']
 
 # %% ../../nbs/book/06_checks.ipynb #ca8f6225
-import ast, importlib.util, json, os, re, select, shutil, signal, subprocess, sys, tempfile, time
+import ast, csv, importlib.util, json, os, re, select, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 from ..core import human_seconds, one_of, positive
 from ..files import write_atomic
@@ -218,6 +218,13 @@ def _not_in_contents(root):
     "Notebooks that only the folder or only the table of contents has"
     return sorted({p.source for p in pages(root)} ^ set(notebooks(root)))
 
+def _tables_without_words(root):
+    "Data files that tables.csv does not describe, and files that it describes and are not there"
+    folder = Path(root)/'fsdl_tools'/'data'
+    names = {p.relative_to(folder).as_posix() for kind in ('csv', 'json', 'gz') for p in folder.rglob(f'[!._]*.{kind}')}
+    with (folder/'tables.csv').open(encoding='utf-8', newline='') as f:
+        return sorted(names ^ {row['name'] for row in csv.DictReader(f)})
+
 def _differs(notebook, file):
     "A check that a file is what its notebook gives"
     def find(root):
@@ -242,6 +249,7 @@ _source_checks = [
     ('cell options that Quarto cannot read', option_problems, 'quote the text; give each option once'),
     ('notebooks missing from _quarto.yml, or listed there and missing', _not_in_contents,
      'edit the sidebar in _quarto.yml'),
+    ('tables that tables.csv does not describe, or that are missing', _tables_without_words, 'give each a row there'),
     ('titles that a reader cannot tell apart', similar_titles, 'rename one of the two'),
     ('words in the cell of a title, which nobody sees', dropped_words, 'give them a cell of their own'),
     ('chapters whose first result comes late', late_results, 'show within twelve cells what the chapter arrives at'),

@@ -8,7 +8,7 @@ import sys
 import time
 import pytest
 from fsdl_tools.book import stages
-from fsdl_tools.book.checks import not_exported, run_in_kernel, run_notebooks, source_problems, stale_modules, unclean, untracked
+from fsdl_tools.book.checks import not_exported, run_in_kernel, run_notebooks, source_problems, stale_modules, _tables_without_words, unclean, untracked
 from fsdl_tools.book.stages import CheckFailed, clone, newcomer, newcomer_key, oldest_python, _run_quick, tests_of as concerned
 
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
@@ -40,6 +40,13 @@ def test_a_hand_edited_module_is_found(copy):
 def test_a_module_of_a_deleted_notebook_is_found(copy):
     (copy/'nbs/cli/06_main.ipynb').unlink()
     assert stale_modules(copy) == ['cli/main.py']
+
+
+def test_a_table_without_words_and_words_without_a_table_are_found(copy):
+    assert _tables_without_words(copy) == []
+    (copy/'fsdl_tools/data/results/new.json').write_text('{}')
+    (copy/'fsdl_tools/data/gpus.csv').unlink()
+    assert _tables_without_words(copy) == ['gpus.csv', 'results/new.json']
 
 
 def test_an_unclean_notebook_is_found(copy):
