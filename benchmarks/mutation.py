@@ -1,18 +1,20 @@
 """Would the tests notice? One thing at a time is changed in a library cell, and that notebook's tests and its module's pytest files are run
 
-    python benchmarks/mutation.py run [--parts compute memory parallel] [--count 300] [--seconds 3600] [--seed 0]
+    python benchmarks/mutation.py run [--parts compute memory parallel] [--count 300] [--seconds 3600] [--seed 0] [--share 1/1]
     python benchmarks/mutation.py collect      # writes fsdl_tools/data/results/mutation.json
     python benchmarks/mutation.py survivors    # prints what nothing noticed, to be read one by one
 
 What is changed: a comparison, an operator, a number, a truth value, `and` for `or`, a condition for its opposite. Which, follows from the
 seed and the text of the notebooks. Drawing is left out, and so are texts, annotations and defaults. The run works in a copy of the tree and
-goes on where it stopped. A change is noticed when a test fails, when nothing can be imported any more, or when the tests take ten times as
-long as they should.
+goes on where it stopped. A change is noticed when a test fails that passes without it, when nothing can be imported any more, or when the
+tests do not end.
 """
 import argparse
 import ast
 import collections
+import contextlib
 import datetime
+import importlib
 import json
 import os
 import random
@@ -25,9 +27,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LINES = ROOT/'.cache'/'mutation.jsonl'
+LINES = Path(os.environ.get('MUTATION_LINES', ROOT/'.cache'/'mutation.jsonl'))
 RESULT = ROOT/'fsdl_tools/data/results/mutation.json'
 PHYSICS = ('compute', 'memory', 'parallel')
+HEAVY = ('numpy', 'pandas', 'torch', 'timm', 'transformers', 'onnx', 'onnxruntime', 'matplotlib.pyplot', 'pytest', 'hypothesis', 'nbdev.test', 'nbdev.export', 'IPython')
+QUICK = ('test_answers.py', 'test_noticed.py')
+KEPT = []       # operators of torchvision live as long as the module that defined them
+LIMIT = 400     # seconds for a notebook or a file of tests; none takes a third of it
 
 COMPARED = {ast.Lt: '<=', ast.LtE: '<', ast.Gt: '>=', ast.GtE: '>', ast.Eq: '!=', ast.NotEq: '==', ast.In: 'not in', ast.NotIn: 'in', ast.Is: 'is not', ast.IsNot: 'is'}
 COMPUTED = {ast.Add: '-', ast.Sub: '+', ast.Mult: '/', ast.Div: '*', ast.FloorDiv: '*', ast.Mod: '*', ast.Pow: '*'}
@@ -113,12 +119,26 @@ def mutants(notebook):
                                was=source.splitlines()[line].strip(), becomes=(source[:start] + new + source[end:]).splitlines()[line].strip())
 
 
+def parts():
+    "The parts of the course, the ground floor among them"
+    return sorted(p.name for p in (ROOT/'nbs').iterdir() if p.is_dir() and (p/'index.ipynb').exists())
+
+
+def books_of(part):
+    "A part's notebooks that have library cells to change"
+    folder = ROOT/'nbs'
+    return sorted(folder.glob('0*.ipynb') if part == 'ground' else (b for b in (folder/part).rglob('*.ipynb') if not b.name.startswith(('_', '.', 'index'))))
+
+
+def part_of(notebook): return 'ground' if notebook.parent.name == 'nbs' else notebook.parent.name
+
+
 def drawn(parts, count, seed):
     "So many changes over the parts, by part and notebook in turn, so that no long notebook takes them all"
     generator = random.Random(seed)
     queues = {}
     for part in parts:
-        books = [b for b in sorted((ROOT/'nbs'/part).rglob('*.ipynb')) if not b.name.startswith(('_', '.', 'index'))]
+        books = books_of(part)
         lists = [list(mutants(b)) for b in books]
         for one in lists: generator.shuffle(one)
         turns = [m for turn in range(max(map(len, lists), default=0)) for m in generator.sample([one[turn] for one in lists if turn < len(one)], sum(turn < len(one) for one in lists))]
@@ -146,81 +166,135 @@ def module_of(notebook):
 
 
 def tests_of(module):
-    "pytest files of a module's part that import it by its name"
+    "pytest files of a module's part that import it by its name; for commands, those that type them"
     by_name = re.compile(rf'fsdl_tools\.{re.escape(module)}\b|from fsdl_tools\.{re.escape(module.rpartition(".")[0])} import [^\n]*\b{re.escape(module.rpartition(".")[2])}\b')
-    return [p.relative_to(ROOT).as_posix() for p in sorted((ROOT/'tests').rglob('test_*.py')) if p.parent.name in (module.split('.')[0], 'tests') and by_name.search(p.read_text())]
+    part = module.partition('.')[0]
+    typed = {'cli': ('test_cli.py', 'test_answers.py')}.get(part, ())
+    files = [p for p in sorted((ROOT/'tests').rglob('test_*.py')) if p.parent.name in (part, 'tests')]
+    return [p.relative_to(ROOT).as_posix() for p in files if by_name.search(p.read_text()) or p.name in typed]
 
 
-def run(words, folder, limit):
-    "(did it pass?, seconds); what runs too long did not"
-    start = time.monotonic()
-    environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE='1')
-    process = subprocess.Popen(words, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try: passed = process.wait(limit) == 0
-    except subprocess.TimeoutExpired: passed = False
-    finally:
-        try: os.killpg(process.pid, 9)
-        except ProcessLookupError: pass
-        process.wait()
-    return passed, time.monotonic() - start
+def prepare():
+    "Import what most tests import, so that each of them starts from a copy of this process"
+    for name, value in dict(OMP_NUM_THREADS='1', TF_CPP_MIN_LOG_LEVEL='3', JAX_PLATFORMS='cpu', HF_HUB_OFFLINE='1', MPLBACKEND='Agg', PYTHONDONTWRITEBYTECODE='1').items():
+        os.environ[name] = value
+    sys.dont_write_bytecode = True
+    from fsdl_tools.core import fix_torchvision
+    fix_torchvision()
+    KEPT.extend(sys.modules.pop(name) for name in list(sys.modules) if name.partition('.')[0] == 'fsdl_tools')     # tests import the copy's
+    for name in HEAVY: importlib.import_module(name)
 
 
-EXPORT = 'import sys; from pathlib import Path; from nbdev.export import nb_export; nb_export(Path(sys.argv[1]), Path("fsdl_tools"))'
+def export(folder, notebook):
+    "The notebook's module, written again"
+    from nbdev.export import nb_export
+    nb_export(folder/notebook, folder/'fsdl_tools')
 
 
-def commands(m, folder):
-    "(name, words) of what is run for a change, the quickest first"
-    yield 'notebook', ['nbdev_test', '--path', m['notebook'], '--n_workers', '0']
-    for test in tests_of(module_of(ROOT/m['notebook'])):
-        yield test, [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider', '-n', '0', test]
+def notebook_passes(folder, notebook):
+    "Does the notebook run to its end, its tests included?"
+    from nbdev.config import get_config
+    from nbdev.test import test_nb
+    os.chdir(folder/'nbs')
+    return test_nb(folder/notebook, skip_flags=get_config(path=folder).tst_flags.split(), basepath=folder)[0]
 
 
-def judge(m, folder, usual):
-    "Who notices a change: a name, or nothing"
-    path = folder/m['notebook']
-    original = path.read_text()
-    book = json.loads(original)
+def pytest_passes(folder, file):
+    "Do the tests of a file pass?"
+    import pytest
+    return pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-n', '0', file]) == 0
+
+
+def apart(function, folder, *args, limit):
+    "Does a function return True in a process of its own, in `folder`? What runs longer than `limit` seconds does not"
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.setsid()
+            os.chdir(folder)
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2): os.dup2(nothing, stream)
+            os.environ['PYTHONPATH'] = str(folder)
+            sys.path.insert(0, str(folder))
+            sys.argv[:] = ['pytest']
+            code = 0 if function(folder, *args) in (True, None) else 1
+        finally: os._exit(code)
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found: break
+        time.sleep(.02)
+    else: status = 1
+    with contextlib.suppress(ProcessLookupError): os.killpg(child, 9)
+    if not found: os.waitpid(child, 0)
+    return status == 0
+
+
+def checks_of(notebook, only_quick=False):
+    "(name, function) of what could notice a change in a notebook, the quickest first: kept answers, the notebook, other tests"
+    tests = tests_of(module_of(ROOT/notebook))
+    quick = [t for t in tests if t.endswith(QUICK)]
+    for test in quick: yield test, pytest_passes
+    if only_quick: return
+    yield notebook, notebook_passes
+    for test in tests:
+        if test not in quick: yield test, pytest_passes
+
+
+def changed(m, text):
+    "A notebook's text with the change made"
+    book = json.loads(text)
     source = ''.join(book['cells'][m['cell']]['source'])
     book['cells'][m['cell']]['source'] = (source[:m['start']] + m['new'] + source[m['end']:]).splitlines(keepends=True)
-    path.write_text(json.dumps(book))
+    return json.dumps(book)
+
+
+@contextlib.contextmanager
+def made(m, folder):
+    "The change, in the copy of the tree, for a while"
+    path, modules = folder/m['notebook'], sorted((folder/'fsdl_tools').rglob('*.py'))
+    text, before = path.read_text(), {p: p.read_bytes() for p in modules}
+    path.write_text(changed(m, text))
     try:
-        run([sys.executable, '-c', EXPORT, m['notebook']], folder, 120)
-        for name, words in commands(m, folder):
-            passed, _ = run(words, folder, 60 + 10*usual(m, name, words))
-            if not passed: return name
-        return ''
+        apart(export, folder, m['notebook'], limit=120)
+        yield
     finally:
-        path.write_text(original)
-        run([sys.executable, '-c', EXPORT, m['notebook']], folder, 120)
+        path.write_text(text)
+        for p, content in before.items():
+            if p.read_bytes() != content: p.write_bytes(content)
+
+
+def judge(m, folder, sound, only_quick=False):
+    "Who notices a change: a name, or nothing. What fails without the change too says nothing, and `sound` remembers it"
+    for name, check in checks_of(m['notebook'], only_quick):
+        if sound.get(name) is False: continue
+        with made(m, folder):
+            if apart(check, folder, name, limit=LIMIT): continue
+        if name not in sound:
+            sound[name] = apart(check, folder, name, limit=LIMIT)
+            if not sound[name]: print(f'fails as it is: {name}', file=sys.stderr, flush=True)
+        if sound[name]: return name
+    return ''
 
 
 def mutate(a):
     "Run, a line for each change"
     LINES.parent.mkdir(exist_ok=True)
     done = {json.loads(line)['key'] for line in LINES.read_text().splitlines()} if LINES.exists() else set()
-    end, seconds, broken = time.monotonic() + a.seconds, {}, set()
+    end, sound = time.monotonic() + a.seconds, {}
+    share, shares = map(int, a.share.split('/'))
+    prepare()
     with tempfile.TemporaryDirectory(prefix='fsdl-mutation-') as d:
         folder = copy_of_the_tree(Path(d))
-
-        def usual(m, name, words):
-            key = m['notebook'] if name == 'notebook' else name
-            if key not in seconds: seconds[key] = 30.
-            return seconds[key]
+        books = sorted({m['notebook'] for m in drawn(a.parts, a.count, a.seed)})
         for m in drawn(a.parts, a.count, a.seed):
             key = f"{m['notebook']} {m['cell']} {m['start']} {m['new']} {m['was']}"
-            if key in done or m['notebook'] in broken: continue
+            if key in done or books.index(m['notebook']) % shares != share - 1: continue
             if time.monotonic() > end: break
-            for name, words in commands(m, folder):            # unchanged, everything has to pass, or nothing can be said
-                known = m['notebook'] if name == 'notebook' else name
-                if known in seconds: continue
-                passed, seconds[known] = run(words, folder, 900)
-                if not passed:
-                    print(f'fails as it is: {known}', file=sys.stderr, flush=True)
-                    broken.add(m['notebook'])
-            if m['notebook'] in broken: continue
             start = time.monotonic()
-            by = judge(m, folder, usual)
-            row = dict(key=key, part=m['notebook'].split('/')[1], by=by, seconds=round(time.monotonic() - start, 1), **{k: m[k] for k in ('notebook', 'function', 'kind', 'was', 'becomes')})
+            by = judge(m, folder, sound, a.quick)
+            row = dict(key=key, part=part_of(ROOT/m['notebook']), by=by, seconds=round(time.monotonic() - start, 1), **{k: m[k] for k in ('notebook', 'function', 'kind', 'was', 'becomes')})
             with LINES.open('a') as f: f.write(json.dumps(row) + '\n')
             print('noticed ' if by else 'SURVIVED', by or '-', m['notebook'], m['function'], '|', m['was'], '->', m['becomes'], file=sys.stderr, flush=True)
 
@@ -235,7 +309,7 @@ def collect(a):
         for key in (r['part'], f"kind: {r['kind']}", 'all', *(['physics'] if r['part'] in PHYSICS else [])):
             table[key]['changes'] += 1
             table[key]['noticed'] += bool(r['by'])
-            table[key]['by_notebook'] += r['by'] == 'notebook'
+            table[key]['by_notebook'] += r['by'] == r['notebook']
     survived = [{k: r[k] for k in ('notebook', 'function', 'kind', 'was', 'becomes')} for r in rows() if not r['by']]
     found = dict(date=datetime.date.today().isoformat(), conditions='one change at a time; the notebook first, then the pytest files that import its module', table=[dict(what=k, **v) for k, v in sorted(table.items())], survived=survived)
     RESULT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + '\n')
@@ -250,10 +324,12 @@ def survivors(a):
 def main():
     p = argparse.ArgumentParser()
     p.add_argument('what', choices=['run', 'collect', 'survivors'])
-    p.add_argument('--parts', nargs='*', default=sorted(p.name for p in (ROOT/'nbs').iterdir() if p.is_dir() and (p/'index.ipynb').exists()))
+    p.add_argument('--parts', nargs='*', default=parts())
     p.add_argument('--count', type=int, default=300)
     p.add_argument('--seconds', type=float, default=3600)
     p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--quick', action='store_true', help='ask the kept answers only; for a file of lines of its own: MUTATION_LINES')
+    p.add_argument('--share', default='1/1', help='1/2 and 2/2 in two processes at once')
     a = p.parse_args()
     {'run': mutate, 'collect': collect, 'survivors': survivors}[a.what](a)
 

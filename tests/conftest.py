@@ -31,6 +31,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGIN
 def pytest_addoption(parser):
     parser.addoption('--slow', action='store_true', help='also the tests marked slow, and every case of every sweep')
     parser.addoption('--quick', action='store_true', help=f'the shortest tests, of {QUICK_SECONDS} seconds together by what they took last time')
+    parser.addoption('--keep-answers', action='store_true', help='write the answers that tests/*/answers keep again: read the diff before you commit it')
     parser.addoption('--seed', type=int, default=0, help='decides which cases of a sweep run, and what tests draw; default: 0')
 
 
