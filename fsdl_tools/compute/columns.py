@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import NS
 from ..core import one_of, read_data
 from .gpus import find, first_peak, rack_of
-from ..models.spec import attention_matrices, compressed_matrices, mlp_matrices, weights
+from ..models.spec import anywhere, attention_matrices, choose, compressed_matrices, mlp_matrices, weights
 from ..parallel.layout import framework_of, known_kernels, recomputations, _dispatchers, _graphs, _recipes
 
 # %% ../../nbs/compute/02_columns.ipynb #b5456c30
@@ -224,7 +224,7 @@ def _codes(x):
 def _each(f, *cols):
     "`f` of the distinct combinations of text or small-number columns, and which of them each row has"
     if max(map(np.size, cols)) == 1:
-        return [f(*[str(np.asarray(x).item()) for x in cols])], 0      # one layout: nothing to sort
+        return [f(*[str(x.item() if hasattr(x, 'item') else x) for x in cols])], 0      # one layout: nothing to sort
     distinct, codes = zip(*map(_codes, cols), strict=True)
     place = 0
     for values, code in zip(distinct, codes, strict=True):
@@ -385,18 +385,18 @@ def _usual_launches(c): # Columns with the sizes of NVLink domains and years of 
     rack = recipes & (c.nvlink_domain >= 64)               # Racks had a dispatcher of their own before the others
     whole = rack & of_rows(_is_narrow, c.precision) & (c.software >= constant_of('graphs_since'))
     once = rack | recipes & (c.software >= constant_of('deepep_since'))
-    graphs = np.where(whole, 'whole', np.where(rack, 'layers', 'none'))
-    c.graphs = np.where(c.graphs == '', graphs, c.graphs)
-    c.dispatcher = np.where(c.dispatcher == '', np.where(once, 'deepep', 'alltoall'), c.dispatcher)
+    graphs = choose(whole, 'whole', choose(rack, 'layers', 'none'))
+    c.graphs = choose(c.graphs == '', graphs, c.graphs)
+    c.dispatcher = choose(c.dispatcher == '', choose(once, 'deepep', 'alltoall'), c.dispatcher)
 
 # %% ../../nbs/compute/02_columns.ipynb #21aed914
 def _widths(c):
     "Widths of queries, keys with values, attention's output and scores, and how MLPs are spread over the layers"
     c.q_width, c.o_width = c.heads * c.head_dim, c.heads * c.v_dim
-    c.kv_width = np.where(c.kv_rank > 0, c.kv_rank + c.rope_dim, c.kv_heads * (c.head_dim + c.v_dim))
+    c.kv_width = choose(c.kv_rank > 0, c.kv_rank + c.rope_dim, c.kv_heads * (c.head_dim + c.v_dim))
     c.kv = c.kv_width / (2 * c.hidden)
     c.score_width = (c.q_width + c.o_width) / 2
-    c.moe_share = np.where(c.experts > 0, c.moe_layers / c.layers, 0.0)
+    c.moe_share = choose(c.experts > 0, c.moe_layers / c.layers, 0.0)
     c.plain_share = 1 - c.moe_share
     c.plain_ffn = c.dense_ffn
     c.mlp_width = c.ffn * c.moe_share + c.dense_ffn * c.plain_share
@@ -404,10 +404,10 @@ def _widths(c):
 def _attention_parameters(c):
     "Parameters of the matrices of attention"
     plain = weights(attention_matrices(c.hidden, c.q_width, c.kv_width, c.o_width))
-    if not (c.kv_rank > 0).any():
+    if not anywhere(c.kv_rank > 0):
         return plain
     less = compressed_matrices(c.hidden, c.heads, c.head_dim, c.v_dim, c.q_rank, c.kv_rank, c.rope_dim)
-    return np.where(c.kv_rank > 0, weights(less), plain)
+    return choose(c.kv_rank > 0, weights(less), plain)
 
 # %% ../../nbs/compute/02_columns.ipynb #561fc971
 def _mlp_parameters(c, width):
@@ -436,16 +436,16 @@ def adapter_parameters(
 ):         # Parameters of the low-rank adapters of an average block
     "Adapters of all linear layers (arXiv 2106.09685): rank times inputs plus outputs of each"
     c = Columns.of(c)
-    gates = np.where(c.gated_mlp > 0, 2, 1)
+    gates = choose(c.gated_mlp > 0, 2, 1)
     attention = c.hidden + c.q_width + c.kv_width + c.o_width + c.hidden
     mlp = (2 * c.hidden + (gates + 1) * c.plain_ffn) * c.plain_share
     return c.lora_rank * (attention + mlp)
 
 # %% ../../nbs/compute/02_columns.ipynb #f80c27ad
 def _with_defaults(c):
-    "Known columns as arrays, with defaults for those that are not given"
+    "Known columns as arrays, with defaults for those that are not given; a single number as one, which is quicker"
     given = {k: v for k, v in {**_defaults, **c}.items() if k in _defaults or k in _needed}
-    return Columns(**{k: np.asarray(v, None if k in _texts else float) for k, v in given.items()})
+    return Columns(**{k: np.asarray(v) if k in _texts else np.asarray(v, float)[()] for k, v in given.items()})
 
 @functools.cache
 def _words():
@@ -470,33 +470,33 @@ def _check_words(c):
 def _fill(c, **values):
     "Put values where columns say nan"
     for name, value in values.items():
-        c[name] = np.where(np.isnan(c[name]), value, c[name])
+        c[name] = choose(np.isnan(c[name]), value, c[name])
 
 def _fill_model(c):
     "Sizes of the model that nobody stated"
     mixture = c.experts > 0
     _fill(c, kv_heads=c.heads, head_dim=c.hidden / c.heads, dense_ffn=c.ffn, document=c.seq)
-    _fill(c, v_dim=c.head_dim, moe_layers=np.where(mixture, c.layers, 0))
-    _fill(c, expert_ffn=np.where(mixture, (c.ffn - c.shared_ffn) / c.topk, 0))
+    _fill(c, v_dim=c.head_dim, moe_layers=choose(mixture, c.layers, 0))
+    _fill(c, expert_ffn=choose(mixture, (c.ffn - c.shared_ffn) / c.topk, 0))
 
 def _fill_gradients(c):
     "Bytes of gradients: those of 16 bits under ZeRO-3 and where the framework keeps them so, otherwise of fp32"
     two = of_rows(_two_byte_gradients, c.framework, c.precision) | (c.zero >= 3)
-    _fill(c, grad_bytes=np.where(two, 2, 4))
+    _fill(c, grad_bytes=choose(two, 2, 4))
 
 def _fill_layout(c):
     "Micro-batch, and whether norms are split over tensor-parallel ranks: not in Megatron before its core"
     older = of_rows(lambda f: framework_of(f) in ('megatron-deepspeed', 'megatron-lm'), c.framework)
-    _fill(c, micro_batch=np.where(c.pp > 1, 1, np.maximum(c.global_batch / c.dp, 1)), seq_parallel=1.0 - older)
+    _fill(c, micro_batch=choose(c.pp > 1, 1, np.maximum(c.global_batch / c.dp, 1)), seq_parallel=1.0 - older)
 
 def _fill_machine(c):
     "The domain of NVLink, and a network that is nobody's but the table's own"
-    if (c.gpus_per_node > 8).any():
+    if anywhere(c.gpus_per_node > 8):
         c.gpu = _texts_of_rows(rack_of, c.gpu, c.gpus_per_node)
     c.nvlink_domain = of_rows(lambda g: find(g).nvlink_domain or 8, c.gpu).astype(float)
     own = ~np.isnan(c.nic_bandwidth) & (c.cluster == '')
-    if own.any():
-        c.cluster = np.where(own, 'generic', c.cluster)
+    if anywhere(own):
+        c.cluster = choose(own, 'generic', c.cluster)
 
 def complete_columns(
     c:dict # Columns by name
@@ -509,7 +509,7 @@ def complete_columns(
     _fill_gradients(c)
     _fill(c, software=of_rows(_release, c.framework))
     _fill_machine(c)
-    c.frozen = np.where(c.lora_rank > 0, 1.0, c.frozen)
+    c.frozen = choose(c.lora_rank > 0, 1.0, c.frozen)
     _usual_launches(c)
     _fill_layout(c)
     _check_sizes(c)
@@ -593,7 +593,7 @@ def _usual_constants(*names):
 def _resolve_hardware(c, k):
     "What GPUs and kernels of attention reach, added to the constants"
     k.half, k.peak, k.narrow, k.width, k.hbm, k.link = parts_of_rows(_hardware, c.gpu, c.precision)
-    if np.isnan(k.peak).any():
+    if anywhere(np.isnan(k.peak)):
         raise ValueError(_first_refusal(c, k.peak))
     recent = c.software >= constant_of('sdpa_since')
     rates = parts_of_rows(_attention, c.framework, c.gpu, c.kernel, c.head_dim, recent)

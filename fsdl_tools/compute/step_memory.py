@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from ..core import GiB, one_of, read_data
 from .gpus import find
-from .columns import Columns, Fields, adapter_parameters, complete_columns, framework_of, of_rows
-from .columns import parts_of_rows
+from ..models.spec import anywhere, choose
+from .columns import Columns, Fields, adapter_parameters, complete_columns, framework_of
+from .columns import of_rows, parts_of_rows
 
 # %% ../../nbs/compute/03_step_memory.ipynb #a475e834
 def _small_parameters(c):
     "Norms and biases of a block; gated ones have no biases"
     plain = (2 + 2*c.kv)*c.hidden + c.plain_ffn*c.plain_share + 5*c.hidden
-    return np.where(c.gated_mlp > 0, 2*c.hidden, plain)
+    return choose(c.gated_mlp > 0, 2*c.hidden, plain)
 
 def _layer_params(c):
     "Parameters of one block that every rank of a tensor-parallel group shares: matrices, norms and biases, no experts"
@@ -32,8 +33,8 @@ def parameters(
 ):         # Parameters of the model; plain GPT models with learned positions need positions=1
     "Parameters of every model in the table"
     c = Columns.of(c) if 'layer_params' in c else complete_columns({**_one_gpu, **c})
-    tables = np.where(c.tied > 0, 1, 2)
-    norm = np.where(c.gated_mlp > 0, c.hidden, 2*c.hidden)
+    tables = choose(c.tied > 0, 1, 2)
+    norm = choose(c.gated_mlp > 0, c.hidden, 2*c.hidden)
     ends = c.vocab*c.hidden*tables + norm + c.positions*c.seq*c.hidden
     return c.layers*(_layer_params(c) + c.expert_params) + ends
 
@@ -42,7 +43,7 @@ def _placed_by_cost(layers, hidden, ffn, vocab, pp):
     "nanotron's stages: layers of the first and of the last, and whether the stages before it leave something to it"
     layer = 4*hidden**2 + 3*hidden*ffn                              # nanotron's cost of a layer (its pipeline blocks)
     share = (layers + vocab*hidden/layer) / pp                      # of one stage, in layers
-    first = np.where(pp > 1, np.minimum(np.maximum(np.ceil(share), 1), layers), layers)
+    first = choose(pp > 1, np.minimum(np.maximum(np.ceil(share), 1), layers), layers)
     last = np.maximum(layers - np.ceil(share*(pp - 1)), 0)
     reached = np.minimum(layers, np.floor(layers / share)) + 2  # the output layer and the loss may move two stages on
     return first, last, (reached >= pp - 1) | (pp == 1)
@@ -55,8 +56,8 @@ def place(
     even = np.ceil(layers / pp)
     rest = np.maximum(layers - even * (pp - 1), np.floor(layers / pp))
     first, last, full = _placed_by_cost(layers, hidden, ffn, vocab, pp)
-    last = np.where(pp == 1, layers, np.where(by_cost, last, rest))
-    return np.where(by_cost, first, even), last, np.where(by_cost, full, True) & (pp <= layers)
+    last = choose(pp == 1, layers, choose(by_cost, last, rest))
+    return choose(by_cost, first, even), last, choose(by_cost, full, True) & (pp <= layers)
 
 # %% ../../nbs/compute/03_step_memory.ipynb #1166a7c7
 optimizer_states = {
@@ -110,9 +111,9 @@ def sharded(
     "ZeRO's division (arXiv 1910.02054 figure 1)"
     w, g, o = sizes
     return (
-        np.where(zero >= 3, w / d, w),
-        np.where(zero >= 2, g / d, g),
-        np.where(offload > 0, 0, np.where(zero >= 1, o / d, o)),
+        choose(zero >= 3, w / d, w),
+        choose(zero >= 2, g / d, g),
+        choose(offload > 0, 0, choose(zero >= 1, o / d, o)),
     )
 
 # %% ../../nbs/compute/03_step_memory.ipynb #c7999d32
@@ -229,41 +230,41 @@ def _block_keeps(c, k):
     "Units of an average block, attention's scores left out"
     r = c.mlp_width/c.hidden
     gated = k.attention_units*(.5 + .5*c.kv) + k.mlp_units*r
-    fused = np.where(c.gated_mlp > 0, gated, k.plain_units + 2*r)
+    fused = choose(c.gated_mlp > 0, gated, k.plain_units + 2*r)
     u = k.units
     counted = u.base + u.query*c.q_width/c.hidden + u.kv*c.kv + u.ffn*r
-    return np.where(k.plain, counted, fused) + c.moe_share*c.topk*k.dispatch_units
+    return choose(k.plain, counted, fused) + c.moe_share*c.topk*k.dispatch_units
 
 def _scores_keep(c, k):
     "Units of attention's scores, where they are stored (arXiv 2205.05198 equation 1)"
-    return np.where((c.flash > 0) | k.selective, 0, 2.5*c.heads*c.seq/c.hidden/c.cp)
+    return choose((c.flash > 0) | k.selective, 0, 2.5*c.heads*c.seq/c.hidden/c.cp)
 
 def _whole_units(c):
     "Units of norms and residuals that tensor parallelism leaves whole"
     split = (c.tp <= 1) | (c.seq_parallel > 0)
-    return np.where(split, 0, np.where(c.gated_mlp > 0, 4, 5))
+    return choose(split, 0, choose(c.gated_mlp > 0, 4, 5))
 
 def _layer_keeps(c, k, entry, every):
     "Units of a layer with the recomputation of each row; `every` has no scores where attention is computed again"
     titan = 4 + c.kv + c.mlp_width/c.hidden + k.eager_units*(c.compile <= 0)
-    some = np.where(k.every, (every + entry)/2, every)
-    some = np.where(k.selective & k.titan, titan, some)
-    return np.where(k.full, entry, some)
+    some = choose(k.every, (every + entry)/2, every)
+    some = choose(k.selective & k.titan, titan, some)
+    return choose(k.full, entry, some)
 
 def _kept_units(c, k):
     "What a layer keeps for its backward pass"
-    entry = np.where(k.plain, k.units.entry, 1.)
+    entry = choose(k.plain, k.units.entry, 1.)
     every = _block_keeps(c, k) + _scores_keep(c, k)
     keep, left = _layer_keeps(c, k, entry, every), _whole_units(c)
-    whole_entry = np.where(c.seq_parallel > 0, 0., entry)
-    whole = np.where(k.full, whole_entry, np.where(keep > left, left, 0.))
-    return _Kept((keep - whole) * np.where(k.fp4, k.fp4_share, 1), whole, every)
+    whole_entry = choose(c.seq_parallel > 0, 0., entry)
+    whole = choose(k.full, whole_entry, choose(keep > left, left, 0.))
+    return _Kept((keep - whole) * choose(k.fp4, k.fp4_share, 1), whole, every)
 
 def _in_flight(c, k):
     "Micro-batches whose activations the first stage holds: GPipe all, 1F1B as many as stages, interleaving more"
     # arXiv 2205.05198 section 4.2.3
-    more = np.where(c.vp > 1, 1 + (c.pp - 1)/(c.pp*c.vp), 1)
-    return np.where(k.gpipe, c.m, np.minimum(c.m, c.pp) * more)
+    more = choose(c.vp > 1, 1 + (c.pp - 1)/(c.pp*c.vp), 1)
+    return choose(k.gpipe, c.m, np.minimum(c.m, c.pp) * more)
 
 # %% ../../nbs/compute/03_step_memory.ipynb #0ce97c71
 def _gathered_in_pipeline(c, k):
@@ -272,13 +273,13 @@ def _gathered_in_pipeline(c, k):
     work = c.micro_batch * c.seq * _layer_params(c) / c.tp
     busy = work > k.host_ahead                         # enough work in a layer to keep the host ahead
     more = k.gather_units_pipeline * (flight - 2) / np.maximum(flight, 1)
-    return np.where(flight > 2, more, np.where(busy, k.gather_units_two, 0.0))
+    return choose(flight > 2, more, choose(busy, k.gather_units_two, 0.0))
 
 def _gathered_units(c, k):
     "Gathered inputs that nanotron keeps, whole units a layer and micro-batch in flight"
     wide = (c.tp >= 32) | (c.gpus >= 256) | (c.m <= 1)
-    piped = np.where(wide, 0., _gathered_in_pipeline(c, k))
-    return np.where(c.tp > 1, np.where(c.pp == 1, k.gather_units, piped), 0.)
+    piped = choose(wide, 0., _gathered_in_pipeline(c, k))
+    return choose(c.tp > 1, choose(c.pp == 1, k.gather_units, piped), 0.)
 
 # %% ../../nbs/compute/03_step_memory.ipynb #23fa6285
 @dataclass(frozen=True)
@@ -296,27 +297,27 @@ def _stage_of(c, k, opening, layers, flight):
     one = c.pp == 1
     first, last = (True, one) if opening else (one, True)
     params = _stage_params(c, k, layers, first, last)
-    trained = np.where(c.frozen > 0, layers*adapter_parameters(c)/c.tp, params)
+    trained = choose(c.frozen > 0, layers*adapter_parameters(c)/c.tp, params)
     return _Stage(opening, layers, flight, last, params, trained)
 
 def _stage_params(c, k, n, first, last):
     "Parameters of a stage with `n` layers on one tensor-parallel rank"
-    pad = np.where(k.megatron, 128*c.tp, 1)
+    pad = choose(k.megatron, 128*c.tp, 1)
     words = np.ceil(c.vocab/pad)*pad
     shared = (c.tied > 0) & (c.pp == 1)
-    tables = np.where(first, 1, 0) + np.where(last, np.where(shared, 0, 1), 0)
+    tables = choose(first, 1, 0) + choose(last, choose(shared, 0, 1), 0)
     return (n*_layer_params(c) + tables*words*c.hidden + first*c.positions*c.seq*c.hidden) / c.tp
 
 def _sharing(c):
     "Ranks that share the states of a stage where ZeRO shards them"
-    return np.where(c.shard > 0, c.shard, c.dp*c.cp)
+    return choose(c.shard > 0, c.shard, c.dp*c.cp)
 
 def _communication(c, k, p):
     "Buckets of DDP, gathered units of FSDP, and the unsharded weights and gradients of FSDP in a pipeline"
-    each = np.minimum(np.where(c.m > 1, k.bucket_bytes, k.bucket_bytes_once), k.sizes[1])
-    bucket = np.where((c.dp * c.cp > 1) & (c.zero < 3), each * p, 0)
-    cast = np.where(k.amp & (c.zero < 3) & ~k.plain, 2*p, 0)   # 16-bit copies that autocast caches
-    return np.where(c.zero >= 3, np.where(c.pp > 1, 6*p, _gathered_by_fsdp(c)), bucket + cast)
+    each = np.minimum(choose(c.m > 1, k.bucket_bytes, k.bucket_bytes_once), k.sizes[1])
+    bucket = choose((c.dp * c.cp > 1) & (c.zero < 3), each * p, 0)
+    cast = choose(k.amp & (c.zero < 3) & ~k.plain, 2*p, 0)   # 16-bit copies that autocast caches
+    return choose(c.zero >= 3, choose(c.pp > 1, 6*p, _gathered_by_fsdp(c)), bucket + cast)
 
 def _gathered_by_fsdp(c):
     "Bytes of two layers and the two ends in 16 bits"
@@ -331,20 +332,20 @@ def _expert_states(c, k, s):
 
 def _frozen_weights(c, k, s):
     "Bytes of weights that are not trained: 16 bits, or weight_bits and the scales of blocks of 64 (arXiv 2305.14314)"
-    size = np.where(c.weight_bits < 16, c.weight_bits/8*k.scale_share, 2.)
-    parts = np.where(c.zero >= 3, _sharing(c), 1)
+    size = choose(c.weight_bits < 16, c.weight_bits/8*k.scale_share, 2.)
+    parts = choose(c.zero >= 3, _sharing(c), 1)
     whole = s.params + s.layers*c.expert_params/c.ep
-    return np.where(c.frozen > 0, size*whole/parts, 0.)
+    return choose(c.frozen > 0, size*whole/parts, 0.)
 
 def _states(c, k, s):
     "Bytes by category that a stage holds throughout a step"
     own = [size*s.trained for size in sharded(k.sizes, c.zero, _sharing(c), c.offload)]
-    if (c.experts > 0).any():
+    if anywhere(c.experts > 0):
         own = [a + b for a, b in zip(own, _expert_states(c, k, s), strict=True)]
     states = dict(zip(('weights', 'gradients', 'optimizer'), own, strict=True))
-    if (c.frozen > 0).any():
+    if anywhere(c.frozen > 0):
         states['weights'] = states['weights'] + _frozen_weights(c, k, s)
-    fixed = np.where(k.without_fixed | k.titan, 0, 1)
+    fixed = choose(k.without_fixed | k.titan, 0, 1)
     return states | dict(communication=_communication(c, k, s.trained), fixed=k.fixed_gib*GiB*fixed)
 
 @dataclass(frozen=True)
@@ -356,7 +357,7 @@ class _Activations:
 
 def _activations(c, k, s):
     "The activations of a stage"
-    unit = c.tokens*c.hidden*np.where(k.single, 4, 2)
+    unit = c.tokens*c.hidden*choose(k.single, 4, 2)
     kept = _kept_units(c, k)
     layers = s.layers*s.flight*unit*(kept.split/c.tp + kept.whole)
     return _Activations(unit, layers + k.stage_units*unit*s.flight, kept.every)
@@ -365,26 +366,26 @@ def _stage(c, k, s):
     "Bytes by category on a stage, at its peak"
     states, kept = _states(c, k, s), _activations(c, k, s)
     found = states | _fused_peak(c, k, s, states, kept)
-    if not k.plain.any():
+    if not anywhere(k.plain):
         return found
     plain = _plain_peak(c, k, s, states['gradients'], kept)
-    return found | {n: np.where(k.plain, v, found[n]) for n, v in plain.items()}
+    return found | {n: choose(k.plain, v, found[n]) for n, v in plain.items()}
 
 def _work(c, k, unit):
     "Bytes that the backward pass of a layer needs besides; torchtitan's figures hold them in what is kept"
     split = k.work_split/c.tp + k.work_whole
-    work = unit*np.where(c.tp > 1, split, k.work_single)
-    return np.where(k.titan & ~k.full, 0, work)
+    work = unit*choose(c.tp > 1, split, k.work_single)
+    return choose(k.titan & ~k.full, 0, work)
 
 def _fused_peak(c, k, s, states, kept):
     "Activations, logits and workspace where kernels are fused: the loss, the backward pass of a layer, the reduction"
-    logits, work = np.where(s.last, _logits(c, k), 0.), _work(c, k, kept.unit)
+    logits, work = choose(s.last, _logits(c, k), 0.), _work(c, k, kept.unit)
     both = k.titan | (logits == 0)                                   # reserved memory of torchtitan holds both
-    top = np.where(both, logits + work, np.maximum(logits, work))
+    top = choose(both, logits + work, np.maximum(logits, work))
     room = k.room_share*k.usable - sum(states.values()) - kept.bytes - top
     activations = kept.bytes + _gathered(c, k, s, kept.unit, room)
     peak = np.maximum(activations + top, k.reduce_bytes*s.params + work)
-    logits = np.where(both | (logits >= work), logits, 0.)
+    logits = choose(both | (logits >= work), logits, 0.)
     return dict(activations=activations, logits=logits, workspace=peak - activations - logits)
 
 def _gathered(c, k, s, unit, room):
@@ -395,12 +396,12 @@ def _gathered(c, k, s, unit, room):
 def _logits(c, k):
     "Logits, their gradient and what the loss makes of them"
     compiled = (c.compile > 0) & (~k.titan | k.blackwell)        # torchtitan compiles its loss since 2025
-    return c.tokens*c.vocab/c.tp*np.where(compiled, k.logit_bytes_compiled, k.logit_bytes)
+    return c.tokens*c.vocab/c.tp*choose(compiled, k.logit_bytes_compiled, k.logit_bytes)
 
 # %% ../../nbs/compute/03_step_memory.ipynb #e3a9c1d1
 def _plain_logits(c, k):
     "Logits in the width of activations, and besides them what PyTorch's loss makes: all in fp32"
-    loss = np.where(c.compile > 0, k.logit_bytes_compiled, np.where(k.single, 4, 2) + k.logit_bytes)
+    loss = choose(c.compile > 0, k.logit_bytes_compiled, choose(k.single, 4, 2) + k.logit_bytes)
     return c.tokens*c.vocab/c.tp*loss
 
 def _update_facts(optimizer):
@@ -411,22 +412,22 @@ def _update_facts(optimizer):
 def _update_bytes(c, k, trained):
     "What Adam's update of all tensors at once makes besides: roots of second moments; gradients for fp32 masters"
     adam, master = parts_of_rows(_update_facts, c.optimizer)
-    ranks = np.where(c.zero >= 1, _sharing(c), 1)
+    ranks = choose(c.zero >= 1, _sharing(c), 1)
     wide = k.sizes[0]                                        # 4 bytes: fp32 weights, which are their own masters
-    each = np.where((wide < 4) & master, 8, wide)
-    return np.where(adam & (c.offload <= 0), each*trained/ranks, 0)
+    each = choose((wide < 4) & master, 8, wide)
+    return choose(adam & (c.offload <= 0), each*trained/ranks, 0)
 
 def _cast_weights(c, k, trained):
     "Bytes of autocast's copies of weights; where layers are computed again only the output layer's live on"
     again = k.full | k.every
-    copied = np.where(again, c.vocab*c.hidden/c.tp, trained)
-    return np.where(k.amp & (c.zero < 3), 2*copied, 0)
+    copied = choose(again, c.vocab*c.hidden/c.tp, trained)
+    return choose(k.amp & (c.zero < 3), 2*copied, 0)
 
 def _made_backward(c, k, kept):
     "Bytes that the backward pass of a block makes, after its forward pass again where that is not kept"
     u, r = k.units, c.mlp_width/c.hidden
     repeated = kept.every + u.again + u.again_ffn*r
-    units = np.where(k.full | k.every, repeated, u.work + u.work_ffn*r)
+    units = choose(k.full | k.every, repeated, u.work + u.work_ffn*r)
     return kept.unit*np.maximum(units, 0)/c.tp
 
 @dataclass(frozen=True)
@@ -444,13 +445,13 @@ class _Moment:
 
 def _plain_moments(c, k, s, gradients, kept):
     "The moments of a step at which PyTorch's own modules can need most"
-    ends = kept.unit*k.units.ends/np.where(c.pp == 1, 1, 2)
+    ends = kept.unit*k.units.ends/choose(c.pp == 1, 1, 2)
     all_kept = kept.bytes + ends + _cast_weights(c, k, s.trained)
-    answer = np.where(s.last, c.tokens*c.vocab/c.tp*np.where(k.single, 4, 2), 0.)    # the loop holds it meanwhile
+    answer = choose(s.last, c.tokens*c.vocab/c.tp*choose(k.single, 4, 2), 0.)    # the loop holds it meanwhile
     made = _made_backward(c, k, kept)
-    block = kept.unit*np.where(k.full | k.every, 0, kept.every)/c.tp    # the first one's, which is there besides
-    there = np.where(c.m > 1, gradients, 0.)                 # of earlier micro-batches; otherwise not made yet
-    logits = np.where(s.last, _plain_logits(c, k), 0.)
+    block = kept.unit*choose(k.full | k.every, 0, kept.every)/c.tp    # the first one's, which is there besides
+    there = choose(c.m > 1, gradients, 0.)                 # of earlier micro-batches; otherwise not made yet
+    logits = choose(s.last, _plain_logits(c, k), 0.)
     return dict(
         loss=_Moment(all_kept, 0., logits, there),
         last_block=_Moment(all_kept, made, answer, there),
@@ -475,11 +476,11 @@ def prepare_columns(c):
 def _stages(c, k):
     "Bytes by category of the first and of the last stage, and whether every row can start"
     n, rest, starts = place(c.layers, c.hidden, c.ffn, c.vocab, c.pp, k.nanotron)
-    starts = starts & np.where(k.nanotron, c.m >= c.pp - 1, True)
+    starts = starts & choose(k.nanotron, c.m >= c.pp - 1, True)
     first = _stage(c, k, _stage_of(c, k, True, n, _in_flight(c, k)))
     if (c.pp == 1).all():
         return first, first, starts
-    last = _stage(c, k, _stage_of(c, k, False, rest, np.where(k.gpipe, c.m, 1)))
+    last = _stage(c, k, _stage_of(c, k, False, rest, choose(k.gpipe, c.m, 1)))
     return first, last, starts
 
 def _as_shown(allocated, k):
@@ -500,7 +501,7 @@ def memory(
     first, last, starts = _stages(c, k)
     a, b = sum(first.values()), sum(last.values())
     fuller = np.maximum(a, b)
-    shown = np.where(k.nanotron, a, fuller)                # nanotron reports its first rank
+    shown = choose(k.nanotron, a, fuller)                # nanotron reports its first rank
     margin = k.usable - _as_shown(fuller, k)['device']
     return dict(first=first, last=last) | _as_shown(shown, k) | dict(
         usable=np.broadcast_to(k.usable, np.shape(margin)),

@@ -11,6 +11,7 @@ import numpy as np
 from .columns import Columns, Constants, adapter_parameters, complete_columns, constant_of
 from .columns import of_rows, parts_of_rows, resolve, time_constants, _schedules
 from .gpus import find
+from ..models.spec import anywhere, choose
 
 # %% ../../nbs/compute/02_step_time.ipynb #a2318d66
 def waves(
@@ -78,7 +79,7 @@ def _derive_rates(c, k):
     age = np.clip(k.newest_software - c.software, 0, k.tuning_years)      # Years of tuning that the software lacks
     share = k.matmul_efficiency * k.clock * k.product_share * np.exp(-k.tuning * age)
     narrow = k.fp8_relative * k.recipe_share
-    k.rate = k.peak * share * np.where(k.narrow > 0, narrow, 1)
+    k.rate = k.peak * share * choose(k.narrow > 0, narrow, 1)
     k.head_rate = k.half * share
     k.memory = k.hbm * k.memory_efficiency
 
@@ -86,15 +87,15 @@ def _derive_links(c, k):
     "Bytes per second between GPUs, and how many NVLink joins: all of a node, unless its cluster or its cards say less"
     given = ~np.isnan(c.nic_bandwidth)
     k.ring = k.link * k.link_efficiency
-    k.nic = np.where(given, c.nic_bandwidth, k.nic_nominal) * k.nic_efficiency
+    k.nic = choose(given, c.nic_bandwidth, k.nic_nominal) * k.nic_efficiency
     island = np.minimum(c.gpus_per_node, k.nvlink_island)
-    k.nvlink_island = np.where(c.nvlink_domain < 8, np.minimum(island, c.nvlink_domain), island)
+    k.nvlink_island = choose(c.nvlink_domain < 8, np.minimum(island, c.nvlink_domain), island)
 
 # %% ../../nbs/compute/02_step_time.ipynb #be97b272
 def _block_linears(c):
     "(outputs, inputs, share of layers) of the dense linear layers of a block on one tensor-parallel rank"
     h, t = c.hidden, c.tp
-    gates = np.where(c.gated_mlp > 0, 2, 1)
+    gates = choose(c.gated_mlp > 0, 2, 1)
     return [
         ((c.q_width + c.kv_width) / t, h, 1),
         (h, c.o_width / t, 1),
@@ -108,9 +109,9 @@ def _layer_matmul(c, k):
     out = _Products(0.0, 0.0, 0.0)
     for outputs, inputs, share in layers:
         out += _linear(c.tokens, outputs, inputs, k.rate, *k.shape).times(share)
-    if (c.experts > 0).any():
+    if anywhere(c.experts > 0):
         out += _expert_matmul(c, k)
-    if (c.layer_extra > 0).any():
+    if anywhere(c.layer_extra > 0):
         more = 2 * c.tokens * np.maximum(c.layer_extra, 0) / c.tp / k.rate
         out += _Products(more, more, more)
     return out
@@ -125,67 +126,67 @@ def _routed_experts(c, k):
     local = experts / c.ep
     rows = c.tokens / c.tp * c.topk / local                        # Tokens of one expert, when they spread evenly
     ragged = (c.hidden % 128 > 0) | (width % 128 > 0)              # Tiles of 128 overhang in every group
-    rate = k.rate * k.grouped_share * np.where(ragged, k.ragged_share, 1)
-    gates = np.where(c.gated_mlp > 0, 2, 1)
+    rate = k.rate * k.grouped_share * choose(ragged, k.ragged_share, 1)
+    gates = choose(c.gated_mlp > 0, 2, 1)
     up = _linear(rows, gates * width, c.hidden, rate, *k.shape)
     down = _linear(rows, c.hidden, width, rate, *k.shape)
     return (up + down).times(local)
 
 def _shared_expert(c, k):
     "The products of the expert that all tokens meet, split over the tensor-parallel ranks"
-    width, gates = c.shared_ffn / c.tp, np.where(c.gated_mlp > 0, 2, 1)
+    width, gates = c.shared_ffn / c.tp, choose(c.gated_mlp > 0, 2, 1)
     up = _linear(c.tokens, np.maximum(gates * width, 1), c.hidden, k.rate, *k.shape)
     down = _linear(c.tokens, c.hidden, np.maximum(width, 1), k.rate, *k.shape)
     both = up + down
-    return _Products(*(np.where(width > 0, s, 0) for s in (both.forward, both.inputs, both.weights)))
+    return _Products(*(choose(width > 0, s, 0) for s in (both.forward, both.inputs, both.weights)))
 
 def _layer_attention(c, k):
     "Forward and backward seconds of attention: fused and causal, or batched products and a softmax in memory"
     flops = 4 * c.tokens * c.seq * c.score_width / c.tp
     flops = flops * c.full_attention * np.minimum(c.document / c.seq, 1)
     fused, plain = _fused_attention(c, k, flops), _plain_attention(c, k, flops)
-    return tuple(np.where(c.flash > 0, f, p) for f, p in zip(fused, plain, strict=True))
+    return tuple(choose(c.flash > 0, f, p) for f, p in zip(fused, plain, strict=True))
 
 def _fused_attention(c, k, flops):
     "Forward and backward seconds of a fused kernel, at the rates that were published for it"
     ramp = 1 + k.attend_half * c.cp / c.seq
     known = ~np.isnan(k.attend)
     seconds = lambda share: flops / 2 * ramp / (k.half * k.clock * share)
-    forward = np.where(known, k.attend * k.attention_share, k.attention_efficiency)
-    backward = np.where(known, k.attend_back * k.attention_share, k.attention_efficiency)
+    forward = choose(known, k.attend * k.attention_share, k.attention_efficiency)
+    backward = choose(known, k.attend_back * k.attention_share, k.attention_efficiency)
     return seconds(forward), k.attention_back * seconds(backward)
 
 def _plain_attention(c, k, flops):
     "Forward and backward seconds of two batched products whose scores are written to memory and read again"
     scores = c.micro_batch * c.seq**2 / c.cp * c.heads / c.tp * k.score_bytes / k.memory
-    odd = np.where(c.head_dim % 8 == 0, 1, k.misaligned_slowdown)
+    odd = choose(c.head_dim % 8 == 0, 1, k.misaligned_slowdown)
     forward = flops / (k.head_rate * k.batched_efficiency) * odd + scores
     return forward, 2*forward
 
 def _layer_elementwise(c, k):
     "Forward and backward seconds of what lies between the products"
-    passes = k.elementwise_passes * np.where(c.compile > 0, k.compile_gain, 1)
+    passes = k.elementwise_passes * choose(c.compile > 0, k.compile_gain, 1)
     permuted = c.moe_share * 2 * c.topk * c.hidden / c.tp * k.permute_passes                 # Copies read and written
     numbers = _numbers_between(c) * passes + permuted
     seconds = c.tokens * (numbers * k.width + _cast_bytes(c, k)) / k.memory
-    if (c.weight_bits < 16).any():
+    if anywhere(c.weight_bits < 16):
         seconds = seconds + _unpacked_bytes(c) / k.memory
     return seconds, 2*seconds
 
 def _numbers_between(c):
     "Numbers of a token: norms, residuals and dropout (whole width), rotary embedding and activation (split over tp)"
-    whole = 12 * c.hidden / np.where(c.seq_parallel > 0, c.tp, 1)
-    split = c.q_width + c.kv_width + np.where(c.gated_mlp > 0, 5, 3) * c.mlp_width
+    whole = 12 * c.hidden / choose(c.seq_parallel > 0, c.tp, 1)
+    split = c.q_width + c.kv_width + choose(c.gated_mlp > 0, 5, 3) * c.mlp_width
     return whole + split / c.tp
 
 def _cast_bytes(c, k):
     "Bytes of a token that products in 8 or 4 bits cost for casting their inputs"
-    each = np.where(k.narrow > 0, k.cast_bytes, 0)
+    each = choose(k.narrow > 0, k.cast_bytes, 0)
     return each * (2 * c.hidden + c.q_width + c.kv_width + 2 * c.mlp_width) / c.tp
 
 def _unpacked_bytes(c):
     "Bytes of frozen weights, read in fewer bits and written in 16"
-    return np.where(c.weight_bits < 16, c.weight_bits / 8 + 2, 0) * c.layer_params / c.tp
+    return choose(c.weight_bits < 16, c.weight_bits / 8 + 2, 0) * c.layer_params / c.tp
 
 # %% ../../nbs/compute/02_step_time.ipynb #c4577242
 def _smooth_max(a, b):
@@ -206,13 +207,13 @@ def collective(
 ):                # Seconds of one all-gather or reduce-scatter; an all-reduce takes two (arXiv 1802.05799)
     "Alpha-beta time of one pass around a ring of `local` times `nodes` ranks"
     inside, across = _inside_nodes(nbytes, local, k), _across_nodes(nbytes, local, nodes, k)
-    return np.where(nodes > 1, _smooth_max(inside, across), inside) * (local * nodes > 1)
+    return choose(nodes > 1, _smooth_max(inside, across), inside) * (local * nodes > 1)
 
 def _inside_nodes(nbytes, local, k):
     "Seconds on the links of a node, over a bridge where NVLink joins fewer GPUs"
     bridged = local > k.nvlink_island
-    rate = np.where(bridged, k.bridge_rate, k.ring)
-    latency = np.where(bridged, k.bridge_latency, k.link_latency)
+    rate = choose(bridged, k.bridge_rate, k.ring)
+    latency = choose(bridged, k.bridge_latency, k.link_latency)
     return nbytes * (local - 1) / local / rate + latency * (local > 1)
 
 def _across_nodes(nbytes, local, nodes, k):
@@ -224,10 +225,10 @@ def _across_nodes(nbytes, local, nodes, k):
 # %% ../../nbs/compute/02_step_time.ipynb #ed55248d
 def _expert_comm(c, k):
     "Seconds in which tokens travel to their experts and back, forward (and equally backward): two all-to-alls a layer"
-    if not ((c.experts > 0) & (c.ep > 1)).any():
+    if not anywhere((c.experts > 0) & (c.ep > 1)):
         return 0.0
     hidden = (c.vp > 1) | (c.graphs == 'whole')             # Behind another micro-batch
-    exposed = np.where(hidden, k.alltoall_exposed, 1.0)
+    exposed = choose(hidden, k.alltoall_exposed, 1.0)
     return 2 * _all_to_all(c, k) * c.moe_share * exposed * (c.ep > 1)
 
 def _all_to_all(c, k):
@@ -236,13 +237,13 @@ def _all_to_all(c, k):
     near, far = _copies(c, local, nodes)
     inside = c.act / c.tp * near / (k.ring * k.alltoall_inside)
     across = c.act / c.tp * far / (k.nic * k.alltoall_share)
-    return np.where(nodes > 1, _smooth_max(inside, across), inside) + k.alltoall_latency * nodes
+    return choose(nodes > 1, _smooth_max(inside, across), inside) + k.alltoall_latency * nodes
 
 def _copies(c, local, nodes):
     "Copies of a token that travel inside a node and across nodes, when its experts are spread evenly"
     once = c.dispatcher == 'deepep'
-    ranks = np.where(once, _distinct(c.ep, c.topk), c.topk)
-    hosts = np.where(once, _distinct(nodes, c.topk), c.topk)
+    ranks = choose(once, _distinct(c.ep, c.topk), c.topk)
+    hosts = choose(once, _distinct(nodes, c.topk), c.topk)
     return ranks * (local - 1) / c.ep, hosts * (nodes - 1) / nodes
 
 def _distinct(places, draws):
@@ -257,7 +258,7 @@ def _tensor_comm(c, k):
 def _context_comm(c, k, attention):
     "Seconds of ring attention that attention does not hide, forward and backward (arXiv 2310.01889)"
     _, nodes = _spans(c.cp, c.tp, c.gpus_per_node)
-    wire = np.where(nodes > 1, k.nic, k.ring)
+    wire = choose(nodes > 1, k.nic, k.ring)
     ring = (c.cp - 1) * (2 * c.act / c.tp * c.kv / wire + k.nic_latency)
     forward, backward = attention
     late = (_smooth_max(forward, ring) - forward) + (_smooth_max(backward, 2 * ring) - backward)
@@ -268,7 +269,7 @@ def _host_time(c, k, again):
     _, nodes = _spans(c.tp, 1, c.gpus_per_node)
     both = (c.tp > 1) * (c.pp > 1) * (c.nodes > 1)
     crowd = both * k.rank_wait + (nodes > 1) * k.node_wait
-    start = k.launch_seconds * np.where(c.tp > 1, k.launch_tensor, 1) * k.graph_launch
+    start = k.launch_seconds * choose(c.tp > 1, k.launch_tensor, 1) * k.graph_launch
     return (start + crowd * c.tp) * (1 + again/3)
 
 def _expert_wait(c, k):
@@ -319,21 +320,21 @@ def _first_stage(c, k):
     "Layers of the first stage, where the output layer counts as layers or does not"
     head = c.vocab * c.hidden / c.layer_params
     balanced = np.minimum(np.floor((c.layers + head) / c.pp) + 1, c.layers)
-    return np.where(k.balances_head > 0, balanced, np.ceil(c.layers / c.pp))
+    return choose(k.balances_head > 0, balanced, np.ceil(c.layers / c.pp))
 
 def _last_stage(c, k, first):
     "Layers of the last stage, when all stages before it have as many as the first"
     rest = np.maximum(c.layers - first*(c.pp-1), 0)
     uneven = (k.balances_head > 0) | (c.layers % c.pp > 0) & (c.vp > 1)
-    return np.where(uneven, rest, c.layers / c.pp)
+    return choose(uneven, rest, c.layers / c.pp)
 
 def _slowest(c, k, lay, end):
     "Layers and output layers (0 or 1) of the slowest stage, and layers of the first"
     single = c.pp == 1
     first = _first_stage(c, k)
-    last = np.where(single, c.layers, _last_stage(c, k, first))
+    last = choose(single, c.layers, _last_stage(c, k, first))
     tail = (last*lay['total'] + end['total'] >= first*lay['total'] + end['launch']) | single
-    return np.where(tail, last, first), np.where(tail, 1., 0.), np.where(single, c.layers, first)
+    return choose(tail, last, first), choose(tail, 1., 0.), choose(single, c.layers, first)
 
 def _slot(c, k, lay, end):
     "Seconds by cause of one micro-batch on the slowest stage, its sum, and layers of the first stage"
@@ -357,7 +358,7 @@ def _hop(c, k):
     "Seconds in which an activation and its gradient go from one stage to the next"
     stage = c.tp * c.cp * c.dp
     outside = (stage >= c.gpus_per_node) | (stage * c.pp > c.gpus_per_node)
-    wire = np.where(outside, k.nic, k.ring)
+    wire = choose(outside, k.nic, k.ring)
     return 2 * c.act / c.tp / wire * k.hop_bytes + 2 * k.hop_latency
 
 def _stall(c, k):
@@ -368,11 +369,11 @@ def _stall(c, k):
 # %% ../../nbs/compute/02_step_time.ipynb #f2f980ff
 def _stage_params(c, first):
     "Parameters that the first stage trains on one tensor-parallel rank, without experts: layers and its embeddings"
-    tables = np.where((c.pp > 1) | (c.tied > 0), 1, 2)
+    tables = choose((c.pp > 1) | (c.tied > 0), 1, 2)
     whole = (first * c.layer_params + c.vocab * c.hidden * tables) / c.tp
-    if not (c.frozen > 0).any():
+    if not anywhere(c.frozen > 0):
         return whole
-    return np.where(c.frozen > 0, first * adapter_parameters(c) / c.tp, whole)
+    return choose(c.frozen > 0, first * adapter_parameters(c) / c.tp, whole)
 
 def _stage_experts(c, first):
     "Parameters of the experts of the first stage on one rank, and the ranks that hold copies of them"
@@ -383,7 +384,7 @@ def _reduced(c, k, params, first, bytes_):
     "Seconds of one pass of a stage's gradients or weights, of so many bytes each, around its replicas"
     spans = _spans(c.dp*c.cp, c.tp, c.gpus_per_node)
     seconds = collective(bytes_*params, *spans, k)
-    if not (c.experts > 0).any():
+    if not anywhere(c.experts > 0):
         return seconds
     own, copies = _stage_experts(c, first)
     return seconds + collective(bytes_*own, *_spans(copies, c.ep, c.gpus_per_node), k)
@@ -395,15 +396,15 @@ def _hidden_by(c, k, busy):
 def _gradient_comm(c, k, params, busy, first):
     "Exposed seconds of DDP and ZeRO 1 and 2: one reduction for a step"
     grads = _reduced(c, k, params, first, c.grad_bytes)
-    back = np.where(c.zero >= 1, _reduced(c, k, params, first, k.width), grads)
+    back = choose(c.zero >= 1, _reduced(c, k, params, first, k.width), grads)
     both = (grads + back) * k.data_cost
     exposed = np.maximum(both - _hidden_by(c, k, busy), k.data_exposed * both)
-    return np.where(c.zero == 2, both, exposed)
+    return choose(c.zero == 2, both, exposed)
 
 def _sharded_comm(c, k, params, busy):
     "Exposed seconds of ZeRO-3, FSDP and HSDP: gathers and scatters of layers, and a reduction among copies of shards"
     ranks = c.dp * c.cp
-    shard = np.where(c.shard > 0, np.minimum(c.shard, ranks), ranks)
+    shard = choose(c.shard > 0, np.minimum(c.shard, ranks), ranks)
     unit = _gathered(c, k, shard)
     late = _smooth_max(unit, busy) - busy + k.fsdp_exposed*unit
     return c.m * late + _among_copies(c, k, params, shard, busy)
@@ -411,7 +412,7 @@ def _sharded_comm(c, k, params, busy):
 def _gathered(c, k, shard):
     "Seconds of two gathers of every layer of a stage and, where it is trained, a scatter, for one micro-batch"
     size = k.width * (c.layer_params / c.tp + c.expert_params / c.ep)
-    passes = np.where(c.frozen > 0, 2, 3)
+    passes = choose(c.frozen > 0, 2, 3)
     size = size * (2 * k.gather_bytes + (passes - 2) * k.scatter_bytes) / passes
     spans = _spans(shard, c.tp, c.gpus_per_node)
     return passes * collective(size, *spans, k) * c.layers / c.pp
@@ -422,16 +423,16 @@ def _among_copies(c, k, params, shard, busy):
     spans = _spans(ranks/shard, c.tp*shard, c.gpus_per_node)
     once = collective(c.grad_bytes*params/shard, *spans, k)
     exposed = np.maximum(2*once - _hidden_by(c, k, busy), k.copies_exposed*once)
-    return np.where(ranks > shard, exposed, 0)
+    return choose(ranks > shard, exposed, 0)
 
 def _updated(c, params, first):
     "Parameters that one rank updates: its shard of the stage"
-    shard = np.where(c.shard > 0, c.shard, c.dp*c.cp)
-    own = params / np.where(c.zero >= 3, shard, np.where(c.zero >= 1, c.dp, 1))
-    if not (c.experts > 0).any():
+    shard = choose(c.shard > 0, c.shard, c.dp*c.cp)
+    own = params / choose(c.zero >= 3, shard, choose(c.zero >= 1, c.dp, 1))
+    if not anywhere(c.experts > 0):
         return own
     experts, copies = _stage_experts(c, first)
-    return own + experts / np.where(c.zero >= 1, copies, 1)
+    return own + experts / choose(c.zero >= 1, copies, 1)
 
 def _optimizer(c, k, params, first):
     "Seconds of the update of one rank's shard, on the GPU; with offload also over PCIe and on the host"
@@ -457,17 +458,17 @@ def without_link(
 def _need_links(c, k):
     "Raises ValueError where GPUs talk over a link whose rate nobody wrote down; one GPU talks to nobody"
     missing = np.isnan(k.link)
-    if missing.any():
-        k.link = np.where(missing, 1.0, k.link)
+    if anywhere(missing):
+        k.link = choose(missing, 1.0, k.link)
     unknown = missing & (c.gpus > 1)
-    if unknown.any():
+    if anywhere(unknown):
         names = np.broadcast_to(c.gpu, np.shape(unknown))[unknown]
         raise without_link(find(str(names.ravel()[0])).name)
 
 def _data_comm(c, k, params, busy, first):
     "Exposed seconds of messages between replicas; busy: of a micro-batch on the slowest stage; first: its layers"
     whole, sharded = _gradient_comm(c, k, params, busy, first), _sharded_comm(c, k, params, busy)
-    return np.where(c.zero >= 3, sharded, whole) * (c.dp * c.cp > 1)
+    return choose(c.zero >= 3, sharded, whole) * (c.dp * c.cp > 1)
 
 def _seconds_of_step(c, k):
     "Seconds of a step by cause"
@@ -497,6 +498,6 @@ def step_time(
     _need_links(c, k)
     derive(c, k)
     seconds = _seconds_of_step(c, k)
-    shape = np.broadcast_shapes(*{np.shape(v) for v in vars(c).values()})
+    shape = np.broadcast_shapes(*{v.shape for v in vars(c).values()})
     o = {q: _in_shape(seconds[q], shape) for q in causes}
     return o | dict(total=sum(o.values()))

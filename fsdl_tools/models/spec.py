@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['human_flop', 'human_shape', 'Layer', 'Input', 'TransformerShape', 'ModelSpec', 'attention_matrices',
-           'compressed_matrices', 'mlp_matrices', 'weights', 'attention_flops', 'from_shape']
+           'compressed_matrices', 'mlp_matrices', 'weights', 'attention_flops', 'choose', 'anywhere', 'from_shape']
 
 # %% ../../nbs/models/01_spec.ipynb #cb15c29d
 from dataclasses import dataclass
 from typing import Optional
+import numpy as np
 from ..core import Record, human_count, one_of, positive
 
 # %% ../../nbs/models/01_spec.ipynb #8432404a
@@ -217,6 +218,24 @@ def attention_flops(
 ):           # Operations for a token
     "The two products of attention that have no parameters: queries by keys, probabilities by values"
     return 2 * seq * (queries + out)
+
+# %% ../../nbs/models/01_spec.ipynb #19aa2f11
+def choose(
+    condition, # For each model, or once for all of them
+    yes,       # What stands where it holds
+    no         # What stands where it does not
+):             # As from np.where, which takes ten times as long where there is but one
+    "One of two values for every model"
+    if not isinstance(condition, (bool, np.bool_)):
+        return np.where(condition, yes, no)
+    picked = yes if condition else no
+    return picked if hasattr(picked, 'dtype') else np.asarray(picked)[()]
+
+def anywhere(
+    condition # For each model, or once for all of them
+) -> bool:    # Does it hold for one of them?
+    "Whether models need what only some of them do"
+    return bool(condition if isinstance(condition, (bool, np.bool_)) else condition.any())
 
 # %% ../../nbs/models/01_spec.ipynb #f6649f97
 def _linear(name, seq, inner, outer, bias=False, copies=1, active=1):
