@@ -12,7 +12,8 @@ from fsdl_tools.compute.planner import _model_flops
 from fsdl_tools.compute.step_time import _block_linears
 from fsdl_tools.core import read_data
 from fsdl_tools.models.gpt import GPT, GPTConfig
-from fsdl_tools.models.spec import TransformerShape, attention_flops, attention_matrices, compressed_matrices, from_shape, mlp_matrices, weights
+from fsdl_tools.models.spec import TransformerShape, anywhere, attention_flops, attention_matrices, choose, compressed_matrices
+from fsdl_tools.models.spec import from_shape, mlp_matrices, weights
 from fsdl_tools.parallel.schedules import layer_costs
 from fsdl_tools.training.trainer import _gpt_flops
 
@@ -116,3 +117,14 @@ def test_numbers_and_arrays():
         each = weights(compressed_matrices(*one)), weights(attention_matrices(one[0], one[4], one[5], one[3])), weights(mlp_matrices(one[0], one[2], one[4] > 0)), attention_flops(one[0], one[4], one[3])
         assert [w[i] for w in whole] == list(each) and all(isinstance(n, int) for n in each)
     assert weights(mlp_matrices(Fraction(3, 2), 4, True)) == 18
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(-9, 9), st.floats(-9, 9)), min_size=1, max_size=5))
+def test_one_of_two_values_for_each_model_or_for_all(rows):
+    condition, yes, no = map(np.array, zip(*rows, strict=True))
+    assert np.array_equal(choose(condition, yes, no), np.where(condition, yes, no)) and anywhere(condition) == condition.any()
+    for c, y, n in rows:
+        for truth in (c, np.bool_(c)):
+            for values in ((y, n), (np.float64(y), np.float64(n)), (np.asarray(y), 2)):
+                assert choose(truth, *values) == np.where(c, *values) and hasattr(choose(truth, *values), 'dtype')
+            assert anywhere(truth) is c
