@@ -258,7 +258,7 @@ def row(name, repeats):
     d, expected = run(name, repeats)
     check = d.checks[0] if d.checks and d.checks[0]['cause'] == d.first else {}
     share = d.suspects[0]['share'] if d.suspects else None
-    return dict(name=name, expected=expected, found=d.first, right=d.first == expected, share=share, predicted=check.get('predicted'), measured=check.get('measured'), overhead=d.overhead, suspects=[(s['cause'], round(s['share'], 3)) for s in d.suspects])
+    return dict(name=name, expected=expected, found=d.first, right=d.first == expected, share=share, by_share=check.get('by_share'), predicted=check.get('predicted'), measured=check.get('measured'), overhead=d.overhead, suspects=[(s['cause'], round(s['share'], 3)) for s in d.suspects])
 
 
 def alone(name, repeats):

@@ -1,18 +1,19 @@
 """Would the tests notice? One thing at a time is changed in a library cell, and that notebook's tests and its module's pytest files are run
 
     python benchmarks/mutation.py run [--parts compute memory parallel] [--count 300] [--seconds 3600] [--seed 0] [--share 1/1]
-    python benchmarks/mutation.py collect      # writes fsdl_tools/data/results/mutation.json
+    python benchmarks/mutation.py collect [--before LINES]      # writes fsdl_tools/data/results/mutation.json
     python benchmarks/mutation.py survivors    # prints what nothing noticed, to be read one by one
 
 What is changed: a comparison, an operator, a number, a truth value, `and` for `or`, a condition for its opposite. Which, follows from the
 seed and the text of the notebooks. Drawing is left out, and so are texts, annotations and defaults. The run works in a copy of the tree and
 goes on where it stopped. A change is noticed when a test fails that passes without it, when nothing can be imported any more, or when the
-tests do not end.
+tests do not end. Changes that nobody can see, read one by one, stand in mutation_equivalent.csv with the reason.
 """
 import argparse
 import ast
 import collections
 import contextlib
+import csv
 import datetime
 import importlib
 import json
@@ -28,6 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES = Path(os.environ.get('MUTATION_LINES', ROOT/'.cache'/'mutation.jsonl'))
+EQUIVALENT = ROOT/'benchmarks/mutation_equivalent.csv'
 RESULT = ROOT/'fsdl_tools/data/results/mutation.json'
 PHYSICS = ('compute', 'memory', 'parallel')
 HEAVY = ('numpy', 'pandas', 'torch', 'timm', 'transformers', 'onnx', 'onnxruntime', 'matplotlib.pyplot', 'pytest', 'hypothesis', 'nbdev.test', 'nbdev.export', 'IPython')
@@ -302,16 +304,36 @@ def mutate(a):
 def rows(): return [json.loads(line) for line in LINES.read_text().splitlines()]
 
 
-def collect(a):
-    "The result file"
-    table = collections.defaultdict(lambda: dict(changes=0, noticed=0, by_notebook=0))
-    for r in rows():
+def equivalents():
+    "(notebook, function, was, becomes) -> why nobody can see the change: read one by one"
+    with EQUIVALENT.open(newline='') as f: return {(r['notebook'], r['function'], r['was'], r['becomes']): r['why'] for r in csv.DictReader(f)}
+
+
+def summary(found):
+    "Changes, those that nobody can see, those that were noticed, by part, by kind and in all"
+    table, unseen = collections.defaultdict(lambda: dict(changes=0, equivalent=0, noticed=0, by_answers=0, by_notebook=0)), equivalents()
+    for r in found:
         for key in (r['part'], f"kind: {r['kind']}", 'all', *(['physics'] if r['part'] in PHYSICS else [])):
-            table[key]['changes'] += 1
-            table[key]['noticed'] += bool(r['by'])
-            table[key]['by_notebook'] += r['by'] == r['notebook']
-    survived = [{k: r[k] for k in ('notebook', 'function', 'kind', 'was', 'becomes')} for r in rows() if not r['by']]
-    found = dict(date=datetime.date.today().isoformat(), conditions='one change at a time; the notebook first, then the pytest files that import its module', table=[dict(what=k, **v) for k, v in sorted(table.items())], survived=survived)
+            row = table[key]
+            row['changes'] += 1
+            row['equivalent'] += not r['by'] and named(r) in unseen
+            row['noticed'] += bool(r['by'])
+            row['by_answers'] += r['by'].endswith(QUICK)
+            row['by_notebook'] += r['by'] == r['notebook']
+    return [dict(what=k, **v) for k, v in sorted(table.items())]
+
+
+def named(r): return tuple(r[k] for k in ('notebook', 'function', 'was', 'becomes'))
+
+
+def collect(a):
+    "The result file; what a file of earlier lines says is kept beside it"
+    unseen = equivalents()
+    survived = [dict({k: r[k] for k in ('notebook', 'function', 'kind', 'was', 'becomes')}, why=unseen.get(named(r), '')) for r in rows() if not r['by']]
+    found = dict(date=datetime.date.today().isoformat(), seed=a.seed, conditions='one change at a time; kept answers first, then the notebook, then the other pytest files that import its module',
+                 table=summary(rows()), survived=survived)
+    before = Path(a.before) if a.before else None
+    if before: found['before'] = summary([json.loads(line) for line in before.read_text().splitlines()])
     RESULT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + '\n')
     print(json.dumps(found['table'], indent=1))
 
@@ -328,6 +350,7 @@ def main():
     p.add_argument('--count', type=int, default=300)
     p.add_argument('--seconds', type=float, default=3600)
     p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--before', help='collect: a file of lines of an earlier state of the tests')
     p.add_argument('--quick', action='store_true', help='ask the kept answers only; for a file of lines of its own: MUTATION_LINES')
     p.add_argument('--share', default='1/1', help='1/2 and 2/2 in two processes at once')
     a = p.parse_args()
