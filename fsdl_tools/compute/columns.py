@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['time_constants', 'constant_of', 'Fields', 'Columns', 'columns', 'of_rows', 'parts_of_rows', 'plain_format', 'refused',
-           'kernels', 'kernel_of', 'layer_parameters', 'expert_parameters', 'adapter_parameters', 'complete_columns',
-           'Constants', 'resolve']
+           'kernels', 'kernel_of', 'layer_parameters', 'expert_parameters', 'adapter_parameters', 'known_words',
+           'complete_columns', 'Constants', 'resolve']
 
 # %% ../../nbs/compute/02_columns.ipynb #ce005eb9
 import functools, itertools, math, re
@@ -448,8 +448,8 @@ def _with_defaults(c):
     return Columns(**{k: np.asarray(v) if k in _texts else np.asarray(v, float)[()] for k, v in given.items()})
 
 @functools.cache
-def _words():
-    "Column of texts -> what it may say"
+def known_words() -> dict: # Column of texts -> what it may say
+    "The words that columns of texts may hold"
     return dict(
         recompute=recomputations, precision=_precisions, schedule=_schedules, cluster=['', *_networks()],
         kernel=['', *kernels()], graphs=['', *_graphs], dispatcher=['', *_dispatchers], recipe=_recipes,
@@ -462,7 +462,7 @@ def _check_words(c):
     for name in _needed:
         if name not in c:
             raise ValueError(f'the column {name} is missing')
-    for name, known in _words().items():
+    for name, known in known_words().items():
         for word in _codes(c[name])[0]:
             if word not in known:
                 one_of(name, word or _defaults[name], known)

@@ -324,7 +324,7 @@ def rack_of(
 ) -> str:       # Another name, or the same
     "The part of the same generation that comes in nodes so large: 64 B200 that share NVLink are a rack of GB200"
     g, wanted = find(gpu), float(per_node)
-    if wanted <= (g.nvlink_domain or 8) or gpu.startswith('{'):
+    if wanted <= max(g.nvlink_domain or 8, 8) or gpu.startswith('{'):     # a node of 8 bridged cards is none
         return gpu
     larger = [o.name for o in gpus() if o.arch == g.arch and (o.nvlink_domain or 0) >= wanted]
     return larger[0] if larger else gpu

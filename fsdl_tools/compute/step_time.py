@@ -387,7 +387,8 @@ def _reduced(c, k, params, first, bytes_):
     if not anywhere(c.experts > 0):
         return seconds
     own, copies = _stage_experts(c, first)
-    return seconds + collective(bytes_*own, *_spans(copies, c.ep, c.gpus_per_node), k)
+    of_experts = collective(bytes_*own, *_spans(copies, c.ep, c.gpus_per_node), k)
+    return seconds + np.where(c.experts > 0, of_experts, 0)     # a dense run beside a mixture sends nothing more
 
 def _hidden_by(c, k, busy):
     "Seconds of messages that the backward pass of the last micro-batch hides"

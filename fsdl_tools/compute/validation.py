@@ -15,9 +15,9 @@ from ..files import read_limited, write_atomic
 from ..table import Table
 from .gpus import Cluster, find
 from ..parallel.layout import layout_precisions, recomputations, schedules
-from .step_memory import memory
-from .columns import Columns, columns, complete_columns, framework_of
-from .step_time import step_time
+from .step_memory import memory, optimizer_states
+from .columns import Columns, columns, complete_columns, framework_of, known_words, refused
+from .step_time import step_time, without_link
 from .planner import estimate
 from .model_sizes import known
 from .uncertainty import family_of, interval, probability_to_fit
@@ -99,14 +99,28 @@ def check_row(
     "A row that the planner understands"
     if r.get(None):
         raise ValueError(f'has {len(r[None])} more values than there are columns')
-    r = {k: v for k, v in r.items() if k and v is not None and str(v).strip() not in ('', 'n/a')}
+    r = _given(r)
     out = _checked(r)
     _from_names(out, r)
-    find(out['gpu'])
+    _check_machine(out)
     if framework_of(out['framework']) == 'torchtitan':
         out.setdefault('recompute', 'selective')
     _consistent(out)
     return out
+
+def _given(r):
+    "What a row says: its columns without those that are empty or n/a"
+    return {k: v for k, v in r.items() if k and v is not None and str(v).strip() not in ('', 'n/a')}
+
+_other_words = 'cluster kernel graphs dispatcher recipe optimizer'.split()
+
+def _check_machine(out):
+    "Raises ValueError for a GPU that cannot do what the row asks of it"
+    gpu = find(out['gpu'])
+    if why := refused(gpu, out.get('precision', 'bf16')):
+        raise ValueError(why)
+    if out['gpus'] > 1 and not gpu.link_bandwidth:
+        raise without_link(gpu.name)
 
 def _checked(r):
     "The sizes, flags and words of a row, each by itself"
@@ -115,7 +129,8 @@ def _checked(r):
     out |= {k: _flag(r, k) for k in _flags if k in r}
     out |= {k: one_of(k, r[k], known) for k, known in _words.items() if k in r}
     out |= dict(framework=r.get('framework', 'pytorch'), gpu=r.get('gpu', 'H100-SXM-80GB'))
-    return out | {k: r[k] for k in ('cluster', 'kernel', 'graphs', 'dispatcher', 'recipe', 'optimizer') if k in r}
+    words = known_words() | dict(optimizer=optimizer_states)
+    return out | {k: one_of(k, r[k], [w for w in words[k] if w]) for k in _other_words if k in r}
 
 def _year_of(date):
     "The year that a date such as 2026-05-24 or 2026-05 means, months as twelfths; None for other texts"
@@ -143,8 +158,8 @@ _told = ('gpu', 'gpus_per_node', 'grad_bytes', 'experts', 'graphs', 'document', 
 def _assumed(r, c, i):
     "In words, what a prediction of row `i` takes for granted because the table does not say it"
     one = Columns(**{name: c[name][i] for name in _told})
-    newest = r.get('date') in (None, '') and not r.get('software')
-    replaced = find(str(one.gpu)) != find(r.get('gpu') or 'H100-SXM-80GB')
+    newest = 'date' not in r and 'software' not in r
+    replaced = find(str(one.gpu)) != find(r.get('gpu', 'H100-SXM-80GB'))
     said = [
         *_assumed_of_task(r, one),
         'gradients of 2 bytes' if not r.get('grad_bytes') and one.grad_bytes == 2 else '',
@@ -221,7 +236,7 @@ def _answers_to(checked, rows, calibration):
     for j, (run, r) in enumerate(zip(checked, rows, strict=True)):
         sure = _how_sure(run, float(t[j]), float(m['device'][j]), float(m['usable'][j]))
         reason = {} if m['starts'][j] else dict(error=_cannot_start)
-        yield _answer(m, t, j) | sure | dict(assumed=_assumed(r, c, j)) | reason
+        yield _answer(m, t, j) | sure | dict(assumed=_assumed(_given(r), c, j)) | reason
 
 def _sizes_in_gib(m, j):
     "Memory of row `j` in GiB, with four digits after the point"
