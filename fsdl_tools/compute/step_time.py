@@ -77,7 +77,8 @@ def _derive_sizes(c, k):
 def _derive_rates(c, k):
     "Operations and bytes per second that large kernels reach"
     age = np.clip(k.newest_software - c.software, 0, k.tuning_years)      # Years of tuning that the software lacks
-    share = k.matmul_efficiency * k.clock * k.product_share * np.exp(-k.tuning * age)
+    k.tuned = np.exp(-k.tuning * age)
+    share = k.matmul_efficiency * k.clock * k.product_share * k.tuned
     narrow = k.fp8_relative * k.recipe_share
     k.rate = k.peak * share * choose(k.narrow > 0, narrow, 1)
     k.head_rate = k.half * share
@@ -151,7 +152,7 @@ def _fused_attention(c, k, flops):
     "Forward and backward seconds of a fused kernel, at the rates that were published for it"
     ramp = 1 + k.attend_half * c.cp / c.seq
     known = ~np.isnan(k.attend)
-    seconds = lambda share: flops / 2 * ramp / (k.half * k.clock * share)
+    seconds = lambda share: flops / 2 * ramp / (k.half * k.clock * k.tuned * share)
     forward = choose(known, k.attend * k.attention_share, k.attention_efficiency)
     backward = choose(known, k.attend_back * k.attention_share, k.attention_efficiency)
     return seconds(forward), k.attention_back * seconds(backward)

@@ -16,7 +16,8 @@ from ..table import Table
 from .gpus import Cluster, find
 from ..parallel.layout import layout_precisions, recomputations, schedules
 from .step_memory import memory, optimizer_states
-from .columns import Columns, columns, complete_columns, framework_of, known_words, refused
+from .columns import Columns, calendar_versions, columns, complete_columns, framework_of
+from .columns import known_words, refused
 from .step_time import step_time, without_link
 from .planner import estimate
 from .model_sizes import known
@@ -47,9 +48,9 @@ _optional = 'kv_heads gpus_per_node vp cp ep micro_batch zero grad_bytes shard l
 _shares = ['nic_bandwidth', 'full_attention', 'software']      # Numbers that need not be whole
 _flags = 'gated_mlp tied flash compile seq_parallel frozen'.split()
 _words = dict(recompute=recomputations, precision=layout_precisions, schedule=schedules)
-_names = 'framework gpu cluster kernel graphs dispatcher recipe optimizer model task date'.split()
+_names = 'framework gpu cluster kernel graphs dispatcher recipe optimizer model task date release'.split()
 _described = (
-    'row run set study family model_family kind note source release settings_stated gpu_as_published tok_s_gpu '
+    'row run set study family model_family kind note source settings_stated gpu_as_published tok_s_gpu '
     'finished step_time_s step_seconds peak_mem_gib peak_gib mem_kind peak_kind low high'
 ).split() # What a table may tell besides: answers and remarks, which no prediction looks at
 batch_outputs = (
@@ -147,10 +148,24 @@ def _from_names(out, r):
         out.setdefault('lora_rank', _usual_rank)
     if r.get('task') in ('lora', 'sft'):
         out.setdefault('document', min(_usual_document, out['seq']))
-    if year := _year_of(r.get('date', '')):
-        out.setdefault('software', year)
+    _from_release(out, str(r.get('release', '')), r.get('date', ''))
     if not out.get('experts'):
         out.pop('ep', None)
+
+def _framework_named(release):
+    "The framework that a release names, such as MaxText 2025-05, or empty"
+    try:
+        return framework_of(release) if release else ''
+    except ValueError:
+        return ''
+
+def _from_release(out, release, date):
+    "Add the year of the software: of a release such as 25.07, otherwise of the date; and whose release it is"
+    if framework_of(out['framework']) == 'pytorch' and _framework_named(release):
+        out['framework'] = release
+    year = next(iter(calendar_versions(release)), _year_of(date))
+    if year:
+        out.setdefault('software', year)
 
 _usual_rank, _usual_document = 16, 512
 _told = ('gpu', 'gpus_per_node', 'grad_bytes', 'experts', 'graphs', 'document', 'seq')
@@ -158,7 +173,7 @@ _told = ('gpu', 'gpus_per_node', 'grad_bytes', 'experts', 'graphs', 'document', 
 def _assumed(r, c, i):
     "In words, what a prediction of row `i` takes for granted because the table does not say it"
     one = Columns(**{name: c[name][i] for name in _told})
-    newest = 'date' not in r and 'software' not in r
+    newest = 'date' not in r and 'software' not in r and not calendar_versions(str(r.get('release', '')))
     replaced = find(str(one.gpu)) != find(r.get('gpu', 'H100-SXM-80GB'))
     said = [
         *_assumed_of_task(r, one),
