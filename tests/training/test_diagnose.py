@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fsdl_tools.training.diagnose import Diagnosis, cures, diagnose, diagnose_trace, script_loop
+from fsdl_tools.training.diagnose import Diagnosis, cures, diagnose, diagnose_trace, script_loop, _expected_gain
 from fsdl_tools.training.clock import probes, _Clock, _owners, _watching, _without
 from fsdl_tools.training.traces import _minus, _union
 from fsdl_tools.cli.main import run as fsdl
@@ -38,7 +38,8 @@ def test_the_first_cause_is_the_planted_one(name):
     d, expected = planted.run(name, 2)
     if d.first != expected: d, expected = planted.run(name, 3)          # a machine with other work gets a second look
     assert d.first == expected, d
-    for c in d.checks: assert c['predicted'] >= 1 and c['cause'] in cures
+    for c in d.checks: assert c['predicted'] >= .999*c['by_share'] >= .99 and c['cause'] in cures
+    for s in d.suspects: assert s.get('expected', s['gain']) >= s['gain']
 
 
 def test_every_case_has_a_cause_that_is_explained():
@@ -166,3 +167,11 @@ def test_workers_are_blamed_only_for_waits_in_which_they_worked():
         clock.seconds['loader'] = waited
         assert (_loader_cause(clock) == 'handing over') == (max(worked) < waited)
     one()
+
+
+def test_expected_gain_grows_with_the_share_and_starts_at_one():
+    shares = [0, .1, .3, .5, .8, .95]
+    gains = [_expected_gain(s) for s in shares]
+    assert gains[0] == 1 and gains == sorted(gains)
+    assert all(1 <= g*(1 - s) <= 1.25 for s, g in zip(shares, gains, strict=True))
+    assert _expected_gain(.25, .2) == pytest.approx(1/(.75*.9)) and _expected_gain(1.) == pytest.approx(125.)
