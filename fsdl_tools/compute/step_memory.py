@@ -271,7 +271,7 @@ def _gathered_in_pipeline(c, k):
     flight = np.minimum(c.m, c.pp)
     work = c.micro_batch * c.seq * _layer_params(c) / c.tp
     busy = work > k.host_ahead                         # enough work in a layer to keep the host ahead
-    more = k.gather_units_pipeline * (flight - 2) / np.maximum(flight, 1)
+    more = k.gather_units_pipeline * (flight - 2) / flight
     return np.where(flight > 2, more, np.where(busy, k.gather_units_two, 0.0))
 
 def _gathered_units(c, k):

@@ -45,7 +45,7 @@ def some_run(pick):
     link = gpus.find(gpu).link_bandwidth
     tp, pp, cp, dp = (pick(1, 1, 2, 4), pick(1, 1, 2, 3, 8), pick(1, 1, 1, 2), pick(1, 2, 4, 6, 32)) if link else (1, 1, 1, 1)
     heads, micro = pick(8, 12, 16, 32), pick(1, 2, 4)
-    experts, topk = pick((0, 1), (0, 1), (0, 1), (8, 2), (16, 4), (64, 8))
+    experts, topk = pick((0, 1), (0, 1), (0, 1), (1, 1), (8, 2), (16, 4), (64, 8))
     hidden = heads*pick(64, 80, 100, 128)
     row = dict(layers=pick(2, 6, 12, 22, 48), hidden=hidden, heads=heads, ffn=pick(2, 3, 4)*hidden, vocab=pick(1000, 32000, 50257, 128256), seq=pick(512, 2048, 8192),
                gpus=tp*pp*cp*dp, tp=tp, pp=pp, dp=dp, cp=cp, global_batch=dp*micro*pick(1, 1, 2, 3, 8, 24), gpu=gpu, precision=pick(*can(gpu)), framework=pick(*WRITTEN))
@@ -169,6 +169,8 @@ def test_words_and_sizes_of_columns(request):
         found[f'kernel {list(one.values())[0], one["gpu"][:9], *list(one.values())[2:]}'] = answer(columns.kernel_of, **one)
     found |= told(columns._release, 'pytorch', 'Megatron-Core r0.8', 'megatron-core 25.07', 'nemo 25.00', 'nemo 25.12 x', 'nemo 26.01', 'torchtitan 19.01', 'megatron-core r0.6 26.04')
     found |= asked(columns._two_byte_gradients, framework=['pytorch', 'megatron-core', 'jax', 'nemo'], precision=['fp16', 'amp_fp16', 'bf16', 'fp8', 'fp4', 'fp32'])
+    for one in grid(framework=['megatron-core', 'pytorch'], gpu=['GB200', 'B200', OWN.to_json()], precision=['fp8', 'bf16'], software=[2026.1, 2026.2, 2026.4, 2026.5], experts=[0, 1, 8]):
+        if not (one['precision'] == 'fp8' and one['framework'] == 'pytorch'): found[f'recipe {[str(v)[:9] for v in one.values()]}'] = [completed(**one)[k].tolist() for k in ('graphs', 'dispatcher')]
     found |= asked(columns._home, framework=list(columns._frameworks), gpu=['A100', 'H100'], zero=[0, 1, 2])
     found |= {f'refused {g} {p}': columns.refused(g, p) for g in ('K80', 'A100', 'B200', PLAIN) for p in ('fp32', 'tf32', 'bf16', 'mxfp8', 'nvfp4', 'amp_fp16')}
     found |= {f'hardware {g[:9]} {p}': answer(columns._hardware, g, p) for g in ('K80', 'A100', 'B200', 'RTX 3090', PLAIN.to_json()) for p in ('fp32', 'tf32', 'bf16', 'fp8', 'fp4')}
@@ -336,6 +338,7 @@ def test_uncertainty(request, monkeypatch):
     monkeypatch.setattr(uncertainty, '_spread', lambda f: .1)
     found |= {f'fits {d}': answer(uncertainty.probability_to_fit, d, 80e9, 'nanotron') for d in (1, 79e9, 80e9, 81e9, 90e9, [70e9, 1e30], 0)} | {f'below {x}': float(uncertainty._share_below(x)) for x in (-99, -31, -30, -1, 0, .5, 30)}
     for n, what in ((3, 'time'), (20, 'memory'), (0, 'time')): found[f'nearest {n}'] = [list(r.values()) for r in uncertainty.nearest_runs(families[0], 'H100 SXM', 3e9, 32, 4096, n, what)]
+    found |= {f'shown {what}': uncertainty.nearest_runs(families[0], 'H100 SXM', 3e9, 32, 4096, 1, what)._repr_markdown_() for what in ('time', 'memory')}
     found['held out'] = [list(r.values()) for r in uncertainty.held_out('memory', .5)]
     found |= {f'family {x}': uncertainty.family_of(*x) for x in itertools.product(('A100', 'B300', 'T4', 'GB200'), ('bf16', 'fp8', 'mxfp8', 'fp4', 'amp_fp16', 'nvfp4'), ('', 'nemo'))} | {f'wider {f}': uncertainty._wider(f) for f in families[:2]}
     same_answers(request, 'uncertainty', found)
@@ -349,11 +352,10 @@ def test_calibration(request):
     seconds, room = calibrate._seconds(c, factors), step_memory.memory(c, calibrate.Calibration('', 0, {}, memory=kept).memory_table(), ready=True)
     timed = [r | dict(step_time_s=float(s)) for r, s in zip(rows, seconds, strict=True)]
     peaks = [r | dict(peak_gib=float(room[k][i])/GiB, peak_kind=k) for i, (r, k) in enumerate(zip(rows, ('device', 'allocated', 'reserved', 'device', 'device'), strict=True))]
-    both = [a | b for a, b in zip(timed, peaks, strict=True)]
     noisy = [r | dict(step_time_s=r['step_time_s']*f) for r, f in zip(timed, (1, 1.3, .8, 1.1, .7), strict=True)]
     plain = lambda made: {k: v for k, v in made.to_dict().items() if k != 'date'}
-    asks = dict(timed=timed, peaks=peaks, both=both, noisy=noisy, three=timed[:3], two=timed[:2], twos=[*timed[:2], *peaks[:2]], none=[], other=[r | dict(step_seconds=r.pop('step_time_s')) for r in map(dict, timed)], empty=[timed[0] | dict(step_time_s=' '), *timed[1:]],
-                wrong=[timed[0], timed[1] | dict(step_time_s='x')], zero=[timed[0] | dict(step_time_s=0)], infinite=[timed[0] | dict(step_time_s='inf')], negative=[timed[0] | dict(peak_mem_gib=-1)], layers=[timed[0] | dict(layers=0)], kind=[r | dict(mem_kind='x') for r in peaks], own=[{k: v for k, v in r.items() if k != 'peak_kind'} for r in peaks])
+    asks = dict(timed=timed, peaks=peaks, noisy=noisy, three=timed[:3], two=timed[:2], twos=[*timed[:2], *peaks[:2]], none=[], other=[r | dict(step_seconds=r.pop('step_time_s')) for r in map(dict, timed[:3])], empty=[timed[0] | dict(step_time_s=' '), *timed[1:]],
+                wrong=[timed[0], timed[1] | dict(step_time_s='x')], zero=[timed[0] | dict(step_time_s=0)], infinite=[timed[0] | dict(step_time_s='inf')], negative=[timed[0] | dict(peak_mem_gib=-1)], layers=[timed[0] | dict(layers=0)], kind=[r | dict(mem_kind='x') for r in peaks], own=[{k: v for k, v in r.items() if k != 'peak_kind'} for r in peaks[:3]])
     found = {k: answer(lambda rows: plain(calibrate.fit_cluster(rows, 'x')), rows) for k, rows in asks.items()}
     table = dict(matmul_efficiency=('gpu', dict(any=2., x=3.)), other=('any', dict(any=5.)))
     one = calibrate.Calibration('x', 3, factors, memory=kept)
@@ -425,6 +427,8 @@ def test_plans(request):
     found |= {'near': [r['run'] for r in kept[0].nearest(2)], 'near of none': answer(kept[0].replace(family=()).nearest), 'between of none': answer(priced.replace(step_low=None).cost_between, 1)}
     found |= {f'largest {p}': planner._largest(dict(zip('abcd', p, strict=True)), '{:.3g}'.format) for p in ((1, 2, 3, 4), (0, 0, 0, 0), (.005, .005, .005, .985), (.0051, .0049, .1, .89))}
     found |= {f'visible {x}': planner._visible([dict(a=1, b=x, c=.5), dict(a=0, b=0, c=100 - .5)]) for x in (.9, 1., 1.001, 1.1)}
+    c = SimpleNamespace(recompute=np.array(['none', 'full', 'selective', 'selective']), flash=np.array([0, 0, 1, 0]))
+    found |= {'repeated': planner._repeated_flops(c, 9., 6.), 'share of the peak': planner._utilization(1e12, 2., Cluster('H100', 4), 'mxfp8')}
     found |= {f'room {m}': planner._no_room(Cluster('H100'), m) for m in (-2**30, -1, -.4, 0, 5)}
     same_answers(request, 'plans', found)
 
@@ -436,6 +440,7 @@ def columns_of_search(found):
 
 
 def test_searches(request, monkeypatch):
+    monkeypatch.setattr(search, 'told_apart', lambda family: dict(dense=.05, moe=.02, lora=.01)[family[2]])
     asks = [('gpt2', 'A100', 8, 64, {}), ('llama', 'H100', 8, 32, dict(seq=8192)), ('llama', 'H100', 16, 64, dict(framework='megatron-core', tp=[1, 2, 4], zero=1, micro_batch=[1, 2], vp=[1, 2])), ('llama', 'H100', 32, 64, dict(uneven=False, cp=1, tp=[2, 4], seq=2048)), ('mixture', 'H100', 16, 64, dict(framework='megatron-core', seq=4096, zero=[1, 3])),
             ('llama', 'A100', 1, 4, {}), ('llama', 'A100', 1, 4, dict(offload='none')), ('llama', 'A100', 1, 4, dict(lora_rank=16, seq=2048)), ('llama', 'A100', 2, 4, dict(offload='optimizer', seq=1024)), ('llama', 'A100', 8, 8, dict(min_spare=30*GiB, seq=1024)), ('gpt2', 'A100', 8, 7, {}), ('gpt2', 'A100', 8, 8, dict(min_spare=79*GiB)),
             ('gpt2', 'T4', 8, 8, dict(precision='bf16')), ('gpt2', 'T4', 1, 8, dict(precision='fp16', recompute='none', micro_batch=8)), ('gpt2', 'A100', 8, 64, dict(depth=3)), ('gpt2', 'A100', 8, 64, dict(offload='x')), ('gpt2', 'A100', 8, 0, {}), ('gpt2', 'A100', 8, 64, dict(pp=(2, 5), zero=0, recompute='none'))]
@@ -485,7 +490,13 @@ def configuration(**more):
     return c
 
 
-def test_model_sizes(request):
+def placed(name):
+    "What stands for the zoo, which would be asked for names"
+    raise ValueError({'slip': 'x is no checkpoint of the Hub', 'llama-3.1-8B': 'a checkpoint of the Hub', 'own': 'a function of your own', 'gpt22': 'neither'}.get(name, 'unknown'))
+
+
+def test_model_sizes(request, monkeypatch):
+    monkeypatch.setattr('fsdl_tools.models.architectures.locate', placed)
     mixture = dict(experts=8, experts_per_token=2)
     shapes = [dict(), dict(positions='learned'), dict(decoder_layers=2), dict(kv_rank=64, q_rank=32, rope_dim=16), dict(value_dim=64), dict(value_dim=32), dict(max_seq=0), mixture, mixture | dict(shared_ffn=256, dense_ffn=4096, has_experts=lambda i: i % 3 > 0)]
     found = {f'shape {i} {p}': answer(model_sizes._from_shape, shape_of(**s), p, m) for i, s in enumerate(shapes) for p, m in ((None, None), (30_000_000, dict(block='x')))}
@@ -493,7 +504,7 @@ def test_model_sizes(request):
     configs = [dict(), dict(num_local_experts=8, num_experts_per_tok=2), dict(n_routed_experts=8, moe_intermediate_size=256, n_shared_experts=2, first_k_dense_replace=3), dict(num_experts=4, moe_k=3, shared_expert_intermediate_size=512, decoder_sparse_step=2), dict(num_local_experts=4, model_type='llama4_text', intermediate_size_mlp=4096, moe_layers=[1, 3, 5]),
                dict(num_experts=4, mlp_layer_types=['dense', 'sparse', 'sparse']), dict(num_experts=4, expert_layer_period=5), dict(kv_lora_rank=64, qk_rope_head_dim=16, qk_nope_head_dim=48, v_head_dim=32), dict(kv_lora_rank=64, q_lora_rank=8, qk_rope_head_dim=16, qk_nope_head_dim=48, v_head_dim=32), dict(layer_types=kinds*3), dict(layer_types=kinds[:1]*4), dict(layer_types=kinds[1:]*4), dict(layers_block_type=['attention', 'mamba', 'mamba'])]
     found |= {f'configuration {i}': answer(model_sizes._mixture, configuration(**c)) for i, c in enumerate(configs)}
-    asks = ['gpt2', 'llama-3.1-8b', 5, None, {}, dict(layers=2), dict(layers=0, hidden=8, heads=2, vocab=10), dict(layers=2, hidden=8, heads=2, vocab=10, depth=3), dict(MODELS['llama'], kv_heads=2), network(KINDS), ModelSpec(name='spec', shape=shape_of(), params=30_000_000), dict(layers=2, hidden=8, heads=2, vocab=10, name='mine')]
+    asks = ['gpt2', 'llama-3.1-8b', 'gpt22', 'llama-3.1-8B', 'slip', 'own', 'no such model', '', 5, None, {}, dict(layers=2), dict(layers=0, hidden=8, heads=2, vocab=10), dict(layers=2, hidden=8, heads=2, vocab=10, depth=3), dict(MODELS['llama'], kv_heads=2), network(KINDS), ModelSpec(name='spec', shape=shape_of(), params=30_000_000), dict(layers=2, hidden=8, heads=2, vocab=10, name='mine')]
     found |= {f'columns {i}': answer(lambda m: (lambda n, s, spec: (n, s, spec is None))(*model_sizes.model_columns(m)), m) for i, m in enumerate(asks)}
     found |= {f'length {m} {s}': answer(model_sizes.usual_length, dict(max_seq=m), s) for m in (0, 1024, 8192, 131072) for s in (None, 0, 1, 100_000, -1)}
     found |= {f'cluster {f} {n}': model_sizes.cluster_columns(Cluster('A100', 8, interconnect=f), n) for f in ('nvlink-only', 'ethernet-10') for n in ('', 'eos')}

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from fsdl_tools.compute import search, uncertainty
+from fsdl_tools.compute import gpus, search, uncertainty, validation
 
 
 def test_stages_interleave_where_layers_and_rounds_divide():
@@ -21,3 +21,39 @@ def test_twelve_runs_in_four_cells_are_enough():
     assert [enough(4, 12), enough(3, 12), enough(4, 11), enough(5, 30)] == [True, False, False, True]
     only = np.arange(24) < 12
     assert uncertainty._is_enough(np.arange(24) % 4, only) and not uncertainty._is_enough(np.arange(24) % 4, only & (np.arange(24) > 0))
+
+
+def test_speed_is_images_over_the_time_of_the_steps_that_count(monkeypatch):
+    import torch
+    seen, now = [], [0.]
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3, 2))
+
+        def forward(self, x):
+            now[0] += .5
+            seen.append((tuple(x.shape), torch.is_autocast_enabled('cpu'), self.training, float(self.weight.sum())))
+            return x.mean((2, 3)) @ self.weight
+
+    monkeypatch.setattr('time.perf_counter', lambda: now[0])
+    for dtype in ('float32', 'bfloat16'):
+        net = Net().eval()
+        assert gpus.images_per_second(net, 4, 8, 5, 3, dtype=dtype) == 4*5/2.5 and len(seen) == 1 + 3 + 5
+        assert {s[0] for s in seen} == {(4, 3, 8, 8)} and [s[1] for s in seen] == [False] + [dtype != 'float32']*8 and all(s[2] for s in seen)
+        moved = [abs(b[3] - a[3]) for a, b in itertools.pairwise(seen)]
+        assert moved[0] == 0 and net.weight.grad is not None and not torch.equal(net.weight, torch.ones(3, 2))
+        seen.clear()
+
+
+def test_a_traced_gpt_has_no_dropout_and_its_bytes_are_those_of_its_tensors():
+    c = validation._gpt2(2, 64, 4, 100, 32)
+    said = dict(n_layer=2, n_embd=64, n_head=4, vocab_size=100, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=0, eos_token_id=0, use_cache=False)
+    assert {k: getattr(c, k) for k in said} == said
+    found = validation.trace_gpt(1, 64, 4, 100, 32, 2)
+    parameters = 100*64 + 32*64 + (12*64*64 + 13*64) + 2*64
+    assert found['parameter'] == 4*parameters and 8*parameters <= found['optstate'] <= 8*parameters + 4*16
+    import torch
+    ids, mask = validation._inputs(torch, 2, 5)
+    assert ids.tolist() == [[0]*5]*2 and mask.shape == (2, 1, 5, 5) and not mask.any()
