@@ -314,8 +314,8 @@ def _sharing(c):
 def _communication(c, k, p):
     "Buckets of DDP, gathered units of FSDP, and the unsharded weights and gradients of FSDP in a pipeline"
     each = np.minimum(np.where(c.m > 1, k.bucket_bytes, k.bucket_bytes_once), k.sizes[1])
-    bucket = np.where((c.dp * c.cp > 1) & (c.zero < 3), each * p, 0)
-    cast = np.where(k.amp & (c.zero < 3) & ~k.plain, 2*p, 0)   # 16-bit copies that autocast caches
+    bucket = np.where(c.dp * c.cp > 1, each * p, 0)
+    cast = np.where(k.amp & ~k.plain, 2*p, 0)                  # 16-bit copies that autocast caches
     return np.where(c.zero >= 3, np.where(c.pp > 1, 6*p, _gathered_by_fsdp(c)), bucket + cast)
 
 def _gathered_by_fsdp(c):

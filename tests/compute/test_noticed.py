@@ -1,8 +1,11 @@
 "What a change of one sign or number would break without any other test seeing it (benchmarks/mutation.py)"
 import itertools
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from fsdl_tools.compute import gpus, search, uncertainty, validation
 
@@ -57,3 +60,20 @@ def test_a_traced_gpt_has_no_dropout_and_its_bytes_are_those_of_its_tensors():
     import torch
     ids, mask = validation._inputs(torch, 2, 5)
     assert ids.tolist() == [[0]*5]*2 and mask.shape == (2, 1, 5, 5) and not mask.any()
+
+
+def test_all_tasks_of_both_are_compared_but_for_the_noisy_one(monkeypatch):
+    rows = {(s, t, p): dict(throughput=v) for s, t, p, v in (('a', 'x', 'fp16', 2.), ('b', 'x', 'fp16', 8.), ('a', 'y', 'fp16', 1.), ('b', 'y', 'fp16', 16.), ('a', 'ssd', 'fp16', 1.), ('b', 'ssd', 'fp16', 99.), ('b', 'z', 'fp16', 5.), ('a', 'v', 'fp16', 5.), ('a', 'x', 'fp32', 1.), ('b', 'x', 'fp32', 3.))}
+    monkeypatch.setattr(gpus, '_benchmarks', lambda: {'Lambda 2022': rows})
+    assert math.isclose(gpus.speedup('b', 'a'), 8) and math.isclose(gpus.speedup('b', 'a', 'fp32'), 3) and math.isclose(gpus.speedup('b', 'a', tasks=['x']), 4)
+
+
+@pytest.mark.parametrize('code, out, err', [(0, 'note\n{"a": [1, 2.5]}\n', ''), (1, '', 'Traceback\nValueError: no room\n')])
+def test_a_call_apart_gives_its_last_line_or_the_error_s(monkeypatch, code, out, err):
+    asked = []
+    monkeypatch.setattr('subprocess.run', lambda command, **kw: asked.append((command, kw)) or SimpleNamespace(returncode=code, stdout=out, stderr=err))
+    if code:
+        with pytest.raises(RuntimeError, match=r'^trace\(x=1\) failed: ValueError: no room$'): validation.apart('trace(x=1)', 7)
+    else: assert validation.apart('trace(x=1)', 7) == dict(a=[1, 2.5])
+    (command, kw), = asked
+    assert command[0] == sys.executable and command[1] == '-c' and 'v.trace(x=1)' in command[2] and kw == dict(capture_output=True, text=True, timeout=7)

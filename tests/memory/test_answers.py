@@ -48,6 +48,8 @@ def test_adapters(request):
         low = adapters.LowRank(packed, 2, like=linear.weight.double())
         low.down.data, low.up.data = drawn(2, inside, seed=3).double(), drawn(out, 2, seed=4).double()
         found[f'low rank {out} {inside}'] = [few(low(y.double())), low.scale, adapters.LowRank(linear, 4, 3, linear.weight).scale, bool(adapters.LowRank(linear, 4, like=linear.weight).up.any())]
+    wide = adapters.LowRank(nn.Linear(400, 4), 50, like=torch.ones(1)).down
+    assert .99/20 < wide.abs().max() <= 1/20
     zero = nn.Linear(64, 2)
     zero.weight.data.zero_()
     found['zeros'] = few(adapters.Frozen4bit(zero).weight_as(torch.ones(1)))
