@@ -379,12 +379,11 @@ def _work(c, k, unit):
 def _fused_peak(c, k, s, states, kept):
     "Activations, logits and workspace where kernels are fused: the loss, the backward pass of a layer, the reduction"
     logits, work = np.where(s.last, _logits(c, k), 0.), _work(c, k, kept.unit)
-    both = k.titan | (logits == 0)                                   # reserved memory of torchtitan holds both
-    top = np.where(both, logits + work, np.maximum(logits, work))
+    top = np.where(k.titan, logits + work, np.maximum(logits, work))    # reserved memory of torchtitan holds both
     room = k.room_share*k.usable - sum(states.values()) - kept.bytes - top
     activations = kept.bytes + _gathered(c, k, s, kept.unit, room)
     peak = np.maximum(activations + top, k.reduce_bytes*s.params + work)
-    logits = np.where(both | (logits >= work), logits, 0.)
+    logits = np.where(k.titan | (logits >= work), logits, 0.)
     return dict(activations=activations, logits=logits, workspace=peak - activations - logits)
 
 def _gathered(c, k, s, unit, room):

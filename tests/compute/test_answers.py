@@ -395,12 +395,12 @@ def network(kinds, inputs=((4, 3, 32, 32), 'float32'), precision='fp32'):
     return ModelSpec(name='net', layers=layers, saved=total('saved') + 5e5, flops=total('flops'), params=total('params'), traffic=total('traffic') + 1e6, inputs=shapes, precision=precision, buffer_bytes=4096, shape=None)
 
 
-KINDS = [('Conv2d', 5e9, 9408, (4, 64, 16, 16)), ('BatchNorm2d', 0, 128, (4, 64, 16, 16)), ('Conv2d', 2e9, 640, (4, 64, 8, 8)), ('ConvNextBlock', 0, 5000, (4, 256, 8, 8)), ('LayerNorm2d', 1, 512, (4, 256, 8, 8)), ('Linear', 3e9, 256_000_000, (4, 1000)), ('RMSNorm', 0, 8, (4,)), ('Softmax', 0, 0, ())]
+KINDS = [('Conv2d', 5e9, 9408, (4, 64, 16, 16)), ('BatchNorm2d', 0, 128, (4, 64, 16, 16)), ('BatchNorm1d', 0, 40, (4, 20)), ('Conv2d', 2e9, 640, (4, 64, 8, 8)), ('ConvNextBlock', 0, 5000, (4, 256, 8, 8)), ('LayerNorm2d', 1, 512, (4, 256, 8, 8)), ('Linear', 3e9, 256_000_000, (4, 1000)), ('RMSNorm', 0, 8, (4,)), ('Softmax', 0, 0, ())]
 
 
 def test_networks(request):
     layouts = [dict(dp=1), dict(dp=8), dict(dp=8, zero=1), dict(dp=8, zero=2), dict(dp=8, zero=3), dict(dp=8, zero=3, shard=4), dict(dp=8, recompute='full'), dict(dp=4, precision='amp_bf16'), dict(dp=4, precision='fp16'), dict(dp=1, precision='fp32', optimizer='sgd'), dict(dp=2, precision='tf32', micro_batch=4), dict(dp=1, offload='optimizer'), dict(dp=16, precision='bf16', framework='torchtitan')]
-    specs = [network(KINDS), network(KINDS[:3], precision='bf16'), network(KINDS[5:], ((2, 128), 'int64')), network(KINDS[6:], None), network(KINDS[:1]*3, ((1, 3, 8, 8), 'float32'))]
+    specs = [network(KINDS), network(KINDS[:3], precision='bf16'), network(KINDS[6:], ((2, 128), 'int64')), network(KINDS[7:], None), network(KINDS[:1]*3, ((1, 3, 8, 8), 'float32'))]
     found = {}
     for (i, spec), l, (gpu, fabric) in itertools.product(enumerate(specs), layouts, (('A100', 'infiniband-3200'), ('RTX 3090', 'ethernet-10'), ('T4', 'ethernet-25'), ('H100', 'efa-400'))):
         l = dict(precision=can(gpu)[-1], micro_batch=2) | l
@@ -423,7 +423,7 @@ MODELS = {
     'far': dict(layers=4, hidden=512, heads=8, vocab=1000, max_seq=8192, full_attention=.25, head_dim=65, ffn=2048, experts=1, topk=1, expert_ffn=2048),
     'mixture': dict(layers=24, hidden=2048, heads=16, kv_heads=4, ffn=8*768, gated_mlp=1, vocab=151936, tied=0, experts=128, topk=8, expert_ffn=768, max_seq=32768),
 }
-PLANS = [('gpt2', 'dp8', 'A100', 8, 64, {}), ('far', 'dp8', 'A100', 8, 64, dict(recompute='full')), ('far', 'dp8', 'A100', 8, 64, dict(recompute='selective', flash=False)), ('gpt2', 'dp8', 'T4', 8, 64, dict(precision='fp16')), ('gpt2', 'dp4,tp2', 'RTX 3080', 8, 64, dict(compile=True)), ('gpt2', 'dp1', 'T4', 1, 4, dict(precision='amp_fp16', framework='transformers')), ('llama', 'dp1,tp8', 'H100', 8, 8, dict(recompute='full')), ('llama', 'dp8,zero3', 'H100', 8, 16, dict(lora_rank=16)),
+PLANS = [('gpt2', 'dp8', 'A100', 8, 64, {}), ('far', 'dp8', 'A100', 8, 64, dict(recompute='full')), ('far', 'dp8', 'A100', 8, 64, dict(recompute='selective', flash=False)), ('gpt2', 'dp8', 'T4', 8, 64, dict(precision='fp16')), ('gpt2', 'dp2', 'A100 PCIe 80GB', 2, 64, {}), ('far', 'dp8', 'A100', 8, 64, dict(framework='transformers')), ('gpt2', 'dp4,tp2', 'RTX 3080', 8, 64, dict(compile=True)), ('gpt2', 'dp1', 'T4', 1, 4, dict(precision='amp_fp16', framework='transformers')), ('llama', 'dp1,tp8', 'H100', 8, 8, dict(recompute='full')), ('llama', 'dp8,zero3', 'H100', 8, 16, dict(lora_rank=16)),
          ('llama', 'dp8', 'A100', 8, 64, dict(weight_bits=4, lora_rank=8, framework='accelerate')), ('llama', 'dp2,tp2,pp4,vp2', 'H100', 16, 32, dict(framework='megatron-core')), ('llama', 'dp2,pp8', 'H100', 16, 32, dict(recompute='selective', flash=False)), ('llama', 'dp2,pp3', 'H100', 6, 32, dict(framework='nanotron')),
          ('llama', 'dp2,pp8', 'H100', 16, 4, dict(framework='nanotron', micro_batch=1, recompute='full')), ('llama', 'dp1,pp32', 'H100', 32, 64, dict(framework='nanotron')), ('mixture', 'dp16,zero1,ep8', 'H100', 16, 64, dict(framework='megatron-core', precision='fp8')), ('mixture', 'dp64,zero1,ep64', 'GB200', 64, 256, dict(framework='megatron-core')),
          ('mixture', 'dp72,zero3,ep8', 'GB200', 72, 144, dict(graphs='none', dispatcher='alltoall')), ('mixture', 'dp1', 'H100', 1, 1, dict(offload='optimizer')), ('llama', 'dp8,ep2', 'H100', 8, 8, {}), ('llama', 'dp8', 'A100', 8, 8, dict(precision='fp8')), ('llama', 'dp4,pp2', 'A100 PCIe 80GB', 8, 8, dict(grad_bytes=4)),
@@ -433,7 +433,7 @@ PLANS = [('gpt2', 'dp8', 'A100', 8, 64, {}), ('far', 'dp8', 'A100', 8, 64, dict(
 def test_plans(request):
     found, kept = {}, []
     for model, layout, gpu, n, batch, more in PLANS:
-        cluster = Cluster(gpu, n, gpus_per_node=8 if n % 8 == 0 or n == 1 else n, gpu_hour=2.5 if n > 8 else None)
+        cluster = Cluster(gpu, n, gpus_per_node=8 if n % 8 == 0 or n < 3 else n, gpu_hour=2.5 if n > 8 else None)
         plan = lambda: planner.estimate(MODELS[model], planner.parse_layout(layout, n, **more), cluster, batch, network='eos' if n == 128 else '')
         made = answer(lambda: kept.append(plan()) or {k: v for k, v in kept[-1].to_dict().items() if k != 'layout'})
         found[f'{model} {layout} {gpu} {more}'] = {k: digits(list(v.values())) if k in ('first', 'last', 'seconds') else v for k, v in made.items()} if isinstance(made, dict) else made
