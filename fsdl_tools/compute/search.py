@@ -91,7 +91,7 @@ def enumerate_layouts(
     ranks = _kept(ranks, _divides(ranks, sizes, global_batch, seq, uneven))
     rest = _product({k: v[k] for k in ('ep', 'vp', 'zero', 'shard')} | {'recompute': range(len(v['recompute']))})
     c = _each_with_each(ranks, rest, most)
-    c = _kept(c, _belongs(c, sizes, global_batch, cluster))
+    c = _kept(c, _belongs(c, sizes, global_batch))
     c['recompute'] = np.array(v['recompute'])[c['recompute'].astype(int)]
     return {k: c[k] for k in _grid}
 
@@ -126,11 +126,11 @@ def _experts_divide(c, ranks):
     "Are there no expert groups, or a whole number of them on the ranks of a stage?"
     return (c['ep'] == 1) | (ranks * c['tp'] % c['ep'] == 0)
 
-def _belongs(c, sizes, global_batch, cluster):
+def _belongs(c, sizes, global_batch):
     "Do the other choices go with the ranks?"
     ranks = c['dp'] * c['cp']
     virtual = (c['vp'] == 1) | _can_interleave(c, sizes, global_batch)
-    return virtual & _experts_divide(c, ranks) & _can_shard(c, ranks, cluster)
+    return virtual & _experts_divide(c, ranks) & _can_shard(c, ranks)
 
 def _stage_divides(c, layers):
     "Do the layers of a pipeline stage divide into its virtual stages?"
@@ -144,11 +144,11 @@ def _can_interleave(c, sizes, global_batch):
     m = global_batch / (c['dp'] * c['micro_batch'])
     return (c['pp'] > 1) & _stage_divides(c, sizes['layers']) & (m % c['pp'] == 0)
 
-def _can_shard(c, ranks, cluster):
+def _can_shard(c, ranks):
     "Does ZeRO have ranks to shard over? In a pipeline ZeRO-2 would reduce for every micro-batch"
     zero, shard = c['zero'], c['shard']
     some = (zero == 0) | (ranks > 1)
-    late = (zero != 2) | (c['pp'] == 1) | (cluster.gpus == 1)
+    late = (zero != 2) | (c['pp'] == 1)
     among = (zero == 3) & (shard < ranks) & (ranks % np.maximum(shard, 1) == 0)
     return some & late & ((shard == 0) | among)
 

@@ -272,7 +272,7 @@ def _gathered_in_pipeline(c, k):
     flight = np.minimum(c.m, c.pp)
     work = c.micro_batch * c.seq * _layer_params(c) / c.tp
     busy = work > k.host_ahead                         # enough work in a layer to keep the host ahead
-    more = k.gather_units_pipeline * (flight - 2) / np.maximum(flight, 1)
+    more = k.gather_units_pipeline * (flight - 2) / flight
     return choose(flight > 2, more, choose(busy, k.gather_units_two, 0.0))
 
 def _gathered_units(c, k):
@@ -315,8 +315,8 @@ def _sharing(c):
 def _communication(c, k, p):
     "Buckets of DDP, gathered units of FSDP, and the unsharded weights and gradients of FSDP in a pipeline"
     each = np.minimum(choose(c.m > 1, k.bucket_bytes, k.bucket_bytes_once), k.sizes[1])
-    bucket = choose((c.dp * c.cp > 1) & (c.zero < 3), each * p, 0)
-    cast = choose(k.amp & (c.zero < 3) & ~k.plain, 2*p, 0)   # 16-bit copies that autocast caches
+    bucket = choose(c.dp * c.cp > 1, each * p, 0)
+    cast = choose(k.amp & ~k.plain, 2*p, 0)                  # 16-bit copies that autocast caches
     return choose(c.zero >= 3, choose(c.pp > 1, 6*p, _gathered_by_fsdp(c)), bucket + cast)
 
 def _gathered_by_fsdp(c):
@@ -380,12 +380,11 @@ def _work(c, k, unit):
 def _fused_peak(c, k, s, states, kept):
     "Activations, logits and workspace where kernels are fused: the loss, the backward pass of a layer, the reduction"
     logits, work = choose(s.last, _logits(c, k), 0.), _work(c, k, kept.unit)
-    both = k.titan | (logits == 0)                                   # reserved memory of torchtitan holds both
-    top = choose(both, logits + work, np.maximum(logits, work))
+    top = choose(k.titan, logits + work, np.maximum(logits, work))    # reserved memory of torchtitan holds both
     room = k.room_share*k.usable - sum(states.values()) - kept.bytes - top
     activations = kept.bytes + _gathered(c, k, s, kept.unit, room)
     peak = np.maximum(activations + top, k.reduce_bytes*s.params + work)
-    logits = choose(both | (logits >= work), logits, 0.)
+    logits = choose(k.titan | (logits >= work), logits, 0.)
     return dict(activations=activations, logits=logits, workspace=peak - activations - logits)
 
 def _gathered(c, k, s, unit, room):
