@@ -1,0 +1,560 @@
+"""Answers of launching and of sweeps, kept beside: texts for every target, what is read back from them where a line is changed, what targets
+are asked and what their answers mean; sweep spaces, points of every distribution, verdicts, books. No server and no cluster takes part"""
+import copy
+import functools
+import itertools
+import json
+import random
+import zlib
+from types import SimpleNamespace
+
+import pytest
+
+from fsdl_tools.core import GiB, KiB, MiB
+from fsdl_tools.operations import clouds, containers, kubeflow, kubernetes, launch, local, platforms, ray_jobs, slurm, slurm_cluster
+from fsdl_tools.operations.launch import Handle, Job, Limits, Secret, Status, Target, TargetError
+
+from ..answers import answer, same_answers
+from .hostile import hard
+
+kubernetes_yaml = kubernetes.from_yaml
+surrogates = ['\ud7ff', '\ud800', '\udc7f', '\udc80', '\udcff', '\udd00', '\udfff', '\ue000']
+hidden = (Secret('TOKEN'), Secret('KEY', 'file', '/run/my key'), Secret('PASS', 'kubernetes', 'box/pass'), Secret('OTHER', 'env', 'MINE'))
+full = Job('tiny-gpt', ('python', 'train.py', '$5', "it's"), env={'ANSWER': 'no', 'PRICE': '$5', 'B': 'x y'}, secrets=hidden[1:2], nodes=2, processes=2, gpus=2,
+           gpu='A100-SXM-80GB', gpu_memory=40*GiB, cpus=3, memory=2*GiB, time=90_061, image='ghcr.io/me/fsdl:1', folder='/', retries=2, on_preempt='stop', grace=45, layout='dp4')
+small = Job('one', ('true',), image='busybox')
+wide = Job('wide', ('python', '-m', 'train'), nodes=3, time=59, grace=0, memory=5*MiB + 1, image='a.b/c/d_e:1', env={'A': 'b'}, gpu='H100', gpus=1)
+dense = full.replace(nodes=1, processes=4, gpus=0, secrets=(), env={}, command=('a', 'b'), folder='')
+
+
+def places():
+    "Targets of every kind, usual ones and some with odd settings"
+    return [local.Local(python='py'), slurm.Slurm(), slurm.Slurm(partition='gpu', account='me', qos='high', array='0-9%2', output='logs/%j.out'),
+            slurm.Slurm(partition='bad queue', array='x', output='a b'), containers.Container(), containers.Container(mounts=('/', 'rel', '/nowhere')), containers.Docker(mounts=('/a:b', '/')),
+            kubernetes.Kubernetes(), kubernetes.Kubernetes(namespace='Bad', limits=Limits(1, 1, '', 1, 1, 1, 60)), kubeflow.PyTorchJob(), kubeflow.TrainJob(namespace='ml', runtime='-r'),
+            ray_jobs.Ray(), ray_jobs.RayTrain(), clouds.SageMaker(), clouds.SageMaker(role='me', output='bucket', instance='p4'), clouds.Anyscale(), clouds.Determined(),
+            clouds.Determined(pool='p', metric='acc'), clouds.SkyPilot(), clouds.SkyPilot(spot=False, python='py')]
+
+
+def some_job(r):
+    "A job that some targets take and others do not"
+    env = {k: r.choice(hard) for k in r.sample(['V', 'PATH', 'WORLD', 'MASTER_ADDR', 'OMP_NUM_THREADS', 'fsdl_x', 'FSDL_JOB'], r.randrange(3))}
+    sizes = dict(nodes=r.choice([1, 1, 2, 11]), processes=r.choice([1, 1, 2, 4]), gpus=r.choice([0, 1, 4]), cpus=r.choice([1, 2]), memory=r.choice([0, GiB, 3*MiB + 5]), time=r.choice([30, 3600, 200_000]))
+    words = dict(gpu=r.choice(['', 'A100-SXM-40GB', 'V100-SXM2-32GB', 'RTX 6000 Ada']), image=r.choice(['', 'ghcr.io/me/fsdl:1', 'Bad Image']), folder=r.choice(['', '/', 'rel', '/no where']), layout=r.choice(['', 'dp2']))
+    more = dict(gpu_memory=r.choice([0, 8*GiB]), retries=r.choice([0, 3, 31]), on_preempt=r.choice(['requeue', 'stop']), grace=r.choice([0, 30, 3600]))
+    return Job(r.choice(['a', 'job-1', 'Train', 'x'*57, '1st', 'a.b', 'two words', 'y'*129]), ('python', *r.sample(hard, r.randrange(3))), env, tuple(r.sample(hidden, r.randrange(3))), **sizes, **words, **more)
+
+
+def name_of(i, place): return f'{i} {type(place).__name__}'
+def apart(job, other): return {k: v for k, v in job.to_dict().items() if v != other.to_dict()[k]}
+
+
+def asked_of(place, job):
+    "What a target says of a job: problems, a sum of its text, and whether it reads back what it wrote"
+    text = place.render(job, 'tok')
+    back = answer(lambda: apart(place.parse(text), job))
+    return [place.check(job), zlib.crc32(text.encode('utf-8', 'surrogatepass')), zlib.crc32(place.render(job).encode('utf-8', 'surrogatepass')), back]
+
+
+def test_what_targets_make_of_jobs(request):
+    r = random.Random(1)
+    jobs = [full, small, wide, dense, *(some_job(r) for _ in range(12))]
+    same_answers(request, 'targets', {f'{name_of(i, p)} {j}': answer(asked_of, p, job) for i, p in enumerate(places()) for j, job in enumerate(jobs)})
+
+
+def test_texts_for_targets(request):
+    found = {name_of(i, p): p.render(full, 'tok') for i, p in enumerate(places()) if i not in (3, 8, 14, 19)}
+    found |= {f'{name_of(i, p)} small': p.render(small) for i, p in enumerate(places()) if i in (0, 1, 4, 7, 9, 10, 13, 15, 16, 18)}
+    same_answers(request, 'texts', found)
+
+
+# ---- texts that somebody changed ----
+
+def paths(d, at=()):
+    "Every place in a nested value"
+    items = d.items() if isinstance(d, dict) else enumerate(d) if isinstance(d, list) else ()
+    for k, v in items:
+        yield (*at, k)
+        yield from paths(v, (*at, k))
+
+
+def another(v):
+    "Another value of about the same kind"
+    if isinstance(v, bool): return not v
+    if isinstance(v, int): return v + 2
+    return 'odd' if isinstance(v, str) else type(v)() if isinstance(v, (list, dict)) else 1
+
+
+def changed(d):
+    "(name, what a nested value becomes where one place of it is left out or has another value, or where all have a word too many)"
+    for path in paths(d):
+        for how in ('without', 'other'):
+            new = copy.deepcopy(d)
+            above = functools.reduce(lambda x, k: x[k], path[:-1], new)
+            if how == 'without': del above[path[-1]]
+            else: above[path[-1]] = another(above[path[-1]])
+            yield f'{how} {".".join(map(str, path))}', new
+    new = copy.deepcopy(d)
+    for path in list(paths(d)):
+        if isinstance(below := functools.reduce(lambda x, k: x[k], path, new), dict): below['imgae'] = 1
+    yield 'a word too many', new
+
+
+def read_again(place, text, job):
+    "What differs in the job of a text, or what is wrong with it, without the words of the readers of JSON and YAML"
+    found = answer(lambda: apart(place.parse(text), job))
+    return found[:20] if isinstance(found, str) and found.startswith(('JSONDecodeError', 'ValueError: no YAML')) else found
+
+
+def test_manifests_that_somebody_changed(request, monkeypatch):
+    for module in (kubernetes, kubeflow, containers, clouds): monkeypatch.setattr(module, 'from_yaml', lambda d: [copy.deepcopy(d)])
+    read, found = kubernetes_yaml, {}
+    for i, place in enumerate(places()):
+        if i not in (0, 4, 7, 9, 10, 11, 13, 15, 16, 18): continue
+        plain = full.replace(secrets=(), command=('a', 'b'), env={'A': 'b'}, gpu='', layout='')
+        job = plain.replace(secrets=hidden[2:3], gpu_memory=0, nodes=1 if i in (4, 9) else 2) if i in (4, 7, 9, 10) else plain
+        text = place.render(job)
+        inside, outside = (json.loads, json.dumps) if text.startswith('{') else (lambda t: read(t)[-1], lambda d: d)
+        for what, new in changed(inside(text)):
+            found[f'{name_of(i, place)} {what}'] = read_again(place, outside(new), job)
+    same_answers(request, 'changed', {k: v for k, v in found.items() if v != {}} | dict(unchanged=sorted(k for k, v in found.items() if v == {})))
+
+
+def test_other_manifests(request):
+    k8s, torch, train, box = kubernetes.Kubernetes(), kubeflow.PyTorchJob(), kubeflow.TrainJob(), containers.Container()
+    service, job = kubernetes.from_yaml(k8s.render(full.replace(secrets=())))
+    one = kubernetes.from_yaml(torch.render(wide))[0]
+    texts = {'no yaml': 'a: [', 'twice': 'a: 1\na: 2', 'twice below': 'b:\n  c: 1\n  c: 2', 'nothing': '', 'list': '- 1', 'two': kubernetes.to_yaml(job, job), 'service odd': kubernetes.to_yaml(service | dict(odd=1), job),
+             'text': '"a"', 'service alone': kubernetes.to_yaml(service), 'args': kubernetes.to_yaml(job).replace('command:', 'args:')}
+    found = {f'{type(p).__name__} {k}': read_again(p, text, full) for p in (k8s, torch, train, box) for k, text in texts.items()}
+    for n, spec in enumerate([dict(completionMode='NonIndexed'), dict(parallelism=1), dict(podFailurePolicy={}), dict(podFailurePolicy=dict(rules=[dict(action='Odd', onPodConditions=[1])])),
+                              dict(podFailurePolicy=dict(rules=[dict(action='Ignore', onPodConditions=[1])])), dict(podFailurePolicy=dict(rules=[dict(action='Ignore')])),
+                              dict(podFailurePolicy=dict(rules=[dict(action='Ignore', onPodConditions=[1]), dict(action='Count', onPodConditions=[1])]))]):
+        found[f'spec {n}'] = read_again(k8s, kubernetes.to_yaml(job | dict(spec=job['spec'] | spec)), full)
+    for n, per in enumerate(['auto', 3, '4', None]):
+        found[f'nproc {n}'] = read_again(torch, kubernetes.to_yaml(one | dict(spec=one['spec'] | dict(nprocPerNode=per))), wide)
+    two = kubernetes.from_yaml(torch.render(full))[0]['spec']['pytorchReplicaSpecs']
+    specs = [dict(two, Worker=one['spec']['pytorchReplicaSpecs']['Master']), dict(Worker=two['Worker']), dict(Master=two['Master']), dict(two, Worker=two['Worker'] | dict(replicas=5))]
+    found |= {f'replicas {n}': read_again(torch, kubernetes.to_yaml(one | dict(spec=one['spec'] | dict(pytorchReplicaSpecs=s))), wide) for n, s in enumerate(specs)}
+    pod = kubernetes.from_yaml(box.render(full))[0]
+    pod['spec']['containers'][1]['image'] = 'other'
+    found['nodes differ'] = read_again(box, kubernetes.to_yaml(pod), full)
+    for kind in ('A100-SXM-80GB', 'A100-PCIe-40GB', 'V100-SXM2-32GB', 'V100-SXM2-16GB', 'H100 SXM', 'RTX 6000 Ada', 'L4', 'H100 NVL', '', 'T4-16GB', 'A10 80GB'): found[f'sky {kind}'] = clouds._sky_gpu(kind)
+    found |= {f'upgrade {j.name}': answer(lambda j=j: [zlib.crc32(kubeflow.upgrade_job(t, 'rt')[0].encode()), kubeflow.upgrade_job(t)[1]]) for j in (full, wide, small) for t in [kubeflow.PyTorchJob(namespace='n').render(j)]}
+    same_answers(request, 'manifests', found)
+
+
+def test_batch_scripts_that_somebody_changed(request):
+    place, job = slurm.Slurm(partition='gpu'), full.replace(image='', secrets=hidden[:2] + hidden[3:])
+    text, found = place.render(job, 'tok'), {}
+    lines = text.splitlines()
+    for i, line in enumerate(lines[:lines.index('done')]):
+        if i < 40: found[f'without {line}'] = read_again(place, '\n'.join(lines[:i] + lines[i + 1:]), job)
+    heads = ['-N 3', '--nodes 4', '--nodes=x', '-n 3', '-t 90', '-p other', '--odd', '--nodse=2', '--mem=5', '--mem=5G', '--mem=x', '--gpus-per-node=4', '--gpus-per-node=a:b', '--requeue', '--no-requeue', '--signal=TERM@7',
+             '--signal=B:USR1@70', '--signal=7', '-J', '-J name', '--job-name=', '-c  2', '--time=1:2', '--time=1:2:3', '--time=3-4', '--time=3-4:5', '--time=x', '--nodes', '---', '-A me', '--output a b']
+    found |= {head: read_again(slurm.Slurm(), f'#!/bin/bash\n#SBATCH {head}\nfsdl_command=(\n  a\n)\n', small) for head in heads}
+    command = 'fsdl_command=(\n  a\n)\n'
+    for script in ['', '#SBATCH -N 2\n\n#SBATCH -c 2\n' + command, 'x=1\n#SBATCH -N 2\n' + command, '#SBATCH -N 2\n#SBATCH --nodes=2\n' + command, '# fsdl gpu_memory=7\n# fsdl odd=1\n' + command, '# fsdl gpu_memory=7\n' + command,
+                   'fsdl_command=(\n  $a\n)\n', 'fsdl_command=(\n)\n', 'fsdl_command=(\n  a', "fsdl_command=(\n  'a b'\n  c\"'\"d\n)\n", command + '# fsdl layout=late\n', 'cd -- /a || exit 1\n' + command, "cd -- '/a b' || exit 1\nexport X=1\n" + command,
+                   'fsdl_retries=4 fsdl_on_preempt=requeue\n' + command, 'fsdl_retries=4 fsdl_on_preempt=odd\n' + command, '#SBATCH --requeue\n#SBATCH --partition=a\n' + command]:
+        found[script] = read_again(slurm.Slurm(), script, small)
+    found |= {f'clock {n}': [slurm.clock(n), slurm.read_clock(slurm.clock(n))] for n in (0, 1, 59, 60, 61, 3599, 3600, 3661, 86399, 86400, 86401, 90061, 864000)}
+    found |= {f'read {t}': answer(slurm.read_clock, t) for t in ('90', '90:30', '1:30:00', '2-0', '2-12:00', '2-12:00:00', '0-1:2:3', '1:2:3:4', '-1', '', 'a', '1-', '1:', '0')}
+    found |= {f'size {n}': [slurm._megabytes(n), kubernetes._bytes(n)] for n in (0, 1, MiB - 1, MiB, MiB + 1, 2*MiB, GiB)}
+    found |= {f'gres {k} {n}': slurm._gres(small.replace(gpu=k, gpus=n)) for k in ('', 'A100-SXM-80GB', 'RTX 6000') for n in (0, 1, 8)}
+    found |= {f'has {g}': slurm._gpus_in(g) for g in ('(null)', 'gpu:8', 'gpu:a100:8(S:0-1)', 'gpu:a:2,gpu:b:3', 'shard:4', 'tmp:1,gpu:2', 'gpu:a:0')}
+    found |= {f'name {n}': [slurm._name(n), slurm._plain(n)] for n in ('A', 'PATH', 'BASH_X', 'fsdl_', '_', 'UID', 'LC_ALL', 'HOSTX', 'OPTIND', 'OPTX', 'a\rb', 'a\nb', *surrogates)}
+    same_answers(request, 'scripts', {k.encode('utf-8', 'backslashreplace').decode(): v for k, v in found.items()})
+
+
+# ---- the small things that all of them share ----
+
+def test_records_of_jobs(request):
+    found = {f'unusable {t!r}': launch._unusable(t) for t in ('', 'a', 'a\0b', 'é', *surrogates)}
+    found |= {f'{n} letters': launch._unusable('a'*n) for n in (128*KiB - 1, 128*KiB, 128*KiB + 1)} | {'two bytes': launch._unusable('é'*64*KiB)}
+    for args in itertools.product(('A', '1A', 'A-B', ''), ('env', 'file', 'kubernetes', 'evn'), ('', 'B', '/x', 'a/b', 'a/b/c', '$x')): found[f'secret {args}'] = answer(lambda a=args: Secret(*a).to_dict())
+    odd = dict(name=['', 1, 'a\nb', 'a\x7f', 'a\x1f', 'a\0', 'a '], command=['python a', (), ('',), ('a', 1), ('a', '\ud800'), ['a']], env=[{'1': 'a'}, {'A': 1}, {'A': 'a\0'}, {'RANK': '1'}, {'LOCAL_WORLD_SIZE': '1'}, {'TOKEN': 'x'}],
+               nodes=[0, -1, 1.5, True, '2'], processes=[0], cpus=[0, 1.5], time=[0, '2h', '1-12:00:00', '90', 'x', 1.5], gpus=[-1, True, 1.5, 0], gpu_memory=['80GB', -1, 1.5], memory=['64GiB', 'x', True], retries=[-1, 1], grace=[-1, 0, '5'],
+               secrets=[hidden, hidden[:1]*2], on_preempt=['stop', 'requeu'], gpu=['a\tb'], folder=['a\nb', None], layout=['a\r'], image=['\x00'])
+    found |= {f'job {f}={v!r}'.encode('utf-8', 'backslashreplace').decode(): answer(lambda f=f, v=v: apart(Job(**dict(name='a', command=('b',), secrets=hidden[:1]) | {f: v}), small)) for f, values in odd.items() for v in values}
+    found |= {'ranks': [j.ranks for j in (full, small, wide, dense)], 'page': [full._page().rows, small._page().rows]}
+    asked = [dict(nodes=2), dict(gpus=3), dict(gpu_memory=40*GiB), dict(gpu_memory=40*GiB + 1), dict(cpus=2, processes=3), dict(memory=GiB), dict(time=61), {}]
+    limits = [Limits(), Limits(1, 2, '', 40*GiB, 5, GiB - 1, 60), Limits(2, 3, 'A100-SXM-40GB', 0, 6, GiB, 61)]
+    found |= {f'beyond {i} {more}': launch.beyond(Job('a', ('b',), **more), x) for i, x in enumerate(limits) for more in asked}
+    found |= {f'gpu bytes {i}': x.gpu_bytes for i, x in enumerate([*limits, Limits(gpu='A100-SXM-80GB', gpu_memory=5)])}
+    for words in (['a'], ['a', '--no-python', 'b'], ['--no-python'], ['a', '--no-python', '--no-python', 'c']): found[f'rank {words}'] = [launch.rank_command(words, n) for n in (0, 1, 2)]
+    found['kept'] = [launch.kept_fields(j, ('gpus', 'gpu', 'cpus', 'retries', 'folder', 'nodes')) for j in (full, small)]
+    found['stated'] = [launch.stated(a=0, b='', c=(), d=1, e='x'), launch.complaints((0, 'a'), (1, 'b'), ('', 'c')), launch.complaints()]
+    found['known'] = [answer(launch.only_known, 'a text', given, ['alpha', 'beta']) for given in ([], ['alpha'], ['alhpa'], {'beta': 1, 'x': 2})]
+    found['states'] = [[s, Status(s).done] for s in launch.states] + [answer(Status, 'runing'), str(Handle('a', 'b'))]
+    found['target'] = [type(launch.target(n)).__name__ for n in (*launch.places, 'k8s')] + [answer(launch.target, 'slrum')]
+    found['home'] = [launch._at_home({})['PATH'].endswith(':/usr/sbin:/sbin'), launch._at_home(dict(PATH='/a', B='c'))]
+    same_answers(request, 'records', found)
+
+
+def test_envelopes(request):
+    words, found = ['a', 'b c', 'ü', 'd'], {}
+    sealed = [launch.seal(words[:n], {'A': 'x'} if n % 2 else None, {'F': '/f'} if n > 2 else None, 'py') for n in range(1, 5)] + [launch.seal(['w'*n]) for n in (99, 100, 101, 102, 103, 104, 105, 300)]
+    found['sealed'] = [[list(map(len, s)), s[0], zlib.crc32(' '.join(s).encode())] for s in sealed]
+    found['unsealed'] = [[launch.unseal(s), launch.unseal(s[:3]), launch.unseal((s[0], '-d', *s[2:])) is not None] for s in sealed[:4]]
+    found['damaged'] = [answer(launch.unseal, (*sealed[0][:3], t)).partition(':')[0] for t in ('x', '!', 'ww==')] + [launch.unseal(('a', '-c', 'b', 'c'))]
+    jobs = [small, full, full.replace(env={'A': '$'}), full.replace(command=('a', '$')), full.replace(env={'A': '$', 'B': 'c'}, secrets=()), small.replace(env={'BAD': 'x'})]
+    for i, job in enumerate(jobs):
+        for native in (('kubernetes',), ('file', 'env')):
+            for named in (None, lambda k: k != 'BAD'):
+                command, env = launch.wire(job, lambda t: '$' not in t, 'py', native, named)
+                found[f'wire {i} {native} {named is None}'] = [len(command), env, launch.unseal(command), launch.unwire(command, env)[2]]
+    same_answers(request, 'envelopes', found)
+
+
+def test_prices_of_jobs(request):
+    offers = [SimpleNamespace(provider=p, gpu=g, gpus=n, usd_per_hour=d, tier='t', date='2026-01') for p, g, n, d in (('a', 'A100-SXM-80GB', 8, 20.), ('b', 'A100-SXM-40GB', 1, 1.5), ('c', 'H100-SXM', 2, 5.), ('d', 'A100-SXM-80GB', 1, 2.))]
+    asked = [dict(gpus=1), dict(gpus=8, nodes=2), dict(gpus=9), dict(gpus=1, gpu='A100-SXM-80GB'), dict(gpus=1, gpu_memory=60*GiB), dict(gpus=1, gpu_memory=800*GiB), dict(gpus=1, gpu='T4'), dict(), dict(gpus=3, time=5400)]
+    found = {str(more): answer(lambda m=more: [(t := launch._price(Job('a', ('b',), **m), offers, 3)).rows, t.caption]) for more in asked}
+    from fsdl_tools.compute.gpus import find
+    exact = int(find('A100-SXM-40GB').memory)
+    found['limits of memory'] = [len(launch._able(Job('a', ('b',), gpu_memory=exact + d), offers)) for d in (-1, 0, 1)] + [answer(launch._able, small, [])]
+    from fsdl_tools.training.config import TrainConfig
+    from fsdl_tools.operations.sweep_trials import hourly_price
+    found['hour'] = [hourly_price(small.replace(gpus=8, time=t), offers) for t in (60, 7200)]
+    config = TrainConfig(folder='/data/run')
+    class Layout(SimpleNamespace):
+        def settled(self): return 'dp'
+    made = lambda plan, per, c=config: (lambda j: [j.nodes, j.processes, j.gpus, j.gpu, j.gpu_memory, j.name, j.layout])(launch.Job.from_plan(plan, c, per))
+    monkey = lambda job: [job.nodes, job.processes, job.gpus, job.command[:2], '"resume": true' in job.command[3]]
+    found['plain plan'] = [answer(lambda: monkey(Job.from_plan(None, config))), answer(made, None, 8, TrainConfig())]
+    real = config.layout
+    for world in (1, 4, 8, 12, 16):
+        for per in (4, 8):
+            plan = SimpleNamespace(layout=real.replace(dp=world), gpu='A100-SXM-80GB', device=5)
+            found[f'plan {world} {per}'] = answer(lambda p=plan, n=per: [*monkey(Job.from_plan(p, config, n, time=7)), Job.from_plan(p, config, n).layout, Job.from_plan(p, config, n).gpu_memory])
+    same_answers(request, 'prices', found)
+
+
+# ---- what is asked of a target, and what its answers mean: a program that says what the test wants ----
+
+class Program:
+    "Stands for every command: answers are looked up by a word of the command, and what was asked is kept"
+    def __init__(self, monkeypatch, **answers):
+        self.answers, self.asked = answers, []
+        for module in (launch, slurm, containers): monkeypatch.setattr(module, 'run_command', self)
+
+    def __call__(self, args, timeout=5, text='', env=None):
+        self.asked.append([*map(str, args), timeout, len(text)])
+        said = next((v for k, v in self.answers.items() if k in args), '')
+        if isinstance(said, list): said = said.pop(0)
+        if isinstance(said, Exception): raise said
+        return said
+
+
+def alike(handle): return [handle.target, handle.id, handle.token]
+
+
+def test_what_slurm_is_asked(request, monkeypatch, tmp_path):
+    place, handle, found = slurm.Slurm(partition='gpu'), Handle('slurm', '7', 'tok'), {}
+    log = tmp_path/'out'
+    log.write_bytes(b'said \xff')
+    lines = dict(waits='JobId=7 JobState=PENDING Reason=Priority Restarts=0 ExitCode=0:0', runs='JobId=7 JobState=RUNNING Restarts=2 Reason=None ExitCode=0:0', failed='JobId=7 JobState=FAILED ExitCode=1:0 BatchHost=n1 StdOut=/nowhere/x',
+                 done=f'JobId=7 JobState=COMPLETED StdOut={log} BatchHost=n', odd='JobState=NEW a=b=c d', never='JobId=7 JobState=CANCELLED StdOut=/nowhere/x', empty='')
+    for name, text in lines.items():
+        Program(monkeypatch, scontrol=text)
+        found[name] = [slurm._records(text.replace(str(tmp_path), '')), answer(place.status, handle), answer(place.logs, handle).replace(str(tmp_path), '')]
+    for a, b in itertools.combinations(lines, 2):
+        Program(monkeypatch, scontrol=f'{lines[a]}\n{lines[b]}')
+        found[f'{a}, {b}'] = answer(lambda: place.status(handle).word)
+    found['words'] = [slurm._status(dict(JobState=w)).state for w in (*slurm._states, 'ODD')]
+    said = Program(monkeypatch, squeue='5 fsdl-other\n6 fsdl-tok\n7 fsdl-tok\n8\n9 fsdl-tok more', scancel='', sbatch='12;cluster\n')
+    job = full.replace(image='', secrets=())
+    found['found'] = [answer(lambda: alike(place.find(t))) for t in ('tok', 'other', 'none')] + [place.find('none')]
+    found['submitted'] = [alike(place._submit(job, 'tok')), alike(place._submit(job, 'new')), alike(place.submit(job))[:2], place.cancel(handle)]
+    found['not set'] = answer(place._submit, job.replace(secrets=(Secret('A', 'env', 'FSDL_NOT_SET'),)), 'tok')
+    found['asked'] = [a[:-1] for a in said.asked]
+    Program(monkeypatch, squeue=['', '6 fsdl-tok'], sbatch=TimeoutError('late'))
+    found['late, and there'] = alike(place._submit(job, 'tok'))
+    Program(monkeypatch, squeue='', sbatch=TimeoutError('late'))
+    found['late, and not there'] = answer(place._submit, job, 'tok')
+    Program(monkeypatch, squeue=TimeoutError('late'))
+    found['no controller'] = answer(place.find, 'tok')
+    conf = 'SLURM_VERSION = 24\nPreemptType = {}\nJobRequeue={}\nAuthInfo = socket=/x,cred_expire={}\nnothing'
+    part = 'PartitionName=gpu State=UP TotalNodes=3 MaxTime={} GraceTime={} PreemptMode={}'
+    rows = [(conf.format('preempt/qos', 1, 5), part.format('UNLIMITED', 0, 'REQUEUE')), (conf.format('preempt/none', 1, ''), part.format('1-0', 10, 'CANCEL')), ('', part.format('2:00:00', 7, 'GANG,SUSPEND')), (conf.format('a', 0, 60), part.format('30', 7, 'CANCEL'))]
+    for i, (settings, partition) in enumerate(rows):
+        said = Program(monkeypatch, config=settings, partition=partition, sinfo='2 16 64000+ gpu:a100:8(S:0-1)\n1 8+ 32000 (null)\n')
+        found[f'cluster {i}'] = [place.doctor().rows, answer(lambda: slurm.limits_of(place).to_dict()), said.asked[:2], slurm.Slurm().doctor().rows[-1], said.asked[-1]]
+    found['verdicts'] = {f'{m} {g} {q}': slurm._verdict(m, g, q) for m in ('OFF', 'SUSPEND', 'GANG', 'CANCEL', 'REQUEUE') for g in '05' for q in '01'}
+    same_answers(request, 'slurm', found)
+
+
+def test_what_containers_are_asked(request, monkeypatch):
+    found, states = {}, ['running', 'exited', 'stopped', 'created', 'paused']
+    for place in (containers.Container(mounts=('/',)), containers.Docker(mounts=('/',))):
+        name, handle = type(place).__name__, Handle('container', 'tiny-gpt', 'tok')
+        monkeypatch.setattr(containers, '_both', lambda args: ' '.join(args) + '\n')
+        for a, b, codes in itertools.product(states, states, ((0, 0), (0, 2), (3, 1))):
+            Program(monkeypatch, ps='tiny-gpt-node-1\ntiny-gpt-node-0\nother\n', inspect=[json.dumps(dict(Status=s, ExitCode=c)) for s, c in zip((a, b), codes)])
+            if a <= b: found[f'{name} {a} {b} {codes}'] = answer(place.status, handle)
+        said = Program(monkeypatch, ps=['tiny-gpt-node-0', 'tiny-gpt-node-0', 'tiny-gpt-node-1', ''], inspect='{"Status": "running"}', version=' 5 \n')
+        found[f'{name} asked'] = [answer(place.logs, handle), answer(place.cancel, handle), place.doctor().rows, answer(place.status, handle), said.asked]
+        for there in ('', 'tiny-gpt\n', 'tiny-gpt-node-0', 'tiny-gpt2'):
+            said = Program(monkeypatch, ps=there)
+            found[f'{name} submit {there.strip()}'] = [answer(lambda p=place: alike(p._submit(full, 'tok'))), said.asked]
+        for job in (small, full, wide, dense):
+            said = Program(monkeypatch)
+            found[f'{name} {job.name}'] = [place._start(place.render(job)), said.asked]
+        said = Program(monkeypatch, play=TargetError('no'), run=TargetError('no'), rm=TargetError('half'))
+        found[f'{name} fails'] = [answer(place._submit, full, 'tok'), said.asked[-1]]
+        for kw in (dict(), dict(base='python:3'), dict(base='Bad Image', context='/x')):
+            said = Program(monkeypatch)
+            found[f'{name} build {kw}'] = [answer(lambda p=place, kw=kw: p.build(full.replace(folder='/a'), **kw)), said.asked]
+    texts = ['', 'RUN x', 'FROM a\nRUN x', 'FROM a\nRUN ["x"]', 'FROM a\nRUN []', 'FROM a\nCMD ["x", 1]', 'FROM a\nCOPY {"a": 1}', 'FROM A', 'FROM scratch', 'ARG X\nFROM a', '# c\n\nFROM a\nWORKDIR x', 'FROM a\nWORKDIR /x', 'FROM a\nRUNN ["x"]',
+             'FROM a\nXYZZY y', '# only', '  \nFROM a', 'FROM a\nENV X=1\nUSER x\nENTRYPOINT x']
+    found |= {f'check {t}': containers.check_containerfile(t) for t in texts}
+    found |= {f'file {i}': containers.containerfile(j, *more) for i, (j, *more) in enumerate([(full,), (small, 'scratch'), (dense, 'a:1', 'l.txt', 'pkg')])}
+    found['ports'] = [containers._docker_port(n) for n in ('a', 'tiny-gpt', 'x'*40)]
+    same_answers(request, 'containers', found)
+
+
+def test_what_kubernetes_and_clouds_are_asked(request, monkeypatch):
+    found, handle = {}, Handle('kubernetes', 'one', 'tok')
+    kinds = [[], ['Complete'], ['Failed'], ['Running'], ['Suspended'], ['Created', 'Running'], ['Running', 'Failed'], ['Odd'], ['Restarting'], ['Succeeded', 'Failed']]
+    for place in (kubernetes.Kubernetes(namespace='ml'), kubeflow.PyTorchJob(), kubeflow.TrainJob()):
+        name = type(place).__name__
+        for conditions, ok, more in [*((k, 'True', {}) for k in kinds), (['Complete'], 'False', {}), ([], '', dict(active=1)), ([], '', dict(ready=2)), ([], '', dict(active=0, ready=0)), (['Failed'], 'True', dict(reason='DeadlineExceeded'))]:
+            status = dict(conditions=[dict(type=c, status=ok, **({'reason': more['reason']} if 'reason' in more else {})) for c in conditions]) | more
+            Program(monkeypatch, get=json.dumps(dict(status=status)))
+            found[f'{name} {conditions} {ok} {more}'] = answer(place.status, handle)
+        said = Program(monkeypatch, get='{}', version='{"serverVersion": {"gitVersion": "v1"}}', explain='e'*300, logs='l')
+        found[f'{name} asked'] = [answer(place.status, handle), place.logs(handle), place.cancel(handle), [list(map(str, r.values())) for r in place.doctor().rows], alike(place.submit(small, 'tok')), said.asked]
+        Program(monkeypatch, version='{}')
+        found[f'{name} no server'] = place.doctor().rows
+    for place in (clouds.Anyscale(), clouds.Determined(), clouds.SkyPilot(), launch.target('sagemaker')):
+        name, job = type(place).__name__, full.replace(name='tiny', secrets=(), folder='', nodes=1)
+        if name == 'SageMaker': continue
+        for said in ('id prodjob_1\nid prodjob_22', 'Created experiment 41', 'Job ID: 7', 'nothing', *place.words, 'RUNNINGS', 'a '*80):
+            Program(monkeypatch, submit=said, create=said, launch=said, status=said, describe=said, queue=said)
+            found[f'{name} {said[:20]}'] = [answer(lambda: alike(place._submit(job, 'tok'))), answer(place.status, handle)]
+        said = Program(monkeypatch, **{'--version': ' 1 \n'})
+        found[f'{name} asked'] = [place.logs(handle), place.cancel(handle), place.doctor().rows, said.asked]
+    for text in ('', '$$', '$(A)', '$$(A)', '$(B)', '$A', '$$$(A)', '$()', 'a$(A', '$(A)$(A)'): found[f'expand {text}'] = [kubernetes.expand(text, dict(A='x')), kubernetes.carries(text)]
+    for text in ('a', 'a\tb', 'é', '\u2028', 'a\n', ' '): found[f'carries {text}'] = kubernetes.carries(text)
+    for n in ('a', 'A', '', '-a', 'a-', '1a', 'a.b', 'a'*63, 'a'*64, 'é'): found[f'name {n}'] = [kubernetes.bad_name(n), kubernetes.bad_name(n, 'secret', 1, True), kubernetes.bad_name(n[:61], room=2)]
+    for q in (0, 2, '500m', '2Gi', '1.5k', '3E', '1Pi', '', 'x', '-1', '1gi', 1.5, '7Ki', '2M', '1T'): found[f'quantity {q}'] = answer(kubernetes.quantity, q)
+    for n in ('', 'a', 'a:b', 'A', 'ghcr.io/me/x:1', 'localhost:5000/x', 'a//b', 'a_b', 'a___b', 'a:' + 'x'*128, 'a:' + 'x'*129, 'a@sha256:' + '0'*64, 'a@sha256:' + '0'*63, 'Host/a', 'a/B', 'a.-b', 'a--b'): found[f'image {n[:20]} {len(n)}'] = len(kubernetes.bad_image(n))
+    schema = dict(alpha=None, beta=[dict(gamma=None)], delta=dict(eps=[None]))
+    for i, d in enumerate([{}, dict(alpha=1), dict(alhpa=1), dict(beta={}), dict(beta=[dict(gamma=1), dict(gama=2), 3]), dict(delta=[]), dict(delta=dict(eps=3, zzz=1)), [], dict(xyzzy=1)]): found[f'keys {i}'] = kubernetes.keys_beyond(d, schema)
+    words = ['a', 'no', 'No', 'true', '1', 'a b', '/x', '', '~', 'inf', 'y', 'é', 'a-b', "it's", 'x\n', 1, 1.5, True, None, [], {}, ['a', 1]]
+    found['yaml'] = kubernetes.to_yaml({f'k{i}': w for i, w in enumerate(words)}, dict(a=words[-1]))
+    env = [dict(name='A', value='1'), dict(name='B', valueFrom=dict(secretKeyRef=dict(name='s', key='k'))), dict(name='C', value='x')]
+    found['read env'] = [answer(kubernetes._read_env, e, ours) for e in (env, None, [dict(name='A', value=1)], [dict(name='A')], [dict(name='A', valueFrom=dict(fieldRef=1))]) for ours in ((), ('A',))]
+    for limits in ({}, dict(cpu=3), dict(cpu='500m'), dict(memory='1Gi'), dict(cpu=8), {'nvidia.com/gpu': '2'}, dict(cpus=1)): found[f'limits {limits}'] = [answer(kubernetes._read_resources, limits, n) for n in (1, 2, 3)]
+    for j in (full, small, wide, dense): found[f'ranks of {j.name} {j.processes}'] = [kubernetes._rank_env(j, 'host', dict(value='1')), kubernetes._resources(j), kubernetes.start(j, ['a'], 'py')]
+    for key in ('k', 'a/b', '', 'x'*253, 'x'*254, 'é', 'a b'): found[f'key {key[:9]} {len(key)}'] = answer(lambda key=key: kubernetes._key_rules(SimpleNamespace(secrets=[SimpleNamespace(kind='kubernetes', ref=f'box/{key}'), hidden[0]])))
+    for place, size in ((kubernetes.Kubernetes(), 10**6), (slurm.Slurm(), 4*10**6)):
+        for n in (size, size + 1):
+            monkeypatch.setattr(type(place), 'render', lambda self, job: 'x'*n)
+            found[f'text of {n}'] = place.check(small.replace(image='') if size > 10**6 else small)
+    monkeypatch.undo()
+    found['sage'] = [clouds.SageMaker().check(small.replace(**m))[:3] for m in (dict(command=('a', 'x'*256)), dict(command=('a', 'x'*257)), dict(command=('a', *'b'*100)), dict(command=('a', *'b'*101)), dict(retries=30), dict(retries=31),
+                     dict(name='a'*63), dict(name='a'*64), dict(name='a-'), dict(env={f'V{i}': 'x' for i in range(100)}), dict(env={f'V{i}': 'x' for i in range(101)}), dict(env=dict(A='x'*512)), dict(env=dict(A='x'*513)))]
+    found['carried'] = [[f('x'*n + t) for n in (250, 256, 257, 511, 512, 513) for t in ('', '\n', '$')] for f in (clouds._aws_carries, clouds._aws_env)]
+    found['sky size'] = [clouds.SkyPilot().check(small.replace(command=('a', 'x'*(n//2), 'y'*(n - n//2)))) for n in (131_072 - 13 - 14, 131_072 - 13 - 13)]
+    long = lambda n: small.replace(image='', command=('a', 'x'*60_000, 'y'*n))
+    short = 128*KiB - len(json.loads(ray_jobs.Ray().render(long(1)))['entrypoint'])
+    found['ray size'] = [ray_jobs.Ray().check(long(short + d)) for d in (0, 1)]
+    same_answers(request, 'asked', found)
+
+
+def test_what_aws_is_asked(request, monkeypatch):
+    class Sage:
+        def __init__(self, answers): self.answers, self.asked = answers, []
+        def __getattr__(self, operation):
+            def call(**values):
+                self.asked.append([operation, values])
+                said = self.answers[operation]
+                if isinstance(said, Exception): raise said
+                return said.pop(0) if isinstance(said, list) else said
+            return call
+    place, handle, found = clouds.SageMaker(), Handle('sagemaker', 'one', 'tok'), {}
+    def ask(method, *args, **answers):
+        client = Sage(answers)
+        monkeypatch.setattr(clouds, '_aws', lambda service, target: (client, (KeyError, OSError)))
+        return [answer(method, *args), [[o, v if o != 'create_training_job' else len(v)] for o, v in client.asked]]
+    for word in (*clouds._aws_words, 'Odd'):
+        for more in ({}, dict(SecondaryStatus='MaxRuntimeExceeded', FailureReason='why'), dict(SecondaryStatus='Training')): found[f'{word} {more}'] = ask(place.status, handle, describe_training_job=dict(TrainingJobStatus=word) | more)
+    found['logs'] = ask(place.logs, handle, describe_log_streams=dict(logStreams=[dict(logStreamName='a'), dict(logStreamName='b')]), get_log_events=[dict(events=[dict(message='x'), dict(message='y')]), dict(events=[])])
+    found['cancel'], found['fails'] = ask(place.cancel, handle, stop_training_job=None), ask(place.cancel, handle, stop_training_job=OSError('no'))
+    found['submit'] = ask(lambda: alike(place._submit(small, 'tok')), create_training_job={})
+    monkeypatch.undo()
+    made, boto = [], SimpleNamespace(session=SimpleNamespace(botocore=SimpleNamespace(config=SimpleNamespace(Config=lambda **kw: kw), exceptions=SimpleNamespace(BotoCoreError=1, ClientError=2))))
+    boto.client = lambda *a, **kw: made.append([a, kw])
+    monkeypatch.setattr(clouds.importlib, 'import_module', lambda name: boto)
+    found['client'] = [clouds._aws('logs', place)[1], clouds._aws('x', clouds.SageMaker(endpoint='http://e', region='r', patience=9))[1], made]
+    def missing(name): raise ImportError(name)
+    monkeypatch.setattr(clouds.importlib, 'import_module', missing)
+    found['no client'] = answer(clouds._aws, 'logs', place)
+    for there in (None, 1):
+        monkeypatch.setattr(clouds.importlib.util, 'find_spec', lambda name: there)
+        found[f'doctor {there}'] = place.doctor().rows
+    same_answers(request, 'aws', found)
+
+
+class Clock:
+    "Time that passes only when somebody sleeps or looks"
+    def __init__(self, monkeypatch, module, look=0.):
+        self.now, self.slept, self.look = 1000., [], look
+        monkeypatch.setattr(module, 'time', SimpleNamespace(monotonic=self.tell, time=self.tell, sleep=self.sleep))
+
+    def tell(self):
+        self.now += self.look
+        return self.now
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+class Fake(Target):
+    "A target that does what the test says"
+    title, script, text = 'fake', [], 'x'
+    def _render(self, job, token): return f'{job.name} {token}'
+    def _parse(self, text): return small.replace(name=text) if text != 'bad' else [][0:1] and None or small.replace(nodes=text)
+    def _rules(self, job): return [f'no {job.name}'] if job.name == 'odd' else []
+    def _submit(self, job, token): return self._handle(job.name, token)
+    def _status(self, handle): return Status(self.script[0] if len(self.script) == 1 else self.script.pop(0), 'word')
+    def _logs(self, handle): return 'abcdef'[:6 - len(self.script)]
+    def _cancel(self, handle): return 'ignored'
+    def _facts(self):
+        if self.text == 'x': return [dict(what='a', value='b')]
+        raise self.text
+
+
+def test_what_all_targets_do(request, monkeypatch):
+    place, found, handle = Fake(limits=Limits(nodes=1)), {}, Handle('fake', 'a')
+    found['check'] = [place.check(x) for x in (small, small.replace(name='odd'), small.replace(nodes=2), 'one', 'odd', 'bad')]
+    found['refuse'] = [answer(place.refuse, j) for j in (small, small.replace(name='odd', nodes=2))] + [answer(lambda: alike(place.submit(j, 't'))) for j in (small, small.replace(name='odd'))] + [place.cancel(handle)]
+    for script in (['succeeded'], ['queued', 'running', 'failed'], ['running'], ['unknown', 'preempted', 'lost']):
+        for timeout, every in ((600, .5), (1, .5), (0, .5)):
+            clock, Fake.script = Clock(monkeypatch, launch), list(script)
+            found[f'wait {script} {timeout}'] = [answer(lambda: place.wait(handle, timeout, every).state), len(clock.slept)]
+        if script == ['running']: continue
+        clock, Fake.script = Clock(monkeypatch, launch), list(script)
+        found[f'follow {script}'] = [list(place.follow(handle)), clock.slept]
+    for text in ('x', TargetError('y'*400), TimeoutError('late')):
+        Fake.text = text
+        found[f'doctor {str(text)[:3]}'] = [place.doctor().rows, place.doctor().caption]
+    Fake.accepted, Fake.program = False, 'prog'
+    found['doctor'] = place.doctor().rows
+    Fake.accepted, Fake.program, Fake.text = True, '', 'x'
+    monkeypatch.undo()
+    found['commands'] = [answer(launch.run_command, a, 9, t) for a, t in ((['cat'], 'in'), (['sh', '-c', 'echo out; echo err >&2; exit 3'], ''), (['sh', '-c', 'echo out; exit 4'], ''), (['fsdl-no-such'], ''), (['sh', '-c', 'echo ' + 'x'*600 + ' >&2; false'], ''), (['sh', '-c', 'echo $A'], ''))]
+    found['variables'] = [launch.run_command(['sh', '-c', 'echo $A'], env=dict(A='b', PATH='/usr/bin:/bin')), answer(launch.run_command, ['sh', '-c', 'sleep 9'], .02)]
+    same_answers(request, 'common', found)
+
+
+def test_local_jobs_without_processes(request, monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path))
+    place, handle, found = local.Local(python='py'), Handle('local', 'tok', 'tok'), {}
+    found['state'] = local.state_folder().relative_to(tmp_path).as_posix()
+    found['tokens'] = [answer(local._check_token, t) for t in ('a', '', 'a b', 'é', 'x'*60, 'x'*61, '../a', 'a_-')]
+    found['threads'] = [local.with_threads({}, 3), local.with_threads(dict(OMP_NUM_THREADS='1'), 3), local.without_threads(dict(OMP_NUM_THREADS='3', A='3'), 3), local.without_threads(dict(OMP_NUM_THREADS='1', B='3'), 3)]
+    found['nothing'] = [answer(f, handle) for f in (place.status, place.logs, place.cancel)]
+    folder = local.state_folder()/'tok'
+    found['record'] = [local._put_on_record(folder, 'a'), local._put_on_record(folder, 'b'), (folder/'job.json').read_text(), sorted(p.name for p in folder.parent.iterdir())]
+    found['no place'] = answer(local._put_on_record, tmp_path/'no'/'x', 'a').replace(str(tmp_path), '')
+    alive = []
+    monkeypatch.setattr(local, '_alive', lambda pid, where: bool(alive))
+    age = (folder/'job.json').stat().st_mtime
+    for late in (0, 29, 31):
+        monkeypatch.setattr(local.time, 'time', lambda: age + late)
+        found[f'late {late}'] = place.status(handle)
+    found['log'], killed = [place.logs(handle)], []
+    monkeypatch.setattr(local.os, 'kill', lambda *a: killed.append(a))
+    place.cancel(handle)
+    (folder/'pid').write_text('123')
+    found['dead'] = [place.status(handle), place.cancel(handle), killed[:], (folder/'cancel').exists(), local._pid(folder), local._pid(tmp_path)]
+    alive.append(1)
+    found['alive'] = [place.status(handle), place.cancel(handle), [[p, int(s)] for p, s in killed]]
+    Status('failed', 'exit 3').to_json(folder/'end.json')
+    found['end'] = [place.status(handle), answer(place.logs, handle).replace(str(tmp_path), '')]
+    (folder/'log').write_bytes(b'a\xff')
+    found['log'] += [place.logs(handle)]
+    job = small.replace(retries=2, grace=7, time=61)
+    found['settled'] = [local._settled(job, c, late, asked) for c in (0, 1, -9) for late in (True, False) for asked in ([], [True])]
+    for retries, processes, codes in ((0, 1, [1]), (2, 1, [1, 2, 3]), (2, 1, [1, 0]), (2, 2, [5, 0]), (1, 1, [-9, -15]), (1, 1, [OSError('no')]), (1, 1, [3, ValueError('odd')])):
+        run = iter(codes)
+        def once(*a):
+            code = next(run)
+            if isinstance(code, Exception): raise code
+            return code, False
+        monkeypatch.setattr(local, '_once', once)
+        found[f'attempts {retries} {processes} {codes}'] = [local._attempts({}, small.replace(retries=retries, processes=processes), folder/'log', []), len(list(run)), (folder/'log').read_text(errors='replace')]
+    found['asked'] = local._attempts({}, small, folder/'log', [True])
+    monkeypatch.undo()
+    for polls, asked, grace in (([None, None, 0], [], 7), ([None]*9, [], 7), ([None]*9, [True], 7), ([4], [], 7)):
+        left, clock, ended = list(polls), Clock(monkeypatch, local, .3), []
+        p = SimpleNamespace(poll=lambda: left.pop(0) if len(left) > 1 else left[0], returncode=polls[-1])
+        monkeypatch.setattr(local, '_begin', lambda d, log: p)
+        monkeypatch.setattr(local, '_end_group', lambda p, grace: ended.append(grace) or -15)
+        found[f'once {len(polls)} {asked}'] = [local._once({}, SimpleNamespace(time=2, grace=grace), None, asked), ended, len(clock.slept)]
+    monkeypatch.undo()
+    monkeypatch.setenv('FSDL_SECRET', 's')
+    (tmp_path/'secret').write_text(' hush \n')
+    env = local._with_secrets(dict(A='b'), [dict(name='X', kind='env', ref='FSDL_SECRET'), dict(name='Y', kind='file', ref=str(tmp_path/'secret'))])
+    found['secrets'] = [env['A'], env['X'], env['Y'], answer(local._with_secrets, {}, [dict(name='X', kind='env', ref='FSDL_UNSET')])]
+    monkeypatch.setattr(local.os, 'sched_getaffinity', lambda pid: {0, 1, 5})
+    found['facts'] = [place._facts(), monkeypatch.setattr(local.importlib.util, 'find_spec', lambda n: None), place._facts()]
+    found['rules'] = [place._rules(j) for j in (full, small, full.replace(folder='/no where', secrets=hidden))]
+    same_answers(request, 'local', found)
+
+
+def test_ray_without_a_cluster(request, monkeypatch):
+    place, handle, found, asked = ray_jobs.Ray(), Handle('ray', 'id', 'tok'), {}, []
+    def ask(self, path, body=None):
+        asked.append([path, body is None])
+        said = answers[path.split('/')[0] if body is None else 'post']
+        if isinstance(said, list) and body is not None: said = said.pop(0)
+        if isinstance(said, Exception): raise said
+        return said
+    monkeypatch.setattr(ray_jobs.Ray, 'ask', ask)
+    answers = dict(jobs=[dict(submission_id='tok'), {}], version=dict(ray_version='2'), post=[{}])
+    found['submit'] = [alike(place._submit(small, 'tok')), alike(place._submit(small, 'new')), asked[:], place.doctor().rows]
+    for script in ([TargetError('try again later'), TargetError('try again later'), {}], [TargetError('no')], [TargetError('try again later')]*30):
+        answers['post'], clock = list(script), Clock(monkeypatch, ray_jobs)
+        found[f'again {len(script)}'] = [answer(place._ask_again, 'jobs/', '{}'), len(answers['post']), clock.slept[:3]]
+    for status in (*ray_jobs._words, 'ODD'):
+        for message in (None, 'm'*400):
+            answers['jobs'] = dict(status=status, message=message, logs='text')
+            found[f'{status} {message is None}'] = place.status(handle)
+    asked.clear()
+    answers['post'] = {}
+    found['others'] = [place.logs(handle), place.cancel(handle), asked]
+    found['variables'] = [ray_jobs.rank_variables(dict(nodes=3, processes=2), n, ('h', 5)) for n in (0, 2)]
+    found['carries'] = [[ray_jobs._carries(t), ray_jobs._in_variables(t)] for t in ('a', '$', *surrogates)]
+    trainer = Job.from_plan(None, __import__('fsdl_tools.training.config', fromlist=['x']).TrainConfig(folder='/x'))
+    for i, job in enumerate([trainer, trainer.replace(command=trainer.command[:3]), trainer.replace(command=(*trainer.command[:3], '{')), trainer.replace(command=('a', 'b', 'c', '{}')), trainer.replace(command=(*trainer.command[:3], '{}')), small]):
+        found[f'train {i}'] = [bool(ray_jobs._config_of(job)), ray_jobs.RayTrain().check(job)]
+    found['entries'] = [answer(p._command, w) for p in (place, ray_jobs.RayTrain()) for w in (['a'], ['a', '-c', 'b', '{}'], ['a', '-c', p.driver, '{"nodes": 2}', 'x'], ['a', '-d', p.driver, '{}'])]
+    shape = dict(nodes=2, processes=2, cpus=3, gpus=2, time=9, retries=2, grace=4)
+    for codes in ([1, 2, 3], [0], [143], [1, 0, 5], [-9, 143]):
+        left = list(codes)
+        monkeypatch.setattr(ray_jobs, '_attempt', lambda s, g, c, end: left.pop(0))
+        found[f'attempts {codes}'] = [ray_jobs._attempts(shape, [], []), left]
+    same_answers(request, 'ray', found)
+
+
+def test_platforms(request):
+    import datetime
+    found = {f'months {d}': platforms._months(d) for d in ('2020', '2020-01', '2020-12', '2021-01-15'[:7])}
+    events = [dict(name='A', date='2020-03', ends='', event='born'), dict(name='A', date='2021', ends='x', event='died')], [dict(name='B', date='2024-05', ends='', event='e')]
+    found['fates'] = [platforms._fate('A', e, now, 12) for e in events for now in (2021*12 + 6, 2025*12 + 4, 2025*12 + 5, 2025*12 + 6)]
+    day = datetime.date(2026, 11, 27)
+    found['all'] = [[r['platform'], r['last'], r['months'], r['alive']] for silent in (12, 60) for r in platforms.platform_fates(day, silent).rows]
+    found['caption'] = platforms.platform_fates(day).caption
+    names = sorted({r['name'] for r in platforms.platform_history().rows})
+    found['history'] = [[n, len(platforms.platform_history(n).rows)] for n in names] + [answer(platforms.platform_history, 'Gradeint'), [r['date'] for r in platforms.platform_history().rows]]
+    found['exit'] = [platforms.exit_cost(n).rows for n in names if n in ('SageMaker', 'Anyscale', 'Gradient', 'Determined.ai')] + [answer(platforms.exit_cost, 'Nobody')]
+    text = slurm.Slurm().render(small.replace(image=''))
+    found['leave'] = [answer(platforms.leave, text, 'slurm', to) for to in ('ray', 'kubernetes')] + [platforms.leave(text, 'slurm', 'kubernetes', namespace='x')[1]]
+    table = platforms.platform_features()
+    found['features'] = [len(table.rows), sorted(table.rows[0]), [len(platforms.platform_features(r['platform']).rows) for r in table.rows], answer(platforms.platform_features, 'x')]
+    same_answers(request, 'platforms', found)
