@@ -56,7 +56,15 @@ def asked_of(place, job):
     return [place.check(job), zlib.crc32(text.encode('utf-8', 'surrogatepass')), zlib.crc32(place.render(job).encode('utf-8', 'surrogatepass')), back]
 
 
-def test_what_targets_make_of_jobs(request):
+def as_json(monkeypatch):
+    "YAML is slow, and is asked elsewhere: manifests as JSON"
+    for module in (kubernetes, kubeflow, containers, clouds):
+        monkeypatch.setattr(module, 'to_yaml', lambda *documents: json.dumps(documents))
+        monkeypatch.setattr(module, 'from_yaml', json.loads)
+
+
+def test_what_targets_make_of_jobs(request, monkeypatch):
+    as_json(monkeypatch)
     r = random.Random(1)
     jobs = [full, small, wide, dense, *(some_job(r) for _ in range(12))]
     same_answers(request, 'targets', {f'{name_of(i, p)} {j}': answer(asked_of, p, job) for i, p in enumerate(places()) for j, job in enumerate(jobs)})
