@@ -4,17 +4,23 @@ import copy
 import functools
 import itertools
 import json
+import os
 import random
+import shutil
+import sys
+import warnings
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from fsdl_tools.core import GiB, KiB, MiB
 from fsdl_tools.operations import clouds, containers, kubeflow, kubernetes, launch, local, platforms, ray_jobs, slurm, slurm_cluster
+from fsdl_tools.operations import sweep_engines, sweep_ray, sweep_space, sweep_trials, sweeps
 from fsdl_tools.operations.launch import Handle, Job, Limits, Secret, Status, Target, TargetError
 
-from ..answers import answer, same_answers
+from ..answers import answer, plain, same_answers
 from .hostile import hard
 
 kubernetes_yaml = kubernetes.from_yaml
@@ -566,3 +572,495 @@ def test_platforms(request):
     table = platforms.platform_features()
     found['features'] = [len(table.rows), sorted(table.rows[0]), [len(platforms.platform_features(r['platform']).rows) for r in table.rows], answer(platforms.platform_features, 'x')]
     same_answers(request, 'platforms', found)
+
+
+# ---- sweeps ----
+
+axes = dict(value=dict(value=3), values=dict(values=['a', 'b', 'c']), weighted=dict(values=[1, 2, 3], probabilities=[.5, .3, .2]), whole=dict(min=2, max=5), even=dict(min=.5, max=2.), named=dict(distribution='uniform', min=1, max=4), steps=dict(distribution='q_uniform', min=1, max=9, q=2), fine=dict(distribution='q_uniform', min=0., max=1., q=.25),
+            log=dict(distribution='log_uniform', min=-3, max=2), logs=dict(distribution='log_uniform_values', min=1e-4, max=1e-1), qlog=dict(distribution='q_log_uniform', min=0, max=5, q=10), qlogs=dict(distribution='q_log_uniform_values', min=1, max=500, q=.5), inv=dict(distribution='inv_log_uniform', min=1, max=8), invs=dict(distribution='inv_log_uniform_values', min=.1, max=.9),
+            bell=dict(distribution='normal'), bells=dict(distribution='normal', mu=3, sigma=2), qbell=dict(distribution='q_normal', mu=10, sigma=5, q=4), logbell=dict(distribution='log_normal', mu=1, sigma=.5), huge=dict(distribution='log_normal', mu=800, sigma=1), qlogbell=dict(distribution='q_log_normal', q=1), beta=dict(distribution='beta', a=2, b=3), qbeta=dict(distribution='q_beta', a=2, b=3, q=.1))
+odd_axes = [3, {}, dict(vlaue=1), dict(values=[]), dict(values='a'), dict(values=[1, 2], probabilities=[.5, .6]), dict(values=[1, 2], probabilities=[1.5, -.5]), dict(values=[1, 2], probabilities=[1]), dict(values=[1, 2], probabilities='x'), dict(values=[1, 2], probabilities=['a', 'b']), dict(values=[1, 2], probabilities=[.5, .5 + 9e-7]), dict(values=[1, 2], probabilities=[.5, .5 + 2e-6]), dict(values=[1, 2], probabilities=[0, 1]),
+            dict(min=1), dict(max=1), dict(min=2, max=1), dict(min=1, max=1), dict(min='1', max='2.5'), dict(min='a', max=2), dict(min=True, max=2), dict(min=0, max=float('inf')), dict(min=0, max=10**400), dict(distribution='q_uniform', min=0, max=1, q=0), dict(distribution='q_uniform', min=0, max=1, q=-1), dict(distribution='log_uniform_values', min=0, max=1), dict(distribution='inv_log_uniform', min=0, max=1),
+            dict(distribution='log_uniform', min=0, max=700), dict(distribution='log_uniform', min=0, max=701), dict(distribution='q_log_uniform', min=0, max=701), dict(distribution='log_uniform', min=-1, max=1), dict(distribution='int_uniform', min=1.5, max=3), dict(distribution='int_uniform', min=1, max=3.5), dict(distribution='int_uniform', min=1., max=3.), dict(distribution='normal', sigma=0), dict(distribution='normal', mu=-1, sigma=1), dict(distribution='beta', a=0, b=1),
+            dict(distribution='beta', a=1, b=0), dict(distribution='beta', b=1), dict(distribution='beta', a=1), dict(distribution='uniform'), dict(distribution='constant'), dict(distribution='categorical'), dict(distribution='unifrom', min=0, max=1), dict(mu=1), dict(q=1), dict(value=1, values=[2]), dict(parameters=3), dict(parameters={}), dict(parameters=dict(x=dict(value=1), y=dict(parameters=dict(z=dict(min=0, max=1)))))]
+
+
+def parsed(d): return sweep_space.parse_sweep(d).to_dict()
+
+
+def test_spaces(request, tmp_path, monkeypatch):
+    found = {f'axis {k}': answer(lambda: sweep_space.parse_sweep(dict(parameters=dict(x=d))).parameters[0].to_dict()) for k, d in axes.items()}
+    found |= {f'odd {str(d)[:90]}': answer(lambda: [p.to_dict() for p in sweep_space.parse_sweep(dict(parameters=dict(x=d))).parameters]) for d in odd_axes}
+    space = sweep_space.parse_sweep(dict(parameters=axes))
+    for p in space.parameters:
+        found[f'values of {p.name}'] = [answer(p.value, u) for u in (0., 1e-9, .1, .25, .5, .77, .999, 1. - 1e-12, 1.)] + [answer(p.discrete), sweep_space._extent(p), answer(sweep_space._axis_values, p)]
+    found['choices'] = [sweep_space._choice(u, w) for w in ([.5, .3, .2], [0., 1.], [.1]*10) for u in (0., .1, .5, .5 - 1e-12, .8, .95, 1.)]
+    found['table'] = [space.table().rows, space.table().caption, sweep_space.Space.from_dict(space.to_dict()) == space]
+    base = dict(parameters=dict(x=dict(values=[1, 2]), y=dict(min=0, max=2)))
+    sweeps_of = [base, base | dict(method='grid'), base | dict(method='gird'), base | dict(metric=dict(name='acc', goal='maximize')), base | dict(metric='acc'), base | dict(metric=dict(goal='max')), base | dict(metric={}), base | dict(program='train.py'), base | dict(command=['a', 1, 2.5]), base | dict(command='a'), base | dict(command=['a', None]), base | dict(run_cap=5), base | dict(run_cap=-1), base | dict(run_cap=0),
+                 base | dict(run_cap=True), base | dict(run_cap=1.5), base | dict(name='n', description='d', entity=1), base | dict(programm='x'), {}, [], None, dict(parameters={}), dict(parameters=3), dict(parameters=dict(x=dict(min=0., max=1)), method='grid')]
+    for early in ({}, dict(type='hyperband', min_iter=2), dict(type='hyperband', max_iter=27, s=2, eta=2, strict=1), dict(type='hyperband'), dict(type='hyperband', min_iter=1, max_iter=3), dict(type='asha', min_iter=2), dict(min_iter=2), 'x', dict(type='hyperband', min_iter=0), dict(type='hyperband', min_iter=1, eta=1), dict(type='hyperband', min_iter=1, eta=1.01), dict(type='hyperband', min_iter='3', strict=False), dict(type='hyperband', max_iter=9, s=0)):
+        sweeps_of.append(base | dict(early_terminate=early))
+    found |= {f'sweep {i} {str(d)[:60]}': {k: v for k, v in got.items() if v != usual[k]} if isinstance(got := answer(parsed, d), dict) else got for usual in [parsed(base)] for i, d in enumerate(sweeps_of)}
+    deep = lambda n: dict(value=1) if not n else dict(parameters=dict(a=deep(n - 1)))
+    found['deep'] = [answer(lambda: sweep_space.parse_sweep(dict(parameters=dict(x=deep(n)))).parameters[0].name.count('.')) for n in (1, 19, 20, 21, 22)]
+    grid = sweep_space.parse_sweep(dict(method='grid', parameters=dict(a=dict(values=['x', 'y']), b=dict(min=1, max=3), c=dict(distribution='q_uniform', min=0, max=1, q=.5), d=dict(value=0))))
+    found['grid'] = [len(grid.grid()), grid.grid()[:4], grid.grid()[-1]]
+    monkeypatch.setattr(sweep_space.itertools, 'product', lambda *axes: [])
+    found['large grids'] = [answer(lambda: len(sweep_space.parse_sweep(d).parameters)) for d in (dict(parameters=dict(x=dict(min=0, max=10**6)), method='grid'), dict(parameters=dict(x=dict(min=0, max=10**6 - 1)), method='grid'), dict(parameters=dict(x=dict(min=0, max=10**6 + 1)), method='grid'), dict(parameters=dict(x=dict(min=0, max=999), y=dict(min=0, max=1000)), method='grid'))]
+    monkeypatch.undo()
+    files = dict(good='method: random\nparameters:\n  x: {min: 0, max: 1}\n', bad='a: [', empty='', refers='a: &x [1]\nb: ' + '[' + '*x, '*51 + ']', few='parameters: {x: &a {value: 1}, y: *a}', stars='parameters: {x: {value: "' + '*'*60 + '"}}', large='#' + 'x'*1_000_000, deep='['*2000)
+    for name, content in files.items():
+        (tmp_path/'s.yaml').write_text(content)
+        got = answer(lambda: sweep_space.read_sweep(tmp_path/'s.yaml').to_dict()['parameters'])
+        found[f'file {name}'] = got.replace(str(tmp_path), '')[:40] if isinstance(got, str) else got
+    same_answers(request, 'spaces', found)
+
+
+def test_commands_of_trials(request, tmp_path, monkeypatch):
+    found, params = {}, {'lr': .1, 'name': 'a b', 'on': True, 'off': False, 'none': None, 'list': [1]}
+    monkeypatch.setenv('FSDL_X', 'value')
+    for macro in (*sweep_space._macros, '${envvar:FSDL_X}', 'a${envvar:FSDL_X}b', '${envvar:FSDL_Y}', '${odd}', 'plain', '${'):
+        space = sweep_space.parse_sweep(dict(program='train.py', command=['x', macro], parameters=dict(a=dict(value=1))))
+        got = answer(lambda: sweep_space.command_of(space, params, tmp_path))
+        found[macro] = [w.replace(str(tmp_path), '').replace(sys.executable, 'PY') for w in got] if isinstance(got, list) else got
+    found['json'] = (tmp_path/'args.json').read_text()
+    space = sweep_space.parse_sweep(dict(program='train.py', parameters=dict(a=dict(value=1))))
+    found['usual'] = [w.replace(sys.executable, 'PY') for w in sweep_space.command_of(space, params)]
+    found['trial'] = [sweep_trials._command(s, f, params, tmp_path, 'py')[:1] + sweep_trials._command(s, f, params, tmp_path, 'py')[3:] for s, f in ((space, ''), (space, 'm:f'))]
+    found['nest'] = [sweep_trials.nest(d) for d in ({}, {'a': 1}, {'a.b': 1, 'a.c.d': 2, 'e': 3})] + [answer(sweep_trials.nest, {'a': 1, 'a.b': 2})]
+    same_answers(request, 'commands', found)
+
+
+def rows_of(*rows): return [dict(number=i, state=s, value=v, params=p, note=n, seconds=None, attempt=1, engine='', owner='') for i, (s, v, p, n) in enumerate(rows)]
+
+
+def test_engines(request, monkeypatch):
+    found, early = {}, [dict(min_iter=2), dict(min_iter=1.5, eta=2), dict(max_iter=27), dict(max_iter=27, s=2, eta=3), dict(max_iter=3, s=5, eta=2), dict(max_iter=10, s=1.9, eta=4)]
+    found |= {f'bands {e}': sweep_engines.bands(e) for e in early}
+    settings = [dict(min_iter=2), dict(min_iter=2, strict=True), dict(min_iter=1, eta=2), {}, dict(max_iter=9, s=2)]
+    r = random.Random(9)
+    runs = [[round(r.random(), 2) for _ in range(n)] for n in (1, 2, 3, 4, 6, 8, 9, 18)]
+    for i, e in enumerate(settings):
+        for goal in ('minimize', 'maximize'): found[f'stop {i} {goal}'] = [[sweep_engines.should_stop(mine[:n], [o for o in runs if o is not mine], e, goal) for n in range(len(mine) + 1)] for mine in runs] + [sweep_engines.should_stop([1., 1.], [], e, goal), sweep_engines.should_stop([1., 1.], [[1., 1.]]*5, e, goal)]
+    found['score'] = [sweep_engines._score([3., 1., 2.], n, g) for n in (1, 2, 3) for g in ('minimize', 'maximize')]
+    random_space = sweep_space.parse_sweep(dict(parameters=axes))
+    found['random'] = [answer(lambda: sweep_engines.suggest(random_space, [], n, s)[0]) for n, s in ((0, 0), (1, 0), (0, 1))]
+    grid = sweep_space.parse_sweep(dict(method='grid', parameters=dict(x=dict(values=[1, 2]))))
+    for n in (0, 1, 2, 3): found[f'grid {n}'] = answer(sweep_engines.suggest, grid, [], n)
+    some = {k: axes[k] for k in ('value', 'values', 'whole', 'even', 'logs', 'bell', 'steps')}
+    bayes = sweep_space.parse_sweep(dict(method='bayes', parameters=some))
+    found['engine'] = answer(sweep_engines.suggest, bayes, [], 0, 0, 'optunna')
+    found['optuna space'] = {p.name: [type(d).__name__, {k: v for k, v in vars(d).items()}] for p in random_space.parameters for d in [sweep_engines._optuna_space(p)]}
+    for p in random_space.parameters:
+        x = 1 if p.kind in ('categorical',) else 0 if p.kind == 'constant' else .5
+        found[f'optuna {p.name}'] = [answer(sweep_engines._from_optuna, p, x)] + [answer(sweep_engines._to_optuna, p, v, {p.name: .3}) for v in (3, 'b', 2, 5, 6, 1e-4, .1, .11, 9e-5, .5, 2., 2.1, None)]
+    whole = dict(value=3, values='b', whole=3, even=1., logs=.01, bell=.4, steps=3)
+    history = rows_of(('finished', 1.5, whole, '{"bell": 0.6, "steps": 0.2}'), ('failed', None, whole, 'why'), ('finished', None, whole, None), ('running', None, whole, '{"bell": 0.6, "steps": 0.2}'), ('stopped', 2., whole | dict(whole=9), None), ('stopped', 2.5, whole, '{"bell": 0.6, "steps": 0.3}'), ('finished', 3., whole, '{}'))
+    told = []
+    class Trial: create_trial = staticmethod(lambda **kw: kw | dict(distributions=sorted(kw['distributions'])))
+    Trial.TrialState = SimpleNamespace(RUNNING='R', COMPLETE='C')
+    fake = SimpleNamespace(trial=Trial)
+    named = {p.name: 1 for p in bayes.parameters}
+    for row in history: sweep_engines._tell(SimpleNamespace(add_trial=lambda t, n=row['number']: told.append([n, t])), fake, bayes, named, row)
+    found['told'] = told
+    made = []
+    def study(**kw):
+        made.append(kw)
+        return SimpleNamespace(add_trial=lambda t: made.append('trial'), ask=lambda axes: SimpleNamespace(params={'value': 0, 'values': 2, 'whole': 4, 'even': .7, 'logs': .02, 'bell': .5, 'steps': .5}))
+    fake = SimpleNamespace(trial=Trial, create_study=study, logging=SimpleNamespace(ERROR=1, set_verbosity=lambda n: None), samplers=SimpleNamespace(TPESampler=lambda **kw: ['tpe', kw], GPSampler=lambda **kw: ['gp', kw]), distributions=__import__('optuna').distributions)
+    monkeypatch.setitem(sys.modules, 'optuna', fake)
+    found['asked'] = [sweep_engines.suggest(bayes, history, 5, 7), sweep_engines.engines['optuna-gp'](bayes, [], 1, 2), sweep_engines.suggest(random_space.replace(parameters=bayes.parameters, goal='maximize', method='bayes'), [], 0), made]
+    monkeypatch.undo()
+    found['wandb'] = sweep_engines._as_wandb(random_space)
+    found['wandb runs'] = sweep_engines._wandb_runs(rows_of(('finished', 1., {'a': 1}, ''), ('waiting', None, {}, ''), ('stopped', 2., {}, ''), ('failed', None, {}, ''), ('running', None, {}, '')))
+    calls = []
+    for got in ({'x': 1}, None):
+        monkeypatch.setattr(sweep_engines, 'run_in', lambda *a: calls.append([a[0], a[2]['seed'] if 'seed' in a[2] else 0]) or got)
+        found[f'side {got}'] = [answer(sweep_engines.suggest, sweep_space.parse_sweep(dict(parameters=dict(x=dict(min=0, max=1)))), [], 4, 3, e) for e in ('wandb', 'ray')]
+    found['side'] = calls
+    for method in ('random', 'bayes'):
+        for name, d in axes.items(): found[f'ray {method} {name}'] = answer(sweep_engines._ray_has, sweep_space.parse_sweep(dict(method=method, parameters=dict(x=d))), ('normal',))
+    monkeypatch.undo()
+    class Tune:
+        def __getattr__(self, k): return lambda *a: [k, *a]
+    can = sweep_space.parse_sweep(dict(parameters={k: axes[k] for k in ('value', 'values', 'whole', 'even', 'steps', 'logs', 'bells')}))
+    found['ray axes'] = [sweep_engines._ray_axes(Tune(), can), answer(sweep_engines._ray_axes, Tune(), random_space)]
+    same_answers(request, 'engines', found)
+
+
+# ---- what trials leave behind, and the books ----
+
+def a_trial(place, log=None, output=None, **files):
+    "A folder of a trial with a log, what it printed, and other files"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    if log is not None: (place/'log.jsonl').write_text(''.join(json.dumps(e) + '\n' for e in log))
+    if output is not None: (place/'output.txt').write_text(output)
+    for name, content in files.items(): (place/name.replace('_', '.')).write_text(content if isinstance(content, str) else json.dumps(content))
+    return place
+
+
+def test_how_trials_end(request, tmp_path, monkeypatch):
+    found, place = {}, tmp_path/'trials'/'0-1'
+    values = [dict(started=5.), dict(t=6., m=dict(loss=1.5)), dict(t=7., m=dict(acc=2)), dict(t=8.5, m=dict(loss=.5))]
+    logs = dict(none=None, empty=[], some=values, ended=[*values, dict(t=9., end='finished')], failed=[*values, dict(t=9., end='failed')], nan=[*values, dict(t=9., m=dict(loss='NaN'))], texts=[dict(t='x'), dict(t=3., m={})], other=[dict(t=1., m=dict(acc=1)), dict(t=2., end='finished')])
+    exits = dict(none={}, good=dict(exit_json=dict(code=0, seconds=3.)), bad=dict(exit_json=dict(code=2, seconds=3.)), killed=dict(exit_json=dict(code=-9, seconds=3.)), why=dict(exit_json=dict(code=1, seconds=4., reason='because')))
+    outputs = dict(none=None, json='a\n{"loss": 7}\nlast', other='{"acc": 1}\n[1]\n{"loss": "x"}', many='{"loss": 1}\n' + 'x'*65_536, some='{"loss": 2}\n' + 'x'*65_524, two='{"loss": 1}\n{"loss": 3}\n')
+    for l, e, o in itertools.product(logs, exits, outputs):
+        if o not in ('none', 'json') and (l, e) not in (('none', 'good'), ('other', 'good')): continue
+        a_trial(place, logs[l], outputs[o], **exits[e])
+        found[f'{l} {e} {o}'] = [sweep_trials.verdict(place, 'loss', a, n) for a, n in ((1, 0), (1, 1), (2, 1))]
+    for e in ('none', 'killed', 'good'):
+        a_trial(place, logs['some'], None, stop='', **exits[e])
+        found[f'stopped {e}'] = sweep_trials.verdict(place, 'loss', 1, 2)
+    a_trial(place, logs['nan'])
+    found['history'] = [sweep_trials.history_of(place, 'loss'), sweep_trials.history_of(place, 'x'), sweep_trials.history_of(tmp_path, 'loss'), sweep_trials._end_of(place), sweep_trials._logged_seconds(place)]
+    found['paths'] = [sweep_trials.trial_folder('f', 3, 2).as_posix()]
+    first = sweep_trials.lock_trial(tmp_path, 5, 2)
+    found['locks'] = [first is not None, sweep_trials.lock_trial(tmp_path, 5, 2), sorted(p.name for p in (tmp_path/'trials').iterdir())]
+    os.close(first)
+    monkeypatch.setattr(sweep_trials.sys, 'path', ['', '/usr', '/no/where', '/usr/lib/site-packages', str(tmp_path)])
+    found['library'] = sweep_trials.library_paths().replace(str(tmp_path), 'TMP').split(os.pathsep)
+    found['reasons'] = [sweep_trials._why_ended(d, died) for d in (None, dict(code=0), dict(code=3), dict(code=0, reason='r'), dict(code=-9, reason='r')) for died in (True, False)] + [sweep_trials._why_no_result(v, 'm') for v in (None, 0., float('nan'), float('inf'))]
+    monkeypatch.undo()
+    started = []
+    monkeypatch.setattr(sweep_trials, '_Process', lambda command, **kw: started.append([command[:3], {k: v for k, v in kw.items() if k in ('pass_fds', 'start_new_session')}, json.loads(command[4])['lock'], kw['env']['PYTHONPATH'], Path(kw['env']['FSDL_RUN_FOLDER']).name, kw['stdin']]) or SimpleNamespace())
+    monkeypatch.setenv('PYTHONPATH', 'own')
+    space = sweep_space.parse_sweep(dict(program='t.py', parameters=dict(a=dict(value=1))))
+    found['started'] = [sweep_trials.start_process(space, tmp_path, f, 4, 2, {'a': 1}, 7, 'py', paths).trial for f, paths in (('', 'p'), ('m:f', 'p'))] + [[[*s[0][:1], s[0][1], *s[1:]] for s in started]]
+    same_answers(request, 'trials', cleaned(found, tmp_path))
+
+
+def cleaned(value, place):
+    "Without the names of temporary folders"
+    return json.loads(json.dumps(plain(value)).replace(str(place), 'TMP'))
+
+
+class Place(Fake):
+    "A target of which the test says how its jobs are"
+    state, submitted = 'running', []
+    def _submit(self, job, token):
+        if isinstance(self.state, Exception): raise self.state
+        self.submitted.append([job.name, job.command[:2], sorted(job.env), job.retries, job.on_preempt])
+        return Handle('local', 'h1', token)
+    def _status(self, handle):
+        if isinstance(self.state, Exception): raise self.state
+        return Status(self.state, 'w', 'detail')
+    def _logs(self, handle): return 'printed'
+    def _cancel(self, handle): self.submitted.append('cancelled')
+
+
+def test_trials_as_jobs(request, tmp_path, monkeypatch):
+    found = {}
+    monkeypatch.setattr(sweep_trials, 'target', lambda name: Place())
+    monkeypatch.setattr(sweep_trials, 'places', dict(other='x:Other', place='x:Place'))
+    clock = Clock(monkeypatch, sweep_trials)
+    space = sweep_space.parse_sweep(dict(parameters=dict(a=dict(value=1))))
+    job = small.replace(env={'A': 'b'}, image='', retries=3)
+    for i, (s, f, j) in enumerate([(space, '', job), (space.replace(program='t.py'), '', job), (space, 'm:f', job), (space, 'm:f', job.replace(image='i')), (space.replace(command=['c', '${args}']), '', job)]):
+        Place.state, Place.submitted = 'running', []
+        trial = sweep_trials.start_job(j, Place(python='py'), s, tmp_path, f, i, 1, {'a': 1})
+        record = json.loads((trial.place/'job.json').read_text())
+        found[f'start {i}'] = [trial.trial, Place.submitted, record['target'], record['id'], record['since'], record['token'][:6], len(record['token']), trial.poll(), trial.stop(), Place.submitted[-1]]
+    Place.state, Place.submitted = TargetError('away'), []
+    trial = sweep_trials.start_job(job, Place(), space, tmp_path, '', 9, 1, {'a': 1})
+    found['away'] = [json.loads((trial.place/'job.json').read_text())['id'], Place.submitted, trial.stop()]
+    for state in (*launch.states, TargetError('away'), TimeoutError('late')):
+        for log in (None, [dict(started=5.), dict(t=7., end='finished')], [dict(started=5.), dict(t=7., end='failed')], [dict(started=5., t=6.)]):
+            for silent in (0, 600, 601):
+                if silent and not isinstance(state, TargetError): continue
+                for known in ('h1', ''):
+                    Place.state = state
+                    place = a_trial(tmp_path/'trials'/'1-1', log, None, job_json=dict(target='place', options=Place().to_dict(), job=job.to_dict(), token='t', id=known, since=1000.))
+                    if log: os.utime(place/'log.jsonl', (1000, 1000))
+                    clock.now = 1000. + silent
+                    with warnings.catch_warnings(record=True) as said:
+                        warnings.simplefilter('always')
+                        over = sweep_trials.job_ended(place)
+                    if known or isinstance(state, Exception): found[f'{state} {log and log[-1]} {silent} {known}'] = [over, json.loads((place/'exit.json').read_text()) if (place/'exit.json').exists() else None, (place/'output.txt').exists(), [str(w.message) for w in said], sweep_trials.job_ended(place) if over else None]
+    found['environment'] = [sorted(sweep_trials._job_environment(j, f, 'p')) for j in (job, job.replace(image='i'), job.replace(env={'PYTHONPATH': 'x'})) for f in ('', 'm:f')] + [sweep_trials._job_environment(job.replace(env={'PYTHONPATH': 'x'}), 'm:f', 'p')['PYTHONPATH']]
+    same_answers(request, 'jobs', cleaned(found, tmp_path))
+
+
+def test_budgets(request):
+    found, Budget = {}, sweeps.Budget
+    for text in ('50', '50 trials', '1 run', '0', '20usd', '$20', '2h', '90', '1.5h', '-1', 'x', '3 dollars', '€5', '0usd', '0s', 7): found[f'parse {text}'] = answer(lambda: Budget.parse(text, '$2.50').to_dict())
+    found['price'] = [answer(lambda: Budget(dollars=3).to_dict()), answer(lambda: Budget.parse('3usd').to_dict()), Budget(dollars=1, price=2).to_dict()]
+    rows = lambda *pairs: [dict(state=s, seconds=t) for s, t in pairs]
+    books = [[], rows(('finished', 10.)), rows(('finished', 10.), ('failed', 30.), ('stopped', 20.), ('running', None)), rows(('running', None)), rows(('waiting', 50.), ('finished', 5.)), rows(('finished', 0.))]
+    for i, b in enumerate(books):
+        for running in (0, 1, 2): found[f'left {i} {running}'] = [Budget(**kw).left(b, running) for kw in (dict(), dict(seconds=10.), dict(seconds=20.), dict(seconds=30.), dict(seconds=80.), dict(seconds=120.), dict(dollars=.01, price=3.6), dict(dollars=.02, price=3.6), dict(dollars=.08, price=3.6), dict(dollars=.1, price=3.6), dict(trials=1))]
+    found['limit'] = [Budget(trials=t).limit(SimpleNamespace(cap=c)) for t in (0, 3, 9) for c in (0, 5)]
+    same_answers(request, 'budgets', found)
+
+
+def a_sweep(folder, space, *rows):
+    "Books with some rows"
+    shutil.rmtree(folder, ignore_errors=True)
+    sweeps._open_books(folder, space)
+    with sweeps._transaction(folder) as db:
+        for i, (state, value, params, *more) in enumerate(rows):
+            given = dict(zip(('seconds', 'attempt', 'owner', 'note'), more))
+            db.execute('insert into trials values (?, ?, ?, ?, ?, ?, ?, ?, ?)', (i, json.dumps(params), state, value, given.get('seconds'), given.get('attempt', 1), 'e', given.get('note'), given.get('owner')))
+    return folder
+
+
+def entered(folder): return [[r[k] for k in ('number', 'state', 'value', 'seconds', 'attempt', 'engine', 'note', 'params')] for r in sweeps.books(folder)]
+
+
+def test_books(request, tmp_path, monkeypatch):
+    found, folder = {}, tmp_path/'s'
+    space = sweep_space.parse_sweep(dict(metric=dict(name='loss'), parameters=dict(a=dict(min=0., max=1), b=dict(values=['x', 'y']), c=dict(value=1)), early_terminate=dict(type='hyperband', min_iter=1)))
+    r, better = random.Random(10), space.replace(goal='maximize')
+    finished = [('finished', round(r.random(), 3), dict(a=10**r.uniform(-3, 0), b=r.choice('xy'), c=1), float(i)) for i in range(12)]
+    finished += [('failed', None, dict(a=1., b='x', c=1), 3., 1, None, 'why'), ('waiting', None, None, None, 2), ('running', None, dict(a=.5, b='y', c=1)), ('finished', None, dict(a=.1, b='x', c=1))]
+    for name, s in (('min', space), ('max', better)):
+        a_sweep(folder, s, *finished)
+        found[f'best {name}'] = [sweeps.best(folder, 200), sweeps.best(folder, 400, 3), [len(sweeps._scored(folder)[0]), *sweeps._scored(folder)[1:]]]
+    found['trials'] = [sweeps.trials(folder).rows[i] for i in (0, 12, 13, 14)] + [sweeps.trials(folder).caption]
+    found['other'] = [answer(sweeps._open_books, folder, s).replace(str(tmp_path), '') if isinstance(answer(sweeps._open_books, folder, s), str) else None for s in (better, space, better.replace(cap=5), better.replace(parameters=better.parameters[:1]))]
+    found['nothing'] = [answer(f, a_sweep(tmp_path/'e', space)).replace(str(tmp_path), '') for f in (sweeps.best, sweeps.importance)] + [answer(sweeps.books, tmp_path/'no').replace(str(tmp_path), '')]
+    found['importance'] = [sorted(r['parameter'] for r in sweeps.importance(folder).rows), round(sum(r['importance'] for r in sweeps.importance(folder).rows), 6), answer(sweeps.importance, a_sweep(tmp_path/'e', space, *finished[:7])), len(sweeps.importance(a_sweep(tmp_path/'e', space, *finished[:8])).rows)]
+    asked = []
+    fake = SimpleNamespace(create_study=lambda: SimpleNamespace(add_trial=asked.append), trial=SimpleNamespace(create_trial=lambda **kw: {k: v if k != 'distributions' else sorted(v) for k, v in kw.items()}))
+    sweeps._study_of(fake, sweeps._scored(folder)[0][:2], -1, ['a', 'b'])
+    found['study'] = asked
+    for values in ([1, 2, 5], [1., 50.], [1., 100.], [1., 101.], [0., 500.], ['b', 'a', 'b'], [True, False], [[1], [2]] and ['x', 3], [-1., 5.]):
+        d = sweeps._axis_of(values)
+        found[f'axis {values}'] = [type(d).__name__, vars(d), sweeps._unit(values), sweeps._are_numbers(values), sweeps._ranks(values) if sweeps._are_numbers(values) else None]
+    found['units'] = [sweeps._unit([3., 3.]), sweeps._ranks([5.]), sweeps._ranks([3., 1., 2.]), sweeps._unit(['a']), sweeps._varied([]), sweeps._varied(sweeps._scored(folder)[0])]
+    found['interval'] = [sweeps._interval([float(i) for i in range(n)], draws, random.Random(1)) for n, draws in ((1, 40), (10, 40), (10, 1000))]
+    # claims, entries, orphans
+    a_sweep(folder, space, *finished[:2], ('waiting', None, dict(a=1), 5., 2), ('waiting', None, None, None, 1))
+    found['claims'] = [(c := sweeps._claim(folder, total, 'me')) and [*c[:2], c[3]] for total in (4, 4, 4, 5, 5, 0)] + [entered(folder), [r['owner'] for r in sweeps.books(folder)]]
+    for before, state in itertools.product(('running', 'asking'), (('finished', 1.5, 3., None), ('waiting', None, 2., None), ('failed', None, None, 'why'))):
+        a_sweep(folder, space, (before, None, dict(a=1), 10., 1, 'me', 'old'))
+        monkeypatch.setattr(sweeps, 'verdict', lambda place, metric, attempt, retries: state)
+        row = sweeps.books(folder)[0]
+        sweeps._enter(space, folder, row, 2)
+        sweeps._enter(space, folder, row, 2)
+        found[f'enter {before} {state}'] = entered(folder)
+        for ended in (True, False):
+            for job in (True, False)[before == 'asking':]:
+                a_sweep(folder, space, (before, None, dict(a=1), 10.), ('finished', 1., dict(a=1)), ('waiting', None, None), (before, None, dict(a=2), None, 2))
+                held = sweeps.lock_trial(folder, 3, 2)
+                if job: a_trial(folder/'trials'/'0-1', job_json='{}')
+                monkeypatch.setattr(sweeps, 'job_ended', lambda place: ended)
+                sweeps._settle(space, folder, 2)
+                os.close(held)
+                found[f'settle {before} {state[0]} {ended} {job}'] = [e[1] for e in entered(folder)]
+    monkeypatch.undo()
+    running = [dict(state=s, owner=o) for s, o in (('running', 'gone'), ('running', 'gone'), ('running', 'me'), ('running', None), ('finished', 'gone'), ('running', 'there'), ('running', '../x'))]
+    a_sweep(folder, space)
+    held = sweeps.lock_file(folder/'controllers'/'there.lock')
+    found['orphans'] = [sweeps._orphans(folder, running, 'me'), sweeps._orphans(folder, running, 'other'), sweeps._orphans(folder, [], 'me'), sweeps._is_gone(folder, 'there'), sweeps._is_gone(folder, 'gone')]
+    os.close(held)
+    with pytest.raises(KeyError), sweeps._transaction(folder) as db:
+        db.execute("insert into trials(number, params, state) values (0, 'null', 'asking')")
+        raise KeyError('x')
+    found['rolled back'] = entered(folder)
+    # what comes next
+    started = []
+    begin = lambda *trial: started.append([*trial[:3], trial[3] is not None]) or 'process'
+    for method, total in (('random', 2), ('grid', 0)):
+        s = space.replace(method=method, parameters=[p for p in space.parameters if p.name == 'b']) if method == 'grid' else space
+        a_sweep(folder, s)
+        found[f'next {method}'] = [sweeps._start_next(s, folder, begin, total, 0, 'optuna', 'me') for _ in range(4)] + [[len(e) for e in entered(folder)], [e[1:2] + e[5:7] for e in entered(folder)], [s[:2] for s in started]]
+        started.clear()
+    a_sweep(folder, space, ('finished', 1., dict(a=1)), ('asking', None, None), ('running', None, dict(a=2)), ('finished', 1., dict(a=3)))
+    found['earlier'] = [[r['number'] for r in sweeps._earlier(folder, n)] for n in (0, 2, 3, 9)]
+    # early stops
+    for early in (True, False):
+        s = space if early else space.replace(early={})
+        a_sweep(folder, s, *[('running', None, dict(a=1))]*4, ('waiting', None, None))
+        for i in range(4): a_trial(folder/'trials'/f'{i}-1', [dict(m=dict(loss=i))])
+        mine = [SimpleNamespace(trial=(i, 1), stop=lambda i=i: started.append(i), poll=lambda: None, end=lambda i=i: started.append(-i)) for i in (1, 3)]
+        sweeps._stop_hopeless(s, folder, mine)
+        sweeps._stop_hopeless(s, folder, mine)
+        found[f'hopeless {early}'] = [started[:], sorted(p.parent.name for p in (folder/'trials').glob('*/stop')), sorted(map(list, sweeps._histories(s, folder)))]
+        sweeps._end_all(mine)
+    found['ended'], reported = started, []
+    for seen, rows in ((None, []), (1, [dict(state='finished')]), (0, [dict(state='finished'), dict(state='running'), dict(state='failed')])): reported.append([sweeps._tell_ended(rows, seen, lambda r: reported.append(len(r))), sweeps._tell_ended(rows, seen, None)])
+    found['reported'] = reported
+    given = [None, 0, '5', '2h', 7, sweeps.Budget(seconds=3.)]
+    found['budgets'] = [answer(lambda: sweeps._budget_of(g, space.replace(cap=4)).to_dict()) for g in given]
+    found['refused'] = [answer(sweeps.sweep, s, folder, f, budget=b, engine=e, job=j, where=w).replace(str(tmp_path), '') for s, f, b, e, j, w in ((space, '', 3, 'optuna', None, 'local'), (space, 'm:f', None, 'optuna', None, 'local'), (space, 'm:f', 3, 'optunna', None, 'local'), (space, 'm:f', 3, 'optuna', small.replace(secrets=hidden[2:3], image=''), 'local'), (space, 'm:f', 3, 'optuna', small, 'lcoal'))]
+    same_answers(request, 'books', cleaned(found, tmp_path))
+
+
+def test_controllers(request, tmp_path, monkeypatch):
+    found = {}
+    space = sweep_space.parse_sweep(dict(program='t.py', metric=dict(name='loss'), parameters=dict(a=dict(min=0., max=1))))
+    for workers, budget, fails, job in ((1, 3, 0, None), (2, 5, 0, None), (2, 3, 1, None), (3, sweeps.Budget(seconds=2.5), 0, None), (2, 2, 0, small.replace(image=''))):
+        slept, log, left = [], [], [fails]
+        def start(*trial, space=None):
+            number, attempt = trial[:2]
+            log.append([number, attempt])
+            place = tmp_path/'c'/'trials'/f'{number}-{attempt}'
+            if left[0] and number == 1:
+                left[0] -= 1
+                a_trial(place, exit_json=dict(code=-9, seconds=1.))
+            else: a_trial(place, [dict(m=dict(loss=number))], exit_json=dict(code=0, seconds=1.))
+            polls = [None, 0]
+            return SimpleNamespace(trial=(number, attempt), poll=lambda: polls.pop(0) if len(polls) > 1 else 0, stop=lambda: None, end=lambda: log.append('end'))
+        monkeypatch.setattr(sweeps, 'start_process', lambda space, folder, function, *trial: start(*trial))
+        monkeypatch.setattr(sweeps, 'start_job', lambda job, where, space, folder, function, *trial: start(*trial))
+        monkeypatch.setattr(sweeps, 'time', SimpleNamespace(sleep=slept.append))
+        shutil.rmtree(tmp_path/'c', ignore_errors=True)
+        reports = []
+        table = sweeps.sweep(space, tmp_path/'c', workers=workers, budget=budget, report=lambda rows: reports.append(len(rows)), job=job)
+        found[f'{workers} {budget} {fails} {job is None}'] = [log, slept, reports, [r['state'] for r in table.rows], [r['attempt'] for r in table.rows]]
+    def broken(*a): raise KeyError('stop')
+    monkeypatch.setattr(sweeps, '_Controller', lambda *a: SimpleNamespace(me='m', mine=[SimpleNamespace(end=lambda: found.setdefault('ends', True))], run=broken))
+    found['broken'] = answer(sweeps.sweep, space, tmp_path/'c', budget=3)
+    waited = []
+    monkeypatch.setattr(sweeps, '_Controller', lambda *a: SimpleNamespace(me='m', mine=[], run=waited.append))
+    for poll, job in ((None, None), (0, None), (3., None), (None, small.replace(image=''))): sweeps.sweep(space, tmp_path/'c', budget=3, poll=poll, job=job)
+    found['polls'] = waited
+    same_answers(request, 'controllers', cleaned(found, tmp_path))
+
+
+def test_sweeps_under_ray(request, tmp_path, monkeypatch):
+    found, folder = {}, tmp_path/'s'
+    space = sweep_space.parse_sweep(dict(metric=dict(name='loss'), parameters=dict(a=dict(min=0., max=1), c=dict(value=7))))
+    grid = sweep_space.parse_sweep(dict(method='grid', parameters=dict(a=dict(values=[1, 2, 3]), c=dict(value=7))))
+    taken = [dict(number=n) for n in (0, 2)]
+    found['open'] = [sweep_ray.open_points(s, rows, total) for s in (space, grid) for rows in ([], taken) for total in (0, 2, 5)]
+    found['plain'] = [sweep_ray._plain(v) for v in (1, 'x', __import__('numpy').float64(2.5))]
+    found['goal'] = [sweep_ray._goal(s) for s in (space, space.replace(goal='maximize'))]
+    found['look'] = [sweep_ray._first_look(e, eta) for e in (dict(min_iter=2.9), dict(min_iter=.5), dict(max_iter=27), dict(max_iter=27, s=2), dict(max_iter=2)) for eta in (2, 3)]
+    found['total'] = [answer(sweep_ray._checked_total, s, sweeps.Budget(trials=t)) for s in (space, grid, space.replace(method='bayes'), space.replace(parameters=[sweep_space.Parameter('n', 'normal')]), space.replace(method='bayes', parameters=[sweep_space.Parameter('n', 'normal')])) for t in (0, 4)]
+    made = []
+    class Made:
+        def __init__(self, name): self.name = name
+        def __getattr__(self, k):
+            if k.startswith('__'): raise AttributeError(k)
+            return Made(k)
+        def __call__(self, *a, **kw):
+            made.append([self.name, *map(plain_of, a), {k: plain_of(v) for k, v in kw.items()}])
+            return Made(f'{self.name}()')
+    plain_of = lambda v: v.name if isinstance(v, Made) else v if isinstance(v, (int, float, str, bool, list, dict, type(None))) else type(v).__name__
+    tune = Made('tune')
+    tune.Trainable = object
+    for name in ('ray', 'ray.tune', 'ray.tune.schedulers', 'ray.tune.search', 'ray.tune.search.optuna'): monkeypatch.setitem(sys.modules, name, Made(name))
+    rows = [dict(state=s, value=v, params=dict(a=1)) for s, v in (('finished', 1.), ('failed', None), ('finished', None), ('stopped', 2.))]
+    call = dict(numbers=[0, 1, 5], rows=rows, seed=3, workers=2, temporary='T', owner='o', folder=str(folder), space=space.to_dict(), cwd=os.getcwd(), budget={}, python='py', paths='p', function='m:f', retries=1)
+    for i, s in enumerate([space, grid, space.replace(method='bayes'), space.replace(early=dict(min_iter=4, eta=2))]):
+        made.clear()
+        axes, how = sweep_ray._searcher(tune, s, call)
+        found[f'search {i}'] = [plain_of(axes) if not isinstance(axes, dict) else {k: plain_of(v) for k, v in axes.items()}, {k: plain_of(v) for k, v in how.items()}, plain_of(sweep_ray._asha(tune, s)), list(made)]
+    made.clear()
+    sweep_ray._optuna_search(space, call | dict(rows=[]))
+    sweep_ray._tuner(tune, space, call)
+    found['tuner'] = list(made)
+    sweeps._open_books(folder, space)
+    for errors in ([], ['e'*2100]):
+        made.clear()
+        monkeypatch.setattr(sweep_ray, '_tuner', lambda *a: SimpleNamespace(fit=lambda: SimpleNamespace(errors=errors)))
+        found[f'drive {len(errors)}'] = [answer(sweep_ray._drive, call), list(made), (folder/'controllers'/'o.lock').exists()]
+    monkeypatch.setitem(sys.modules, 'ray', SimpleNamespace(tune=SimpleNamespace()))
+    class Process:
+        def __init__(self, number): self.trial, self.polls = (number, 1), [None, None, 0]
+        def poll(self): return self.polls.pop(0) if len(self.polls) > 1 else self.polls[0]
+        def stop(self): seen.append('stop')
+        def wait(self): seen.append('wait')
+    seen = []
+    monkeypatch.setattr(sweep_ray, 'start_process', lambda space, where, function, number, attempt, params, lock, **kw: seen.append([number, attempt, params, kw]) or (folder/'trials'/f'{number}-{attempt}').mkdir(exist_ok=True) or Process(number))
+    monkeypatch.setattr(sweep_ray, '_settle', lambda space, folder, retries: seen.append(['settle', retries]))
+    clock = Clock(monkeypatch, sweep_ray)
+    a_sweep(folder, space, ('finished', 1., dict(a=1)))
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3')
+    watched = sweep_ray._WatchedTrial(call, dict(a=.5))
+    found['watched'] = [watched.place.name, os.environ.get('CUDA_VISIBLE_DEVICES'), [e[:3] + e[5:] for e in entered(folder)], seen[:], sweep_ray._running(folder)]
+    a_trial(watched.place, [dict(m=dict(loss=v)) for v in (3, 2)])
+    found['values'] = [watched.next_value(.2) for _ in range(4)] + [clock.slept, watched.told]
+    watched.process.polls = [None]
+    found['closed'] = [watched.close(), (watched.place/'stop').exists(), seen[1:]]
+    seen.clear()
+    watched.process.polls = [0]
+    found['closed again'] = [watched.close(), seen[:]]
+    a_sweep(folder, grid, ('finished', 1., dict(a=1, c=7)), ('running', 1., dict(a=1, c=7)))
+    for number in (0, 1, 2, 2): found[f'grid {number} {len(sweeps.books(folder))}'] = (w := sweep_ray._WatchedTrial(call | dict(space=grid.to_dict()), dict(_number=number))).process and [w.process.trial, entered(folder)[-1][-1], w.close()]
+    none = sweep_ray._WatchedTrial(call | dict(budget=dict(seconds=1.)), dict(a=1.)) if a_sweep(folder, space, ('finished', 1., dict(a=1), 5.)) else None
+    seen.clear()
+    found['spent'] = [none.process, none.next_value(), none.close(), seen]
+    asked = []
+    monkeypatch.setattr(sweep_ray, 'run_in', lambda *a, **kw: asked.append([a[0], a[2]['numbers'], a[2]['workers'], a[2]['retries'], len(a[2]['owner']), len(a[2]['rows']), sorted(a[2]), a[3], sorted(kw)]))
+    monkeypatch.setattr(sweep_ray, 'sweep', lambda space, folder, **kw: asked.append(['sweep', kw['budget'].trials, sorted(kw)]))
+    for states in ([], ['finished', 'failed', 'stopped'], ['finished', 'running'], ['finished']*4):
+        asked.clear()
+        a_sweep(folder, space, *[(s, 1., dict(a=1)) for s in states])
+        found[f'tuned {states}'] = [len(sweep_ray.tune_on_ray(space, folder, 'm:f', budget=sweeps.Budget(trials=4), timeout=9).rows), list(asked)]
+    found['refused'] = answer(sweep_ray.tune_on_ray, space, folder)
+    same_answers(request, 'ray_tune', cleaned(found, tmp_path))
+
+
+# ---- a cluster of SLURM on this machine, without SLURM ----
+
+def test_the_parts_of_a_cluster(request, tmp_path, monkeypatch):
+    found = {}
+    monkeypatch.setattr(slurm_cluster.tempfile, 'mkdtemp', lambda prefix: str(tmp_path/'c'))
+    for i, args in enumerate([(), ('off', 5), ('cancel', 3, '02:00')]):
+        shutil.rmtree(tmp_path/'c', ignore_errors=True)
+        monkeypatch.setattr(slurm_cluster, 'free_ports', lambda n: [100 + i for i in range(n)])
+        monkeypatch.setattr(slurm_cluster.secrets, 'randbelow', lambda n: n - 1)
+        c = slurm_cluster.SlurmCluster(*args)
+        found[f'cluster {i}'] = [(c.root/'slurm.conf').read_text() if not i else (c.root/'slurm.conf').read_text().splitlines()[-7:], sorted(p.relative_to(c.root).as_posix() for p in c.root.rglob('*')), oct(c.root.stat().st_mode), oct((c.root/'run').stat().st_mode), c.ports]
+    log = c.root/'log'/'slurmctld.log'
+    found['tail'] = [c.tail(), log.write_text('\n'.join(map(str, range(30)))), c.tail(), c.tail(2)]
+    found['call'] = [c.call('sh', '-c', 'echo $SLURM_CONF').replace(str(tmp_path), ''), answer(c.call, 'sh', '-c', 'echo no >&2; exit 1')]
+    clock = Clock(monkeypatch, slurm_cluster)
+    outcomes = [False, RuntimeError('not yet'), True]
+    def true():
+        said = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
+        if isinstance(said, Exception): raise said
+        return said
+    found['until'] = [c.until(true), clock.slept[:]]
+    outcomes[:] = [False]
+    clock.slept.clear()
+    found['never'] = [answer(c.until, true, 1, .25)[-60:], clock.slept]
+    ran = []
+    monkeypatch.setattr(slurm_cluster, '_which', lambda p: f'/bin/{p}')
+    monkeypatch.setattr(slurm_cluster.subprocess, 'run', lambda args, **kw: ran.append([args, kw['timeout'], kw['check'], kw['env'] is c.env]))
+    monkeypatch.setattr(c, 'until', lambda true, timeout: ran.append(['until', timeout, [monkeypatch.setattr(c, 'call', lambda *a: said) or true() for said in ('idle\nidle\n', 'idle\n', 'idle down')]]))
+    (c.root/'run'/'slurmd.127.0.0.2.pid').write_text('7')
+    found['start'] = [c.start() is c, ran, (c.root/'run'/'slurmd.127.0.0.2.pid').exists(), len((c.root/'munge.key').read_bytes()), oct((c.root/'munge.key').stat().st_mode)]
+    (c.root/'run'/'slurmd.127.0.0.2.pid').write_text('7')
+    killed, me = [], os.getpid()
+    monkeypatch.setattr(c, 'left', lambda: [7, 8, 9, 10, me])
+    monkeypatch.setattr(slurm_cluster, '_environ', lambda p: {8: 'SLURMD_NODENAME=127.0.0.2', 9: 'SLURMD_NODENAME=127.0.0.3'}.get(p, ''))
+    monkeypatch.setattr(slurm_cluster, '_parent', lambda p: p + 100)
+    monkeypatch.setattr(slurm_cluster, '_words', lambda p: 'slurmstepd' if p == 108 else '')
+    monkeypatch.setattr(slurm_cluster.os, 'kill', lambda p, s: killed.append([p, int(s)]))
+    found['kill'] = [c.kill_node('127.0.0.2'), killed[:]]
+    killed.clear()
+    alive = [[7, me, os.getppid()], [7], [7], [7, me], [7]]
+    monkeypatch.setattr(c, 'left', lambda: alive.pop(0) if len(alive) > 1 else alive[0])
+    clock.slept.clear()
+    found['stop'] = [c.stop(), killed[:], len(clock.slept), c.root.exists()]
+    monkeypatch.undo()
+    found['missing'] = []
+    for lacking, root in (((), 0), ((), 5), (('sinfo', 'srun'), 0)):
+        monkeypatch.setattr(slurm_cluster, '_which', lambda p: p not in lacking)
+        monkeypatch.setattr(slurm_cluster.os, 'geteuid', lambda: root)
+        found['missing'] += [slurm_cluster.slurm_missing()]
+    monkeypatch.undo()
+    bound = []
+    class Socket:
+        def __enter__(self): return self
+        def __exit__(self, *a): return None
+        def bind(self, at):
+            bound.append(at[1])
+            if at[1] in busy: raise OSError('taken')
+    monkeypatch.setattr(slurm_cluster.socket, 'socket', Socket)
+    monkeypatch.setattr(slurm_cluster.os, 'getpid', lambda: 2003)
+    busy = (16817 + 13, 16817 + 12 + 3)
+    found['ports'] = [slurm_cluster.free_ports(3), bound[:8]]
+    busy = range(70_000)
+    bound.clear()
+    found['no ports'] = [answer(slurm_cluster.free_ports, 1000), bound[-1], len(bound)]
+    monkeypatch.undo()
+    child = os.getpid()
+    found['proc'] = [slurm_cluster._read(child, 'nothing'), slurm_cluster._parent(child) == os.getppid(), slurm_cluster._parent(2**22 + 5), child in slurm_cluster._children(), os.getppid() in slurm_cluster._children(), 'py' in slurm_cluster._words(child), '\0' in slurm_cluster._words(child)]
+    same_answers(request, 'cluster', cleaned(found, tmp_path))
