@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import sys
 import warnings
 import zlib
@@ -31,6 +32,19 @@ full = Job('tiny-gpt', ('python', 'train.py', '$5', "it's"), env={'ANSWER': 'no'
 small = Job('one', ('true',), image='busybox')
 wide = Job('wide', ('python', '-m', 'train'), nodes=3, time=59, grace=0, memory=5*MiB + 1, image='a.b/c/d_e:1', env={'A': 'b'}, gpu='H100', gpus=1)
 dense = full.replace(nodes=1, processes=4, gpus=0, secrets=(), env={}, command=('a', 'b'), folder='')
+
+
+@pytest.fixture(autouse=True)
+def books_in_memory():
+    "Books that wait for no disk"
+    connect = sqlite3.connect
+    def quick(*args, **kw):
+        db = connect(*args, **kw)
+        db.execute('pragma synchronous=off')
+        return db
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(sqlite3, 'connect', quick)
+        yield
 
 
 def places():
@@ -940,7 +954,7 @@ def test_sweeps_under_ray(request, tmp_path, monkeypatch):
         def __call__(self, *a, **kw):
             made.append([self.name, *map(plain_of, a), {k: plain_of(v) for k, v in kw.items()}])
             return Made(f'{self.name}()')
-    plain_of = lambda v: v.name if isinstance(v, Made) else v if isinstance(v, (int, float, str, bool, list, dict, type(None))) else type(v).__name__
+    plain_of = lambda v: v.name if isinstance(v, Made) else {k: plain_of(x) for k, x in v.items()} if isinstance(v, dict) else v if isinstance(v, (int, float, str, bool, list, type(None))) else type(v).__name__
     tune = Made('tune')
     tune.Trainable = object
     for name in ('ray', 'ray.tune', 'ray.tune.schedulers', 'ray.tune.search', 'ray.tune.search.optuna'): monkeypatch.setitem(sys.modules, name, Made(name))
