@@ -87,12 +87,12 @@ def test_what_targets_make_of_jobs(request, monkeypatch):
     as_json(monkeypatch)
     r = random.Random(1)
     jobs = [full, small, wide, dense, *(some_job(r) for _ in range(12))]
-    same_answers(request, 'targets', {f'{name_of(i, p)} {j}': answer(asked_of, p, job) for i, p in enumerate(places()) for j, job in enumerate(jobs)})
+    same_answers(request, 'targets', {f'{name_of(i, p)} {j}': answer(asked_of, p, job) for i, p in enumerate(places()) for j, job in enumerate(jobs) if j < 8 or i not in (2, 3, 5, 12, 14, 17, 19)})
 
 
 def test_texts_for_targets(request):
-    found = {name_of(i, p): p.render(full, 'tok') for i, p in enumerate(places()) if i not in (3, 8, 14, 19)}
-    found |= {f'{name_of(i, p)} small': p.render(small) for i, p in enumerate(places()) if i in (0, 1, 4, 7, 9, 10, 13, 15, 16, 18)}
+    found = {name_of(i, p): p.render(full, 'tok') for i, p in enumerate(places()) if i not in (2, 3, 5, 8, 12, 14, 17, 19)}
+    found |= {f'{name_of(i, p)} small': p.render(small) for i, p in enumerate(places()) if i in (2, 4, 7, 9, 13, 18)}
     same_answers(request, 'texts', found)
 
 
@@ -297,10 +297,10 @@ def test_what_slurm_is_asked(request, monkeypatch, tmp_path):
     found['submitted'] = [alike(place._submit(job, 'tok')), alike(place._submit(job, 'new')), alike(place.submit(job))[:2], place.cancel(handle)]
     found['not set'] = answer(place._submit, job.replace(secrets=(Secret('A', 'env', 'FSDL_NOT_SET'),)), 'tok')
     found['asked'] = [a[:-1] for a in said.asked]
-    Program(monkeypatch, squeue=['', '6 fsdl-tok'], sbatch=TimeoutError('late'))
-    found['late, and there'] = alike(place._submit(job, 'tok'))
-    Program(monkeypatch, squeue='', sbatch=TimeoutError('late'))
-    found['late, and not there'] = answer(place._submit, job, 'tok')
+    said = Program(monkeypatch, squeue=['', '6 fsdl-tok'], sbatch=TimeoutError('late'))
+    found['late, and there'] = [alike(place._submit(job, 'tok')), [a[-2] for a in said.asked]]
+    said = Program(monkeypatch, squeue='', sbatch=TimeoutError('late'))
+    found['late, and not there'] = [answer(place._submit, job, 'tok'), [a[-2] for a in said.asked]]
     Program(monkeypatch, squeue=TimeoutError('late'))
     found['no controller'] = answer(place.find, 'tok')
     conf = 'SLURM_VERSION = 24\nPreemptType = {}\nJobRequeue={}\nAuthInfo = socket=/x,cred_expire={}\nnothing'
@@ -318,7 +318,7 @@ def test_what_containers_are_asked(request, monkeypatch):
     for place in (containers.Container(mounts=('/',)), containers.Docker(mounts=('/',))):
         name, handle = type(place).__name__, Handle('container', 'tiny-gpt', 'tok')
         monkeypatch.setattr(containers, '_both', lambda args: ' '.join(args) + '\n')
-        for a, b, codes in itertools.product(states, states, ((0, 0), (0, 2), (3, 1))):
+        for a, b, codes in itertools.product(states, states, ((0, 0), (0, 2))):
             Program(monkeypatch, ps='tiny-gpt-node-1\ntiny-gpt-node-0\nother\n', inspect=[json.dumps(dict(Status=s, ExitCode=c)) for s, c in zip((a, b), codes)])
             if a <= b: found[f'{name} {a} {b} {codes}'] = answer(place.status, handle)
         said = Program(monkeypatch, ps=['tiny-gpt-node-0', 'tiny-gpt-node-0', 'tiny-gpt-node-1', ''], inspect='{"Status": "running"}', version=' 5 \n')
@@ -779,7 +779,7 @@ def test_trials_as_jobs(request, tmp_path, monkeypatch):
         found[f'start {i}'] = [trial.trial, Place.submitted, record['target'], record['id'], record['since'], record['token'][:6], len(record['token']), trial.poll(), trial.stop(), Place.submitted[-1]]
     Place.state, Place.submitted = TargetError('away'), []
     trial = sweep_trials.start_job(job, Place(), space, tmp_path, '', 9, 1, {'a': 1})
-    found['away'] = [json.loads((trial.place/'job.json').read_text())['id'], Place.submitted, trial.stop()]
+    found['away'] = [json.loads((trial.place/'job.json').read_text())['id'], list(Place.submitted), trial.stop()]
     for state in (*launch.states, TargetError('away'), TimeoutError('late')):
         for log in (None, [dict(started=5.), dict(t=7., end='finished')], [dict(started=5.), dict(t=7., end='failed')], [dict(started=5., t=6.)]):
             for silent in (0, 600, 601):
@@ -1078,3 +1078,178 @@ def test_the_parts_of_a_cluster(request, tmp_path, monkeypatch):
     child = os.getpid()
     found['proc'] = [slurm_cluster._read(child, 'nothing'), slurm_cluster._parent(child) == os.getppid(), slurm_cluster._parent(2**22 + 5), child in slurm_cluster._children(), os.getppid() in slurm_cluster._children(), 'py' in slurm_cluster._words(child), '\0' in slurm_cluster._words(child)]
     same_answers(request, 'cluster', cleaned(found, tmp_path))
+
+
+# ---- processes and actors, of which only a part is true ----
+
+class Actor:
+    "A call that Ray would carry out elsewhere"
+    def __init__(self, name, calls): self.name, self.calls = name, calls
+    def __getattr__(self, k): return Actor(f'{self.name}.{k}'.lstrip('.'), self.calls)
+    def __call__(self, *args, **kw):
+        self.calls.append([self.name, *[a if isinstance(a, (int, float, str, list, dict, tuple)) else type(a).__name__ for a in args], {k: v if isinstance(v, (int, float, str, bool, dict)) else type(v).__name__ for k, v in kw.items()}])
+        return Actor(f'{self.name}()', self.calls)
+
+
+def test_ranks_as_actors(request, monkeypatch):
+    found, shape = {}, dict(nodes=2, processes=2, cpus=3, gpus=2, time=9, retries=1, grace=4)
+    for name, script in dict(good=[([1], [2], [0]), ([2], [], [0])], bad=[([1], [2], [0]), ([2], [], [5])], first=[([1, 2], [], [7, 0])], late=[([], [1], []), ([], [1], [])]).items():
+        for end in (1000., 999.):
+            calls, steps = [], [list(map(list, s)) for s in script]
+            Clock(monkeypatch, ray_jobs)
+            codes = []
+            def wait(todo, timeout):
+                done, left, got = steps.pop(0)
+                codes[:] = got
+                calls.append([len(todo), timeout])
+                return done, left
+            def get(x):
+                if isinstance(x, list) and x and not isinstance(x[0], Actor): return list(codes)
+                if isinstance(x, list) and not x: return []
+                calls.append(['get', len(x) if isinstance(x, list) else x.name])
+                return ('h', 5)
+            monkeypatch.setitem(sys.modules, 'ray', SimpleNamespace(wait=wait, get=get))
+            groups = [Actor(f'g{i}', calls) for i in range(2)]
+            found[f'attempt {name} {end}'] = [answer(ray_jobs._attempt, shape, groups, ['c'], end), calls[4 if name != 'good' else 0:]]
+    calls = []
+    ray = Actor('', calls)
+    for name in ('ray', 'ray.util', 'ray.util.placement_group', 'ray.util.scheduling_strategies', 'ray.train', 'ray.train.torch'): monkeypatch.setitem(sys.modules, name, ray)
+    for nodes in (1, 2):
+        ray_jobs._groups(shape | dict(nodes=nodes))
+        found[f'groups {nodes}'] = list(calls)
+        calls.clear()
+    for gpus in (0, 1, 2): ray_jobs._scaling(shape | dict(gpus=gpus))
+    need = [c[-1] for c in calls]
+    found['scaling'] = need
+    calls.clear()
+    monkeypatch.setattr(ray_jobs.sys, 'argv', ['x', json.dumps(shape), 'python', '{"folder": "/f", "a": 1}'])
+    ray_jobs.train_on_ray()
+    found['train'] = calls[:]
+    calls.clear()
+    handlers = []
+    monkeypatch.setattr(ray_jobs, '_groups', lambda shape: [Actor('g', calls)])
+    monkeypatch.setattr(ray_jobs.signal, 'signal', lambda n, f: handlers.append(int(n)) or f())
+    Clock(monkeypatch, ray_jobs)
+    for code in (0, 3, -9):
+        monkeypatch.setattr(ray_jobs, '_attempts', lambda shape, groups, command: calls.append(command) or code)
+        with pytest.raises(SystemExit) as e: ray_jobs.ranks_on_ray()
+        found[f'ends {code}'] = e.value.code
+    found['entry'] = [calls, handlers]
+    same_answers(request, 'actors', found)
+
+
+class Rank:
+    "A process that ends after some looks"
+    def __init__(self, pid, looks, code): self.pid, self.looks, self.code, self.returncode = pid, looks, code, None
+    def poll(self):
+        self.looks -= 1
+        if self.looks < 0: self.returncode = self.code
+        return self.returncode
+
+
+def test_ranks_of_a_node(request, monkeypatch):
+    found = {}
+    for name, ranks in dict(good=[(1, 2, 0), (2, 0, 0)], bad=[(1, 90, 0), (2, 1, 3)], killed=[(1, 1, -9), (2, 0, 0)], none=[]).items():
+        clock, killed, started, made = Clock(monkeypatch, ray_jobs), [], [], [Rank(*r) for r in ranks]
+        monkeypatch.setattr(ray_jobs.os, 'killpg', lambda pid, s: killed.append([pid, int(s)]))
+        monkeypatch.setattr(ray_jobs.subprocess, 'Popen', lambda command, env, start_new_session: started.append([command, env.get('RANK'), start_new_session]) or made[len(started) - 1])
+        group = ray_jobs.RankGroup()
+        found[f'run {name}'] = [group.run(['c'], [dict(RANK=str(i)) for i in range(len(ranks))]), killed, started, [len(clock.slept), clock.slept[:1], clock.slept[-1:]]]
+    bound = []
+    class Socket:
+        def __enter__(self): return self
+        def __exit__(self, *a): return None
+        def bind(self, at): bound.append(at)
+        def getsockname(self): return ['x', 77]
+    import socket
+    monkeypatch.setattr(socket, 'socket', Socket)
+    monkeypatch.setitem(sys.modules, 'ray', SimpleNamespace(util=SimpleNamespace(get_node_ip_address=lambda: 'ip')))
+    found['address'] = [ray_jobs.RankGroup().address(), bound]
+    monkeypatch.undo()
+    place, opened = ray_jobs.Ray(), []
+    class Answer:
+        def __enter__(self): return self
+        def __exit__(self, *a): return None
+        def read(self): return b'{"a": 1}'
+    def urlopen(r, timeout):
+        opened.append([r.full_url, r.data, r.get_method(), dict(r.headers), timeout])
+        if outcome: raise outcome
+        return Answer()
+    monkeypatch.setattr(ray_jobs.urllib.request, 'urlopen', urlopen)
+    import io
+    for outcome in (None, ray_jobs.urllib.error.HTTPError('u', 404, 'm', {}, io.BytesIO(b'begin' + b'x'*400)), ray_jobs.urllib.error.URLError('refused'), OSError('down')): found[f'ask {type(outcome).__name__}'] = [answer(place.ask, 'jobs/'), answer(place.ask, 'jobs/', '{}')]
+    found['requests'] = opened[:2]
+    same_answers(request, 'ranks', found)
+
+
+def test_supervisors_of_local_jobs(request, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path))
+    place, found, started = local.Local(python='py'), {}, []
+    monkeypatch.setattr(local, '_start_supervisor', lambda folder, where: started.append([folder.name, where]))
+    monkeypatch.setattr(local.secrets, 'token_hex', lambda n: 'f'*n)
+    job = small.replace(image='')
+    found['submitted'] = [alike(place.submit(j, t)) for j, t in ((job, 'one'), (job, 'one'), (job.replace(folder='/'), 'two'), (job, ''))] + [started, sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*'))]
+    monkeypatch.undo()
+    ran = []
+    def popen(words, **kw):
+        ran.append([len(words), words[1], words[3] == str(tmp_path), kw.pop('env', {}).get('A'), sorted(kw), kw.get('start_new_session'), kw.get('cwd')])
+        if broken: raise OSError(2, 'gone')
+        return SimpleNamespace(pid=5)
+    monkeypatch.setattr(local.subprocess, 'Popen', popen)
+    (tmp_path/'folder').mkdir()
+    for broken in (False, True): found[f'supervisor {broken}'] = [answer(local._start_supervisor, tmp_path/'folder', '/x'), (tmp_path/'folder').exists()]
+    found['ran'] = ran[:]
+    broken = False
+    ran.clear()
+    found['began'] = [local._begin(dict(argv=['a', 'b', 'c', str(tmp_path)], env=dict(A='1'), secrets=[]), tmp_path/'log').pid, ran, (tmp_path/'log').exists()]
+    monkeypatch.undo()
+    sent = []
+    monkeypatch.setattr(local.os, 'killpg', lambda pid, s: sent.append([pid, int(s)]))
+    for slow in (False, True):
+        waits = []
+        def wait(grace=None):
+            waits.append(grace)
+            if slow and grace is not None: raise local.subprocess.TimeoutExpired('x', grace)
+            return -15
+        found[f'end {slow}'] = [local._end_group(SimpleNamespace(pid=4, wait=wait), 6), waits, sent[:]]
+        sent.clear()
+    def gone(pid, s): raise ProcessLookupError
+    monkeypatch.setattr(local.os, 'killpg', gone)
+    found['gone'] = local._signal_group(SimpleNamespace(pid=4), 9)
+    monkeypatch.undo()
+    me = Path('/proc/self/cmdline').read_bytes().split(b'\0')
+    found['alive'] = [local._alive(os.getpid(), os.fsdecode(me[0])), local._alive(os.getpid(), tmp_path), local._alive(2**22 + 5, tmp_path)]
+    for cancel in (True, False):
+        folder, seen = tmp_path/f'job{cancel}', []
+        folder.mkdir()
+        (folder/'job.json').write_text(place.render(job))
+        if cancel: (folder/'cancel').touch()
+        monkeypatch.setattr(local.sys, 'argv', ['x', str(folder)])
+        monkeypatch.setattr(local.signal, 'signal', lambda n, f: seen.append(int(n)) or (f() if not cancel else None))
+        monkeypatch.setattr(local, '_attempts', lambda d, job, log, asked: seen.append([sorted(d), job.name, log.name, asked]) or Status('succeeded', 'exit 0'))
+        local._supervise()
+        found[f'supervised {cancel}'] = [seen, Status.from_json(folder/'end.json'), (folder/'pid').read_text() == str(os.getpid()), (folder/'log').exists()]
+    monkeypatch.undo()
+    sent.clear()
+    for error in (None, ProcessLookupError, PermissionError):
+        def killpg(pid, s):
+            sent.append([pid, int(s)])
+            if error: raise error
+        monkeypatch.setattr(sweep_trials.os, 'killpg', killpg)
+        p = SimpleNamespace(pid=3, wait=lambda: sent.append('waited'))
+        found[f'trial {error}'] = [answer(sweep_trials._Process.stop, p), answer(sweep_trials._Process.end, p), sent[:]]
+        sent.clear()
+    same_answers(request, 'supervisors', cleaned(found, tmp_path))
+
+
+def test_a_cluster_in_a_with_statement(monkeypatch):
+    seen = []
+    class Cluster(slurm_cluster.SlurmCluster):
+        def __init__(self, fails): self.fails = fails
+        def start(self):
+            if self.fails: raise KeyError('x')
+            return seen.append('started') or self
+        def stop(self): seen.append('stopped')
+    with Cluster(False) as c: assert isinstance(c, Cluster)
+    with pytest.raises(KeyError), Cluster(True): pass
+    assert seen == ['started', 'stopped', 'stopped']

@@ -57,6 +57,7 @@ def shown(s): return [len(s), [*s.steps[:2], *s.steps[-1:]], sum(x for x in s.st
 def told(run):
     "What a run says, its metrics by their sums"
     d = {k: v for k, v in vars(run).items() if k not in ('metrics', 'artifacts') and v not in ('', 0.0, {}, [])}
+    d |= dict(tags={k: v if len(v) < 100 else len(v) for k, v in run.tags.items()}) if run.tags else {}
     return d | dict(metrics={k: shown(s) for k, s in run.metrics.items()}) | (dict(artifacts=[a.to_dict() for a in run.artifacts]) if run.artifacts else {})
 
 
@@ -99,7 +100,7 @@ def item(key, value, nested=()): return field(1, text(1, key) if key else b'', *
 
 def test_pieces_of_records_come_back_as_they_were_written(request):
     r, found = random.Random(2), {}
-    for sizes in ([0], [5, 0, 3], [32768 - 14], [32768 - 14 - 1, 4], [32768 - 14 - 6, 9], [32768 - 14 - 7, 9], [32768 - 14 - 8, 9], [70_000, 1], [30_000, 30_000, 30_000], [100]*3):
+    for sizes in ([0], [5, 0, 3], [32768 - 14], [32768 - 14 - 6, 9], [32768 - 14 - 7, 9], [32768 - 14 - 8, 9], [70_000, 1]):
         messages = [bytes([65 + i])*n for i, n in enumerate(sizes)]
         b, said = written(messages), []
         assert [m for _, m in pieces(b, said.append)] == messages and not said
@@ -130,7 +131,7 @@ def test_files_of_wandb_and_swanlab(request, tmp_path):
         place.write_bytes(written(messages))
         found[f'wandb {name}'] = all_told(wandb_files.read_wandb, place)
     whole = written([*base, ends[0]])
-    for name, b in torn(whole, 5, 12, 12, 7):
+    for name, b in torn(whole, 5, 6, 6, 7):
         place.write_bytes(b)
         found[f'wandb {name}'] = all_told(wandb_files.read_wandb, place)
     scalar = lambda name, step, value=None, seconds=0, nanos=0, more=b'': field(13, text(1, name), _int_field(2, step), field(4, _int_field(1, seconds), _int_field(2, nanos)) if seconds else b'', field(5, _double_field(1, value) if value else b'') if value is not None else b'', more)
@@ -185,7 +186,7 @@ def test_event_files(request, tmp_path):
         place.write_bytes(b''.join(records))
         found[name] = all_told(tracking_files.read_tensorboard, place)
     assert tracking_files.read_tensorboard(tmp_path).metrics['a'].steps == [i for i in range(4) for _ in range(2)]
-    for name, b in [*torn(b''.join(plain[:30] + double[:10]), 6, 12, 14), ('too long', plain[0] + struct.pack('<Q', 41) + b'x'*52), ('just fits', plain[0] + struct.pack('<Q', 40) + b'x'*52), ('head only', plain[0] + b'x'*15), ('head', plain[0] + struct.pack('<Q', 0) + b'x'*8)]:
+    for name, b in [*torn(b''.join(plain[:30] + double[:10]), 6, 6, 8), ('too long', plain[0] + struct.pack('<Q', 41) + b'x'*52), ('just fits', plain[0] + struct.pack('<Q', 40) + b'x'*52), ('head only', plain[0] + b'x'*15), ('head', plain[0] + struct.pack('<Q', 0) + b'x'*8)]:
         place.write_bytes(b)
         found[f'plain {name}'] = all_told(tracking_files.read_tensorboard, place)
     place.write_bytes(plain[0])
@@ -196,7 +197,7 @@ def test_event_files(request, tmp_path):
     for b in (b'', b'\x08\x05', b'\x08', b'\x08\x80', b'\x08' + b'\xff'*9 + b'\x01', b'\x08' + b'\xff'*10 + b'\x01', b'\x0a\x02ab', b'\x0a\x02a', b'\x0a\x03ab', b'\x09' + b'x'*8, b'\x09' + b'x'*7, b'\x0d1234', b'\x0d123', b'\x0b', b'\x0e', b'\x80\x01\x05', b'\x08\x05\x12\x01x\x1d1234'):
         found[f'fields {b.hex()}'] = answer(lambda: [list(tracking_files.fields(b)), list(tracking_files.fields(b'!' + b + b'!', 1, len(b) + 1))])
     for n in (0, 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1): found[f'signed {n}'] = [tracking_files._signed(n), sinks._varint(n).hex(), sinks._varint(-1 if n == 1 else n).hex()]
-    found['double'] = [answer(tracking_files._double, struct.pack('<d', 1.5)*2, a, b) for a, b in ((0, 8), (8, 16), (0, 7), (0, 9))]
+    found['as double'] = [answer(tracking_files._double, struct.pack('<d', 1.5)*2, a, b) for a, b in ((0, 8), (8, 16), (0, 7), (0, 9))]
     import numpy as np
     for most in (1, 40, 100, 10**6):
         for around in (0, 16): found[f'portions {most} {around}'] = [[s, p.tolist()] for s, p in tracking_files._portions(np.array([5, 7, 5, 5, 9, 7]), around, most, np)]
@@ -538,7 +539,7 @@ def test_what_sinks_tell_their_clients(request, tmp_path, monkeypatch):
             for uri in ('', 'http://h', f'sqlite:///{tmp_path}/x/m.db', 'file:///x'):
                 calls = client(monkeypatch, results | dict(log_artifact=uploaded), 'mlflow')
                 said = tell(sinks.sinks['mlflow'], tmp_path, options | (dict(uri=uri, experiment='own') if uri else {}), about, None, status)
-                if uri in ('', 'http://h') or case == 'new' and status == 'finished': found[f'mlflow {case} {status} {uri.replace(str(tmp_path), "")}'] = cleaned([said, calls], tmp_path)
+                if uri == '' or case == 'new' and status == 'finished': found[f'mlflow {case} {status} {uri.replace(str(tmp_path), "")}'] = cleaned([said, calls], tmp_path)
     calls = client(monkeypatch, dict(search_runs=[there]), 'mlflow')
     sink = sinks.sinks['mlflow'](tmp_path/'sink', dict(id='r'), {}, {})
     calls.clear()
