@@ -1,7 +1,7 @@
 """What a change of one sign or number would break without any other test seeing it (benchmarks/mutation.py)
 
-Files of trackers that are made here byte by byte, whole and torn, what sinks tell clients that only write down what they
-are told, followers and comparisons. What they answer is kept beside the tests.
+Files of trackers that are made here byte by byte, whole and torn, what sinks tell clients that only write down what
+they are told, followers and comparisons. What they answer is kept beside the tests.
 """
 import base64
 import io
