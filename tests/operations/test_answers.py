@@ -214,6 +214,13 @@ def test_other_manifests(request):
     same_answers(request, 'manifests', found)
 
 
+def test_what_is_no_text_of_a_job_is_a_problem_and_no_crash():
+    for place in places():
+        for text in ('', '{}', '[]', '3', 'null', '[1]', 'a', '{"metadata": 3}', '{"a": null}', 'kind: Job',
+            'kind: Pod', 'kind: PyTorchJob', 'kind: TrainJob'):
+            assert place.check(text), (place, text)
+
+
 def test_batch_scripts_that_somebody_changed(request):
     place, job = slurm.Slurm(partition='gpu'), full.replace(image='', secrets=hidden[:2] + hidden[3:])
     text, found = place.render(job, 'tok'), {}
