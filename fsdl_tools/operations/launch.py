@@ -519,19 +519,10 @@ class Target(Record, abc.ABC):
 
 torchrun = ('-m', 'torch.distributed.run')
 places = dict(
-    local='local:Local',
-    slurm='slurm:Slurm',
-    container='containers:Container',
-    docker='containers:Docker',
-    kubernetes='kubernetes:Kubernetes',
-    pytorchjob='kubeflow:PyTorchJob',
-    trainjob='kubeflow:TrainJob',
-    ray='ray_jobs:Ray',
-    raytrain='ray_jobs:RayTrain',
-    sagemaker='clouds:SageMaker',
-    anyscale='clouds:Anyscale',
-    determined='clouds:Determined',
-    skypilot='clouds:SkyPilot',
+    local='local:Local', slurm='slurm:Slurm', container='containers:Container', docker='containers:Docker',
+    kubernetes='kubernetes:Kubernetes', pytorchjob='kubeflow:PyTorchJob', trainjob='kubeflow:TrainJob',
+    ray='ray_jobs:Ray', raytrain='ray_jobs:RayTrain', sagemaker='clouds:SageMaker', anyscale='clouds:Anyscale',
+    determined='clouds:Determined', skypilot='clouds:SkyPilot',
 )
 
 def target(

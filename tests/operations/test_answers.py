@@ -697,7 +697,7 @@ def test_local_jobs_without_processes(request, monkeypatch, tmp_path):
         monkeypatch.setattr(local, '_begin', lambda d, log: p)
         monkeypatch.setattr(local, '_end_group', lambda p, grace: ended.append(grace) or -15)
         found[f'once {len(polls)} {asked}'] = [local._once({}, SimpleNamespace(time=2, grace=grace), None, asked),
-            ended, len(clock.slept)]
+            ended, clock.slept]
     monkeypatch.undo()
     monkeypatch.setenv('FSDL_SECRET', 's')
     (tmp_path/'secret').write_text(' hush \n')
@@ -1353,6 +1353,13 @@ def test_sweeps_under_ray(request, tmp_path, monkeypatch):
     sweep_ray._optuna_search(space, call | dict(rows=[]))
     sweep_ray._tuner(tune, space, call)
     found['tuner'] = list(made)
+    watched = SimpleNamespace(next_value=lambda: values.pop(0), close=lambda: values.append('closed'))
+    values, told = [1.5, None], []
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(sweep_ray, '_WatchedTrial', lambda call, params: told.append(params) or watched)
+        trial = sweep_ray._trainable(tune, call)()
+        trial.setup(dict(a=__import__('numpy').float64(.5), b='x'))
+        found['trainable'] = [trial.step(), trial.step(), trial.cleanup(), values, told]
     sweeps._open_books(folder, space)
     for errors in ([], ['e'*2100]):
         made.clear()
@@ -1459,7 +1466,7 @@ def test_the_parts_of_a_cluster(request, tmp_path, monkeypatch):
     clock.slept.clear()
     remove, removed = shutil.rmtree, []
     monkeypatch.setattr(slurm_cluster.shutil, 'rmtree', lambda place, **kw: removed.append(kw) or remove(place))
-    found['stop'] = [c.stop(), killed[:], len(clock.slept), c.root.exists(), removed]
+    found['stop'] = [c.stop(), killed[:], clock.slept[:2], len(clock.slept), c.root.exists(), removed]
     monkeypatch.undo()
     found['missing'] = []
     for lacking, root in (((), 0), ((), 5), (('sinfo', 'srun'), 0)):

@@ -284,6 +284,13 @@ def test_event_files(request, tmp_path):
     found['columns'] = [tracking_files._column_crcs(rows, np.array(sinks._crcs, np.uint32), np).tolist(),
         sinks.masked_crc(b'12345678'), tracking_files._rows(rows[0], np.array([1, 2]), 0, np).shape,
         tracking_files._varints(rows, np).tolist()]
+    for name, records in files.items():
+        b = b''.join(records)
+        starts, sizes = tracking_files._sound(b, Found('p', 's'))
+        a = np.frombuffer(b, np.uint8)
+        found[f'groups of {name}'] = [[s, sorted((len(g) for _, g
+            in tracking_files._layouts(b, a, starts[p], s, print, np)), reverse=True)[:5]] for s, p
+            in tracking_files._portions(sizes, 0, 2**26, np) if name != 'odd']
     same_answers(request, 'events', found)
 
 
