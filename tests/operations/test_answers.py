@@ -1185,7 +1185,8 @@ def test_books(request, tmp_path, monkeypatch, books_in_memory):
         found[f'axis {values}'] = [type(d).__name__, vars(d), sweeps._unit(values), sweeps._are_numbers(values),
             sweeps._ranks(values) if sweeps._are_numbers(values) else None]
     found['units'] = [sweeps._unit([3., 3.]), sweeps._ranks([5.]), sweeps._ranks([3., 1., 2.]),
-        sweeps._unit(['a']), sweeps._varied([]), sweeps._varied(sweeps._scored(folder)[0])]
+        sweeps._unit(['a']), sweeps._unit(['c', 'a', 'b', 'a']), sweeps._varied([]),
+        sweeps._varied(sweeps._scored(folder)[0])]
     found['interval'] = [sweeps._interval([float(i) for i in range(n)], draws, random.Random(1)) for n, draws
         in ((1, 40), (10, 40), (10, 1000))]
     # claims, entries, orphans
