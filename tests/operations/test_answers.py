@@ -1690,3 +1690,82 @@ def test_a_cluster_in_a_with_statement(monkeypatch):
     with Cluster(False) as c: assert isinstance(c, Cluster)
     with pytest.raises(KeyError), Cluster(True): pass
     assert seen == ['started', 'stopped', 'stopped']
+
+
+def test_what_is_left_of_launching_and_sweeps(request, tmp_path, monkeypatch):
+    found, asked = {}, []
+    monkeypatch.setattr(containers.subprocess, 'run', lambda args, **kw: asked.append([args, kw])
+        or SimpleNamespace(stdout=b'a\xff'))
+    found['both'] = [containers._both(['x']),
+        [[a, kw['timeout'], kw['stdout'] == containers.subprocess.PIPE, kw['stderr']
+        == containers.subprocess.STDOUT] for a, kw in asked]]
+    monkeypatch.undo()
+    Program(monkeypatch, ps='')
+    found['no pod'] = [answer(p.status, Handle('c', 'x')) for p in (containers.Container(), containers.Docker())]
+    train = kubernetes_yaml(kubeflow.TrainJob().render(wide))[0]
+    for n in ('auto', 2.5, None, 4):
+        found[f'processes {n}'] = read_again(kubeflow.TrainJob(),
+            kubernetes.to_yaml(train | dict(spec=train['spec']
+            | dict(trainer=train['spec']['trainer'] | dict(numProcPerNode=n)))), wide)
+    for words in (['a'], ['a', 1], [True], ['py', '--no-python', 'b']):
+        for ranks in (1, 2):
+            found[f'words {words} {ranks}'] = [answer(kubernetes._words_of,
+                dict(command=words[:1], args=words[1:]), ranks), answer(kubernetes._words_of, {}, ranks)]
+    import torch
+    from fsdl_tools.training import trainer
+    monkeypatch.setattr(torch, 'set_num_threads', lambda n: asked.append(n))
+    monkeypatch.setattr(trainer, 'fit', lambda config: asked.append(config.folder))
+    asked.clear()
+    for threads in ('3', ''):
+        monkeypatch.setenv('OMP_NUM_THREADS', threads) if threads else monkeypatch.delenv('OMP_NUM_THREADS')
+        ray_jobs._worker(dict(folder='/x'))
+    found['worker'] = asked[:]
+    cluster = slurm_cluster.SlurmCluster.__new__(slurm_cluster.SlurmCluster)
+    cluster.root = Path('/root-of-it')
+    monkeypatch.setattr(slurm_cluster, '_children', lambda: [1, 2, 3])
+    monkeypatch.setattr(slurm_cluster, '_words', lambda p: '/root-of-it' if p == 1 else '')
+    monkeypatch.setattr(slurm_cluster, '_environ', lambda p: 'A=/root-of-it/x' if p == 2 else '')
+    found['left'] = cluster.left()
+    looked = []
+    monkeypatch.setattr(slurm_cluster.shutil, 'which', lambda p,
+        path: looked.append(path.endswith(':/usr/sbin:/sbin')) or p)
+    found['which'] = [slurm_cluster._which('a'), looked]
+    space = sweep_space.parse_sweep(dict(metric=dict(name='loss'), parameters=dict(a=dict(value=1))))
+    drawn = [('x', dict(a=1)), ('y', dict(a=2))]
+    for name, module in {'ray': SimpleNamespace(tune=1), 'ray.tune': 1,
+        'ray.tune.search': 1,
+        'ray.tune.search.variant_generator': SimpleNamespace(generate_variants=lambda axes,
+        random_state: drawn)}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    found['point'] = [sweep_engines._ray_point(dict(seed=3, space=space.to_dict())), random.random()]
+    a_sweep(tmp_path/'s', space)
+    held = sweeps.lock_trial(tmp_path/'s', 0, 1)
+    found['held'] = [sweeps._claim(tmp_path/'s', 3, 'me'), entered(tmp_path/'s')]
+    os.close(held)
+    def deep(d): raise RecursionError
+    monkeypatch.setattr(sweep_space, 'parse_sweep', deep)
+    (tmp_path/'x.yaml').write_text('a: 1')
+    found['deep'] = answer(sweep_space.read_sweep, tmp_path/'x.yaml').replace(str(tmp_path), '')
+    clock = Clock(monkeypatch, sweep_ray)
+    polls = [None, None, None, 0]
+    watched = SimpleNamespace(process=SimpleNamespace(poll=lambda: polls.pop(0)), place=tmp_path, space=space, told=0)
+    found['waits'] = [sweep_ray._WatchedTrial.next_value(watched), clock.slept]
+    same_answers(request, 'rest', found)
+
+
+def test_drawings_of_sweeps_and_comparisons(tmp_path):
+    import matplotlib.pyplot as plt
+    space = sweep_space.parse_sweep(dict(metric=dict(name='loss'),
+        parameters=dict(a=dict(min=0., max=1), b=dict(values=['x', 'y']))))
+    folder = a_sweep(tmp_path/'s', space, ('finished', 3., dict(a=.1, b='x')), ('finished', 1., dict(a=.7, b='y')),
+        ('stopped', 2., dict(a=.2, b='x')), ('waiting', None, None))
+    ax = sweeps.parallel_coordinates(folder)
+    assert [line.get_linewidth() for line in ax.lines] == [.8, 2.5] and ax.get_title(
+        ) == '2 trials; the best (thick) has loss 1'
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0., 0., 1.], [1., 1., 0.]]
+    a_trial(folder/'trials'/'2-1', [dict(m=dict(loss=v)) for v in (3, 2)])
+    ax = sweeps.learning_curves(folder)
+    assert [line.get_linestyle() for line in ax.lines] == ['-', '-', '--', '-'] and ax.get_title(
+        ) == '4 trials, 1 stopped early (dashed)'
+    assert list(ax.lines[2].get_ydata()) == [3., 2.]
+    plt.close('all')

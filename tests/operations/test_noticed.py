@@ -69,7 +69,7 @@ def shown(s):
 def told(run):
     "What a run says, its metrics by their sums"
     d = {k: v for k, v in vars(run).items() if k not in ('metrics', 'artifacts') and v not in ('', 0.0, {}, [])}
-    d |= dict(tags={k: v if len(v) < 100 else len(v) for k, v in run.tags.items()}) if run.tags else {}
+    d |= dict(tags={k: v if len(str(v)) < 100 else len(v) for k, v in run.tags.items()}) if run.tags else {}
     return d | dict(metrics={k: shown(s) for k, s in run.metrics.items()}) | (
         dict(artifacts=[a.to_dict() for a in run.artifacts]) if run.artifacts else {})
 
@@ -1150,3 +1150,35 @@ def test_how_much_is_read(request, tmp_path, monkeypatch):
     tracking_stores._limit_time(SimpleNamespace(set_progress_handler=lambda f, n: set_.append([f, n])), 5)
     found['limit'] = [set_[0][1], *(clock.__setitem__(0, t) or set_[0][0]() for t in (100., 105., 105.1))]
     same_answers(request, 'limits', found)
+
+
+def test_what_is_left_of_readers(request, tmp_path, monkeypatch):
+    found = {}
+    f = Found('p', 's')
+    for d in ([1], None, {}, dict(params=3, tags=dict(a=1), end=4, artifact=dict(name='x', step=2)), dict(artifact=3)):
+        tracking_files._take_log_event(f, d)
+    found['event'] = told(f.run())
+    def broken(*args): raise tracking_files.csv.Error('field larger than field limit')
+    monkeypatch.setattr(tracking_files, '_csv_table', broken)
+    (tmp_path/'a.csv').write_text('a\n1\n')
+    found['csv'] = [all_told(tracking_files.read_csv, tmp_path/'a.csv'), tracking_files.csv.field_size_limit()]
+    monkeypatch.undo()
+    (tmp_path/'b.parquet').write_bytes(b'PAR1 no')
+    got = answer(lambda: tracking_read.read_neptune_export(tmp_path/'b.parquet'))
+    found['parquet'] = [got[:60], answer(lambda: tracking_read.read_neptune_export(tmp_path)[0])[:60]]
+    import pyarrow as pa
+    for n in (10**37, 5):
+        found[f'steps {n}'] = [str(x) for x
+            in tracking_read._exact_steps(pa.array([Decimal(n), None, Decimal(1)], pa.decimal128(38, 0)))]
+    found['gone'] = answer(tracking_read.read_comet, tmp_path/'none.zip')[:20]
+    monkeypatch.setattr(tracking_read, 'read_mlflow_server', lambda url: ['from', url])
+    found['address'] = [tracking_read.read_all(u) for u in ('http://h', 'https://h')]
+    def damaged(path): raise sqlite3.DatabaseError('disk image is malformed')
+    monkeypatch.setattr(tracking_read, 'recognise', lambda path: 'mlflow')
+    monkeypatch.setitem(tracking_read._file_readers, 'mlflow', damaged)
+    found['damaged'] = answer(tracking_read._read_file, tmp_path/'a.csv').replace(str(tmp_path), '')
+    import matplotlib.pyplot as plt
+    ax = tracking_compare.plot_metric(some_runs()[:2], 'acc')
+    found['plot'] = [len(ax.lines), ax.get_title(), answer(tracking_compare.plot_metric, some_runs(), 'other')]
+    plt.close('all')
+    same_answers(request, 'readers', found)
