@@ -930,8 +930,9 @@ def test_engines(request, monkeypatch):
     some = {k: axes[k] for k in ('value', 'values', 'whole', 'even', 'logs', 'bell', 'steps')}
     bayes = sweep_space.parse_sweep(dict(method='bayes', parameters=some))
     found['engine'] = answer(sweep_engines.suggest, bayes, [], 0, 0, 'optunna')
-    found['optuna space'] = {p.name: [type(d).__name__, {k: v for k, v in vars(d).items()}] for p
-        in random_space.parameters for d in [sweep_engines._optuna_space(p)]}
+    found['optuna space'] = {p.name: [type(d).__name__, {k: v for k, v in vars(d).items() if k
+        in ('low', 'high', 'log', 'choices')}] for p in random_space.parameters for d
+        in [sweep_engines._optuna_space(p)]}
     for p in random_space.parameters:
         x = 1 if p.kind in ('categorical',) else 0 if p.kind == 'constant' else .5
         found[f'optuna {p.name}'] = [answer(sweep_engines._from_optuna, p, x)] + [
@@ -1182,7 +1183,8 @@ def test_books(request, tmp_path, monkeypatch, books_in_memory):
     for values in ([1, 2, 5], [1., 50.], [1., 100.], [1., 101.], [0., 500.], ['b', 'a', 'b'], [True, False],
         [[1], [2]] and ['x', 3], [-1., 5.]):
         d = sweeps._axis_of(values)
-        found[f'axis {values}'] = [type(d).__name__, vars(d), sweeps._unit(values), sweeps._are_numbers(values),
+        found[f'axis {values}'] = [type(d).__name__, {k: v for k, v in vars(d).items() if k
+            in ('low', 'high', 'log', 'choices')}, sweeps._unit(values), sweeps._are_numbers(values),
             sweeps._ranks(values) if sweeps._are_numbers(values) else None]
     found['units'] = [sweeps._unit([3., 3.]), sweeps._ranks([5.]), sweeps._ranks([3., 1., 2.]),
         sweeps._unit(['a']), sweeps._unit(['c', 'a', 'b', 'a']), sweeps._varied([]),
