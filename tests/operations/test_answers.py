@@ -1704,6 +1704,17 @@ def test_what_is_left_of_launching_and_sweeps(request, tmp_path, monkeypatch):
     monkeypatch.undo()
     Program(monkeypatch, ps='')
     found['no pod'] = [answer(p.status, Handle('c', 'x')) for p in (containers.Container(), containers.Docker())]
+    rooms = []
+    with pytest.MonkeyPatch.context() as m:
+        as_json(m)
+        for module in (kubernetes, kubeflow, containers):
+            m.setattr(module, 'bad_name', lambda name, what='name', room=0,
+                service=False: rooms.append([what, room, service]) or [])
+        for place in (kubernetes.Kubernetes(), kubeflow.PyTorchJob(), kubeflow.TrainJob(), containers.Container()):
+            for nodes in (1, 2, 9, 10, 11, 100, 101):
+                place._rules(small.replace(nodes=nodes))
+                found[f'room {type(place).__name__} {nodes}'] = rooms[:]
+                rooms.clear()
     train = kubernetes_yaml(kubeflow.TrainJob().render(wide))[0]
     for n in ('auto', 2.5, None, 4):
         found[f'processes {n}'] = read_again(kubeflow.TrainJob(),
