@@ -380,7 +380,12 @@ class Target(Record, abc.ABC):
         text: str,  # As render made it, or as a person wrote it
     ) -> Job:  # Raises ValueError for what it does not understand
         "The job that a text describes"
-        return self._parse(text)
+        try:
+            return self._parse(text)
+        except KeyError as e:
+            raise ValueError(f'the text lacks {e}') from None
+        except (AttributeError, IndexError) as e:
+            raise ValueError(f'the text is not built as one for {self.title} is: {e}') from None
 
     def check(
         self,
@@ -514,19 +519,10 @@ class Target(Record, abc.ABC):
 
 torchrun = ('-m', 'torch.distributed.run')
 places = dict(
-    local='local:Local',
-    slurm='slurm:Slurm',
-    container='containers:Container',
-    docker='containers:Docker',
-    kubernetes='kubernetes:Kubernetes',
-    pytorchjob='kubeflow:PyTorchJob',
-    trainjob='kubeflow:TrainJob',
-    ray='ray_jobs:Ray',
-    raytrain='ray_jobs:RayTrain',
-    sagemaker='clouds:SageMaker',
-    anyscale='clouds:Anyscale',
-    determined='clouds:Determined',
-    skypilot='clouds:SkyPilot',
+    local='local:Local', slurm='slurm:Slurm', container='containers:Container', docker='containers:Docker',
+    kubernetes='kubernetes:Kubernetes', pytorchjob='kubeflow:PyTorchJob', trainjob='kubeflow:TrainJob',
+    ray='ray_jobs:Ray', raytrain='ray_jobs:RayTrain', sagemaker='clouds:SageMaker', anyscale='clouds:Anyscale',
+    determined='clouds:Determined', skypilot='clouds:SkyPilot',
 )
 
 def target(

@@ -25,7 +25,8 @@ def open_points(
 ) -> list:  # Numbers of trials that have no row yet
     "What a sweep still lacks"
     if space.method == 'grid':
-        total = min(total or 10**9, len(space.grid()))
+        points = len(space.grid())
+        total = min(total or points, points)
     there = {r['number'] for r in rows}
     return [n for n in range(total) if n not in there]
 

@@ -299,7 +299,7 @@ def _polyline(colour, points, xs, ys, size):
 
 def _share(v, low, high):
     "Where a value lies between two bounds, from 0 to 1"
-    return (v - low) / (high - low)
+    return (v - low) / (high - low) if high > low else 0.5  # beside 1e300, half a step is nothing
 
 _page = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>%s</title>

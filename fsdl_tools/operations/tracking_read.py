@@ -441,7 +441,7 @@ def _zip_kind(path, raw):
 # %% ../../nbs/operations/15_tracking_read.ipynb #28b78850
 def _text_kind(path, raw):
     "What kind of text it is"
-    first = re.split(rb'[\r\n]', raw.removeprefix(b'\xef\xbb\xbf').lstrip(), maxsplit=1)[0]    # after a byte-order mark
+    first = re.match(rb'[^\r\n]*', raw.removeprefix(b'\xef\xbb\xbf').lstrip())[0]    # after a byte-order mark
     if first[:1] == b'{':
         return _json_kind(path, raw, first)
     header = [name.strip(b' \t"') for name in first.split(b',')]

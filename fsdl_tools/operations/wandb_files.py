@@ -30,7 +30,8 @@ def pieces(
 
 def _sound_pieces(b, warn):
     "Pieces up to the first one that is wrong: (offset of their record, type, content)"
-    pos, inside, began = 7, False, 0
+    pos = began = 7
+    inside = False
     while pos < len(b):
         room = _block - pos % _block
         if room < 7:
