@@ -47,6 +47,8 @@ def test_shapes(request):
     for i in range(120):
         kw, seq, kind = drawn_shape(draw), draw.choice([1, 5, 16, 17, None]), draw.choice(['decoder', 'decoder', 'encoder', 'vision'])
         found[f'{i} {kw} {seq} {kind}'] = answer(counts_of, kw, seq, kind)
+    table = S.TransformerShape(1, 8, 2, 5, max_seq=9, positions='learned')
+    found['table'] = [answer(counts_of, dict(layers=1, hidden=8, heads=2, vocab=5, max_seq=9, positions=p), s, 'decoder') for s in (8, 9, 10) for p in ('learned', 'none')], S.from_shape(table).inputs[0].shape
     found['mixtures'] = [S.TransformerShape(6, 8, 2, 5, experts=2, experts_per_token=1, dense_layers=d, expert_every=e).has_experts(i) for d in (0, 1) for e in (1, 2, 3) for i in range(6)]
     found['flop'] = [S.human_flop(n) for n in (0, 1, 999, 1000, 1001, 4.1e9, -2000, 7e12, 12345678)]
     found['shape'] = S.human_shape((3, 224, 224)), S.human_shape(())

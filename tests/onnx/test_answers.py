@@ -174,6 +174,7 @@ def test_cures(request):
             found[f'specs {args} {vars(c)}'] = answer(lambda c=c, space=space: [s.name for s in K._hf_specs(SimpleNamespace(config=c, forward=space['forward']))])
     nests = dict(tensor=t, list=[t, t], dict=dict(a=t, b=[t, dict(c=t)]), pair=Pair(t, (t,)), point=Point(t, 3), none=[None, 1, 'x'], empty=[], taken=dict(x=t, y=dict(x=t)), holder=[Holder(t)], held=Holder(Holder(t)), deep=Holder(Holder(Holder(Holder(Holder(t))))), slot=dict(s=Slotted(t)), cache=SomeCache(t), set=dict(s={1, 2}), hidden={3: Holder([t])}, array=dict(a=np.ones(1)), generator=(x for x in (t, t)), numbers=dict(k=Holder(3)), again={'output.0': t, 0: [t]})
     for name, nest in nests.items(): found[f'nest {name}'] = answer(lambda nest=nest: list(K._flat(nest, taken=['x'])))
+    found['taken'] = [list(K._flat(dict(x=t), taken=taken)) for taken in (['x', 'x.1'], ['x', 'x.1', 'x.2'])]
     found['holds'] = [K._holds_tensors(x, d) for x in (Holder(t), [t], dict(a=Holder(t)), 3, Holder, {Pair(1, 2)}) for d in (0, 1, 2)]
     found['named'] = [list(K.named_outputs(Fake(f, c), dict(input_ids=t))) for f, c in ((lambda x: x, None), (lambda x: dict(last_hidden_state=x, past_key_values=[x]), SimpleNamespace()), (lambda x: dict(logits=x, past_key_values=[x]), SimpleNamespace()), (lambda x: dict(last_hidden_state=x, past_key_values=[x]), None))]
     found['by place'] = [answer(lambda feed=feed: len(K.named_outputs(Fake(lambda x: (x, x)), feed))) for feed in (dict(input_ids=t), dict(a=t), dict(input_ids=t, b=t))]
@@ -350,7 +351,9 @@ def test_comparisons(request):
     found['constants'] = [C._constant(np.array(x), .01).tolist() for x in ([[1., 2.], [1., 2.5]], [[1., 100.], [1.005, 101.]], [[0.], [0.]])]
     found['typical'] = [C._typical(np.array(x, float)) for x in ([1, 2, 3, 100], [5, 5, 5, 9], [3])], C._typical_spread(np.array([1., 2., 9.]), 1.), C._typical_spread(np.array([1.]), 1.)
     found['winners'] = [C._winners(np.array(a), np.array(b), s) for a, b, s in (([[1., 2.]], [[1., 2.]], 0), ([[3., 2.]], [[1., 2.]], .9), ([[3., 2.]], [[1., 2.]], 1.), ([[3., 2.], [1., 2.]], [[1., 2.], [1., 2.]], 0))]
-    found['channels'] = [C._by_channel(np.arange(n).reshape(2, 1, -1), 2)[:, :3].tolist()[:2] for n in (8, 4)] + [list(C._by_channel(np.zeros((1100, 2, 3)), 1).shape)]
+    found['channels'] = [C._by_channel(np.arange(n).reshape(2, 1, -1), 2)[:, :3].tolist()[:2] for n in (8, 4)] + [list(C._by_channel(np.zeros((n, 2, k)), 1).shape) for n, k in ((1100, 3), (1024, 1), (1023, 1))]
+    used = np.array([[[True, True, False]], [[True, False, False]], [[True, False, False]]])
+    found['means'] = [np.round(x, 6).tolist() for x in C._mean_and_spread(np.array([[[1., 5., 9.]], [[2., 7., 9.]], [[6., 7., 9.]]]), used)]
     found['medians'] = np.nan_to_num(C._medians(np.array([[1., 2., 9.], [1., 2., 3.]]), np.array([[True, True, False], [False] * 3])), nan=-1).tolist()
     found['off'] = [C._first_off(np.array(o), np.array(w), np.array(f), .1) for o, w, f in (([1., 1.], [.05, .2], [.01, .01]), ([1., 1.], [.1, .1], [.01, .01]), ([.01, 1.], [1., .2], [.01, .3]))]
     found['pairs'] = [C.pair_outputs(*p) for p in ((['a', 'b'], ['b', 'a']), (['a'], ['x']), (['a', 'b'], ['b']), (['a', 'q'], ['p', 'a']), ([], []))]
@@ -372,6 +375,8 @@ def test_formats(request, tmp_path):
     wide = onnx.load(str(C.stored_in_format(path, tmp_path)))
     found['stored'] = ops(wide), [t.data_type for t in wide.graph.initializer], [v.type.tensor_type.elem_type for v in (*wide.graph.input, *wide.graph.output)], C._wide_values(wide)
     found['stored few'] = ops(onnx.load(str(C.stored_in_format(saved(models['few'], tmp_path/'few.onnx'), tmp_path))))
+    noted = made([('Constant', [], ['k'], dict(value_int=10)), ('Cast', ['x'], ['y'], dict(to=HALF))], [info('x', [2])], [info('k', [], LONG), info('y', [2], HALF)])
+    found['attributes'] = [(a.name, a.i) for n in onnx.load(str(C.stored_in_format(saved(noted, tmp_path/'noted.onnx'), tmp_path))).graph.node for a in n.attribute]
     big = made([('Mul', ['x', 'w'], ['h']), ('Mul', ['h', 'v'], ['y'])], [info('x', ['n', 2], HALF)], [info('y', ['n', 2], HALF)], [constant('w', [1e4, 1.], 'float16'), constant('v', [1e-3, 1.], 'float16')])
     saved(big, tmp_path/'big.onnx')
     for scale in (1., 6., 7., 50.):
@@ -545,7 +550,7 @@ def test_decoders(request, tmp_path):
     for mask in ([[1, 1]], [[0, 1]], [[1, 0]], [[0, 0]], [[2, 2]], [[1]], [[1, 1], [1, 1]]): found[f'mask {mask}'] = answer(lambda mask=mask: D._padded([[1, 2]], mask, None)[1].tolist())
     for longest, n in ((None, 5), (8, 6), (8, 7), (8, 8), (2, 1), (3, 1)): found[f'room {longest} {n}'] = answer(D._check_room, longest, np.array([[0, 1, 1], [1, 1, 1]]), n)
     found['noted'] = [D._noted_length(t) for t in ('5', '0', '12345678', '1234567890', 'x', '', None, '05')]
-    found['stops'] = [answer(lambda s=s: D._stops(s).tolist()) for s in (None, 3, [1, 2], 'x', True, -1, np.array(4), np.array([4, 5]), (x for x in [1]), 2**63, 1.5, [])]
+    found['stops'] = [answer(lambda s=s: D._stops(s).tolist()) for s in (None, 3, [1, 2], 'x', True, -1, np.array(4), np.array([4, 5]), (x for x in [1]), 126, 200, 2**63, 1.5, [])]
     ids, mask = D._prompt(np.random.default_rng(0), [6, 3], 50)
     found['prompt'] = ids.tolist(), mask.tolist()
     found['wrong'] = [D._what_is_wrong(dict(equal=e, tokens=5, declared=d), 4) for e in (True, False) for d in ({}, dict(a='x'))]
