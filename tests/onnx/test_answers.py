@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -188,6 +189,10 @@ def test_cures(request):
     done = K.calibrate(net[:2].eval(), [InputSpec('x', ('batch', 3, 6, 6))])
     out = net[:2](torch.from_numpy(G.random_inputs([InputSpec('x', ('batch', 3, 6, 6))], 3, batch=8)['x'])).detach()
     found['calibrated'] = done, K.calibrate(nn.Linear(2, 2), []), .3 < out.std().item() < 20, bool((net[1].running_mean == net[1].running_mean.bfloat16()).all()), bool((net[1].running_var.max() < 3 * net[1].running_var.min() * 100)), bool(.7 <= net[1].weight.pow(2).mean().sqrt().item() <= 1.5)
+    norm, twin = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    twin.running_mean, twin.running_var = torch.tensor([3., 1.]), torch.tensor([.25, 8.])
+    K._take_statistics(norm, twin)
+    found['statistics'] = norm.running_mean.tolist(), norm.running_var.tolist()
     found['not calibrated'] = K.calibrate(nn.Sequential(nn.BatchNorm1d(3), Fake(lambda x: torch.ones(2) @ torch.ones(3))).eval(), [InputSpec('x', ('batch', 3))]).partition('(')[0], K.calibrate(nn.BatchNorm1d(3, track_running_stats=False), [])
     fused, eager, experts = nn.Linear(2, 2), Switching('attn'), Switching('experts')
     fused.fused_attn = True
@@ -348,6 +353,7 @@ def test_comparisons(request):
     found['format'] = answer(C.compare_outputs, np.ones(2), np.ones(2), kind='float31')
     found['floors'] = [C._floor(k) for k in C._tolerances]
     for sizes in ([], [1, 2], [1, 1e4, 1e4], [1, 1e4], [1, 1e4] + [1e4] * 3, [1, 50, 1e4, 1e4, 1e9, 1e9], [1] * 5 + list(1e4 * np.arange(1, 9)) * 2, [1] * 5 + list(1e4 * np.arange(1, 10)) * 2, [1, 999, 999], [1, 1000, 1000], [1e-3, .2, .2], [10, 1e3, 1e3], [9.9, 1e3, 1e3], [1, 1e4, 1.0009e4, 1e4], [1, 1e4, 1.002e4]): found[f'mask {sizes}'] = C._mask_size(np.array(sizes, float))
+    found['whole'] = [C._wrong_numbers(np.full((3, 2), d), C._Terms('float32', .1, True, .1)) for d in (.9, 1., 1.05, 1.2)]
     found['constants'] = [C._constant(np.array(x), .01).tolist() for x in ([[1., 2.], [1., 2.5]], [[1., 100.], [1.005, 101.]], [[0.], [0.]])]
     found['typical'] = [C._typical(np.array(x, float)) for x in ([1, 2, 3, 100], [5, 5, 5, 9], [3])], C._typical_spread(np.array([1., 2., 9.]), 1.), C._typical_spread(np.array([1.]), 1.)
     found['winners'] = [C._winners(np.array(a), np.array(b), s) for a, b, s in (([[1., 2.]], [[1., 2.]], 0), ([[3., 2.]], [[1., 2.]], .9), ([[3., 2.]], [[1., 2.]], 1.), ([[3., 2.], [1., 2.]], [[1., 2.], [1., 2.]], 0))]
@@ -418,7 +424,7 @@ def test_verification(request, tmp_path):
     for (name, sp), sizes in itertools.product(specs.items(), (None, dict(batch=4), dict(sequence=6), dict(samples=[7, 8, 9], target=2), dict(other=3), dict(batch=[1, 2, 5]))):
         found[f'grid {name} {sizes}'] = V._grid(sp, (1, 3), (5, 12), sizes)
     found['refused'] = [answer(V._grid, specs['plain'], (1,), (5,), dict(batch=b)) for b in (0, [1, -1], 1.5)]
-    for rows, size, shape in ((64, 10, (3,)), (8, 10, (3,)), (4, 10, (3,)), (64, 2**30, (3,)), (64, 10, (2**17,)), (64, 10, (2**18 + 1,)), (1000, 10, (2**14,)), (64, 0, ())): found[f'passes {rows} {size} {shape}'] = V._passes([s('x', ('batch', *shape))], V._grid(specs['plain'], (1, 3), (5,)), rows, size), V._passes([s('x', ('batch', *shape))], V._grid(specs['plain'], (2,), (5,)), rows, size)
+    for rows, size, shape in ((64, 10, (3,)), (8, 10, (3,)), (4, 10, (3,)), (64, 2**30, (3,)), (64, 10, (2**17,)), (64, 10, (2**18 + 1,)), (1000, 10, (2**14,)), (64, 0, ()), (64, 2**27, (3,)), (64, 2**26, (3,)), (64, 10, (2**15,)), (64, 10, (2**14 + 1,)), (64, 1, ())): found[f'passes {rows} {size} {shape}'] = V._passes([s('x', ('batch', *shape))], V._grid(specs['plain'], (1, 3), (5,)), rows, size), V._passes([s('x', ('batch', *shape))], V._grid(specs['plain'], (2,), (5,)), rows, size)
     feeds = V._feeds([s('x', ('batch', 2)), s('k', ('batch',), 'int64', 9), s('m', ('batch', 3), 'float32', mask=True)], dict(batch=2), 5, 7)
     found['feeds'] = [{k: round(float(x.sum()), 3) for k, x in f.items()} for f in feeds]
     path = saved(mlp(), tmp_path/'m.onnx')
@@ -428,6 +434,8 @@ def test_verification(request, tmp_path):
     for kw in (dict(batches=(2, 9)), dict(sizes=dict(batch=3)), dict(sizes=dict(batch=4)), dict(rtol=1.), dict(rtol=1e-12)): found[f'how {kw}'] = words(lambda kw=kw: verdict(V.verify_runner(path, affine(1.001), specs['plain'], rows=8, **kw)))
     exact = lambda f: {k: x.astype('float64') for k, x in affine()(f).items()}
     found['exact'] = [verdict(V.verify_runner(path, affine(f), specs['plain'], rows=8, exact=exact))[:2] for f in (1., 1.0005, 1.5)]
+    other_shape = lambda f: {k: x[:, :1] for k, x in exact(f).items()}
+    found['no exact'] = [verdict(V.verify_runner(path, affine(1.0005), specs['plain'], rows=8, exact=e))[0] for e in (lambda f: None, other_shape)]
     count = []
     V.verify_runner(path, affine(count=count), specs['plain'], rows=20)
     found['count'] = count
@@ -447,6 +455,7 @@ def test_verification(request, tmp_path):
     plain = nn.Linear(2, 1, bias=False)
     plain.weight.data = torch.tensor([[1., 2.]])
     found['fingerprint'] = V.graph_fingerprint(plain)
+    found['rounding'] = [bool(V._Trial._may_be_rounding(SimpleNamespace(exact=e, rtol=.001), dict(ok=ok, max_rel=r))) for e in (None, 1) for ok in (True, False) for r in (None, .5, .999, 1., 1.1)]
     found['table'] = str(V.Verification('a/b.onnx', 'torch', .1, False, 'why', ({'output': 'y', 'max_abs': .5, 'max_rel': .01, 'spread': 2., 'top1': .5},), 'note').table()), V.Verification('b', 't', .1, True, '', ()).table().notes
     found['numbers'] = {k: str(v.dtype) for k, v in V._in_double(dict(a=np.ones(1, 'float32'), b=np.ones(1, 'int64'), c=np.ones(1, bool))).items()}, V.exact_runner(Fake(lambda x: x.nothing if x.dtype == torch.float64 else x))(dict(input_ids=np.ones(1, 'float32'))) is None, str(V.exact_runner(nn.Linear(1, 1))(dict(x=np.ones((1, 1), 'float32')))['output'].dtype), str(V._as_numpy(torch.ones(1, dtype=torch.bfloat16)).dtype)
     same_answers(request, 'verification', found)
@@ -497,6 +506,8 @@ def test_exporting(request, tmp_path):
         found[f'declared {out}'] = E._declare(p, [InputSpec('x', ('batch', 3))], None), [G._io(o) for o in onnx.load(str(p)).graph.output]
     runs = E._runs(saved(mlp(), tmp_path/'r.onnx'), [InputSpec('x', ('batch', 3)), InputSpec('gone', ('batch',))], dict(batch=2), {'x'})
     found['runs'] = [({k: v.shape for k, v in f.items()}, {k: v.shape for k, v in g.items()}) for f, g in runs], E._runs(saved(mlp(), tmp_path/'r.onnx'), [InputSpec('x', ('batch', 4))], None, {'x'})
+    both = saved(made([('Relu', ['x'], ['y'])], [info('x', ['batch', 'sequence'])], [info('y', ['batch', 'sequence'])]), tmp_path/'both.onnx')
+    found['runs of both'] = [[list(v.shape) for v in f.values()] for f, g in E._runs(both, [InputSpec('x', ('batch', 'sequence'))], None, {'x'})]
     found['sizes declared'] = E._sizes_declared(mlp().graph.input, [dict(x=np.ones((2, 3))), dict(x=np.ones((5, 3)))])
     source = lambda m: S.Source(m, [InputSpec('x', ('batch', 2))], 'n', dict(a=1))
     half = nn.Linear(2, 2).half()
@@ -567,6 +578,11 @@ def test_decoders(request, tmp_path):
     found['room'] = [answer(D._room, Counter(l), n) for l in (None, 7, 8, 20) for n in (2, 9, 0)]
     found['cache'] = D.cache_shapes(Counter()), answer(D.cache_shapes, Fake(lambda x: SimpleNamespace()))
     found['checked'] = [{k: v for k, v in D.check_decoder(path, Counter(by=b), n).items() if k != 'max_rel'} for b, n in ((1, 3), (2, 3), (1, 2))], D.check_decoder(path, Counter(), 2)['max_rel'] < 1e-6
+    found['keys'] = [D._has_keys(SimpleNamespace(**kw)) for kw in (dict(keys=np.ones((1, 1, 1, 1))), dict(keys=np.ones((1, 1, 1))), dict(), dict(keys=None))]
+    fed = SimpleNamespace(_feed=lambda *a: a, _zeros=lambda *a: a, _run=lambda feed: 'got')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(D, 'declared_shapes', lambda model, feed, got: [x.shape if hasattr(x, 'shape') else x for x in feed] + [got])
+        found['fed'] = D._misdeclared_cache(path, fed)
     found['misdeclared'] = D._misdeclared_cache(path, d)
     wide = D._stir(nn.Sequential(nn.Linear(400, 300), nn.LayerNorm(300)))
     found['stirred'] = .083 < wide[0].weight.std().item() < .087, wide[1].weight.sum().item()
@@ -611,6 +627,16 @@ def test_rewriting(request, tmp_path):
     onnx.save(mlp(), str(tmp_path/'ext.onnx'), save_as_external_data=True, location='ext.data', size_threshold=0)
     (tmp_path/'copy').mkdir()
     found['whole'] = O._whole(tmp_path/'ext.onnx', tmp_path/'copy').name, sorted(p.name for p in (tmp_path/'copy').iterdir())
+    heavy = made([('Add', ['x', 'w'], ['y'])], [info('x', [400])], [info('y', [400])], [constant('w', np.ones(400))])
+    beside = []
+    for limit in (1600, 1599):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(O, '_inside', limit)
+            O._write(heavy, tmp_path/f'{limit}.onnx')
+            beside.append((tmp_path/f'{limit}.onnx.data').exists())
+            patch.setattr(O, '_inside', path.stat().st_size - (limit == 1599))
+            beside.append(O._large(path))
+    found['beside'] = beside
     O._write(mlp(), tmp_path/'w.onnx')
     found['written'] = (tmp_path/'w.onnx.data').exists(), O._has_convolutions(path), O._large(path)
     same_answers(request, 'rewriting', found)
