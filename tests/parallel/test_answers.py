@@ -71,7 +71,8 @@ def test_timetables_of_collectives(request):
 
 def test_counting_messages(request):
     "Names of operators, factors of rings, sizes of arguments, differences, and a fit without noise"
-    names = 'allreduce_ _allgather_base_ allgather_ reduce_scatter_ alltoall_base_ broadcast_ reduce_ gather_ scatter_ send recv_ barrier wait_tensor all_to_all_single monitored_barrier_'
+    names = 'allreduce_ _allgather_base_ allgather_ reduce_scatter_ alltoall_base_ broadcast_ reduce_ gather_ scatter_ '
+    names += 'send recv_ barrier wait_tensor all_to_all_single monitored_barrier_'
     found = {name: C._kind(f'c10d::{name}') for name in names.split()}
     found['factors'] = {k: [f(n) for n in (1, 2, 3, 8)] for k, f in C._factors.items()}
     found['sizes'] = [
@@ -282,10 +283,18 @@ def test_balance(request):
 
 # Layouts
 
-TEXTS = """dp2,tp2,pp2|dp8|fsdp8|ddp|fsdp|ddp4|zero3|deepspeed_stage_2|zero2|dp2 tp4, pp1|dp8,tp4,pp12,zero=1,micro_batch=2|tp=2|dp=2,zero=3,shard=2|dp4,zero=3,shard=3|dp4,zero=2,shard=2|dp4,cp2,zero=3,shard=8
-dp2,cp2,ep4|dp2,ep3|ep2,tp2|pp2,vp2|vp2|pp2,schedule=interleaved|pp2,vp2,schedule=gpipe|pp2,vp2,schedule=interleaved|pp2,schedule=zb1p|dp0|dp-2|dq2|dp2,dp4|dp=x|zero=4|zero=3|flash=maybe|flash=FALSE|compile=true
-seq_parallel=false,tp2|precision=bfloat16|precision=fp16|precision=fp9|recompute=true|recompute=full|recompute=selctive|optimizer=AdamW|optimizer=adma|recipe=mx|recipe=zz|weight_bits=8|weight_bits=8,lora_rank=4|lora_rank=16
-weight_bits=5|grad_bytes=3|grad_bytes=4|document=100|kernel=fa2|kernel=nope|graphs=layers|graphs=x|dispatcher=deepep|dispatcher=y|framework=megatron|framework=foo|offload=optimizer|offload=x|micro_batch=0|schedule=1f1|2dp|fsdp8,dp4
+TEXTS = """dp2,tp2,pp2|dp8|fsdp8|ddp|fsdp|ddp4|zero3|deepspeed_stage_2|zero2|dp2 tp4, pp1
+dp8,tp4,pp12,zero=1,micro_batch=2|tp=2|dp=2,zero=3,shard=2|dp4,zero=3,shard=3|dp4,zero=2,shard=2
+dp4,cp2,zero=3,shard=8
+dp2,cp2,ep4|dp2,ep3|ep2,tp2|pp2,vp2|vp2|pp2,schedule=interleaved|pp2,vp2,schedule=gpipe
+pp2,vp2,schedule=interleaved|pp2,schedule=zb1p|dp0|dp-2|dq2|dp2,dp4|dp=x|zero=4|zero=3|flash=maybe|flash=FALSE
+compile=true
+seq_parallel=false,tp2|precision=bfloat16|precision=fp16|precision=fp9|recompute=true|recompute=full
+recompute=selctive|optimizer=AdamW|optimizer=adma|recipe=mx|recipe=zz|weight_bits=8|weight_bits=8,lora_rank=4
+lora_rank=16
+weight_bits=5|grad_bytes=3|grad_bytes=4|document=100|kernel=fa2|kernel=nope|graphs=layers|graphs=x
+dispatcher=deepep|dispatcher=y|framework=megatron|framework=foo|offload=optimizer|offload=x|micro_batch=0
+schedule=1f1|2dp|fsdp8,dp4
 fsdp,tp2|fsdp,tp3|fsdp,zero=3|hsdp|zero=1,dp2||dp2,,tp2|shard=4|cp2|pp2,vp0|dp3,micro_batch=5|ep8,dp8""".replace(
     '\n', '|'
 ).split('|')
@@ -380,9 +389,8 @@ def test_layouts(request):
         answer(getattr, l, 'nothing'),
         l.flash,
     )
-    for name in 'nanotron|Megatron-Core r0.8|torchtitan FSDP2|llm-foundry|deepspeed||None|maxtext|megatron-lm|Megatron|keras|megatron-deepspeed|Nemo 2|timm|jax'.split(
-        '|'
-    ):
+    names = 'nanotron|Megatron-Core r0.8|torchtitan FSDP2|llm-foundry|deepspeed||None|maxtext|megatron-lm|'
+    for name in (names + 'Megatron|keras|megatron-deepspeed|Nemo 2|timm|jax').split('|'):
         found[f'framework {name}'] = answer(L.framework_of, name)
     found['framework None'] = answer(L.framework_of, None)
     same_answers(request, 'layouts', found)
@@ -427,9 +435,9 @@ def test_layouts_on_models(request):
             answer(L.axis_bytes, text, 3, 100, 7, 1e6, 8, 4),
         )
     c = GPTConfig(4, 32, 4, 16, 64, 96)
-    for text in """dp2|tp2|tp2,seq_parallel=false|tp4|tp3|pp2|pp4|pp5|pp2,schedule=gpipe|pp2,vp2|cp2|ep2,dp2|lora_rank=4|offload=optimizer|flash=false|precision=fp16|precision=amp_bf16|precision=fp8|pp4,dp2|pp4,schedule=gpipe,micro_batch=2""".split(
-        '|'
-    ):
+    texts = 'dp2|tp2|tp2,seq_parallel=false|tp4|tp3|pp2|pp4|pp5|pp2,schedule=gpipe|pp2,vp2|cp2|ep2,dp2|lora_rank=4|'
+    texts += 'offload=optimizer|flash=false|precision=fp16|precision=amp_bf16|precision=fp8|pp4,dp2|'
+    for text in (texts + 'pp4,schedule=gpipe,micro_batch=2').split('|'):
         for kw in (
             dict(),
             dict(global_batch=8, seq=16),
@@ -954,9 +962,11 @@ def test_words_about_ranks(request, tmp_path, monkeypatch, capsys):
         'remote process exited',
     ]
     found['suspicion'] = [ranks._suspicion(fake_rank(0, 'error', w, 0.5)) for w in words]
-    stack = 'Thread 0x1 (most recent call first):\n  File "/x/other.py", line 1 in f\n\nCurrent thread 0x2 (most recent call first):\n{}  File "/y/ranks.py", line 5 in _rank_main\n'
+    stack = 'Thread 0x1 (most recent call first):\n  File "/x/other.py", line 1 in f\n\n'
+    stack += 'Current thread 0x2 (most recent call first):\n{}  File "/y/ranks.py", line 5 in _rank_main\n'
     lines = dict(
-        waits='  File "/s/torch/distributed/c10d.py", line 7 in all_reduce\n  File "/s/torch/distributed/log.py", line 8 in wrapper\n  File "/h/mine.py", line 9 in work\n',
+        waits='  File "/s/torch/distributed/c10d.py", line 7 in all_reduce\n'
+        '  File "/s/torch/distributed/log.py", line 8 in wrapper\n  File "/h/mine.py", line 9 in work\n',
         computes='  File "/s/torch/nn/f.py", line 3 in linear\n  File "/h/mine.py", line 4 in work\n',
         own='',
         torch='  File "/s/torch/distributed/c.py", line 7 in wrapper\n',

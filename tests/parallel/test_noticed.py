@@ -264,7 +264,7 @@ def test_the_kernel_counts_about_what_the_formula_says():
 
 
 def norm_step(shape, kw, train, dtype):
-    "A batch-norm over the ranks beside one that has the whole batch: largest differences of outputs, gradients, statistics"
+    "A batch-norm over the ranks beside one that has the whole batch: largest differences of whatever it makes"
     torch.manual_seed(0)
     make = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)]
     one, many = make(shape[1], **kw).to(dtype), ddp.sync_batchnorm(make(shape[1], **kw).to(dtype))
