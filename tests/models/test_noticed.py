@@ -145,3 +145,28 @@ def test_a_model_of_timm_for_images_of_another_size():
     for size, says in ((33, r'3×33×33: not a multiple|cannot be built for 3×33×33'), ('x', 'cannot read input size')):
         with pytest.raises(ValueError, match=says):
             build.build('vit_tiny_patch16_224', input_size=size, device='meta', depth=1)
+
+
+def test_heads_that_are_untied():
+    "A head gets weights of its own where a file says so; one that has them keeps them"
+    from transformers import T5Config
+
+    size = dict(vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    for untied in (True, False):
+        config = T5Config(**size)
+        config.untied_head = untied
+        model = build.from_config(config, architectures.model_class('T5ForConditionalGeneration'))
+        assert (model.lm_head.weight is model.shared.weight) != untied
+        assert torch.equal(model.lm_head.weight, model.shared.weight)
+    before = model.lm_head.weight = nn.Parameter(torch.ones(20, 8))
+    build._untie(model)
+    assert model.lm_head.weight is before
+    for head, table in ((None, 1), (1, None)):
+        build._untie(SimpleNamespace(get_output_embeddings=lambda h=head: h, get_input_embeddings=lambda t=table: t))
+
+
+def test_rows_times_one_of_several_matrices():
+    a, b = torch.arange(6.0).view(2, 3), torch.arange(24.0).view(2, 3, 4)
+    assert torch.equal(profile._grouped(a, b), a @ b[0]) and torch.equal(
+        profile._grouped(a[:, None], b), a[:, None] @ b
+    )

@@ -497,6 +497,9 @@ def nets():
     frozen.loose = nn.Parameter(torch.ones(2))
     yield 'shared', shared
     yield 'frozen', frozen
+    alias = Own(line(4, 4), line(4, 4))
+    alias.again = alias.p1.weight
+    yield 'alias', alias
     yield 'nothing', Own(nn.ReLU())
 
 

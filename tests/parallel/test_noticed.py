@@ -1254,6 +1254,8 @@ def test_real_modules_are_as_their_names_say(name):
         assert config.intermediate_size == 64
     if 'vit' in name:
         assert len(net.blocks) == 3 and net.blocks[0].mlp.fc1.weight.requires_grad == ('frozen' not in name)
+    drops = 'attn_pdrop embd_pdrop resid_pdrop hidden_dropout_prob attention_probs_dropout_prob dropout_rate'.split()
+    assert not any(getattr(config, drop, 0) for drop in drops)
     if 'mixtral' in name:
         assert config.num_local_experts == 4 and config.num_key_value_heads == 2
     if 'llama' in name:
@@ -1405,3 +1407,91 @@ def megatron_alone():
         (found['row.bias'], linears[1].bias.grad),
     ]
     return all(torch.allclose(a, b, atol=1e-5) for a, b in pairs) and sent['calls'] == dict(all_reduce=2)
+
+
+# Libraries that are not installed, and books of those that are
+
+
+def stand_in_lightning(monkeypatch):
+    "As much of Lightning as a run on ranks uses: DistributedDataParallel over ranks that are there"
+
+    class Strategy:
+        def __init__(self, process_group_backend):
+            self.backend = process_group_backend
+            self._configure_launcher()
+
+    class Trainer:
+        def __init__(self, accelerator, devices, strategy, max_epochs, **off):
+            assert (accelerator, max_epochs, strategy.backend) == ('cpu', 1, 'gloo') and not any(off.values())
+            dist.init_process_group('gloo', world_size=devices)
+
+        def fit(self, task, loader):
+            for p in task.parameters():
+                dist.broadcast(p.data, 0)
+            opt = task.configure_optimizers()
+            for i, batch in enumerate(loader):
+                opt.zero_grad()
+                task.training_step(batch, i).backward()
+                ddp._average_gradients(task)
+                opt.step()
+
+    fake_module(monkeypatch, 'lightning', LightningModule=nn.Module, Trainer=Trainer)
+    fake_module(monkeypatch, 'lightning.pytorch.strategies', DDPStrategy=Strategy)
+    lightning = sys.modules['lightning']
+    lightning.pytorch = sys.modules['lightning.pytorch']
+    lightning.pytorch.strategies = sys.modules['lightning.pytorch.strategies']
+
+
+class Accelerator:
+    "As much of accelerate as a loop uses"
+
+    def __init__(self, cpu):
+        assert cpu
+        dist.init_process_group('gloo')
+
+    def prepare(self, net, opt):
+        return nn.parallel.DistributedDataParallel(net), opt
+
+    def backward(self, loss):
+        loss.backward()
+
+    def reduce(self, x, how):
+        assert how == 'mean'
+        dist.all_reduce(x)
+        return x / dist.get_world_size()
+
+
+def test_loops_of_others_equal_one_process(monkeypatch):
+    stand_in_lightning(monkeypatch)
+    fake_module(monkeypatch, 'accelerate', Accelerator=Accelerator)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    alone = train_alone('cnn')
+    for train in (ddp.train_lightning, ddp.train_accelerate):
+        for losses in on_ranks(train, 2, 'cnn', init=False, timeout=120):
+            assert worst(losses, alone) < 1e-5, train
+
+
+def books_of_torch():
+    "What fully_shard holds, and losses of optimizers whose states are shared out or elsewhere"
+    runs = dict(
+        shared=(zero_libraries.ddp, zero_libraries.zero_redundancy), host=(zero_libraries.ddp, zero_libraries.offloaded)
+    )
+    losses = {k: ddp.train_ranks('mlp', wrap, 4, make=make) for k, (wrap, make) in runs.items()}
+    losses['away'] = ddp.train_ranks('mlp', zero_libraries.fsdp_offloaded, 4, make=adamw)
+    return zero_libraries.fsdp_accounted('mlp'), losses
+
+
+def test_books_of_torchs_own():
+    alone, size = train_alone('mlp', 4, 16, adamw), 4 * sum(p.numel() for p in tiny_model('mlp').parameters())
+    for book, losses in on_ranks(books_of_torch, 2, timeout=120):
+        assert book['parameters'] == book['gradients'] == book['optimizer'] / 2 == size / 2
+        assert book['sent'] in (size, 1.5 * size) or size <= book['sent'] <= 1.6 * size
+        assert all(worst(found, alone) < 1e-5 for found in losses.values()), losses
+
+
+def test_memory_is_given_back_to_the_system(monkeypatch):
+    asked = []
+    libc = SimpleNamespace(mallopt=lambda *a: asked.append(a), malloc_trim=lambda *a: asked.append(a))
+    monkeypatch.setattr(zero_libraries.ctypes, 'CDLL', lambda name: asked.append(name) or libc)
+    zero_libraries._settle()
+    assert asked == [None, (-3, 2**20), (0,)]
