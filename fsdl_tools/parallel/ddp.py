@@ -439,7 +439,7 @@ def trace_backward(
     for _ in range(2):
         _traced(m(x).sum())                         # these settle the buckets
     found = [_spans(_traced(m(x).sum())) for _ in range(tries)]
-    return min(found, key=lambda spans: max(spans['compute'] + spans['send'])[1])
+    return min(found, key=lambda spans: max(end for _, end in spans['compute'] + spans['send']))
 
 def _spans(events):
     "When autograd computed and when gloo sent"

@@ -87,15 +87,15 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, todo, x, w, b):
-        ctx.todo, ctx.b = todo, b
-        ctx.save_for_backward(x, w)
+        ctx.todo, ctx.w, ctx.b = todo, w, b         # the parameters, not what a hook makes of saved tensors
+        ctx.save_for_backward(x)
         return F.linear(x, w, b)
 
     @staticmethod
     def backward(ctx, g):
-        x, w = ctx.saved_tensors
-        ctx.todo.append((x, g, w, ctx.b))
-        return None, g @ w if ctx.needs_input_grad[1] else None, None, None
+        x, = ctx.saved_tensors
+        ctx.todo.append((x, g, ctx.w, ctx.b))
+        return None, g @ ctx.w if ctx.needs_input_grad[1] else None, None, None
 
 class Later(TorchFunctionMode):
     "Inside, linear layers leave the gradients of their weights on a list"
