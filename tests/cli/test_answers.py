@@ -30,7 +30,7 @@ class Asked(dict):
         self.capsys.readouterr()
         value = [answer(function, *args, **kw), self.calls, *self.capsys.readouterr()]
         while len(value) > 1 and not value[-1]: value.pop()
-        self[question] = json.loads(json.dumps(value).replace(self.tmp, 'TMP'))
+        self[question] = json.loads(json.dumps(value).replace('PosixPath(', 'Path(').replace(self.tmp, 'TMP'))
         self.calls.clear()
 
     def typed(self, *words):

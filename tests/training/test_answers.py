@@ -34,7 +34,7 @@ class Asked(dict):
 
     def __call__(self, question, function, *args, **kw):
         text = json.dumps(answer(function, *args, **kw))
-        self[question] = json.loads(text.replace(self.tmp, 'TMP'))
+        self[question] = json.loads(text.replace('PosixPath(', 'Path(').replace(self.tmp, 'TMP'))
 
 
 def digest(numbers):
