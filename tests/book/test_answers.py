@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbdev.test  # noqa: F401  a test below takes import_module away
 import pytest
 
 from fsdl_tools.book import checks, claims_page, contents, data, entries, epub, finish, frame, glossary, guide, install
@@ -707,3 +708,409 @@ def test_claims_and_data(request, tmp_path, monkeypatch):
     titles = {'one/01_first': ('one/first', 'First <x>')}
     asked.of(lambda t: frame._linked_cells(t, titles, '../'), '<td>https://x.org/a</td><td>one/01_first</td><td>two/02_no</td>', '<td>see https://x</td>', '<td>one/01_first </td>')
     same_answers(request, 'claims_and_data', asked)
+
+
+def test_install(request, project, tmp_path, monkeypatch):
+    asked = Asked(tmp_path)
+    outputs = ['ERROR: No space left on device', 'ProxyError x', 'CERTIFICATE_VERIFY_FAILED', 'NewConnectionError', "Permission denied: '/x'", "command 'gcc' failed", "command '/usr/bin/x86-g++' failed", 'Python.h: No such file', 'ERROR: other\nERROR: error: metadata-generation-failed', '', '\n \nlast\n',
+               'ERROR: (from versions: 1.0, 2.0)\nERROR: No matching distribution found for Torch-X', 'No matching distribution found for y', 'The user requested (constraint) torch==2.0\nThe user requested (constraint) torch==1.0', 'The user requested (constraint) a==1\n    b 2 depends on a>3', 'The user requested (constraint) a==1\n    The user requested a>5', 'The user requested (constraint) a==1', 'error: x\nfine', 'gcc: fatal\nno such file or directory: gcc', 'ERROR: error: subprocess-exited-with-error\nmore', 'Disk quota exceeded']
+    for i, t in enumerate(outputs): asked(f'failure {i} {t[:30]!r}', lambda t=t: [install.explain_failure(t, dict(HTTPS_PROXY='http://user:pw@proxy:1')), install._misfit(t), install._reason(t)])
+    for env in ({}, dict(https_proxy='http://p'), dict(HTTPS_PROXY='', ALL_PROXY='socks://a@b'), dict(PIP_PROXY='x', HTTPS_PROXY='y')): asked(f'proxy {env}', install._proxy, env)
+    where = tmp_path/'site-packages'
+    for name, record, metadata in (('a-1.0', 'a.py,,3\nb.py,sha,2\nc.py,sha,\n', 'x'), ('b-2.0+cpu', 'b.py,sha,9\n', 'x'), ('c-1', None, 'x'), ('torch-2.1+cpu', 'b.py,sha,2', None), ('torchvision-0.1+cpu', '', 'x'), ('d-1', 'gone.py,sha,1\n', 'x'), ('pip-23.0', '', 'x')):
+        (where/f'{name}.dist-info').mkdir(parents=True)
+        if record is not None: (where/f'{name}.dist-info/RECORD').write_text(record)
+        if metadata: (where/f'{name}.dist-info/METADATA').write_text(metadata)
+    (where/'b.py').write_text('xx')
+    (where/'~old').mkdir()
+    for thorough in (True, False): asked(f'damaged {thorough}', lambda t=thorough: [p.name for p in install.damaged(where, t)])
+    asked('installed', install._installed, where)
+    report = dict(install=[dict(metadata=dict(name='A_b', version='1'), download_info=dict(url='https://x')), dict(metadata=dict(name='torch', version='2+cpu'), download_info=dict(url='file:///y'))])
+    asked('report', lambda: [install._read_report(report), install._read_report({}), install._length('file:///x', None)])
+    for error in (OSError('no'), ValueError('x'), None):
+        class Answer(dict):
+            "What a server says"
+            headers = {'Content-Length': '12'}
+            def __enter__(self): return self
+            def __exit__(self, *a): pass
+        def opened(*a, error=error, **kw):
+            if error: raise error
+            return Answer()
+        monkeypatch.setattr(install.urllib.request, 'urlopen', opened)
+        asked(f'length {error!r}', install._length, 'https://x/y', None)
+    wheels = [install.Wheel(n, '1', 'u') for n in ('torch', 'nvidia-x', 'triton', 'numpy', 'cuda-y')]
+    monkeypatch.setattr(install, '_length', lambda url, context: 5)
+    asked('sizes', install.download_sizes, wheels[:2])
+    for sizes in (dict.fromkeys('ab', 0), dict(torch=10**8, numpy=None), {w.name: 10**7*(i + 1) for i, w in enumerate(wheels)}, {w.name: None for w in wheels}): asked(f'announced {sizes}', lambda s=sizes: install.announce_download([w for w in wheels if w.name in s], s))
+    for said_ in ("global.index-url='g'\n:env:.index-url='e'\nuser.cert='c'\nbad", ":env:.x='1'\nglobal.x='2'"):
+        monkeypatch.setattr(install.subprocess, 'run', lambda *a, said_=said_, **kw: SimpleNamespace(stdout=said_))
+        asked(f'settings {said_}', install._pip_settings, 'python')
+    for without, keep in itertools.product(((), ('numpy',)), (None, dict(torch='2.2+cpu'))): asked(f'constraints {without} {keep}', install.constraints, LOCK, without, keep)
+    asked('pins', lambda: [install._pins(LOCK), install._pin_lines(LOCK)])
+    for retries in ('0', '3', None):
+        monkeypatch.setattr(install.os, 'environ', dict(PYTHONPATH='x', PYTHONHOME='y', A='b') | (dict(PIP_RETRIES=retries) if retries else {}))
+        asked(f'environ {retries}', install._pip_environ)
+    monkeypatch.undo()
+    for extras in ((), ('train',), ('all',), ('all', 'dev'), ('trian',), ('lab', 'plot')): asked(f'asked {extras}', install._asked_for, project, extras)
+    told = []
+    class Env(SimpleNamespace):
+        "An environment"
+        root, folder, site, python = project, tmp_path/'venv', where, 'python'
+        def say(self, line): told.append(line)
+        def pip(self, *args, **kw):
+            told.append([str(a).replace(str(tmp_path), '') for a in args])
+            if self.fails: raise self.fails.pop(0)
+    Env.folder.mkdir()
+    env = Env(fails=[])
+    asked('kept torch', install._kept_torch, env)
+    for fails in ([], [install.PipError("invalid choice: 'fast-deps'")], [install.PipError('other')]): asked(f'fast {len(fails)} {fails and fails[0].text}', lambda f=fails: [answer(install._try_fast, Env(fails=f), ['x']), told.copy(), told.clear()])
+    (Env.folder/'.fsdl-report.json').write_text(json.dumps(report))
+    asked('resolves', lambda: [install._resolve(env, ['a', 'b'], 'limits'), (Env.folder/'.fsdl-asked.txt').read_text(), (Env.folder/'.fsdl-limits.txt').read_text(), told.copy(), told.clear()])
+    clash = lambda name: install.PipError(f'The user requested (constraint) {name}==9\n')
+    for i, fails in enumerate(([], [clash('numpy')], [clash('torch')], [clash('nvidia-x'), clash('nvidia-x')], [clash('unknown')], [install.PipError('No space left on device')], [clash('numpy'), clash('pillow')], [clash('torch'), clash('torch')])):
+        for kept in ({}, dict(torch='2.1+cpu')):
+            monkeypatch.setattr(install, '_kept_torch', lambda env, kept=kept: dict(kept))
+            asked(f'plan {i} {kept}', lambda f=fails: [answer(install.plan_install, Env(fails=list(f)), ['train']), [t for t in told if isinstance(t, str)], len(told), told.clear()])
+    asked('no lock', lambda: [install._tested_versions(Env(root=tmp_path)), told.copy(), told.clear()])
+    asked('todo', lambda: [install._todo(env, ['dev', 'train']), (Env.folder/'.fsdl-dev').write_text(install._stamp(project)), (Env.folder/'.fsdl-train').write_text('old'), install._todo(env, ['dev', 'train']), len(install._stamp(project))])
+    for have in (dict(pip='24.1', setuptools='77.0'), dict(pip='23', setuptools='80'), dict(pip='25', setuptools='76.9'), {}):
+        monkeypatch.setattr(install, '_installed', lambda where, have=have: have)
+        asked(f'bootstrap {have}', lambda: [install._bootstrap(env), told.copy(), told.clear()])
+    monkeypatch.setattr(install, '_announce', lambda env, wheels: told.append(f'announces {len(wheels)}'))
+    for wheels_ in ([], wheels[:2]):
+        monkeypatch.setattr(install, 'plan_install', lambda env, extras, w=wheels_: w)
+        asked(f'installs {len(wheels_)}', lambda: [install._install(env, ['x']), told.copy(), told.clear()])
+    for damaged in ([], ['a']):
+        monkeypatch.setattr(install, 'repair', lambda site, thorough, d=damaged: told.append(thorough) or d)
+        for unfinished in (True, False):
+            if unfinished: (Env.folder/'.fsdl-unfinished').touch()
+            asked(f'brings {damaged} {unfinished}', lambda: [install._bring(env, ['dev', 'plot']), [t for t in told if not isinstance(t, list)], told.clear(), sorted(p.name for p in Env.folder.iterdir()), (Env.folder/'.fsdl-plot').read_text() == install._stamp(project)])
+    monkeypatch.undo()
+    asked('repair', lambda: [install.repair(where), sorted(p.name for p in where.iterdir())])
+    real = install.Env(project, told.append)
+    asked('no site', lambda: [real.site, real.problem(), real.folder.name])
+    (project/'.venv').mkdir()
+    asked('half-made', real.problem)
+    for line, codes in (('x', [0, 0]), ('x', [1]), ('command = python -m venv /other/place', [0, 0]), (f'command = python -m venv {project}/.venv', [0, 1]), (f'command = python -m venv {project}/.venv', [0, 0])):
+        (project/'.venv/pyvenv.cfg').write_text(line)
+        left = list(codes)
+        monkeypatch.setattr(install.Env, '_run', lambda self, *a, left=left: SimpleNamespace(returncode=left.pop(0)))
+        asked(f'problem {line[:20]} {codes} {len(asked)}', lambda: real.problem())
+    for problem in (None, 'is not there', 'was left half-made'):
+        for rc in (0, 1):
+            monkeypatch.setattr(install.Env, 'problem', lambda self, p=problem: p)
+            monkeypatch.setattr(install.subprocess, 'run', lambda *a, rc=rc, **kw: SimpleNamespace(returncode=rc, stdout='', stderr='Disk quota exceeded'))
+            asked(f'make {problem} {rc}', lambda: [answer(real.make), [re.sub(r'Python .*', 'Python', t) for t in told if isinstance(t, str)], told.clear()])
+    lines = ['Collecting a\n', 'noise\n', 'Requirement already x\n', 'Processing y\n']*20
+    for progress in ('', 'packages'): asked(f'counted {progress}', lambda p=progress: [len(list(real._counted(lines, p))), told.copy(), told.clear()])
+    for writable, problem, todo in itertools.product((True, False), (None, 'is not there'), ([], ['dev'])):
+        monkeypatch.setattr(install.os, 'access', lambda p, how, w=writable: w)
+        monkeypatch.setattr(install.Env, 'problem', lambda self, p=problem: p)
+        monkeypatch.setattr(install.Env, 'make', lambda self: told.append('make'))
+        monkeypatch.setattr(install, '_todo', lambda env, extras, t=todo: t)
+        monkeypatch.setattr(install, '_bring', lambda env, extras: told.append(extras))
+        asked(f'set up {writable} {problem} {todo}', lambda: [answer(install.set_up, ['dev'], project, told.append), told.copy(), told.clear()])
+    monkeypatch.undo()
+    for n in (0, 1, 2):
+        monkeypatch.setattr(install, 'missing_imports', lambda root, n=n: ['first', 'second'][:n])
+        asked(f'ready {n}', install.ready, project)
+    same_answers(request, 'install', asked)
+
+
+class Plan(SimpleNamespace):
+    "An estimate that is made up"
+    why, price, price_date, step_low, step_high, family, parameters, seq = '', 3., '2026-01-01', None, None, '', 1e9, 1024
+
+    def __str__(self): return f'plan {self.layout}'
+
+    def days(self, n): return n*self.step_time/86400/1e6
+
+    def cost(self, n): return self.days(n)*24*self.price
+
+    def cost_between(self, n): return .5*self.cost(n), 2*self.cost(n)
+
+
+def test_guide(request, tmp_path, monkeypatch):
+    from fsdl_tools.parallel.layout import Layout
+    asked = Asked(tmp_path)
+    gpu = SimpleNamespace(name='G', usable=2**35, link_bandwidth=1e9)
+    sizes = dict(max_seq=4096)
+    monkeypatch.setattr(guide, 'find', lambda g: gpu)
+    monkeypatch.setattr(guide, 'refused', lambda g, precision: 'it cannot' if precision == 'fp8' else '')
+    monkeypatch.setattr(guide, 'market', lambda: dict(G=(2.5, '2026-01-01')))
+    monkeypatch.setattr(guide, 'Cluster', lambda g, n, gpu_hour=None: SimpleNamespace(n=n, nodes=-(-n // 8), price=gpu_hour))
+    monkeypatch.setattr(guide, 'told_apart', lambda family: .05)
+    monkeypatch.setattr(guide, 'Guide', lambda *a: SimpleNamespace(advice=a[3], plan=a[4], steps=a[5]))
+    monkeypatch.setattr('fsdl_tools.book.data.said_of_age', lambda what, day: f'{what} {day}')
+    def plan(n, room, **kw):
+        "A plan whose speed follows from its layout"
+        layout = Layout(**dict(dict(dp=n, micro_batch=1, precision='bf16', framework='pytorch', zero=0, recompute='none', offload='none'), **kw))
+        return Plan(layout=layout, fits=True, gpus=n, gpu='G', device=2**33, margin=2**30*(1 + layout.zero), step_time=8/n*(1.2 if layout.offload != 'none' else 1)*(1 - .1*(layout.tp > 1) - room*layout.zero), first=dict(weights=2**30, communication=2**20), seconds=dict(data_comm=.1 if n > 1 else 0))
+    def world(fit_one, needs_gpus, needs_zero, cut, room, unknown=False):
+        "Which plans fit: one GPU takes so many samples; so many GPUs are needed; with a stage of ZeRO; a cut is better"
+        def alone(model, layout, where, batch, seq=None):
+            e = plan(1, room, micro_batch=layout.micro_batch, recompute=layout.recompute)
+            e.fits = batch <= fit_one*(2 if layout.recompute == 'full' else 1)
+            e.why = '' if e.fits else 'memory'
+            return e
+        def search(model, where, batch, seq, offload='none', zero=None, tp=None, precision=None, framework=None, **kw):
+            stages = zero if zero is not None else [0, 1, 2, 3]
+            good = [z for z in stages if z >= needs_zero or where.n == 1]
+            if where.n < needs_gpus and offload == 'none' or not good or where.n == 1 and not fit_one: raise ValueError('M does not fit on this')
+            if unknown: raise ValueError('no rate is known')
+            more = dict(tp=2, dp=max(where.n//2, 1)) if cut and tp is None and where.n > 1 else {}
+            best = plan(where.n, room, zero=good[-1] if zero is None else good[0], offload=offload, **more)
+            return SimpleNamespace(best=best, fastest=best)
+        monkeypatch.setattr(guide, 'estimate', alone)
+        monkeypatch.setattr(guide, 'search', search)
+    worlds = dict(large=(512, 1, 0, False, 0.), one=(4, 1, 0, False, .1), sharing=(4, 1, 0, False, .01), zero=(0, 1, 2, False, 0.), cut=(4, 1, 0, True, 0.), more=(0, 16, 3, True, 0.), never=(0, 10**6, 3, False, 0.), unknown=(4, 1, 0, False, 0., True), again=(1, 1, 1, False, 0.))
+    walks = [dict(), dict(tokens='1B'), dict(tokens='1B', within='1h'), dict(tokens='1B', within='30d'), dict(gpus=1), dict(gpus=1, tokens='1B', within='1h'), dict(seen_by='team', price=4.), dict(batch=8, seq=128), dict(gpus=16, batch=32), dict(within='3d')]
+    for kind, kw in itertools.product(('text', 'images'), walks):
+        monkeypatch.setattr(guide, 'model_columns', lambda m, kind=kind: ('M', sizes if kind == 'text' else None, None))
+        for name, how in worlds.items():
+            if kind == 'images' and name not in ('large', 'one', 'zero', 'never'): continue
+            world(*how)
+            def walked(kw=kw):
+                g = guide.guide('m', 'g', **kw)
+                return [g.advice, [[s.name, s.outcome, s.answer, s.figure, s.unit, s.how, s.page] for s in g.steps]]
+            found = answer(lambda: said(walked()))
+            asked(f'{kind} {name} {kw}', lambda f=found: f if isinstance(f, str) else [f[0], [s if len(walks) > 99 or kw in walks[:3] + walks[4:6] else s[:2] + [s[3]] for s in f[1]]])
+    for kw in (dict(seen_by='you'), dict(precision='fp8'), dict(precision='bf17'), dict(batch=9), dict(gpus=0), dict(batch=-8), dict(tokens='-1'), dict(tokens='x'), dict(within='0s'), dict(price='x'), dict(seq=0)): asked(f'bad {kw}', lambda kw=kw: guide.guide('m', 'g', **kw))
+    for seq, s in itertools.product((None, 7), (None, dict(max_seq=4096), dict(max_seq=None), dict(max_seq=10**5))): asked(f'length {seq} {s}', guide._length, seq, s)
+    gpu.link_bandwidth = None
+    world(0, 16, 3, False, 0.)
+    monkeypatch.setattr(guide, 'model_columns', lambda m: ('M', sizes, None))
+    asked('no link', lambda: [s.answer for s in guide.guide('m', 'g').steps])
+    world(4, 1, 0, False, 0.)
+    asked('no link and late', lambda: [s.answer for s in guide.guide('m', 'g', tokens='1B', within='1s').steps][-2:])
+    gpu.link_bandwidth = 1e9
+    asked('late', lambda: [[s.answer for s in guide.guide('m', 'g', tokens='1B', within=w, batch=b).steps][-2] for w in ('1s', '400s', '100s', '1000s') for b in (8, 512, 4096)])
+    monkeypatch.setattr(guide, 'nearest_runs', lambda *a, **kw: [dict(gpus=8, seq=1024, distance=d, measured=m, model=n, run='r', layout='l') for d, m, n in ((1.4, 5., 'near'), (1.5, 1., 'far'), (1., 7., ''))] + [dict(gpus=4, seq=1024, distance=1, measured=.1, model='x', run='r', layout='l')])
+    for family, high in itertools.product(('', 'f'), (None, 4., 5., 9.)): asked(f'published {family} {high}', lambda f=family, h=high: [len(guide._published(p := Plan(layout='l', gpus=8, gpu='G', family=f, step_high=h))), guide._unlike(p)])
+    for n, below in ((2, 17), (1, 2), (3, 3), (8, 10**5)): asked(f'doubled {n} {below}', guide._doubled, n, below)
+    case = SimpleNamespace(tokens=1e9, within=None, price=2., price_date='', batch=64, gpus=8, gpu=gpu, sizes=sizes, name='M', seq=8, spec='spec', precision='bf16', framework='pytorch')
+    for tokens, date, low in itertools.product((None, 1e9), ('', '2026'), (None, 1.)): asked(f'bill {tokens} {date} {low}', lambda t=tokens, d=date, low=low: guide._said_of_bill(SimpleNamespace(**vars(case) | dict(tokens=t, price_date=d)), Plan(step_time=2., step_low=low)))
+    for time in (1e-3, 1., 100.): asked(f'duration {time}', lambda t=time: [guide._duration(case, Plan(step_time=t)), guide._duration(SimpleNamespace(tokens=None), Plan(step_time=t))])
+    for machines in (1, 2, 1000): asked(f'place {machines}', guide._place, machines)
+    for now, before, again in itertools.product((1, 4, 8), (4,), ('none', 'full')): asked(f'room {now} {again}', lambda n=now, b=before, a=again: guide._said_of_room(Plan(layout=SimpleNamespace(micro_batch=b, recompute='none')), Plan(layout=SimpleNamespace(micro_batch=n, recompute=a), first=dict(communication=2**20))))
+    for layout in (Layout(dp=1), Layout(dp=2), Layout(dp=2, zero=1), Layout(dp=2, zero=3, tp=2), Layout(dp=2, tp=2, pp=2), Layout(pp=2, recompute='full'), Layout(offload='optimizer', dp=2)): asked(f'advice {layout}', guide._advice, Plan(layout=layout))
+    asked('nothing', guide._advice, None)
+    asked('step', lambda: [guide._said_of_step(2, guide.Step('n', 'q?', 'costs $5', 1., 'u', 'h', 'parallel/03_ddp_x', 'yes', ''), '..'), guide._microseconds('mlflow') > 0])
+    asked('layouts', lambda: [str(x) for x in guide._layouts_of_images(case, 4, 'none', (0, 2))] + [str(x) for x in guide._layouts_of_images(SimpleNamespace(**vars(case) | dict(batch=2)), 1, 'optimizer', (0, 2))])
+    same_answers(request, 'guide', asked)
+
+
+def test_stages(request, project, tmp_path, monkeypatch):
+    asked, told = Asked(tmp_path), []
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    monkeypatch.setattr(stages, '_say', told.append)
+    def ask(question, function, *args, **kw): asked(question, lambda: [answer(lambda: said(function(*args, **kw))), told.copy(), told.clear()])
+    for rows in ([], [dict(problem='p', found=[], cure='c')], [dict(problem='p', found=['x', 'y'], cure='c')]):
+        monkeypatch.setattr(stages, 'source_problems', lambda root, rows=rows: rows)
+        ask(f'sources {len(rows)} {rows and rows[0]["found"]}', stages._check_sources, project)
+    for dead in ([], [dict(page='p', link='l', problem='q')]):
+        monkeypatch.setattr(stages, 'dead_links', lambda site, dead=dead: dead)
+        monkeypatch.setattr(stages, 'build_site', lambda root: project)
+        ask(f'site {len(dead)}', stages._check_site, project)
+    row = lambda n, ok=True, s=1.26: dict(notebook=n, ok=ok, seconds=s, output='out')
+    for first, second in (([row('a'), row('b')], []), ([row('a'), row('b', False)], [row('b')]), ([row('a', False)], [row('a', False)]), ([row(str(i), False) for i in range(4)], []), ([row(str(i), False) for i in range(3)], [row(str(i)) for i in range(3)]), ([row(str(i), True, i) for i in range(12)], [])):
+        runs = [first, second]
+        monkeypatch.setattr(stages, 'run_notebooks', lambda root, names, timeout, runs=runs, **kw: told.append([names, timeout, kw.get('workers'), kw['flags']]) or runs.pop(0))
+        ask(f'notebooks {len(first)} {len(second)} {sum(r["ok"] for r in second)}', stages._check_notebooks, project, None, 'slow', 60)
+        asked(f'state {len(asked)}', lambda: stages._state['notebooks'])
+    for ok in (True, False):
+        monkeypatch.setattr(stages, 'run_in_kernel', lambda root, name, timeout, ok=ok: row(name, ok))
+        ask(f'kernels {ok}', stages._check_kernels, project, ['a', 'b'])
+    for versions in ({}, dict(a=(3, 11, 2), b=(3, 12, 0), c=(3, 10, 9), d=None), dict(a=None), dict(b=(3, 11, 2), a=(3, 11, 2))):
+        monkeypatch.setattr(stages, '_interpreters', lambda minimum, v=versions: list(v))
+        monkeypatch.setattr(stages, '_version', lambda python, v=versions: v.get(python))
+        ask(f'oldest {versions}', stages.oldest_python, '3.11')
+        ask(f'key {versions}', lambda: len(stages.newcomer_key(project, 'a')))
+    monkeypatch.undo()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    monkeypatch.setattr(stages, '_say', told.append)
+    monkeypatch.setattr(stages.shutil, 'which', lambda name, path: f'{path}/{name}' if name in ('python3.11', 'python3.12', 'python3') else None)
+    monkeypatch.setenv('PATH', '/a:/x/.venv/bin')
+    ask('interpreters', lambda: sorted(stages._interpreters('3.11')) + [len(stages._interpreters('3.12'))])
+    asked.of(stages._numbers, '3.11', '3.12.1')
+    for rc, out in ((0, '3 11 2'), (1, '')):
+        monkeypatch.setattr(stages.subprocess, 'run', lambda *a, rc=rc, out=out, **kw: SimpleNamespace(returncode=rc, stdout=out, stderr=b'bad'))
+        ask(f'version {rc}', lambda: [stages._version('x'), answer(stages._must, ['a', 'b']), stages._lines_of_git('.', 'x')])
+    monkeypatch.undo()
+    monkeypatch.setattr(stages, '_say', told.append)
+    for cache in (tmp_path/'cache', tmp_path/'.cache'):
+        monkeypatch.setenv('XDG_CACHE_HOME', str(cache))
+        ask(f'folder {cache.name}', lambda: stages._visible_folder() == stages.check_cache())
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    monkeypatch.setattr(stages.os, 'environ', {k: 'v' for k in ('PIP_X', 'UV_Y', 'https_proxy', 'LANG', 'SSL_CERT_FILE', 'PYTHONPATH', 'HOME', 'PIP', 'LANGUAGE')})
+    ask('variables', lambda: sorted(stages._newcomers_variables('p')))
+    monkeypatch.undo()
+    monkeypatch.setattr(stages, '_say', told.append)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    def filled(name):
+        folder = tmp_path/name/'project'
+        for f in ('.venv/x', 'a/b', 'c'):
+            (folder/f).parent.mkdir(parents=True, exist_ok=True)
+            (folder/f).write_text('')
+        (folder/'link').symlink_to(tmp_path)
+        (tmp_path/name/'clone').mkdir()
+        return folder
+    for keep in ((), ('.venv',)): ask(f'empty {keep}', lambda k=keep: [stages._empty(f := filled(f'e{len(k)}'), k), sorted(p.name for p in f.iterdir()), (f.parent/'clone').exists()])
+    places = tmp_path/'newcomer'
+    for name, days in (('current', 99), ('old', 15), ('young', 13), ('used', 99)):
+        filled(f'newcomer/{name}')
+        os.utime(places/name, (stages.time.time() - days*86400,)*2)
+    monkeypatch.setattr(stages, '_in_use', lambda path: path.parent.name == 'used')
+    ask('sweep', lambda: [stages._sweep(places, places/'current'), sorted(p.name for p in places.iterdir()), sorted(p.name for p in (places/'young/project').iterdir())])
+    monkeypatch.undo()
+    monkeypatch.setattr(stages, '_say', told.append)
+    ask('in use', lambda: stages._in_use(tmp_path/'lock'))
+    with stages._alone(tmp_path/'lock'): ask('in use now', lambda: stages._in_use(tmp_path/'lock'))
+    killed = []
+    monkeypatch.setattr(stages.os, 'killpg', lambda pid, how: killed.append(int(how)))
+    for inside in (True, False):
+        (tmp_path/'pid').write_text('77')
+        monkeypatch.setattr(stages.os, 'readlink', lambda p, i=inside: str(tmp_path/'x') if i else '/other')
+        ask(f'orphan {inside}', lambda: [stages._end_orphan(tmp_path), killed.copy(), killed.clear(), (tmp_path/'pid').exists()])
+    ask('no orphan', stages._end_orphan, tmp_path)
+    for late, rc in itertools.product((True, False), (0, 2)):
+        proc = SimpleNamespace(pid=5, returncode=rc, wait=lambda seconds=None: None)
+        monkeypatch.setattr(stages, '_started', lambda command, folder, out, env: out.write('line\n'*50) and proc)
+        monkeypatch.setattr(stages, '_is_late', lambda proc, note, timeout, late=late: late)
+        ask(f'builds {late} {rc}', stages._build_as_newcomer, project, tmp_path/'log', 'py', 3.)
+    monkeypatch.undo()
+    monkeypatch.setattr(stages, '_say', told.append)
+    monkeypatch.setattr(stages.os, 'killpg', lambda pid, how: killed.append(int(how)))
+    for late in (True, False):
+        def wait(seconds=None, late=late):
+            if late and seconds == 9: raise stages.subprocess.TimeoutExpired('x', 9)
+        ask(f'late {late}', lambda: [stages._is_late(SimpleNamespace(pid=5, wait=wait), tmp_path/'note', 9), killed.copy(), killed.clear(), (tmp_path/'note').exists()])
+    (project/'_docs').mkdir()
+    for log, index, after in (('Traceback', True, b''), ('fine', False, b''), ('fine', True, b''), ('fine', True, b' M x\n')):
+        (project/'_docs/index.html').unlink(missing_ok=True)
+        if index: (project/'_docs/index.html').write_text('')
+        monkeypatch.setattr(stages, '_must', lambda *a, after=after, **kw: after)
+        ask(f'looks {log} {index} {after}', stages._look_at, project, log)
+    tests = dict(a='def test_a(side): side("horovod")\n@pytest.mark.slow\ndef test_b(side): side("ray")', b='pytestmark = pytest.mark.slow\ndef test_c(side): side("ray")', c='x = "horovod"', d='from x import environments\ny = "ray"', e='pytestmark = [pytest.mark.alone]\ndef test(side): "horovod"')
+    for name, source in tests.items():
+        (project/f'tests/test_{name}.py').write_text(source)
+        for slow in (True, False): ask(f'tests {name} {slow}', stages._text_of_tests, project/f'tests/test_{name}.py', slow)
+    monkeypatch.setattr(stages, 'read_data', lambda name: [dict(name=n) for n in ('horovod', 'ray', 'other')])
+    for slow in (True, False): ask(f'needed {slow}', stages._needed_environments, project, slow)
+    for had, lacks, fails in itertools.product((True, False), ([], ['x', 'y'], [['x'], []]), (None, RuntimeError('no'), TimeoutError('late'))):
+        left = [list(v) for v in lacks] if lacks and isinstance(lacks[0], list) else None
+        monkeypatch.setattr(stages, 'side_env', lambda name: SimpleNamespace(programs='p q', apt='r'))
+        monkeypatch.setattr(stages, 'built', lambda name, had=had: had)
+        monkeypatch.setattr(stages, 'missing_programs', lambda env, lacks=lacks, left=left: left.pop(0) if left else [] if left is not None else lacks)
+        monkeypatch.setattr(stages, '_apt_install', lambda packages: told.append(packages))
+        def build(env, fails=fails):
+            if fails: raise fails
+        monkeypatch.setattr(stages, 'build_env', build)
+        ask(f'environment {had} {lacks} {fails!r}', stages._side_environment, 'n')
+    for failed in (0, 1):
+        monkeypatch.setattr(stages, '_run_through', lambda command, folder, f=failed: (f, [str(i) for i in range(3)]))
+        ask(f'apart {failed}', stages._sides_apart, project, True)
+    monkeypatch.undo()
+    monkeypatch.setattr(stages, '_say', told.append)
+    for there, uid in itertools.product((None, 'apt'), (0, 5)):
+        monkeypatch.setattr(stages.shutil, 'which', lambda n, there=there: there)
+        monkeypatch.setattr(stages.os, 'geteuid', lambda uid=uid: uid)
+        monkeypatch.setattr(stages.subprocess, 'run', lambda c, **kw: told.append(c))
+        ask(f'apt {there} {uid}', stages._apt_install, ['a', 'b'])
+    monkeypatch.undo()
+    monkeypatch.setattr(stages, '_say', told.append)
+    for base in (['abc'], ['']):
+        monkeypatch.setattr(stages, '_lines_of_git', lambda root, *args, base=base: told.append(list(args)) or (base if args[0] == 'merge-base' else ['course', 'gone', ''] if args[0] == 'diff' else ['settings.ini']))
+        ask(f'changed {base}', stages.changed, project)
+    (project/'tests/test_y.py').write_text('from fsdl_tools.one import first, second\n')
+    for paths in (['nbs/one/01_first.ipynb'], ['nbs/index.ipynb', 'x'], ['tests/a/test_q.py', 'tests/conftest.py', 'small/test_z.py'], []): ask(f'tests of {paths}', stages.tests_of, project, paths)
+    for text_, module in (('import fsdl_tools.one.first', 'one.first'), ('from fsdl_tools.one import second, first', 'one.first'), ('from fsdl_tools.one import firsts', 'one.first'), ('from fsdl_tools import core', 'core'), ('fsdl_tools.one.firsty', 'one.first'), ('', 'core')): ask(f'speaks {text_} {module}', stages._speaks_of, text_, module)
+    ask('among', stages._notebooks_among, ['nbs/a/b.ipynb', 'nbs/x.txt', 'c.ipynb'])
+    for slow in (True, False):
+        for stage in ('_check_sources', '_check_site', '_check_notebooks', '_check_kernels', 'newcomer', '_sides_apart'): monkeypatch.setattr(stages, stage, lambda *a, stage=stage, **kw: f'{stage} {a[1:]} {kw}')
+        monkeypatch.setattr(stages, '_sample', lambda root, n, seed: [n, seed])
+        monkeypatch.setitem(stages._state, 'stages', [])
+        def ran(slow=slow):
+            stages.run_stages(project, slow, True, 3)
+            return sorted([s['stage'], s['note']] for s in stages._state['stages'])
+        asked(f'stages {slow}', ran)
+        told.clear()
+    for names_ in ([], ['nbs/a.ipynb']):
+        monkeypatch.setattr(stages, 'changed', lambda root, n=names_: n)
+        monkeypatch.setattr(stages, 'tests_of', lambda root, paths: ['t', len(paths)])
+        ask(f'quick {names_}', lambda: [stages._run_quick(project), [re.sub(r'\(.*\)', '', line) for line in told], told.clear()])
+    ask('failed futures', lambda: [stages._raise_if_failed([SimpleNamespace(done=lambda: d, result=lambda: told.append('result'))]) for d in (True, False)])
+    monkeypatch.undo()
+    monkeypatch.setattr(stages, '_say', told.append)
+    monkeypatch.setattr(stages, 'recorded_seconds', lambda: dict(notebooks={'one/01_first.ipynb': 60, 'one/02_second.ipynb': 59}))
+    for n, seed in ((None, 0), (1, 0), (2, 5), (1, 3)): ask(f'sample {n} {seed}', stages._sample, project, n, seed)
+    def options(args):
+        given, seed, rest = stages._options(args)
+        return [sorted(given), seed if args != ['--seed=any'] else seed < 10**6, rest]
+    for args in ([], ['--quick', 'tests/x'], ['--seed', '5', '-k', 'a'], ['--seed=7', '--slow'], ['--seed', 'x'], ['--seed'], ['--seed=any'], ['--uncached', '--seedy=1']): ask(f'options {args}', options, args)
+    ran = []
+    monkeypatch.setattr(stages.os, 'execve', lambda program, command, env: ran.append([command[1:], 'FSDL_CHECK' in env]))
+    for rest, given in (([], set()), (['tests/test_x.py::t', '-k'], {'--quick'}), (['none'], {'--slow', '--uncached'})): ask(f'pytest {rest} {sorted(given)}', lambda r=rest, g=given: [stages._pytest(project, ['tests'], g, 3, r), ran.copy(), ran.clear()])
+    monkeypatch.setattr(stages, '_run_quick', lambda root: [])
+    monkeypatch.setattr(stages, 'run_stages', lambda *a: told.append(list(a[1:])))
+    for given, ci in itertools.product((['--quick'], ['--slow'], ['--uncached'], []), ('true', 'x')):
+        monkeypatch.setenv('CI', ci)
+        ask(f'before {given} {ci}', stages._before_pytest, project, set(given), 4)
+    asked('error', lambda: [str(stages.CheckFailed('p', ['a', 'b'], 'c')), stages._slowest([row(str(i), True, i/3) for i in range(11)]), stages._once_more('.', [], '', 1)])
+    same_answers(request, 'stages', asked)
+
+
+def test_running_notebooks(request, project, tmp_path, monkeypatch):
+    asked, killed, told = Asked(tmp_path), [], []
+    monkeypatch.setattr(checks.os, 'killpg', lambda pid, how: killed.append([pid, int(how)]))
+    for ended, status, age in itertools.product((0, 7), (0, 256), (1., 10., 11.)):
+        (tmp_path/'log').write_text('said')
+        monkeypatch.setattr(checks.time, 'monotonic', lambda age=age: 100. + age)
+        monkeypatch.setattr(checks.os, 'wait4', lambda pid, how, e=ended, s=status: (e, s, SimpleNamespace(ru_utime=1., ru_stime=.5)))
+        monkeypatch.setattr('builtins.print', lambda text, **kw: told.append(json.loads(text)))
+        running = {7: dict(notebook='n', started=100., log=tmp_path/'log')}
+        asked(f'looks after {ended} {status} {age}', lambda: [checks._look_after(7, running, 10.), list(running), told.copy(), told.clear(), killed.copy(), killed.clear()])
+    monkeypatch.undo()
+    class Process(SimpleNamespace):
+        "A process that says lines"
+        def wait(self, *a): pass
+    for lines, n in ((['{"ok": true, "notebook": "a", "seconds": 1.0}\n'], 1), ([], 1), (['{"ok": false, "notebook": "b", "seconds": 2.0}\n']*2, 2)):
+        closed, sent, reports = [], [], []
+        monkeypatch.setattr(checks.subprocess, 'Popen', lambda *a, lines=lines, **kw: Process(stdin=SimpleNamespace(write=sent.append, flush=lambda: None, close=lambda: closed.append(1)), stdout=iter(lines)))
+        asked(f'results {len(lines)} {n}', lambda: [answer(checks._results, dict(root='.', names=['x']*n), reports.append), closed, reports, len(sent)])
+    monkeypatch.undo()
+    forked = []
+    def fork(job, name):
+        forked.append(name)
+        return len(forked), dict(notebook=name)
+    for workers, gone in ((1, False), (2, False), (2, True)):
+        forked.clear()
+        most = []
+        with monkeypatch.context() as m:
+            m.setattr(checks.signal, 'signal', lambda *a: None)
+            m.setattr(checks.os, 'read', lambda fd, n: json.dumps(dict(root=str(tmp_path), warm=[], names=['a', 'b', 'c'], workers=workers, timeout=5)).encode())
+            m.setattr(checks.os, 'chdir', lambda p: None)
+            m.setattr(checks, '_import_warm', lambda names: None)
+            m.setattr(checks, '_fork', fork)
+            m.setattr(checks.select, 'select', lambda *a, gone=gone: [[0] if gone else [], [], []])
+            m.setattr(checks, '_look_after', lambda pid, running, timeout: most.append(len(running)) or running.pop(pid))
+            m.setattr(checks, '_kill_group', lambda pid: killed.append(pid))
+            asked(f'mother {workers} {gone}', lambda: [checks._mother(), forked, most, killed.copy(), killed.clear()])
+    with monkeypatch.context() as m:
+        m.setattr(checks.os, 'fork', lambda: 5)
+        (tmp_path/'folder').mkdir()
+        asked('fork', lambda: [(made := checks._fork(dict(folder=str(tmp_path/'folder'), root=str(project)), 'index.ipynb'))[0], made[1]['notebook'], made[1]['log'].suffix])
+    asked('group', lambda: checks._kill_group(2**22 + 5))
+    with monkeypatch.context() as m:
+        imported = []
+        m.setattr('fsdl_tools.core.fix_torchvision', lambda: imported.append('fixed'))
+        m.setattr(checks.importlib.util, 'find_spec', lambda n: n != 'absent')
+        m.setattr(checks.importlib, 'import_module', imported.append)
+        for tasks in (0, 1, 2):
+            place = tmp_path/f'tasks{tasks}'
+            place.mkdir()
+            for i in range(tasks): (place/str(i)).write_text('')
+            m.setattr(checks, 'Path', lambda p, place=place: place)
+            imported.clear()
+            asked(f'warm {tasks}', lambda: [answer(checks._import_warm, ['absent', 'timm.x', 'os']), imported])
+    same_answers(request, 'running_notebooks', asked)

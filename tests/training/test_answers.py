@@ -480,7 +480,7 @@ def test_checkpoints(request, tmp_path, recwarn):
         asked(f'export {prefix}', lambda p=prefix, out=out: {n: digest(t.float()) for n, t in checkpoint.safetensors.torch.load_file(checkpoint.export_weights(folder/'step-00000020', tmp_path/out, p)).items()})
     asked('export inside', checkpoint.export_weights, folder/'step-00000020', folder/'step-00000020/x')
     for keep in (1, 3, 0): asked(f'keep {keep}', lambda k=keep: saved(tmp_path/f'k{k}', 1, tensors, keep=k).steps())
-    asked('warned', lambda: [str(w.message) for w in recwarn if 'step-' in str(w.message)])
+    asked('warned', lambda: [[str(w.message), Path(w.filename).name] for w in recwarn if 'step-' in str(w.message)])
     same_answers(request, 'checkpoints', asked)
 
 
@@ -779,7 +779,7 @@ def test_diagnoses(request, tmp_path):
         c.fetching[:len(fetching)], c.recomputed = list(fetching), recomputed
         return c
     for name, c in dict(none=clock_of({}), zero=clock_of({}, [0]), few=clock_of(dict(loader=2.), [2, 1], [5., 5, 5., 5]), handing=clock_of(dict(loader=2.), [2], [1., 5, 1., 5]), equal=clock_of(dict(loader=2.), [1], [2., 5]),
-                        slow=clock_of(dict(loader=2.), [2], [9., 1, 3., 3]), nearly=clock_of(dict(loader=2.), [2], [9., 3, 3., 3]), three=clock_of(dict(loader=1.), [3], [10., 1, 9., 2, 2., 1]), one=clock_of(dict(loader=1.), [1], [10., 1]), unread=clock_of(dict(loader=1.), [2]), many=clock_of(dict(loader=1.), [200], [3.]*256)).items(): asked(f'loader {name}', lambda c=c: [diagnose._loader_cause(c), diagnose._cause_of('loader', c), diagnose._cause_of('disk', c)])
+                        slow=clock_of(dict(loader=2.), [2], [9., 1, 3., 3]), nearly=clock_of(dict(loader=2.), [2], [9., 3, 3., 3]), three=clock_of(dict(loader=1.), [3], [10., 1, 9., 2, 2., 1]), one=clock_of(dict(loader=1.), [1], [10., 1]), unread=clock_of(dict(loader=1.), [2]), thrice=clock_of(dict(loader=1.), [2], [3.5, 1, 1., 1]), exactly=clock_of(dict(loader=1.), [2], [3., 1, 1., 1]), halves=clock_of(dict(loader=1.), [2], [3.5, 1, 2., 2]), many=clock_of(dict(loader=1.), [200], [3.]*256)).items(): asked(f'loader {name}', lambda c=c: [diagnose._loader_cause(c), diagnose._cause_of('loader', c), diagnose._cause_of('disk', c)])
     parts = ['loader', 'disk', 'checkpoint', 'printing', 'backward', 'optimizer', 'evaluation', 'barrier', 'reading results', 'forward']
     for k in range(25):
         runs = [(clock_of({p: rng.random()/8 for p in rng.sample(parts, 4)}, [k % 3], [.01, 1], rng.random()/5), 1 + rng.random()/9, rng.random()/3, rng.choice([0., .3, 5.]), 1.) for _ in range(rng.randint(1, 3))]
@@ -789,7 +789,7 @@ def test_diagnoses(request, tmp_path):
         asked(f'rows {k}', lambda: [[list(r.values()) for r in some] for some in (rows, more)])
         asked(f'suspects {k}', lambda: [[s['cause'], s['share'], s['gain']] for due in (diagnose._due, diagnose._due_on_gpu) for s in diagnose._suspects(rows + more, runs[-1][0], due)])
         asked(f'shares {k}', lambda: [diagnose._share(p, runs[0]) for p in ('loader', 'recomputation', 'recompiling', 'disk', 'none')])
-        asked(f'promise {k}', lambda: [diagnose._promise(dict(part=p, share=.3), [dict(part='starting workers', share=.2)]) for p in ('loader', 'disk')])
+        asked(f'promise {k}', lambda: [diagnose._promise(dict(part=p, share=.3), [dict(part='starting workers', share=.2)]) for p in ('loader', 'disk')] + [diagnose._promise(dict(part='loader', share=.3), [])])
         ranks, repeats = rng.choice([2, 3, 4]), 2
         together, alone = ([[low + rng.random() for _ in range(repeats)] for _ in range(ranks)] for low in (1, .5))
         asked(f'ranks {k}', diagnose._rank_rows, together, alone, [[dict(barrier=rng.random()/9) if rng.random() < .8 else {} for _ in range(repeats)] for _ in range(ranks)])
@@ -797,6 +797,28 @@ def test_diagnoses(request, tmp_path):
         walls = [rng.choice([.1, .4, .8]) for _ in g]
         watched = [(None, w + .1, 0., rng.choice([0., .05, 3.]), 1.) for w in walls]
         asked(f'gpu rows {k}', lambda: [[list(r.values()) for r in diagnose._gpu_rows(g, walls)], diagnose._gpu_hidden(g, [(w, 0) for w in walls], watched), diagnose._busy_share(g[0], walls[0]), diagnose._scales(g[1], walls[1])])
+    for spent in (dict(), dict(entire_frame_compile=2.), {'_compile.compile_inner': 3.}, {'entire_frame_compile': 2., '_compile.compile_inner': 3.}):
+        with pytest.MonkeyPatch.context() as m:
+            m.setitem(diagnose.sys.modules, 'torch._dynamo.utils', SimpleNamespace(calculate_time_spent=lambda spent=spent: spent))
+            asked(f'compiling {spent}', diagnose._compiling)
+    with pytest.MonkeyPatch.context() as m:
+        m.delitem(diagnose.sys.modules, 'torch._dynamo.utils', raising=False)
+        asked('compiling nothing', diagnose._compiling)
+    for ranks, repeats, check, gpu in itertools.product((1, 3), (2, 3), (True, False), (True, False)):
+        with pytest.MonkeyPatch.context() as m:
+            ticks, loops = itertools.count(1), []
+            m.setattr(diagnose, '_timed', lambda loop: (1. + next(ticks)/10, .1, 2. + next(ticks)/5))
+            m.setattr(diagnose, '_watched', lambda loop, often=None: (clock_of(dict(checkpoint=.3 + next(ticks)/50, disk=.01, barrier=.2)), 1.5, .1, 0., 2.5 + next(ticks)/3))
+            m.setattr(diagnose, 'profiled', lambda loop: drawn_trace(3, gpu))
+            m.setattr(diagnose, 'gpu_idle', lambda events, gpu=gpu: .5 if gpu else None)
+            m.setattr(diagnose.dist, 'is_initialized', lambda ranks=ranks: ranks > 1)
+            m.setattr(diagnose.dist, 'get_world_size', lambda ranks=ranks: ranks)
+            m.setattr(diagnose.dist, 'barrier', lambda: loops.append('barrier'))
+            m.setattr(diagnose, '_everywhere', lambda value, ranks=ranks: [value]*ranks)
+            m.setattr(diagnose, 'trace_parts', lambda events: dict(forward=5., python=2., copies=1., wall=8.))
+            m.setattr(diagnose, 'hidden_costs', lambda events: {'unfused attention': 0., 'small operations': 0})
+            trace = tmp_path/f'trace{ranks}{repeats}{check}{gpu}'
+            asked(f'loop {ranks} {repeats} {check} {gpu}', lambda: [(d := diagnose.diagnose(lambda: loops.append(1), repeats, check, str(trace) if repeats == 2 else '')).wall, sorted(map(str, map(list, (r.values() for r in d.parts)))), d.suspects, d.checks, d.overhead, d.repeats, d.notes, loops, trace.exists()])
     row = dict(part='disk', share=.25, low=.2, high=.3)
     suspect = dict(row, cause='disk', gain=1.33) | {'try': 'x'}
     for suspects, checks, notes in (([], [], []), ([suspect]*4, [], ['a', 'b']), ([suspect], [dict(cause='disk', measured=1.2, low=1.1, high=1.3)], []), ([suspect], [dict(cause='other', measured=1.2, low=1.1, high=1.3)], [])):
@@ -1162,7 +1184,11 @@ def test_trainer(request, tmp_path, monkeypatch):
 
 
 def test_ranks_and_agents(request, tmp_path, monkeypatch, capsys):
-    asked, make = Asked(tmp_path), config.TrainConfig
+    asked, make, killed = Asked(tmp_path), config.TrainConfig, []
+    safe = pytest.MonkeyPatch()
+    request.addfinalizer(safe.undo)
+    safe.setattr(elastic.os, 'kill', lambda number, signal: killed.append(int(signal)))
+    safe.setattr(elastic.os, '_exit', lambda code: killed.append(f'exit {code}'))
     row = dict(loss=1.23456, samples_per_s=1234.5, mfu=.123)
     for held in (None, 2.5): asked(f'row {held}', elastic._row_text, row | dict(eval_loss=held))
     asked('row', elastic._row_text, row)
@@ -1217,6 +1243,9 @@ def test_ranks_and_agents(request, tmp_path, monkeypatch, capsys):
         asked(f'fails {errors[i]!r} {rank}', failed)
         asked(f'fails again {errors[i]!r} {rank}', failed)
         asked(f'forgets {errors[i]!r} {rank}', lambda folder=folder: [elastic._forget(folder), len(list(folder.iterdir()))])
+    for agent, e in itertools.product((True, False), errors):
+        monkeypatch.setenv('FSDL_AGENT', '1') if agent else monkeypatch.delenv('FSDL_AGENT', raising=False)
+        asked(f'agent {agent} {e!r}', lambda e=e: [elastic._fail(e, None), killed.copy(), killed.clear()])
     asked('no folder', lambda: [elastic._fail(ValueError('x'), None), elastic._fail(ValueError('x'), tmp_path/'none'), elastic._cause(tmp_path), elastic._forget(None)])
     monkeypatch.undo()
     monkeypatch.setattr(elastic.time, 'sleep', lambda s: None)
@@ -1246,6 +1275,95 @@ def test_ranks_and_agents(request, tmp_path, monkeypatch, capsys):
         agent = SimpleNamespace(poll=poll, terminate=lambda: done.append('terminate'), kill=lambda: done.append('kill'), wait=lambda *a: done.append(['wait', *a]), returncode=code)
         stop = tmp_path/f'stop{polls}{code}{asks}{timeout}'
         asked(f'waits {polls} {code} {asks} {timeout}', lambda: [elastic._wait_for(agent, SimpleNamespace(signal=asks), timeout, stop), done, stop.exists() and stop.read_text()])
+    monkeypatch.undo()
+    for args in (['{"steps": 0}'], ['{"nope": 1}'], [str(tmp_path/'none.json')]):
+        monkeypatch.setattr(elastic.sys, 'argv', ['x', *args])
+        monkeypatch.setattr(elastic, '_fail', lambda e, folder: f'{type(e).__name__} {folder}')
+        with pytest.raises((SystemExit, FileNotFoundError)) as e: elastic._main()
+        asked(f'main {args}'.replace(str(tmp_path), ''), lambda e=e: str(e.value))
+    monkeypatch.setattr(elastic.sys, 'argv', ['x', '{"steps": 3}'])
+    worked = []
+    monkeypatch.setattr(elastic, 'work', lambda config, stop, errors: worked.append([config.steps, stop, errors]))
+    elastic._main()
+    make(steps=4).to_json(tmp_path/'config.json')
+    monkeypatch.setattr(elastic.sys, 'argv', ['x', str(tmp_path/'config.json')])
+    elastic._main()
+    asked('worked', lambda: worked)
+    monkeypatch.undo()
+    for again, rank, resume, folder, agent, initialised in itertools.product(('0', '1'), (None, '0'), (True, False), ('', 'f'), (None, '1'), (True, False)):
+        if resume and not folder: continue
+        for name, v in dict(TORCHELASTIC_RESTART_COUNT=again, RANK=rank, FSDL_AGENT=agent).items(): monkeypatch.setenv(name, v) if v else monkeypatch.delenv(name, raising=False)
+        told = []
+        monkeypatch.setattr(elastic, '_prepare_device', lambda device: 'backend')
+        monkeypatch.setattr(elastic, '_join', lambda backend: told.append(backend))
+        monkeypatch.setattr(elastic.dist, 'is_initialized', lambda i=initialised: i)
+        monkeypatch.setattr(elastic.dist, 'barrier', lambda: told.append('barrier'))
+        monkeypatch.setattr(elastic, '_trained', lambda config, asked: told.append(config.resume) or 'trainer')
+        asked(f'life {again} {rank} {resume} {folder} {agent} {initialised}', lambda: [elastic._life(make(resume=resume, folder=folder), SimpleNamespace(code=lambda t: 9)), told])
+    monkeypatch.undo()
+    for device, there, local in itertools.product(('', 'cpu', 'cuda'), (True, False), (None, '3')):
+        monkeypatch.setenv('LOCAL_RANK', local) if local else monkeypatch.delenv('LOCAL_RANK', raising=False)
+        told = []
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda there=there: there)
+        monkeypatch.setattr(torch.cuda, 'set_device', told.append)
+        monkeypatch.setattr(torch, 'set_num_threads', lambda n: told.append('threads'))
+        asked(f'prepares {device} {there} {local}', lambda: [elastic._prepare_device(device), told])
+    monkeypatch.undo()
+    monkeypatch.setenv('MASTER_ADDR', 'here')
+    monkeypatch.setenv('MASTER_PORT', '7')
+    for store, error in itertools.product((None, 'True', 'False'), (None, 'EADDRINUSE', 'other')):
+        monkeypatch.setenv('TORCHELASTIC_USE_AGENT_STORE', store) if store else monkeypatch.delenv('TORCHELASTIC_USE_AGENT_STORE', raising=False)
+        def init(backend, error=error, **kw):
+            if error: raise torch.distributed.DistNetworkError(error)
+            told.append([backend, sorted(kw), kw['timeout'].total_seconds()])
+        told = []
+        monkeypatch.setattr(elastic, '_in_store_of_agent', lambda timeout: dict(rank=1))
+        monkeypatch.setattr(elastic.dist, 'init_process_group', init)
+        asked(f'joins {store} {error}', lambda: [elastic._join('gloo'), told])
+    monkeypatch.undo()
+    parents = iter([5, 5, 5, 6])
+    monkeypatch.setattr(elastic.os, 'getppid', lambda: next(parents))
+    monkeypatch.setattr(elastic.time, 'sleep', lambda s: (tmp_path/'stopfile').write_text('15'))
+    heard = []
+    elastic._follow(5, SimpleNamespace(hear=heard.append), tmp_path/'stopfile')
+    asked('follows', lambda: [heard, killed.copy(), killed.clear()])
+    monkeypatch.undo()
+    class Trained:
+        "A trainer"
+        def __init__(self, config, *shown): self.stop, self.c, self.step, self.rows = False, config, 2, ['rows']
+        def train(self): pass
+    monkeypatch.setattr(elastic, 'Trainer', Trained)
+    for steps in (2, 5):
+        asked(f'alone {steps}', lambda s=steps: elastic._alone(make(steps=s)))
+        with monkeypatch.context() as m:
+            m.setattr(elastic, '_trained', lambda config, asked_: setattr(asked_, 'signal', 15) or Trained(config))
+            m.setattr(elastic.Asked, 'leave', lambda self: asked(f'left {steps}', lambda: self.signal))
+            asked(f'asked alone {steps}', lambda s=steps: elastic._alone(make(steps=s)))
+    monkeypatch.undo()
+    for code, signal_, n, folder in itertools.product((0, 3), (0, 15), (2, 4), ('', str(tmp_path/'kept'))):
+        rows = [dict(step=i) for i in range(n)]
+        monkeypatch.setattr(elastic, 'check_config', lambda c: (c, SimpleNamespace(world=2)))
+        monkeypatch.setattr(elastic, '_start_agent', lambda cmd, env, log: SimpleNamespace())
+        monkeypatch.setattr(elastic, '_wait_for', lambda agent, asked_, timeout, stop, code=code, s=signal_: setattr(asked_, 'signal', s) or code)
+        monkeypatch.setattr(elastic, '_rows_of', lambda folder, rows=rows: rows)
+        monkeypatch.setattr(elastic, '_cause', lambda tmp: ': cause')
+        def trained(folder=folder):
+            try: return elastic.train(make(steps=4, layout='dp2', folder=folder))
+            except elastic.Stopped as e: return f'stopped {e.code}'
+        asked(f'train {code} {signal_} {n} {bool(folder)}', trained)
+    monkeypatch.undo()
+    import psutil
+    process = lambda pid, ppid, **env: SimpleNamespace(pid=pid, info=dict(pid=pid, ppid=ppid, environ=env or None), kill=lambda: killed.append(pid))
+    run = str(tmp_path/'run')
+    processes = [process(1, 0, FSDL_RUN=run, RANK='1'), process(2, 0, FSDL_RUN=run, RANK='0'), process(3, 2, FSDL_RUN=run, RANK='0'), process(4, 0, FSDL_RUN='other', RANK='0'), process(5, 0), process(6, 0, FSDL_RUN=run)]
+    monkeypatch.setattr(psutil, 'process_iter', lambda names: processes)
+    monkeypatch.setattr(elastic.time, 'sleep', lambda s: None)
+    monkeypatch.setattr(elastic.time, 'monotonic', Ticking())
+    asked('ranks', lambda: [p.pid for p in elastic._ranks_in(run)])
+    (tmp_path/'run').mkdir(exist_ok=True)
+    asked('kill nobody', elastic.kill_one, run, 1, -1, 3)
+    (tmp_path/'run/metrics.jsonl').write_text('1\n2\n')
+    for after, which in ((2, -1), (2, 0), (2, 1), (2, 2), (2, -2), (2, -3), (3, 0)): asked(f'kill {after} {which}', lambda a=after, w=which: [elastic.kill_one(run, a, w, 3), killed.copy(), killed.clear()])
     monkeypatch.undo()
     def never(*a):
         if a: raise elastic.subprocess.TimeoutExpired('x', a[0])
