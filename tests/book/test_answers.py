@@ -182,6 +182,7 @@ def test_contents(request, project, tmp_path):
     asked('titles', lambda: [[contents.page_title(project, p), p.opens_part, contents.to_top(p.name)] for p in contents.pages(project)])
     asked.of(contents.moved_names, 'page', 'module', 'pages')
     for page, link in (('a/b.ipynb', '../c.ipynb'), ('a.ipynb', 'b/c.ipynb'), ('a/b.ipynb', './x/../y')): asked(f'resolved {page} {link}', contents.resolved, page, link)
+    asked('lost', lambda: [contents._first_lost([text(*lines)]) for lines in (['# T', '> a', '> b'], ['# T', '> a', '> a'], ['x', '# T', 'y'], ['# T', '- a: b', '- c'], ['> only'])])
     asked.of(contents._appendix_title, 'Appendix: words', 'Other', 'Appendix: ')
     for make in (contents.similar_titles, contents.dropped_words, contents.late_results, contents.missing_figures, contents.long_chapters, contents.few_exercises): asked(make.__name__, make, project)
     asked('long', lambda: [contents.long_chapters(project, n) for n in (6, 7)] + [contents.late_results(project, n) for n in (3, 4, 5)] + [contents.few_exercises(project, n) for n in (1, 2)])
@@ -659,6 +660,12 @@ def test_claims_and_data(request, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(data, '_text_of', lambda name: '{"a": [1, 2], "date": "2026-01-01"}' if 'num' in name else '{"a": "x", "date": ["b"]}')
         for n in ('num.json', 'words.json.gz', 'gpus.csv', 'x.csv'): asked(f'newest {n}', data._rows_and_newest, n, '2020-01-01')
+    for name in ('t.csv', '.h.csv', '_u.json', 'a/.b/c.csv', 'a/x.json.gz', 'a/y.json', 'z.txt', 'ab.csv'):
+        (tmp_path/'tables'/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/'tables'/name).write_text('')
+    with monkeypatch.context() as m:
+        m.setattr(data, 'data_path', lambda name: tmp_path/'tables'/name)
+        asked('files', data._data_files)
     monkeypatch.undo()
     asked('facts', lambda: [len(data.table_facts()) > 20, len(data._data_files()) > 20, data._text_of('words.csv')[:4]])
     from fsdl_tools import claims
@@ -687,9 +694,13 @@ def test_claims_and_data(request, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr('fsdl_tools.memory.predict.breakdown', lambda *a, **kw: SimpleNamespace(parameters=1, gradients=2, optimizer=3, batch=4, peak=40))
         m.setattr('fsdl_tools.compute.planner.estimate', lambda model, layout, where, batch, seq: SimpleNamespace(fits=int(layout.partition('micro_batch=')[2]) <= (40 if 'zero=3' in layout else 10)))
+        asked('by sharding', claims_page._batch_by_sharding)
+        for fits in ({1}, set(range(1, 99)), {64}, {65}, set()):
+            m.setattr('fsdl_tools.compute.planner.estimate', lambda model, layout, where, batch, seq, f=fits: SimpleNamespace(fits=int(layout.partition('micro_batch=')[2]) in f and batch == 8*int(layout.partition('micro_batch=')[2])))
+            asked(f'largest {len(fits)} {max(fits, default=0)}', claims_page._largest_micro_batch, 3)
         m.setattr('fsdl_tools.compute.validation.answers', lambda: [dict(what='x'), dict(what='BLOOM-176B', predicted=84., published=105.)])
         m.setattr(claims_page, 'read_data', lambda name, text=(): [dict(population='of competitions', year=2024, pytorch=80), dict(population='of competitions', year=2025, pytorch=92), dict(population='jobs', year=2026, pytorch=50)])
-        for f in (claims_page._share_beyond_the_list, claims_page._batch_by_sharding, claims_page._bloom_ratio, claims_page._pytorch_share, claims_page._active_gpus, claims_page._active_gpus_naive): asked(f.__name__, f)
+        for f in (claims_page._share_beyond_the_list, claims_page._bloom_ratio, claims_page._pytorch_share, claims_page._active_gpus, claims_page._active_gpus_naive): asked(f.__name__, f)
         offers = [SimpleNamespace(tier=t, provider=p, date=d, instance=i, usd_per_hour=u) for t, p, d, i, u in (('on-demand', 'AWS', '2022-05', 'p3.8xlarge', 12.), ('on-demand', 'AWS', '2022-05', 'p4d.24xlarge', 32.), ('spot', 'AWS', '2022', 'p3.8xlarge', 1.), ('on-demand', 'GCP', '2022', 'p3.8xlarge', 2.), ('on-demand', 'AWS', '2023', 'p3.8xlarge', 3.))]
         m.setattr('fsdl_tools.compute.cost.prices', lambda since: offers)
         m.setattr('fsdl_tools.compute.gpus.speedup', lambda *a: 4.)

@@ -7,7 +7,9 @@ import json
 import os
 import random
 import re
+import sys
 import tarfile
+import types
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,7 +121,8 @@ def test_texts_become_tokens(request, tmp_path):
         asked(f'{before!r} {text!r} {done}', corpora._tokens_from, tok, before, text, done)
     places = np.array([[0, 2], [2, 5], [5, 6], [6, 6]])
     for start, stop in itertools.product((None, 0, 2, 3), (None, 0, 5, 6, 9)): asked(f'{start} {stop}', corpora._begins_within, places, start, stop)
-    for name in (plain, ends, 'none.json', tmp_path): asked(f'tokenizer {Path(name).name}', lambda name=name: corpora._tokenizer(name)[1:])
+    Tokenizer(models.BPE()).save(str(tmp_path/'empty.json'))
+    for name in (plain, ends, 'none.json', tmp_path, tmp_path/'empty.json'): asked(f'tokenizer {Path(name).name}', lambda name=name: corpora._tokenizer(name)[1:])
     (tmp_path/'bad.json').write_text('{}')
     asked('bad tokenizer', lambda: corpora._tokenizer(tmp_path/'bad.json')[1:])
     for i, rows in enumerate(([['a bb', None, 'ccc'], ['é']], [['']], [[]], [[None], ['a', 'a']])):
@@ -348,6 +351,10 @@ def test_configurations(request, tmp_path, monkeypatch):
     for kw in (dict(), dict(seq=32), dict(seq=5000), dict(model='gpt2'), dict(model='gpt2', seq=1024), dict(model='gpt2', seq=1025), dict(model='bert', seq=3),
                dict(model='resnet18'), dict(model='resnet18', image_size=5), dict(model='vit'), dict(model='vit', image_size=8), dict(model='llama')):
         asked(f'sized {kw}', lambda kw=kw: [(c.seq, c.image_size) for c in [config._sized(make(**kw), *config._kind(make(**kw).model))]])
+    with monkeypatch.context() as m:
+        for c in (SimpleNamespace(), SimpleNamespace(image_size=96)):
+            m.setattr('fsdl_tools.models.build.load_config', lambda name, c=c: c)
+            asked(f'side {c}', lambda: config._size(make(), 'transformers'))
     own = Pairs([(torch.zeros(3), torch.tensor(1))]*9)
     for kind, d in itertools.product((None, 'tokens', 'images'), (tokens_of(9), tokens_of(None), data.Own('own', own))): asked(f'fits {kind} {d.kind} {d.vocab}', config._check_kind, make(), kind, d)
     for kw in (dict(), dict(seq=2000), dict(model='gpt-tiny', seq=8)):
@@ -1001,7 +1008,11 @@ def test_methods(request):
     asked('blurred', lambda: [digest(methods.BlurPool(3)(x)), digest(methods.BlurPool(2).kernel)])
     blurred = methods.with_blurpool(speedups.DigitNet(2))
     asked('with blur', lambda: [list(blurred(normal(0, 2, 1, 16, 16)).shape), [list(b[3][1].kernel.shape) for b in blurred.blocks], blurred.blocks[0][3][0].stride])
-    for ghost, training in itertools.product((2, 4, 5, 6, 7), (True, False)): asked(f'ghost {ghost} {training}', lambda g=ghost, t=training: digest(methods.GhostBatchNorm2d(3, g).train(t)(x)))
+    def ghosts(ghost, training):
+        norm = methods.GhostBatchNorm2d(3, ghost).train(training)
+        return [digest(norm(x)), digest(norm.running_mean), int(norm.num_batches_tracked)]
+    for ghost, training in itertools.product((2, 4, 5, 6, 7), (True, False)): asked(f'ghost {ghost} {training}', ghosts, ghost, training)
+    asked('wide', lambda: list(methods.GrowingPictures().batch(SimpleNamespace(progress=1.), normal(0, 2, 1, 8, 16), y)[0].shape))
     asked('ghost 0', methods.GhostBatchNorm2d, 3, 0)
     for a, b in ((torch.tensor([1., 2.]), torch.tensor([1., 5.])), ([1, 2], [1, -7]), (3, 4.)): asked(f'far {a}', methods._far, a, b)
     same_answers(request, 'methods', asked)
@@ -1065,6 +1076,66 @@ def test_speedups(request, monkeypatch):
     speedups._give_gradients([a, b], 3)
     asked('gradients', lambda: [len(speedups._parameters()), list(a[0].shape), digest(a[1].grad), torch.equal(a[1].grad, b[1].grad)])
     same_answers(request, 'speedups', asked)
+
+
+def modules(monkeypatch, **contents):
+    "Modules that are made up: name with two strokes for a point -> what is in them"
+    for name, inside in contents.items():
+        name = name.replace('__', '.')
+        for n in range(1, name.count('.') + 2):
+            part = '.'.join(name.split('.')[:n])
+            if not isinstance(sys.modules.get(part), types.ModuleType) or part == name: monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+        vars(sys.modules[name]).update(inside)
+        if '.' in name: setattr(sys.modules[name.rpartition('.')[0]], name.rpartition('.')[2], sys.modules[name])
+
+
+def test_beside_other_libraries(request, monkeypatch):
+    asked, seen = Asked(), []
+    def noted(name, result):
+        def call(*args, **kw):
+            seen.append([name, *(list(a.shape) if isinstance(a, torch.Tensor) else a for a in args if isinstance(a, (torch.Tensor, int, float, list, tuple))), {k: list(v.shape) if isinstance(v, torch.Tensor) else v for k, v in kw.items() if isinstance(v, (torch.Tensor, int, float, str, bool))}])
+            return result(*args, **kw) if callable(result) else result
+        return call
+    class Sam:
+        "An optimizer that calls back twice"
+        def __init__(self, opt, rho): self.opt, self.rho = opt, rho
+        def step(self, closure):
+            loss = closure()
+            seen.append([self.rho, float(self.opt.defaults['lr']), loss.dim()])
+            self.opt.step()
+    functional = dict(smooth_labels=noted('smooth', lambda z, y, a: torch.zeros(len(z), z.shape[1])), mixup_batch=noted('mixup', lambda x, y, mixing, indices: (x*(1 - mixing), y)), compute_ema=noted('ema', lambda model, theirs, smoothing: None), resize_batch=noted('resize', lambda x, y, scale_factor, mode: (x[..., ::2, ::2], y)))
+    made = {'composer': dict(__version__='1'), 'composer__functional': functional, 'composer__algorithms': dict(blurpool=None),
+            'composer__algorithms__cutmix__cutmix': dict(_adjust_lambda=noted('adjust', lambda t, box: .5), _rand_bbox=noted('box', lambda *a, **kw: (1, 2, 3, 4))), 'composer__algorithms__blurpool__blurpool_layers': dict(blur_2d=noted('blur', lambda x, stride: x[..., ::stride, ::stride])),
+            'composer__algorithms__ghost_batchnorm__ghost_batchnorm': dict(GhostBatchNorm2d=lambda norm, n: noted('ghost', lambda x: x*n)), 'composer__algorithms__layer_freezing__layer_freezing': dict(_freeze_schedule=noted('freeze', lambda p, begin, level: p*level)), 'composer__algorithms__sam__sam': dict(SAMOptimizer=Sam)}
+    modules(monkeypatch, **made)
+    torch.manual_seed(3)
+    asked('apart', lambda: [{k: float(f'{v:.4g}') for k, v in methods.composer_apart(dict(seed=4))['apart'].items()}, seen.copy(), seen.clear()])
+    fits = []
+    class Trainer:
+        "Composer's, which notes what it gets"
+        def __init__(self, **kw): fits.append({k: v if isinstance(v, (int, str, bool, list)) else type(v).__name__ for k, v in kw.items()} | dict(batch=kw['train_dataloader'].batch_size, last=kw['train_dataloader'].drop_last, n=len(kw['train_dataloader'].dataset), lr=kw['optimizers'].defaults['lr']))
+        def fit(self): pass
+    modules(monkeypatch, composer=dict(Trainer=Trainer, algorithms=types.ModuleType('algorithms')), composer__models=dict(ComposerClassifier=lambda model, num_classes: num_classes), composer__algorithms=dict(Good=lambda **kw: f'good {kw}', Bad=lambda: 1/0))
+    sys.modules['composer'].Trainer, sys.modules['composer'].algorithms = Trainer, sys.modules['composer.algorithms']
+    monkeypatch.setattr(methods, 'digits', lambda: tuple(v[:30] for v in speedups.digits()))
+    rows = methods.composer_train(dict(algorithms=[('', {}), ('Good', dict(a=1)), ('Bad', {}), ('Missing', {})], epochs=3))
+    asked('trained', lambda: [[{k: v for k, v in r.items() if k != 'seconds'} for r in rows], fits])
+    class Scheduler:
+        "DeepSpeed's, which notes its plan"
+        def __init__(self, plan): self.plan = plan
+        def get_difficulty(self, step): return [step, self.plan]
+    class Adam:
+        "DeepSpeed's, which does nothing"
+        def __init__(self, params, **kw): seen.append([len(params), kw])
+        def step(self): pass
+    modules(monkeypatch, deepspeed=dict(__version__='2'), deepspeed__ops__adam=dict(DeepSpeedCPUAdam=Adam), deepspeed__runtime__data_pipeline__curriculum_scheduler=dict(CurriculumScheduler=Scheduler))
+    monkeypatch.setattr(speedups, '_parameters', lambda: [torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2)])
+    monkeypatch.setattr(speedups, '_there', lambda module: module.endswith('adam'))
+    def raced():
+        found = speedups.deepspeed_run(dict(turns=2))
+        return [found['version'], found['there'], found['curriculum'][-2:], len(found['curriculum']), {k: len(v) for k, v in found['took'].items()}, f"{found['apart']:.3g}", seen.copy()]
+    asked('deepspeed', raced)
+    same_answers(request, 'beside_other_libraries', asked)
 
 
 class Tiny(torch.nn.Module):
@@ -1379,11 +1450,35 @@ def elastic_console():
     return Console(file=io.StringIO(), force_terminal=True)
 
 
-def test_adapters(request):
+def test_adapters(request, monkeypatch):
     asked, logged = Asked(), []
-    log = SimpleNamespace(log=lambda values, step=None: logged.append([values, step]), log_params=lambda p: logged.append(['params', p]), flush=lambda: logged.append('flush'), id='r', folder='f')
-    for values in (dict(a=1, b='x', c=2.5, d=True, e=None, f=np.float32(1), g=torch.tensor(2.)), {}, dict(step=3, x=1), dict(step=2)):
+    params = lambda p: logged.append(['params', p])
+    log = SimpleNamespace(log=lambda values, step=None: logged.append([values, step]), log_params=params)
+    log.flush, log.id, log.folder = lambda: logged.append('flush'), 'r', 'f'
+    def ask(question, function, *args, **kw): asked(question, lambda: [function(*args, **kw), logged.copy(), logged.clear()])
+    rows = (dict(a=1, b='x', c=2.5, d=True, e=None, f=np.float32(1), g=torch.tensor(2.)), {}, dict(step=3, x=1), dict(step=2))
+    for values in rows:
         asked(f'numbers {sorted(values)}', adapters._numbers, values)
-    for name in ('report', 'rows', 'reporter', 'row_report'):
-        if hasattr(adapters, name): asked(name, lambda name=name: [getattr(adapters, name)(log)(dict(step=1, loss=2., note='x')), logged])
+        ask(f'report {sorted(values)}', adapters.reporter(log), values)
+    for module, name in (('lightning.pytorch.loggers.logger', 'Logger'), ('accelerate.tracking', 'GeneralTracker')):
+        for parent in ('.'.join(module.split('.')[:n]) for n in range(1, module.count('.') + 1)):
+            monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+        setattr(sys.modules[module], name, type(name, (), {}))
+    monkeypatch.setitem(sys.modules, 'transformers', types.ModuleType('transformers'))
+    sys.modules['transformers'].TrainerCallback = type('TrainerCallback', (), {})
+    logger = adapters.lightning_logger(log)
+    ask('lightning', logger.log_metrics, dict(a=1, b='x'), 4)
+    for given in (dict(a=1), SimpleNamespace(b=2)): ask(f'lightning {type(given).__name__}', logger.log_hyperparams, given)
+    ask('lightning end', logger.finalize, 'ok')
+    tracker = adapters.accelerate_tracker(log)
+    ask('accelerate', tracker.log, dict(a=1, b='x'), 3)
+    ask('accelerate start', tracker.store_init_configuration, dict(a=1))
+    ask('accelerate end', tracker.finish)
+    callback = adapters.hf_callback(log)
+    for first, values in itertools.product((True, False), (None, {}, dict(loss=1.))):
+        state = SimpleNamespace(is_world_process_zero=first, global_step=7)
+        ask(f'transformers {first} {values}', callback.on_log, None, state, None, values)
+    ask('transformers start', callback.on_train_begin, SimpleNamespace(to_sanitized_dict=lambda: dict(a=1)), None, None)
+    ask('transformers end', callback.on_train_end, None, None, None)
     same_answers(request, 'adapters', asked)
