@@ -169,10 +169,12 @@ def module_of(notebook):
 
 def tests_of(module):
     "pytest files of a module's part that import it by its name; for commands, those that type them"
-    by_name = re.compile(rf'fsdl_tools\.{re.escape(module)}\b|from fsdl_tools\.{re.escape(module.rpartition(".")[0])} import [^\n]*\b{re.escape(module.rpartition(".")[2])}\b')
+    above = '.'.join(['fsdl_tools', *module.split('.')[:-1]])
+    by_name = re.compile(rf'fsdl_tools\.{re.escape(module)}\b|from {re.escape(above)} import [^\n]*\b{re.escape(module.rpartition(".")[2])}\b')
     part = module.partition('.')[0]
     typed = {'cli': ('test_cli.py', 'test_answers.py')}.get(part, ())
-    files = [p for p in sorted((ROOT/'tests').rglob('test_*.py')) if p.parent.name in (part, 'tests')]
+    folder = part if (ROOT/'nbs'/part).is_dir() else 'ground'
+    files = [p for p in sorted((ROOT/'tests').rglob('test_*.py')) if p.parent.name in (folder, 'tests')]
     return [p.relative_to(ROOT).as_posix() for p in files if by_name.search(p.read_text()) or p.name in typed]
 
 

@@ -323,6 +323,8 @@ def _said_of_cut(case, plan, axes, uncut):
     if axes:
         kinds = ' and '.join(_cuts[axis] for axis in axes)
         return f'Yes, {kinds} parallelism: {plan.layout}, {gain or "since nothing else fits"}.'
+    if uncut is None:
+        return f'No: sharing states is enough, since copies of them do not fit: {plan.layout}.'
     if uncut.layout.zero != plan.layout.zero:
         return _said_of_sharing(plan, uncut, gain)
     return f'No: {plan.layout} is the simplest of the fastest.'
@@ -533,8 +535,6 @@ def _kinds_of_parallelism(layout):
     if layout.dp == 1:
         return cuts
     return [_stages[layout.zero], *cuts] + ['all three combined'] * ({'tp', 'pp'} <= set(axes))
-
-_stages |= {stage: f'data parallelism with ZeRO {stage}' for stage in (1, 2)}
 
 # %% ../../nbs/book/14_guide.ipynb #4decb471
 # Column and row of each question
