@@ -188,6 +188,12 @@ def test_files_of_wandb_and_swanlab(request, tmp_path):
         for end in (0, 1):
             found[f'item {len(key)} {len(value)} {end}'] = answer(lambda: [len(x) for x
                 in wandb_files._item(b, 2, len(b) - 2 - end)])
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(wandb_files, '_any_item', lambda *a: None)
+        for key, value in itertools.product(('', 'k', 'k'*127, 'k'*128), ('', '1', '1'*127, '1'*128)):
+            b = text(1, key) + text(16, value)
+            found[f'at once {len(key)} {len(value)}'] = [wandb_files._item(x + b + y, len(x),
+                len(x + b)) is not None for x, y in ((b'', b''), (b'..', b'..'))]
     for name in ('a', 'eval_x', 'eval_', 'b', ''):
         found[f'axis {name}'] = wandb_files._axis(name, {'a': 'x', 'eval_*': 'y', 'c': 'z'}), wandb_files._axis(name,
             {'*': 'all', 'a': 'x'})
