@@ -965,6 +965,7 @@ def test_needs(request, project, tmp_path, monkeypatch):
                 needs.extras_needed(project, n),
             ],
         )
+    asked('cells for the docs', lambda: {n: list(map(ast.unparse, needs._docs_cells(project, n))) for n in NOTEBOOKS})
     for m in ('small', 'small.one', 'small.tool', 'small.none', 'small.one.first'):
         asked(f'module {m}', lambda m=m: [needs._module_file(project, m), needs._package(project, m)])
     for a in (('small.one', 'first'), ('small.tool', 'main'), ('other', 'x'), ('smaller', 'x')):
