@@ -182,8 +182,8 @@ def _cause_of(part, clock):
     return _loader_cause(clock) if part == 'loader' else part
 
 def _notable(rows):
-    "Rows of half a percent and more, the largest first"
-    return sorted((r for r in rows if r['share'] >= .005), key=lambda r: -r['share'])
+    "Rows of half a percent and more, the largest first, those of one size by their names"
+    return sorted((r for r in rows if r['share'] >= .005), key=lambda r: (-r['share'], r['part']))
 
 def _share_rows(runs, traced):
     "Where the time goes, in shares: what the probes saw, and the rest divided as the trace says"
