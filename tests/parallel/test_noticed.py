@@ -709,6 +709,7 @@ def parts_of_shards():
     "Shapes of everything that changes in training, whole and here"
     m = zero.Zero2(tiny_model('mlp'))
     state = zero_libraries.shards(m, adamw(m.parameters()))
+    assert all(t.stride() == (1,) for t in state.values() if hasattr(t, 'to_local'))
     return (
         {n: (tuple(t.shape), len(t.to_local()) if hasattr(t, 'to_local') else None) for n, t in state.items()},
         m.stale,
