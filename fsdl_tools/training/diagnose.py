@@ -53,7 +53,7 @@ nothing = 'nothing to cure'
 # %% ../../nbs/training/11_diagnose.ipynb #9d5cd1a1
 _due = {'starting workers': .5, 'handing over': .06, 'optimizer': .3, 'evaluation': .25,
         'communication': .15, 'slow rank': .12, 'small operations': .5,
-        'unfused attention': .1, 'allocator': .2, 'recomputation': .12, 'reading results': .06}
+        'unfused attention': .1, 'allocator': .25, 'recomputation': .12, 'reading results': .06}
 
 @dataclass(frozen=True)
 class Diagnosis(Record):
