@@ -226,7 +226,7 @@ def _crowded_share(hidden, traced):
     crowded = hidden['small operations']*15 > .3*busy
     return busy/max(busy + traced.get('copies', 0.), 1e-9) if crowded else 0.
 
-_hurry = .2     # Median over 19 planted faults, on two cores of an x86 server, 2026-11-27: results/diagnose.json
+_hurry = .2     # Median over 19 planted faults, rounded, on two cores of an x86 server: planted_gains.csv
 
 def _expected_gain(share, hurry=_hurry):
     "Gain of a loop on a processor when a part with this share of its time goes: what is left then takes less time too"

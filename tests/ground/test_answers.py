@@ -5,6 +5,7 @@ import datetime
 import itertools
 import json
 import os
+import re
 import stat
 import sys
 import typing
@@ -26,7 +27,7 @@ class Asked(dict):
         self.tmp = str(tmp)
 
     def __call__(self, question, function, *args, **kw):
-        text = json.dumps(answer(function, *args, **kw))
+        text = re.sub(r'one of \d+ names', 'one of some names', json.dumps(answer(function, *args, **kw)))     # tables come and go
         self[question] = json.loads(text.replace('PosixPath(', 'Path(').replace(self.tmp, 'TMP'))
 
 
