@@ -1184,6 +1184,7 @@ def test_what_is_left_of_readers(request, tmp_path, monkeypatch):
     monkeypatch.setitem(tracking_read._file_readers, 'mlflow', damaged)
     found['damaged'] = answer(tracking_read._read_file, tmp_path/'a.csv').replace(str(tmp_path), '')
     import matplotlib.pyplot as plt
+    plt.close('all')      # it draws where something is drawn already
     ax = tracking_compare.plot_metric(some_runs()[:2], 'acc')
     found['plot'] = [len(ax.lines), ax.get_title(), answer(tracking_compare.plot_metric, some_runs(), 'other')]
     plt.close('all')
