@@ -475,7 +475,7 @@ def _fill_gradients(c):
     _fill(c, grad_bytes=choose(two, 2, 4))
 
 def _fill_layout(c):
-    "Micro-batch, what compiles, and whether norms are split over tensor-parallel ranks: not in Megatron before its core"
+    "Micro-batch, what compiles, and whether tensor-parallel ranks split the norms: not in Megatron before its core"
     older = of_rows(lambda f: framework_of(f) in ('megatron-deepspeed', 'megatron-lm'), c.framework)
     c.compile = choose(of_rows(lambda f: framework_of(f) == 'jax', c.framework), 1.0, c.compile)     # XLA compiles all
     _fill(c, micro_batch=choose(c.pp > 1, 1, np.maximum(c.global_batch / c.dp, 1)), seq_parallel=1.0 - older)
