@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fsdl_tools.compute import gpus, search, uncertainty, validation
+from fsdl_tools.compute import gpus, planner, search, step_memory, uncertainty, validation
 
 
 def test_stages_interleave_where_layers_and_rounds_divide():
@@ -89,3 +89,18 @@ def test_a_call_apart_gives_its_last_line_or_the_error_s(monkeypatch, code, out,
     (command, kw), = asked
     assert command[0] == sys.executable and command[1] == '-c' and 'v.trace(x=1)' in command[2] and kw == dict(
         capture_output=True, text=True, timeout=7)
+
+
+def test_a_domain_that_no_row_states_has_eight_cards():
+    unstated = next(g for g in gpus.gpus() if g.nvlink_domain is None and g.link_bandwidth)
+    said = list(planner._said_of_links(gpus.Cluster(unstated, 18, gpus_per_node=9)))
+    assert any('9 GPUs share NVLink' in s and 'domains of 8' in s for s in said)
+    assert not any('domains' in s for s in planner._said_of_links(gpus.Cluster(unstated, 16, gpus_per_node=8)))
+
+
+def test_a_host_is_ahead_where_a_layer_has_more_work_than_its_limit(monkeypatch):
+    monkeypatch.setattr(step_memory, '_layer_params', lambda c: 100.)
+    columns = SimpleNamespace(m=2., pp=2., micro_batch=2., seq=3., tp=1.)
+    for limit, wanted in ((599., 7.), (600., 0.), (601., 0.)):
+        constants = SimpleNamespace(host_ahead=limit, gather_units_pipeline=5., gather_units_two=7.)
+        assert float(step_memory._gathered_in_pipeline(columns, constants)) == wanted

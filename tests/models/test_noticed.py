@@ -170,3 +170,9 @@ def test_rows_times_one_of_several_matrices():
     assert torch.equal(profile._grouped(a, b), a @ b[0]) and torch.equal(
         profile._grouped(a[:, None], b), a[:, None] @ b
     )
+
+
+@pytest.mark.parametrize('longest, wanted', [(None, 512), (77, 77), (512, 512), (513, 512), (100_000, 512)])
+def test_a_text_nobody_gave_a_length_is_512_tokens_or_the_longest(longest, wanted, monkeypatch):
+    monkeypatch.setattr(build, 'longest_text', lambda model: longest)
+    assert build._text_length(None, None) == wanted and build._text_length(None, 77) == 77

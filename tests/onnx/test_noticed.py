@@ -121,3 +121,9 @@ def test_a_small_decoder_is_exported(tmp_path):
     file = decoder.Decoder(tmp_path / 'd.onnx')
     assert [n for n in file.takes if '1' in n] == ['past_key_values.1.key', 'past_key_values.1.value']
     assert file.gives == ['logits', *(f'present.{i}.{k}' for i in (0, 1) for k in ('key', 'value'))]
+
+
+def test_the_first_channel_off_is_wrong_by_a_part_of_its_own():
+    own, wrong = np.array([4., .1, 4., 4.]), np.array([.9, 9., 1.1, 3.])      # a quarter of 4 is 1
+    assert compare._first_off(own, wrong, .5, .25) == 2
+    assert compare._first_off(own, wrong, .5, .8) is None and compare._first_off(own, wrong, .05, .25) == 1

@@ -1496,3 +1496,13 @@ def test_memory_is_given_back_to_the_system(monkeypatch):
     monkeypatch.setattr(zero_libraries.ctypes, 'CDLL', lambda name: asked.append(name) or libc)
     zero_libraries._settle()
     assert asked == [None, (-3, 2**20), (0,)]
+
+
+def test_micro_batches_with_other_numbers_of_targets_are_refused():
+    targets = torch.ones(4, 3, dtype=torch.long)
+    pipeline_gpt._check_equal_parts(targets, 2)
+    targets[0, 0] = -100
+    with pytest.raises(ValueError, match='same weight'):
+        pipeline_gpt._check_equal_parts(targets, 2)
+    targets[3, 1] = -100
+    pipeline_gpt._check_equal_parts(targets, 2)
