@@ -6,7 +6,7 @@
 __all__ = ['views', 'look_at_onnx', 'answer']
 
 # %% ../../nbs/app/01_pages.ipynb #377cfdc2
-import functools, json, subprocess, sys, tempfile
+import copy, functools, json, subprocess, sys, tempfile
 from pathlib import Path
 from .blocks import Block, Control, View, read_state
 from ..compute.cost import tiers
@@ -15,8 +15,8 @@ from ..table import Table, pareto_front
 
 # %% ../../nbs/app/01_pages.ipynb #9cd9e0ee
 def _chart(rows, mark, **encoding):
-    "A Vega-Lite chart of rows of plain values"
-    return dict(data=dict(values=rows), mark=mark, encoding=encoding, width='container')
+    "A Vega-Lite chart of rows of plain values, a copy: who shows it may change it"
+    return copy.deepcopy(dict(data=dict(values=rows), mark=mark, encoding=encoding, width='container'))
 
 
 def _axis(field, title, kind='quantitative', **more):

@@ -9,7 +9,6 @@ __all__ = ['human_flop', 'human_shape', 'Layer', 'Input', 'TransformerShape', 'M
 # %% ../../nbs/models/01_spec.ipynb #cb15c29d
 from dataclasses import dataclass
 from typing import Optional
-import numpy as np
 from ..core import Record, human_count, one_of, positive
 
 # %% ../../nbs/models/01_spec.ipynb #8432404a
@@ -226,16 +225,16 @@ def choose(
     no         # What stands where it does not
 ):             # As from np.where, which takes ten times as long where there is but one
     "One of two values for every model"
-    if not isinstance(condition, (bool, np.bool_)):
-        return np.where(condition, yes, no)
-    picked = yes if condition else no
-    return picked if hasattr(picked, 'dtype') else np.asarray(picked)[()]
+    if not getattr(condition, 'shape', ()) and hasattr(picked := yes if condition else no, 'dtype'):
+        return picked
+    import numpy as np                       # not needed to read a spec
+    return np.where(condition, yes, no)[()]
 
 def anywhere(
     condition # For each model, or once for all of them
 ) -> bool:    # Does it hold for one of them?
     "Whether models need what only some of them do"
-    return bool(condition if isinstance(condition, (bool, np.bool_)) else condition.any())
+    return bool(condition.any() if getattr(condition, 'shape', ()) else condition)
 
 # %% ../../nbs/models/01_spec.ipynb #f6649f97
 def _linear(name, seq, inner, outer, bias=False, copies=1, active=1):

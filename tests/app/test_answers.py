@@ -67,9 +67,19 @@ class Asked(dict):
         self.monkeypatch.setattr(where, called)
 
 
+def forget():
+    "What pages remember of questions asked before: true answers and made-up ones must not meet"
+    for function in vars(pages).values():
+        if hasattr(function, 'cache_clear'):
+            function.cache_clear()
+
+
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
-    return Asked(tmp_path, monkeypatch)
+    forget()
+    yield Asked(tmp_path, monkeypatch)
+    monkeypatch.undo()
+    forget()
 
 
 def test_blocks(request, asked, tmp_path):
