@@ -13,7 +13,8 @@ import numpy as np
 from ..core import GiB, one_of, read_data
 from .gpus import find
 from ..models.spec import anywhere, choose
-from .columns import Columns, adapter_parameters, complete_columns, framework_of, of_rows, parts_of_rows
+from .columns import Columns, adapter_parameters, complete_columns, framework_of
+from .columns import of_rows, parts_of_rows
 from ..table import Fields
 
 # %% ../../nbs/compute/03_step_memory.ipynb #a475e834
