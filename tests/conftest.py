@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
@@ -40,6 +41,20 @@ def pytest_configure(config):
 
 
 def pytest_report_header(config): return f'seed {config.option.seed} (--seed repeats what was drawn)'
+
+
+@pytest.fixture(autouse=True)
+def own_look():
+    "What a test sets of matplotlib ends with it: titles stand where they stood, whichever test ran before"
+    plt = sys.modules.get('matplotlib')
+    before = dict(plt.rcParams) if plt else None
+    yield
+    plt = sys.modules.get('matplotlib')
+    if not plt or before == dict(plt.rcParams): return
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        plt.rcdefaults()
+        if before: plt.rcParams.update(before)
 
 
 # What runs
