@@ -170,7 +170,7 @@ def module_of(notebook):
 def tests_of(module):
     "pytest files of a module's part that import it by its name; for commands, those that type them"
     above = '.'.join(['fsdl_tools', *module.split('.')[:-1]])
-    by_name = re.compile(rf'fsdl_tools\.{re.escape(module)}\b|from {re.escape(above)} import [^\n]*\b{re.escape(module.rpartition(".")[2])}\b')
+    by_name = re.compile(rf'fsdl_tools\.{re.escape(module)}\b|from {re.escape(above)} import (?:[^\n(]*|\([^)]*)\b{re.escape(module.rpartition(".")[2])}\b')
     part = module.partition('.')[0]
     typed = {'cli': ('test_cli.py', 'test_answers.py')}.get(part, ())
     folder = part if (ROOT/'nbs'/part).is_dir() else 'ground'
