@@ -244,7 +244,7 @@ class _Search:
 
     def starred(self, tree):
         "What the names stand for that `tree` may have from `import *`"
-        modules = [self.module(module) for module, name in imports(tree, deep=True) if name == '*']
+        modules = [self.module(module) for module, name in imports(tree) if name == '*']
         return {name: place for mod in modules if mod for name, place in mod.known.items()}
 
     def visit(self, module, name):

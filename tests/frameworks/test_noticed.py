@@ -155,3 +155,10 @@ def test_a_rule_for_erfc_is_added_once(monkeypatch):
     )
     rule.version_9(ctx, SimpleNamespace(input=['x'], name='n', output=['y']))
     assert made == [('Erf', ['x'], {}), ('n_one', 1.0), 'n', ('Sub', ['one', 'e'], dict(name='n', outputs=['y']))]
+
+
+@pytest.mark.skipif(bool(runners.missing('lightning')), reason='lightning is not installed')
+def test_a_run_of_lightning_leaves_no_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    work = task.make_task('mlp', steps=3, batch=8)
+    assert len(runners.train_with(work, 'lightning').losses) == 3 and not any(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from fsdl_tools.parallel.ranks import on_ranks
 from fsdl_tools import claims, core, environments, files, table, testing
 from tests.answers import answer, same_answers
 
@@ -1137,3 +1138,10 @@ def test_apart(request, monkeypatch):
             ),
         )
     same_answers(request, 'apart', asked)
+
+
+def with_two_replicas(): return testing.compare_torch(dp=2)
+
+
+def test_replicas_lose_what_one_process_loses():
+    assert all(found['loss'] < 1e-5 and found['gradient'] < 1e-4 for found in on_ranks(with_two_replicas, 2))

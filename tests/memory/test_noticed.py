@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from fsdl_tools.memory import gpu
 from fsdl_tools.memory.adapters import Frozen4bit
 
 
@@ -16,3 +17,11 @@ def test_a_scale_is_the_least_of_its_steps_that_holds_its_block(shape):
     block = -(-flat.numel()//len(scale))
     most = torch.nn.functional.pad(flat, (0, len(scale)*block - flat.numel())).view(len(scale), block).abs().amax(1)
     assert (scale >= most - 1e-6).all() and (scale - most <= step + 1e-6).all()
+
+
+@pytest.mark.parametrize('given', [(2.,), (2., [0]), (2., [0], True), (2., [0], False), (1., [0, 1], True)])
+def test_a_norm_that_autocast_casts_keeps_its_shape(given):
+    x = torch.randn(3, 4, dtype=torch.bfloat16)
+    op = torch.ops.aten.norm.ScalarOpt_dim if len(given) > 1 else torch.ops.aten.norm.Scalar
+    plain, cast = op(x.float(), *given), gpu._norm(op, (x, *given), {})
+    assert cast.shape == plain.shape and cast.dtype == torch.float32 and torch.allclose(cast, plain)

@@ -21,8 +21,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fsdl_tools.operations import sinks, tracking, tracking_compare, tracking_files, tracking_read, tracking_stores
+from fsdl_tools.operations import kubernetes, sinks, tracking, tracking_compare, tracking_files, tracking_read, tracking_stores
 from fsdl_tools.operations import wandb_files
+from fsdl_tools.operations.launch import Job
 from fsdl_tools.operations.sinks import JsonLines, _bytes_field, _double_field, _int_field
 from fsdl_tools.operations.sinks import _text_event, event_record, scalar_event
 from fsdl_tools.operations.tracking_files import Found
@@ -1189,3 +1190,10 @@ def test_what_is_left_of_readers(request, tmp_path, monkeypatch):
     found['plot'] = [len(ax.lines), ax.get_title(), answer(tracking_compare.plot_metric, some_runs(), 'other')]
     plt.close('all')
     same_answers(request, 'readers', found)
+
+
+@pytest.mark.parametrize('nodes', [1, 2, 9, 10, 11, 12, 99, 100, 101, 1000])
+def test_the_longest_name_of_a_job_leaves_room_for_the_last_pod(nodes):
+    longest = 63 - len(f'-{nodes - 1}')
+    def said(letters): return [s for s in kubernetes.Kubernetes()._rules(Job('a'*letters, ['x'], nodes=nodes, image='i')) if 'letters' in s]
+    assert not said(longest) and f'{longest} are possible' in said(longest + 1)[0]
