@@ -43,6 +43,7 @@ def test_the_oldest_python_is_the_same_everywhere(root):
     assert f"'{floor}'" in (root/'.github/workflows/test.yml').read_text()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize('python', PYTHONS)
 def test_resolves_with_wheels_alone(root, uv, tmp_path, python):
     for platform in PLATFORMS:
