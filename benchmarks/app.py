@@ -2,9 +2,11 @@
 
     python benchmarks/app.py --moves 40      # fsdl_tools/data/results/app.json; about two minutes
 
-Each move is one key on a slider; it ends when the address holds the new value and the app has drawn its answer. What the library itself
+Each move is one key on a slider; it ends when the address holds the new value and the app has drawn its answer. What
+the library itself
 needs for the same answer is measured beside it, so that the rest is the app's and the browser's.
 """
+
 import argparse
 import datetime
 import json
@@ -57,7 +59,9 @@ def moves(page, url, name, label, count):
 def row(name, took):
     took = sorted(took)
     at = lambda share: round(1000 * took[min(len(took) - 1, int(share * len(took)))])
-    return dict(page=name, moves=len(took), median_ms=round(1000 * statistics.median(took)), p95_ms=at(0.95), worst_ms=at(1))
+    return dict(
+        page=name, moves=len(took), median_ms=round(1000 * statistics.median(took)), p95_ms=at(0.95), worst_ms=at(1)
+    )
 
 
 def main(count):
@@ -70,7 +74,10 @@ def main(count):
             chromium = shutil.which('chromium') or shutil.which('google-chrome')
             browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--disable-gpu'])
             page = browser.new_page()
-            rows = [row(name, moves(page, f'http://127.0.0.1:{port}', name, label, count)) for name, label in sliders.items()]
+            rows = [
+                row(name, moves(page, f'http://127.0.0.1:{port}', name, label, count))
+                for name, label in sliders.items()
+            ]
             browser.close()
     finally:
         process.terminate()

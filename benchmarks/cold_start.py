@@ -1,12 +1,15 @@
 """How long commands take to start, and the profiles that make one of them start at once.
 
-    python benchmarks/cold_start.py specs --minutes 8     # profile what has no row yet; call again until nothing is left
+    python benchmarks/cold_start.py specs --minutes 8     # profile what has no row yet; call again until nothing is
+    left
     python benchmarks/cold_start.py collect               # fsdl_tools/data/specs.csv, from what was profiled
     python benchmarks/cold_start.py measure --rounds 9    # fsdl_tools/data/results/cold_start.json
 
-Progress lives in .cache/specs/, which git does not keep. Times are of whole processes, interleaved, the page cache warm; the ratios to a Python
+Progress lives in .cache/specs/, which git does not keep. Times are of whole processes, interleaved, the page cache
+warm; the ratios to a Python
 that does nothing are what can be compared between machines.
 """
+
 import argparse
 import csv
 import datetime
@@ -111,7 +114,9 @@ def seconds(name, cache):
     if name.endswith('first'):
         env |= dict(FSDL_KEEP='0')
     start = time.perf_counter()
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *(words or [])], env=env, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code, *(words or [])], env=env, check=True, capture_output=True
+    )
     return time.perf_counter() - start
 
 
@@ -119,8 +124,12 @@ def measure(rounds):
     "All commands, interleaved"
     took = {name: [] for name in commands}
     with tempfile.TemporaryDirectory(prefix='fsdl-cold-') as cache:
-        subprocess.run([sys.executable, '-W', 'ignore', '-c', 'from fsdl_tools.cli.main import main; main()', 'memory', 'gpt2'],
-                       env=os.environ | dict(XDG_CACHE_HOME=cache), check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', 'from fsdl_tools.cli.main import main; main()', 'memory', 'gpt2'],
+            env=os.environ | dict(XDG_CACHE_HOME=cache),
+            check=True,
+            capture_output=True,
+        )
         for _ in range(rounds):
             for name in commands:
                 took[name].append(seconds(name, cache))
@@ -129,9 +138,27 @@ def measure(rounds):
     for name, each in took.items():
         ratios = sorted(t / b for t, b in zip(each, base, strict=True))
         low, high = ratios[round(0.1 * (len(ratios) - 1))], ratios[round(0.9 * (len(ratios) - 1))]
-        found.append(dict(command=name, seconds=statistics.median(each), fastest=min(each), ratio=statistics.median(ratios), low=low, high=high))
-        print(f'{name:28} {statistics.median(each):6.2f} s, fastest {min(each):.2f} s, {statistics.median(ratios):5.1f} ({low:.1f} to {high:.1f}) times Python alone')
-    note = dict(date=str(datetime.date.today()), rounds=rounds, cpus=os.cpu_count(), load=round(os.getloadavg()[0], 1), python=sys.version.split()[0])
+        found.append(
+            dict(
+                command=name,
+                seconds=statistics.median(each),
+                fastest=min(each),
+                ratio=statistics.median(ratios),
+                low=low,
+                high=high,
+            )
+        )
+        print(
+            f'{name:28} {statistics.median(each):6.2f} s, fastest {min(each):.2f} s, {statistics.median(ratios):5.1f}'
+            f' ({low:.1f} to {high:.1f}) times Python alone'
+        )
+    note = dict(
+        date=str(datetime.date.today()),
+        rounds=rounds,
+        cpus=os.cpu_count(),
+        load=round(os.getloadavg()[0], 1),
+        python=sys.version.split()[0],
+    )
     (data / 'results' / 'cold_start.json').write_text(json.dumps(dict(note=note, rows=found), indent=1) + '\n')
 
 

@@ -2,12 +2,17 @@
 
 usage: fit_time.py [RUNS.csv] [--new] [--write] [--no-cv] [--errors FILE]
 
-Two tables decide two groups of constants. published_runs.csv decides those marked `yes` in the column `fitted` of planner_time.csv; a cell
-is a model on a number of GPUs. published_runs_2026.csv (and the six runs of Megatron-Core) decide those marked `2026`, while the others
-stay as they are; a cell is a study, a model, a machine and a task. --new fits the second group, otherwise the first is fitted. RUNS.csv
-takes the place of the first table; a column step_time_s may take the place of step_seconds and set that of study. --write stores the
+Two tables decide two groups of constants. published_runs.csv decides those marked `yes` in the column `fitted` of
+planner_time.csv; a cell
+is a model on a number of GPUs. published_runs_2026.csv (and the six runs of Megatron-Core) decide those marked
+`2026`, while the others
+stay as they are; a cell is a study, a model, a machine and a task. --new fits the second group, otherwise the first
+is fitted. RUNS.csv
+takes the place of the first table; a column step_time_s may take the place of step_seconds and set that of study.
+--write stores the
 values. --errors writes what every run was predicted to take without its cell, in the form of data/planner_errors.csv.
 """
+
 import collections, csv, io, sys, time
 import numpy as np
 from fsdl_tools.core import data_path
@@ -18,23 +23,54 @@ from fsdl_tools.compute.uncertainty import family_of
 from fsdl_tools.compute.validation import check_row, strategy_of
 
 CONSTANTS = 'planner_time.csv'
-SCALE = .05  # Residuals (natural logarithm) beyond this count less
-PRIOR = .075  # Weight of the distance from the start, in units of one e-fold
+SCALE = 0.05  # Residuals (natural logarithm) beyond this count less
+PRIOR = 0.075  # Weight of the distance from the start, in units of one e-fold
 STIFF = dict(
-    bubble_share=5, nic_efficiency=5, tensor_exposed=3, elementwise_passes=2, fsdp_exposed=2, step_seconds=2,
-    matmul_efficiency=2, data_overlap=2, wave_loss=2, gemm_ramp=2, launch_seconds=2, clock=2, fp8_relative=2,
-    attention_efficiency=2, cast_bytes=2,
+    bubble_share=5,
+    nic_efficiency=5,
+    tensor_exposed=3,
+    elementwise_passes=2,
+    fsdp_exposed=2,
+    step_seconds=2,
+    matmul_efficiency=2,
+    data_overlap=2,
+    wave_loss=2,
+    gemm_ramp=2,
+    launch_seconds=2,
+    clock=2,
+    fp8_relative=2,
+    attention_efficiency=2,
+    cast_bytes=2,
 )
 STIFF_NEW = dict(
-    bubble_share=2, nic_efficiency=5, fsdp_exposed=2, data_overlap=2, loss_bytes=2, product_share=.5, recipe_share=2,
-    ragged_share=4, alltoall_exposed=4, launch_experts=4, graph_experts=4,
+    bubble_share=2,
+    nic_efficiency=5,
+    fsdp_exposed=2,
+    data_overlap=2,
+    loss_bytes=2,
+    product_share=0.5,
+    recipe_share=2,
+    ragged_share=4,
+    alltoall_exposed=4,
+    launch_experts=4,
+    graph_experts=4,
 )
 LIMIT = dict(
-    data_overlap=1.6, tensor_exposed=1, fsdp_exposed=1, hop_bytes=1, bubble_share=1, alltoall_exposed=1,
-    **{'fp8_relative/pytorch/fp8': .9, 'product_share/pytorch/Ampere': 1.1, 'product_share/pytorch/Hopper': 1.27},
-    attention_share=1.1, recipe_share=1, product_share=1.55, fp8_relative=1.05, matmul_efficiency=.8,
+    data_overlap=1.6,
+    tensor_exposed=1,
+    fsdp_exposed=1,
+    hop_bytes=1,
+    bubble_share=1,
+    alltoall_exposed=1,
+    **{'fp8_relative/pytorch/fp8': 0.9, 'product_share/pytorch/Ampere': 1.1, 'product_share/pytorch/Hopper': 1.27},
+    attention_share=1.1,
+    recipe_share=1,
+    product_share=1.55,
+    fp8_relative=1.05,
+    matmul_efficiency=0.8,
 )  # And 1 for everything called an efficiency; products stay below the best ever measured (0.87 A100, 0.80 H100)
-# Runs that differ in nothing we can see differ up to thirtyfold in nanotron, and by a third in torchtitan, whose table does not name the
+# Runs that differ in nothing we can see differ up to thirtyfold in nanotron, and by a third in torchtitan, whose table
+# does not name the
 # recipe of its float8: such rows must not pull
 HEAVY_TAILS = {'nanotron-ultrascale', 'torchtitan'}
 BOTH = 'megatron-core-h100'  # Its six runs are of the second group's framework
@@ -93,29 +129,30 @@ def weights(study, cell, new):
         names, count = np.unique(study, return_counts=True)
         return np.sqrt(len(study) / len(names) / count[np.searchsorted(names, study)])
     count = collections.Counter(cell)
-    w = np.array([count[x] ** -.35 for x in cell])
+    w = np.array([count[x] ** -0.35 for x in cell])
     return np.where(study == BOTH, WEIGHT_OF_BOTH, w * np.sqrt(len(w) / (w**2).sum()))
 
 
 def limit(name, which):
     "The largest value a constant may take"
-    return LIMIT.get(f'{name}/{which}', LIMIT.get(name, 1. if 'efficiency' in name else np.inf))
+    return LIMIT.get(f'{name}/{which}', LIMIT.get(name, 1.0 if 'efficiency' in name else np.inf))
 
 
 def fit(c, seconds, study, cell, const, new=False, rounds=25):
     "Constants of a group by robust least squares of log ratios"
     from scipy.optimize import least_squares
+
     free = [r for r in const if r['fitted'] == ('2026' if new else 'yes')]
     keys = [(r['name'], r['applies_to']) for r in free]
     x0 = np.log([float(r['start']) for r in free])
     top = np.log([limit(*key) for key in keys])
-    stiff = PRIOR * np.array([(STIFF_NEW if new else STIFF).get(n, 1.) for n, _ in keys])
+    stiff = PRIOR * np.array([(STIFF_NEW if new else STIFF).get(n, 1.0) for n, _ in keys])
     weight, tails = weights(study, cell, new), np.isin(study, list(HEAVY_TAILS))
     weight[tails] *= 1.5
 
     def residuals(x):
         r = np.log(step_time(c, table_of(const, keys, x), ready=True)['total'] / seconds)
-        z = (r / SCALE)**2
+        z = (r / SCALE) ** 2
         loss = np.where(tails, np.log1p(z), 2 * (np.sqrt(1 + z) - 1))
         return np.concatenate([np.sign(r) * SCALE * np.sqrt(loss) * weight, stiff * (x - x0)])
 
@@ -125,7 +162,9 @@ def fit(c, seconds, study, cell, const, new=False, rounds=25):
 
 
 def cross_validate(c, seconds, study, cell, const, new=False, rounds=12):
-    "Predictions of every run by constants fitted without its cell: alone in the second group, among an eighth in the first"
+    """Predictions of every run by constants fitted without its cell: alone in the second group, among an eighth in
+    the first
+    """
     names = np.array(sorted(set(cell)))
     folds = len(names) if new else 8
     np.random.default_rng(0).shuffle(names)
@@ -142,7 +181,7 @@ def summary(predicted, seconds, study):
     e = np.abs(predicted / seconds - 1)
     part = lambda s: e[study == s]
     return {
-        s: dict(runs=len(part(s)), median=float(np.median(part(s))), p90=float(np.quantile(part(s), .9)))
+        s: dict(runs=len(part(s)), median=float(np.median(part(s))), p90=float(np.quantile(part(s), 0.9)))
         for s in dict.fromkeys(study)
     }
 
@@ -177,10 +216,19 @@ def errors(rows, checked, c, cell, predicted, measured, what):
     for i, (r, q) in enumerate(zip(rows, checked)):
         family = family_of(str(c['gpu'][i]), str(c['precision'][i]), q['framework'], strategy_of(q))
         yield dict(
-            what=what, run=r['run'], study=r['study'], model=r.get('model') or '', cell=cell[i],
-            **dict(zip(('generation', 'bits', 'strategy', 'framework'), family)), gpu=str(c['gpu'][i]),
-            gpus=f"{c['gpus'][i]:g}", parameters=f'{total[i]:.3g}', seq=f"{c['seq'][i]:g}", layout=layout_text(q),
-            predicted=f'{predicted[i]:.5g}', measured=f'{measured[i]:.5g}',
+            what=what,
+            run=r['run'],
+            study=r['study'],
+            model=r.get('model') or '',
+            cell=cell[i],
+            **dict(zip(('generation', 'bits', 'strategy', 'framework'), family)),
+            gpu=str(c['gpu'][i]),
+            gpus=f"{c['gpus'][i]:g}",
+            parameters=f'{total[i]:.3g}',
+            seq=f"{c['seq'][i]:g}",
+            layout=layout_text(q),
+            predicted=f'{predicted[i]:.5g}',
+            measured=f'{measured[i]:.5g}',
         )
 
 
@@ -230,8 +278,13 @@ def main(argv):
     held = cross_validate(c, seconds, study, cell, const, new)
     show('cross-validated over cells', summary(held, seconds, study))
     if '--errors' in argv:
-        own = thinned([r for r in errors(rows, [check_row(r) for r in rows], c, cell, held, seconds, 'time')
-                       if not (new and r['study'] == BOTH)])
+        own = thinned(
+            [
+                r
+                for r in errors(rows, [check_row(r) for r in rows], c, cell, held, seconds, 'time')
+                if not (new and r['study'] == BOTH)
+            ]
+        )
         write_errors(argv[argv.index('--errors') + 1], own)
 
 

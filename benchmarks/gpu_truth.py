@@ -1,13 +1,18 @@
-"""Ten minutes on a machine with one GPU: predictions written down first, then measured, and both kept whatever they say.
+"""Ten minutes on a machine with one GPU: predictions written down first, then measured, and both kept whatever they
+say.
 
     python benchmarks/gpu_truth.py --out truth.json                 # on a GPU: about ten minutes
-    python benchmarks/gpu_truth.py --device cpu --out truth.json    # without one: predictions for an H100, and tiny measurements
+    python benchmarks/gpu_truth.py --device cpu --out truth.json    # without one: predictions for an H100, and tiny
+    measurements
                                                                     # of this processor that prove the script runs
 
-What is predicted and measured: products of matrices, attention by kernel, head size and length, 8-bit products where the card has
-them, updates of optimizers, and peak memory and step time of models of timm and transformers. FILE.predicted is written before the
+What is predicted and measured: products of matrices, attention by kernel, head size and length, 8-bit products where
+the card has
+them, updates of optimizers, and peak memory and step time of models of timm and transformers. FILE.predicted is
+written before the
 first measurement; the result names the card, the date and the versions.
 """
+
 import argparse
 import datetime
 import importlib.metadata
@@ -25,11 +30,21 @@ from fsdl_tools.files import write_atomic
 
 PRODUCTS = [(8192, 8192, 8192), (16384, 4096, 4096), (8192, 14336, 4096), (4096, 28672, 8192), (2048, 2048, 2048)]
 ATTENTION = [(heads, size, seq) for heads, size in ((32, 64), (32, 128), (16, 256)) for seq in (2048, 8192, 16384)]
-LARGER = ['resnet50:256', 'vit_base_patch16_224:128', 'convnext_base:64', 'efficientnet_b0:256', 'gpt2:32', 'llama-160m:32', 'llama-1b:16']
+LARGER = [
+    'resnet50:256',
+    'vit_base_patch16_224:128',
+    'convnext_base:64',
+    'efficientnet_b0:256',
+    'gpt2:32',
+    'llama-160m:32',
+    'llama-1b:16',
+]
 OPTIMIZERS = ['adamw', 'adamw fused', 'sgd']
 PARAMETERS = 200_000_000
 TINY = dict(products=[(256, 256, 256)], attention=[(2, 64, 256)], parameters=100_000)
-ONE_LAYER = dict(layers=1, hidden=4096, heads=32, ffn=16384, vocab=32000, seq=4096, gpus=1, tp=1, pp=1, dp=1, global_batch=1)
+ONE_LAYER = dict(
+    layers=1, hidden=4096, heads=32, ffn=16384, vocab=32000, seq=4096, gpus=1, tp=1, pp=1, dp=1, global_batch=1
+)
 
 
 def constants(gpu, precision='bf16'):
@@ -53,7 +68,7 @@ def predicted_attention(gpu, heads, size, seq, passes):
     if np.isnan(share):
         return None
     flops = 2 * heads * size * seq**2 * (1 if passes == 'forward' else 2.5)
-    return flops * (1 + half/seq) / (find(gpu).tflops['bf16'] * 1e12 * share)
+    return flops * (1 + half / seq) / (find(gpu).tflops['bf16'] * 1e12 * share)
 
 
 def predicted_update(gpu, name, parameters):
@@ -90,7 +105,9 @@ def predict(gpu, models, tiny):
     for a in attention:
         for passes in ('forward', 'backward'):
             seconds = predicted_attention(gpu, *a, passes)
-            yield dict(what=f'attention {passes}', which=list(a), kernel=kernel_of('pytorch', gpu), predicted_seconds=seconds)
+            yield dict(
+                what=f'attention {passes}', which=list(a), kernel=kernel_of('pytorch', gpu), predicted_seconds=seconds
+            )
     for name in OPTIMIZERS:
         seconds = predicted_update(gpu, name, parameters)
         yield dict(what='update', which=[name, parameters], predicted_seconds=seconds)
@@ -98,15 +115,18 @@ def predict(gpu, models, tiny):
         name, batch = m.split(':')
         try:
             got = predicted_model(gpu, name, int(batch))
-        except ValueError as e:                     # a network that this version of a zoo cannot make
+        except ValueError as e:  # a network that this version of a zoo cannot make
             yield dict(what='model', which=[name, int(batch)], error=str(e).splitlines()[0][:200])
             continue
-        yield dict(what='model', which=[name, int(batch)], predicted_seconds=got['seconds'], predicted_bytes=got['bytes'])
+        yield dict(
+            what='model', which=[name, int(batch)], predicted_seconds=got['seconds'], predicted_bytes=got['bytes']
+        )
 
 
 def timed(f, device, repeats=10):
     "Median seconds of `f`, after three calls that do not count"
     import torch
+
     wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
     took = []
     for i in range(repeats + 3):
@@ -121,7 +141,11 @@ def timed(f, device, repeats=10):
 
 def measured_product(device, m, n, k, narrow=False):
     import torch
-    a, b = torch.randn(m, k, device=device, dtype=torch.bfloat16), torch.randn(n, k, device=device, dtype=torch.bfloat16)
+
+    a, b = (
+        torch.randn(m, k, device=device, dtype=torch.bfloat16),
+        torch.randn(n, k, device=device, dtype=torch.bfloat16),
+    )
     if not narrow:
         return timed(lambda: a @ b.T, device)
     one = torch.ones((), device=device)
@@ -134,14 +158,21 @@ def measured_attention(device, heads, size, seq, passes):
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
-    q, k, v = (torch.randn(1, heads, seq, size, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+
+    q, k, v = (
+        torch.randn(1, heads, seq, size, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+    )
     forward = lambda: scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def both():
         forward().sum().backward()
 
     found = {}
-    ends = dict(sdpa=None) if device == 'cpu' else dict(sdpa=None, flash=SDPBackend.FLASH_ATTENTION, cudnn=SDPBackend.CUDNN_ATTENTION)
+    ends = (
+        dict(sdpa=None)
+        if device == 'cpu'
+        else dict(sdpa=None, flash=SDPBackend.FLASH_ATTENTION, cudnn=SDPBackend.CUDNN_ATTENTION)
+    )
     for name, end in ends.items():
         try:
             with sdpa_kernel(end) if end else torch.enable_grad():
@@ -154,6 +185,7 @@ def measured_attention(device, heads, size, seq, passes):
 
 def measured_update(device, name, parameters):
     import torch
+
     weights = [torch.nn.Parameter(torch.zeros(parameters // 20, device=device)) for _ in range(20)]
     for w in weights:
         w.grad = torch.ones_like(w)
@@ -174,42 +206,61 @@ def measure(row, device):
         return dict(measured_seconds=measured_update(device, *which))
     import gc
     import torch
+
     try:
         got, _ = measure_models.measure(*which, kernels=40)
-    except Exception as e:                          # the next row is not this one's
+    except Exception as e:  # the next row is not this one's
         return dict(error=f'{type(e).__name__}: {e}'.splitlines()[0][:200])
     finally:
         gc.collect()
-    return dict(measured_seconds=got['seconds'], measured_bytes=got['allocated'], reserved_bytes=got['reserved'], kernels=got['kernels'])
+    return dict(
+        measured_seconds=got['seconds'],
+        measured_bytes=got['allocated'],
+        reserved_bytes=got['reserved'],
+        kernels=got['kernels'],
+    )
 
 
 def about(device):
     "Card, date and versions"
     import torch
+
     card = torch.cuda.get_device_name(0) if device == 'cuda' else platform.processor() or platform.machine()
     versions = {p: importlib.metadata.version(p) for p in ('torch', 'timm', 'transformers', 'numpy')}
-    return dict(date=datetime.date.today().isoformat(), device=device, card=card, cuda=torch.version.cuda,
-                versions=versions | dict(python=platform.python_version()))
+    return dict(
+        date=datetime.date.today().isoformat(),
+        device=device,
+        card=card,
+        cuda=torch.version.cuda,
+        versions=versions | dict(python=platform.python_version()),
+    )
 
 
 def show(row):
     "One line: what, predicted, measured, ratio"
     p, m = row.get('predicted_seconds'), row.get('measured_seconds')
-    number = lambda x: f'{1e3*x:10.3f} ms' if isinstance(x, float) else f'{str(x)[:12]:>13}'
-    ratio = f'{p/m:6.2f}' if isinstance(p, float) and isinstance(m, float) else '     -'
-    size = f"  bytes {row['predicted_bytes']/row['measured_bytes']:.3f}" if row.get('measured_bytes') else ''
-    print(f"{row['what']:20} {str(row['which']):28} predicted {number(p)}  measured {number(m)} {ratio}{size}", flush=True)
+    number = lambda x: f'{1e3 * x:10.3f} ms' if isinstance(x, float) else f'{str(x)[:12]:>13}'
+    ratio = f'{p / m:6.2f}' if isinstance(p, float) and isinstance(m, float) else '     -'
+    size = f"  bytes {row['predicted_bytes'] / row['measured_bytes']:.3f}" if row.get('measured_bytes') else ''
+    print(
+        f"{row['what']:20} {str(row['which']):28} predicted {number(p)}  measured {number(m)} {ratio}{size}", flush=True
+    )
 
 
 def main(argv):
     a = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     a.add_argument('--device', default='cuda', choices=['cuda', 'cpu'])
     a.add_argument('--gpu', help='name in gpus.csv; default: the card found, or an H100')
-    a.add_argument('--models', nargs='*', help='MODEL:BATCH; default: those of measure_models.py and larger batches on a GPU, none on a CPU')
+    a.add_argument(
+        '--models',
+        nargs='*',
+        help='MODEL:BATCH; default: those of measure_models.py and larger batches on a GPU, none on a CPU',
+    )
     a.add_argument('--only', nargs='*', help='product, attention, update or model')
     a.add_argument('--out', required=True)
     a = a.parse_args(argv)
     import torch
+
     if a.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('there is no CUDA device here; --device cpu shows that the script runs')
     gpu = find(a.gpu or (torch.cuda.get_device_name(0) if a.device == 'cuda' else 'H100')).name
@@ -224,7 +275,7 @@ def main(argv):
         if 'error' not in row and not (tiny and row['what'] in ('product fp8', 'model')):
             row |= measure(row, a.device)
         show(row)
-        write_atomic(a.out, json.dumps(doc, indent=1) + '\n')      # what was measured stays, wherever the time ends
+        write_atomic(a.out, json.dumps(doc, indent=1) + '\n')  # what was measured stays, wherever the time ends
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@
 
 Writes fsdl_tools/data/results/pipeline.json.
 """
+
 import datetime, json, statistics, sys, time
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from fsdl_tools.parallel.pipeline import sleep_trace
 from fsdl_tools.parallel.pipeline_gpt import gpt_step, torch_step
 from fsdl_tools.models.tiny import adamw, rule_batch
 
-out = Path(__file__).parents[1]/'fsdl_tools'/'data'/'results'/'pipeline.json'
+out = Path(__file__).parents[1] / 'fsdl_tools' / 'data' / 'results' / 'pipeline.json'
 
 
 def race(name, config, m, virtual, rounds):
@@ -30,25 +31,48 @@ def race(name, config, m, virtual, rounds):
     x, y = rule_batch(0, 16, c.ctx)
     times = [], []
     for i in range(rounds + 3):
-        for k, (step, opt) in list(enumerate(runs))[::1 if i % 2 else -1]:
-            dist.barrier(); start = time.perf_counter()
-            step(x, y); opt.step(); opt.zero_grad()
+        for k, (step, opt) in list(enumerate(runs))[:: 1 if i % 2 else -1]:
             dist.barrier()
-            if i >= 3: times[k].append(time.perf_counter() - start)
-    return dict(ours=statistics.median(times[0]), theirs=statistics.median(times[1]), ratio=statistics.median(a / b for a, b in zip(*times)))
+            start = time.perf_counter()
+            step(x, y)
+            opt.step()
+            opt.zero_grad()
+            dist.barrier()
+            if i >= 3:
+                times[k].append(time.perf_counter() - start)
+    return dict(
+        ours=statistics.median(times[0]),
+        theirs=statistics.median(times[1]),
+        ratio=statistics.median(a / b for a, b in zip(*times)),
+    )
 
 
 def speed():
     cases = [('gpipe', 1), ('1f1b', 1), ('interleaved', 2)]
-    return [dict(schedule=n, model=c, ranks=2, m=8, rounds=10) | on_ranks(race, 2, n, c, 8, v, 10, timeout=400)[0] for c in ('gpt-tiny', 'gpt-mini') for n, v in cases]
+    return [
+        dict(schedule=n, model=c, ranks=2, m=8, rounds=10) | on_ranks(race, 2, n, c, 8, v, 10, timeout=400)[0]
+        for c in ('gpt-tiny', 'gpt-mini')
+        for n, v in cases
+    ]
 
 
 def bubble():
     rows = []
     for n, v in (('naive', 1), ('gpipe', 1), ('1f1b', 1), ('interleaved', 2), ('zb1p', 1)):
         for m in (4, 8, 16):
-            t = sleep_trace(n, 4, m, v, .04, .08, 3)
-            rows.append(dict(schedule=n, ranks=4, m=m, formula=bubble_formula(n, 4, m, v), simulated=simulate(t.timetable).ratio, measured=t.ratio, ratio=t.ratio / simulate(t.timetable).ratio, sleep='40 and 80 ms, best of 3 steps'))
+            t = sleep_trace(n, 4, m, v, 0.04, 0.08, 3)
+            rows.append(
+                dict(
+                    schedule=n,
+                    ranks=4,
+                    m=m,
+                    formula=bubble_formula(n, 4, m, v),
+                    simulated=simulate(t.timetable).ratio,
+                    measured=t.ratio,
+                    ratio=t.ratio / simulate(t.timetable).ratio,
+                    sleep='40 and 80 ms, best of 3 steps',
+                )
+            )
     return rows
 
 
@@ -56,6 +80,13 @@ if __name__ == '__main__':
     torch.set_num_threads(1)
     result = json.loads(out.read_text()) if out.exists() else {}
     for part in sys.argv[1:] or ['speed', 'bubble']:
-        result[part] = dict(date=str(datetime.date.today()), torch=version('torch'), python=sys.version.split()[0], machine='2 cores, gloo, one thread a rank', rows={'speed': speed, 'bubble': bubble}[part]())
+        result[part] = dict(
+            date=str(datetime.date.today()),
+            torch=version('torch'),
+            python=sys.version.split()[0],
+            machine='2 cores, gloo, one thread a rank',
+            rows={'speed': speed, 'bubble': bubble}[part](),
+        )
         write_atomic(out, json.dumps(result, indent=1) + '\n')
-        for r in result[part]['rows']: print(r, flush=True)
+        for r in result[part]['rows']:
+            print(r, flush=True)

@@ -4,6 +4,7 @@
 
 SOURCE is as it is cited: "PyPI: name version", or a repository with its commit.
 """
+
 import argparse
 import csv
 import datetime
@@ -13,13 +14,14 @@ from pathlib import Path
 from fsdl_tools.book.measure import measure_code
 from fsdl_tools.files import write_atomic
 
-TABLE = Path(__file__).parent.parent/'fsdl_tools/data/readability.csv'
+TABLE = Path(__file__).parent.parent / 'fsdl_tools/data/readability.csv'
 
 
 def main():
     p = argparse.ArgumentParser()
     p.add_argument('folder', type=Path)
-    for name in ('project', 'version', 'source'): p.add_argument(f'--{name}', required=True)
+    for name in ('project', 'version', 'source'):
+        p.add_argument(f'--{name}', required=True)
     p.add_argument('--skip', nargs='*', default=['_modidx.py'])
     a = p.parse_args()
     rows = list(csv.DictReader(TABLE.open())) if TABLE.exists() else []
@@ -34,4 +36,5 @@ def main():
     print(row)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -5,6 +5,7 @@
 The result is fsdl_tools/data/results/survival.json. It needs root and slurm-wlm and munge of Debian. Steps are slowed
 down to a quarter of a second, so that a run of a tiny model lasts as long as a node needs to die and to come back.
 """
+
 import argparse
 import datetime
 import json
@@ -38,7 +39,7 @@ def training(folder, steps):
 
 def rows_of(folder):
     "Metrics on record"
-    f = Path(folder)/'metrics.jsonl'
+    f = Path(folder) / 'metrics.jsonl'
     lines = f.read_text().splitlines() if f.exists() else []
     return [json.loads(line) for line in lines if line.endswith('}')]
 
@@ -52,14 +53,14 @@ def watch(slurm, handle, folder, events):
             states.append(dict(seconds=round(now, 1), state=status.state, word=status.word))
         rows = rows_of(folder)
         last = steps[-1]['step'] if steps else 0
-        if rows and rows[-1]['step'] < last:                        # it has gone back to a checkpoint
+        if rows and rows[-1]['step'] < last:  # it has gone back to a checkpoint
             last = rows[-1]['step'] - 1
         steps += [dict(seconds=round(now, 1), step=r['step'], loss=r['loss']) for r in rows if r['step'] > last]
         for what in events(rows[-1]['step'] if rows else 0, status.state):
             states.append(dict(seconds=round(time.monotonic() - began, 1), state=status.state, word=what))
         if status.done:
             return steps, states, status
-        time.sleep(.1)
+        time.sleep(0.1)
 
 
 def killer(cluster, at):
@@ -88,16 +89,16 @@ def main():
     a = p.parse_args()
     with SlurmCluster() as c:
         os.environ.update(SLURM_CONF=c.env['SLURM_CONF'], PATH=c.env['PATH'])
-        s = Slurm(python=sys.executable, output=str(c.root/'slurm-%j.out'))
+        s = Slurm(python=sys.executable, output=str(c.root / 'slurm-%j.out'))
         version = c.call('sinfo', '--version').split()[-1]
         out = {}
         for name, events in (('quiet', lambda *_: []), ('killed', killer(c, a.kill))):
-            folder = c.root/name
+            folder = c.root / name
             h = s.submit(training(folder, a.steps))
             steps, states, status = watch(s, h, folder, events)
             if status.state != 'succeeded':
                 raise RuntimeError(f'{name}: {status}\n{s.logs(h)[-2000:]}')
-            weights = (folder/'model.safetensors').read_bytes()
+            weights = (folder / 'model.safetensors').read_bytes()
             losses = [r['loss'] for r in rows_of(folder)]
             out[name] = dict(steps=steps, states=states, restarts=status.detail, losses=losses, weights=weights)
     equal = out['quiet'].pop('weights') == out['killed'].pop('weights')
@@ -109,7 +110,7 @@ def main():
         machine='two nodes of a SLURM on one machine of two cores, which did other work as well',
     )
     result = json.dumps(dict(note=note, **out), indent=1) + '\n'
-    write_atomic(data_path('tables.csv').parent/'results'/'survival.json', result)
+    write_atomic(data_path('tables.csv').parent / 'results' / 'survival.json', result)
     print(note, [(x['seconds'], x['word']) for x in out['killed']['states']])
 
 

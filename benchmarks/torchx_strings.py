@@ -6,6 +6,7 @@ The script runs in bash, with a program in the place of srun that splits --expor
 what it was given. The result is fsdl_tools/data/results/torchx_strings.json; --check compares instead of writing. It
 needs the side environment torchx.
 """
+
 import argparse
 import datetime
 import json
@@ -31,8 +32,8 @@ texts = {
     'a carriage return': 'a\r',
     'a tab first': '\ta',
     'half a character': '\udcff',
-    '200 letters': 'x'*200,
-    '1,000 letters': 'x'*1000,
+    '200 letters': 'x' * 200,
+    '1,000 letters': 'x' * 1000,
 }
 
 render = '''
@@ -61,14 +62,14 @@ def arrives(text):
     except (UnicodeEncodeError, RuntimeError) as e:
         return dict.fromkeys(('argument', 'variable'), f'no script: {type(e).__name__}')
     with tempfile.TemporaryDirectory() as d:
-        (Path(d)/'srun').write_text(srun % sys.executable)
-        (Path(d)/'srun').chmod(0o755)
-        (Path(d)/'job.sh').write_bytes(body)
+        (Path(d) / 'srun').write_text(srun % sys.executable)
+        (Path(d) / 'srun').chmod(0o755)
+        (Path(d) / 'job.sh').write_bytes(body)
         env = dict(PATH=f'{d}:{os.environ["PATH"]}', SAID=f'{d}/said', SLURM_JOB_ID='1')
         r = subprocess.run(['bash', f'{d}/job.sh'], env=env, capture_output=True, timeout=60, cwd=d)
         if r.returncode:
             return dict.fromkeys(('argument', 'variable'), 'the script fails')
-        said = json.loads((Path(d)/'said').read_text())
+        said = json.loads((Path(d) / 'said').read_text())
     want = os.fsencode(text).hex()
     word = {True: 'arrives', False: 'changed'}
     return dict(argument=word[said['words'][1:] == [want]], variable=word[said['note'] == want])
@@ -85,7 +86,7 @@ def main():
         sys.exit(0 if rows == read_results('torchx_strings')['rows'] else f'it is no longer so: {rows}')
     note = dict(date=datetime.date.today().isoformat(), torchx='0.7.0', python='.'.join(map(str, sys.version_info[:3])))
     result = json.dumps(dict(note=note, rows=rows), indent=1) + '\n'
-    write_atomic(data_path('tables.csv').parent/'results'/'torchx_strings.json', result)
+    write_atomic(data_path('tables.csv').parent / 'results' / 'torchx_strings.json', result)
     for r in rows:
         print(r)
 

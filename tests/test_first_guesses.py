@@ -1,8 +1,12 @@
-"""What people type first, who come from torch, transformers, accelerate, timm, Lightning, fastai, torchinfo and the drivers of NVIDIA:
-each works, or is answered with what to type. The list was written before the code was looked at."""
+"""What people type first, who come from torch, transformers, accelerate, timm, Lightning, fastai, torchinfo and the
+drivers of NVIDIA:
+each works, or is answered with what to type. The list was written before the code was looked at.
+"""
+
 import functools
 import pytest
 from fsdl_tools.core import fix_torchvision
+
 fix_torchvision()
 import torch
 import torch.nn.functional as F
@@ -13,7 +17,8 @@ from fsdl_tools.cli.main import run
 torch.set_num_threads(1)
 
 # From, what is typed, and what it must be answered with: nothing where it works, else words of the one line.
-# A line that begins with fsdl is a command. net is a small classifier, x a batch of it, y its targets, here an empty folder.
+# A line that begins with fsdl is a command. net is a small classifier, x a batch of it, y its targets, here an empty
+# folder.
 GUESSES = [
     ('torch', "export(net, x, 'a.onnx').verified", None),
     ('torch', "export(net, 'a.onnx', (x,)).verified", None),
@@ -38,7 +43,11 @@ GUESSES = [
     ('Lightning', "predict_memory(net, inputs=x, precision='bf16-mixed').peak", None),
     ('transformers', "predict_memory(net, inputs=x, optimizer='adamw_torch').peak", None),
     ('transformers', "predict_memory('gpt2', 1, 8, gradient_checkpointing=True).peak", None),
-    ('torch', "measure_memory(deep, x, recompute=True).peak == measure_memory(deep, x, recompute=blocks_of(deep)).peak", None),
+    (
+        'torch',
+        "measure_memory(deep, x, recompute=True).peak == measure_memory(deep, x, recompute=blocks_of(deep)).peak",
+        None,
+    ),
     ('torch', "predict_memory(net, batch_size=2, inputs=x).peak", None),
     ('accelerate', "largest_batch('resnet18', '1GiB') > 0", None),
     ('torch', "profile(net)", 'give|example|inputs'),
@@ -84,7 +93,14 @@ GUESSES = [
     ('Megatron-LM', "Layout(tensor_parallel_size=2)", 'type tp'),
     ('accelerate', "on_ranks(times, 2, 3, lr=2)", None),
     ('accelerate', "on_ranks(times, 2, 3, learning_rate=2)", 'learning_rate'),
-    ('NVIDIA', "[Cluster(name, 8).gpu.name for name in ('NVIDIA A100-SXM4-80GB', 'Tesla V100-SXM2-16GB', 'NVIDIA GeForce RTX 4090', 'NVIDIA RTX 6000 Ada Generation', 'Tesla T4', 'NVIDIA H100 80GB HBM3')]", None),
+    (
+        'NVIDIA',
+        (
+            "[Cluster(name, 8).gpu.name for name in ('NVIDIA A100-SXM4-80GB', 'Tesla V100-SXM2-16GB', 'NVIDIA GeForce"
+            " RTX 4090', 'NVIDIA RTX 6000 Ada Generation', 'Tesla T4', 'NVIDIA H100 80GB HBM3')]"
+        ),
+        None,
+    ),
     ('people', "cheapest(known_model, '26B', '7d', [Cluster('A100-SXM-80GB', 8, gpu_hour=2.)], 64)[0]", None),
     ('people', "Cluster('A100-SXM-80GB', 8, gpu_hour=1.).cost('7d') == 8 * 7 * 24", None),
     ('people', "fsdl_tools.__version__", None),
@@ -100,7 +116,14 @@ GUESSES = [
     ('transformers', 'fsdl zoo search --task text-generation --limit 3', None),
     ('transformers', 'fsdl zoo search resnet18 --license apache-2.0', None),
     ('people', "len(print_of(measure_memory(nn.Sequential(*[nn.Linear(4, 4) for _ in range(50)]), x))) < 1000", None),
-    ('people', "[e.fits for e in plan('gpt2', Cluster('A100-SXM-80GB', 8), 64)[0]][0] and plan('gpt2', Cluster('A100-SXM-80GB', 8), 64)[0][0].step_time", None),
+    (
+        'people',
+        (
+            "[e.fits for e in plan('gpt2', Cluster('A100-SXM-80GB', 8), 64)[0]][0] and plan('gpt2',"
+            " Cluster('A100-SXM-80GB', 8), 64)[0][0].step_time"
+        ),
+        None,
+    ),
     ('people', 'fsdl --version', None),
     ('people', 'fsdl help', None),
     ('people', 'fsdl models', 'fsdl zoo search'),
@@ -111,13 +134,17 @@ class Block(nn.Module):
     def __init__(self):
         super().__init__()
         self.f = nn.Linear(4, 4)
-    def forward(self, x): return self.f(x).relu()
+
+    def forward(self, x):
+        return self.f(x).relu()
 
 
-def times(a, lr=1): return a * lr
+def times(a, lr=1):
+    return a * lr
 
 
-def print_of(thing): return str(thing)
+def print_of(thing):
+    return str(thing)
 
 
 @pytest.fixture
@@ -128,14 +155,33 @@ def names(tmp_path, monkeypatch):
     from fsdl_tools.memory.predict import largest_batch
     from fsdl_tools.parallel.layout import parse_layout
     from fsdl_tools.training.config import check_config
+
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     deep = nn.Sequential(*[Block() for _ in range(3)])
-    here = dict(net=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), x=torch.randn(2, 4), y=torch.tensor([0, 2]), deep=deep,
-                table=nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(20, 2)), known_model=min(known()))
+    here = dict(
+        net=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)),
+        x=torch.randn(2, 4),
+        y=torch.tensor([0, 2]),
+        deep=deep,
+        table=nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(20, 2)),
+        known_model=min(known()),
+    )
     here |= {name: getattr(fsdl_tools, name) for name in fsdl_tools._offered}
-    return here | dict(torch=torch, nn=nn, F=F, functools=functools, GPT2Config=GPT2Config, largest_batch=largest_batch, blocks_of=blocks_of, parse_layout=parse_layout,
-                       check_config=check_config, times=times, print_of=print_of, fsdl_tools=fsdl_tools)
+    return here | dict(
+        torch=torch,
+        nn=nn,
+        F=F,
+        functools=functools,
+        GPT2Config=GPT2Config,
+        largest_batch=largest_batch,
+        blocks_of=blocks_of,
+        parse_layout=parse_layout,
+        check_config=check_config,
+        times=times,
+        print_of=print_of,
+        fsdl_tools=fsdl_tools,
+    )
 
 
 def command(line, capsys):
@@ -149,15 +195,18 @@ def command(line, capsys):
 def test_a_first_guess(source, typed, answer, names, capsys):
     if typed.startswith('fsdl '):
         code, said = command(typed, capsys)
-        if answer is None: assert code == 0, said
+        if answer is None:
+            assert code == 0, said
         else:
             assert code == 2 and len(said.strip().splitlines()) == 1 and answer in said, said
         return
     if answer is None:
         assert eval(typed, names) not in (None, False)
         return
-    with pytest.raises((ValueError, TypeError), match=answer) as caught: eval(typed, names)
+    with pytest.raises((ValueError, TypeError), match=answer) as caught:
+        eval(typed, names)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_there_are_forty_and_more(): assert len(GUESSES) >= 40 and len({typed for _, typed, _ in GUESSES}) == len(GUESSES)
+def test_there_are_forty_and_more():
+    assert len(GUESSES) >= 40 and len({typed for _, typed, _ in GUESSES}) == len(GUESSES)

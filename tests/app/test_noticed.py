@@ -1,4 +1,5 @@
 "What a change of one sign or number would break without any other test seeing it (benchmarks/mutation.py)"
+
 from types import SimpleNamespace
 
 from fsdl_tools.app import pages, tour
@@ -8,11 +9,11 @@ from fsdl_tools.table import Table
 def test_a_plan_of_the_tour_shows_the_next_best_layouts(tmp_path):
     blocks = tour._plan(SimpleNamespace(model='gpt2', gpu='A100-SXM-80GB', gpus=8, tokens='1B', budget=''), tmp_path)
     titles = [getattr(b, 'title', None) or str(b) for b in blocks]
-    assert any('next best' in str(t) for t in titles) and (tmp_path/'plan.json').exists()
+    assert any('next best' in str(t) for t in titles) and (tmp_path / 'plan.json').exists()
 
 
 def test_the_names_of_many_metrics_end_after_three_hundred_letters(monkeypatch):
-    series = SimpleNamespace(steps=[0], values=[1.])
+    series = SimpleNamespace(steps=[0], values=[1.0])
     run = SimpleNamespace(name='a', id='a', metrics={f'metric-{i:03d}': series for i in range(40)})
     monkeypatch.setattr('fsdl_tools.operations.tracking_read.read_all', lambda path: [run])
     monkeypatch.setattr('fsdl_tools.operations.tracking_compare.compare', lambda runs: Table([dict(c=1)]))

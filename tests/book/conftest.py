@@ -1,4 +1,5 @@
 """The built site, by either renderer, and a browser page to read it with."""
+
 import threading
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ def site(request, root):
     "The built site: by what, its folder, and its address on a free port"
     if request.param not in _renderers():
         pytest.skip(f'{request.param} is not on the PATH')
-    out = root/'_docs' if request.param == _renderers()[0] else root/'.cache'/f'site-{request.param}'
+    out = root / '_docs' if request.param == _renderers()[0] else root / '.cache' / f'site-{request.param}'
     update_site(root, request.param, out)
     server = serve_site(out, 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,7 @@
-"""What ./check calls: that the checks find what they look for, that nothing outlives them, and how tests are drawn and kept apart"""
+"""What ./check calls: that the checks find what they look for, that nothing outlives them, and how tests are drawn
+and kept apart
+"""
+
 import json
 import os
 import shutil
@@ -8,49 +11,72 @@ import sys
 import time
 import pytest
 from fsdl_tools.book import stages
-from fsdl_tools.book.checks import not_exported, run_in_kernel, run_notebooks, source_problems, stale_modules, _tables_without_words, unclean, untracked
-from fsdl_tools.book.stages import CheckFailed, clone, newcomer, newcomer_key, oldest_python, _run_quick, tests_of as concerned
+from fsdl_tools.book.checks import (
+    not_exported,
+    run_in_kernel,
+    run_notebooks,
+    source_problems,
+    stale_modules,
+    _tables_without_words,
+    unclean,
+    untracked,
+)
+from fsdl_tools.book.stages import (
+    CheckFailed,
+    clone,
+    newcomer,
+    newcomer_key,
+    oldest_python,
+    _run_quick,
+    tests_of as concerned,
+)
 
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 
 
 @pytest.fixture
 def copy(tmp_path, root):
-    for part in ('settings.ini', '_quarto.yml', 'fsdl_tools'): (shutil.copytree if (root/part).is_dir() else shutil.copy)(root/part, tmp_path/part)
-    shutil.copytree(root/'nbs', tmp_path/'nbs')
+    for part in ('settings.ini', '_quarto.yml', 'fsdl_tools'):
+        (shutil.copytree if (root / part).is_dir() else shutil.copy)(root / part, tmp_path / part)
+    shutil.copytree(root / 'nbs', tmp_path / 'nbs')
     return tmp_path
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     "The user's cache folder is another one"
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
-    return tmp_path/'cache'/'fsdl_tools'
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    return tmp_path / 'cache' / 'fsdl_tools'
 
 
 def test_this_project_is_as_it_should_be(root):
-    assert {r['problem']: r['found'] for r in source_problems(root) if r['found'] and r['problem'] != 'files that git does not know'} == {}
+    assert {
+        r['problem']: r['found']
+        for r in source_problems(root)
+        if r['found'] and r['problem'] != 'files that git does not know'
+    } == {}
 
 
 def test_a_hand_edited_module_is_found(copy):
-    (copy/'fsdl_tools/core.py').open('a').write('x = 1\n')
+    (copy / 'fsdl_tools/core.py').open('a').write('x = 1\n')
     assert not_exported(copy) == ['core.py']
 
 
 def test_a_module_of_a_deleted_notebook_is_found(copy):
-    (copy/'nbs/cli/06_main.ipynb').unlink()
+    (copy / 'nbs/cli/06_main.ipynb').unlink()
     assert stale_modules(copy) == ['cli/main.py']
 
 
 def test_a_table_without_words_and_words_without_a_table_are_found(copy):
     assert _tables_without_words(copy) == []
-    (copy/'fsdl_tools/data/results/new.json').write_text('{}')
-    (copy/'fsdl_tools/data/gpus.csv').unlink()
+    (copy / 'fsdl_tools/data/results/new.json').write_text('{}')
+    (copy / 'fsdl_tools/data/gpus.csv').unlink()
     assert _tables_without_words(copy) == ['gpus.csv', 'results/new.json']
 
 
 def test_an_unclean_notebook_is_found(copy):
-    p = copy/'nbs/00_core.ipynb'; nb = json.loads(p.read_text())
+    p = copy / 'nbs/00_core.ipynb'
+    nb = json.loads(p.read_text())
     next(c for c in nb['cells'] if c['cell_type'] == 'code')['execution_count'] = 7
     p.write_text(json.dumps(nb))
     assert unclean(copy) == ['00_core.ipynb']
@@ -58,51 +84,87 @@ def test_an_unclean_notebook_is_found(copy):
 
 # Notebooks
 
+
 def notebook(*cells):
-    code = [dict(cell_type='code', id=f'a{i}', metadata={}, source=c, outputs=[], execution_count=None) for i, c in enumerate(cells)]
-    return json.dumps(dict(cells=code, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')), nbformat=4, nbformat_minor=5))
+    code = [
+        dict(cell_type='code', id=f'a{i}', metadata={}, source=c, outputs=[], execution_count=None)
+        for i, c in enumerate(cells)
+    ]
+    return json.dumps(
+        dict(
+            cells=code,
+            metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')),
+            nbformat=4,
+            nbformat_minor=5,
+        )
+    )
 
 
 @pytest.fixture
 def small(tmp_path, root, cache):
     "A project of no notebooks yet"
-    (tmp_path/'nbs'/'part').mkdir(parents=True)
-    shutil.copy(root/'settings.ini', tmp_path)
+    (tmp_path / 'nbs' / 'part').mkdir(parents=True)
+    shutil.copy(root / 'settings.ini', tmp_path)
     return tmp_path
 
 
 def run(project, **notebooks):
-    for name, cells in notebooks.items(): (project/f'nbs/{name}.ipynb').write_text(notebook(*cells))
-    return {r['notebook'].removesuffix('.ipynb'): r for r in run_notebooks(project, timeout=20, report=lambda line: None)}
+    for name, cells in notebooks.items():
+        (project / f'nbs/{name}.ipynb').write_text(notebook(*cells))
+    return {
+        r['notebook'].removesuffix('.ipynb'): r for r in run_notebooks(project, timeout=20, report=lambda line: None)
+    }
 
 
-def sleepers(seconds): return [p for p in subprocess.run(['ps', '-eo', 'args'], capture_output=True, text=True).stdout.splitlines() if p == f'sleep {seconds}']
+def sleepers(seconds):
+    return [
+        p
+        for p in subprocess.run(['ps', '-eo', 'args'], capture_output=True, text=True).stdout.splitlines()
+        if p == f'sleep {seconds}'
+    ]
 
 
 def test_a_hanging_notebook_takes_its_children_with_it(small):
-    (small/'nbs/99_hang.ipynb').write_text(notebook("import subprocess; subprocess.Popen(['sleep', '4242']).wait()"))
+    (small / 'nbs/99_hang.ipynb').write_text(notebook("import subprocess; subprocess.Popen(['sleep', '4242']).wait()"))
     res = run_notebooks(small, ['99_hang.ipynb'], timeout=6, report=lambda line: None)
     assert not res[0]['ok'] and 'killed after 6 s' in res[0]['output']
-    time.sleep(.3)
+    time.sleep(0.3)
     assert not sleepers(4242)
 
 
 def test_what_a_notebook_leaves_running_ends_with_it(small):
     assert run(small, leaves=["import subprocess; p = subprocess.Popen(['sleep', '4243'])"])['leaves']['ok']
-    time.sleep(.3)
+    time.sleep(0.3)
     assert not sleepers(4243)
 
 
 def test_the_flags_of_nbdev_are_kept(small):
-    done = run(small, flags=['#| slow\nassert False', '#| notest\nassert False', '#| eval: false\nassert False', '#| gpu\nassert False', 'import os; assert os.environ["IN_TEST"] == "1"'])
+    done = run(
+        small,
+        flags=[
+            '#| slow\nassert False',
+            '#| notest\nassert False',
+            '#| eval: false\nassert False',
+            '#| gpu\nassert False',
+            'import os; assert os.environ["IN_TEST"] == "1"',
+        ],
+    )
     assert done['flags']['ok'], done['flags']['output']
     assert not run_notebooks(small, flags='slow', report=lambda line: None)[0]['ok']
 
 
 def test_nothing_goes_from_one_notebook_to_the_next(small):
     "Neither names, nor modules, nor the working folder, nor files"
-    done = run(small, a=['import os, sys\nopen("mine", "w").close(); sys.leak = 1; os.environ["LEAK"] = "1"'] * 1, b=['import os, sys\nassert not os.listdir(".") or os.listdir(".") == ["b.ipynb"]\nassert not hasattr(sys, "leak") and "LEAK" not in os.environ'],
-               **{'part/c': ['x = 1']}, d=['assert "x" not in globals()'])
+    done = run(
+        small,
+        a=['import os, sys\nopen("mine", "w").close(); sys.leak = 1; os.environ["LEAK"] = "1"'] * 1,
+        b=[
+            'import os, sys\nassert not os.listdir(".") or os.listdir(".") == ["b.ipynb"]\nassert not hasattr(sys,'
+            ' "leak") and "LEAK" not in os.environ'
+        ],
+        **{'part/c': ['x = 1']},
+        d=['assert "x" not in globals()'],
+    )
     assert [r['ok'] for r in done.values()] == [True] * 4, done
 
 
@@ -113,13 +175,24 @@ def test_a_failing_notebook_says_where(small):
 
 @linux
 def test_a_notebook_that_is_killed_fails_alone(small):
-    done = run(small, dies=['import os, signal; os.kill(os.getpid(), signal.SIGKILL)'], lives=['1'], exits=['import os; os._exit(0)'])
+    done = run(
+        small,
+        dies=['import os, signal; os.kill(os.getpid(), signal.SIGKILL)'],
+        lives=['1'],
+        exits=['import os; os._exit(0)'],
+    )
     assert (done['dies']['ok'], done['lives']['ok']) == (False, True)
 
 
 def test_ranks_are_forked_in_a_notebook_that_is_forked(small):
-    cells = ['import torch\nimport torch.distributed as dist\nfrom fsdl_tools.parallel.ranks import on_ranks',
-             'def work():\n    m = torch.nn.Linear(4, 4)\n    m(torch.ones(2, 4)).sum().backward()\n    t = torch.ones(1); dist.all_reduce(t); return t.item()', 'assert on_ranks(work, 2) == [2., 2.]']
+    cells = [
+        'import torch\nimport torch.distributed as dist\nfrom fsdl_tools.parallel.ranks import on_ranks',
+        (
+            'def work():\n    m = torch.nn.Linear(4, 4)\n    m(torch.ones(2, 4)).sum().backward()\n    t ='
+            ' torch.ones(1); dist.all_reduce(t); return t.item()'
+        ),
+        'assert on_ranks(work, 2) == [2., 2.]',
+    ]
     done = run(small, a=cells, b=cells, c=cells)
     assert [r['ok'] for r in done.values()] == [True] * 3, done
 
@@ -127,24 +200,36 @@ def test_ranks_are_forked_in_a_notebook_that_is_forked(small):
 @linux
 @pytest.mark.parametrize('how', ['killed', 'group is asked to end'])
 def test_when_the_runner_ends_its_notebooks_end(small, how):
-    for i in range(2): (small/f'nbs/{i}.ipynb').write_text(notebook("import subprocess; subprocess.Popen(['sleep', '4244']).wait()"))
+    for i in range(2):
+        (small / f'nbs/{i}.ipynb').write_text(notebook("import subprocess; subprocess.Popen(['sleep', '4244']).wait()"))
     code = f'from fsdl_tools.book.checks import run_notebooks; run_notebooks({str(small)!r})'
-    p = subprocess.Popen([sys.executable, '-c', code], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}, start_new_session=True)
+    p = subprocess.Popen(
+        [sys.executable, '-c', code], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}, start_new_session=True
+    )
     end = time.monotonic() + 60
-    while len(sleepers(4244)) < 2 and time.monotonic() < end: time.sleep(.1)
+    while len(sleepers(4244)) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
     assert len(sleepers(4244)) == 2
-    if how == 'killed': p.kill()
-    else: os.killpg(p.pid, signal.SIGTERM)
+    if how == 'killed':
+        p.kill()
+    else:
+        os.killpg(p.pid, signal.SIGTERM)
     p.wait()
     end = time.monotonic() + 20
-    while sleepers(4244) and time.monotonic() < end: time.sleep(.1)
+    while sleepers(4244) and time.monotonic() < end:
+        time.sleep(0.1)
     assert not sleepers(4244)
 
 
 def test_a_fresh_kernel_knows_nothing_and_is_in_another_folder(small):
-    (small/'nbs/a.ipynb').write_text(notebook('import os, sys\nassert "torch" not in sys.modules and os.listdir(".") == ["a.ipynb"]', '#| slow\nassert False'))
-    (small/'nbs/b.ipynb').write_text(notebook('raise KeyError("gone")'))
-    (small/'nbs/c.ipynb').write_text(notebook('import time; time.sleep(600)'))
+    (small / 'nbs/a.ipynb').write_text(
+        notebook(
+            'import os, sys\nassert "torch" not in sys.modules and os.listdir(".") == ["a.ipynb"]',
+            '#| slow\nassert False',
+        )
+    )
+    (small / 'nbs/b.ipynb').write_text(notebook('raise KeyError("gone")'))
+    (small / 'nbs/c.ipynb').write_text(notebook('import time; time.sleep(600)'))
     assert run_in_kernel(small, 'a.ipynb')['ok']
     bad = run_in_kernel(small, 'b.ipynb')
     assert not bad['ok'] and 'gone' in bad['output']
@@ -153,40 +238,69 @@ def test_a_fresh_kernel_knows_nothing_and_is_in_another_folder(small):
 
 # The newcomer
 
+
 @pytest.fixture
 def project(tmp_path, root, cache):
     "A git checkout in which ./course is a few lines"
-    top = tmp_path/'project'; top.mkdir()
-    for name in ('settings.ini', 'requirements.lock', 'setup.py', 'pyproject.toml'): shutil.copy(root/name, top)
-    (top/'.gitignore').write_text('.venv\n_docs\n')
-    write_course(top, 'mkdir -p _docs .venv; echo "<html><body>page</body></html>" > _docs/index.html; env > .venv/env; ls > .venv/ls; echo "$PWD" > .venv/made')
-    for args in (['init', '-q'], ['add', '.'], ['-c', 'user.name=a', '-c', 'user.email=a@b', 'commit', '-qm', 'first']): subprocess.run(['git', *args], cwd=top, check=True)
+    top = tmp_path / 'project'
+    top.mkdir()
+    for name in ('settings.ini', 'requirements.lock', 'setup.py', 'pyproject.toml'):
+        shutil.copy(root / name, top)
+    (top / '.gitignore').write_text('.venv\n_docs\n')
+    write_course(
+        top,
+        'mkdir -p _docs .venv; echo "<html><body>page</body></html>" > _docs/index.html; env > .venv/env; ls >'
+        ' .venv/ls; echo "$PWD" > .venv/made',
+    )
+    for args in (['init', '-q'], ['add', '.'], ['-c', 'user.name=a', '-c', 'user.email=a@b', 'commit', '-qm', 'first']):
+        subprocess.run(['git', *args], cwd=top, check=True)
     return top
 
 
 def write_course(top, body):
-    (top/'course').write_text(f'#!/bin/bash\nset -e\n[ "$1" = --build ]\n{body}\n'); (top/'course').chmod(0o755)
+    (top / 'course').write_text(f'#!/bin/bash\nset -e\n[ "$1" = --build ]\n{body}\n')
+    (top / 'course').chmod(0o755)
 
 
 def test_a_newcomer_has_none_of_our_variables_and_all_of_our_files(project, cache, monkeypatch):
-    monkeypatch.setenv('OURS', '1'); monkeypatch.setenv('PYTHONPATH', '/ours'); monkeypatch.setenv('PIP_FIND_LINKS', '/wheels')
-    (project/'new.txt').write_text('not committed'); (project/'.venv').mkdir(); (project/'.venv/ours').write_text('')
+    monkeypatch.setenv('OURS', '1')
+    monkeypatch.setenv('PYTHONPATH', '/ours')
+    monkeypatch.setenv('PIP_FIND_LINKS', '/wheels')
+    (project / 'new.txt').write_text('not committed')
+    (project / '.venv').mkdir()
+    (project / '.venv/ours').write_text('')
     assert 'made anew' in newcomer(project)
-    env = dict(line.split('=', 1) for line in next(cache.glob('newcomer/*/project/.venv/env')).read_text().splitlines() if '=' in line)
-    assert env['PATH'] == '/usr/bin:/bin' and env['PIP_FIND_LINKS'] == '/wheels' and not {'OURS', 'PYTHONPATH'} & set(env)
+    env = dict(
+        line.split('=', 1)
+        for line in next(cache.glob('newcomer/*/project/.venv/env')).read_text().splitlines()
+        if '=' in line
+    )
+    assert (
+        env['PATH'] == '/usr/bin:/bin' and env['PIP_FIND_LINKS'] == '/wheels' and not {'OURS', 'PYTHONPATH'} & set(env)
+    )
     assert 'new.txt' in next(cache.glob('newcomer/*/project/.venv/ls')).read_text().split()
-    assert [p.name for p in cache.glob('newcomer/*/project/*')] == ['.venv'] and not list(cache.glob('newcomer/*/clone'))
+    assert [p.name for p in cache.glob('newcomer/*/project/*')] == ['.venv'] and not list(
+        cache.glob('newcomer/*/clone')
+    )
     assert 'kept from an earlier run' in newcomer(project)
     assert 'made anew' in newcomer(project, uncached=True)
 
 
-@pytest.mark.parametrize('body, words', [
-    ('echo "no such package" >&2; exit 3', ['exit code 3', 'no such package']), ('mkdir _docs; echo x > _docs/index.html; echo "Traceback (most recent call last)"', ['traceback']),
-    ('true', ['made no site']), ('mkdir _docs; echo "<a href=\'gone.html\'>" > _docs/index.html', ['links of the site', 'gone.html']),
-    ('mkdir _docs; echo x > _docs/index.html; echo y >> setup.py', ['changes committed files', 'setup.py']), ('sleep 4245', ['longer than 3 s'])])
+@pytest.mark.parametrize(
+    'body, words',
+    [
+        ('echo "no such package" >&2; exit 3', ['exit code 3', 'no such package']),
+        ('mkdir _docs; echo x > _docs/index.html; echo "Traceback (most recent call last)"', ['traceback']),
+        ('true', ['made no site']),
+        ('mkdir _docs; echo "<a href=\'gone.html\'>" > _docs/index.html', ['links of the site', 'gone.html']),
+        ('mkdir _docs; echo x > _docs/index.html; echo y >> setup.py', ['changes committed files', 'setup.py']),
+        ('sleep 4245', ['longer than 3 s']),
+    ],
+)
 def test_what_a_newcomer_meets_is_shown(project, cache, body, words):
     write_course(project, body)
-    with pytest.raises(CheckFailed) as e: newcomer(project, timeout=3 if 'sleep' in body else 60)
+    with pytest.raises(CheckFailed) as e:
+        newcomer(project, timeout=3 if 'sleep' in body else 60)
     assert all(w in str(e.value) for w in words), str(e.value)
     assert 'cure: ' in str(e.value) and not list(cache.glob('newcomer/*/project/[a-z]*')) and not sleepers(4245)
 
@@ -196,8 +310,10 @@ def test_a_killed_newcomer_is_swept_by_the_next(project, cache):
     code = f'from fsdl_tools.book.stages import newcomer; newcomer({str(project)!r}, timeout=20)'
     p = subprocess.Popen([sys.executable, '-c', code], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)})
     end = time.monotonic() + 60
-    while not list(cache.glob('newcomer/*/project/half')) and time.monotonic() < end: time.sleep(.1)
-    p.kill(); p.wait()
+    while not list(cache.glob('newcomer/*/project/half')) and time.monotonic() < end:
+        time.sleep(0.1)
+    p.kill()
+    p.wait()
     assert list(cache.glob('newcomer/*/project/half'))
     write_course(project, 'mkdir -p _docs; echo x > _docs/index.html')
     newcomer(project)
@@ -206,48 +322,72 @@ def test_a_killed_newcomer_is_swept_by_the_next(project, cache):
 
 def test_the_environment_is_another_when_the_lock_is(project):
     before = newcomer_key(project, sys.executable)
-    (project/'requirements.lock').open('a').write('# another\n')
+    (project / 'requirements.lock').open('a').write('# another\n')
     assert newcomer_key(project, sys.executable) != before
 
 
 def test_the_oldest_python_is_one():
-    assert subprocess.run([oldest_python('3.11'), '-c', 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))']).returncode == 0
-    with pytest.raises(CheckFailed, match='no Python 3.19'): oldest_python('3.19')
+    assert (
+        subprocess.run(
+            [oldest_python('3.11'), '-c', 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))']
+        ).returncode
+        == 0
+    )
+    with pytest.raises(CheckFailed, match='no Python 3.19'):
+        oldest_python('3.19')
 
 
 def test_a_deleted_file_is_not_in_the_clone(project, tmp_path):
-    (project/'setup.py').unlink()
-    clone(project, tmp_path/'theirs')
-    assert not (tmp_path/'theirs'/'setup.py').exists()
+    (project / 'setup.py').unlink()
+    clone(project, tmp_path / 'theirs')
+    assert not (tmp_path / 'theirs' / 'setup.py').exists()
 
 
 # Stages
 
+
 def test_a_stage_in_the_background_that_fails_ends_the_run(root, monkeypatch):
-    def fails(root, uncached): raise CheckFailed('the newcomer', ['no module'], 'add it')
+    def fails(root, uncached):
+        raise CheckFailed('the newcomer', ['no module'], 'add it')
+
     seen = []
     monkeypatch.setattr(stages, '_state', dict(stages=[], notebooks=[]))
-    for name in ('_check_sources', '_sides_apart'): monkeypatch.setattr(stages, name, lambda root, *more: 'fine')
+    for name in ('_check_sources', '_sides_apart'):
+        monkeypatch.setattr(stages, name, lambda root, *more: 'fine')
     monkeypatch.setattr(stages, 'newcomer', fails)
-    monkeypatch.setattr(stages, '_check_site', lambda root: time.sleep(.5) or 'fine')
+    monkeypatch.setattr(stages, '_check_site', lambda root: time.sleep(0.5) or 'fine')
     monkeypatch.setattr(stages, '_check_notebooks', lambda *a, **kw: seen.append(a) or 'fine')
-    with pytest.raises(CheckFailed, match='the newcomer'): stages.run_stages(root)
+    with pytest.raises(CheckFailed, match='the newcomer'):
+        stages.run_stages(root)
     assert seen == [], 'the notebooks were not waited for'
 
 
 def test_a_build_in_the_background_ends_with_the_run(root, monkeypatch, tmp_path):
     monkeypatch.setattr(stages, '_state', dict(stages=[], notebooks=[]))
     real = stages._started
-    code = "import subprocess\nfrom fsdl_tools.book import stages\nfrom fsdl_tools.environments import _call\nstages._side_environments = lambda root, slow: _call(['sleep', '4247'], 'log', 500)\nstages._sides()"
-    monkeypatch.setattr(stages, '_started', lambda command, folder, out, env: real([sys.executable, '-c', code], tmp_path, out, env | dict(PYTHONPATH=str(root))))
+    code = (
+        "import subprocess\nfrom fsdl_tools.book import stages\nfrom fsdl_tools.environments import"
+        " _call\nstages._side_environments = lambda root, slow: _call(['sleep', '4247'], 'log', 500)\nstages._sides()"
+    )
+    monkeypatch.setattr(
+        stages,
+        '_started',
+        lambda command, folder, out, env: real(
+            [sys.executable, '-c', code], tmp_path, out, env | dict(PYTHONPATH=str(root))
+        ),
+    )
     monkeypatch.setattr(stages, '_check_sources', lambda root: 'fine')
     monkeypatch.setattr(stages, 'newcomer', lambda root, uncached: 'fine')
+
     def fails(root):
         end = time.monotonic() + 60
-        while not sleepers(4247) and time.monotonic() < end: time.sleep(.1)
+        while not sleepers(4247) and time.monotonic() < end:
+            time.sleep(0.1)
         raise CheckFailed('the site', [], 'look')
+
     monkeypatch.setattr(stages, '_check_site', fails)
-    with pytest.raises(CheckFailed, match='the site'): stages.run_stages(root)
+    with pytest.raises(CheckFailed, match='the site'):
+        stages.run_stages(root)
     assert not sleepers(4247)
 
 
@@ -263,29 +403,42 @@ def test_quick_takes_what_was_changed(root, monkeypatch):
 
 
 def test_help_needs_no_environment(root, tmp_path):
-    shutil.copy(root/'check', tmp_path)
-    r = subprocess.run(['./check', '--help'], cwd=tmp_path, capture_output=True, text=True, env=dict(PATH='/usr/bin:/bin'))
+    shutil.copy(root / 'check', tmp_path)
+    r = subprocess.run(
+        ['./check', '--help'], cwd=tmp_path, capture_output=True, text=True, env=dict(PATH='/usr/bin:/bin')
+    )
     assert r.returncode == 0 and all(o in r.stdout for o in ('--quick', '--slow', '--seed', '--uncached'))
 
 
 # Tests that are drawn, and tests that run alone
 
+
 def inner(root, folder, body, *args):
     "pytest on one file, with the settings of this project"
-    (folder/'tests').mkdir(exist_ok=True)
-    shutil.copy(root/'tests/conftest.py', folder/'tests'); shutil.copy(root/'pytest.ini', folder)
-    (folder/'tests/test_it.py').write_text(body)
-    env = {k: v for k, v in os.environ.items() if not k.startswith(('PYTEST_', 'FSDL_'))} | dict(PYTHONPATH=os.pathsep.join([str(root), *sys.path]), XDG_CACHE_HOME=str(folder/'cache'))
-    return subprocess.run([sys.executable, '-m', 'pytest', '-vv', *args], cwd=folder, capture_output=True, text=True, env=env, timeout=120).stdout
+    (folder / 'tests').mkdir(exist_ok=True)
+    shutil.copy(root / 'tests/conftest.py', folder / 'tests')
+    shutil.copy(root / 'pytest.ini', folder)
+    (folder / 'tests/test_it.py').write_text(body)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(('PYTEST_', 'FSDL_'))} | dict(
+        PYTHONPATH=os.pathsep.join([str(root), *sys.path]), XDG_CACHE_HOME=str(folder / 'cache')
+    )
+    return subprocess.run(
+        [sys.executable, '-m', 'pytest', '-vv', *args], cwd=folder, capture_output=True, text=True, env=env, timeout=120
+    ).stdout
 
 
 def test_a_sweep_is_drawn_by_its_seed(root, tmp_path):
     body = 'import pytest\n@pytest.mark.sweep(3)\n@pytest.mark.parametrize("i", range(50))\ndef test_one(i): pass\n'
-    drawn = lambda *args: sorted(line.split(' ')[0] for line in inner(root, tmp_path, body, *args).splitlines() if '::test_one[' in line)
+    drawn = lambda *args: sorted(
+        line.split(' ')[0] for line in inner(root, tmp_path, body, *args).splitlines() if '::test_one[' in line
+    )
     a, b, c = drawn('--seed', '1'), drawn('--seed', '1'), drawn('--seed', '2')
     assert a == b != c and len(a) == len(c) == 3 and len(drawn('--slow')) == 50
     out = inner(root, tmp_path, body, '--seed', '1', '-n', '2')
-    assert '3 passed' in out.splitlines()[-1] and 'left out: 47 of 50 cases of tests/test_it.py::test_one are left to --slow (seed 1)' in out
+    assert (
+        '3 passed' in out.splitlines()[-1]
+        and 'left out: 47 of 50 cases of tests/test_it.py::test_one are left to --slow (seed 1)' in out
+    )
 
 
 def test_what_runs_alone_runs_alone(root, tmp_path):
@@ -305,18 +458,22 @@ def test_alone(i): note('alone')
 """
     out = inner(root, tmp_path, body, '-n', '2', '--dist', 'loadgroup')
     assert '16 passed' in out, out
-    rows = sorted(line.split() for line in (tmp_path/'log').read_text().splitlines())
+    rows = sorted(line.split() for line in (tmp_path / 'log').read_text().splitlines())
     inside, most = [], 0
     for _, kind, sign in rows:
-        if sign == '+': inside.append(kind)
-        else: inside.remove(kind)
+        if sign == '+':
+            inside.append(kind)
+        else:
+            inside.remove(kind)
         assert 'alone' not in inside or inside == ['alone']
         most = max(most, len(inside))
     assert most == 2, 'the others run side by side'
 
 
 def test_skips_are_listed_and_the_verdict_is_last(root, tmp_path):
-    out = inner(root, tmp_path, 'import pytest\n@pytest.mark.slow\ndef test_one(): pass\ndef test_two(): pass\n', '-n', '2')
+    out = inner(
+        root, tmp_path, 'import pytest\n@pytest.mark.slow\ndef test_one(): pass\ndef test_two(): pass\n', '-n', '2'
+    )
     assert 'slow: run with --slow' in out and '1 passed, 1 skipped' in out.splitlines()[-1]
 
 
@@ -333,7 +490,9 @@ def test_wrong_for_some_draws(rng): assert rng.random() > 2
 @given(st.integers())
 def test_wrong_for_some_inputs(x): assert x < 100
 """
-    out = inner(root, tmp_path, body, '-n', '2', '--dist', 'loadgroup', '--seed', '3', '--hypothesis-seed', '3', '--reruns', '1')
+    out = inner(
+        root, tmp_path, body, '-n', '2', '--dist', 'loadgroup', '--seed', '3', '--hypothesis-seed', '3', '--reruns', '1'
+    )
     assert '2 failed, 1 passed, 3 rerun' in out.splitlines()[-1], out[-3000:]
-    first = out[out.index('passed, if at all, only the second time: tests/test_it.py::test_machine_was_busy'):]
+    first = out[out.index('passed, if at all, only the second time: tests/test_it.py::test_machine_was_busy') :]
     assert 'the machine was busy' in first

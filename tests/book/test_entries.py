@@ -1,4 +1,5 @@
 """Every public name, method and field has its entry on the site, with words."""
+
 import dataclasses
 import importlib
 import inspect
@@ -30,8 +31,10 @@ def test_every_class_has_an_entry_for_each_of_its_methods(root):
         anchors = re.findall(r'\{#([\w.]+) \.api\}', text)
         tree = _class_tree(cls)
         expected = [name, *(f'{name}.{method}' for method in _own_methods(cls, tree))]
-        if anchors != [e.lower() for e in expected]: wrong.append((module, name, anchors))
-        if NOISE.search(text): wrong.append((module, name, 'noise'))
+        if anchors != [e.lower() for e in expected]:
+            wrong.append((module, name, anchors))
+        if NOISE.search(text):
+            wrong.append((module, name, 'noise'))
     assert not wrong, wrong
 
 
@@ -41,15 +44,23 @@ def test_every_field_of_every_record_has_a_row_and_the_words_of_its_comment(root
         rows = dict(re.findall(r'^\| <code>(.+?)</code> \| .*? \| (.*?) \|', str(Entry(cls)), re.M))
         rows = {re.sub('&#95;', '_', field): words for field, words in rows.items()}
         fields = [f.name for f in dataclasses.fields(cls) if f.name[0] != '_']
-        if list(rows) != fields: wrong.append((module, name, set(fields) ^ set(rows)))
-        wrong += [(module, name, field) for field, words in rows.items()
-                  if bool(words.strip()) == (f'{module}: {name}.{field}: no comment' in gaps)]
+        if list(rows) != fields:
+            wrong.append((module, name, set(fields) ^ set(rows)))
+        wrong += [
+            (module, name, field)
+            for field, words in rows.items()
+            if bool(words.strip()) == (f'{module}: {name}.{field}: no comment' in gaps)
+        ]
     assert not wrong, wrong
 
 
 def test_no_line_of_a_signature_runs_far_out_of_the_column(root):
-    wide = [(module, name, line) for module, name, f in public_objects(root, inspect.isfunction)
-            for line in str(Entry(f)).split('```')[1].split('\n') if len(line) > 120]
+    wide = [
+        (module, name, line)
+        for module, name, f in public_objects(root, inspect.isfunction)
+        for line in str(Entry(f)).split('```')[1].split('\n')
+        if len(line) > 120
+    ]
     assert not wide, wide
 
 

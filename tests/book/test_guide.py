@@ -1,4 +1,5 @@
 """The guide asks what its tree says, answers what the library says, and takes nothing that is not meant."""
+
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -28,7 +29,8 @@ CASES = dict(
 
 
 @pytest.fixture(scope='module')
-def walks(): return {name: guide(**case) for name, case in CASES.items()}
+def walks():
+    return {name: guide(**case) for name, case in CASES.items()}
 
 
 def test_every_walk_is_a_way_through_the_tree(walks):
@@ -61,35 +63,49 @@ def test_a_figure_is_what_its_call_gives(walks):
     for walk in walks.values():
         plan = walk.plan
         for step in walk.steps:
-            if not step.how: continue
-            try: found = eval(step.how, dict(names, plan=plan))
-            except ValueError: assert step.outcome in ('no', 'nothing fits'), step
-            else: agrees(step, found, walk)
+            if not step.how:
+                continue
+            try:
+                found = eval(step.how, dict(names, plan=plan))
+            except ValueError:
+                assert step.outcome in ('no', 'nothing fits'), step
+            else:
+                agrees(step, found, walk)
 
 
 def agrees(step, found, walk):
-    if step.name == 'model': assert found == step.figure
-    if step.name == 'data': assert found is True
-    if step.name in ('zero', 'more'): assert found.fits
-    if step.name == 'time': assert found.fits and found.gpus == 1
+    if step.name == 'model':
+        assert found == step.figure
+    if step.name == 'data':
+        assert found is True
+    if step.name in ('zero', 'more'):
+        assert found.fits
+    if step.name == 'time':
+        assert found.fits and found.gpus == 1
     if step.name == 'ddp':
         one = search(walk.model, Cluster(walk.gpu, 1), walk.plan.global_batch, walk.plan.seq, offload='none').fastest
         assert step.figure == pytest.approx(one.step_time / found.step_time)
-    if step.name == 'cut': assert found.layout == walk.plan.layout
-    if step.name == 'offload': assert found.device == step.figure
-    if step.name == 'where': assert found == step.figure
+    if step.name == 'cut':
+        assert found.layout == walk.plan.layout
+    if step.name == 'offload':
+        assert found.device == step.figure
+    if step.name == 'where':
+        assert found == step.figure
 
 
 def test_the_planner_takes_the_layout_that_a_walk_prints(walks):
     for walk in walks.values():
-        if walk.plan is None: continue
+        if walk.plan is None:
+            continue
         e = walk.plan
         again = estimate(walk.model, str(e.layout), Cluster(walk.gpu, e.gpus), e.global_batch, e.seq)
         assert again.step_time == e.step_time and again.device == e.device
 
 
 def test_a_plan_faster_than_anything_published_says_so(walks):
-    assert 'Published runs of this size on this machine were slower' in next(s.answer for s in walks['cut'].steps if s.name == 'where')
+    assert 'Published runs of this size on this machine were slower' in next(
+        s.answer for s in walks['cut'].steps if s.name == 'where'
+    )
     assert 'Published' not in next(s.answer for s in walks['copies'].steps if s.name == 'where')
 
 
@@ -112,7 +128,8 @@ def test_models_of_images(walks):
 
 def test_every_step_leads_to_a_page(walks, root):
     for walk in walks.values():
-        for step in walk.steps: assert (root/'nbs'/f'{step.page}.ipynb').is_file(), step.page
+        for step in walk.steps:
+            assert (root / 'nbs' / f'{step.page}.ipynb').is_file(), step.page
 
 
 def test_a_walk_travels(walks):
@@ -124,7 +141,7 @@ def test_a_walk_travels(walks):
 
 def test_the_drawing_has_every_question_and_marks_the_walk(walks):
     plain = draw_tree()
-    assert ET.fromstring(plain).attrib['width'] == '840'     # without a width a browser shows nothing of an image
+    assert ET.fromstring(plain).attrib['width'] == '840'  # without a width a browser shows nothing of an image
     for walk in walks.values():
         drawn = ET.fromstring(draw_tree(walk))
         boxes = [r for r in drawn.iter('{http://www.w3.org/2000/svg}rect') if r.get('rx')]
@@ -133,42 +150,68 @@ def test_the_drawing_has_every_question_and_marks_the_walk(walks):
     assert '#d55e00' not in plain
 
 
-@pytest.mark.parametrize('wrong', [
-    dict(model='gpt2-xll'), dict(gpu='H10000'), dict(gpus=0), dict(gpus=-1), dict(batch=0), dict(batch=12), dict(seq=0), dict(tokens=0.), dict(within=-1.),
-    dict(price=0.), dict(seen_by='nobody'), dict(precision='int3'), dict(framework='none'), dict(gpu='RTX 3090', gpus=4),
-], ids=str)
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        dict(model='gpt2-xll'),
+        dict(gpu='H10000'),
+        dict(gpus=0),
+        dict(gpus=-1),
+        dict(batch=0),
+        dict(batch=12),
+        dict(seq=0),
+        dict(tokens=0.0),
+        dict(within=-1.0),
+        dict(price=0.0),
+        dict(seen_by='nobody'),
+        dict(precision='int3'),
+        dict(framework='none'),
+        dict(gpu='RTX 3090', gpus=4),
+    ],
+    ids=str,
+)
 def test_what_cannot_be_meant_is_refused(wrong):
-    with pytest.raises(ValueError) as why: guide(**dict(model='gpt2-xl', gpu='H100') | wrong)
+    with pytest.raises(ValueError) as why:
+        guide(**dict(model='gpt2-xl', gpu='H100') | wrong)
     assert '\n' not in str(why.value)
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(['gpt2', 'gpt2-xl', 'llama-3.1-8b', 'mixtral-8x7b']), st.sampled_from(['A100-SXM-80GB', 'A100-SXM-40GB', 'H100-SXM-80GB', 'B200']),
-       st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([16, 64, 512]), st.sampled_from([None, 1e9, 1e12]), st.sampled_from([None, 3600., 30. * 86400]))
+@given(
+    st.sampled_from(['gpt2', 'gpt2-xl', 'llama-3.1-8b', 'mixtral-8x7b']),
+    st.sampled_from(['A100-SXM-80GB', 'A100-SXM-40GB', 'H100-SXM-80GB', 'B200']),
+    st.sampled_from([1, 2, 4, 8, 16]),
+    st.sampled_from([16, 64, 512]),
+    st.sampled_from([None, 1e9, 1e12]),
+    st.sampled_from([None, 3600.0, 30.0 * 86400]),
+)
 def test_any_case_ends_with_a_plan_that_fits_or_says_that_none_does(model, gpu, gpus, batch, tokens, within):
     walk = guide(model, gpu, gpus, batch, 1024, tokens, within)
     assert len(walk.steps) <= len(_asked) and walk.steps[-1].then == ''
     assert (walk.plan is None) == ('does not fit' in walk.advice)
-    if walk.plan: assert walk.plan.fits and str(walk.plan.layout) in walk.advice
+    if walk.plan:
+        assert walk.plan.fits and str(walk.plan.layout) in walk.advice
 
 
 def test_the_guide_computes_nothing_of_its_own():
     "Its bytes, seconds and dollars are of the planner: no constant with a unit stands in its code"
     import inspect
     import re
+
     code = inspect.getsource(module)
     assert not re.findall(r'\b(?:GiB|1e9|1e12|2\s*\*\*\s*\d+|TFLOP)\b', code)
 
 
 # The thirty minutes
 
+
 def route(root):
     "Minutes, page and sections of each row"
-    cells = json.loads((root/'nbs/book/14_guide.ipynb').read_text(encoding='utf-8'))['cells']
+    cells = json.loads((root / 'nbs/book/14_guide.ipynb').read_text(encoding='utf-8'))['cells']
     text = next(''.join(c['source']) for c in cells if ''.join(c['source']).startswith('## The book in thirty minutes'))
     for minutes, read in re.findall(r'^\| (\d+) \| (.*?) \| [^|]* \|$', text, re.M):
         link = re.search(r'\]\((\S+?)\.ipynb\)', read)
-        page = (root/'nbs/book'/(link[1] if link else '14_guide')).resolve()
+        page = (root / 'nbs/book' / (link[1] if link else '14_guide')).resolve()
         yield int(minutes), page.with_name(page.name + '.ipynb'), re.findall(r'\*(\S[^*]*)\*', read)
 
 
@@ -180,9 +223,12 @@ def section(page, title):
         if c['cell_type'] == 'markdown':
             for line in text.splitlines():
                 heading = re.match(r'#+ (.*)', line)
-                if heading: inside = heading[1].strip() == title
-                if inside: words += len(line.split())
-        elif inside: pictures += any(k.startswith('image') for o in c['outputs'] for k in o.get('data', {}))
+                if heading:
+                    inside = heading[1].strip() == title
+                if inside:
+                    words += len(line.split())
+        elif inside:
+            pictures += any(k.startswith('image') for o in c['outputs'] for k in o.get('data', {}))
     return words, pictures
 
 

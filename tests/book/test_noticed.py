@@ -1,4 +1,5 @@
 "What a change of one sign or number would break without any other test seeing it (benchmarks/mutation.py)"
+
 import datetime
 import os
 import subprocess
@@ -11,7 +12,7 @@ from fsdl_tools.book import epub, finish, frame
 
 
 def test_the_date_of_the_imprint_is_that_of_the_last_commit(tmp_path):
-    assert finish._date(tmp_path) == datetime.date.today()       # no checkout
+    assert finish._date(tmp_path) == datetime.date.today()  # no checkout
     env = os.environ | dict(GIT_COMMITTER_DATE='2001-02-03T12:00:00', GIT_AUTHOR_DATE='2004-05-06T12:00:00')
     git = ['git', '-c', 'user.name=a', '-c', 'user.email=a@b']
     subprocess.run([*git, 'init', '-q'], cwd=tmp_path, check=True)
@@ -31,7 +32,10 @@ def test_only_tables_of_html_get_links():
     data = [{'text/html': [table]}, {'text/html': table}, {'text/plain': table}, {}]
     cell = dict(outputs=[*(dict(data=dict(d)) for d in data), dict(output_type='stream', text='one/01x')])
     frame.Frame._outputs(SimpleNamespace(), cell, {'one/01x': ('one/x', 'A & B')}, '../')
-    linked = '<td><a href="../one/x.html">A &amp; B</a></td><td><a href="https://a.org/b">https://a.org/b</a></td><td>two/02y</td>'
+    linked = (
+        '<td><a href="../one/x.html">A &amp; B</a></td><td><a'
+        ' href="https://a.org/b">https://a.org/b</a></td><td>two/02y</td>'
+    )
     assert [out['data'] for out in cell['outputs'][:4]] == [{'text/html': linked}, {'text/html': linked}, *data[2:]]
     assert cell['outputs'][4] == dict(output_type='stream', text='one/01x')
-    frame.Frame._outputs(SimpleNamespace(), {}, {}, '')           # a cell that was not run
+    frame.Frame._outputs(SimpleNamespace(), {}, {}, '')  # a cell that was not run

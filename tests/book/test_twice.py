@@ -1,4 +1,5 @@
 "No module defines a name twice: the second definition would take the place of the first without a word"
+
 import ast
 from collections import Counter
 from pathlib import Path
@@ -27,9 +28,14 @@ def twice(source):
 
 def test_a_name_that_is_defined_twice_is_found():
     assert twice('def a(): pass\ndef b(): pass\ndef a(): return 1\n') == ['a']
-    assert twice('class A:\n  @property\n  def x(self): pass\n  @x.setter\n  def x(self, v): pass\n  def y(self): pass\n  def y(self): pass\n') == ['y']
+    assert twice(
+        'class A:\n  @property\n  def x(self): pass\n  @x.setter\n  def x(self, v): pass\n  def y(self): pass\n  def'
+        ' y(self): pass\n'
+    ) == ['y']
 
 
 def test_no_module_defines_a_name_twice():
-    found = {p.relative_to(ROOT).as_posix(): names for p in sorted(ROOT.rglob('*.py')) if (names := twice(p.read_text()))}
+    found = {
+        p.relative_to(ROOT).as_posix(): names for p in sorted(ROOT.rglob('*.py')) if (names := twice(p.read_text()))
+    }
     assert not found

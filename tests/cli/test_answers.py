@@ -24,7 +24,7 @@ for module in sorted(set(re.findall(r"'(fsdl_tools(?:\.\w+)?\.\w+)\.\w+'", Path(
         importlib.import_module(module)
 
 
-NUL = 'SyntaxError: source code string', 'source code string'     # its class is another one from Python 3.11.4 on
+NUL = 'SyntaxError: source code string', 'source code string'  # its class is another one from Python 3.11.4 on
 
 
 class Asked(dict):
@@ -41,7 +41,9 @@ class Asked(dict):
         value = [answer(function, *args, **kw), self.calls, *self.capsys.readouterr()]
         while len(value) > 1 and not value[-1]:
             value.pop()
-        self[question] = json.loads(json.dumps(value).replace('PosixPath(', 'Path(').replace(self.tmp, 'TMP').replace(*NUL))
+        self[question] = json.loads(
+            json.dumps(value).replace('PosixPath(', 'Path(').replace(self.tmp, 'TMP').replace(*NUL)
+        )
         self.calls.clear()
 
     def typed(self, *words):

@@ -1,9 +1,13 @@
 "What a change of one sign or number would break without any other test seeing it (benchmarks/mutation.py)"
+
 from fsdl_tools.cli import apps, onnx
 
 
 def test_one_size_is_a_number_and_several_are_a_list():
-    assert onnx._sizes(['height=32', 'width=32', 'width=64']) == dict(height=32, width=[32, 64]) and onnx._sizes([]) is None
+    assert (
+        onnx._sizes(['height=32', 'width=32', 'width=64']) == dict(height=32, width=[32, 64])
+        and onnx._sizes([]) is None
+    )
 
 
 def test_the_head_of_a_name_begins_with_its_def_and_ends_with_its_docstring():

@@ -1,11 +1,30 @@
 "The table of accelerators and what is computed from it"
+
 import importlib.metadata, importlib.util, json, math, re, subprocess, sys
 from pathlib import Path
 import pytest
 from hypothesis import example, given, settings, strategies as st
 from fsdl_tools.core import GiB, read_data
-from fsdl_tools.compute.gpus import (Cluster, Gpu, benchmarks, efficiency, explain_peak, fabrics, find, gpu_table, gpus, matmul_work, peak, _precisions, ridge,
-                             roofline, scaling, speedup, suites, throughput)
+from fsdl_tools.compute.gpus import (
+    Cluster,
+    Gpu,
+    benchmarks,
+    efficiency,
+    explain_peak,
+    fabrics,
+    find,
+    gpu_table,
+    gpus,
+    matmul_work,
+    peak,
+    _precisions,
+    ridge,
+    roofline,
+    scaling,
+    speedup,
+    suites,
+    throughput,
+)
 
 ALL = gpus()
 names = st.sampled_from([g.name for g in ALL])
@@ -18,7 +37,7 @@ def test_row_is_sane(g):
     assert 2e11 < g.bandwidth < 1e13 and (g.tdp is None or 60 <= g.tdp <= 1500)
     assert g.link_bandwidth is None or 1e10 <= g.link_bandwidth <= 1e12
     assert g.tflops and all(1 < v < (16000 if p == 'fp4' else 6000) for p, v in g.tflops.items())
-    assert .9 * g.memory < g.usable <= 1.02 * g.memory
+    assert 0.9 * g.memory < g.usable <= 1.02 * g.memory
 
 
 @pytest.mark.parametrize('g', ALL, ids=lambda g: g.name)
@@ -27,8 +46,10 @@ def test_precisions_are_ordered(g):
     rates = [g.tflops[p] for p in ('fp32', 'tf32', 'bf16', 'fp8') if p in g.tflops]
     assert rates == sorted(rates)
     assert all(g.achievable[p] <= g.tflops[p] for p in g.achievable)
-    if g.vendor == 'NVIDIA' and 'bf16' in g.tflops: assert g.tflops['fp16'] == g.tflops['bf16']
-    if g.arch in ('Kepler', 'Pascal', 'Volta', 'Turing'): assert 'bf16' not in g.tflops and 'tf32' not in g.tflops
+    if g.vendor == 'NVIDIA' and 'bf16' in g.tflops:
+        assert g.tflops['fp16'] == g.tflops['bf16']
+    if g.arch in ('Kepler', 'Pascal', 'Volta', 'Turing'):
+        assert 'bf16' not in g.tflops and 'tf32' not in g.tflops
 
 
 def test_there_are_enough_and_names_are_unique():
@@ -37,15 +58,31 @@ def test_there_are_enough_and_names_are_unique():
     assert len(aliases) == len(set(aliases))
 
 
-@pytest.mark.parametrize('alias,name', [('A100-SXM-80GB', 'A100 SXM 80GB'), ('A100-SXM-40GB', 'A100 SXM 40GB'), ('H100-SXM-80GB', 'H100 SXM'), ('H100-SXM-96GB-500W', 'H100 SXM 96GB 500W'),
-    ('B200-SXM-184GB', 'B200 SXM'), ('B200-SXM-power-limited', 'B200 SXM'), ('NVIDIA GeForce RTX 3090', 'RTX 3090'), ('Tesla T4', 'T4'), ('NVIDIA A100-SXM4-80GB', 'A100 SXM 80GB'),
-    ('NVIDIA H100 80GB HBM3', 'H100 SXM'), ('h100 pcie', 'H100 PCIe'), ('Tesla V100-SXM2-32GB', 'V100 SXM2 32GB')])
-def test_aliases(alias, name): assert find(alias).name == name
+@pytest.mark.parametrize(
+    'alias,name',
+    [
+        ('A100-SXM-80GB', 'A100 SXM 80GB'),
+        ('A100-SXM-40GB', 'A100 SXM 40GB'),
+        ('H100-SXM-80GB', 'H100 SXM'),
+        ('H100-SXM-96GB-500W', 'H100 SXM 96GB 500W'),
+        ('B200-SXM-184GB', 'B200 SXM'),
+        ('B200-SXM-power-limited', 'B200 SXM'),
+        ('NVIDIA GeForce RTX 3090', 'RTX 3090'),
+        ('Tesla T4', 'T4'),
+        ('NVIDIA A100-SXM4-80GB', 'A100 SXM 80GB'),
+        ('NVIDIA H100 80GB HBM3', 'H100 SXM'),
+        ('h100 pcie', 'H100 PCIe'),
+        ('Tesla V100-SXM2-32GB', 'V100 SXM2 32GB'),
+    ],
+)
+def test_aliases(alias, name):
+    assert find(alias).name == name
 
 
 @pytest.mark.parametrize('bad', ['', ' ', 'GTX 9999', 'H100 SXN', 'nvidia', 'ＲＴＸ４０９０', '../H100/..x'])
 def test_unknown_names(bad):
-    with pytest.raises(ValueError, match='unknown GPU'): find(bad)
+    with pytest.raises(ValueError, match='unknown GPU'):
+        find(bad)
 
 
 @given(st.text(max_size=60) | st.text(max_size=60).map('{{{}}}'.format))
@@ -53,8 +90,10 @@ def test_unknown_names(bad):
 @example('{}')
 @example('{"name": 1}')
 def test_any_text_is_found_or_refused(name):
-    try: assert isinstance(find(name), Gpu)
-    except ValueError as e: assert ('Gpu' if name.startswith('{') else 'unknown GPU') in str(e)
+    try:
+        assert isinstance(find(name), Gpu)
+    except ValueError as e:
+        assert ('Gpu' if name.startswith('{') else 'unknown GPU') in str(e)
 
 
 @given(names)
@@ -66,7 +105,8 @@ def test_a_gpu_survives_json(name):
 @given(names, st.sampled_from(_precisions), st.floats(1e-3, 1e6), st.floats(1, 10))
 def test_roofline_rises_and_ends(name, p, x, k):
     g = find(name)
-    if p not in g.tflops: return
+    if p not in g.tflops:
+        return
     assert roofline(g, x, p) <= roofline(g, k * x, p) <= peak(g, p)
     assert math.isclose(roofline(g, ridge(g, p), p), peak(g, p))
 
@@ -74,36 +114,55 @@ def test_roofline_rises_and_ends(name, p, x, k):
 @given(st.integers(1, 10**5), st.integers(1, 10**5), st.integers(1, 10**5))
 def test_matmul_work(m, k, n):
     f, b, i = matmul_work(m, k, n)
-    assert f == 2 * m * k * n and b == 2 * (m*k + k*n + m*n) and i <= min(m, k, n)
+    assert f == 2 * m * k * n and b == 2 * (m * k + k * n + m * n) and i <= min(m, k, n)
 
 
 @pytest.mark.parametrize('bad', [0, -1, 1.5, True, 'x'])
 def test_matmul_refuses(bad):
-    with pytest.raises((ValueError, TypeError)): matmul_work(bad, 2, 2)
+    with pytest.raises((ValueError, TypeError)):
+        matmul_work(bad, 2, 2)
 
 
 @given(names, st.integers(1, 64), st.sampled_from([1, 2, 4, 8]))
 def test_cluster_counts(name, nodes, per):
-    c = Cluster(name, nodes * per, per, gpu_hour=1/(nodes * per))
+    c = Cluster(name, nodes * per, per, gpu_hour=1 / (nodes * per))
     assert c.nodes == nodes and c.memory == nodes * per * find(name).usable and Cluster.from_json(c.to_json()) == c
-    assert math.isclose(c.cost(7200), 2.)
+    assert math.isclose(c.cost(7200), 2.0)
 
 
-@pytest.mark.parametrize('kw,msg', [(dict(gpus=0), 'gpus'), (dict(gpus=-8), 'gpus'), (dict(gpus=12), 'multiple of gpus_per_node'), (dict(gpus=8, gpus_per_node=0), 'gpus_per_node'),
-    (dict(gpus=8, interconnect='infinband-3200'), "did you mean 'infiniband-3200'"), (dict(gpus=16, interconnect='nvlink-only'), 'nic_bandwidth'), (dict(gpus=8, gpu_hour=float('nan')), 'gpu_hour'),
-    (dict(gpus=8, gpu_hour=-1.), 'gpu_hour')])
+@pytest.mark.parametrize(
+    'kw,msg',
+    [
+        (dict(gpus=0), 'gpus'),
+        (dict(gpus=-8), 'gpus'),
+        (dict(gpus=12), 'multiple of gpus_per_node'),
+        (dict(gpus=8, gpus_per_node=0), 'gpus_per_node'),
+        (dict(gpus=8, interconnect='infinband-3200'), "did you mean 'infiniband-3200'"),
+        (dict(gpus=16, interconnect='nvlink-only'), 'nic_bandwidth'),
+        (dict(gpus=8, gpu_hour=float('nan')), 'gpu_hour'),
+        (dict(gpus=8, gpu_hour=-1.0), 'gpu_hour'),
+    ],
+)
 def test_cluster_refuses(kw, msg):
-    with pytest.raises(ValueError, match=msg): Cluster('H100', **kw)
+    with pytest.raises(ValueError, match=msg):
+        Cluster('H100', **kw)
 
 
 def test_cluster_without_price():
-    with pytest.raises(ValueError, match='no price'): Cluster('H100', 8).cost(1)
+    with pytest.raises(ValueError, match='no price'):
+        Cluster('H100', 8).cost(1)
 
 
 def test_peaks():
-    assert peak('H100') == 989e12 and peak('H100', measured=True) == 794.5e12 and round(efficiency('A100'), 3) == .869
-    for args, msg in ((('V100', 'bf16'), 'there is fp32, fp16'), (('H100', 'fp4'), 'there is fp32'), (('H100', 'fp2'), 'precision'), (('L4', 'bf16', True), 'measured')):
-        with pytest.raises(ValueError, match=msg): peak(*args)
+    assert peak('H100') == 989e12 and peak('H100', measured=True) == 794.5e12 and round(efficiency('A100'), 3) == 0.869
+    for args, msg in (
+        (('V100', 'bf16'), 'there is fp32, fp16'),
+        (('H100', 'fp4'), 'there is fp32'),
+        (('H100', 'fp2'), 'precision'),
+        (('L4', 'bf16', True), 'measured'),
+    ):
+        with pytest.raises(ValueError, match=msg):
+            peak(*args)
 
 
 @given(names, st.floats(1e-3, 1e5))
@@ -114,17 +173,21 @@ def test_every_claim_gets_words(name, x):
 
 @pytest.mark.parametrize('g', [g.name for g in ALL])
 def test_the_dense_peak_is_called_dense(g):
-    for p, v in find(g).tflops.items(): assert explain_peak(g, v, p) == 'dense, FP32 accumulation'
+    for p, v in find(g).tflops.items():
+        assert explain_peak(g, v, p) == 'dense, FP32 accumulation'
 
 
 def test_benchmarks_are_whole():
     rows = read_data('gpu_benchmarks.csv')
-    assert len(rows) > 1000 and all(r['source'] and r['date'] and r['unit'] and r['throughput'] > 0 and r['gpus'] >= 1 for r in rows)
+    assert len(rows) > 1000 and all(
+        r['source'] and r['date'] and r['unit'] and r['throughput'] > 0 and r['gpus'] >= 1 for r in rows
+    )
     assert {r['gpu'] for r in rows} <= {g.name for g in ALL} and {r['suite'] for r in rows} == set(suites)
     keys = [(r['suite'], r['system'], r['task'], r['precision']) for r in rows]
     assert len(keys) == len(set(keys))
     units = {}
-    for r in rows: assert units.setdefault(r['task'], r['unit']) == r['unit']
+    for r in rows:
+        assert units.setdefault(r['task'], r['unit']) == r['unit']
 
 
 @pytest.mark.parametrize('suite', suites)
@@ -132,44 +195,76 @@ def test_speedup_is_a_ratio(suite):
     systems = sorted({r['system'] for r in benchmarks(suite)})
     for a in systems[:6]:
         assert math.isclose(speedup(a, a, suite=suite), 1)
-        for b in systems[-6:]: assert math.isclose(speedup(a, b, suite=suite) * speedup(b, a, suite=suite), 1)
+        for b in systems[-6:]:
+            assert math.isclose(speedup(a, b, suite=suite) * speedup(b, a, suite=suite), 1)
 
 
 def test_benchmark_errors():
-    with pytest.raises(ValueError, match='unknown system'): throughput('1x H100 SXN', 'resnet50')
-    with pytest.raises(ValueError, match="did you mean 'resnet50'"): throughput('1x RTX 3090', 'resnet-50')
-    with pytest.raises(ValueError, match='unknown suite'): throughput('1x RTX 3090', 'resnet50', suite='Lambda 2024')
-    with pytest.raises(ValueError, match='fp8'): throughput('1x RTX 3090', 'resnet50', 'fp8')
-    with pytest.raises(ValueError): scaling('RTX 3090', 0)
+    with pytest.raises(ValueError, match='unknown system'):
+        throughput('1x H100 SXN', 'resnet50')
+    with pytest.raises(ValueError, match="did you mean 'resnet50'"):
+        throughput('1x RTX 3090', 'resnet-50')
+    with pytest.raises(ValueError, match='unknown suite'):
+        throughput('1x RTX 3090', 'resnet50', suite='Lambda 2024')
+    with pytest.raises(ValueError, match='fp8'):
+        throughput('1x RTX 3090', 'resnet50', 'fp8')
+    with pytest.raises(ValueError):
+        scaling('RTX 3090', 0)
 
 
-@pytest.mark.parametrize('name,columns', [('collectives.csv', 'hardware collective gpus nodes bytes busbw_gbs'), ('peak_claims.csv', 'who gpu precision claimed'),
-    ('aime_specs.csv', 'gpu cuda_cores bandwidth_gbs watt')])
+@pytest.mark.parametrize(
+    'name,columns',
+    [
+        ('collectives.csv', 'hardware collective gpus nodes bytes busbw_gbs'),
+        ('peak_claims.csv', 'who gpu precision claimed'),
+        ('aime_specs.csv', 'gpu cuda_cores bandwidth_gbs watt'),
+    ],
+)
 def test_other_tables_have_sources(name, columns):
     rows = read_data(name)
-    assert rows and all(r['source'] and r['date'] and all(r[c] not in (None, '') for c in columns.split()) for r in rows)
+    assert rows and all(
+        r['source'] and r['date'] and all(r[c] not in (None, '') for c in columns.split()) for r in rows
+    )
 
 
 def test_lightnings_table_is_as_described():
-    "The claims about Lightning's peaks hold for the version that is installed, or the page must change (read as text: importing it takes long)"
+    """The claims about Lightning's peaks hold for the version that is installed, or the page must change (read as
+    text: importing it takes long)
+    """
     spec = importlib.util.find_spec('lightning')
-    if not spec or importlib.metadata.version('lightning') != '2.6.6': pytest.skip('the page speaks of Lightning 2.6.6')
-    text = (Path(spec.origin).parent/'fabric/utilities/throughput.py').read_text()
+    if not spec or importlib.metadata.version('lightning') != '2.6.6':
+        pytest.skip('the page speaks of Lightning 2.6.6')
+    text = (Path(spec.origin).parent / 'fabric/utilities/throughput.py').read_text()
     table = {m[1]: float(m[2]) / 1e12 for m in re.finditer(r'"([a-z0-9 ]+)": \{[^}]*?torch\.bfloat16: ([\de.]+)', text)}
-    want = {'h200 sxm1': 2000, 'h100 nvl': 1978.8, 'h100 sxm': 989.4, 'rtx 4090': 82.6, 'rtx 3090': 35.6, 'a6000': 38.7, 'a40': 37.4, 'a10g': 125, 'a100': 312}
+    want = {
+        'h200 sxm1': 2000,
+        'h100 nvl': 1978.8,
+        'h100 sxm': 989.4,
+        'rtx 4090': 82.6,
+        'rtx 3090': 35.6,
+        'a6000': 38.7,
+        'a40': 37.4,
+        'a10g': 125,
+        'a100': 312,
+    }
     assert {k: round(table[k], 1) for k in want} == want
 
 
 def test_inductors_table_is_as_described():
     torch = pytest.importorskip('torch')
-    if not torch.__version__.startswith('2.13'): pytest.skip('the page speaks of 2.13')
+    if not torch.__version__.startswith('2.13'):
+        pytest.skip('the page speaks of 2.13')
     from torch._inductor.analysis.device_info import _device_mapping as table
+
     l4 = table['NVIDIA L4']
     assert (l4.tops[torch.bfloat16], l4.tops_sparsity_factor, l4.dram_bw_gbs) == (242.0, 1, 3350)
 
 
 def test_table_and_import_time():
     assert len(gpu_table()) == len(ALL) and 'H100 SXM' in gpu_table()._repr_html_()
-    code = "import sys, fsdl_tools.compute.gpus, fsdl_tools.compute.cost; print(json.dumps(sorted({'torch', 'matplotlib', 'pandas', 'numpy'} & set(sys.modules))))"
+    code = (
+        "import sys, fsdl_tools.compute.gpus, fsdl_tools.compute.cost; print(json.dumps(sorted({'torch', 'matplotlib',"
+        " 'pandas', 'numpy'} & set(sys.modules))))"
+    )
     r = subprocess.run([sys.executable, '-c', 'import json; ' + code], capture_output=True, text=True, timeout=60)
     assert json.loads(r.stdout) == [], r.stderr

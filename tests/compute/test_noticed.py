@@ -1,4 +1,5 @@
 "What a change of one sign or number would break without any other test seeing it (benchmarks/mutation.py)"
+
 import itertools
 import math
 import sys
@@ -14,10 +15,20 @@ def test_stages_interleave_where_layers_and_rounds_divide():
     grid = np.array(list(itertools.product((1, 2, 4), (1, 2, 3), (1, 2, 4), (1, 2, 3), (24, 64))))
     dp, micro, pp, vp, batch = grid.T
     for layers in (12, 22, 32):
-        got = [bool(search._can_interleave(dict(zip(('dp', 'micro_batch', 'pp', 'vp'), map(np.array, row[:4]), strict=
-            True)), dict(layers=layers), row[4])) for row in grid]
-        wanted = [p > 1 and math.ceil(layers/p) % v == 0 and (n/(d*m)) % p == 0 for d, m, p, v, n in zip(dp, micro, pp,
-            vp, batch, strict=True)]
+        got = [
+            bool(
+                search._can_interleave(
+                    dict(zip(('dp', 'micro_batch', 'pp', 'vp'), map(np.array, row[:4]), strict=True)),
+                    dict(layers=layers),
+                    row[4],
+                )
+            )
+            for row in grid
+        ]
+        wanted = [
+            p > 1 and math.ceil(layers / p) % v == 0 and (n / (d * m)) % p == 0
+            for d, m, p, v, n in zip(dp, micro, pp, vp, batch, strict=True)
+        ]
         assert got == wanted and any(got) and not all(got)
 
 
@@ -25,13 +36,15 @@ def test_twelve_runs_in_four_cells_are_enough():
     enough = lambda cells, runs: bool(uncertainty._is_enough(np.arange(runs) % cells, np.ones(runs, bool)))
     assert [enough(4, 12), enough(3, 12), enough(4, 11), enough(5, 30)] == [True, False, False, True]
     only = np.arange(24) < 12
-    assert uncertainty._is_enough(np.arange(24) % 4, only) and not uncertainty._is_enough(np.arange(24) % 4, only & (
-        np.arange(24) > 0))
+    assert uncertainty._is_enough(np.arange(24) % 4, only) and not uncertainty._is_enough(
+        np.arange(24) % 4, only & (np.arange(24) > 0)
+    )
 
 
 def test_speed_is_images_over_the_time_of_the_steps_that_count(monkeypatch):
     import torch
-    seen, now = [], [0.]
+
+    seen, now = [], [0.0]
 
     class Net(torch.nn.Module):
         def __init__(self):
@@ -39,16 +52,19 @@ def test_speed_is_images_over_the_time_of_the_steps_that_count(monkeypatch):
             self.weight = torch.nn.Parameter(torch.ones(3, 2))
 
         def forward(self, x):
-            now[0] += .5
+            now[0] += 0.5
             seen.append((tuple(x.shape), torch.is_autocast_enabled('cpu'), self.training, float(self.weight.sum())))
             return x.mean((2, 3)) @ self.weight
 
     monkeypatch.setattr('time.perf_counter', lambda: now[0])
     for dtype in ('float32', 'bfloat16'):
         net = Net().eval()
-        assert gpus.images_per_second(net, 4, 8, 5, 3, dtype=dtype) == 4*5/2.5 and len(seen) == 1 + 3 + 5
-        assert {s[0] for s in seen} == {(4, 3, 8, 8)} and [s[1] for s in seen] == [False] + [
-            dtype != 'float32']*8 and all(s[2] for s in seen)
+        assert gpus.images_per_second(net, 4, 8, 5, 3, dtype=dtype) == 4 * 5 / 2.5 and len(seen) == 1 + 3 + 5
+        assert (
+            {s[0] for s in seen} == {(4, 3, 8, 8)}
+            and [s[1] for s in seen] == [False] + [dtype != 'float32'] * 8
+            and all(s[2] for s in seen)
+        )
         moved = [abs(b[3] - a[3]) for a, b in itertools.pairwise(seen)]
         assert moved[0] == 0 and net.weight.grad is not None and not torch.equal(net.weight, torch.ones(3, 2))
         seen.clear()
@@ -56,39 +72,74 @@ def test_speed_is_images_over_the_time_of_the_steps_that_count(monkeypatch):
 
 def test_a_traced_gpt_has_no_dropout_and_its_bytes_are_those_of_its_tensors():
     c = validation._gpt2(2, 64, 4, 100, 32)
-    said = dict(n_layer=2, n_embd=64, n_head=4, vocab_size=100, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=
-        0, bos_token_id=0, eos_token_id=0, use_cache=False)
+    said = dict(
+        n_layer=2,
+        n_embd=64,
+        n_head=4,
+        vocab_size=100,
+        n_positions=32,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
+    )
     assert {k: getattr(c, k) for k in said} == said
     found = validation.trace_gpt(1, 64, 4, 100, 32, 2)
-    parameters = 100*64 + 32*64 + (12*64*64 + 13*64) + 2*64
-    assert found['parameter'] == 4*parameters and 8*parameters <= found['optstate'] <= 8*parameters + 4*16
+    parameters = 100 * 64 + 32 * 64 + (12 * 64 * 64 + 13 * 64) + 2 * 64
+    assert found['parameter'] == 4 * parameters and 8 * parameters <= found['optstate'] <= 8 * parameters + 4 * 16
     import torch
+
     ids, mask = validation._inputs(torch, 2, 5)
-    assert ids.tolist() == [[0]*5]*2 and mask.shape == (2, 1, 5, 5) and not mask.any()
+    assert ids.tolist() == [[0] * 5] * 2 and mask.shape == (2, 1, 5, 5) and not mask.any()
 
 
 def test_all_tasks_of_both_are_compared_but_for_the_noisy_one(monkeypatch):
-    rows = {(s, t, p): dict(throughput=v) for s, t, p, v in (('a', 'x', 'fp16', 2.), ('b', 'x', 'fp16', 8.), ('a', 'y',
-        'fp16', 1.), ('b', 'y', 'fp16', 16.), ('a', 'ssd', 'fp16', 1.), ('b', 'ssd', 'fp16', 99.), ('b', 'z', 'fp16',
-        5.), ('a', 'v', 'fp16', 5.), ('a', 'x', 'fp32', 1.), ('b', 'x', 'fp32', 3.))}
+    rows = {
+        (s, t, p): dict(throughput=v)
+        for s, t, p, v in (
+            ('a', 'x', 'fp16', 2.0),
+            ('b', 'x', 'fp16', 8.0),
+            ('a', 'y', 'fp16', 1.0),
+            ('b', 'y', 'fp16', 16.0),
+            ('a', 'ssd', 'fp16', 1.0),
+            ('b', 'ssd', 'fp16', 99.0),
+            ('b', 'z', 'fp16', 5.0),
+            ('a', 'v', 'fp16', 5.0),
+            ('a', 'x', 'fp32', 1.0),
+            ('b', 'x', 'fp32', 3.0),
+        )
+    }
     monkeypatch.setattr(gpus, '_benchmarks', lambda: {'Lambda 2022': rows})
-    assert math.isclose(gpus.speedup('b', 'a'), 8) and math.isclose(gpus.speedup('b', 'a', 'fp32'), 3) and math.isclose(
-        gpus.speedup('b', 'a', tasks=['x']), 4)
+    assert (
+        math.isclose(gpus.speedup('b', 'a'), 8)
+        and math.isclose(gpus.speedup('b', 'a', 'fp32'), 3)
+        and math.isclose(gpus.speedup('b', 'a', tasks=['x']), 4)
+    )
 
 
-@pytest.mark.parametrize('code, out, err', [(0, 'note\n{"a": [1, 2.5]}\n', ''), (1, '',
-    'Traceback\nValueError: no room\n')])
+@pytest.mark.parametrize(
+    'code, out, err', [(0, 'note\n{"a": [1, 2.5]}\n', ''), (1, '', 'Traceback\nValueError: no room\n')]
+)
 def test_a_call_apart_gives_its_last_line_or_the_error_s(monkeypatch, code, out, err):
     asked = []
-    monkeypatch.setattr('subprocess.run', lambda command, **kw: asked.append((command, kw)) or SimpleNamespace(
-        returncode=code, stdout=out, stderr=err))
+    monkeypatch.setattr(
+        'subprocess.run',
+        lambda command, **kw: asked.append((command, kw)) or SimpleNamespace(returncode=code, stdout=out, stderr=err),
+    )
     if code:
-        with pytest.raises(RuntimeError, match=r'^trace\(x=1\) failed: ValueError: no room$'): validation.apart(
-            'trace(x=1)', 7)
-    else: assert validation.apart('trace(x=1)', 7) == dict(a=[1, 2.5])
-    (command, kw), = asked
-    assert command[0] == sys.executable and command[1] == '-c' and 'v.trace(x=1)' in command[2] and kw == dict(
-        capture_output=True, text=True, timeout=7)
+        with pytest.raises(RuntimeError, match=r'^trace\(x=1\) failed: ValueError: no room$'):
+            validation.apart('trace(x=1)', 7)
+    else:
+        assert validation.apart('trace(x=1)', 7) == dict(a=[1, 2.5])
+    ((command, kw),) = asked
+    assert (
+        command[0] == sys.executable
+        and command[1] == '-c'
+        and 'v.trace(x=1)' in command[2]
+        and kw == dict(capture_output=True, text=True, timeout=7)
+    )
 
 
 def test_a_domain_that_no_row_states_has_eight_cards():
@@ -99,8 +150,8 @@ def test_a_domain_that_no_row_states_has_eight_cards():
 
 
 def test_a_host_is_ahead_where_a_layer_has_more_work_than_its_limit(monkeypatch):
-    monkeypatch.setattr(step_memory, '_layer_params', lambda c: 100.)
-    columns = SimpleNamespace(m=2., pp=2., micro_batch=2., seq=3., tp=1.)
-    for limit, wanted in ((599., 7.), (600., 0.), (601., 0.)):
-        constants = SimpleNamespace(host_ahead=limit, gather_units_pipeline=5., gather_units_two=7.)
+    monkeypatch.setattr(step_memory, '_layer_params', lambda c: 100.0)
+    columns = SimpleNamespace(m=2.0, pp=2.0, micro_batch=2.0, seq=3.0, tp=1.0)
+    for limit, wanted in ((599.0, 7.0), (600.0, 0.0), (601.0, 0.0)):
+        constants = SimpleNamespace(host_ahead=limit, gather_units_pipeline=5.0, gather_units_two=7.0)
         assert float(step_memory._gathered_in_pipeline(columns, constants)) == wanted

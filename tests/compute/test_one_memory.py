@@ -1,16 +1,20 @@
 """One answer to one question: what `memory.predict` reads from a model's graph, the planner computes from its sizes."""
+
 import importlib.util
 import warnings
 from pathlib import Path
 import pytest
 from fsdl_tools.core import fix_torchvision, read_data
+
 fix_torchvision()
 from fsdl_tools.compute.gpus import Cluster
 from fsdl_tools.compute.planner import estimate
 from fsdl_tools.compute.step_memory import _block_units
 from fsdl_tools.memory.predict import breakdown
 
-spec = importlib.util.spec_from_file_location('block_units', Path(__file__).parents[2]/'benchmarks'/'block_units.py')
+spec = importlib.util.spec_from_file_location(
+    'block_units', Path(__file__).parents[2] / 'benchmarks' / 'block_units.py'
+)
 counts = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(counts)
 
@@ -25,7 +29,12 @@ MODELS = dict(
     qwen3=('qwen3', dict(hidden=1024, ffn=3072, layers=28, heads=16, kv=8, head_dim=128, vocab=151936), 8, 2048),
     pythia=('gpt_neox', dict(hidden=2048, ffn=8192, layers=24, heads=16, kv=16, head_dim=128, vocab=50304), 4, 2048),
     opt=('opt', dict(hidden=2048, ffn=8192, layers=24, heads=32, kv=32, head_dim=64, vocab=50272), 4, 2048),
-    starcoder2=('starcoder2', dict(hidden=3072, ffn=12288, layers=10, heads=24, kv=2, head_dim=128, vocab=49152), 2, 4096),
+    starcoder2=(
+        'starcoder2',
+        dict(hidden=3072, ffn=12288, layers=10, heads=24, kv=2, head_dim=128, vocab=49152),
+        2,
+        4096,
+    ),
     gemma3=('gemma3_text', dict(hidden=1152, ffn=6912, layers=26, heads=4, kv=1, head_dim=256, vocab=262144), 4, 2048),
     phi3=('phi3', dict(hidden=3072, ffn=8192, layers=10, heads=32, kv=32, head_dim=96, vocab=32064), 2, 4096),
     olmo2=('olmo2', dict(hidden=2048, ffn=8192, layers=16, heads=16, kv=16, head_dim=128, vocab=100352), 4, 4096),
@@ -43,9 +52,11 @@ def fused(monkeypatch):
 def both(name, precision, recompute, folder):
     "Bytes at the peak by the graph and by the sizes"
     from transformers import AutoConfig
+
     model_type, sizes, batch, seq = MODELS[name]
     path = counts.configuration(model_type, folder, **sizes)
-    layout = f'dp1,micro_batch={batch},recompute={"full" if recompute else "none"},framework=transformers,{PRECISIONS[precision]}'
+    kept = 'full' if recompute else 'none'
+    layout = f'dp1,micro_batch={batch},recompute={kept},framework=transformers,{PRECISIONS[precision]}'
     e = estimate(AutoConfig.from_pretrained(path), layout, Cluster('A100-SXM-80GB', 1), batch, seq)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -60,14 +71,20 @@ def both(name, precision, recompute, folder):
 def test_graph_and_sizes_agree_within_five_per_cent(name, precision, recompute, tmp_path):
     b, e = both(name, precision, recompute, tmp_path)
     assert b.kernels == 'cuda' and e.layout.framework == 'transformers'
-    assert (e.allocated - e.first['fixed']) / b.peak == pytest.approx(1, abs=.05)
+    assert (e.allocated - e.first['fixed']) / b.peak == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.sweep(1)
 @pytest.mark.parametrize('architecture, precision', sorted(_block_units()))
 def test_the_table_is_what_the_graph_says(architecture, precision):
-    stored = next(r for r in read_data('block_units.csv', text=('date',)) if (r['architecture'], r['precision']) == (architecture, precision))
-    assert {k: pytest.approx(stored[k], abs=.02) for k in stored if k not in ('source', 'date')} == counts.row(architecture, precision)
+    stored = next(
+        r
+        for r in read_data('block_units.csv', text=('date',))
+        if (r['architecture'], r['precision']) == (architecture, precision)
+    )
+    assert {k: pytest.approx(stored[k], abs=0.02) for k in stored if k not in ('source', 'date')} == counts.row(
+        architecture, precision
+    )
 
 
 def test_a_configuration_is_a_model_everywhere(tmp_path):
@@ -75,10 +92,13 @@ def test_a_configuration_is_a_model_everywhere(tmp_path):
     from transformers import AutoConfig
     from fsdl_tools.models.profile import profile
     from fsdl_tools.onnx.sources import open_model
+
     model_type, sizes, batch, seq = MODELS['gpt2']
     path = counts.configuration(model_type, tmp_path, **(sizes | dict(layers=2)))
     ways = [path, Path(path), tmp_path, AutoConfig.from_pretrained(path)]
-    params = {profile(way, seq=8).params for way in ways} | {sum(p.numel() for p in open_model(way).module.parameters()) for way in ways}
+    params = {profile(way, seq=8).params for way in ways} | {
+        sum(p.numel() for p in open_model(way).module.parameters()) for way in ways
+    }
     assert len(params) == 1
     assert len({breakdown(way, batch, seq).peak for way in ways}) == 1
     assert len({estimate(way, 'dp1', Cluster('H100', 1), batch, seq).allocated for way in ways}) == 1
@@ -86,5 +106,7 @@ def test_a_configuration_is_a_model_everywhere(tmp_path):
 
 def test_an_estimate_says_whose_blocks_it_counts():
     said = lambda model, how: ' '.join(estimate(model, how, Cluster('H100', 1), 1, 512).assumed)
-    assert 'those of qwen3' in said('qwen3-4b', 'dp1,framework=transformers') and 'those of llama' in said('gemma-2-9b', 'dp1,framework=transformers')
+    assert 'those of qwen3' in said('qwen3-4b', 'dp1,framework=transformers') and 'those of llama' in said(
+        'gemma-2-9b', 'dp1,framework=transformers'
+    )
     assert 'those of gpt2' in said('gpt2', 'dp1,framework=accelerate') and 'fused' in said('gpt2', 'dp1')

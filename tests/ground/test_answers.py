@@ -28,7 +28,9 @@ class Asked(dict):
         self.tmp = str(tmp)
 
     def __call__(self, question, function, *args, **kw):
-        text = re.sub(r'one of \d+ names', 'one of some names', json.dumps(answer(function, *args, **kw)))     # tables come and go
+        text = re.sub(
+            r'one of \d+ names', 'one of some names', json.dumps(answer(function, *args, **kw))
+        )  # tables come and go
         self[question] = json.loads(text.replace('PosixPath(', 'Path(').replace(self.tmp, 'TMP'))
 
 
@@ -1140,7 +1142,8 @@ def test_apart(request, monkeypatch):
     same_answers(request, 'apart', asked)
 
 
-def with_two_replicas(): return testing.compare_torch(dp=2)
+def with_two_replicas():
+    return testing.compare_torch(dp=2)
 
 
 def test_replicas_lose_what_one_process_loses():

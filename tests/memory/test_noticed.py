@@ -1,4 +1,5 @@
 "What a change of one sign or number would break without any other test seeing it (benchmarks/mutation.py)"
+
 import pytest
 import torch
 
@@ -12,14 +13,14 @@ def test_a_scale_is_the_least_of_its_steps_that_holds_its_block(shape):
     linear = torch.nn.Linear(shape[1], shape[0])
     packed = Frozen4bit(linear)
     scale = packed._scale()
-    step = packed._outer_by_block()/255
+    step = packed._outer_by_block() / 255
     flat = linear.weight.detach().flatten()
-    block = -(-flat.numel()//len(scale))
-    most = torch.nn.functional.pad(flat, (0, len(scale)*block - flat.numel())).view(len(scale), block).abs().amax(1)
+    block = -(-flat.numel() // len(scale))
+    most = torch.nn.functional.pad(flat, (0, len(scale) * block - flat.numel())).view(len(scale), block).abs().amax(1)
     assert (scale >= most - 1e-6).all() and (scale - most <= step + 1e-6).all()
 
 
-@pytest.mark.parametrize('given', [(2.,), (2., [0]), (2., [0], True), (2., [0], False), (1., [0, 1], True)])
+@pytest.mark.parametrize('given', [(2.0,), (2.0, [0]), (2.0, [0], True), (2.0, [0], False), (1.0, [0, 1], True)])
 def test_a_norm_that_autocast_casts_keeps_its_shape(given):
     x = torch.randn(3, 4, dtype=torch.bfloat16)
     op = torch.ops.aten.norm.ScalarOpt_dim if len(given) > 1 else torch.ops.aten.norm.Scalar

@@ -284,9 +284,7 @@ x = torch.zeros(3); x.set_(t); out = x|x = torch.empty(2, 3); torch.mul(t, 2, ou
 x = torch.empty(2, 3); torch.add(t, u, out=x); out = x
 x = torch.rand(1); y = torch.zeros(1); y.add_(x); out = y
 x = torch.rand(1); out = [x >= .5, x > 1, x <= 0, x.lt(.25)]|out = torch.index_add(t, 0, torch.tensor([5]), u)
-out = t.scatter(1, torch.tensor([[3]]), 1.)|out = (torch.rand(1) < .9).nonzero().shape""".replace(
-    '\n', '|'
-).split('|')
+out = t.scatter(1, torch.tensor([[3]]), 1.)|out = (torch.rand(1) < .9).nonzero().shape""".replace('\n', '|').split('|')
 
 
 def test_values(request):
@@ -346,9 +344,7 @@ def test_names(request, tmp_path, monkeypatch):
 BertForMaskedLM|https://huggingface.co/bert|org/cached|os.path:join|./os.py:join|os.py|os:|json:
 meta-llama/Llama-2-7b-hf|google/vit-base-patch16-224|no-such/thing|empty|x.pt|y.safetensors|os.path.join|Res-Net50
 Bert|zzzz||synthetic:tokens|empty/config.json|mistralai/Mixtral-8x7B|Salesforce/blip-image|gpt2.x|nosuch:thing
-os.path:nothing|os:sep|os:path.join|json:dumpz|..|tf.keras|torch:nn.Linear""".replace(
-        '\n', '|'
-    ).split('|')
+os.path:nothing|os:sep|os:path.join|json:dumpz|..|tf.keras|torch:nn.Linear""".replace('\n', '|').split('|')
     short = lambda text: (
         re.sub(r"(expected one of|names like|did you mean).*", r'\1', text) if isinstance(text, str) else text
     )

@@ -124,6 +124,6 @@ def test_a_small_decoder_is_exported(tmp_path):
 
 
 def test_the_first_channel_off_is_wrong_by_a_part_of_its_own():
-    own, wrong = np.array([4., .1, 4., 4.]), np.array([.9, 9., 1.1, 3.])      # a quarter of 4 is 1
-    assert compare._first_off(own, wrong, .5, .25) == 2
-    assert compare._first_off(own, wrong, .5, .8) is None and compare._first_off(own, wrong, .05, .25) == 1
+    own, wrong = np.array([4.0, 0.1, 4.0, 4.0]), np.array([0.9, 9.0, 1.1, 3.0])  # a quarter of 4 is 1
+    assert compare._first_off(own, wrong, 0.5, 0.25) == 2
+    assert compare._first_off(own, wrong, 0.5, 0.8) is None and compare._first_off(own, wrong, 0.05, 0.25) == 1

@@ -1,4 +1,5 @@
 """Jobs on a real SLURM of two nodes: arguments, answers that get lost, and everything that takes a node away"""
+
 import contextlib, os, shutil, socket, subprocess, sys, time
 from pathlib import Path
 import psutil
@@ -43,7 +44,8 @@ def test_a_process_that_ends_while_it_is_looked_at_has_no_parent(monkeypatch):
 @pytest.fixture(scope='module')
 def installed():
     debian('slurm-wlm munge', ['munged', 'slurmctld', 'slurmd', 'sbatch'])
-    if why := slurm_missing(): pytest.skip(why)
+    if why := slurm_missing():
+        pytest.skip(why)
 
 
 def cluster_of(**kw):
@@ -53,50 +55,87 @@ def cluster_of(**kw):
         scratch.append(str(c.root))
         ports.extend(c.ports)
         os.environ.update(SLURM_CONF=c.env['SLURM_CONF'], PATH=c.env['PATH'])
-        (c.root/'work').mkdir()
-        try: yield c
+        (c.root / 'work').mkdir()
+        try:
+            yield c
         finally:
-            for k, v in before.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
+            for k, v in before.items():
+                os.environ.pop(k, None) if v is None else os.environ.update({k: v})
 
 
 @pytest.fixture(scope='module')
-def cluster(installed): yield from cluster_of()
+def cluster(installed):
+    yield from cluster_of()
 
 
-def target(c, **kw): return Slurm(python=sys.executable, output=str(c.root/'work'/'slurm-%j.out'), **kw)
-def counting(c, steps=24, **kw): return Job('counter', (sys.executable, '-c', counter, str(c.root/'work'), str(steps)), **dict(nodes=2, time=600, grace=10) | kw)
-def fresh(c): [f.unlink() for f in (c.root/'work').glob('step-*')]
+def target(c, **kw):
+    return Slurm(python=sys.executable, output=str(c.root / 'work' / 'slurm-%j.out'), **kw)
+
+
+def counting(c, steps=24, **kw):
+    return Job(
+        'counter',
+        (sys.executable, '-c', counter, str(c.root / 'work'), str(steps)),
+        **dict(nodes=2, time=600, grace=10) | kw,
+    )
+
+
+def fresh(c):
+    [f.unlink() for f in (c.root / 'work').glob('step-*')]
 
 
 def at_step_8(c):
     "Both ranks count to 8 and no further, while the file hold is there"
-    return all(f.exists() and f.read_text() == '8' for f in (c.root/'work'/'step-0', c.root/'work'/'step-1'))
+    return all(f.exists() and f.read_text() == '8' for f in (c.root / 'work' / 'step-0', c.root / 'work' / 'step-1'))
 
 
 def test_a_job_on_two_nodes_with_520_strings(cluster, monkeypatch):
     monkeypatch.setenv('CANARY', 'canary-93bd1')
-    out, strings, s = cluster.root/'work'/'got-', corpus(), target(cluster)
-    job = Job('probe', (sys.executable, '-c', probe, str(out), *strings), env=variables(strings), secrets=[Secret('CANARY')], nodes=2, time=200, grace=5)
+    out, strings, s = cluster.root / 'work' / 'got-', corpus(), target(cluster)
+    job = Job(
+        'probe',
+        (sys.executable, '-c', probe, str(out), *strings),
+        env=variables(strings),
+        secrets=[Secret('CANARY')],
+        nodes=2,
+        time=200,
+        grace=5,
+    )
     h = s.submit(job, 'a1b2c3')
-    assert s.submit(job, 'a1b2c3') == h                                   # the token is looked for before a second try
-    assert 'canary-93bd1' not in cluster.call('scontrol', 'show', 'job', h.id) + cluster.call('scontrol', 'write', 'batch_script', h.id, '-')
+    assert s.submit(job, 'a1b2c3') == h  # the token is looked for before a second try
+    assert 'canary-93bd1' not in cluster.call('scontrol', 'show', 'job', h.id) + cluster.call(
+        'scontrol', 'write', 'batch_script', h.id, '-'
+    )
     assert s.wait(h, 200).state == 'succeeded', s.logs(h)
-    for rank in (0, 1): assert received(out, rank) == expected(strings)
+    for rank in (0, 1):
+        assert received(out, rank) == expected(strings)
     assert 'canary-93bd1' not in s.logs(h)
 
 
 def test_a_secret_is_on_no_command_line_of_the_cluster(cluster, monkeypatch):
-    "While the job runs: neither in the words of any process, nor in what the controller shows, nor in a file that it keeps readable"
+    """While the job runs: neither in the words of any process, nor in what the controller shows, nor in a file that
+    it keeps readable
+    """
     monkeypatch.setenv('CANARY', 'canary-51ab7')
-    s, go = target(cluster), cluster.root/'work'/'go'
-    code = f'import os, time; print("has it", len(os.environ["CANARY"]), flush=True)\nwhile not os.path.exists({str(go)!r}): time.sleep(.1)'
+    s, go = target(cluster), cluster.root / 'work' / 'go'
+    code = (
+        'import os, time; print("has it", len(os.environ["CANARY"]), flush=True)\nwhile not'
+        f' os.path.exists({str(go)!r}): time.sleep(.1)'
+    )
     h = s.submit(Job('keeps', (sys.executable, '-c', code), secrets=[Secret('CANARY')], nodes=2, time=300, grace=5))
     cluster.until(lambda: s.logs(h).count('has it 12') == 2)
     words = [' '.join(p.info['cmdline'] or []) for p in psutil.process_iter(['cmdline'])]
     assert any('has it' in w for w in words) and not any('canary-51ab7' in w for w in words)
-    shown = [cluster.call(*c) for c in (['scontrol', 'show', 'job', h.id], ['squeue', '-o', '%all', '-j', h.id], ['scontrol', 'show', 'step'])]
+    shown = [
+        cluster.call(*c)
+        for c in (['scontrol', 'show', 'job', h.id], ['squeue', '-o', '%all', '-j', h.id], ['scontrol', 'show', 'step'])
+    ]
     assert not any('canary-51ab7' in x for x in shown)
-    open_to_others = [f for f in cluster.root.rglob('*') if f.is_file() and f.stat().st_mode & 0o044 and b'canary-51ab7' in f.read_bytes()]
+    open_to_others = [
+        f
+        for f in cluster.root.rglob('*')
+        if f.is_file() and f.stat().st_mode & 0o044 and b'canary-51ab7' in f.read_bytes()
+    ]
     go.touch()
     assert s.wait(h, 200).state == 'succeeded' and not open_to_others
 
@@ -111,14 +150,15 @@ def test_cancelled_in_each_state_and_followed(cluster):
     s.cancel(second)
     assert s.wait(second, 200).state == 'cancelled'
     s.cancel(first)
-    assert s.wait(first, 200).state == 'cancelled'                         # and it is not requeued
+    assert s.wait(first, 200).state == 'cancelled'  # and it is not requeued
     s.cancel(first)
     assert len(s.facts(third)) in (1, 2, 3)
     s.cancel(third)
     assert s.wait(third, 200).state == 'cancelled'
-    with pytest.raises(TargetError): s.status(first.replace(id='99999'))
+    with pytest.raises(TargetError):
+        s.status(first.replace(id='99999'))
     fourth = s.submit(Job('talks', ('echo', 'a word'), time=200, grace=5))
-    assert 'a word' in ''.join(s.follow(fourth, .2))
+    assert 'a word' in ''.join(s.follow(fourth, 0.2))
 
 
 def test_failures_are_retried_and_then_said(cluster):
@@ -129,8 +169,13 @@ def test_failures_are_retried_and_then_said(cluster):
 
 
 def test_a_rank_that_fails_is_no_preemption(cluster):
-    "srun ends the other rank and returns its 143, the larger of the two codes: the job is not queued again, and its retries count"
-    code = 'import os, sys, time; print("rank", os.environ["RANK"], flush=True); time.sleep(1 if os.environ["RANK"] == "0" else 100); sys.exit(3)'
+    """srun ends the other rank and returns its 143, the larger of the two codes: the job is not queued again, and
+    its retries count
+    """
+    code = (
+        'import os, sys, time; print("rank", os.environ["RANK"], flush=True); time.sleep(1 if os.environ["RANK"] == "0"'
+        ' else 100); sys.exit(3)'
+    )
     s = target(cluster)
     h = s.submit(Job('fails', (sys.executable, '-c', code), nodes=2, retries=1, time=120, grace=5))
     done = s.wait(h, 200)
@@ -149,12 +194,23 @@ def test_doctor_and_limits(cluster):
 def test_the_command_refuses_what_the_partition_has_not_before_it_is_queued(cluster, tmp_path):
     "It asks the cluster: SLURM itself would leave such a job in the queue for ever"
     too_long = Job('long', ('true',), nodes=3, time=7200, grace=5)
-    too_long.to_json(tmp_path/'job.json')
-    words = [sys.executable, '-c', 'from fsdl_tools.cli.main import main; main()', 'launch', str(tmp_path/'job.json'), '--on', 'slurm', '--submit']
+    too_long.to_json(tmp_path / 'job.json')
+    words = [
+        sys.executable,
+        '-c',
+        'from fsdl_tools.cli.main import main; main()',
+        'launch',
+        str(tmp_path / 'job.json'),
+        '--on',
+        'slurm',
+        '--submit',
+    ]
     r = subprocess.run(words, capture_output=True, text=True, timeout=200, env=os.environ | dict(COLUMNS='300'))
-    assert r.returncode == 2 and 'needs 3 nodes, the target has 2' in r.stderr and 'of time, the target has' in r.stderr, r.stderr
+    assert (
+        r.returncode == 2 and 'needs 3 nodes, the target has 2' in r.stderr and 'of time, the target has' in r.stderr
+    ), r.stderr
     assert not [line for line in cluster.call('squeue', '-h', '--states=all', '-o', '%j').split() if line == 'long']
-    too_long.replace(nodes=2, time=60).to_json(tmp_path/'job.json')
+    too_long.replace(nodes=2, time=60).to_json(tmp_path / 'job.json')
     fits = subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert fits.returncode == 0 and fits.stdout.startswith('slurm:'), fits.stderr
 
@@ -162,13 +218,14 @@ def test_the_command_refuses_what_the_partition_has_not_before_it_is_queued(clus
 def test_an_answer_that_is_lost_queues_nothing_twice(cluster, tmp_path, monkeypatch):
     real = shutil.which('sbatch')
     for name, body in (('deaf', 'sleep 30'), ('mute', f'{real} "$@" >/dev/null; sleep 30')):
-        (tmp_path/name).mkdir()
-        (tmp_path/name/'sbatch').write_text(f'#!/bin/bash\n{body}\n')
-        (tmp_path/name/'sbatch').chmod(0o755)
-    s, path, job = target(cluster, patience=5.), os.environ['PATH'], Job('once', ('true',), time=200, grace=5)
-    monkeypatch.setenv('PATH', f"{tmp_path/'deaf'}:{path}")
-    with pytest.raises(TargetError, match='no job with the token'): s.submit(job, 'deaf1')
-    monkeypatch.setenv('PATH', f"{tmp_path/'mute'}:{path}")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'sbatch').write_text(f'#!/bin/bash\n{body}\n')
+        (tmp_path / name / 'sbatch').chmod(0o755)
+    s, path, job = target(cluster, patience=5.0), os.environ['PATH'], Job('once', ('true',), time=200, grace=5)
+    monkeypatch.setenv('PATH', f"{tmp_path / 'deaf'}:{path}")
+    with pytest.raises(TargetError, match='no job with the token'):
+        s.submit(job, 'deaf1')
+    monkeypatch.setenv('PATH', f"{tmp_path / 'mute'}:{path}")
     h = s.submit(job, 'mute1')
     assert s.submit(job, 'mute1') == h
     assert cluster.call('squeue', '-h', '--states=all', '-o', '%k').split().count('fsdl-mute1') == 1
@@ -192,20 +249,35 @@ os._exit(0)
 
 @pytest.mark.slow
 def test_a_port_that_is_taken_is_said_and_a_retry_takes_another(cluster):
-    "Somebody listens where the ranks are to meet: the reason stands in the log, nothing goes on running; with a retry the job succeeds"
+    """Somebody listens where the ranks are to meet: the reason stands in the log, nothing goes on running; with a
+    retry the job succeeds
+    """
     s = target(cluster)
     here = Path(__file__).parent.parent.parent
-    job = Job('meet', (sys.executable, '-c', takes_its_port), env=dict(GLOO_SOCKET_IFNAME='lo', PYTHONPATH=str(here)), nodes=2, time=120, grace=5)
+    job = Job(
+        'meet',
+        (sys.executable, '-c', takes_its_port),
+        env=dict(GLOO_SOCKET_IFNAME='lo', PYTHONPATH=str(here)),
+        nodes=2,
+        time=120,
+        grace=5,
+    )
     with contextlib.ExitStack() as held:
         number = int(s.submit(Job('last', ('true',), time=200, grace=5)).id)
-        for n in range(number + 1, number + 4): held.enter_context(socket.create_server(('127.0.0.1', 20000 + n % 12000)))
+        for n in range(number + 1, number + 4):
+            held.enter_context(socket.create_server(('127.0.0.1', 20000 + n % 12000)))
         once, again = s.submit(job), s.submit(job.replace(retries=1, name='again'))
         assert s.wait(once, 200).state == 'failed', s.logs(once)
         taken = 20000 + int(once.id) % 12000
-        assert f'OSError: port {taken} of 127.0.0.2 is taken' in s.logs(once) or f'OSError: port {taken} of 127.0.0.1 is taken' in s.logs(once), s.logs(once)
+        assert f'OSError: port {taken} of 127.0.0.2 is taken' in s.logs(
+            once
+        ) or f'OSError: port {taken} of 127.0.0.1 is taken' in s.logs(once), s.logs(once)
         assert s.wait(again, 200).state == 'succeeded', s.logs(again)
         tried = {int(line.split()[1]) for line in s.logs(again).splitlines() if line.startswith('port ')}
-        assert tried == {20000 + int(again.id) % 12000, 20000 + (int(again.id) + 101) % 12000} and s.logs(again).count('joined 2') == 2
+        assert (
+            tried == {20000 + int(again.id) % 12000, 20000 + (int(again.id) + 101) % 12000}
+            and s.logs(again).count('joined 2') == 2
+        )
     assert not [p for p in cluster.left() if 'takes_its_port' in ' '.join(psutil.Process(p).cmdline())]
 
 
@@ -213,21 +285,25 @@ def test_a_log_that_is_gone_is_said(cluster, tmp_path):
     s = target(cluster)
     h = s.submit(Job('talks', ('echo', 'a word'), time=200, grace=5))
     assert s.wait(h, 200).state == 'succeeded' and 'a word' in s.logs(h)
-    (cluster.root/'work'/f'slurm-{h.id}.out').unlink()
-    with pytest.raises(TargetError, match='its log .* is not there'): s.logs(h)
-    nowhere = Slurm(python=sys.executable, output=str(tmp_path/'none'/'slurm-%j.out'))
+    (cluster.root / 'work' / f'slurm-{h.id}.out').unlink()
+    with pytest.raises(TargetError, match='its log .* is not there'):
+        s.logs(h)
+    nowhere = Slurm(python=sys.executable, output=str(tmp_path / 'none' / 'slurm-%j.out'))
     h = nowhere.submit(Job('mute', ('true',), time=200, grace=5))
     nowhere.wait(h, 200)
-    with pytest.raises(TargetError, match='does its folder exist'): nowhere.logs(h)
+    with pytest.raises(TargetError, match='does its folder exist'):
+        nowhere.logs(h)
 
 
 def test_a_controller_with_a_full_disk(cluster, small_disk):
     "What it cannot keep it does not queue; when there is room again the same token queues one job"
     s = target(cluster)
-    disk = small_disk(cluster.root/'state')
-    with open(disk/'full', 'wb') as f, contextlib.suppress(OSError): f.write(bytes(1 << 20))
+    disk = small_disk(cluster.root / 'state')
+    with open(disk / 'full', 'wb') as f, contextlib.suppress(OSError):
+        f.write(bytes(1 << 20))
     then = time.monotonic()
-    with pytest.raises(TargetError, match='sbatch (failed|did not answer)'): s.submit(Job('once', ('true',), time=200, grace=5), 'full1')
+    with pytest.raises(TargetError, match='sbatch (failed|did not answer)'):
+        s.submit(Job('once', ('true',), time=200, grace=5), 'full1')
     assert time.monotonic() - then < 5 and s.find('full1') is None
     subprocess.run(['umount', '--lazy', str(disk)], check=True)
     h = s.submit(Job('once', ('true',), time=200, grace=5), 'full1')
@@ -237,16 +313,17 @@ def test_a_controller_with_a_full_disk(cluster, small_disk):
 
 # ---- what takes a node away ----
 
+
 def preempted(c):
     "A job of two nodes that an urgent one pushes out: (its last status, its log)"
     fresh(c)
-    (c.root/'work'/'hold').touch()
-    s, urgent = target(c), Slurm(partition='urgent', output=str(c.root/'work'/'urgent.out'))
+    (c.root / 'work' / 'hold').touch()
+    s, urgent = target(c), Slurm(partition='urgent', output=str(c.root / 'work' / 'urgent.out'))
     h = s.submit(counting(c))
     c.until(lambda: at_step_8(c), 120)
     urgent.submit(Job('urgent', ('sleep', '2'), nodes=2, cpus=2, time=200, grace=5))
     c.until(lambda: s.status(h).state == 'queued', 120)
-    (c.root/'work'/'hold').unlink()
+    (c.root / 'work' / 'hold').unlink()
     return s.wait(h, 200), s.logs(h)
 
 
@@ -258,7 +335,8 @@ def went_on(done, log):
     assert log.count('done') >= 2
 
 
-def test_preempted_with_requeue(cluster): went_on(*preempted(cluster))
+def test_preempted_with_requeue(cluster):
+    went_on(*preempted(cluster))
 
 
 @pytest.mark.slow
@@ -269,42 +347,58 @@ def test_preempted_with_cancel(installed):
 
 
 def test_without_grace_doctor_says_it(installed):
-    for c in cluster_of(preempt='cancel', grace=0): assert 'without grace no script can help' in repr(target(c).doctor())
+    for c in cluster_of(preempt='cancel', grace=0):
+        assert 'without grace no script can help' in repr(target(c).doctor())
 
 
 @pytest.mark.slow
 def test_the_naive_script_is_lost_with_143(installed):
     "Within its grace, which is long here: SLURM would queue again what it had to end itself"
-    for c in cluster_of(grace=100): is_lost(c)
+    for c in cluster_of(grace=100):
+        is_lost(c)
 
 
 def is_lost(cluster):
     fresh(cluster)
-    (cluster.root/'work'/'hold').touch()
-    (cluster.root/'counter.py').write_text(counter)
-    head = f'#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --requeue\n#SBATCH --output={cluster.root}/work/naive.out\nexport WORLD_SIZE=2\n'
-    naive = f"{head}srun bash -c 'RANK=$SLURM_PROCID exec {sys.executable} {cluster.root}/counter.py {cluster.root}/work 60'\n"
-    (cluster.root/'naive.sh').write_text(naive)
-    number = cluster.call('sbatch', '--parsable', str(cluster.root/'naive.sh')).strip()
+    (cluster.root / 'work' / 'hold').touch()
+    (cluster.root / 'counter.py').write_text(counter)
+    head = (
+        f'#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --requeue\n#SBATCH --output={cluster.root}/work/naive.out\nexport'
+        ' WORLD_SIZE=2\n'
+    )
+    naive = (
+        f"{head}srun bash -c 'RANK=$SLURM_PROCID exec {sys.executable} {cluster.root}/counter.py {cluster.root}/work"
+        " 60'\n"
+    )
+    (cluster.root / 'naive.sh').write_text(naive)
+    number = cluster.call('sbatch', '--parsable', str(cluster.root / 'naive.sh')).strip()
     cluster.until(lambda: at_step_8(cluster), 120)
-    Slurm(partition='urgent', output=str(cluster.root/'work'/'urgent.out')).submit(Job('urgent', ('sleep', '2'), nodes=2, cpus=2, time=200, grace=5))
-    state = lambda: dict(w.split('=', 1) for w in cluster.call('scontrol', '-o', 'show', 'job', number).split() if '=' in w)
+    Slurm(partition='urgent', output=str(cluster.root / 'work' / 'urgent.out')).submit(
+        Job('urgent', ('sleep', '2'), nodes=2, cpus=2, time=200, grace=5)
+    )
+    state = lambda: dict(
+        w.split('=', 1) for w in cluster.call('scontrol', '-o', 'show', 'job', number).split() if '=' in w
+    )
     cluster.until(lambda: state()['JobState'] not in ('RUNNING', 'COMPLETING', 'SIGNALING'), 120)
-    (cluster.root/'work'/'hold').unlink()
+    (cluster.root / 'work' / 'hold').unlink()
     last = state()
-    assert last['JobState'] == 'FAILED' and last['ExitCode'] == '143:0' and last['Restarts'] == '0', (last, cluster.tail(40), (cluster.root/'work'/'naive.out').read_text())
+    assert last['JobState'] == 'FAILED' and last['ExitCode'] == '143:0' and last['Restarts'] == '0', (
+        last,
+        cluster.tail(40),
+        (cluster.root / 'work' / 'naive.out').read_text(),
+    )
 
 
 @pytest.mark.slow
 def test_a_node_is_killed_and_comes_back(cluster):
     fresh(cluster)
-    (cluster.root/'work'/'hold').touch()
+    (cluster.root / 'work' / 'hold').touch()
     s = target(cluster)
     h = s.submit(counting(cluster))
     cluster.until(lambda: at_step_8(cluster), 120)
-    assert len(cluster.kill_node(nodes[1])) >= 3                          # the daemon, the step's keeper, a rank
+    assert len(cluster.kill_node(nodes[1])) >= 3  # the daemon, the step's keeper, a rank
     cluster.until(lambda: s.status(h).state == 'queued', 120)
-    (cluster.root/'work'/'hold').unlink()
+    (cluster.root / 'work' / 'hold').unlink()
     cluster.start_node(nodes[1])
     went_on(s.wait(h, 200), s.logs(h))
 
@@ -314,7 +408,7 @@ def test_a_node_that_never_returns_is_lost(cluster):
     fresh(cluster)
     s = target(cluster)
     h = s.submit(counting(cluster, 400, on_preempt='stop'))
-    cluster.until(lambda: (cluster.root/'work'/'step-1').exists())
+    cluster.until(lambda: (cluster.root / 'work' / 'step-1').exists())
     cluster.kill_node(nodes[1])
     assert s.wait(h, 200).state == 'lost'
     cluster.start_node(nodes[1])
@@ -325,20 +419,20 @@ def test_a_node_that_never_returns_is_lost(cluster):
 def test_the_time_limit(cluster):
     fresh(cluster)
     s = target(cluster)
-    (cluster.root/'work'/'hold').touch()
+    (cluster.root / 'work' / 'hold').touch()
     h = s.submit(counting(cluster, time=60, grace=25))
     cluster.until(lambda: at_step_8(cluster), 120)
     cluster.until(lambda: s.status(h).state == 'queued', 120)
-    (cluster.root/'work'/'hold').unlink()
+    (cluster.root / 'work' / 'hold').unlink()
     went_on(s.wait(h, 200), s.logs(h))
 
 
 def test_a_controller_that_is_down_is_said_at_once(cluster):
     s = target(cluster)
-    os.kill(int((cluster.root/'run'/'slurmctld.pid').read_text()), 9)
+    os.kill(int((cluster.root / 'run' / 'slurmctld.pid').read_text()), 9)
     for call in (lambda: s.submit(Job('a', ('true',), time=200, grace=5)), lambda: s.find('x')):
         then = time.monotonic()
-        with pytest.raises(TargetError): call()
+        with pytest.raises(TargetError):
+            call()
         assert time.monotonic() - then < 5
     assert len(s.doctor()) == 1
-

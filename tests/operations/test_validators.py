@@ -1,4 +1,5 @@
 """What is rendered, before other people's validators and clients, in a side environment of their own"""
+
 import json, subprocess, sys
 from pathlib import Path
 import pytest
@@ -12,15 +13,29 @@ from fsdl_tools.operations.launch import Job, Secret
 from fsdl_tools.operations.tracking import _library
 
 pytestmark = pytest.mark.timeout(900)
-job = Job('tiny-gpt', ('python', 'train.py', '$5', 'no'), env={'ANSWER': 'no', 'PRICE': '$5'}, secrets=[Secret('TOKEN', 'kubernetes', 'tokens/key')], nodes=2, processes=2, gpus=2,
-          memory=2*GiB, image='ghcr.io/me/fsdl:1', time=600, retries=2, grace=45, layout='dp4')
+job = Job(
+    'tiny-gpt',
+    ('python', 'train.py', '$5', 'no'),
+    env={'ANSWER': 'no', 'PRICE': '$5'},
+    secrets=[Secret('TOKEN', 'kubernetes', 'tokens/key')],
+    nodes=2,
+    processes=2,
+    gpus=2,
+    memory=2 * GiB,
+    image='ghcr.io/me/fsdl:1',
+    time=600,
+    retries=2,
+    grace=45,
+    layout='dp4',
+)
 
 
 @pytest.fixture(scope='module')
 def env(request):
     "Built when it is missing, by those who ask for slow tests"
     if not built('manifests'):
-        if not request.config.getoption('--slow'): pytest.skip('the side environment manifests is not built: fsdl env build manifests')
+        if not request.config.getoption('--slow'):
+            pytest.skip('the side environment manifests is not built: fsdl env build manifests')
         build_env('manifests')
     return 'manifests'
 
@@ -39,7 +54,11 @@ def main(texts):
 
 def test_kubernetes_own_schema_strictly(env):
     plain = job.replace(secrets=())
-    good = [Kubernetes().render(job, 'token'), Kubernetes().render(job.replace(nodes=1, processes=1)), Container(mounts=('/usr',)).render(plain)]
+    good = [
+        Kubernetes().render(job, 'token'),
+        Kubernetes().render(job.replace(nodes=1, processes=1)),
+        Container(mounts=('/usr',)).render(plain),
+    ]
     said = run_in(env, strict, good)
     assert len(said) == 4 and not any(said), said
     wrong = [good[0].replace('backoffLimit', 'backofLimit'), good[0].replace('completions: 2', 'completions: two')]
@@ -73,7 +92,8 @@ def main(requests):
         try:
             client.create_training_job(**r)
             d = client.describe_training_job(TrainingJobName=r["TrainingJobName"])
-            out.append({k: d.get(k) for k in ("TrainingJobName", "AlgorithmSpecification", "ResourceConfig", "StoppingCondition", "TrainingJobStatus")})
+            out.append({k: d.get(k) for k in ("TrainingJobName", "AlgorithmSpecification", "ResourceConfig",
+                "StoppingCondition", "TrainingJobStatus")})
         except Exception as e: out.append(type(e).__name__ + ": " + str(e)[:200])
     server.stop()
     return json.loads(json.dumps(out, default=str))
@@ -83,8 +103,11 @@ def main(requests):
 def test_sagemaker_own_client_and_a_local_stand_in(env):
     r = json.loads(SageMaker().render(job.replace(secrets=())))
     ok, bad = run_in(env, aws, [r, r | dict(TrainingJobName=3)])
-    assert all(ok['AlgorithmSpecification'][k] == v for k, v in r['AlgorithmSpecification'].items())        # the stand-in adds metrics of its own
-    for k in ('TrainingJobName', 'ResourceConfig', 'StoppingCondition'): assert ok[k] == r[k], k
+    assert all(
+        ok['AlgorithmSpecification'][k] == v for k, v in r['AlgorithmSpecification'].items()
+    )  # the stand-in adds metrics of its own
+    for k in ('TrainingJobName', 'ResourceConfig', 'StoppingCondition'):
+        assert ok[k] == r[k], k
     assert bad.startswith('ParamValidationError')
 
 
@@ -96,7 +119,8 @@ def main(_):
     a = s["AlgorithmSpecification"].members["ContainerArguments"]
     e = s["Environment"]
     retry = s["RetryStrategy"].members["MaximumRetryAttempts"]
-    return [a.metadata["max"], a.member.metadata["max"], e.metadata["max"], e.value.metadata["max"], s["TrainingJobName"].metadata["max"], retry.metadata["max"], list(s)]
+    return [a.metadata["max"], a.member.metadata["max"], e.metadata["max"], e.value.metadata["max"],
+        s["TrainingJobName"].metadata["max"], retry.metadata["max"], list(s)]
 '''
 
 
@@ -104,15 +128,22 @@ def test_the_numbers_in_our_rules_are_those_of_the_services_model(env):
     *limits, names = run_in(env, rules)
     assert limits == [100, 256, 100, 512, 63, 30]
     from fsdl_tools.operations.clouds import _aws_schema
+
     assert set(_aws_schema) <= set(names)
 
 
 def test_torchxs_strings_are_as_the_page_says(request):
     "Its SLURM script in bash, with a program in the place of srun"
     if not built('torchx'):
-        if not request.config.getoption('--slow'): pytest.skip('the side environment torchx is not built: fsdl env build torchx')
+        if not request.config.getoption('--slow'):
+            pytest.skip('the side environment torchx is not built: fsdl env build torchx')
         build_env('torchx')
-    r = subprocess.run([sys.executable, str(Path(__file__).parents[2]/'benchmarks'/'torchx_strings.py'), '--check'], capture_output=True, text=True, timeout=300)
+    r = subprocess.run(
+        [sys.executable, str(Path(__file__).parents[2] / 'benchmarks' / 'torchx_strings.py'), '--check'],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert r.returncode == 0, r.stderr[-1500:]
 
 
@@ -143,7 +174,9 @@ def main(call):
 
 
 def test_sagemaker_through_our_target(env, tmp_path):
-    "An unknown job, a server that is down and one that never answers are each one clear error within five seconds. (That a name is refused when it comes again only AWS itself does: the stand-in takes it)"
+    """An unknown job, a server that is down and one that never answers are each one clear error within five seconds.
+    (That a name is refused when it comes again only AWS itself does: the stand-in takes it)
+    """
     call = dict(paths=[_library(tmp_path)], job=job.replace(secrets=()).to_dict())
     handle, state, unknown, down, took, silent, waited = run_in(env, ours, call)
     assert handle == 'sagemaker:tiny-gpt' and state in ('running', 'succeeded')
