@@ -26,3 +26,12 @@ def test_a_norm_that_autocast_casts_keeps_its_shape(given):
     op = torch.ops.aten.norm.ScalarOpt_dim if len(given) > 1 else torch.ops.aten.norm.Scalar
     plain, cast = op(x.float(), *given), gpu._norm(op, (x, *given), {})
     assert cast.shape == plain.shape and cast.dtype == torch.float32 and torch.allclose(cast, plain)
+
+
+def test_what_only_one_of_the_two_autocasts_treats_is_exchanged_by_its_policy(monkeypatch):
+    known = dict(AutocastCUDA={'a', 'both', 'n'}, AutocastCPU={'c', 'both', 'd'})
+    policies = dict(a='fp32', both='fp32', c='none', d='fp32', n='none', elsewhere='none', far='unheard of')
+    rows = [dict(operation=name, policy=policy) for name, policy in policies.items()]
+    monkeypatch.setattr(gpu, '_registered', known.get)
+    monkeypatch.setattr(gpu, 'read_data', lambda name: rows)
+    assert gpu._exchanged.__wrapped__() == [('a', 'fp32'), ('n', 'none'), ('c', 'none')]

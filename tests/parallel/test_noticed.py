@@ -1506,3 +1506,39 @@ def test_micro_batches_with_other_numbers_of_targets_are_refused():
         pipeline_gpt._check_equal_parts(targets, 2)
     targets[3, 1] = -100
     pipeline_gpt._check_equal_parts(targets, 2)
+
+
+def one_table_of_25_words():
+    found = []
+    for kept in ('emb', 'head', None):
+        whole = GPT(GPTConfig(1, 12, 6, 8, 25, 24))
+        for other in {'emb', 'head'} - {kept}:
+            setattr(whole, other, None)
+        try:
+            tensor.tensor_parallel(whole)
+            found.append('cut')
+        except ValueError as e:
+            found.append(str(e))
+    return found
+
+
+def test_a_stage_with_either_table_needs_words_for_every_rank():
+    first, last, middle = on_ranks(one_table_of_25_words, 2)[0]
+    assert first == last and 'vocab 25 cannot be divided by tp=2' in first and middle == 'cut'
+
+
+def still_waiting_when_sent():
+    found = []
+    for overlap, find_unused in itertools.product((True, False), repeat=2):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+        replica = ddp.DataParallel(model, 32, overlap, find_unused)
+        sent, waiting = replica._send, []
+        replica._send = lambda: (waiting.append(len(replica._waiting())), sent())
+        replica(torch.ones(2, 4)).sum().backward()
+        found.append(waiting)
+    return found
+
+
+def test_messages_leave_during_backward_only_where_they_may():
+    overlapped, *others = on_ranks(still_waiting_when_sent, 2)[1]
+    assert overlapped == [5, 4, 3, 2, 1, 0, 0] and others == [[0]] * 3
