@@ -1540,5 +1540,5 @@ def still_waiting_when_sent():
 
 
 def test_messages_leave_during_backward_only_where_they_may():
-    overlapped, *others = on_ranks(still_waiting_when_sent, 2)[1]
-    assert overlapped == [5, 4, 3, 2, 1, 0, 0] and others == [[0]] * 3
+    asks, sends, *waits = on_ranks(still_waiting_when_sent, 2)[1]
+    assert sends == [5, 4, 3, 2, 1, 0, 0] and [asks, *waits] == [[0]] * 3
