@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fsdl_tools.compute import gpus, planner, search, step_memory, uncertainty, validation
+from fsdl_tools.compute import cost, gpus, planner, search, step_memory, uncertainty, validation
 
 
 def test_stages_interleave_where_layers_and_rounds_divide():
@@ -155,3 +155,14 @@ def test_a_host_is_ahead_where_a_layer_has_more_work_than_its_limit(monkeypatch)
     for limit, wanted in ((599.0, 7.0), (600.0, 0.0), (601.0, 0.0)):
         constants = SimpleNamespace(host_ahead=limit, gather_units_pipeline=5.0, gather_units_two=7.0)
         assert float(step_memory._gathered_in_pipeline(columns, constants)) == wanted
+
+
+def test_a_task_that_is_named_whole_is_meant_though_others_begin_like_it(monkeypatch):
+    monkeypatch.setattr(
+        cost, 'benchmarks', lambda suite: [dict(task=t) for t in ('bert_base', 'bert', 'bert_base_squad')]
+    )
+    for name in ('bert', 'bert_base', 'bert_base_squad'):
+        assert cost.task_named(name) == name
+    assert cost.task_named('bert', 'squad') == 'bert_base_squad'
+    with pytest.raises(ValueError, match="'ber' is more than one task .* bert, bert_base, bert_base_squad"):
+        cost.task_named('ber')
