@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fsdl_tools.frameworks import convert, jax_family, race, runners, task, tensorflow_keras
+from fsdl_tools.frameworks import convert, jax_family, pytorch, race, runners, task, tensorflow_keras
 from tests.frameworks import stand_ins
 
 
@@ -161,4 +161,4 @@ def test_a_rule_for_erfc_is_added_once(monkeypatch):
 def test_a_run_of_lightning_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     work = task.make_task('mlp', steps=3, batch=8)
-    assert len(runners.train_with(work, 'lightning').losses) == 3 and not any(tmp_path.iterdir())
+    assert len(runners.finish(pytorch.LightningRunner(work)).losses) == 3 and not any(tmp_path.iterdir())
