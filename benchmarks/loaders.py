@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 
 SIZE, BATCH, EPOCHS = 128, 64, 3
+LOAD = os.getloadavg()[0]
 
 
 def cut(picture, label):
@@ -218,6 +219,7 @@ CONTENDERS = {
     'DataLoader on JPEGs': (make_dataloader, open_dataloader, ''),
     'Mapped JPEGs': (make_mapped('jpeg'), open_mapped('jpeg', 2), ''),
     'Mapped pixels (1 thread)': (make_mapped('pixels'), open_mapped('pixels', 1), ''),
+    'Mapped pixels (2 threads)': (make_mapped('pixels'), open_mapped('pixels', 2), ''),
     'FFCV, JPEGs': (make_ffcv('jpg'), open_ffcv('jpg'), 'ffcv'),
     'FFCV, pixels': (make_ffcv('raw'), open_ffcv('raw'), 'ffcv'),
     'mosaicml-streaming': (make_streaming, open_streaming, 'streams'),
@@ -344,8 +346,8 @@ def prepare(folder, n):
 def write(out, turns, sizes, n):
     base = turns['DataLoader on JPEGs']
     conditions = (
-        f'batches of {BATCH}, two workers or threads unless said otherwise; 2 cores, shared with other work: trust the'
-        ' ratios, which are taken inside a turn, more than the rates; pages were in memory'
+        f'batches of {BATCH}, two workers or threads unless said otherwise; {os.cpu_count()} cores, load {LOAD:.1f} before it began;'
+        ' pages were in memory'
     )
     rows = [row(k, v, base, sizes[k]) for k, v in turns.items()]
     out.write_text(

@@ -1,9 +1,11 @@
 "What a change of one sign or number would break without any other test seeing it (benchmarks/mutation.py)"
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from fsdl_tools.memory import gpu
+from fsdl_tools.memory import gpu, measure
 from fsdl_tools.memory.adapters import Frozen4bit
 
 
@@ -35,3 +37,12 @@ def test_what_only_one_of_the_two_autocasts_treats_is_exchanged_by_its_policy(mo
     monkeypatch.setattr(gpu, '_registered', known.get)
     monkeypatch.setattr(gpu, 'read_data', lambda name: rows)
     assert gpu._exchanged.__wrapped__() == [('a', 'fp32'), ('n', 'none'), ('c', 'none')]
+
+
+def test_only_what_came_after_the_forward_pass_began_is_named():
+    def block(born, died=None, kind='', phase='forward'):
+        return SimpleNamespace(born=born, died=died, kind=kind, phase=phase)
+
+    blocks = [block(4), block(5), block(6), block(7, died=8), block(8, kind='target'), block(9, phase='loss'), block(10)]
+    measure._name_kept(SimpleNamespace(blocks=blocks), blocks[-1], 5)
+    assert [b.kind for b in blocks] == ['', '', 'activations', '', 'target', 'logits', 'logits']

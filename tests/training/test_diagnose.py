@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fsdl_tools.training.diagnose import Diagnosis, cures, diagnose, diagnose_trace, script_loop, _expected_gain
+from fsdl_tools.training.diagnose import Diagnosis, cures, diagnose, diagnose_trace, script_loop
+from fsdl_tools.training.diagnose import _computing, _expected_gain, _kind
 from fsdl_tools.training.clock import probes, _Clock, _owners, _watching, _without
 from fsdl_tools.training.traces import _minus, _union
 from fsdl_tools.cli.main import run as fsdl
@@ -229,7 +230,14 @@ def test_workers_are_blamed_only_for_waits_in_which_they_worked():
 
 def test_expected_gain_grows_with_the_share_and_starts_at_one():
     shares = [0, 0.1, 0.3, 0.5, 0.8, 0.95]
-    gains = [_expected_gain(s) for s in shares]
-    assert gains[0] == 1 and gains == sorted(gains)
-    assert all(1 <= g * (1 - s) <= 1.25 for s, g in zip(shares, gains, strict=True))
-    assert _expected_gain(0.25, 0.2) == pytest.approx(1 / (0.75 * 0.9)) and _expected_gain(1.0) == pytest.approx(125.0)
+    for cause in ('disk', 'clipping'):
+        gains = [_expected_gain(s, cause) for s in shares]
+        assert gains[0] == 1 and gains == sorted(gains)
+        assert all(1 <= g * (1 - s) <= 1.25 for s, g in zip(shares, gains, strict=True))
+    assert _expected_gain(0.25, 'disk') == pytest.approx(1 / (0.75 * 0.9))
+    assert _expected_gain(0.25, 'clipping') == pytest.approx(1 / (0.75 * 0.95))
+    assert _expected_gain(1.0, 'sleeping') == pytest.approx(125.0)
+
+
+def test_every_cause_that_computes_is_a_cause():
+    assert _computing < cures.keys() and {_kind(c) for c in cures} == {'computing', 'waiting'}
