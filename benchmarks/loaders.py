@@ -69,6 +69,22 @@ def open_dataloader(folder):
     return lambda epoch: loader, lambda i: data[i]
 
 
+def open_recipe(folder):
+    "What recipes for ImageNet write: squares of random sizes, as floats, normalised"
+    from torch.utils.data import DataLoader
+    from torchvision import datasets, transforms
+
+    steps = [
+        transforms.RandomResizedCrop(SIZE),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ]
+    data = datasets.ImageFolder(folder / 'jpegs', transforms.Compose(steps))
+    loader = DataLoader(data, BATCH, shuffle=True, num_workers=2, persistent_workers=True)
+    return lambda epoch: loader, lambda i: data[i]
+
+
 def make_mapped(kind):
     def make(folder):
         from fsdl_tools.training.loaders import pack
@@ -215,8 +231,10 @@ def open_parquet(folder):
     return lambda epoch: loader, lambda i: data[i]
 
 
+RECIPE = 'DataLoader, transforms of a recipe'
 CONTENDERS = {
     'DataLoader on JPEGs': (make_dataloader, open_dataloader, ''),
+    RECIPE: (make_dataloader, open_recipe, ''),
     'Mapped JPEGs': (make_mapped('jpeg'), open_mapped('jpeg', 2), ''),
     'Mapped pixels (1 thread)': (make_mapped('pixels'), open_mapped('pixels', 1), ''),
     'Mapped pixels (2 threads)': (make_mapped('pixels'), open_mapped('pixels', 2), ''),
@@ -240,7 +258,8 @@ def one(name, folder, n):
         t, seen = time.perf_counter(), 0
         for x, y in epoch_of(epoch):
             begun = begun or time.perf_counter() - start
-            assert x.shape[1:] == (3, SIZE, SIZE) and x.dtype == torch.uint8, (x.shape, x.dtype)
+            kind = torch.float32 if name == RECIPE else torch.uint8
+            assert x.shape[1:] == (3, SIZE, SIZE) and x.dtype == kind, (x.shape, x.dtype)
             seen += len(y)
         assert seen == n, (name, seen, n)
         epochs.append(n / (time.perf_counter() - t))

@@ -226,12 +226,18 @@ def _crowded_share(hidden, traced):
     crowded = hidden['small operations']*15 > .3*busy
     return busy/max(busy + traced.get('copies', 0.), 1e-9) if crowded else 0.
 
-_hurry = .2     # Median over 19 planted faults, rounded, on two cores of an x86 server: planted_gains.csv
+_computing = {'casts', 'clipping', 'copying weights', 'optimizer', 'printing', 'reading results', 'recomputation',
+              'small operations', 'unfused attention'}      # causes that work on the step's own data
+_hurry = dict(waiting=.2, computing=.1)     # Medians over 19 planted faults on two cores, rounded: planted_gains.csv
 
-def _expected_gain(share, hurry=_hurry):
-    "Gain of a loop on a processor when a part with this share of its time goes: what is left then takes less time too"
+def _kind(cause):
+    "Does a cause compute with the step's own data, or wait, read and write elsewhere?"
+    return 'computing' if cause in _computing else 'waiting'
+
+def _expected_gain(share, cause):
+    "Gain of a loop on a processor when a cause with this share of its time goes: what is left then takes less time too"
     left = max(1 - share, .01)
-    return 1/(left*(1 - hurry*share**.5))
+    return 1/(left*(1 - _hurry[_kind(cause)]*share**.5))
 
 def _suspects(rows, clock, due=_due):
     "Parts that take more than their due, the largest first"
@@ -261,7 +267,7 @@ def _check(loop, suspect, clock, repeats, promise=None):
         whole.append(run[1])
         shares.append(1 - 1/promise if promise else _share(suspect['part'], run))
     r, share = paired_ratio(whole, bare), _spread(shares)[0]
-    gains = dict(by_share=1/(1 - share), predicted=promise or _expected_gain(share))
+    gains = dict(by_share=1/(1 - share), predicted=promise or _expected_gain(share, suspect['cause']))
     return dict(cause=suspect['cause'], **gains, measured=r.mid, low=r.low, high=r.high)
 
 def _check_wishes(repeats, trace):
@@ -311,7 +317,7 @@ def _judged(events, runs):
     rows = _share_rows(runs, traced)
     hidden = _hidden_rows(runs, hidden_costs(events), traced)
     suspects = _suspects(rows + hidden, runs[-1][0])
-    return rows, [s | dict(expected=_expected_gain(s['share'])) for s in suspects], []
+    return rows, [s | dict(expected=_expected_gain(s['share'], s['cause'])) for s in suspects], []
 
 def _checked(loop, suspect, clock, repeats, promise):
     "(what taking the suspect out gained, notes); it may not be possible from outside"

@@ -351,17 +351,25 @@ class Mapped:
         epoch:int=0 # Changes the random crops and flips
     ):              # uint8 (len, 3, size, size), channels last in memory, and int64 (len,)
         "Some samples as tensors; raises DamagedError and ChangedError"
+        which = [int(i) for i in which]
+        return self._fill(self._room(len(which)), which, epoch)
+
+    def _room(self, n):
+        "Memory for so many samples: uint8 (n, size, size, 3)"
+        return torch.empty(n, self.size, self.size, 3, dtype=torch.uint8)
+
+    def _fill(self, out, which, epoch):
+        "Some samples, in memory that is there"
         self.unchanged()
-        which, draws = [int(i) for i in which], _draws(self.n, self.seed, epoch)
-        x = self._squares(which, draws)
+        draws = _draws(self.n, self.seed, epoch)
+        x = self._squares(which, draws, out)
         self.unchanged()
         if self.augment:
             _flip(x, draws[which, 2] < .5)
         return x, torch.from_numpy(self.index['label'][which].astype(np.int64))
 
-    def _squares(self, which, draws):
+    def _squares(self, which, draws, out):
         "What is cut out of these samples"
-        out = torch.empty(len(which), self.size, self.size, 3, dtype=torch.uint8)
         into = out.numpy()
         for k, i in enumerate(which):
             into[k] = self._cut(self._picture(i), draws[i])
@@ -434,7 +442,9 @@ def batches(
     "The steps of a rank, from any step on"
     steps = range(start, stop) if stop is not None else itertools.count(start)
     parts = (step_part(len(data), step, global_batch, rank, ranks, seed) for step in steps)
-    return ahead(lambda part: data.batch(part[1], part[0]), parts, workers)
+    # Memory comes from the thread that reads: what another thread frees goes back to the system each time
+    items = ((data._room(len(which)), which.tolist(), epoch) for epoch, which in parts)
+    return ahead(lambda item: data._fill(*item), items, workers)
 
 # %% ../../nbs/training/09_loaders.ipynb #46101838
 class JpegFolder(torch.utils.data.Dataset):
