@@ -1,10 +1,10 @@
 """Loaders on JPEGs: images a second in the first and in later epochs, seconds to the first batch, bytes on disk,
 random access.
 
-Every loader hands out uint8 batches of 64 squares of 128 x 128, cut at random out of JPEGs of 160 x 160 and flipped
-at random, with two
-workers (the mapped pixels with one thread). All take turns in an order drawn anew, each in a process of its own; a
-ratio is taken inside a turn.
+Every loader hands out uint8 batches of 64 squares of 128 x 128, cut at random out of JPEGs of 160 x 160 and flipped at
+random, with two workers (the mapped pixels with one thread, and with two). One more does what recipes for ImageNet do,
+which is more work: squares of random sizes, as floats, normalised. All take turns in an order drawn anew, each in a
+process of its own; a ratio is taken inside a turn.
 
     python benchmarks/loaders.py [--images 2000] [--turns 5]
 
@@ -365,8 +365,8 @@ def prepare(folder, n):
 def write(out, turns, sizes, n):
     base = turns['DataLoader on JPEGs']
     conditions = (
-        f'batches of {BATCH}, two workers or threads unless said otherwise; {os.cpu_count()} cores, load {LOAD:.1f} before it began;'
-        ' pages were in memory'
+        f'batches of {BATCH}, two workers or threads unless said otherwise; {os.cpu_count()} cores,'
+        f' load {LOAD:.1f} before it began; pages were in memory'
     )
     rows = [row(k, v, base, sizes[k]) for k, v in turns.items()]
     out.write_text(

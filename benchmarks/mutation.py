@@ -471,10 +471,10 @@ def collect(a):
     ]
     found = dict(
         date=datetime.date.today().isoformat(),
-        seed=a.seed,
+        seed=a.seeds or a.seed,
         conditions=(
             'one change at a time; kept answers first, then the notebook, then the other pytest files that import its'
-            ' module'
+            f' module{a.note}'
         ),
         table=summary(rows()),
         survived=survived,
@@ -499,6 +499,8 @@ def main():
     p.add_argument('--count', type=int, default=300)
     p.add_argument('--seconds', type=float, default=3600)
     p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--seeds', help='collect: which, where there were several')
+    p.add_argument('--note', default='', help='collect: what else to say of the conditions')
     p.add_argument('--before', help='collect: a file of lines of an earlier state of the tests')
     p.add_argument(
         '--quick', action='store_true', help='ask the kept answers only; for a file of lines of its own: MUTATION_LINES'

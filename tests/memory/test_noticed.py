@@ -43,6 +43,7 @@ def test_only_what_came_after_the_forward_pass_began_is_named():
     def block(born, died=None, kind='', phase='forward'):
         return SimpleNamespace(born=born, died=died, kind=kind, phase=phase)
 
-    blocks = [block(4), block(5), block(6), block(7, died=8), block(8, kind='target'), block(9, phase='loss'), block(10)]
+    blocks = [block(4), block(5), block(6), block(7, died=8), block(8, kind='target')]
+    blocks += [block(9, phase='loss'), block(10)]
     measure._name_kept(SimpleNamespace(blocks=blocks), blocks[-1], 5)
     assert [b.kind for b in blocks] == ['', '', 'activations', '', 'target', 'logits', 'logits']
