@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from fsdl_tools.app import pages, tour
 from fsdl_tools.table import Table
 
@@ -20,3 +22,27 @@ def test_the_names_of_many_metrics_end_after_three_hundred_letters(monkeypatch):
     figure = next(b for b in pages._runs(dict(metric=''), ['x']) if b.title == 'Metrics')
     assert '40' in str(figure) and ', '.join(sorted(run.metrics))[:300] in str(figure)
     assert ', '.join(sorted(run.metrics))[:301] not in str(figure)
+
+
+def spoil(value):
+    "What a careless reader of a block may do to what lies in it"
+    if isinstance(value, dict):
+        for inner in value.values():
+            spoil(inner)
+        value.clear()
+    elif isinstance(value, list):
+        for inner in value:
+            spoil(inner)
+        value.clear()
+
+
+@pytest.mark.parametrize('name', ['plan', 'train', 'guide', 'memory', 'cost', 'zoo'])
+def test_who_changes_what_a_page_shows_changes_no_later_answer(name):
+    def shown():
+        blocks = pages.answer(name)
+        return blocks, [str(b) + str(list(b.content) if isinstance(b.content, Table) else '') for b in blocks]
+
+    blocks, first = shown()
+    for b in blocks:
+        spoil(list(b.content) if isinstance(b.content, Table) else b.content)
+    assert shown()[1] == first
