@@ -437,7 +437,7 @@ def batches(
     rank:int=0, ranks:int=1,   # This rank, of so many
     start:int=0, stop:int=None,# First step, and one past the last; None: without end
     seed:int=0,                # Of the order
-    workers:int=1              # Threads that read ahead; 0: none; JPEGs gain up to about four, pixels nothing beyond one
+    workers:int=1              # Threads that read ahead; 0: none; JPEGs gain up to four, pixels nothing beyond one
 ):                             # Pairs (x, y) as Mapped.batch makes them, one a step
     "The steps of a rank, from any step on"
     steps = range(start, stop) if stop is not None else itertools.count(start)
