@@ -407,11 +407,12 @@ def _readme_links(text, cfg):
     "Links to notebooks as links to the site where there is one, else to the notebooks from the top; so for pictures"
 
     def link(found):
+        place = found[2] or ''  # in the page
         if published(cfg):
-            return f']({site_address(cfg)}/{page_name(found[1])}.html)'
-        return f'](nbs/{found[1]})'
+            return f']({site_address(cfg)}/{page_name(found[1])}.html{place})'
+        return f'](nbs/{found[1]}{place})'
 
-    return re.sub(r'\]\(([\w/]+\.ipynb)\)', link, text.replace('](images/', '](nbs/images/'))
+    return re.sub(r'\]\(([\w/]+\.ipynb)(#[\w.-]+)?\)', link, text.replace('](images/', '](nbs/images/'))
 
 
 def readme(

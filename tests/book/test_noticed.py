@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from fsdl_tools.book import epub, finish, frame
+from fsdl_tools.book import site as website
 
 
 def test_the_date_of_the_imprint_is_that_of_the_last_commit(tmp_path):
@@ -39,3 +41,20 @@ def test_only_tables_of_html_get_links():
     assert [out['data'] for out in cell['outputs'][:4]] == [{'text/html': linked}, {'text/html': linked}, *data[2:]]
     assert cell['outputs'][4] == dict(output_type='stream', text='one/01x')
     frame.Frame._outputs(SimpleNamespace(), {}, {}, '')  # a cell that was not run
+
+
+def test_links_of_the_texts_at_the_top_lead_somewhere(root):
+    for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'):
+        links = re.findall(r'\]\(([^)\s]+)\)', (root / name).read_text(encoding='utf-8'))
+        own = [link for link in links if not re.match(r'https?:|mailto:|#', link)]
+        assert [link for link in own if not (root / link.partition('#')[0]).exists()] == [], name
+
+
+@pytest.mark.parametrize('site, start, end', [('', 'nbs/', '.ipynb'), ('https://a.org/b', 'https://a.org/b/', '.html')])
+def test_a_link_into_a_chapter_keeps_its_place(monkeypatch, site, start, end):
+    monkeypatch.setattr(website, 'published', lambda cfg: site)
+    monkeypatch.setattr(website, 'site_address', lambda cfg: site)
+    monkeypatch.setattr(website, 'page_name', lambda name: name.removesuffix('.ipynb'))
+    found = website._readme_links('[a](one/02_x.ipynb) [b](one/02_x.ipynb#would-it.y) [c](https://x.org/y.ipynb#z)', {})
+    whole = f'{start}one/02_x{end}'
+    assert found == f'[a]({whole}) [b]({whole}#would-it.y) [c](https://x.org/y.ipynb#z)'
