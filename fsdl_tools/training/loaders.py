@@ -138,8 +138,13 @@ def _stored_bytes(im, path, kind, as_it_is):
     "A picture as a packed file keeps it: pixels, or a JPEG, of which one that is as it was keeps its own bytes"
     if kind == 'pixels':
         return np.asarray(im).tobytes()
-    keep = as_it_is and path.suffix.lower() in ('.jpg', '.jpeg')
+    keep = as_it_is and path.suffix.lower() in ('.jpg', '.jpeg') and _is_upright(path)
     return path.read_bytes() if keep else _as_jpeg(im)
+
+def _is_upright(path):
+    "Do the stored pixels lie as they are shown? Cameras that are turned write so into the EXIF data"
+    with need('PIL.Image', 'train', 'pillow').open(path) as im:
+        return im.getexif().get(0x0112, 1) not in range(2, 9)     # Orientation
 
 def _pages(n):
     "n bytes, rounded up to whole pages"
@@ -200,12 +205,15 @@ def _place_of(file):
 def pack(
     folder,            # Of images: one subfolder a class
     file,              # To write; it is complete or not there
-    kind:str='pixels', # pixels: decoded once; jpeg: the files' own bytes, decoded whenever they are read
+    kind:str='pixels', # pixels: decoded once; jpeg: decoded whenever they are read
     side:int=None,     # Cut the middle square and scale it to this edge; None: pictures stay as they are
     skip:bool=False,   # Leave out pictures that cannot be decoded, and count them; False: an error names the first
     workers:int=2      # Threads that decode
 ) -> Packed:           # Raises ValueError naming the file that cannot be decoded, FileNotFoundError
-    "Pack a folder of images into one file of pages"
+    """Pack a folder of images into one file of pages
+
+    With kind jpeg a JPEG keeps its own bytes; with side=, or turned by its EXIF data, or made from another format, it
+    is encoded anew with quality 95."""
     start = time.perf_counter()
     one_of('kind', kind, _kinds)
     if side is not None:
@@ -384,7 +392,9 @@ class Mapped:
         return _normalised(x)[0], int(y[0])
 
     def __getitem__(self, at):
-        return self.sample(at[1], at[0])      # (epoch, index), as in rank_indices
+        if not isinstance(at, tuple):
+            raise TypeError(f'{at!r} is no pair (epoch, number), as Feed asks for; one sample: sample({at!r}, epoch=0)')
+        return self.sample(at[1], at[0])
 
     def describe(self):
         "Name, samples, their size and the number of classes, for people"
@@ -437,9 +447,12 @@ def batches(
     rank:int=0, ranks:int=1,   # This rank, of so many
     start:int=0, stop:int=None,# First step, and one past the last; None: without end
     seed:int=0,                # Of the order
-    workers:int=1              # Threads that read ahead; 0: none; JPEGs gain up to four, pixels nothing beyond one
+    workers:int=1              # Threads that read ahead; 0: none; JPEGs gain up to about four, pixels hardly anything
 ):                             # Pairs (x, y) as Mapped.batch makes them, one a step
     "The steps of a rank, from any step on"
+    if stop is not None and _natural('stop', stop) < _natural('start', start):
+        raise ValueError(f'stop={stop} is before start={start}')
+    step_part(len(data), start, global_batch, rank, ranks, seed)     # what cannot be is refused here
     steps = range(start, stop) if stop is not None else itertools.count(start)
     parts = (step_part(len(data), step, global_batch, rank, ranks, seed) for step in steps)
     # Memory comes from the thread that reads: what another thread frees goes back to the system each time
@@ -462,6 +475,8 @@ class JpegFolder(torch.utils.data.Dataset):
     def __getitem__(self, i):
         path, label = self.items[i]
         picture, size = np.asarray(read_image(path)), self.size
+        if size > min(picture.shape[:2]):
+            raise ValueError(f'{str(path)!r} has an edge of {min(picture.shape[:2])}, less than size={size}')
         top, left = (int(torch.randint(d - size + 1, ())) for d in picture.shape[:2])
         square = picture[top:top + size, left:left + size]
         if torch.rand(()) < .5:

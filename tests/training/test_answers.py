@@ -1665,13 +1665,13 @@ def test_diagnoses(request, tmp_path):
             lambda: [diagnose._share(p, runs[0]) for p in ('loader', 'recomputation', 'recompiling', 'disk', 'none')],
         )
         asked(
-            f'promise {k}',
+            f'gone {k}',
             lambda: (
                 [
-                    diagnose._promise(dict(part=p, share=0.3), [dict(part='starting workers', share=0.2)])
+                    diagnose._gone(dict(part=p, share=0.3), [dict(part='starting workers', share=0.2)])
                     for p in ('loader', 'disk')
                 ]
-                + [diagnose._promise(dict(part='loader', share=0.3), [])]
+                + [diagnose._gone(dict(part='loader', share=0.3), [])]
             ),
         )
         ranks, repeats = rng.choice([2, 3, 4]), 2

@@ -21,6 +21,7 @@ from fsdl_tools.training.corpora import read_image
 from fsdl_tools.training.loaders import (
     ChangedError,
     DamagedError,
+    JpegFolder,
     Mapped,
     ahead,
     _page as page,
@@ -369,3 +370,39 @@ def test_the_benchmark_with_every_contender(side, tmp_path):
     assert r.returncode == 0, r.stderr[-2000:]
     rows = {row['loader']: row for row in json.loads((tmp_path / 'out.json').read_text())['rows']}
     assert len(rows) == 8 and rows['Mapped pixels (1 thread)']['ratio']['low'] > 5
+
+
+@pytest.mark.parametrize('orientation', [None, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_a_turned_photograph_lies_as_it_is_shown_in_either_kind(tmp_path, orientation):
+    "The stored pixels of a camera that was turned are not what people see; EXIF says how they are meant"
+    folder = tmp_path / 'photos' / 'class0'
+    folder.mkdir(parents=True)
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    slope = np.linspace(0, 255, 40, dtype=np.uint8)
+    picture = np.stack([np.tile(slope, (24, 1)), np.tile(slope[:24, None], (1, 40)), np.full((24, 40), 9, np.uint8)], 2)
+    Image.fromarray(picture).save(folder / 'a.jpg', exif=exif, quality=95)
+    shown = np.asarray(read_image(folder / 'a.jpg')).astype(int)
+    for kind in ('pixels', 'jpeg'):
+        packed = Mapped(pack(folder.parent, tmp_path / f'{kind}.pack', kind).path, 20)
+        assert np.abs(packed._picture(0) - shown).max() <= (0 if kind == 'pixels' else 12)
+        assert tuple(packed.index[0][['height', 'width']]) == shown.shape[:2]
+    kept = (folder / 'a.jpg').read_bytes() == bytes(packed.blob(0))
+    assert kept == (orientation not in range(2, 9))  # what lies upright is not encoded anew
+
+
+def test_what_cannot_be_read_is_refused_before_the_first_step(tmp_path):
+    folder = tmp_path / 'photos' / 'class0'
+    folder.mkdir(parents=True)
+    Image.new('RGB', (20, 20)).save(folder / 'a.jpg')
+    data = Mapped(pack(folder.parent, tmp_path / 'a.pack').path)
+    for wrong in (dict(start=3, stop=2), dict(rank=2, ranks=2), dict(start=-1), dict(global_batch=0), dict(workers=-1)):
+        with pytest.raises(ValueError):
+            next(batches(data, **dict(global_batch=1) | wrong))
+    with pytest.raises(ValueError, match='stop=2 is before start=3'):
+        batches(data, 1, start=3, stop=2)
+    with pytest.raises(TypeError, match='no pair'):
+        data[0]
+    with pytest.raises(ValueError, match='has an edge of 20, less than size=21'):
+        JpegFolder(folder.parent, 21)[0]
