@@ -369,15 +369,15 @@ def run(name, repeats=3):
 def row(name, repeats):
     d, expected = run(name, repeats)
     check = d.checks[0] if d.checks and d.checks[0]['cause'] == d.first else {}
-    share = d.suspects[0]['share'] if d.suspects else None
+    first = d.suspects[0] if d.suspects else {}
     return dict(
         name=name,
         expected=expected,
         found=d.first,
         right=d.first == expected,
-        share=share,
-        by_share=check.get('by_share'),
-        predicted=check.get('predicted'),
+        share=first.get('share'),
+        by_share=first['gain'] if check else None,  # what advice() shows
+        predicted=(first.get('expected') or check['predicted']) if check else None,
         measured=check.get('measured'),
         overhead=d.overhead,
         suspects=[(s['cause'], round(s['share'], 3)) for s in d.suspects],
