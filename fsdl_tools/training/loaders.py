@@ -150,14 +150,18 @@ def _pages(n):
     "n bytes, rounded up to whole pages"
     return -(-n // _page)*_page
 
-def _write_samples(out, items, made):
-    "Each sample from a page on: (index entries, numbers of the items that are in, of those that are not, the end)"
+def _write_samples(out, items, made, alike):
+    """Each sample from a page on: (index entries, numbers of the items that are in, of those that are not, the end)
+
+    With `alike` the first picture of another shape is refused: pixels are one array."""
     entries, kept, lost, at = [], [], [], _page
     for i, got in enumerate(made):
         if isinstance(got, Exception):
             lost.append(i)
             continue
         blob, height, width = got
+        if alike and kept:
+            _check_shape((height, width), items[i][0], entries[0][2:4], items[kept[0]][0])
         out.seek(at)
         out.write(blob)
         entries.append((at, len(blob), height, width, items[i][1], zlib.crc32(blob)))
@@ -184,15 +188,13 @@ def _write_index(out, kind, entries, about, at):
     out.write(head.tobytes())
     return end
 
-def _same_shapes(entries, names):
-    "Pixels are one array: all pictures must have one shape"
-    first = entries[0][2:4]
-    for entry, name in zip(entries, names, strict=True):
-        if entry[2:4] != first:
-            raise ValueError(
-                f'{name!r} is {entry[3]} × {entry[2]} pixels and {names[0]!r} {first[1]} × {first[0]}: '
-                f'give side=, the edge of the squares they are all cut to'
-            )
+def _check_shape(shape, path, first, first_path):
+    "Raises ValueError where a picture, (height, width), is not like the first"
+    if shape != first:
+        raise ValueError(
+            f'{str(path)!r} is {shape[1]} × {shape[0]} pixels and {str(first_path)!r} {first[1]} × {first[0]}: '
+            f'give side=, the edge of the squares they are all cut to'
+        )
 
 # %% ../../nbs/training/09_loaders.ipynb #e3aa2ecd
 def _place_of(file):
@@ -222,12 +224,11 @@ def pack(
     items, classes = _image_folder(Path(folder))
     made = ahead(partial(_prepare, kind=kind, side=side, skip=skip), items, workers)
     with _complete_or_not_there(path) as out:
-        entries, kept, lost, end = _write_samples(out, items, made)
+        entries, kept, lost, end = _write_samples(out, items, made, alike=kind == 'pixels')
         if not entries:
             raise ValueError(f'none of the {len(items)} images in {str(folder)!r} can be decoded')
         files, skipped = ([items[i][0].relative_to(folder).as_posix() for i in which] for which in (kept, lost))
-        if kind == 'pixels':
-            _same_shapes(entries, files)
+
         size = _write_index(out, kind, entries, dict(classes=classes, files=files, skipped=skipped), end)
     source_bytes = sum(p.stat().st_size for p, _ in items)
     seconds = time.perf_counter() - start
