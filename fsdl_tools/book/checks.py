@@ -209,8 +209,10 @@ def _unformatted(root):
         return []
     command = [sys.executable, '-m', 'ruff', 'format', '--check', *folders]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
-    told = 'Would reformat: '
-    return [line.removeprefix(told) for line in done.stdout.splitlines() if line.startswith(told)]
+    if not done.returncode:
+        return []
+    told = re.findall(r'^(?:Would reformat: | *--> )([^:\n]+)', done.stdout, re.M)      # versions of ruff differ
+    return sorted(set(told)) or [(done.stderr or done.stdout).strip()[:300]]
 
 # %% ../../nbs/book/06_checks.ipynb #88ecf034
 def long_modules(
