@@ -119,6 +119,17 @@ class LowRank(nn.Module):
         "The frozen layer's output and the correction"
         return self.base(x) + F.linear(F.linear(x, self.down), self.up) * self.scale
 
+    @property
+    def weight(self):
+        "Frozen weight and correction in one, for code that looks at the weight of a layer"
+        base = self.base.weight_as(self.up) if isinstance(self.base, Frozen4bit) else self.base.weight
+        return base + self.up @ self.down * self.scale
+
+    @property
+    def bias(self):
+        "That of the frozen layer"
+        return self.base.bias
+
 # %% ../../nbs/memory/04_adapters.ipynb #2dbc9db6
 _heads = ('lm_head', 'embed_out', 'classifier', 'score', 'head', 'fc')
 

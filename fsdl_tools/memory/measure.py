@@ -61,13 +61,23 @@ def logits_of(
     "The logits among the outputs of a model"
     if isinstance(out, torch.Tensor):
         return out
-    named = (getattr(out, k, None) for k in ('logits', 'prediction_logits', 'last_hidden_state'))
-    return next((t for t in (*named, *tensors(out)) if t is not None and t.is_floating_point()))
+    named = (_named(out, name) for name in ('logits', 'prediction_logits', 'last_hidden_state'))
+    found = [t for t in (*named, *tensors(out)) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    if not found:
+        raise ValueError(f'there is no tensor of floats in what the model returns, a {type(out).__name__}')
+    return found[0]
+
+def _named(out, name):
+    "An attribute or a key of what a model returned; None where there is neither"
+    found = getattr(out, name, None)
+    return out.get(name) if found is None and isinstance(out, dict) else found
 
 def cross_entropy(
     logits # Tensor of floats; classes last
 ):         # The mean loss, against class 0 everywhere
     "Cross-entropy in fp32, as classifiers and language models are trained; memory does not depend on the targets"
+    if logits.dim() < 2:
+        raise ValueError(f'cross-entropy needs classes in the last dimension, not {list(logits.shape)}: give loss=')
     y = logits.float().flatten(0, -2)
     return F.cross_entropy(y, torch.zeros(len(y), dtype=torch.long, device=y.device))
 
@@ -82,8 +92,11 @@ def _empty_like(t, dtype):
     return torch.empty_strided(t.shape, t.stride(), dtype=dtype)
 
 def _loose_tensors(model):
-    "Attributes of modules that are tensors, but neither parameters nor buffers"
-    return [t for m in model.modules() for t in vars(m).values() if isinstance(t, torch.Tensor)]
+    "Tensors in attributes of modules, also in lists and dicts, but neither parameters nor buffers"
+    held = {id(t) for t in (*model.parameters(), *model.buffers())}
+    kept_apart = ('_parameters', '_buffers', '_modules')
+    own = [value for m in model.modules() for name, value in vars(m).items() if name not in kept_apart]
+    return [t for t in tensors(own) if id(t) not in held]
 
 def fake(
     model,     # A torch.nn.Module, real or on the meta device; it is not changed
@@ -545,23 +558,49 @@ class AdamW8bit(torch.optim.Optimizer):
         s['m'], s['v'] = (m, v) if p.numel() < self.min_size else (self.pack(m), self.pack(v.sqrt()))
 
 class MasterAdamW(torch.optim.Optimizer):
-    "AdamW for 16-bit parameters, on an fp32 master copy"
+    "AdamW for 16-bit parameters, on fp32 master copies of those that are trained"
     def __init__(self, params, lr=1e-3, **kw):
-        super().__init__(list(params), dict(lr=lr))
-        self.low = [p for g in self.param_groups for p in g['params']]
+        super().__init__(params, dict(lr=lr))
+        trained = [[p for p in g['params'] if p.requires_grad] for g in self.param_groups]
+        self.low = [p for group in trained for p in group]
         self.high = [nn.Parameter(p.detach().float().clone()) for p in self.low]
-        self.inner = torch.optim.AdamW(self.high, lr=lr, **kw)
+        master = dict(zip(self.low, self.high, strict=True))
+        groups = [g | dict(params=[master[p] for p in ps]) for g, ps in zip(self.param_groups, trained, strict=True)]
+        self.inner = torch.optim.AdamW(groups, lr=lr, **kw)
 
     @torch.no_grad()
     def step(self):
         "Step on the fp32 copies with fp32 gradients, then round them into the parameters"
+        for mine, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
+            inner['lr'] = mine['lr']                       # a schedule changes it
         for l, h in zip(self.low, self.high, strict=True):
             h.grad = None if l.grad is None else l.grad.float()
         self.inner.step()
         for l, h in zip(self.low, self.high, strict=True):
             l.copy_(h)
             h.grad = None
+        self._show()
+
+    def _show(self):
+        "Masters and moments as the states of the parameters that they belong to"
+        for l, h in zip(self.low, self.high, strict=True):
             self.state[l] = dict(master=h, **self.inner.state[h])
+
+    def state_dict(self):
+        "Groups, moments and masters"
+        groups, masters = super().state_dict()['param_groups'], [h.detach() for h in self.high]
+        return dict(state={}, param_groups=groups, inner=self.inner.state_dict(), masters=masters)
+
+    @torch.no_grad()
+    def load_state_dict(self,
+        saved # From state_dict
+    ):
+        "Go on from there"
+        super().load_state_dict(dict(state={}, param_groups=saved['param_groups']))
+        self.inner.load_state_dict(saved['inner'])
+        for h, master in zip(self.high, saved['masters'], strict=True):
+            h.copy_(master)
+        self._show()
 
 optimizers |= dict(adamw8bit=AdamW8bit, mixed=MasterAdamW)
 

@@ -552,9 +552,14 @@ def largest_batch(
     memory = positive('memory', parse_bytes(memory))
     step = kw.get('accumulation', 1)
     fits = lambda n: breakdown(model, n * step, **kw).peak <= memory
-    if not fits(1):
+    least, some = 1, None
+    try:
+        some = fits(1)
+    except ValueError:                     # batch norm refuses a single sample; whatever else is wrong is so with two
+        least, some = 2, fits(2)
+    if not some:
         return 0
-    high = 2
+    high = 2 * least
     while fits(high):
         if high >= 2**20:
             raise ValueError(f'a batch of {high * step:,} still fits: is the memory meant to be {human_bytes(memory)}?')

@@ -111,11 +111,12 @@ def _square_softmax(e):
     shape = dims[0] if isinstance(dims[0], list) else []
     return len(shape) >= 3 and shape[-1] == shape[-2] and shape[-1] >= 32
 
+_fused = re.compile(r'_scaled_dot_product_(?!attention_math)')     # the fallback of PyTorch writes attention out
 _unfused = re.compile(r'^aten::(_softmax|_softmax_backward_data|masked_fill|masked_fill_|tril|where|div|mul)$')
 
 def hidden_costs(
     events:list # Of a Chrome trace with shapes
-) -> dict:      # Cause -> microseconds
+) -> dict:      # Unfused attention -> microseconds; small operations -> how many
     "What a trace tells that no function can be wrapped for"
     ops = [e for e in events if e.get('ph') == 'X' and e.get('cat') == 'cpu_op']
     watched = _union([(e['ts'], e['ts'] + e['dur']) for e in events if str(e.get('name')).startswith('fsdl::')])
@@ -123,11 +124,15 @@ def hidden_costs(
 
 def _unfused_attention(ops):
     "Microseconds of softmax and masks of attention that was written out; 0 where a fused kernel was used"
-    fused = any('scaled_dot_product' in e['name'] for e in ops)
+    fused = any(_fused.search(e['name']) for e in ops)
     written_out = any(e['name'] == 'aten::_softmax' and _square_softmax(e) for e in ops)
     if fused or not written_out:
         return 0.
-    return sum(e['dur'] for e in ops if _unfused.match(e['name']) and _square_softmax(e))
+    spans = defaultdict(list)            # by thread, since one operation calls another that counts too
+    for e in ops:
+        if _unfused.match(e['name']) and _square_softmax(e):
+            spans[e.get('pid'), e.get('tid')].append((e['ts'], e['ts'] + e['dur']))
+    return sum(_length(_union(thread)) for thread in spans.values())
 
 def _small_operations(ops, watched):
     "How many operations below 15 microseconds there were outside the watched spans"
@@ -139,7 +144,8 @@ def _small_operations(ops, watched):
 # %% ../../nbs/training/10_traces.ipynb #4a60d9ae
 def _steps(events):
     "Spans of the marked steps"
-    marks = [e for e in events if e.get('ph') == 'X' and e['name'].startswith('ProfilerStep#')]
+    marks = [e for e in events if e.get('ph') == 'X' and e['name'].startswith('ProfilerStep#')
+             and e.get('cat') != 'gpu_user_annotation']      # PyTorch marks each step on the GPU's side as well
     return [(e['ts'], e['ts'] + e['dur']) for e in marks]
 
 def _inside(events, span):

@@ -1,11 +1,12 @@
 "What a change of one sign or number would break without any other test seeing it (benchmarks/mutation.py)"
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fsdl_tools.memory import gpu, measure
+from fsdl_tools.memory import adapters, gpu, measure, predict
 from fsdl_tools.memory.adapters import Frozen4bit
 
 
@@ -47,3 +48,109 @@ def test_only_what_came_after_the_forward_pass_began_is_named():
     blocks += [block(9, phase='loss'), block(10)]
     measure._name_kept(SimpleNamespace(blocks=blocks), blocks[-1], 5)
     assert [b.kind for b in blocks] == ['', '', 'activations', '', 'target', 'logits', 'logits']
+
+
+def trained(steps, make, resume=None, groups=None, schedule=None):
+    "Weights after steps of an optimizer on a small layer of bf16, saved and loaded by another one at `resume`"
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 4, dtype=torch.bfloat16)
+    own = groups(layer) if groups else layer.parameters()
+    optimizer = make(own)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule) if schedule else None
+    for step in range(steps):
+        if step == resume:
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer = make(groups(layer) if groups else layer.parameters())
+            optimizer.load_state_dict(saved)
+        x = torch.randn(16, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float32).bfloat16()
+        optimizer.zero_grad()
+        layer(x).float().square().mean().backward()
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+    return torch.cat([p.detach().float().flatten() for p in layer.parameters()])
+
+
+def mixed(params):
+    return measure.MasterAdamW(params, lr=0.01)
+
+
+def test_mixed_training_resumes_to_the_bit():
+    assert torch.equal(trained(12, mixed), trained(12, mixed, resume=7))
+
+
+def test_mixed_training_follows_schedules_and_groups():
+    start = trained(0, mixed)
+    assert torch.equal(trained(3, mixed, schedule=lambda step: 0.0), start)
+    still = trained(3, mixed, groups=lambda m: [dict(params=[m.weight], lr=0.0), dict(params=[m.bias])])
+    assert torch.equal(still[:32], start[:32]) and not torch.equal(still[32:], start[32:])
+
+
+def test_masters_are_kept_of_what_is_trained():
+    layer = torch.nn.Linear(8, 4, dtype=torch.bfloat16)
+    layer.weight.requires_grad_(False)
+    optimizer = measure.MasterAdamW(layer.parameters())
+    layer(torch.ones(1, 8, dtype=torch.bfloat16)).sum().backward()
+    optimizer.step()
+    assert list(optimizer.state) == [layer.bias] and sum(h.numel() for h in optimizer.high) == 4
+
+
+@pytest.mark.parametrize('bits', [16, 4])
+def test_an_adapted_layer_has_the_weight_that_it_applies(bits):
+    torch.manual_seed(0)
+    whole = torch.nn.TransformerEncoderLayer(64, 4, 128, dropout=0, batch_first=True)
+    adapted = adapters.add_adapters(whole, 4, bits=bits)
+    for m in adapted.modules():
+        if isinstance(m, adapters.LowRank):
+            torch.nn.init.normal_(m.up, std=0.02)
+    x = torch.randn(2, 5, 64)
+    with torch.no_grad():
+        fast, slow = adapted.eval()(x), adapted.train()(x)
+    assert torch.allclose(fast, slow, atol=1e-4)
+    layer = next(m for m in adapted.modules() if isinstance(m, adapters.LowRank))
+    y = torch.randn(3, layer.down.shape[1])
+    assert torch.allclose(torch.nn.functional.linear(y, layer.weight, layer.bias), layer(y), atol=1e-4)
+
+
+def test_logits_are_taken_by_name_from_dicts_as_well():
+    h, z = torch.ones(2, 3), torch.zeros(2, 5)
+    assert measure.logits_of(dict(features=h, logits=z)) is z
+    assert measure.logits_of(dict(features=h, ids=torch.zeros(2, dtype=torch.long))) is h
+    assert measure.logits_of(SimpleNamespace(logits=z)) is z
+    with pytest.raises(ValueError, match='no tensor of floats in what the model returns, a tuple'):
+        measure.logits_of((torch.zeros(2, dtype=torch.long), 'text'))
+    with pytest.raises(ValueError, match=r'needs classes in the last dimension, not \[4\]'):
+        measure.cross_entropy(torch.zeros(4))
+
+
+class Anchored(torch.nn.Module):
+    "Tensors as attributes, or in a list and in a dict of lists, as anchors and masks are kept"
+
+    def __init__(self, nested):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+        ones, zeros, shift = torch.ones(8), torch.zeros(8), torch.ones(8)
+        if nested:
+            self.anchors, self.by_name = [ones, zeros], dict(shift=[shift])
+        else:
+            self.ones, self.zeros, self.shift = ones, zeros, shift
+
+    def forward(self, x):
+        if hasattr(self, 'anchors'):
+            return self.layer(x) * self.anchors[0] + self.anchors[1] + self.by_name['shift'][0]
+        return self.layer(x) * self.ones + self.zeros + self.shift
+
+
+def test_tensors_that_a_model_keeps_in_lists_and_dicts():
+    x = torch.randn(4, 8)
+    measured = [measure.measure(Anchored(nested), x).peak[1] for nested in (False, True)]
+    predicted = [predict.breakdown(Anchored(nested), inputs=x).peak for nested in (False, True)]
+    assert measured[0] == measured[1] > 0 and predicted[0] == predicted[1] > 0
+
+
+def test_the_largest_batch_of_a_network_that_refuses_a_single_sample():
+    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 10))
+    most = predict.largest_batch(net, '1MiB', inputs=torch.randn(2, 64))
+    peaks = [predict.breakdown(net, n, inputs=torch.randn(2, 64)).peak for n in (most, most + 1)]
+    assert most > 2 and peaks[0] <= 2**20 < peaks[1]
+    assert predict.largest_batch(net, '1KiB', inputs=torch.randn(2, 64)) == 0
