@@ -304,18 +304,30 @@ def _shards(self:Checkpointer, what, tmp, copies):
     return {n: e for part in parts for n, e in part.items()}
 
 @patch
-def _write(self:Checkpointer, step, copies, extra):
-    "All of a save, or nothing"
+def _write(self:Checkpointer, step, copies, extra, problem):
+    "All of a save, or nothing; a rank with a problem says so to the others"
     what = f'step {step} was not saved'
     # rank 0's name is the one that counts
-    mine = self.folder/f'.{_name(step)}.tmp-{secrets.token_hex(4)}'
+    mine = self.folder/f'.{_name(0 if problem else step)}.tmp-{secrets.token_hex(4)}'
     try:
-        tmp = self._all(what, lambda: self.rank == 0 and self._begin(step, mine))[0]
+        tmp = self._agree(what, step, mine, problem)
         files = self._shards(what, tmp, copies)
         self._all(what, lambda: self.rank == 0 and _finish(tmp, self._path(step), step, self.world, files, extra))
     except BaseException as e:
         self._undo(what, mine, e)
         raise
+
+@patch
+def _agree(self:Checkpointer, what, step, mine, problem):
+    "All ranks save one step, and none has failed of its copies: the temporary folder"
+    def begin():
+        if problem:
+            raise problem
+        return int(step), self.rank == 0 and self._begin(step, mine)
+    begun = self._all(what, begin)
+    if len({s for s, _ in begun}) > 1:
+        raise CheckpointError(what, [f'rank {rank} saves step {s}' for rank, (s, _) in enumerate(begun)])
+    return begun[0][1]
 
 @patch
 def _undo(self:Checkpointer, what, tmp, error):
@@ -332,21 +344,30 @@ def save(self:Checkpointer,
     extra:dict=None, # What JSON can hold, the same on all ranks
     wait:bool=False  # Wait until it is on the disk?
 ):                   # Nothing; the tensors may be changed at once
-    "Copy to the host, then write in the background; a save that is still running is waited for first"
-    name, extra = _name(step), json.dumps({} if extra is None else extra, indent=1)
+    """Copy to the host, then write in the background; a save that is still running is waited for first
+
+    What failed before is in `failed`; `wait` raises the error of the last save only."""
     self._settle()
-    copies = {n: _host_copy(n, t) for n, t in tensors.items()}
-    work = (int(step), copies, extra)
-    self._error, self._thread = None, threading.Thread(target=self._work, args=work, name=f'save {name}')
+    made, problem = ({}, ''), None
+    try:
+        copies = {n: _host_copy(n, t) for n, t in tensors.items()}
+        made = copies, json.dumps({} if extra is None else extra, indent=1)
+        _name(step)
+    except Exception as e:
+        problem = e                      # the other ranks wait to hear of it
+    work = (step, *made, problem)
+    self._error, self._thread = None, threading.Thread(target=self._work, args=work, name=f'save {step!r}')
     self._thread.start()
+    if problem:
+        raise problem
     if wait:
         self.wait()
 
 @patch
-def _work(self:Checkpointer, step, copies, extra):
+def _work(self:Checkpointer, step, copies, extra, problem):
     "What the background thread does"
     try:
-        self._write(step, copies, extra)
+        self._write(step, copies, extra, problem)
     except CheckpointError as e:
         return self._fail(step, e)
     except Exception as e:

@@ -274,6 +274,12 @@ def _unread_lists(folder, classes):
 
 def _check_classes(folder, found):
     "Refuse a folder whose images do not lie in one subfolder a class"
+    names = {c.lower() for c in found}
+    if names & {*_train_names} and names & {*_held_names}:
+        raise ValueError(
+            f'the subfolders of {str(folder)!r}, {", ".join(found)}, are named like splits, but they are not splits with '
+            'one subfolder a class in each and nothing beside them: sort the images into classes, or move the others away'
+        )
     if not any(found.values()):
         raise ValueError(
             f'no images in subfolders of {str(folder)!r}: expected one subfolder a class, '

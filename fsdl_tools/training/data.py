@@ -7,7 +7,7 @@ __all__ = ['epoch_order', 'step_indices', 'rank_indices', 'Tokens', 'Images', 'f
            'Feed', 'eval_batches']
 
 # %% ../../nbs/training/01_data.ipynb #ed946827
-import contextlib, hashlib, inspect, itertools, math, os, random
+import contextlib, hashlib, inspect, itertools, math, mmap, os, random
 from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np
@@ -150,13 +150,19 @@ class Tokens(_Data):
         return digest.hexdigest()
 
     def __getstate__(self):
-        "To a worker that is not forked a file travels as its name"
-        return self.__dict__ | (dict(tokens=self.tokens.filename) if isinstance(self.tokens, np.memmap) else {})
+        "To a worker that is not forked a file travels as its name, type and place"
+        t = self.tokens
+        if not isinstance(t, np.memmap) or t.filename is None or not t.flags.c_contiguous:
+            return self.__dict__
+        mapped = np.frombuffer(t._mmap, np.uint8)          # from a page on, not from the first token
+        at = t.offset - t.offset % mmap.ALLOCATIONGRANULARITY + t.ctypes.data - mapped.ctypes.data
+        return self.__dict__ | dict(tokens=(str(t.filename), t.dtype.str, at, t.shape))
 
     def __setstate__(self, state):
         self.__dict__ |= state
-        if not isinstance(self.tokens, np.ndarray):
-            self.tokens = np.memmap(self.tokens, np.uint8, 'r')
+        if isinstance(self.tokens, tuple):
+            name, dtype, at, shape = self.tokens
+            self.tokens = np.memmap(name, dtype, 'r', at, shape)
 
 # %% ../../nbs/training/01_data.ipynb #2722f668
 _mean, _std = np.float32([.485, .456, .406]), np.float32([.229, .224, .225])     # of ImageNet, by channel
@@ -304,7 +310,9 @@ def _fixed_random(*key):
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
-            _seed_all(seed)
+            torch.default_generator.manual_seed(seed)      # of the CPU: those of a GPU belong to the training
+            random.seed(seed)
+            np.random.seed(seed)
             yield
     finally:
         random.setstate(python)
@@ -522,16 +530,16 @@ class Feed:
 
 # %% ../../nbs/training/01_data.ipynb #60b808d7
 def _padded_batch(data, start, micro_batch, n):
-    "Samples from start on, of the first n; where there are no more the last one stands in, with weight 0"
+    "Samples from start on, of n; where there are no more the last one stands in, with weight 0"
     numbers = range(start, start + micro_batch)
-    x, y = _stacked([data.sample(min(i, n - 1)) for i in numbers])
+    x, y = _stacked([data.sample(min(i, n - 1)*len(data)//n) for i in numbers])     # images lie in order of class
     return x, y, (torch.tensor(numbers) < n).float()
 
 def eval_batches(
     data,            # From open_data
     micro_batch:int, # Samples at once
     rank:int=0, ranks:int=1, # This replica, of so many
-    limit:int=None   # Samples at most, over all ranks; default: all
+    limit:int=None   # Samples at most, over all ranks, spread evenly over the data; default: all
 ) -> list:           # Triples (x, y, weight), as many on every rank; weight is float32 (micro_batch,), 0 for padding
     "Every sample exactly once over all ranks"
     positive('micro_batch', micro_batch)

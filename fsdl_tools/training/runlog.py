@@ -93,7 +93,7 @@ class Run(Record):
     name: str = ''  # For people
     project: str = ''  # What it belongs to
     source: str = ''  # Format it was read from
-    status: str = ''  # running, finished, failed, killed; empty: not known
+    status: str = ''  # running, finished, failed, exited, killed; empty: not known
     started: float = 0.0  # Seconds since 1970
     ended: float = 0.0  # The same
     params: dict = field(default_factory=dict)  # Parameters, flat or nested
@@ -319,6 +319,8 @@ def _warn(self: RunLog, error):
 def _event(self: RunLog, **event):
     "Log something that is no metric"
     line = _line(t=time.time(), **event)
+    if self._size > self.most:
+        self.flush()
     self._put(line, len(line))
 
 _open_logs = weakref.WeakSet()
@@ -410,6 +412,7 @@ def finish(
     "Write what is left and close the file; a second call does nothing"
     if not self._open:
         return
+    self.flush()                       # room for the last line
     self._event(end=status, dropped=self.dropped)
     with self._lock:
         self._open = False
@@ -417,6 +420,12 @@ def finish(
     self.flush()
     self._exit()
     _open_logs.discard(self)
+
+@patch
+def __del__(self: RunLog):
+    "A log that nobody holds any more: what it has is written"
+    with contextlib.suppress(Exception):
+        self.finish('exited')
 
 @patch
 def __enter__(self: RunLog):
