@@ -304,7 +304,7 @@ def _shards(self:Checkpointer, what, tmp, copies):
     return {n: e for part in parts for n, e in part.items()}
 
 @patch
-def _write(self:Checkpointer, step, copies, extra, problem):
+def _write(self:Checkpointer, step, copies, extra, problem=None):
     "All of a save, or nothing; a rank with a problem says so to the others"
     what = f'step {step} was not saved'
     # rank 0's name is the one that counts
@@ -354,6 +354,8 @@ def save(self:Checkpointer,
         made = copies, json.dumps({} if extra is None else extra, indent=1)
         _name(step)
     except Exception as e:
+        if self.world == 1:
+            raise
         problem = e                      # the other ranks wait to hear of it
     work = (step, *made, problem)
     self._error, self._thread = None, threading.Thread(target=self._work, args=work, name=f'save {step!r}')

@@ -272,13 +272,15 @@ def _unread_lists(folder, classes):
     metadata = any(any((folder / c).glob('metadata.*')) for c in classes)
     return lists or ['its metadata']*metadata
 
+_train_names, _held_names = ['train', 'training'], ['val', 'valid', 'validation', 'dev', 'eval', 'test', 'testing']
+
 def _check_classes(folder, found):
     "Refuse a folder whose images do not lie in one subfolder a class"
     names = {c.lower() for c in found}
     if names & {*_train_names} and names & {*_held_names}:
         raise ValueError(
-            f'the subfolders of {str(folder)!r}, {", ".join(found)}, are named like splits, but they are not splits with '
-            'one subfolder a class in each and nothing beside them: sort the images into classes, or move the others away'
+            f'the subfolders of {str(folder)!r}, {", ".join(found)}, are named like splits, not like classes: '
+            'give one of them, with a subfolder a class in it, or sort the images into classes'
         )
     if not any(found.values()):
         raise ValueError(
@@ -300,8 +302,6 @@ def _image_folder(folder):
     return [(f, i) for i, files in enumerate(found.values()) for f in files], list(found)
 
 # %% ../../nbs/training/01_corpora.ipynb #f4536e13
-_train_names, _held_names = ['train', 'training'], ['val', 'valid', 'validation', 'dev', 'eval', 'test', 'testing']
-
 def _first_there(wanted, names):
     "The first of the wanted names that there is, as it is written; or None"
     return next((names[n] for n in wanted if n in names), None)

@@ -493,8 +493,9 @@ def test_splits_and_what_only_looks_like_them(tmp_path):
     assert list(map(len, open_data(tmp_path / 'b', size=8))) == [9, 1]
     fill(tmp_path / 'c', {'train': 3, 'plane': 3, 'boat': 3})  # vehicles
     assert open_data(tmp_path / 'c', size=8)[0].classes == ['boat', 'plane', 'train']
-    fill(tmp_path / 'd', {'train': 3, 'test': 3})  # pictures in the folders themselves: two classes
-    assert open_data(tmp_path / 'd', size=8)[0].classes == ['test', 'train']
+    fill(tmp_path / 'd', {'train': 3, 'test': 3})  # pictures in the folders themselves
+    with pytest.raises(ValueError, match='test, train, are named like splits, not like classes'):
+        open_data(tmp_path / 'd', size=8)
     fill(tmp_path / 'e', {'train/cat': 6, 'val/cow': 2})
     with pytest.raises(ValueError, match="class in .*val.*cow"):
         open_data(tmp_path / 'e', size=8)
