@@ -211,8 +211,9 @@ def _unformatted(root):
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     if not done.returncode:
         return []
-    told = re.findall(r'^(?:Would reformat: | *--> )([^:\n]+)', done.stdout, re.M)      # versions of ruff differ
-    return sorted(set(told)) or [(done.stderr or done.stdout).strip()[:300]]
+    said = re.sub(r'\x1b\[[0-9;]*m', '', done.stdout)      # in a kernel it speaks in colours
+    told = re.findall(r'^(?:Would reformat: | *--> )([^:\n]+)', said, re.M)      # versions differ
+    return sorted(set(told)) or [(done.stderr or said).strip()[:300]]
 
 # %% ../../nbs/book/06_checks.ipynb #88ecf034
 def long_modules(
