@@ -8,7 +8,7 @@ __all__ = ['optimizers', 'with_gradients', 'call', 'logits_of', 'cross_entropy',
            'plot_timeline', 'explain_memory', 'AdamW8bit', 'MasterAdamW', 'blocks_of']
 
 # %% ../../nbs/memory/02_measure.ipynb #6745322f
-import contextlib, copy, functools, inspect, itertools, logging
+import contextlib, copy, functools, inspect, logging
 from dataclasses import dataclass
 from functools import partial
 import torch
@@ -22,7 +22,7 @@ from ..models.build import build, example_inputs
 from ..models.spec import human_shape
 from ..models.values import Values, recall, remember, with_shortcuts
 from ..table import Table
-from .tracker import MemoryTrace, Tracker, categories, in_modules, tensors
+from .tracker import MemoryTrace, Tracker, _mark_phases, _stack, categories, in_modules, tensors
 
 # %% ../../nbs/memory/02_measure.ipynb #e0ed87b9
 @contextlib.contextmanager
@@ -430,35 +430,6 @@ def summary(
     )
 
 # %% ../../nbs/memory/02_measure.ipynb #3796e1e0
-_palette = '#0072B2 #7F7F7F #56B4E9 #009E73 #000000 #B8860B #D55E00 #F0A070 #E69F00 #CC79A7'.split()
-_colors = dict(zip(categories, _palette, strict=True))
-
-def _levels(trace):
-    "(ticks, category -> bytes in use at each of them) of a step"
-    ticks, live = [trace.start], {k: [v] for k, v in trace.at(trace.start).items()}
-    for tick, change, b in trace.events():
-        if tick <= trace.start:
-            continue
-        ticks.append(tick)
-        for k in categories:
-            live[k].append(live[k][-1] + (change if k == b.kind else 0))
-    return ticks, live
-
-def _stack(ax, trace):
-    "Draw the categories that are in use at some moment on top of one another, in MiB"
-    import numpy as np
-    ticks, live = _levels(trace)
-    used = [k for k in categories if max(live[k])]
-    sizes, colors = [np.array(live[k]) / MiB for k in used], [_colors[k] for k in used]
-    ax.stackplot(ticks, *sizes, labels=used, colors=colors, step='post')
-
-def _mark_phases(ax, trace):
-    "Draw a line where each phase begins, and its name where there is room"
-    for (t, p), (u, _) in itertools.pairwise(trace.phases):
-        ax.axvline(t, color='white', lw=1)
-        if u - t > .08 * (trace.end - trace.start):
-            ax.text(t, -.02, ' ' + p, transform=ax.get_xaxis_transform(), va='top', fontsize=8)
-
 def plot_timeline(
     trace:MemoryTrace, # What measure returned
     ax=None,     # Matplotlib axes

@@ -192,7 +192,7 @@ def test_traces(request):
         found |= {
             f'summary {seed}': measure.summary(trace).to_dict(),
             f'explained {seed} ': [list(r.values()) for r in measure.explain_memory(trace, 5)],
-            f'levels {seed}': {k: v[::6] for k, v in measure._levels(trace)[1].items()},
+            f'levels {seed}': {k: v[::6] for k, v in tracker._levels(trace)[1].items()},
         }
         table = measure.explain_memory(trace, 5)
         found |= {
