@@ -462,7 +462,7 @@ def batches(
 
 # %% ../../nbs/training/09_loaders.ipynb #46101838
 class JpegFolder(torch.utils.data.Dataset):
-    "A folder of JPEGs as most projects read it: open, decode, cut, flip"
+    "A folder of JPEGs: open, decode, cut, flip"
 
     def __init__(self,
         folder,  # One subfolder a class
