@@ -377,7 +377,7 @@ def row(name, repeats):
         right=d.first == expected,
         share=first.get('share'),
         by_share=first['gain'] if check else None,  # what advice() shows
-        predicted=(first.get('expected') or check['predicted']) if check else None,
+        predicted=first.get('expected') if check else None,  # None too where only the least is said
         measured=check.get('measured'),
         overhead=d.overhead,
         suspects=[(s['cause'], round(s['share'], 3)) for s in d.suspects],
@@ -427,7 +427,7 @@ def heap(name='recomputation left on', without='recomputation'):
 
 def told(r):
     "A row in a line"
-    gain = f"{r['predicted']:.2f} {r['measured']:.2f}" if r['measured'] else ''
+    gain = ' '.join(f'{r[k]:.2f}' for k in ('by_share', 'predicted', 'measured') if r[k])
     return ' '.join(
         [
             'ok   ' if r['right'] else 'WRONG',

@@ -60,8 +60,8 @@ class Diagnosis(Record):
     "What a loop waits for"
     wall: float               # Seconds of the loop, unwatched, median
     parts: list = field(default_factory=list)    # Dicts part, share, low, high: where the time goes
-    suspects: list = field(default_factory=list) # Dicts cause, part, share, low, high, gain, expected, try; by share
-    checks: list = field(default_factory=list)   # Dicts cause, by_share, predicted, measured, low, high: taken out
+    suspects: list = field(default_factory=list) # Dicts cause, part, share, low, high, gain, expected (or None), try; by share
+    checks: list = field(default_factory=list)   # Dicts cause, by_share, predicted (or None), measured, low, high
     overhead: float = 0.      # Part by which watching made the loop longer
     repeats: int = 0          # Runs each number is the median of
     notes: list = field(default_factory=list)    # What could not be done
@@ -113,11 +113,12 @@ def _row(part, shares):
     return dict(part=part, share=mid, low=low, high=high)
 
 def _compiling():
-    "Seconds PyTorch has spent on compiling so far"
+    "Seconds PyTorch has spent on compiling so far: forward passes, and backward passes where they come later"
     if 'torch._dynamo.utils' not in sys.modules:
         return 0.
     spent = sys.modules['torch._dynamo.utils'].calculate_time_spent()
-    return float(spent.get('entire_frame_compile', 0.) or spent.get('_compile.compile_inner', 0.))
+    forward = spent.get('entire_frame_compile', 0.) or spent.get('_compile.compile_inner', 0.)
+    return float(forward + spent.get('entire_backward_compile', 0.))
 
 def _used():
     "Seconds of a processor that this process has used: (all, those of the kernel)"
@@ -233,8 +234,12 @@ def _kind(cause):
     "Does a cause compute in the loop's own thread, or wait, read and write?"
     return 'computing' if cause in _computing else 'waiting'
 
+_unforeseen = {'recompiling'}      # With a compiler goes more than the time it counts as its own: only the least is said
+
 def _expected_gain(share, cause):
-    "Gain of a loop on a processor when a cause with this share of its time goes: what is left then takes less time too"
+    "Gain of a loop on a processor when a cause with this share of its time goes, and the rest is faster; None: unforeseen"
+    if cause in _unforeseen:
+        return None
     left = max(1 - share, .01)
     return 1/(left*(1 - _hurry[_kind(cause)]*share**.5))
 
