@@ -379,6 +379,8 @@ def row(name, repeats):
         by_share=first['gain'] if check else None,  # what advice() shows
         predicted=first.get('expected') if check else None,  # None too where only the least is said
         measured=check.get('measured'),
+        low=check.get('low'),
+        high=check.get('high'),
         overhead=d.overhead,
         suspects=[(s['cause'], round(s['share'], 3)) for s in d.suspects],
     )
@@ -396,7 +398,7 @@ kept = dict(
 
 
 def walls(name, without):
-    "Median seconds of a loop, and of the loop with a part taken out"
+    "Seconds of a loop in seven turns, and of the loop with a part taken out"
     loop = CASES[name][0]
     loop()
     clock = _watched(loop)[0]
@@ -405,7 +407,7 @@ def walls(name, without):
         whole.append(_timed(loop)[0])
         with _without(without, clock):
             bare.append(_timed(loop)[0])
-    return sorted(whole)[3], sorted(bare)[3]
+    return whole, bare
 
 
 def heap(name='recomputation left on', without='recomputation'):
