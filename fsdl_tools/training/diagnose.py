@@ -60,7 +60,7 @@ class Diagnosis(Record):
     "What a loop waits for"
     wall: float               # Seconds of the loop, unwatched, median
     parts: list = field(default_factory=list)    # Dicts part, share, low, high: where the time goes
-    suspects: list = field(default_factory=list) # Dicts cause, part, share, low, high, gain, expected (or None), try; by share
+    suspects: list = field(default_factory=list) # Dicts cause, part, share, low, high, gain, expected or None, try
     checks: list = field(default_factory=list)   # Dicts cause, by_share, predicted (or None), measured, low, high
     overhead: float = 0.      # Part by which watching made the loop longer
     repeats: int = 0          # Runs each number is the median of
@@ -83,8 +83,8 @@ class Diagnosis(Record):
         for s in self.suspects[:3]:
             c = found.get(s['cause'])
             gained = f"{c['measured']:.2f} × ({c['low']:.2f}–{c['high']:.2f})" if c else 'not taken out'
-            least, likely = f"{s['gain']:.2f} ×", f"{s['expected']:.2f} ×" if s.get('expected') else ''
-            promise = {'gain, at least': least, 'expected': likely, 'taken out, it gained': gained}
+            likely = f"{s['expected']:.2f} ×" if s.get('expected') else ''
+            promise = {'gain, at least': f"{s['gain']:.2f} ×", 'expected': likely, 'taken out, it gained': gained}
             rows.append({'cause': s['cause']} | promise | {'try': s['try']})
         columns = ['cause', 'gain, at least', 'expected', 'taken out, it gained', 'try']
         return Table(rows, columns=columns, caption=f'First: {self.first}', notes='; '.join(self.notes))
@@ -234,10 +234,10 @@ def _kind(cause):
     "Does a cause compute in the loop's own thread, or wait, read and write?"
     return 'computing' if cause in _computing else 'waiting'
 
-_unforeseen = {'recompiling'}      # With a compiler goes more than the time it counts as its own: only the least is said
+_unforeseen = {'recompiling'}      # More goes with these than the time they take: only the least is said
 
 def _expected_gain(share, cause):
-    "Gain of a loop on a processor when a cause with this share of its time goes, and the rest is faster; None: unforeseen"
+    "Gain of a loop on a processor when a cause with this share goes, and what is left is faster; None: unforeseen"
     if cause in _unforeseen:
         return None
     left = max(1 - share, .01)
@@ -430,8 +430,7 @@ def _gpu_rows(found, walls):
         busy, idle = _scales(g, wall)
         for p in names:
             shares[p].append(g.busy.get(p, 0.)*busy + g.idle.get(p, 0.)*idle)
-    rows = [_row(p, values) for p, values in shares.items()]
-    return _notable(rows)
+    return _notable([_row(p, values) for p, values in shares.items()])
 
 def _waits_for_launches(parts, idle):
     "Share of the time in which a GPU waits for the next of many launches; 0 where there are few"
@@ -457,8 +456,6 @@ def _judged_on_gpu(loop, events, plain, runs):
     suspects = _suspects(rows + hidden, runs[-1][0], _due_on_gpu)
     return rows, suspects, [f'the GPU worked for {worked:.0%} of the time']
 
-
-
 def _diagnose_gpu_trace(events):
     "The diagnosis of a trace with kernels"
     g = gpu_parts(events)
@@ -471,7 +468,6 @@ def _diagnose_gpu_trace(events):
     notes = ['one trace: no intervals', f'the GPU worked for {_busy_share(g, wall):.0%} of the time']
     notes.append(f'from the first kernel to the last it was idle for {gpu_idle(events):.0%}')
     return Diagnosis(wall, rows, suspects, [], 0., 1, notes)
-
 
 # %% ../../nbs/training/11_diagnose.ipynb #b1b009f4
 def script_loop(
