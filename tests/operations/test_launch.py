@@ -401,13 +401,48 @@ def test_a_killed_supervisor_is_lost(state):
     h = Local().submit(Job('a', ('sleep', '30'), time=60))
     until(lambda: Local().status(h).state == 'running')
     pid = int((state / 'fsdl_tools' / 'jobs' / h.id / 'pid').read_text())
-    children = psutil.Process(pid).children()
+    [child] = psutil.Process(pid).children()
     os.kill(pid, signal.SIGKILL)
     until(lambda: Local().status(h).state == 'lost')
-    for c in children:
-        c.kill()
+    until(lambda: not child.is_running())  # the kernel has asked it to stop
     Local().cancel(h)  # nobody is there to hear it
-    assert Local().status(h).state == 'lost'
+    assert Local().status(h) == Status('lost', 'supervisor gone')
+
+
+@pytest.mark.parametrize('ranks', [1, 2])
+def test_what_a_job_has_started_ends_with_it(ranks, tmp_path):
+    "In its group or not, deaf to a first signal or not; a second job that it has submitted goes on"
+    deaf = 'import signal, time; signal.signal(15, signal.SIG_IGN); print("up", flush=True); time.sleep(300)'
+    code = (
+        'import os, subprocess, sys\n'
+        f'for new in (True, False):\n'
+        f'    p = subprocess.Popen([sys.executable, "-c", {deaf!r}], stdout=subprocess.PIPE, start_new_session=new)\n'
+        '    p.stdout.readline()\n'
+        'if os.environ.get("RANK", "0") == "0":\n'
+        '    from fsdl_tools.operations.launch import Job\n'
+        '    from fsdl_tools.operations.local import Local\n'
+        f'    h = Local().submit(Job("other", ("sleep", "300"), grace=1))\n'
+        f'    open({str(tmp_path / "other")!r}, "w").write(h.id)\n'
+    )
+    h = Local().submit(Job('a', (sys.executable, '-c', code), processes=ranks, time=150, grace=1))
+    assert Local().wait(h, 150) == Status('succeeded', 'exit 0')
+    assert local._processes(h.id) == []
+    other = Handle('local', (tmp_path / 'other').read_text())
+    until(lambda: Local().status(other).state == 'running')
+    until(lambda: len(local._processes(other.id)) == 1)
+    Local().cancel(other)
+    assert Local().wait(other, 150).state == 'cancelled'
+
+
+def test_what_is_left_of_a_lost_job_is_said_and_ended(state):
+    deaf = 'import signal, time; signal.signal(15, signal.SIG_IGN); print("up", flush=True); time.sleep(300)'
+    h = Local().submit(Job('a', (sys.executable, '-c', deaf), time=300, grace=1))
+    until(lambda: 'up' in Local().logs(h))
+    os.kill(int((state / 'fsdl_tools' / 'jobs' / h.id / 'pid').read_text()), signal.SIGKILL)
+    until(lambda: Local().status(h).state == 'lost')
+    assert Local().status(h).detail == '1 of its processes still run: cancel ends them'
+    Local().cancel(h)
+    assert (Local().status(h), local._processes(h.id)) == (Status('lost', 'supervisor gone'), [])
 
 
 def test_retries_and_grace(tmp_path):
