@@ -6,7 +6,7 @@
 __all__ = ['Ray', 'RankGroup', 'rank_variables', 'ranks_on_ray', 'RayTrain', 'train_on_ray']
 
 # %% ../../nbs/operations/08_ray_jobs.ipynb #26c05333
-import json, os, secrets, shlex, signal, subprocess, sys, time, urllib.error, urllib.request
+import contextlib, json, os, secrets, shlex, signal, subprocess, sys, time, urllib.error, urllib.request
 from dataclasses import dataclass
 from ..core import KiB, human_bytes
 from .launch import Handle, Job, Status, Target, TargetError, complaints, only_known, stated
@@ -173,7 +173,14 @@ class RankGroup:
                 self.stop(10)
                 return bad[0]  # not that of a rank which has been stopped now
             time.sleep(0.1)
+        self._signal(signal.SIGKILL)  # what ranks have left behind
         return next((p.returncode for p in self.running if p.returncode), 0)
+
+    def _signal(self, number):
+        "Send a signal to the ranks and what they have started, also where the rank itself has ended"
+        for p in self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(p.pid, number)
 
     def stop(
         self,
@@ -181,8 +188,7 @@ class RankGroup:
     ):
         "Ask the ranks to stop, then insist"
         for sig, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5)):
-            for p in self.running:
-                p.poll() is None and os.killpg(p.pid, sig)
+            self._signal(sig)
             end = time.monotonic() + patience
             while any(p.poll() is None for p in self.running) and time.monotonic() < end:
                 time.sleep(0.05)

@@ -470,6 +470,14 @@ def test_the_exit_code_of_a_group_is_that_of_the_rank_that_failed():
     assert [p.returncode for p in group.running] == [143, 3]
 
 
+@pytest.mark.parametrize('code', [0, 3])
+def test_what_the_ranks_of_a_group_have_started_ends_with_them(code):
+    mark = f'sleeper-{os.getpid()}-{code}'
+    start = f'import subprocess, sys; subprocess.Popen(["sh", "-c", "sleep 300; true {mark}"]); sys.exit({code})'
+    assert RankGroup().run([sys.executable, '-c', start], [{}, {}]) == code
+    until(lambda: not [p for p in psutil.process_iter(['cmdline']) if mark in ' '.join(p.info['cmdline'] or [])])
+
+
 def test_cancelled_before_its_supervisor_has_come(monkeypatch, tmp_path):
     "A job that is still queued here: nothing of it starts"
     started = []
