@@ -130,7 +130,8 @@ def _dense_layers(c):
 def _from_config(config):
     "Columns of a transformers configuration, its model built on the meta device and counted"
     import torch
-    from fsdl_tools.models.build import from_config, shape_of
+    from fsdl_tools.models.build import from_config
+    from fsdl_tools.models.shape import shape_of
     fix_torchvision()
     with torch.device('meta'):
         m = from_config(config)

@@ -6,12 +6,13 @@
 __all__ = ['metered', 'profile', 'largest', 'tree', 'memory_by_precision', 'compare_models', 'latency', 'front']
 
 # %% ../../nbs/models/04_profile.ipynb #e0d081cd
-import contextlib, copy, functools, math, re, statistics, time
+import contextlib, copy, functools, inspect, math, re, statistics, time
 from pathlib import Path
 from ..core import human_bytes, human_count, one_of, our_word, positive, theirs, what_to_type
 from ..table import Table, pareto_front
 from .architectures import is_factory
-from .build import _size, active_parameters, build, example_inputs, shape_of, unseen
+from .build import _size, build, example_inputs
+from .shape import active_parameters, shape_of, unseen
 from .spec import Input, Layer, ModelSpec, human_flop, human_shape
 from .values import Follower, UnknownValue, Values, bare_copy, constants, recall
 
@@ -245,7 +246,6 @@ def _cast(model, inputs, precision):
 
 def _call(model, inputs):
     "Run the model; transformers without its cache"
-    import inspect
     if not isinstance(inputs, dict):
         return model(*inputs)
     if hasattr(model, 'pretrained_cfg'):

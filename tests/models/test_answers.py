@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from fsdl_tools.core import fix_torchvision
-from fsdl_tools.models import architectures as A, build as B, gpt, profile as P, spec as S, tiny, values as V, zoo as Z
+from fsdl_tools.models import architectures as A, build as B, gpt, profile as P, shape as H, spec as S, tiny
+from fsdl_tools.models import values as V, zoo as Z
 from tests.answers import answer, same_answers
 
 fix_torchvision()
@@ -654,7 +655,7 @@ def test_pieces_of_building(request):
         )
     ]
     found['first'] = [
-        B._first(SimpleNamespace(**kw), 'a', 'b', default=d)
+        B.first_number(SimpleNamespace(**kw), 'a', 'b', default=d)
         for kw in (dict(), dict(a=0, b=3), dict(a='x', b=2), dict(a=5, b=1), dict(a=True), dict(a=1.5))
         for d in (0, None)
     ]
@@ -669,21 +670,21 @@ def test_pieces_of_building(request):
         dict(model_type='x'),
         dict(model_type='x', multi_query=True),
     ):
-        found[f'kv {kw}'] = B._kv_heads(SimpleNamespace(**kw))
+        found[f'kv {kw}'] = H._kv_heads(SimpleNamespace(**kw))
     for kw in (
         dict(),
         dict(kv_lora_rank=0),
         dict(kv_lora_rank=8, qk_rope_head_dim=2, qk_nope_head_dim=4, v_head_dim=5),
         dict(kv_lora_rank=8, q_lora_rank=6),
     ):
-        found[f'latent {kw}'] = B._latent(SimpleNamespace(**kw))
+        found[f'latent {kw}'] = H._latent(SimpleNamespace(**kw))
     for kw in (
         dict(intermediate_size=8),
         dict(moe_intermediate_size=4, intermediate_size=8, n_shared_experts=2),
         dict(ffn_dim=3, shared_expert_intermediate_size=9, moe_num_shared_experts=2),
         dict(intermediate_size_mlp=6, intermediate_size=8, num_shared_experts=1),
     ):
-        found[f'widths {kw}'] = B._mixture_widths(SimpleNamespace(**kw))
+        found[f'widths {kw}'] = H._mixture_widths(SimpleNamespace(**kw))
     for kw in (
         dict(num_hidden_layers=3, hidden_size=8, num_attention_heads=2, vocab_size=9),
         dict(n_layer=2, n_embd=8, n_head=4, n_inner=5, n_positions=77),
@@ -691,7 +692,7 @@ def test_pieces_of_building(request):
         dict(num_layers=2, num_decoder_layers=0, is_encoder_decoder=True),
         dict(num_layers=2, decoder_layers=5),
     ):
-        found[f'sizes {kw}'] = B._sizes(SimpleNamespace(model_type='x', **kw))
+        found[f'sizes {kw}'] = H._sizes(SimpleNamespace(model_type='x', **kw))
     for kw in (
         dict(),
         dict(image_size=32),
@@ -716,7 +717,7 @@ def test_pieces_of_building(request):
         ([], dict(ffn_config=SimpleNamespace(moe_top_k=5))),
         ([], dict(model_type='nllb-moe')),
     ):
-        found[f'visits {near} {kw}'] = B._visits(
+        found[f'visits {near} {kw}'] = H._visits(
             Config(**dict(model_type='x') | kw), [SimpleNamespace(**n) for n in near]
         )
     same_answers(request, 'building', found)
@@ -801,14 +802,14 @@ def test_small_models(request):
     found = {}
     for name, (kind, task, fields) in MODELS.items():
         model = B.build(kind, task, device='meta', **fields)
-        shape = B.shape_of(model)
+        shape = H.shape_of(model)
         found[name] = shape and {k: v for k, v in shape.to_dict().items() if v not in (0, False)}
         found[f'{name} counts'] = (
-            list(B.experts_of(model).values()),
-            B.active_parameters(model),
-            B._described(model),
-            B._biases(model),
-            B._tied(model),
+            list(H.experts_of(model).values()),
+            H.active_parameters(model),
+            H._described(model),
+            H._biases(model),
+            H._tied(model),
             P._kind(model),
             B.longest_text(model),
             B._position_tables(model),
@@ -821,7 +822,7 @@ def test_small_models(request):
             )
             for b, s in ((1, None), (2, 7), (1, 41), (0, 5), (1, 0))
         ]
-        found[f'{name} within'] = [B.shape_of(model, within) is not None for within in (0, 0.001, 1)]
+        found[f'{name} within'] = [H.shape_of(model, within) is not None for within in (0, 0.001, 1)]
     spec = P.profile('llama', task='causal-lm', seq=6, batch=2, **MODELS['llama'][2])
     found['profile'] = (
         spec.flops,
@@ -913,7 +914,7 @@ def test_modules_by_name(request):
     ):
         m = Tables(tables[name], config(**kw), [('position_ids', 9), ('image_position_ids', 3)] if name in 'ab' else ())
         found[f'table {name} {kw}'] = (
-            B._positions(m, m.config),
+            B.positions_of(m, m.config),
             B._position_tables(m),
             B._position_constants(m),
             B.longest_text(m),
@@ -930,7 +931,7 @@ def test_modules_by_name(request):
     sound.main_input_name = 'input_features'
     sinus = Tables(dict(s=type('Sinus', (nn.Module,), dict(make_weights=1))()), config(), [('token_type_ids', 6)])
     found['others'] = (
-        B._positions(rotary, rotary.config),
+        B.positions_of(rotary, rotary.config),
         B.longest_text(rotary),
         B._position_tables(sound),
         B.longest_text(sinus),
@@ -948,9 +949,9 @@ def test_modules_by_name(request):
     for having in ((), (0, 1, 2, 3, 4), (1, 3), (2, 3, 4), (3,), (0, 2), (0,)):
         m = Tables(blocks(having), config(top_k=2))
         found[f'mixture {having}'] = (
-            B._mixture(m, 5),
-            len(B.experts_of(m)),
-            B.active_parameters(m),
+            H._mixture(m, 5),
+            len(H.experts_of(m)),
+            H.active_parameters(m),
             sum(p.numel() for p in m.parameters()),
         )
     shared = Tables(
@@ -958,9 +959,9 @@ def test_modules_by_name(request):
         config(top_k=9),
     )
     found['experts'] = (
-        B.experts_of(shared),
+        H.experts_of(shared),
         [
-            B._holds_experts(n, m)
+            H._holds_experts(n, m)
             for n, m in (
                 ('x.experts', nn.ModuleList()),
                 ('x.other', nn.ModuleList()),
@@ -972,11 +973,11 @@ def test_modules_by_name(request):
         ],
     )
     found['how many'] = (
-        B._how_many(experts(3)),
-        B._how_many(SimpleNamespace(num_experts=0, n_routed_experts=5)),
+        H._how_many(experts(3)),
+        H._how_many(SimpleNamespace(num_experts=0, n_routed_experts=5)),
         [
             p.numel()
-            for p in B._routed(Tables(dict(router=nn.Linear(2, 2), up=nn.Linear(3, 3), key=nn.Linear(2, 2)), config()))
+            for p in H._routed(Tables(dict(router=nn.Linear(2, 2), up=nn.Linear(3, 3), key=nn.Linear(2, 2)), config()))
         ],
     )
     router = nn.Linear(2, 2)
@@ -985,13 +986,13 @@ def test_modules_by_name(request):
         inner = Tables(dict(experts=experts(4)) | (dict(router=router) if place == 'router' else {}), config())
         if place == 'parent':
             inner.num_experts_per_tok = 2
-        found[f'around {place}'] = B.experts_of(Tables(dict(mlp=inner), config()))
+        found[f'around {place}'] = H.experts_of(Tables(dict(mlp=inner), config()))
     found['shared width'] = [
-        B._shared_width(Tables({n: Tables(dict(up=nn.Linear(4, 6), down=nn.Linear(6, 4)), config())}, config()), 4)
+        H._shared_width(Tables({n: Tables(dict(up=nn.Linear(4, 6), down=nn.Linear(6, 4)), config())}, config()), 4)
         for n in ('shared_expert', 'share_mlp', 'shared_experts', 'unshared', 'shared')
     ]
     found['biases'] = [
-        B._biases(
+        H._biases(
             Tables(
                 {
                     n.replace('.', '_') if '.' not in n else n.split('.')[0]: Tables(
@@ -1008,11 +1009,11 @@ def test_modules_by_name(request):
     tied = Tables(dict(emb=plain, head=nn.Linear(2, 10, bias=False)), config())
     for head, table in ((None, plain), (tied.head, plain), (plain, plain), (tied.head, None)):
         tied.get_output_embeddings, tied.get_input_embeddings = (lambda head=head: head), (lambda table=table: table)
-        found[f'tied {head is not None} {table is not None} {head is table}'] = B._tied(tied)
+        found[f'tied {head is not None} {table is not None} {head is table}'] = H._tied(tied)
     seen = set()
     found['unseen'] = (
-        len(B.unseen([plain.weight, plain.weight, padded.weight], seen)),
-        len(B.unseen([plain.weight, shifted.weight], seen)),
+        len(H.unseen([plain.weight, plain.weight, padded.weight], seen)),
+        len(H.unseen([plain.weight, shifted.weight], seen)),
     )
     for kw in (dict(), dict(image_token_id=3), dict(image_token_index=9), dict(image_token_id=10)):
         m = Sees(dict(emb=plain), config(**kw))

@@ -9,8 +9,9 @@ from fsdl_tools.core import fix_torchvision
 fix_torchvision()
 import torch
 from torch import nn
-from fsdl_tools.models.build import active_parameters, build, experts_of, shape_of
+from fsdl_tools.models.build import build
 from fsdl_tools.models.profile import compare_models, profile
+from fsdl_tools.models.shape import active_parameters, experts_of, shape_of
 
 torch.set_num_threads(1)
 
