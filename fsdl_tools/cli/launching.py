@@ -118,7 +118,8 @@ def _ask(what, text, name, pairs, follow, as_json):
 def _with_limits(place):
     "The target with what its machines have, where it can be asked: what does not fit is refused before it is queued"
     from fsdl_tools.operations.launch import Limits
-    from fsdl_tools.operations.slurm import Slurm, limits_of
+    from fsdl_tools.operations.slurm import Slurm
+    from fsdl_tools.operations.slurm_answers import limits_of
 
     known = place.limits != Limits() or not isinstance(place, Slurm)
     return place if known else place.replace(limits=limits_of(place))

@@ -734,7 +734,7 @@ def test_launching(request, asked, tmp_path, monkeypatch):
     class Known(Slurm):
         "A queue"
 
-    monkeypatch.setattr('fsdl_tools.operations.slurm.limits_of', lambda place: Limits())
+    monkeypatch.setattr('fsdl_tools.operations.slurm_answers.limits_of', lambda place: Limits())
     replaced = lambda place: type(launching._with_limits(place)).__name__ + str(launching._with_limits(place) is place)
     asked(
         'limits',

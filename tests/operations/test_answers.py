@@ -23,7 +23,7 @@ import pytest
 
 from fsdl_tools.core import GiB, KiB, MiB
 from fsdl_tools.operations import clouds, containers, kubeflow, kubernetes, launch, local, platforms
-from fsdl_tools.operations import ray_jobs, slurm, slurm_cluster
+from fsdl_tools.operations import ray_jobs, slurm, slurm_answers, slurm_cluster
 from fsdl_tools.operations import sweep_engines, sweep_ray, sweep_space, sweep_trials, sweeps
 from fsdl_tools.operations.launch import Handle, Job, Limits, Secret, Status, Target, TargetError
 
@@ -442,11 +442,11 @@ def test_batch_scripts_that_somebody_changed(request):
     ]:
         found[script] = read_again(slurm.Slurm(), script, small)
     found |= {
-        f'clock {n}': [slurm.clock(n), slurm.read_clock(slurm.clock(n))]
+        f'clock {n}': [slurm_answers.clock(n), slurm_answers.read_clock(slurm_answers.clock(n))]
         for n in (0, 1, 59, 60, 61, 3599, 3600, 3661, 86399, 86400, 86401, 90061, 864000)
     }
     found |= {
-        f'read {t}': answer(slurm.read_clock, t)
+        f'read {t}': answer(slurm_answers.read_clock, t)
         for t in (
             '90',
             '90:30',
@@ -473,7 +473,7 @@ def test_batch_scripts_that_somebody_changed(request):
         for n in (0, 1, 8)
     }
     found |= {
-        f'has {g}': slurm._gpus_in(g)
+        f'has {g}': slurm_answers._gpus_in(g)
         for g in ('(null)', 'gpu:8', 'gpu:a100:8(S:0-1)', 'gpu:a:2,gpu:b:3', 'shard:4', 'tmp:1,gpu:2', 'gpu:a:0')
     }
     found |= {
@@ -708,14 +708,14 @@ def test_what_slurm_is_asked(request, monkeypatch, tmp_path):
     for name, text in lines.items():
         Program(monkeypatch, scontrol=text)
         found[name] = [
-            slurm._records(text.replace(str(tmp_path), '')),
+            slurm_answers.records(text.replace(str(tmp_path), '')),
             answer(place.status, handle),
             answer(place.logs, handle).replace(str(tmp_path), ''),
         ]
     for a, b in itertools.combinations(lines, 2):
         Program(monkeypatch, scontrol=f'{lines[a]}\n{lines[b]}')
         found[f'{a}, {b}'] = answer(lambda: place.status(handle).word)
-    found['words'] = [slurm._status(dict(JobState=w)).state for w in (*slurm._states, 'ODD')]
+    found['words'] = [slurm_answers.status_of(dict(JobState=w)).state for w in (*slurm_answers._states, 'ODD')]
     said = Program(
         monkeypatch,
         squeue='5 fsdl-other\n6 fsdl-tok\n7 fsdl-tok\n8\n9 fsdl-tok more',
@@ -755,13 +755,13 @@ def test_what_slurm_is_asked(request, monkeypatch, tmp_path):
         )
         found[f'cluster {i}'] = [
             place.doctor().rows,
-            answer(lambda: slurm.limits_of(place).to_dict()),
+            answer(lambda: slurm_answers.limits_of(place).to_dict()),
             said.asked[:2],
             slurm.Slurm().doctor().rows[-1],
             said.asked[-1],
         ]
     found['verdicts'] = {
-        f'{m} {g} {q}': slurm._verdict(m, g, q)
+        f'{m} {g} {q}': slurm_answers._verdict(m, g, q)
         for m in ('OFF', 'SUSPEND', 'GANG', 'CANCEL', 'REQUEUE')
         for g in '05'
         for q in '01'

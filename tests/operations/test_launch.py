@@ -14,7 +14,8 @@ from fsdl_tools.operations.kubernetes import Kubernetes, expand, from_yaml
 from fsdl_tools.operations.launch import Handle, Job, Limits, Secret, Status, TargetError, places, seal, target, unseal
 from fsdl_tools.operations.local import Local
 from fsdl_tools.operations.ray_jobs import RankGroup, Ray, RayTrain
-from fsdl_tools.operations.slurm import Slurm, clock, read_clock
+from fsdl_tools.operations.slurm import Slurm
+from fsdl_tools.operations.slurm_answers import clock, read_clock
 from .hostile import corpus, expected, hard, probe, received, text, variables
 
 targets = [

@@ -6,7 +6,8 @@ import psutil
 import pytest
 from fsdl_tools.operations import slurm_cluster
 from fsdl_tools.operations.launch import Job, Secret, TargetError
-from fsdl_tools.operations.slurm import Slurm, limits_of
+from fsdl_tools.operations.slurm import Slurm
+from fsdl_tools.operations.slurm_answers import limits_of
 from fsdl_tools.operations.slurm_cluster import SlurmCluster, nodes, slurm_missing
 from .conftest import debian, ports, scratch
 from .hostile import corpus, expected, probe, received, variables
