@@ -12,7 +12,8 @@ from pathlib import Path
 from ..files import write_atomic
 from .launch import Handle, Job, TargetError, places, target
 from .sweep_space import command_of
-from ..training.runlog import events, text_number
+from ..training.runlog import text_number
+from ..training.runs import events
 
 # %% ../../nbs/operations/19_sweep_trials.ipynb #301d226c
 _keeper = """

@@ -14,7 +14,8 @@ from ..environments import built
 from .sinks import sinks, _OwnFile
 from ..table import Table
 from ..training.provenance import mask_text
-from ..training.runlog import alive, events, schema
+from ..training.runlog import schema
+from ..training.runs import alive, events
 
 # %% ../../nbs/operations/11_tracking.ipynb #629ab54f
 def _state_of(path):

@@ -19,7 +19,8 @@ from .sinks import _flat, sinks
 from .tracking import follow
 from .tracking_read import read, read_all
 from ..training.provenance import file_hash, mask, mask_text
-from ..training.runlog import Run, _line, number_text, schema
+from ..training.runlog import _line, number_text, schema
+from ..training.runs import Run
 
 # %% ../../nbs/operations/16_tracking_compare.ipynb #0066d6b8
 def _ordered(series):

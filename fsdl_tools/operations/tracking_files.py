@@ -12,7 +12,8 @@ import csv, io, json, math, re, struct
 from operator import itemgetter
 from pathlib import Path
 from ..files import read_limited
-from ..training.runlog import Artifact, Run, Series
+from ..training.runlog import Artifact
+from ..training.runs import Run, Series
 
 # %% ../../nbs/operations/12_tracking_files.ipynb #04147630
 class Damaged(ValueError):

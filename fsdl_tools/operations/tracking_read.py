@@ -20,7 +20,8 @@ from fsdl_tools.operations.tracking_stores import (
     _tables
 )
 from .wandb_files import read_swanlab, read_wandb
-from ..training.runlog import read_log, Run, schema
+from ..training.runlog import schema
+from ..training.runs import read_log, Run
 
 # %% ../../nbs/operations/15_tracking_read.ipynb #8f818657
 def _files_of(path, pattern, what):

@@ -9,7 +9,7 @@ __all__ = ['pieces', 'read_wandb', 'read_swanlab']
 import math, struct, zlib
 from pathlib import Path
 from .tracking_files import fields, Found, loads, yaml_values, _double, _signed, _text
-from ..training.runlog import Run, Series
+from ..training.runs import Run, Series
 
 # %% ../../nbs/operations/13_wandb_files.ipynb #a1c500c7
 _block = 32768

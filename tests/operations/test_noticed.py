@@ -37,7 +37,7 @@ from fsdl_tools.operations.sinks import JsonLines, _bytes_field, _double_field, 
 from fsdl_tools.operations.sinks import _text_event, event_record, scalar_event
 from fsdl_tools.operations.tracking_files import Found
 from fsdl_tools.operations.wandb_files import pieces
-from fsdl_tools.training.runlog import Run, Series
+from fsdl_tools.training.runs import Run, Series
 
 from ..answers import answer, same_answers
 

@@ -22,7 +22,8 @@ from fsdl_tools.operations.sinks import JsonLines, _flat, sinks
 from fsdl_tools.operations.tracking import feed, follow
 from fsdl_tools.operations.tracking_compare import compare, compare_html, convert, run_differences, serve, write_log
 from fsdl_tools.operations.tracking_read import read, read_all
-from fsdl_tools.training.runlog import Run, Series, read_log, start_run
+from fsdl_tools.training.runlog import start_run
+from fsdl_tools.training.runs import Run, Series, read_log
 
 clients = pytest.mark.skipif(not built('trackers'), reason="the side environment 'trackers' is not built")
 there = [n for n, s in sinks.items() if not s.package or built(s.side)]

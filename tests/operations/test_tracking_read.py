@@ -751,7 +751,7 @@ def test_a_run_that_is_not_there(tmp_path):
 
 def test_a_metric_without_points_is_not_drawn():
     from fsdl_tools.operations.tracking_compare import plot_metric
-    from fsdl_tools.training.runlog import Run, Series
+    from fsdl_tools.training.runs import Run, Series
 
     runs = [Run('a', metrics=dict(loss=Series())), Run('b', metrics=dict(loss=Series([0], [0.5], [0.0])))]
     assert 'lowest in b: 0.5' in plot_metric(runs, 'loss').get_title()

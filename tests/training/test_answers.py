@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fsdl_tools.parallel.layout import parse_layout
 from fsdl_tools.training import adapters, checkpoint, clock, config, corpora, data, diagnose, elastic, loaders, methods
-from fsdl_tools.training import provenance, runlog, speedups, switches, traces, trainer
+from fsdl_tools.training import provenance, runlog, runs, speedups, switches, traces, trainer
 from tests.answers import answer, same_answers
 
 
@@ -1027,18 +1027,18 @@ def test_numbers_of_logs(request):
     for name in ('a', 'é%s', '"q"', 'api_key=abcdefgh12345'):
         asked(f'hole {name}', runlog._hole, name)
     asked('line', runlog._line, t=1.5, a='\ud800', b=float('inf'))
-    s = runlog.Series([1, 2], [0.5, float('nan')], [0.0, 1.0])
+    s = runs.Series([1, 2], [0.5, float('nan')], [0.0, 1.0])
     asked(
         'series',
-        lambda: [len(s), s.last(), runlog.Series().last(), s.to_dict(), repr(runlog.Series.from_dict(s.to_dict()))],
+        lambda: [len(s), s.last(), runs.Series().last(), s.to_dict(), repr(runs.Series.from_dict(s.to_dict()))],
     )
     for status, name, warned in itertools.product(('', 'finished'), ('', 'n'), ([], ['a', 'b', 'c', 'd'])):
-        r = runlog.Run(
+        r = runs.Run(
             'id',
             name,
             source='fsdl',
             status=status,
-            metrics=dict(loss=s, none=runlog.Series()),
+            metrics=dict(loss=s, none=runs.Series()),
             warnings=warned,
             params=dict(a=1),
             artifacts=[runlog.Artifact('f')],
@@ -1049,7 +1049,7 @@ def test_numbers_of_logs(request):
                 repr(r),
                 r.points(),
                 r.summary()._repr_markdown_(),
-                repr(runlog.Run.from_dict(r.to_dict())) == repr(r),
+                repr(runs.Run.from_dict(r.to_dict())) == repr(r),
             ],
         )
     same_answers(request, 'numbers_of_logs', asked)
@@ -1083,7 +1083,7 @@ def test_logs(request, tmp_path, monkeypatch):
     log.finish()
     asked('after', log.log, dict(a=1))
     asked('lines', lambda: (tmp_path / 'r/log.jsonl').read_text().splitlines())
-    asked('read', lambda: runlog.read_log(tmp_path / 'r').to_dict())
+    asked('read', lambda: runs.read_log(tmp_path / 'r').to_dict())
     first = (tmp_path / 'r/log.jsonl').read_text()
     lines = first.splitlines(keepends=True)
     texts = dict(
@@ -1099,20 +1099,20 @@ def test_logs(request, tmp_path, monkeypatch):
     )
     for name, text in texts.items():
         (tmp_path / 'other.jsonl').write_text(text)
-        asked(f'read {name}', lambda: runlog.read_log(tmp_path / 'other.jsonl').to_dict())
-        asked(f'events {name}', lambda: list(runlog.events(tmp_path / 'other.jsonl')))
+        asked(f'read {name}', lambda: runs.read_log(tmp_path / 'other.jsonl').to_dict())
+        asked(f'events {name}', lambda: list(runs.events(tmp_path / 'other.jsonl')))
     (tmp_path / 'other.jsonl').write_text(first)
     asked(
         'from',
         lambda: (
-            [o for _, o in runlog.events(tmp_path / 'other.jsonl', len(lines[0]))]
+            [o for _, o in runs.events(tmp_path / 'other.jsonl', len(lines[0]))]
             == [len(''.join(lines[: i + 2]).encode()) for i in range(len(lines) - 1)]
         ),
     )
-    asked('alive', runlog.alive, tmp_path / 'other.jsonl')
+    asked('alive', runs.alive, tmp_path / 'other.jsonl')
     (tmp_path / 'q').mkdir()
     small = runlog.RunLog(tmp_path / 'q')
-    asked('living', lambda: [runlog.alive(tmp_path / 'q/log.jsonl'), runlog.read_log(tmp_path / 'q').status])
+    asked('living', lambda: [runs.alive(tmp_path / 'q/log.jsonl'), runs.read_log(tmp_path / 'q').status])
     asked('room', lambda: [small.limit, small.calm, small.most, small.interval])
     small.limit, small.calm, small.most = 100, 150, 300
     for i in range(9):
@@ -1146,7 +1146,7 @@ def test_logs(request, tmp_path, monkeypatch):
         ) as started,
     ):
         raise KeyError('bad')
-    read = runlog.read_log(started.folder)
+    read = runs.read_log(started.folder)
     asked(
         'started',
         lambda: [

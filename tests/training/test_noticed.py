@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fsdl_tools.parallel.ranks import on_ranks
-from fsdl_tools.training import runlog
+from fsdl_tools.training import runlog, runs
 from fsdl_tools.training.checkpoint import Checkpointer, CheckpointError, verify_checkpoint
 from fsdl_tools.training.corpora import _image_folder
 from fsdl_tools.training.data import Tokens, _fixed_random, eval_batches
@@ -119,7 +119,7 @@ def test_a_log_that_nobody_holds_is_written(tmp_path):
 
     folder = train()
     gc.collect()
-    run = runlog.read_log(folder)
+    run = runs.read_log(folder)
     assert run.metrics['loss'].values == list(map(float, range(100))) and run.status == 'exited'
 
 
@@ -133,7 +133,7 @@ def test_a_full_buffer_leaves_room_for_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'write', write)
     log.tag(x='y')
     log.finish()
-    run = runlog.read_log(log.folder)
+    run = runs.read_log(log.folder)
     assert run.status == 'finished' and run.tags['x'] == 'y'
     last = json.loads((log.folder / 'log.jsonl').read_text().splitlines()[-1])
     assert last['dropped'] == log.dropped >= 1000

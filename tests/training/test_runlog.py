@@ -15,7 +15,8 @@ import pytest
 
 from fsdl_tools.training.adapters import hf_callback, lightning_logger
 from fsdl_tools.training.provenance import is_secret_name, mask, mask_command, mask_text
-from fsdl_tools.training.runlog import Run, alive, events, read_log, start_run
+from fsdl_tools.training.runlog import start_run
+from fsdl_tools.training.runs import Run, alive, events, read_log
 
 canary = 'hf_' + 'CanaryCanaryCanary'
 
