@@ -33,7 +33,7 @@ _formats = dict(
 
 def _trained(config, restarts):
     "The metrics of a training; what ended it, where it did not end well, decides the exit code"
-    from fsdl_tools.training.checkpoint import CheckpointError
+    from fsdl_tools.training.archive import CheckpointError
     from fsdl_tools.training.elastic import Stopped, train
     try:
         return train(config, restarts)
@@ -96,7 +96,7 @@ def _checkpoints_command(
 
     Examples: `fsdl checkpoints runs/1`, `fsdl checkpoints runs/1 --json`
     """
-    from fsdl_tools.training.checkpoint import checkpoints
+    from fsdl_tools.training.archive import checkpoints
     inner = folder/'checkpoints' if (folder/'checkpoints').is_dir() else folder
     if not inner.is_dir():
         raise FileNotFoundError(f'there is no folder {str(inner)!r}')

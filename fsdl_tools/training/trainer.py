@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from .data import Feed, _seed_all, call_factory, eval_batches, is_factory
-from .checkpoint import CheckpointError, Checkpointer, export_weights
+from .archive import CheckpointError, export_weights
+from .checkpoint import Checkpointer
 from .config import TrainConfig, _changes, _check_folder, _content, _kind, _run_of, _say_changes
 from .config import _trainable, check_config, lock_folder, lr_at
 from ..files import write_atomic

@@ -869,7 +869,7 @@ def test_training(request, asked, tmp_path, monkeypatch):
     (tmp_path / 'run/checkpoints').mkdir(parents=True)
     (tmp_path / 'alone').mkdir()
     for rows in ([], [dict(step=1, good=True)], [dict(step=1, good=True), dict(step=2, good=False)]):
-        asked.fake('fsdl_tools.training.checkpoint.checkpoints', Table(rows, ['step', 'good']))
+        asked.fake('fsdl_tools.training.archive.checkpoints', Table(rows, ['step', 'good']))
         for name in ('run', 'alone', 'none'):
             asked(f'checkpoints {len(rows)} {name}', main.run, ['checkpoints', str(tmp_path / name)])
     asked.fake('fsdl_tools.environments.side_envs', [dict(name='n', built=True, why='w', last_tested='t', more=1)])

@@ -645,7 +645,7 @@ def test_a_run_that_came_between_is_seen(tmp_path, monkeypatch):
 
 
 def test_a_step_that_is_a_link_is_good_for_nobody(tmp_path):
-    from fsdl_tools.training.checkpoint import checkpoints
+    from fsdl_tools.training.archive import checkpoints
     from fsdl_tools.training.trainer import Trainer
     from fsdl_tools.training.config import TrainConfig
 

@@ -22,8 +22,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fsdl_tools.parallel.layout import parse_layout
-from fsdl_tools.training import adapters, checkpoint, clock, config, corpora, data, diagnose, elastic, loaders, methods
-from fsdl_tools.training import provenance, runlog, runs, speedups, switches, traces, trainer
+from fsdl_tools.training import adapters, archive, checkpoint, clock, config, corpora, data, diagnose, elastic, loaders
+from fsdl_tools.training import methods, provenance, runlog, runs, speedups, switches, traces, trainer
 from tests.answers import answer, same_answers
 
 
@@ -825,9 +825,9 @@ def test_checkpoints(request, tmp_path, recwarn):
     folder = tmp_path / 'c'
     saver = saved(folder, 3, tensors)
     good = folder / 'step-00000003'
-    asked('good', checkpoint.verify_checkpoint, good)
+    asked('good', archive.verify_checkpoint, good)
     asked('files', lambda: sorted(p.name for p in good.iterdir()))
-    asked('none', checkpoint.verify_checkpoint, tmp_path / 'none')
+    asked('none', archive.verify_checkpoint, tmp_path / 'none')
     asked('extra', lambda: (good / 'extra.json').read_text())
     listed = json.loads((good / 'manifest.json').read_text())
     asked(
@@ -842,7 +842,7 @@ def test_checkpoints(request, tmp_path, recwarn):
         ],
     )
     for step in (0, 3, 123456789, -1, True, '3', 2.0, np.int64(4)):
-        asked(f'name {step!r}', checkpoint._name, step)
+        asked(f'name {step!r}', archive.step_folder, step)
 
     def spoilt(how):
         "Problems of a copy in which something is changed"
@@ -852,7 +852,7 @@ def test_checkpoints(request, tmp_path, recwarn):
         shutil.rmtree(tmp_path / 'spoilt', ignore_errors=True)
         shutil.copytree(good, copy)
         how(copy)
-        return [checkpoint.verify_checkpoint(copy), *(checkpoint._problems(copy, r, 2) for r in (0, 1, -1))]
+        return [archive.verify_checkpoint(copy), *(archive.verify_checkpoint(copy, r, 2) for r in (0, 1, -1))]
 
     def manifest(seal=True, **kw):
         "A change of what the manifest says"
@@ -863,7 +863,7 @@ def test_checkpoints(request, tmp_path, recwarn):
                 {n: e for n, e in said['files'].items() if e} if isinstance(said['files'], dict) else said['files']
             )
             if seal:
-                said['seal'] = checkpoint._seal(said)
+                said['seal'] = archive._seal(said)
             (copy / 'manifest.json').write_text(json.dumps(said))
 
         return change
@@ -913,19 +913,19 @@ def test_checkpoints(request, tmp_path, recwarn):
         for name in ('a', '', '__metadata__', 3):
             asked(f'tensor {str(t)[:20]} {name!r}', checkpoint._check_tensor, name, t)
     want = dict(tensors, **{'model.ww': torch.zeros(1), 'model.b': torch.zeros(2), 'model.w': torch.zeros(3, 2)})
-    asked('misfits', lambda: checkpoint._misfits(want, checkpoint._metadata(good).state_dict_metadata))
+    asked('misfits', lambda: archive._misfits(want, archive._metadata(good).state_dict_metadata))
     asked(
         'many misfits',
-        lambda: checkpoint._misfits(
-            {f'model.w{i}': torch.zeros(1) for i in range(10)}, checkpoint._metadata(good).state_dict_metadata
+        lambda: archive._misfits(
+            {f'model.w{i}': torch.zeros(1) for i in range(10)}, archive._metadata(good).state_dict_metadata
         ),
     )
     for n in (0, 1, 8, 9, 12):
         asked(
             f'problems {n}',
             lambda n=n: [
-                str(checkpoint.CheckpointError('what', [f'p{i}' for i in range(n)])),
-                checkpoint.CheckpointError('what', [f'p{i}' for i in range(n)]).problems,
+                str(archive.CheckpointError('what', [f'p{i}' for i in range(n)])),
+                archive.CheckpointError('what', [f'p{i}' for i in range(n)]).problems,
             ],
         )
     for step in (None, 3, 4):
@@ -957,7 +957,7 @@ def test_checkpoints(request, tmp_path, recwarn):
         'table',
         lambda: [
             {k: v for k, v in r.items() if k not in ('bytes', 'files')} | dict(some=r['bytes'] > 0)
-            for r in checkpoint.checkpoints(folder)
+            for r in archive.checkpoints(folder)
         ],
     )
     leftovers = ('.step-00000001.tmp-0123abcd', '.step-00000001.tmp-0123abc', '.step-1.tmp-0123abcd', 'other')
@@ -970,12 +970,12 @@ def test_checkpoints(request, tmp_path, recwarn):
             f'export {prefix}',
             lambda p=prefix, out=out: {
                 n: digest(t.float())
-                for n, t in checkpoint.safetensors.torch.load_file(
-                    checkpoint.export_weights(folder / 'step-00000020', tmp_path / out, p)
+                for n, t in archive.safetensors.torch.load_file(
+                    archive.export_weights(folder / 'step-00000020', tmp_path / out, p)
                 ).items()
             },
         )
-    asked('export inside', checkpoint.export_weights, folder / 'step-00000020', folder / 'step-00000020/x')
+    asked('export inside', archive.export_weights, folder / 'step-00000020', folder / 'step-00000020/x')
     for keep in (1, 3, 0):
         asked(f'keep {keep}', lambda k=keep: saved(tmp_path / f'k{k}', 1, tensors, keep=k).steps())
     asked('warned', lambda: [[str(w.message), Path(w.filename).name] for w in recwarn if 'step-' in str(w.message)])

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings, strategies as st
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
-from fsdl_tools.training import checkpoint as K
-from fsdl_tools.training.checkpoint import CheckpointError, Checkpointer, checkpoints, export_weights, verify_checkpoint
+from fsdl_tools.training import archive as A, checkpoint as K
+from fsdl_tools.training.archive import CheckpointError, checkpoints, export_weights, verify_checkpoint
+from fsdl_tools.training.checkpoint import Checkpointer
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 
 pytestmark = pytest.mark.timeout(400)
@@ -53,7 +54,7 @@ def contents(p):
     "Which part of which tensor is in which file"
     return [
         dict(file=Path(f.relative_path).name, tensor=i.fqn, offset=list(i.offset), shape=list(f.shape))
-        for i, f in K._metadata(p).storage_data.items()
+        for i, f in A._metadata(p).storage_data.items()
     ]
 
 
@@ -398,12 +399,12 @@ def rewrite(p, change):
     "Change the manifest and seal it again, as one would who knows how"
     m = json.loads((p / 'manifest.json').read_text())
     change(m)
-    m['seal'] = K._seal(m)
+    m['seal'] = A._seal(m)
     (p / 'manifest.json').write_text(json.dumps(m))
 
 
 def entry(p, name):
-    return dict(bytes=Path(p, name).stat().st_size, sha256=K._sha256(Path(p, name)))
+    return dict(bytes=Path(p, name).stat().st_size, sha256=A._sha256(Path(p, name)))
 
 
 def to_link(p):

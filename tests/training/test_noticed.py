@@ -12,7 +12,8 @@ from PIL import Image
 
 from fsdl_tools.parallel.ranks import on_ranks
 from fsdl_tools.training import runlog, runs
-from fsdl_tools.training.checkpoint import Checkpointer, CheckpointError, verify_checkpoint
+from fsdl_tools.training.archive import CheckpointError, verify_checkpoint
+from fsdl_tools.training.checkpoint import Checkpointer
 from fsdl_tools.training.corpora import _image_folder
 from fsdl_tools.training.data import Tokens, _fixed_random, eval_batches
 

@@ -6,7 +6,8 @@ import psutil
 import pytest
 import torch
 from fsdl_tools.training import checkpoint, elastic, trainer
-from fsdl_tools.training.checkpoint import CheckpointError, Checkpointer, verify_checkpoint
+from fsdl_tools.training.archive import CheckpointError, verify_checkpoint
+from fsdl_tools.training.checkpoint import Checkpointer
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.parallel.layout import parse_layout
 from fsdl_tools.training.trainer import Trainer, fit, training_tensors
