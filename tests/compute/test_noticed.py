@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fsdl_tools.compute import cost, gpus, planner, search, step_memory, uncertainty, validation
+from fsdl_tools.compute import cost, gpus, measured, planner, search, step_memory, uncertainty, validation
 
 
 def test_stages_interleave_where_layers_and_rounds_divide():
@@ -59,7 +59,7 @@ def test_speed_is_images_over_the_time_of_the_steps_that_count(monkeypatch):
     monkeypatch.setattr('time.perf_counter', lambda: now[0])
     for dtype in ('float32', 'bfloat16'):
         net = Net().eval()
-        assert gpus.images_per_second(net, 4, 8, 5, 3, dtype=dtype) == 4 * 5 / 2.5 and len(seen) == 1 + 3 + 5
+        assert measured.images_per_second(net, 4, 8, 5, 3, dtype=dtype) == 4 * 5 / 2.5 and len(seen) == 1 + 3 + 5
         assert (
             {s[0] for s in seen} == {(4, 3, 8, 8)}
             and [s[1] for s in seen] == [False] + [dtype != 'float32'] * 8
@@ -111,11 +111,11 @@ def test_all_tasks_of_both_are_compared_but_for_the_noisy_one(monkeypatch):
             ('b', 'x', 'fp32', 3.0),
         )
     }
-    monkeypatch.setattr(gpus, '_benchmarks', lambda: {'Lambda 2022': rows})
+    monkeypatch.setattr(measured, '_benchmarks', lambda: {'Lambda 2022': rows})
     assert (
-        math.isclose(gpus.speedup('b', 'a'), 8)
-        and math.isclose(gpus.speedup('b', 'a', 'fp32'), 3)
-        and math.isclose(gpus.speedup('b', 'a', tasks=['x']), 4)
+        math.isclose(measured.speedup('b', 'a'), 8)
+        and math.isclose(measured.speedup('b', 'a', 'fp32'), 3)
+        and math.isclose(measured.speedup('b', 'a', tasks=['x']), 4)
     )
 
 
