@@ -6,7 +6,7 @@
 __all__ = ['suites', 'efficiency', 'explain_peak', 'benchmarks', 'throughput', 'speedup', 'scaling', 'images_per_second']
 
 # %% ../../nbs/compute/01_measured.ipynb #343edf41
-import functools, statistics
+import copy, functools, statistics
 from ..core import one_of, positive, read_data
 from .gpus import find, gpus, peak
 
@@ -23,15 +23,18 @@ def _same(a, b):
     "Are two peaks equal within 3 %?"
     return b and abs(a / b - 1) < .03
 
+# Generations whose units skip no zeros: NVIDIA's do since Ampere, AMD's since CDNA 3 (their white papers)
+_dense_only = ('Kepler', 'Pascal', 'Volta', 'Turing', 'CDNA2', 'TPU', 'Gaudi')
+
 def _meanings(gpu, precision):
     "What a stated peak can be, in TFLOP/s, and in words, the likeliest first"
-    dense = peak(gpu, precision) / 1e12
+    dense, sparse = peak(gpu, precision) / 1e12, gpu.arch not in _dense_only
     yield dense, 'dense, FP32 accumulation'
     yield gpu.tflops.get('fp32'), 'the rate of the vector units: without the tensor cores'
     if gpu.name.startswith(('RTX 2', 'RTX 3', 'RTX 4', 'RTX 5')):        # GeForce: half the rate with FP32 sums
-        yield 4 * dense, 'with sparsity and FP16 accumulation: 4 times the dense rate'
+        yield sparse and 4 * dense, 'with sparsity and FP16 accumulation: 4 times the dense rate'
         yield 2 * dense, 'with FP16 accumulation: twice the rate that training can use'
-    yield 2 * dense, 'with sparsity: twice the dense rate'
+    yield sparse and 2 * dense, 'with sparsity: twice the dense rate'
     for kin in gpus():
         if (kin.vendor, kin.arch) == (gpu.vendor, gpu.arch):
             yield kin.tflops.get(precision), f'the rate of another part: {kin.name}'
@@ -78,6 +81,14 @@ def throughput(
         raise ValueError(f'{suite} did not measure {task} in {precision} on {system}')
     return rows[system, task, precision]['throughput']
 
+def _measured_on_both(system, base, precision, suite):
+    "Tasks of a suite that two systems did in a precision, but for ssd, whose rates scatter; both must be known"
+    rows = _benchmarks()[one_of('suite', suite, suites)]
+    for name in (system, base):
+        one_of('system', name, sorted({k[0] for k in rows}))
+    both = {t for s, t, p in rows if (s, p) == (base, precision) and (system, t, p) in rows}
+    return sorted(both - {'ssd'})
+
 def speedup(
     system:str,             # What is compared
     base:str,               # To what
@@ -86,10 +97,11 @@ def speedup(
     suite:str='Lambda 2022' # One of suites
 ) -> float:                 # Geometric mean of the ratios of throughputs
     "How many times faster one system is than another, task by task"
-    rows = _benchmarks()[one_of('suite', suite, suites)]
-    both = {t for s, t, p in rows if (s, p) == (base, precision) and (system, t, p) in rows} - {'ssd'}
-    return statistics.geometric_mean([throughput(system, t, precision, suite) / throughput(base, t, precision, suite)
-                                      for t in tasks or sorted(both)])
+    tasks = _measured_on_both(system, base, precision, suite) if tasks is None else tasks
+    ratios = [throughput(system, t, precision, suite) / throughput(base, t, precision, suite) for t in tasks]
+    if not ratios:
+        raise ValueError(f'{suite} measured no task in {precision} on both {system} and {base}')
+    return statistics.geometric_mean(ratios)
 
 # %% ../../nbs/compute/01_measured.ipynb #77fb0794
 def scaling(
@@ -105,6 +117,7 @@ def scaling(
 def _train_on(images, model, dtype):
     "A function that trains a model on images, one step a call"
     import torch
+    model(images)  # lazy layers get their weights
     classes = torch.zeros(len(images), dtype=torch.long, device=images.device)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     cast = torch.autocast(images.device.type, getattr(torch, dtype), enabled=dtype != 'float32')
@@ -116,8 +129,20 @@ def _train_on(images, model, dtype):
         optimizer.step()
     return step
 
+def _seconds_of(step, steps, warmup, wait):
+    "Seconds that some calls take after others that do not count"
+    import time
+    for _ in range(warmup):
+        step()
+    wait()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    wait()
+    return time.perf_counter() - start
+
 def images_per_second(
-    model,                # A torch module that maps images to class scores
+    model,                # A torch module that maps images to class scores; a copy of it is trained
     batch:int=64,         # Images a step
     size:int=224,         # Pixels on a side
     steps:int=20,         # Steps that count
@@ -126,19 +151,14 @@ def images_per_second(
     dtype:str='float32'   # Or bfloat16, float16: the type of autocast
 ) -> float:               # Images per second of training
     "Training speed on random images, after AIME's protocol"
-    import time, torch
+    import torch
     positive('steps', steps)
     positive('batch', batch)
     one_of('dtype', dtype, ['float32', 'bfloat16', 'float16'])
-    wait = torch.cuda.synchronize if str(device).startswith('cuda') else (lambda: None)
-    images, model = torch.rand(batch, 3, size, size, device=device), model.to(device).train()
-    model(images)
-    step = _train_on(images, model, dtype)
-    for _ in range(warmup):
-        step()
-    wait()
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    wait()
-    return batch * steps / (time.perf_counter() - start)
+    on_gpu = str(device).startswith('cuda')
+    wait = torch.cuda.synchronize if on_gpu else (lambda: None)
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        images = torch.rand(batch, 3, size, size, device=device)
+        step = _train_on(images, copy.deepcopy(model).to(device).train(), dtype)
+        seconds = _seconds_of(step, steps, warmup, wait)
+    return batch * steps / seconds

@@ -53,12 +53,12 @@ def test_speed_is_images_over_the_time_of_the_steps_that_count(monkeypatch):
 
         def forward(self, x):
             now[0] += 0.5
-            seen.append((tuple(x.shape), torch.is_autocast_enabled('cpu'), self.training, float(self.weight.sum())))
+            seen.append((tuple(x.shape), torch.is_autocast_enabled('cpu'), self.training, float(self.weight[0, 0])))
             return x.mean((2, 3)) @ self.weight
 
     monkeypatch.setattr('time.perf_counter', lambda: now[0])
     for dtype in ('float32', 'bfloat16'):
-        net = Net().eval()
+        net, state = Net().eval(), torch.get_rng_state()
         assert measured.images_per_second(net, 4, 8, 5, 3, dtype=dtype) == 4 * 5 / 2.5 and len(seen) == 1 + 3 + 5
         assert (
             {s[0] for s in seen} == {(4, 3, 8, 8)}
@@ -66,7 +66,9 @@ def test_speed_is_images_over_the_time_of_the_steps_that_count(monkeypatch):
             and all(s[2] for s in seen)
         )
         moved = [abs(b[3] - a[3]) for a, b in itertools.pairwise(seen)]
-        assert moved[0] == 0 and net.weight.grad is not None and not torch.equal(net.weight, torch.ones(3, 2))
+        assert moved[0] == 0 and any(moved)
+        assert net.weight.grad is None and torch.equal(net.weight, torch.ones(3, 2)) and not net.training
+        assert torch.equal(torch.get_rng_state(), state)
         seen.clear()
 
 
@@ -166,3 +168,16 @@ def test_a_task_that_is_named_whole_is_meant_though_others_begin_like_it(monkeyp
     assert cost.task_named('bert', 'squad') == 'bert_base_squad'
     with pytest.raises(ValueError, match="'ber' is more than one task .* bert, bert_base, bert_base_squad"):
         cost.task_named('ber')
+
+
+def test_a_comparison_of_what_was_not_measured_says_so():
+    with pytest.raises(ValueError, match="unknown system '8x RTX 3099'.*8x RTX 3090"):
+        measured.speedup('8x RTX 3099', '1x RTX 3090')
+    for kw in (dict(tasks=[]), dict(precision='fp8')):
+        with pytest.raises(ValueError, match='no task in fp.* on both 8x RTX 3090 and 1x RTX 3090'):
+            measured.speedup('8x RTX 3090', '1x RTX 3090', **kw)
+
+
+def test_a_gpu_that_skips_no_zeros_has_no_sparse_rate():
+    said = [measured.explain_peak(g, 2 * gpus.peak(g, 'fp16') / 1e12, 'fp16') for g in ('V100', 'MI250X', 'A100')]
+    assert [s.startswith('with sparsity') for s in said] == [False, False, True]
