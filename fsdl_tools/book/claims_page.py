@@ -137,7 +137,7 @@ _transformers = ('bert_base_squad', 'bert_large_squad', 'transformerxlbase', 'tr
 def _v100_over_a100() -> float:  # Ratio of the two bills
     "Dollars of 72 hours on four V100 over those of the same work on eight A100: prices of its day, mean of ratios"
     from fsdl_tools.compute.cost import prices
-    from fsdl_tools.compute.gpus import speedup
+    from fsdl_tools.compute.measured import speedup
 
     mine = [o for o in prices('2022') if o.provider == 'AWS' and o.tier == 'on-demand' and o.date < '2023']
     hour = {o.instance: o.usd_per_hour for o in mine}

@@ -241,7 +241,8 @@ def _plan_command(
 # %% ../../nbs/cli/04_compute.ipynb #930f2812
 def _checked_peak(names, stated, precision):
     "What a stated peak of one GPU means, as a table"
-    from fsdl_tools.compute.gpus import explain_peak, find
+    from fsdl_tools.compute.gpus import find
+    from fsdl_tools.compute.measured import explain_peak
     if not names or len(names) != 1:
         raise ValueError('--check needs the name of one GPU')
     gpu = find(names[0])

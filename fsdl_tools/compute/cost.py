@@ -16,7 +16,8 @@ from ..core import data_path, human_dollars, need, one_of, palette, parse_count,
 from ..core import parse_seconds, positive, Record
 from ..files import read_limited
 from ..table import Table, pareto_front
-from .gpus import Cluster, benchmarks, find, suites, throughput
+from .gpus import Cluster, find
+from .measured import benchmarks, suites, throughput
 
 # %% ../../nbs/compute/07_cost.ipynb #b2adbec4
 tiers = ['on-demand', 'spot', 'reserved']

@@ -1806,7 +1806,7 @@ def test_claims_and_data(request, tmp_path, monkeypatch):
             )
         ]
         m.setattr('fsdl_tools.compute.cost.prices', lambda since: offers)
-        m.setattr('fsdl_tools.compute.gpus.speedup', lambda *a: 4.0)
+        m.setattr('fsdl_tools.compute.measured.speedup', lambda *a: 4.0)
         m.setattr('fsdl_tools.compute.cost.experiments', lambda offers, task: offers)
         m.setattr(
             'fsdl_tools.compute.cost.upheld',

@@ -618,7 +618,7 @@ def test_compute(request, asked, tmp_path, monkeypatch):
     ]
     asked.fake('fsdl_tools.compute.gpus.gpus', gpus)
     asked.fake('fsdl_tools.compute.gpus.find', lambda n: type('G', (Said,), vars(gpus['ABC'.index(n)]))(n))
-    asked.fake('fsdl_tools.compute.gpus.explain_peak', 'with sparsity')
+    asked.fake('fsdl_tools.compute.measured.explain_peak', 'with sparsity')
     asked.fake('fsdl_tools.compute.gpus.gpu_table', lambda found: Table([dict(name=g.name) for g in found]))
     for words in (
         '',

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fsdl_tools.compute import calibrate, columns, cost, gpus, images, model_sizes, planner
+from fsdl_tools.compute import calibrate, columns, cost, gpus, images, measured, model_sizes, planner
 from fsdl_tools.compute import search, step_memory, step_time, uncertainty, validation
 from fsdl_tools.compute.gpus import Cluster, Gpu
 from fsdl_tools.core import GiB
@@ -654,7 +654,7 @@ def test_gpus(request):
     found |= {
         f'matmul {x}': answer(gpus.matmul_work, *x)
         for x in ((1, 2, 3), (128, 256, 512, 4), (0, 1, 1), (1, 0, 1), (1, 1, 0))
-    } | told(gpus.efficiency, 'A100', 'H100', 'K80')
+    } | told(measured.efficiency, 'A100', 'H100', 'K80')
     for name, precision in (
         ('A100', 'bf16'),
         ('RTX 3090', 'fp16'),
@@ -671,9 +671,10 @@ def test_gpus(request):
             0,
             -1,
         ]:
-            found[f'explained {name} {claimed:.5g}'] = answer(gpus.explain_peak, name, claimed, precision)
+            found[f'explained {name} {claimed:.5g}'] = answer(measured.explain_peak, name, claimed, precision)
     found |= {
-        f'same {x}': answer(gpus._same, *x) for x in ((1, None), (1.03, 1), (1.0299, 1), (0.97, 1), (0.9701, 1), (1, 0))
+        f'same {x}': answer(measured._same, *x)
+        for x in ((1, None), (1.03, 1), (1.0299, 1), (0.97, 1), (0.9701, 1), (1, 0))
     }
     found |= {
         f'of the table {kw}': gpus.find('H100').replace(**kw).usable
@@ -701,14 +702,14 @@ def test_gpus(request):
     }
     rows = [('8x RTX 3090', 'bert_large_squad'), ('p3.8xlarge', 'ssd'), ('9x A', 'ssd'), ('8x RTX 3090', 'x')]
     found |= {
-        f'throughput {r} {p} {s}': answer(gpus.throughput, *r, p, s)
+        f'throughput {r} {p} {s}': answer(measured.throughput, *r, p, s)
         for r in rows
         for p in ('fp16', 'fp32', 'fp8')
-        for s in (*gpus.suites, 'x')
+        for s in (*measured.suites, 'x')
     }
-    found |= {f'scaling {x}': answer(gpus.scaling, 'RTX 3090', *x) for x in ((1,), (4,), (8,), (8, 'fp32'), (3,))} | {
-        'speedup': answer(gpus.speedup, '8x RTX 3090', '1x RTX 3090', 'fp32', ['ssd'])
-    }
+    found |= {
+        f'scaling {x}': answer(measured.scaling, 'RTX 3090', *x) for x in ((1,), (4,), (8,), (8, 'fp32'), (3,))
+    } | {'speedup': answer(measured.speedup, '8x RTX 3090', '1x RTX 3090', 'fp32', ['ssd'])}
     found |= {
         f'row {r["name"]} {n}': gpus._scaled(n, f)
         for r in [dict(name='scaled')]

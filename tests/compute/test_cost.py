@@ -24,7 +24,8 @@ from fsdl_tools.compute.cost import (
     upheld,
     with_restarts,
 )
-from fsdl_tools.compute.gpus import find, gpus, suites
+from fsdl_tools.compute.gpus import find, gpus
+from fsdl_tools.compute.measured import suites
 
 HEAD = 'provider,gpu,gpus,usd_per_hour'
 offer = Offer('AWS', 'A100 40GB', 8, 32.77)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fsdl_tools.compute import cost, gpus, planner, search, step_memory, uncertainty, validation
+from fsdl_tools.compute import cost, gpus, measured, planner, search, step_memory, uncertainty, validation
 
 
 def test_stages_interleave_where_layers_and_rounds_divide():
@@ -53,20 +53,22 @@ def test_speed_is_images_over_the_time_of_the_steps_that_count(monkeypatch):
 
         def forward(self, x):
             now[0] += 0.5
-            seen.append((tuple(x.shape), torch.is_autocast_enabled('cpu'), self.training, float(self.weight.sum())))
+            seen.append((tuple(x.shape), torch.is_autocast_enabled('cpu'), self.training, float(self.weight[0, 0])))
             return x.mean((2, 3)) @ self.weight
 
     monkeypatch.setattr('time.perf_counter', lambda: now[0])
     for dtype in ('float32', 'bfloat16'):
-        net = Net().eval()
-        assert gpus.images_per_second(net, 4, 8, 5, 3, dtype=dtype) == 4 * 5 / 2.5 and len(seen) == 1 + 3 + 5
+        net, state = Net().eval(), torch.get_rng_state()
+        assert measured.images_per_second(net, 4, 8, 5, 3, dtype=dtype) == 4 * 5 / 2.5 and len(seen) == 1 + 3 + 5
         assert (
             {s[0] for s in seen} == {(4, 3, 8, 8)}
             and [s[1] for s in seen] == [False] + [dtype != 'float32'] * 8
             and all(s[2] for s in seen)
         )
         moved = [abs(b[3] - a[3]) for a, b in itertools.pairwise(seen)]
-        assert moved[0] == 0 and net.weight.grad is not None and not torch.equal(net.weight, torch.ones(3, 2))
+        assert moved[0] == 0 and any(moved)
+        assert net.weight.grad is None and torch.equal(net.weight, torch.ones(3, 2)) and not net.training
+        assert torch.equal(torch.get_rng_state(), state)
         seen.clear()
 
 
@@ -111,11 +113,11 @@ def test_all_tasks_of_both_are_compared_but_for_the_noisy_one(monkeypatch):
             ('b', 'x', 'fp32', 3.0),
         )
     }
-    monkeypatch.setattr(gpus, '_benchmarks', lambda: {'Lambda 2022': rows})
+    monkeypatch.setattr(measured, '_benchmarks', lambda: {'Lambda 2022': rows})
     assert (
-        math.isclose(gpus.speedup('b', 'a'), 8)
-        and math.isclose(gpus.speedup('b', 'a', 'fp32'), 3)
-        and math.isclose(gpus.speedup('b', 'a', tasks=['x']), 4)
+        math.isclose(measured.speedup('b', 'a'), 8)
+        and math.isclose(measured.speedup('b', 'a', 'fp32'), 3)
+        and math.isclose(measured.speedup('b', 'a', tasks=['x']), 4)
     )
 
 
@@ -166,3 +168,16 @@ def test_a_task_that_is_named_whole_is_meant_though_others_begin_like_it(monkeyp
     assert cost.task_named('bert', 'squad') == 'bert_base_squad'
     with pytest.raises(ValueError, match="'ber' is more than one task .* bert, bert_base, bert_base_squad"):
         cost.task_named('ber')
+
+
+def test_a_comparison_of_what_was_not_measured_says_so():
+    with pytest.raises(ValueError, match="unknown system '8x RTX 3099'.*8x RTX 3090"):
+        measured.speedup('8x RTX 3099', '1x RTX 3090')
+    for kw in (dict(tasks=[]), dict(precision='fp8')):
+        with pytest.raises(ValueError, match='no task in fp.* on both 8x RTX 3090 and 1x RTX 3090'):
+            measured.speedup('8x RTX 3090', '1x RTX 3090', **kw)
+
+
+def test_a_gpu_that_skips_no_zeros_has_no_sparse_rate():
+    said = [measured.explain_peak(g, 2 * gpus.peak(g, 'fp16') / 1e12, 'fp16') for g in ('V100', 'MI250X', 'A100')]
+    assert [s.startswith('with sparsity') for s in said] == [False, False, True]
