@@ -32,7 +32,8 @@ WORDS = [(kind, said) for kind, words in _vocabulary().items() for said in words
 
 def known_here():
     "Kind -> the words that it may lead to"
-    from fsdl_tools.memory.measure import _precisions, optimizers
+    from fsdl_tools.memory.measure import _precisions
+    from fsdl_tools.memory.states import optimizers
 
     return dict(
         task=list(hf_tasks),

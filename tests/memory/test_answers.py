@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fsdl_tools.core import MiB
-from fsdl_tools.memory import adapters, gpu, measure, predict, tracker
+from fsdl_tools.memory import adapters, gpu, measure, predict, states, tracker
 from tests.answers import answer, same_answers
 
 
@@ -345,11 +345,11 @@ def test_ways_of_asking(request):
         part=partial(torch.optim.SGD, momentum=0.5),
         other=torch.optim.RMSprop,
         function=lambda p: Adam(p),
-        masters=measure.MasterAdamW,
-        eight=measure.AdamW8bit,
+        masters=states.MasterAdamW,
+        eight=states.AdamW8bit,
     )
-    found |= {f'kind {k}': answer(measure.optimizer_kind, o) for k, o in kinds.items()} | {
-        f'rule {k}': answer(predict._known_optimizer, o) for k, o in kinds.items()
+    found |= {f'kind {k}': answer(states.optimizer_kind, o) for k, o in kinds.items()} | {
+        f'rule {k}': answer(states.known_optimizer, o) for k, o in kinds.items()
     }
     found |= {
         f'made {k}': answer(
@@ -358,7 +358,7 @@ def test_ways_of_asking(request):
                     type(made).__name__,
                     {n: v for n, v in made.defaults.items() if n in ('momentum', 'amsgrad', 'lr')},
                 ]
-            )(measure._optimizer_of(o)(p))
+            )(states.optimizer_of(o)(p))
         )
         for k, o in kinds.items()
         if k not in ('cls', 'other')
@@ -385,7 +385,7 @@ def test_eight_bits_and_masters(request):
     found = {}
     for n, least in ((100, 4096), (300, 64), (64, 64), (63, 64)):
         w = nn.Parameter(drawn(n).double() if least == 4096 else drawn(n))
-        o = measure.AdamW8bit([w], lr=0.1, block=32, min_size=least)
+        o = states.AdamW8bit([w], lr=0.1, block=32, min_size=least)
         for i in range(3):
             w.grad = drawn(n, seed=i).to(w.dtype)
             o.step()
@@ -398,14 +398,14 @@ def test_eight_bits_and_masters(request):
         few(o.unpack(packed, drawn(5, 13))),
     ]
     low, high = nn.Parameter(drawn(40).bfloat16()), nn.Parameter(drawn(40).bfloat16().float())
-    a, b = measure.MasterAdamW([low, nn.Parameter(torch.ones(2))], lr=0.1), torch.optim.AdamW([high], lr=0.1)
+    a, b = states.MasterAdamW([low, nn.Parameter(torch.ones(2))], lr=0.1), torch.optim.AdamW([high], lr=0.1)
     for i in range(3):
         low.grad, high.grad = drawn(40, seed=i).bfloat16(), drawn(40, seed=i).bfloat16().float()
         a.step()
         b.step()
     assert torch.equal(low, high.bfloat16()) and torch.equal(a.state[low]['master'], high) and a.high[0].grad is None
     t = torch.tensor
-    found['change'] = [float(measure._change(t(1.0), t(4.0), dict(betas=(0.9, 0.99), eps=0.5), n)) for n in (1, 2, 9)]
+    found['change'] = [float(states._change(t(1.0), t(4.0), dict(betas=(0.9, 0.99), eps=0.5), n)) for n in (1, 2, 9)]
     same_answers(request, 'optimizers', found)
 
 
@@ -556,11 +556,11 @@ def test_what_operations_keep(request):
     }
     found |= {f'block {a}': predict.block_bytes(*a) for a in ((128, 2, 64, 4), (128, 2, 64, 4, True), (100, 1, 30, 7))}
     shapes = [(3,), (5, 7), (64, 64), (4, 32, 32), (4095,), (257,)]
-    for kind, dtype in itertools.product(predict._states, (torch.float32, torch.bfloat16)):
+    for kind, dtype in itertools.product(states._states, (torch.float32, torch.bfloat16)):
         params = [nn.Parameter(meta(*s, dtype=dtype)) for s in shapes] + [nn.Parameter(meta(9), requires_grad=False)]
         found[f'optimizer {kind} {dtype}'] = [
-            predict.optimizer_bytes(params, kind),
-            *[predict._step_extra(params[:n], kind, k) for k in ('cuda', 'cpu') for n in (1, 3, 6)],
+            states.optimizer_bytes(params, kind),
+            *[states.update_bytes(params[:n], kind, k) for k in ('cuda', 'cpu') for n in (1, 3, 6)],
         ]
     found |= {
         f'samples {shape} {n}': answer(

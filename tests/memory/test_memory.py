@@ -14,7 +14,7 @@ from fsdl_tools.core import fix_torchvision, read_results
 
 fix_torchvision()
 from fsdl_tools.memory.tracker import Allocator, Tracker, reserved
-from fsdl_tools.memory.measure import AdamW8bit, blocks_of, fake, measure, optimizers, prepare, summary
+from fsdl_tools.memory.measure import blocks_of, fake, measure, prepare, summary
 from fsdl_tools.memory.predict import (
     Recorder,
     block_bytes,
@@ -22,8 +22,8 @@ from fsdl_tools.memory.predict import (
     largest_batch,
     record,
     _lifetimes,
-    optimizer_bytes,
 )
+from fsdl_tools.memory.states import AdamW8bit, optimizer_bytes, optimizers
 from fsdl_tools.models.build import build, example_inputs
 
 torch.set_num_threads(1)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fsdl_tools.memory import adapters, gpu, measure, predict
+from fsdl_tools.memory import adapters, gpu, measure, predict, states
 from fsdl_tools.memory.adapters import Frozen4bit
 
 
@@ -72,7 +72,7 @@ def trained(steps, make, resume=None, groups=None, schedule=None):
 
 
 def mixed(params):
-    return measure.MasterAdamW(params, lr=0.01)
+    return states.MasterAdamW(params, lr=0.01)
 
 
 def test_mixed_training_resumes_to_the_bit():
@@ -89,7 +89,7 @@ def test_mixed_training_follows_schedules_and_groups():
 def test_masters_are_kept_of_what_is_trained():
     layer = torch.nn.Linear(8, 4, dtype=torch.bfloat16)
     layer.weight.requires_grad_(False)
-    optimizer = measure.MasterAdamW(layer.parameters())
+    optimizer = states.MasterAdamW(layer.parameters())
     layer(torch.ones(1, 8, dtype=torch.bfloat16)).sum().backward()
     optimizer.step()
     assert list(optimizer.state) == [layer.bias] and sum(h.numel() for h in optimizer.high) == 4
