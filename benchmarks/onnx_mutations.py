@@ -45,7 +45,7 @@ def networks():
     "Name -> (module, InputSpecs), the same for every call"
     import torch
     from torch import nn
-    from fsdl_tools.onnx.graph import InputSpec
+    from fsdl_tools.onnx.run import InputSpec
 
     class Residual(nn.Module):
         def __init__(self):
@@ -563,7 +563,7 @@ def matters(path, feeds, right, kind):
 
 def allclose(path, module, specs):
     "What most people do: one random input of the size that was traced"
-    from fsdl_tools.onnx.graph import infer, random_inputs, session
+    from fsdl_tools.onnx.run import infer, random_inputs, session
     from fsdl_tools.onnx.verify import torch_runner
 
     feed = random_inputs(specs, seed=0)
@@ -665,7 +665,7 @@ def by_torchscript(module, specs, path, opset):
     "The exporter before the present one, which traces"
     import torch
     from fsdl_tools.onnx.cures import named_outputs
-    from fsdl_tools.onnx.graph import random_inputs
+    from fsdl_tools.onnx.run import random_inputs
 
     feed = {k: torch.from_numpy(v) for k, v in random_inputs(specs).items()}
     names = list(named_outputs(module, feed))
@@ -815,7 +815,7 @@ def rights(name, module, specs, path):
 def of_network(name, module, specs, tries=None, only=None, chosen=()):
     "Everything about one network"
     from fsdl_tools.onnx.export import export
-    from fsdl_tools.onnx.graph import infer, random_inputs, session
+    from fsdl_tools.onnx.run import infer, random_inputs, session
 
     with tempfile.TemporaryDirectory() as d:
         path = Path(d) / 'right-one.onnx'

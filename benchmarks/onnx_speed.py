@@ -35,7 +35,7 @@ models = {
 
 def one(name):
     import torch
-    from fsdl_tools.onnx.graph import random_inputs
+    from fsdl_tools.onnx.run import random_inputs
     from fsdl_tools.onnx.export import export
     from fsdl_tools.onnx.sources import open_model, tiny_config
     from fsdl_tools.onnx.optimise import benchmark, quantise

@@ -410,7 +410,8 @@ def _thinned(series, most=500):
 _worker = """
 import json, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
-from fsdl_tools.onnx.graph import inspect_onnx, random_inputs, infer, session, specs_of_file
+from fsdl_tools.onnx.graph import inspect_onnx
+from fsdl_tools.onnx.run import random_inputs, infer, session, specs_of_file
 found = inspect_onnx(sys.argv[1])
 said = dict(inspected=found.to_dict())
 try:

@@ -48,7 +48,7 @@ _Sizes = Annotated[
 
 def _calibration(src):
     "Four random batches of a model's inputs"
-    from fsdl_tools.onnx.graph import random_inputs
+    from fsdl_tools.onnx.run import random_inputs
     return [random_inputs(src.specs, seed=50 + i, batch=4) for i in range(4)]
 
 def _smaller(path, kinds, src):

@@ -13,7 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from ..core import one_of
-from .graph import _cause, _dims, _open, _subgraphs, _tensors, _true_inputs, infer, read_onnx, session
+from .graph import _cause, _dims, _subgraphs, _tensors, _true_inputs, read_onnx
+from .run import _open, infer, session
 
 # %% ../../nbs/onnx/03_compare.ipynb #289543ba
 _tolerances = dict(float64=(1e-9, 32), float32=(1e-4, 32), float16=(8e-3, 24), bfloat16=(6e-2, 8))

@@ -8,7 +8,8 @@ __all__ = ['named_outputs', 'randomise', 'calibrate', 'attempts']
 # %% ../../nbs/onnx/02_cures.ipynb #06ca498f
 import contextlib, copy, dataclasses, inspect, io, logging, warnings
 from collections.abc import Iterable
-from .graph import InputSpec, _axes, _cause, _only, random_inputs
+from .graph import _cause
+from .run import InputSpec, _axes, _only, random_inputs
 
 # %% ../../nbs/onnx/02_cures.ipynb #baf38ca4
 def _configs(config):

@@ -14,7 +14,8 @@ import numpy as np
 from ..core import Record, fix_torchvision, need, one_of, positive
 from ..models.architectures import is_factory
 from ..models.build import longest_text
-from .graph import _only, read_onnx, session
+from .graph import read_onnx
+from .run import _only, session
 from .cures import _as_it_was, _cured, _first_success, _quiet, _way, attempts
 from .sources import Source, _building, _config_path, _offline, _read_config, _say_size
 

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from ..core import Record, need, one_of
 from ..files import followed, scratch
-from .graph import _axes, _dims, _external, _only, _sizes, _true_inputs, random_inputs, inspect_onnx
+from .graph import _dims, _external, _true_inputs, inspect_onnx
+from .run import _axes, _only, _sizes, random_inputs
 from .cures import _Flat, _as_it_was, _cured, _first_success, _quiet, _tensor
 from .cures import attempts, named_outputs, randomise
 from .sources import Source, _source

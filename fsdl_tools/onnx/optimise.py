@@ -13,7 +13,8 @@ import numpy as np
 from ..core import Record, human_seconds, need, one_of, positive
 from ..files import write_atomic
 from ..table import Table
-from .graph import _cause, _external, inspect_onnx, random_inputs, read_onnx, session, specs_of_file
+from .graph import _cause, _external, inspect_onnx, read_onnx
+from .run import random_inputs, session, specs_of_file
 from .cures import _quiet, _tensor
 from .sources import Source, specs_of
 from .compare import _Terms, _compare, _enough, _farthest, _file_ways, _format, _tolerances

@@ -13,7 +13,8 @@ from ..core import fix_torchvision, human_bytes, one_of, short_repr, what_to_typ
 from ..models.architectures import is_factory, load_factory, locate, model_class, timm_fields
 from ..models.build import build
 from .cures import _hf_specs, calibrate, randomise
-from .graph import InputSpec, _cause
+from .graph import _cause
+from .run import InputSpec
 
 # %% ../../nbs/onnx/02_sources.ipynb #259378a5
 @dataclass

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from ..core import Record, positive
 from ..table import Table
-from .graph import _axes, _cause, _fit, _only, _size, _true_inputs
-from .graph import random_inputs, read_onnx, specs_of_file
+from .graph import _cause, _true_inputs
+from .run import _axes, _fit, _only, _size
+from .graph import read_onnx
+from .run import random_inputs, specs_of_file
 from .cures import _as_it_was, named_outputs, _tensor
 from ..models.architectures import is_factory
 from .sources import _source, _tame_config, specs_of

@@ -439,7 +439,7 @@ def test_onnx(request, asked, tmp_path, monkeypatch):
     for given in (None, ['h=32'], ['h=32', 'h=64', 'w=1'], ['h=0'], ['h=x'], ['h=12345678'], ['h=1234567']):
         asked(f'sizes {given}', onnx._sizes, given)
     asked('say', onnx._say, 'a\x1bé\n')
-    asked.fake('fsdl_tools.onnx.graph.random_inputs', lambda *a, **kw: kw)
+    asked.fake('fsdl_tools.onnx.run.random_inputs', lambda *a, **kw: kw)
     asked('calibration', onnx._calibration, SimpleNamespace(specs='specs'))
     record = lambda **kw: SimpleNamespace(**kw, to_dict=lambda: kw)
     asked.fake(

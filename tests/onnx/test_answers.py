@@ -22,10 +22,11 @@ from fsdl_tools.onnx import (
     export as E,
     graph as G,
     optimise as O,
+    run as R,
     sources as S,
     verify as V,
 )
-from fsdl_tools.onnx.graph import InputSpec
+from fsdl_tools.onnx.run import InputSpec
 from tests.answers import answer, same_answers
 
 FLOAT, HALF, BRAIN, LONG = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT64
@@ -184,7 +185,7 @@ def test_graphs(request, tmp_path):
 def test_runs(request, tmp_path):
     "Names, shapes and types of inputs, random inputs, specifications noted and told, and arrays sent to Node.js"
     found, x = {}, np.ones((2, 3), 'float32')
-    sess = G.session(saved(mlp(), tmp_path / 'm.onnx'))
+    sess = R.session(saved(mlp(), tmp_path / 'm.onnx'))
     for name, feed in dict(
         right=dict(x=x),
         list=dict(x=x.tolist()),
@@ -195,17 +196,17 @@ def test_runs(request, tmp_path):
         both=dict(x=x, z=x),
         none={},
     ).items():
-        found[f'infer {name}'] = words(lambda feed=feed: {k: np.round(v, 4) for k, v in G.infer(sess, feed).items()})
+        found[f'infer {name}'] = words(lambda feed=feed: {k: np.round(v, 4) for k, v in R.infer(sess, feed).items()})
     found['takes'] = [
-        G._takes(d, s)
+        R._takes(d, s)
         for d, s in ((['n', 3], (2, 3)), (['n', 3], (2, 4)), (['n'], (2, 3)), ([None, 3], (9, 3)), ([], ()))
     ]
     found['options'] = (
         [
             (o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level, str(o.graph_optimization_level))
-            for o in (G._options(2, True), G._options(1, False))
+            for o in (R._options(2, True), R._options(1, False))
         ],
-        answer(G._options, 0, True),
+        answer(R._options, 0, True),
     )
     specs = [
         InputSpec('f', ('batch', 3)),
@@ -224,27 +225,27 @@ def test_runs(request, tmp_path):
                 round(float(v.astype('float64').sum()), 3),
                 int(v.astype('float64').max() * 10),
             )
-            for k, v in G.random_inputs(specs, seed, **kw).items()
+            for k, v in R.random_inputs(specs, seed, **kw).items()
         }
-    found['masks'] = [G._padded_mask(s).tolist() for s in ((1, 4), (2, 7), (3, 3), (2, 2), (4,), (2, 2, 3))]
+    found['masks'] = [R._padded_mask(s).tolist() for s in ((1, 4), (2, 7), (3, 3), (2, 2), (4,), (2, 2, 3))]
     found['refused'] = (
-        [answer(G._numbers, n, 'x') for n in ('complex64', 'nope', 'object')],
-        answer(G.random_inputs, [InputSpec('x', (2**15, 2**15))][:0]),
-        answer(G._shape_of, InputSpec('x', (2**15, 2**15)), {}),
-        answer(G._shape_of, InputSpec('x', (2**15, 2**15 + 1)), {}),
+        [answer(R._numbers, n, 'x') for n in ('complex64', 'nope', 'object')],
+        answer(R.random_inputs, [InputSpec('x', (2**15, 2**15))][:0]),
+        answer(R._shape_of, InputSpec('x', (2**15, 2**15)), {}),
+        answer(R._shape_of, InputSpec('x', (2**15, 2**15 + 1)), {}),
     )
     found['axes'] = (
-        G._axes(specs),
-        G._size('q', {}),
-        G._size('q', dict(q=2)),
-        G._size(4, {}),
-        G._only(dict(a=1, b=2), 'b'),
+        R._axes(specs),
+        R._size('q', {}),
+        R._size('q', dict(q=2)),
+        R._size(4, {}),
+        R._only(dict(a=1, b=2), 'b'),
     )
     found['fitted'] = [
-        G._fitted(InputSpec('x', ('batch', 3)), d).shape for d in (None, [1], [4, 'n'], ['n', 9], [None, 5])
+        R._fitted(InputSpec('x', ('batch', 3)), d).shape for d in (None, [1], [4, 'n'], ['n', 9], [None, 5])
     ]
     found['sound'] = [
-        G._sound(InputSpec('x', s, 'float32', h))
+        R._sound(InputSpec('x', s, 'float32', h))
         for s, h in (
             ((1, 'a'), 2),
             ((-1,), 2),
@@ -264,11 +265,11 @@ def test_runs(request, tmp_path):
         [info('y', [None, 'n', 2]), info('z', [None, 'n', 2])],
         [constant('t', np.ones((9, 2))), constant('s', np.ones((7, 2)))],
     )
-    found['high'] = G._high(look, 'ids'), G._high(look, 'other')
+    found['high'] = R._high(look, 'ids'), R._high(look, 'other')
     found['told'] = (
-        [s.to_dict() for s in G.specs_of_file(saved(look, tmp_path / 'look.onnx'))],
+        [s.to_dict() for s in R.specs_of_file(saved(look, tmp_path / 'look.onnx'))],
         [
-            G._axis_name(*a)
+            R._axis_name(*a)
             for a in ((None, 'x', 0), (None, 'x', 2), ('n', 'x', 0), ('seed', 'x', 1), ('specs', 'x', 1))
         ],
     )
@@ -283,16 +284,16 @@ def test_runs(request, tmp_path):
     ):
         found[f'noted {note}'] = words(
             lambda note=note: [
-                s.to_dict() for s in G.specs_of_file(saved(mlp(**{'fsdl.inputs': note}), tmp_path / 'n.onnx'))
+                s.to_dict() for s in R.specs_of_file(saved(mlp(**{'fsdl.inputs': note}), tmp_path / 'n.onnx'))
             ]
         )
-    found['a sequence'] = answer(G._spec, look, helper.make_tensor_sequence_value_info('d', FLOAT, [1]))
+    found['a sequence'] = answer(R._spec, look, helper.make_tensor_sequence_value_info('d', FLOAT, [1]))
     found['sent'] = [
-        (s['dtype'], list(s['shape']), s['data'], G._received(s).tolist())
-        for s in (G._sent(np.arange(3)), G._sent(x.T))
+        (s['dtype'], list(s['shape']), s['data'], R._received(s).tolist())
+        for s in (R._sent(np.arange(3)), R._sent(x.T))
     ]
     (tmp_path / 'modules' / 'onnxruntime-web').mkdir(parents=True)
-    found['no node'] = words(G.web_runner, tmp_path / 'm.onnx', tmp_path, folder=tmp_path)
+    found['no node'] = words(R.web_runner, tmp_path / 'm.onnx', tmp_path, folder=tmp_path)
     same_answers(request, 'runs', found)
 
 
@@ -421,7 +422,7 @@ def test_cures(request):
         found[f'to one {w}'] = K._to_one(torch.tensor(w)).tolist()
     net[1].running_var.fill_(1e-9)
     done = K.calibrate(net[:2].eval(), [InputSpec('x', ('batch', 3, 6, 6))])
-    out = net[:2](torch.from_numpy(G.random_inputs([InputSpec('x', ('batch', 3, 6, 6))], 3, batch=8)['x'])).detach()
+    out = net[:2](torch.from_numpy(R.random_inputs([InputSpec('x', ('batch', 3, 6, 6))], 3, batch=8)['x'])).detach()
     found['calibrated'] = (
         done,
         K.calibrate(nn.Linear(2, 2), []),

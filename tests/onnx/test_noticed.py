@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fsdl_tools.onnx import compare, decoder, export, graph, sources, verify
+from fsdl_tools.onnx import compare, decoder, export, graph, run, sources, verify
 
 
 def test_just_as_far_as_is_allowed_is_not_too_far():
@@ -30,19 +30,19 @@ def test_what_node_is_asked_and_answers(monkeypatch, tmp_path):
     asked = []
     said = SimpleNamespace(returncode=0, stdout='noise\n{"y": 1}\n', stderr='')
 
-    def run(command, **kw):
+    def answered(command, **kw):
         asked.append(
             (command[0], command[-1], json.loads(kw['input']), kw['timeout'], kw['text'], kw['capture_output'])
         )
         return said
 
-    monkeypatch.setattr(graph.subprocess, 'run', run)
-    assert graph._in_node(tmp_path, 'm.onnx', dict(x=2), 9) == dict(y=1)
+    monkeypatch.setattr(run.subprocess, 'run', answered)
+    assert run._in_node(tmp_path, 'm.onnx', dict(x=2), 9) == dict(y=1)
     assert asked == [('node', 'm.onnx', dict(x=2), 9, True, True)]
     for stderr, words in (('a\nlast line\n', 'last line'), ('', 'no message'), ('x' * 400, 'x' * 300)):
         said.returncode, said.stderr = 1, stderr
         with pytest.raises(ValueError) as e:
-            graph._in_node(tmp_path, 'm.onnx', {}, 9)
+            run._in_node(tmp_path, 'm.onnx', {}, 9)
         assert str(e.value) == f'onnxruntime-web failed: {words}'
 
 

@@ -8,13 +8,13 @@ import numpy as np, onnx, pytest
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('onnxruntime')
-from fsdl_tools.onnx.graph import InputSpec, random_inputs, specs_of_file
 from fsdl_tools.onnx.cures import calibrate, named_outputs, randomise
 from fsdl_tools.onnx.sources import open_model, tiny_config
 from fsdl_tools.onnx.export import export, install, staging
 from fsdl_tools.onnx.verify import verify
 from fsdl_tools.environments import run_in
-from fsdl_tools.onnx.graph import infer, inspect_onnx, read_onnx, session, web_runner
+from fsdl_tools.onnx.graph import inspect_onnx, read_onnx
+from fsdl_tools.onnx.run import InputSpec, infer, random_inputs, session, specs_of_file, web_runner
 
 torch.set_num_threads(1)
 root = Path(__file__).resolve().parents[2]
@@ -485,7 +485,7 @@ def test_an_endless_loop_in_a_file_is_ended_by_ctrl_c(tmp_path):
     )
     onnx.save(m, tmp_path / 'endless.onnx')
     code = (
-        'import sys, numpy as np; from fsdl_tools.onnx.graph import infer, session; s = session(sys.argv[1]);'
+        'import sys, numpy as np; from fsdl_tools.onnx.run import infer, session; s = session(sys.argv[1]);'
         ' print("up", flush=True)\ntry: infer(s, {"x": np.ones(1, "float32")})\nexcept KeyboardInterrupt:'
         ' print("heard", flush=True)'
     )

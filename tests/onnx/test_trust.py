@@ -25,7 +25,8 @@ from fsdl_tools.onnx.cures import _flat, _hf_specs, _segments, named_outputs
 from fsdl_tools.onnx.sources import open_model, specs_of, tiny_config
 from fsdl_tools.onnx.decoder import Decoder, export_decoder, greedy_torch, open_decoder
 from fsdl_tools.onnx.export import export, install, staging
-from fsdl_tools.onnx.graph import InputSpec, infer, inspect_onnx, random_inputs, read_onnx, session, specs_of_file
+from fsdl_tools.onnx.graph import inspect_onnx, read_onnx
+from fsdl_tools.onnx.run import InputSpec, infer, random_inputs, session, specs_of_file
 from fsdl_tools.onnx.optimise import benchmark, quantise
 from fsdl_tools.onnx.verify import torch_runner, verify, verify_runner
 from tests.onnx.test_onnx import Net, fsdl, hostile, net_file
