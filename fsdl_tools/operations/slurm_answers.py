@@ -12,11 +12,14 @@ from ..core import MiB
 from .launch import Limits, Status, TargetError
 
 # %% ../../nbs/operations/02_slurm_answers.ipynb #058ee703
+_named = re.compile(r'(\S+?)=(.*?)(?=\s+[\w/:]+=|\s*$)')  # a value ends where the next name begins
+
+
 def records(
     text: str,  # What scontrol -o prints
 ) -> list:  # A dict for each line
     "A dict for each line of scontrol, from its words of the form name=value"
-    return [dict(w.split('=', 1) for w in line.split() if '=' in w) for line in text.splitlines()]
+    return [dict(_named.findall(line)) for line in text.splitlines()]
 
 # %% ../../nbs/operations/02_slurm_answers.ipynb #b1a3c71d
 _states = dict(
@@ -110,16 +113,15 @@ def _partitions(target):
     return records(target.ask('scontrol', '-o', 'show', 'partition', *which))
 
 
-def _verdict(mode, grace, requeue):
-    "What preemption does to a job of ours"
+def _verdict(mode, grace):
+    "What preemption does to a job of ours, which asks to be requeued: JobRequeue is for those that do not say"
     if mode == 'OFF':
         return 'nobody is preempted'
     if mode in ('SUSPEND', 'GANG'):
         return 'jobs are suspended, and go on'
     if grace == '0' and mode == 'CANCEL':
         return 'a preempted job is lost: without grace no script can help'
-    if requeue == '0':
-        return 'jobs are not requeued here: a preempted job is lost'
+
     return 'a preempted job comes back' + (
         '' if grace != '0' else ', without a warning: it goes on from its last checkpoint'
     )
@@ -128,7 +130,7 @@ def _verdict(mode, grace, requeue):
 def _partition_row(p, conf):
     "What a partition is, and what it does to a job that is pushed out"
     mode = p.get('PreemptMode', '') if conf.get('PreemptType') != 'preempt/none' else 'OFF'
-    said = _verdict(mode.split(',')[-1], p.get('GraceTime', '0'), conf.get('JobRequeue', '1'))
+    said = _verdict(mode.split(',')[-1], p.get('GraceTime', '0'))
     size = f'{p["State"]}, {p["TotalNodes"]} nodes, limit {p["MaxTime"]}, grace {p["GraceTime"]} s'
     return dict(what=f'partition {p["PartitionName"]}', value=f'{size}: {said}')
 
@@ -149,7 +151,9 @@ def limits_of(
     target,  # A Slurm
 ) -> Limits:  # What its partition's machines have
     "Ask the cluster what it has"
-    p = _partitions(target)[0]
+    found = _partitions(target)
+    usual = [p for p in found if p.get('Default') == 'YES']  # where a job goes that names none
+    p = found[0] if target.partition or not usual else usual[0]
     lines = target.ask('sinfo', '-h', '-p', p['PartitionName'], '-o', '%D %c %m %G').splitlines()
     count, cpus, memory, gres = zip(*(line.replace('+', '').split(maxsplit=3) for line in lines), strict=True)
     most = 0 if p['MaxTime'] == 'UNLIMITED' else read_clock(p['MaxTime'])

@@ -761,10 +761,9 @@ def test_what_slurm_is_asked(request, monkeypatch, tmp_path):
             said.asked[-1],
         ]
     found['verdicts'] = {
-        f'{m} {g} {q}': slurm_answers._verdict(m, g, q)
+        f'{m} {g}': slurm_answers._verdict(m, g)
         for m in ('OFF', 'SUSPEND', 'GANG', 'CANCEL', 'REQUEUE')
         for g in '05'
-        for q in '01'
     }
     same_answers(request, 'slurm', found)
 

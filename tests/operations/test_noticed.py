@@ -25,6 +25,7 @@ import pytest
 from fsdl_tools.operations import (
     kubernetes,
     sinks,
+    slurm_answers,
     tracking,
     tracking_compare,
     tracking_files,
@@ -2002,3 +2003,34 @@ def test_the_longest_name_of_a_job_leaves_room_for_the_last_pod(nodes):
         ]
 
     assert not said(longest) and f'{longest} are possible' in said(longest + 1)[0]
+
+
+def test_a_record_of_slurm_keeps_blanks_in_its_values():
+    (f,) = slurm_answers.records('Reason=None Dependency=(null)  WorkDir=/my work StdOut=/my work/a b.out Power= ')
+    assert f == dict(Reason='None', Dependency='(null)', WorkDir='/my work', StdOut='/my work/a b.out', Power='')
+    assert slurm_answers.records('nothing\n\nCPUs/Task=1 ReqB:S:C:T=0:0:*:*') == [
+        {},
+        {},
+        {'CPUs/Task': '1', 'ReqB:S:C:T': '0:0:*:*'},
+    ]
+
+
+def test_limits_are_those_of_the_partition_a_job_goes_to():
+    "Without a name that is the default, wherever it is listed; a job of ours is requeued whatever JobRequeue says"
+    rows = [f'PartitionName={n} Default={d} MaxTime={t}' for n, d, t in (('a', 'NO', '1:0:0'), ('b', 'YES', '2:0:0'))]
+
+    def ask(*args):
+        if args[0] == 'sinfo':
+            asked.append(args[3])
+            return '1 2 4000 (null)'
+        return '\n'.join(r for r in rows if args[-1] == 'partition' or f'={args[-1]} ' in r)
+
+    for mine, hours, there in (('', 2, 'b'), ('a', 1, 'a'), ('b', 2, 'b')):
+        asked = []
+        assert slurm_answers.limits_of(SimpleNamespace(partition=mine, ask=ask)).time == hours * 3600
+        assert asked == [there]
+    said = slurm_answers._partition_row(
+        dict(PreemptMode='REQUEUE', GraceTime='8', State='UP', TotalNodes='2', MaxTime='30', PartitionName='a'),
+        dict(JobRequeue='0', PreemptType='preempt/qos'),
+    )
+    assert said['value'].endswith('a preempted job comes back')

@@ -192,6 +192,16 @@ def test_doctor_and_limits(cluster):
     assert len(target(cluster, limits=lim).check(counting(cluster, nodes=3, time=7200))) == 2
 
 
+def test_a_log_in_a_folder_with_a_blank(cluster, monkeypatch):
+    "The controller's line is cut at names, not at blanks"
+    folder = cluster.root / 'work' / 'my folder'
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    s = Slurm(python=sys.executable)
+    h = s.submit(Job('blank', ('echo', 'here it is'), time=200, grace=5))
+    assert s.wait(h, 200).state == 'succeeded' and 'here it is' in s.logs(h)
+
+
 def test_the_command_refuses_what_the_partition_has_not_before_it_is_queued(cluster, tmp_path):
     "It asks the cluster: SLURM itself would leave such a job in the queue for ever"
     too_long = Job('long', ('true',), nodes=3, time=7200, grace=5)
