@@ -6,7 +6,7 @@
 __all__ = ['schema', 'number_text', 'text_number', 'RunLog', 'NoLog', 'start_run', 'Artifact']
 
 # %% ../../nbs/training/06_runlog.ipynb #d808ba61
-import atexit, contextlib, json, math, os, secrets, shutil, threading, time, warnings, weakref
+import atexit, contextlib, json, math, os, reprlib, secrets, shutil, threading, time, warnings, weakref
 from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
@@ -31,6 +31,8 @@ def text_number(
     "The number that `number_text` wrote"
     if isinstance(v, str):
         return _odd[v] if v in _odd else float(v)
+    if not hasattr(v, '__float__'):
+        raise ValueError(f'{reprlib.repr(v)} is no number')
     return v
 
 # %% ../../nbs/training/06_runlog.ipynb #85d0f272
@@ -51,6 +53,24 @@ def _as_logged(v):
         raise ValueError(f'a whole number of {v.bit_length():,} bits is no metric')
     return v
 
+def _as_row(names, row):
+    "A step and values as numbers that can be written later; raises ValueError with the name of one that is none"
+    numbers = []
+    for name, v in zip(('step', *names), row, strict=True):
+        try:
+            numbers.append(_as_logged(v))
+        except (TypeError, ValueError, RuntimeError) as e:
+            raise ValueError(f'{name}: {reprlib.repr(v)} is not one number ({e})') from None
+    return tuple(numbers)
+
+def _as_dict(values, what):
+    "Names and values, also of the options that argparse made; raises TypeError"
+    if hasattr(values, 'keys') and not isinstance(values, type):
+        return dict(values)
+    if hasattr(values, '__dict__') and not callable(values):
+        return vars(values)
+    raise TypeError(f'{what} must be a dict from names to values, not {reprlib.repr(values)}')
+
 def _field(v):
     "JSON of one number"
     return repr(v) if v - v == 0 else f'"{number_text(v)}"'
@@ -65,7 +85,9 @@ def _plain(v):
         return [_plain(x) for x in v]
     if isinstance(v, float):
         return number_text(v)
-    return v if v is None or isinstance(v, (bool, int, str)) else str(v)
+    if getattr(v, 'shape', None) == () and hasattr(v, 'item'):
+        return _plain(v.item())
+    return v if v is None or isinstance(v, (bool, int, str)) else mask_text(str(v))
 
 def _line(**event):
     "One event as a line"
@@ -116,12 +138,16 @@ class RunLog:
         "Log numbers at a step"
         if step is None:
             step = self._step
+        if type(values) is not dict:
+            values = _as_dict(values, 'what is logged')
         line = self._templates.get(key := tuple(values)) or self._template(key)
         row = (step, *values.values())
         for v in row:
             if type(v) is not float and (type(v) is not int or v.bit_length() > 10_000):
-                row = tuple(map(_as_logged, row))
+                row = _as_row(values, row)
                 break
+        if row[0] - row[0] != 0:
+            raise ValueError(f'a step is a finite number, not {row[0]}')
         self._step = row[0] + 1
         row = line, time.time(), row
         self._put(row if self._size < self.calm else _as_text(row), line[1])
@@ -241,10 +267,10 @@ if hasattr(os, 'register_at_fork'):
 @patch
 def log_params(
     self: RunLog,
-    params: dict,  # Name -> value; secrets are masked
+    params: dict,  # Name -> value, or the options that argparse made; secrets are masked
 ):
     "Add parameters"
-    self._event(params=mask(params))
+    self._event(params=mask(_as_dict(params, 'params')))
 
 @patch
 def tag(
@@ -311,7 +337,7 @@ def _new_id() -> str:  # For example 20261126-041530-3fa9c1
 
 def start_run(
     folder='runs',  # Of all runs; every run gets a folder of its own in it (a sweep names that one by FSDL_RUN_FOLDER)
-    params: dict = None,  # Parameters; secrets are masked
+    params: dict = None,  # Parameters, or the options that argparse made; secrets are masked
     name: str = '',  # For people
     project: str = '',  # What it belongs to
     rank: int = None,  # Of this process; None: the variable RANK, or 0
@@ -322,12 +348,12 @@ def start_run(
     rank = int(os.environ.get('RANK') or 0) if rank is None else rank
     if rank:
         return NoLog()
+    said = dict(params=mask(_as_dict(params or {}, 'params')), tags=mask(_as_dict(tags or {}, 'tags')))
     id, given = _new_id(), os.environ.get('FSDL_RUN_FOLDER')
     own = Path(given) if given else Path(folder) / id
     own.mkdir(parents=True, exist_ok=bool(given))
-    words = dict(name=mask_text(name), project=mask_text(project))
-    more = dict(params=mask(params or {}), tags=mask(tags or {}), environment=environment(packages))
-    return RunLog(own, id=id, **words, **more)
+    words = dict(name=mask_text(str(name)), project=mask_text(str(project)))
+    return RunLog(own, id=id, **words, **said, environment=environment(packages))
 
 # %% ../../nbs/training/06_runlog.ipynb #591aba7c
 @dataclass(frozen=True)
@@ -348,15 +374,24 @@ def artifact(
     name: str = '',  # As what; default: its own name
     kind: str = 'file',  # file, figure, model
     step: int = -1,  # Of the training
-) -> Artifact:  # Raises FileNotFoundError
+) -> Artifact:  # Raises FileNotFoundError; TypeError for what is no path, ValueError for a folder
     "Keep a file: its hash goes into the log, its content once into the folder"
+    path, step = _as_file(path), _as_row((), (step,))[0]
     digest = file_hash(path)
     kept = self.folder / 'artifacts' / digest
     if not kept.exists():
         _copy_whole(path, kept)
-    a = Artifact(mask_text(name or Path(path).name), digest, kept.stat().st_size, kind, f'artifacts/{digest}', step)
+    a = Artifact(mask_text(str(name or path.name)), digest, kept.stat().st_size, kind, f'artifacts/{digest}', step)
     self._event(artifact=a.to_dict())
     return a
+
+def _as_file(path):
+    "The path of a file; raises TypeError for what is no path, ValueError for a folder"
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f'an artifact is the path of a file, not {reprlib.repr(path)}')
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f'{path} is not a file: an artifact is one file; of a folder, keep each file or an archive')
+    return Path(path)
 
 def _copy_whole(path, to):
     "Copy a file, which is there as a whole or not at all"
@@ -374,6 +409,9 @@ def figure(
 ) -> Artifact:  # A PNG
     "Keep a figure as a picture"
     import tempfile
+
+    if not hasattr(fig, 'savefig'):
+        raise TypeError(f'a figure of matplotlib is wanted (fig, not ax), not {reprlib.repr(fig)}')
 
     with tempfile.TemporaryDirectory() as d:
         path = Path(d) / 'figure.png'

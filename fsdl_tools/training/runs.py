@@ -146,31 +146,33 @@ def events(
 # %% ../../nbs/training/06_runs.ipynb #3344cd1d
 def alive(
     path,  # A log.jsonl
-) -> bool:  # False where the process that wrote it has ended
+) -> bool:  # False where the process that wrote it has ended; None where the system or the disk has no locks
     "Does the writer of this file still hold its lock?"
     try:
         import fcntl
     except ImportError:
-        return False
+        return None
     with open(path, 'rb') as f:
         try:
             fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         except OSError:
-            return False
+            return None
     return False
 
 # %% ../../nbs/training/06_runs.ipynb #32cd259e
 def _add_metrics(metrics, event):
     "Take the numbers of a line into the columns"
-    step, seconds = event.get('step'), event.get('t', 0.0)
-    for name, value in event['m'].items():
+    step, seconds = event.get('step'), text_number(event.get('t', 0.0))
+    step = step if step is None else text_number(step)
+    numbers = {name: value if type(value) is float else text_number(value) for name, value in event['m'].items()}
+    for name, value in numbers.items():
         series = metrics.get(name)
         if series is None:
             series = metrics[name] = Series()
         series.steps.append(step)
-        series.values.append(value if type(value) is float else text_number(value))
+        series.values.append(value)
         series.times.append(seconds)
 
 def read_log(
@@ -181,8 +183,8 @@ def read_log(
     said = []
     lines = (event for event, _ in events(path, warn=said.append))
     head = _first_line(lines, path)
-    known = _known_from(lines, lambda problem: said.append(f'{path}: a line was left out ({problem})'))
-    known['status'] = known['status'] or ('running' if alive(path) else 'killed')
+    known = _known_from(lines, lambda problem: said.append(f'{path}: {problem}'))
+    known['status'] = known['status'] or {True: 'running', False: 'killed', None: ''}[alive(path)]
     return _as_run(head, known, said)
 
 def _first_line(lines, path):
@@ -201,7 +203,9 @@ def _known_from(lines, warn):
         try:
             _take(known, event)
         except (TypeError, ValueError, AttributeError) as e:
-            warn(f'{type(e).__name__}: {e}')
+            warn(f'a line was left out ({type(e).__name__}: {e})')
+        if event.get('dropped'):
+            warn(f'{event["dropped"]} lines are missing: the disk took no more, and there was no room left for them')
         if isinstance(event.get('t'), (int, float)):
             known['ended'] = event['t']
     return known

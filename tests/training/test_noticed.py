@@ -1,9 +1,12 @@
 "What reading found: a save that one rank could not begin, lists of splits, logs that nobody closes, memory maps"
 
+import argparse
+import contextlib
 import gc
 import json
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -138,3 +141,123 @@ def test_a_full_buffer_leaves_room_for_the_end(tmp_path, monkeypatch):
     assert run.status == 'finished' and run.tags['x'] == 'y'
     last = json.loads((log.folder / 'log.jsonl').read_text().splitlines()[-1])
     assert last['dropped'] == log.dropped >= 1000
+
+
+def run_of(folder, **given):
+    "The log of a run without its packages"
+    return runlog.start_run(folder, packages=False, **given)
+
+
+def test_keys_in_the_options_of_argparse_are_masked(tmp_path):
+    key = 'hf_' + 'a1' * 10
+    options = argparse.Namespace(hf_token=key, password='hunter2', lr=0.1, more=argparse.Namespace(key=key))
+    with run_of(tmp_path, params=options) as log:
+        log.log_params(options)
+        log.log_params(dict(options=options))
+    text = (log.folder / 'log.jsonl').read_text()
+    assert key not in text and 'hunter2' not in text
+    assert runs.read_log(log.folder).params['lr'] == 0.1 and vars(options)['hf_token'] == key
+
+
+@pytest.mark.parametrize('given', [None, 3, 'ab', [1, 2], [('a', 1)], {'a'}, dict])
+def test_what_has_no_names_is_refused(tmp_path, given):
+    with run_of(tmp_path) as log:
+        for call in (log.log, log.log_params):
+            with pytest.raises(TypeError, match='must be a dict from names to values, not '):
+                call(given)
+        log.log(dict(a=1), 0)
+    for word in ('params', 'tags') if given else ():
+        with pytest.raises(TypeError, match=f'{word} must be a dict'):
+            run_of(tmp_path, **{word: given})
+    assert len(list(tmp_path.iterdir())) == 1 and runs.read_log(log.folder).points() == 1
+
+
+@pytest.mark.parametrize('value', [None, 'x', 1j, dict(b=1), np.zeros(3), torch.zeros(2), 2**10001])
+def test_what_is_no_number_is_named(tmp_path, value):
+    with run_of(tmp_path) as log:
+        with pytest.raises(ValueError, match='^loss: .* is not one number'):
+            log.log(dict(good=1.0, loss=value), 0)
+        with pytest.raises(ValueError, match='^step: ') if value is not None else contextlib.nullcontext():
+            log.log(dict(good=1.0), value)
+
+
+@pytest.mark.parametrize('step', [float('nan'), float('inf'), np.float64('nan'), torch.tensor(float('-inf')), 'NaN'])
+def test_a_step_is_finite(tmp_path, step):
+    with run_of(tmp_path) as log:
+        with pytest.raises(ValueError, match='a step is a finite number'):
+            log.log(dict(loss=1.0), step)
+        log.log(dict(loss=1.0))
+    assert runs.read_log(log.folder).metrics['loss'].steps == [0]
+
+
+@pytest.mark.parametrize('given', [None, 3, 1.5, b'abc', ['f']])
+def test_an_artifact_is_a_path(tmp_path, given):
+    with run_of(tmp_path) as log:
+        with pytest.raises(TypeError, match='an artifact is the path of a file, not '):
+            log.artifact(given)
+        with pytest.raises(ValueError, match='is not a file'):
+            log.artifact(tmp_path)
+        with pytest.raises(TypeError, match='a figure of matplotlib is wanted'):
+            log.figure('x', given)
+        log.log(dict(a=1), 0)
+    assert runs.read_log(log.folder).points() == 1
+
+
+def test_numbers_of_numpy_and_torch_are_numbers_in_parameters_and_steps(tmp_path):
+    (tmp_path / 'f').write_text('content')
+    given = dict(lr=np.float32(0.5), n=np.int64(3), on=np.bool_(True), t=torch.tensor(2), many=[np.float64(1.5)])
+    with run_of(tmp_path, params=given, name=7) as log:
+        log.artifact(tmp_path / 'f', 12, step=np.int64(4))
+    run = runs.read_log(log.folder)
+    assert run.params == dict(lr=0.5, n=3, on=True, t=2, many=[1.5]) and run.params['on'] is True
+    assert (run.name, run.artifacts[0].name, run.artifacts[0].step) == ('7', '12', 4)
+
+
+@pytest.mark.parametrize('bad', ['"low"', 'null', '[1]', '{}'])
+@pytest.mark.parametrize('where', ['value', 'second', 'step', 'time'])
+def test_a_line_that_is_left_out_leaves_nothing(tmp_path, bad, where):
+    with run_of(tmp_path) as log:
+        log.log(dict(a=1.0, b=2.0), 0)
+    said = dict(value='7.5', second='8.5', step='1', time='2.5') | {where: bad}
+    if (where, bad) == ('step', 'null'):
+        return
+    line = '{"t": %(time)s, "step": %(step)s, "m": {"a": %(value)s, "b": %(second)s}}\n' % said
+    path = log.folder / 'log.jsonl'
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(''.join([*lines[:2], line, *lines[1:]]))
+    run = runs.read_log(path)
+    for name, value in dict(a=1.0, b=2.0).items():
+        s = run.metrics[name]
+        assert (s.steps, s.values, len(s.times)) == ([0, 0], [value, value], 2)
+    assert len(run.warnings) == 1 and 'a line was left out' in run.warnings[0]
+
+
+def test_a_reader_says_how_many_lines_a_full_disk_took(tmp_path, monkeypatch):
+    log = run_of(tmp_path)
+    log.most = 500
+    write = os.write
+    monkeypatch.setattr(os, 'write', lambda fd, data: (_ for _ in ()).throw(OSError(28, 'No space left')))
+    with pytest.warns(RuntimeWarning, match='cannot be written'):
+        while log.dropped < 5:
+            log.log(dict(loss=1.0))
+            log.flush()
+    monkeypatch.setattr(os, 'write', write)
+    log.finish()
+    assert any('5 lines are missing' in text for text in runs.read_log(log.folder).warnings)
+
+
+def test_without_locks_nothing_is_said_to_be_killed(tmp_path, monkeypatch):
+    log = run_of(tmp_path)
+    path = log.folder / 'log.jsonl'
+    assert runs.read_log(path).status == 'running'
+
+    def refuse(*a):
+        raise OSError(95, 'Operation not supported')
+
+    with monkeypatch.context() as m:
+        m.setattr('fcntl.flock', refuse)
+        assert runs.alive(path) is None and runs.read_log(path).status == ''
+    with monkeypatch.context() as m:
+        m.setitem(sys.modules, 'fcntl', None)
+        assert runs.alive(path) is None and runs.read_log(path).status == ''
+    log.finish()
