@@ -16,7 +16,7 @@ import torch.distributed as dist, torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 from ..core import positive
 from .archive import (CheckpointError, file_entry, fill_tensors, misfits, saved_steps, sealed,
-    step_folder, verify_checkpoint, _kind, _said)
+    step_folder, verify_checkpoint, lineage, next_number, saved_order, _kind, _said)
 
 # %% ../../nbs/training/02_checkpoint.ipynb #1edc3028
 def _check_tensor(name, t):
@@ -71,11 +71,11 @@ def _enter(path):
     _sync(path)
     return file_entry(path)
 
-def _finish(tmp, final, step, world, files, extra):
+def _finish(tmp, final, step, world, files, extra, after):
     "The last files, the manifest, and the rename that makes it a checkpoint"
     (tmp/'extra.json').write_text(extra, encoding='utf-8')
     files = files | {'extra.json': _enter(tmp/'extra.json')}
-    said = _to_seal(step, world, files)
+    said = _to_seal(step, world, files) | dict(number=next_number(final.parent), after=after)
     (tmp/'manifest.json').write_text(json.dumps(sealed(said), indent=1), encoding='utf-8')
     if bad := verify_checkpoint(tmp, rank=-1):
         raise CheckpointError('do all ranks write to the same folder?', bad)
@@ -130,7 +130,7 @@ class Checkpointer:
         self.rank, self.world, self._group = 0, 1, None
         if dist.is_initialized():
             self.rank, self.world, self._group = dist.get_rank(), dist.get_world_size(), _own_group(timeout)
-        self._thread = self._error = None
+        self._thread = self._error = self._at = None      # _at: the step this run goes on from
         self._all(f'cannot keep checkpoints in {str(folder)!r}', lambda: self.rank == 0 and _sweep(self.folder))
 
     def _all(self, what, fn):
@@ -147,9 +147,12 @@ class Checkpointer:
             if self._group:
                 dist.all_gather_object(every, mine, group=self._group)
         except RuntimeError as e:
-            lost = f'rank {self.rank} has lost another rank: {_said(e)}'
-            raise _Lost(what, [lost.splitlines()[0]]) from e
+            raise self._lost(what, e) from e
         return every
+
+    def _lost(self, what, e):
+        said = f'rank {self.rank} has lost another rank: {_said(e)}'
+        return _Lost(what, [said.splitlines()[0]])
 
     def _path(self, step):
         return self.folder/step_folder(step)
@@ -173,11 +176,14 @@ class Checkpointer:
 # %% ../../nbs/training/02_checkpoint.ipynb #57f15360
 @patch
 def _begin(self:Checkpointer, step, tmp):
-    "Make the temporary folder of a step; its path"
+    "Make the temporary folder of a step; its path, and what this run descends from"
+    line = lineage(self.folder, self._at)
     if os.path.lexists(final := self._path(step)) and not verify_checkpoint(final):
-        raise FileExistsError(f'{final.name} is there already, and it is good')
+        # one of a future that this run has gone back from is in the way, any other is not ours to replace
+        if not line or lineage(self.folder, step)[0] in line:
+            raise FileExistsError(f'{final.name} is there already, and it is good')
     tmp.mkdir()
-    return tmp
+    return tmp, line
 
 def _causes(e):
     "What each rank has failed of"
@@ -203,12 +209,14 @@ def _write(self:Checkpointer, step, copies, extra, problem=None):
     # rank 0's name is the one that counts
     mine = self.folder/f'.{step_folder(0 if problem else step)}.tmp-{secrets.token_hex(4)}'
     try:
-        tmp = self._agree(what, step, mine, problem)
+        tmp, line = self._agree(what, step, mine, problem)
         files = self._shards(what, tmp, copies)
-        self._all(what, lambda: self.rank == 0 and _finish(tmp, self._path(step), step, self.world, files, extra))
+        end = lambda: _finish(tmp, self._path(step), step, self.world, files, extra, line)
+        self._all(what, lambda: self.rank == 0 and end())
     except BaseException as e:
         self._undo(what, mine, e)
         raise
+    self._at = step
 
 @patch
 def _agree(self:Checkpointer, what, step, mine, problem):
@@ -217,10 +225,15 @@ def _agree(self:Checkpointer, what, step, mine, problem):
         if problem:
             raise problem
         return int(step), self.rank == 0 and self._begin(step, mine)
+    return self._one_step(what, 'saves', begin)[1]
+
+@patch
+def _one_step(self:Checkpointer, what, does, begin):
+    "What rank 0 begins with, (step, more), when all ranks mean the same step"
     begun = self._all(what, begin)
     if len({s for s, _ in begun}) > 1:
-        raise CheckpointError(what, [f'rank {rank} saves step {s}' for rank, (s, _) in enumerate(begun)])
-    return begun[0][1]
+        raise CheckpointError(what, [f'rank {rank} {does} step {s}' for rank, (s, _) in enumerate(begun)])
+    return begun[0]
 
 @patch
 def _undo(self:Checkpointer, what, tmp, error):
@@ -280,17 +293,22 @@ def _fail(self:Checkpointer, step, error):
 
 @patch
 def _prune(self:Checkpointer, step):
-    "Keep the one just written and the newest others that verify, `keep` in all; what is older goes"
-    steps = self._all(f'step {step} is saved, but the older ones could not be listed', self.steps)[0]
+    "Keep the one just written and those before it that verify, `keep` in all; what comes after them goes"
+    steps = self._order(f'step {step} is saved, but the older ones could not be listed')
     if len(steps) <= self.keep:
         return
     good = 0
-    for s in [step, *(s for s in reversed(steps) if s != step)]:
+    for s in [step, *(s for s in steps if s != step)]:
         if good < self.keep:
             good += not self._check(s)
         else:
             what = f'step {step} is saved, but step {s} could not be removed'
             self._all(what, lambda s=s: self.rank == 0 and _discard(self._path(s)))
+
+@patch
+def _order(self:Checkpointer, what):
+    "Steps, those first from which a run would go on; as rank 0 sees them"
+    return self._all(what, lambda: self.rank == 0 and saved_order(self.folder))[0]
 
 @patch
 def _check(self:Checkpointer, step):
@@ -300,9 +318,9 @@ def _check(self:Checkpointer, step):
 
 @patch
 def latest(self:Checkpointer): # Step; None: there is none
-    "The newest step that verifies; those that are passed over are warned of"
+    "The step saved last that verifies, or one it has gone on from; those that are passed over are warned of"
     self._settle()
-    for step in reversed(self._all('cannot list the checkpoints', self.steps)[0]):
+    for step in self._order('cannot list the checkpoints'):
         if not (bad := self._check(step)):
             return step
         if self.rank == 0:
@@ -314,18 +332,45 @@ def load(self:Checkpointer,
     tensors:dict, # Name -> tensor or DTensor, filled in place; any part of what was saved
     step:int=None # Which; None: the latest good one
 ) -> tuple:       # (step, extra); raises FileNotFoundError, or CheckpointError when anything does not verify or fit
-    "Verify, then fill the tensors, whatever layout they were saved with"
-    for n, t in tensors.items():
-        _check_tensor(n, t)
+    """Verify, then fill the tensors, whatever layout they were saved with
+
+    The next save goes on from this step: later ones are a future that the run has gone back from."""
     self._settle()
-    found = self._find(step)
-    path = self._path(found)
+    found = self._find(self._asked(tensors, step))
+    path, what = self._path(found), f'step {found} could not be read'
     self._check_fit(f'step {found} does not fit', path, tensors)
     try:
         fill_tensors(path, tensors, self._group)
     except dcp.CheckpointException as e:
-        raise CheckpointError(f'step {found} could not be read', _causes(e)) from None
-    return found, json.loads((path/'extra.json').read_text(encoding='utf-8'))
+        raise CheckpointError(what, _causes(e)) from None
+    except RuntimeError as e:
+        raise self._lost(what, e) from e
+    extra = self._all(what, lambda: self.rank == 0 and (path/'extra.json').read_text(encoding='utf-8'))[0]
+    self._at = found
+    return found, json.loads(extra)
+
+@patch
+def _asked(self:Checkpointer, tensors, step):
+    "The step that all ranks ask for; a rank that cannot load says so to the others"
+    problem = None
+    try:
+        for n, t in tensors.items():
+            _check_tensor(n, t)
+        asked = None if step is None else int(step_folder(step).removeprefix('step-'))
+    except Exception as e:
+        if self.world == 1:
+            raise
+        problem = e
+    def begin():
+        if problem:
+            raise problem
+        return asked, None
+    try:
+        return self._one_step('nothing was loaded', 'asks for', begin)[0]
+    except CheckpointError:
+        if problem:
+            raise problem from None
+        raise
 
 @patch
 def _find(self:Checkpointer, step):

@@ -1,4 +1,4 @@
-"What reading found: a save that one rank could not begin, lists of splits, logs that nobody closes, memory maps"
+"What reading found: saves and loads that one rank cannot begin, runs that go back, splits, logs, memory maps"
 
 import argparse
 import contextlib
@@ -6,16 +6,19 @@ import gc
 import json
 import os
 import pickle
+import signal
 import sys
+import time
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fsdl_tools.parallel.ranks import on_ranks
+from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.training import runlog, runs
-from fsdl_tools.training.archive import CheckpointError, verify_checkpoint
+from fsdl_tools.training.archive import CheckpointError, lineage, saved_order, sealed, step_folder, verify_checkpoint
 from fsdl_tools.training.checkpoint import Checkpointer
 from fsdl_tools.training.corpora import _image_folder
 from fsdl_tools.training.data import Tokens, _fixed_random, eval_batches
@@ -60,6 +63,191 @@ def different_steps(folder):
 def test_ranks_that_save_different_steps_save_none(tmp_path):
     for said, steps in on_ranks(different_steps, 2, tmp_path, timeout=120):
         assert 'rank 0 saves step 5' in said and 'rank 1 saves step 6' in said and steps == []
+
+
+def loads_of_a_rank(folder, wrong):
+    "What is said when the second rank asks for something that cannot be filled, and whether all goes on afterwards"
+    import torch.distributed as dist
+
+    rank, c = dist.get_rank(), Checkpointer(folder, timeout=30)
+    c.save(1, {f'w{rank}': torch.full((3,), float(rank + 1))}, dict(at=1), wait=True)
+    asked, step = {'w0': torch.zeros(3)}, 1
+    if rank and wrong in ('meta', 'number', 'name'):
+        asked = dict(meta={'w0': torch.zeros(3, device='meta')}, number={'w0': 3}, name={1: torch.zeros(3)})[wrong]
+    if rank and wrong in ('other', 'latest', 'text'):
+        step = dict(other=2, latest=None, text='1')[wrong]
+    begun = time.monotonic()
+    try:
+        said = c.load(asked, step)
+    except Exception as e:
+        said = f'{type(e).__name__}: {e}'
+    waited = time.monotonic() - begun
+    got = {'w0': torch.zeros(3), 'w1': torch.zeros(3)}
+    c.save(2, {f'w{rank}': torch.full((3,), 7.0)}, wait=True)
+    return said, waited < 15, c.load(got, 1), [t.tolist() for t in got.values()], c.latest()
+
+
+@pytest.mark.parametrize(
+    'wrong, first, second',
+    [
+        ('meta', "CheckpointError: nothing was loaded: rank 1: ValueError: 'w0' is on the meta device", 'ValueError'),
+        ('number', "CheckpointError: nothing was loaded: rank 1: TypeError: 'w0' is a int", 'TypeError'),
+        ('name', 'CheckpointError: nothing was loaded: rank 1: ValueError: 1 cannot be the name', 'ValueError'),
+        ('other', 'rank 0 asks for step 1; rank 1 asks for step 2', 'CheckpointError'),
+        ('latest', 'rank 0 asks for step 1; rank 1 asks for step None', 'CheckpointError'),
+        ('text', "rank 1: ValueError: step must be a whole number from 0, not '1'", 'ValueError'),
+    ],
+)
+def test_a_load_that_one_rank_cannot_begin_fails_on_all(tmp_path, wrong, first, second):
+    one, two = on_ranks(loads_of_a_rank, 2, tmp_path, wrong, timeout=120)
+    assert first in one[0] and two[0].startswith(second + ': ')
+    assert one[1:] == two[1:] == (True, (1, dict(at=1)), [[1.0] * 3, [2.0] * 3], 2)
+
+
+def dies_while_it_reads(folder):
+    "The second rank is killed when all have agreed on what to load; the first says what it has heard"
+    import torch.distributed as dist
+
+    from fsdl_tools.training import checkpoint
+
+    rank, c = dist.get_rank(), Checkpointer(folder, timeout=60)
+    c.save(1, dict(w=torch.ones(3)), wait=True)
+    if rank:
+        checkpoint.fill_tensors = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        c.load(dict(w=torch.zeros(3)))
+    except CheckpointError as e:
+        (folder.parent / 'heard').write_text(str(e))
+
+
+def test_a_rank_that_dies_while_it_loads_is_told_of(tmp_path):
+    with pytest.raises(RankError, match='SIGKILL'):
+        on_ranks(dies_while_it_reads, 2, tmp_path / 'run', timeout=120)
+    assert 'rank 0 has lost another rank' in (tmp_path / 'heard').read_text()
+
+
+def goes_back(folder, keep):
+    "Steps 10 and 20, then back to 10: what is there and what is the latest after each save, on every rank"
+    import torch.distributed as dist
+
+    rank, seen = dist.get_rank(), []
+    tensors = lambda value: {f'w{rank}': torch.full((3,), float(value))}
+    c = Checkpointer(folder, keep, timeout=30)
+    for step in (10, 20):
+        c.save(step, tensors(step), wait=True)
+    c = Checkpointer(folder, keep, timeout=30)
+    c.load(tensors(0), 10)
+    for step in (12, 20):
+        seen.append((c.latest(), c.steps()))
+        c.save(step, tensors(step + 100), wait=True)
+    seen.append((c.latest(), c.steps()))
+    c.load(got := tensors(0))
+    return seen, got[f'w{rank}'].tolist()
+
+
+@pytest.mark.parametrize(
+    'keep, middle, last', [(1, [12], [20]), (2, [10, 12], [12, 20]), (3, [10, 12, 20], [10, 12, 20])]
+)
+def test_a_run_that_goes_back_leaves_its_abandoned_future(tmp_path, keep, middle, last):
+    folder = tmp_path / 'run'
+    if keep == 1:  # step 10 is gone by then
+        c = Checkpointer(folder, 2)
+        c.save(10, dict(w=torch.ones(2)), wait=True)
+        c.save(20, dict(w=torch.ones(2)), wait=True)
+        c = Checkpointer(folder, 1)
+        c.load(dict(w=torch.ones(2)), 10)
+        c.save(12, dict(w=torch.ones(2)), wait=True)
+        assert (c.latest(), c.steps()) == (12, middle)
+        return
+    for seen, got in on_ranks(goes_back, 2, folder, keep, timeout=120):
+        assert got == [120.0] * 3
+        assert seen == [(20, [10, 20]), (12, middle), (20, last)]
+
+
+def at(folder, *steps, keep=9):
+    c = Checkpointer(folder, keep)
+    for step in steps:
+        c.save(step, dict(w=torch.full((3,), float(step))), wait=True)
+    return c
+
+
+def spoil(folder, step):
+    shard = next((folder / step_folder(step)).glob('shard-*'))
+    shard.write_bytes(shard.read_bytes()[:-1] + b'x')
+
+
+def latest(c):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return c.latest()
+
+
+def test_when_the_newest_is_broken_the_one_before_it_in_the_run_is_taken(tmp_path):
+    c = at(tmp_path, 10, 20)
+    c.load(dict(w=torch.zeros(3)), 10)
+    c.save(12, dict(w=torch.zeros(3)), wait=True)
+    spoil(tmp_path, 12)
+    assert latest(c) == latest(Checkpointer(tmp_path)) == 10
+    spoil(tmp_path, 10)
+    assert latest(c) == 20  # better than none
+    c.load(dict(w=torch.zeros(3)), 20)
+    c.save(30, dict(w=torch.zeros(3)), wait=True)
+    assert saved_order(tmp_path) == [30, 20, 10, 12] and len(lineage(tmp_path, 30)) == 3
+
+
+def test_a_step_that_the_run_has_passed_is_not_written_again(tmp_path):
+    c = at(tmp_path, 10, 20)
+    for again in (10, 20):
+        with pytest.raises(CheckpointError, match='is there already, and it is good'):
+            c.save(again, dict(w=torch.zeros(3)), wait=True)
+    with pytest.raises(CheckpointError, match='is there already, and it is good'):  # it does not know what that is
+        Checkpointer(tmp_path, 9).save(20, dict(w=torch.zeros(3)), wait=True)
+
+
+def test_a_new_start_in_a_used_folder_is_what_the_next_start_goes_on_from(tmp_path):
+    at(tmp_path, 10, 20)
+    c = at(tmp_path, 5)
+    assert c.latest() == 5 and saved_order(tmp_path) == [5, 20, 10]
+    assert at(tmp_path, 6, keep=2).steps() == [5, 6]
+
+
+def test_checkpoints_of_before_that_say_nothing_of_their_place_go_by_their_step(tmp_path):
+    at(tmp_path, 10, 20, 30)
+    for step in (10, 20, 30):
+        file = tmp_path / step_folder(step) / 'manifest.json'
+        said = json.loads(file.read_text())
+        file.write_text(json.dumps(sealed({k: v for k, v in said.items() if k not in ('seal', 'number', 'after')})))
+    assert saved_order(tmp_path) == [30, 20, 10]
+    c = Checkpointer(tmp_path, 9)
+    c.load(dict(w=torch.zeros(3)), 10)
+    c.save(12, dict(w=torch.zeros(3)), wait=True)
+    assert saved_order(tmp_path) == [12, 10, 30, 20] and c.latest() == 12
+
+
+@pytest.mark.parametrize(
+    'place',
+    [
+        dict(number='x'),
+        dict(number=True),
+        dict(after=3),
+        dict(number=None, after=None),
+        dict(after=[[], {}, None, 'x']),
+    ],
+)
+def test_what_a_manifest_says_of_its_place_cannot_harm(tmp_path, place):
+    c = at(tmp_path, 10, 20)
+    file = tmp_path / step_folder(20) / 'manifest.json'
+    file.write_text(json.dumps(sealed(json.loads(file.read_text()) | place)))
+    assert saved_order(tmp_path) == [20, 10] and c.latest() == 20
+    c.save(30, dict(w=torch.zeros(3)), wait=True)
+    assert c.latest() == 30 and saved_order(tmp_path)[0] == 30
+
+
+def test_the_highest_number_is_what_others_go_by(tmp_path):
+    from_hub = pytest.importorskip('transformers.trainer_utils')
+    for step in (10, 20, 12):
+        (tmp_path / f'checkpoint-{step}').mkdir()
+    assert from_hub.get_last_checkpoint(str(tmp_path)).endswith('checkpoint-20')
 
 
 @pytest.mark.parametrize('flat', [('train', 'test'), ('train', 'val', 'extra'), ('Train', 'Validation')])
