@@ -16,7 +16,7 @@ import nbdev.test  # noqa: F401  a test below takes import_module away
 import pytest
 
 from fsdl_tools.book import checks, claims_page, contents, data, entries, epub, finish, frame, glossary, guide, install
-from fsdl_tools.book import markdown, measure, names, needs, rendering, site, stages, visible
+from fsdl_tools.book import markdown, measure, names, needs, pip, rendering, site, stages, visible
 from fsdl_tools.table import Table
 from tests.answers import answer, plain, same_answers
 
@@ -1626,7 +1626,7 @@ def test_entries(request, tmp_path, monkeypatch):
         Plain.size,
         TrainConfig.to_dict,
         guide.Step,
-        install.Wheel,
+        pip.Wheel,
         test_entries,
     ):
         asked(f'entry {getattr(what, "__qualname__", "size")}', lambda w=what: entries.Entry(w)._repr_markdown_())
@@ -1876,9 +1876,9 @@ def test_install(request, project, tmp_path, monkeypatch):
         asked(
             f'failure {i} {t[:30]!r}',
             lambda t=t: [
-                install.explain_failure(t, dict(HTTPS_PROXY='http://user:pw@proxy:1')),
-                install._misfit(t),
-                install._reason(t),
+                pip.explain_failure(t, dict(HTTPS_PROXY='http://user:pw@proxy:1')),
+                pip.misfit(t),
+                pip.known_reason(t, dict(HTTPS_PROXY='http://user:pw@proxy:1')),
             ],
         )
     for env in (
@@ -1887,7 +1887,7 @@ def test_install(request, project, tmp_path, monkeypatch):
         dict(HTTPS_PROXY='', ALL_PROXY='socks://a@b'),
         dict(PIP_PROXY='x', HTTPS_PROXY='y'),
     ):
-        asked(f'proxy {env}', install._proxy, env)
+        asked(f'proxy {env}', pip._proxy, env)
     where = tmp_path / 'site-packages'
     for name, record, metadata in (
         ('a-1.0', 'a.py,,3\nb.py,sha,2\nc.py,sha,\n', 'x'),
@@ -1915,7 +1915,7 @@ def test_install(request, project, tmp_path, monkeypatch):
         ]
     )
     asked(
-        'report', lambda: [install._read_report(report), install._read_report({}), install._length('file:///x', None)]
+        'report', lambda: [pip.read_report(report), pip.read_report({}), pip._length('file:///x', None)]
     )
     for error in (OSError('no'), ValueError('x'), None):
 
@@ -1935,21 +1935,21 @@ def test_install(request, project, tmp_path, monkeypatch):
                 raise error
             return Answer()
 
-        monkeypatch.setattr(install.urllib.request, 'urlopen', opened)
-        asked(f'length {error!r}', install._length, 'https://x/y', None)
-    wheels = [install.Wheel(n, '1', 'u') for n in ('torch', 'nvidia-x', 'triton', 'numpy', 'cuda-y')]
-    monkeypatch.setattr(install, '_length', lambda url, context: 5)
-    asked('sizes', install.download_sizes, wheels[:2])
+        monkeypatch.setattr(pip.urllib.request, 'urlopen', opened)
+        asked(f'length {error!r}', pip._length, 'https://x/y', None)
+    wheels = [pip.Wheel(n, '1', 'u') for n in ('torch', 'nvidia-x', 'triton', 'numpy', 'cuda-y')]
+    monkeypatch.setattr(pip, '_length', lambda url, context: 5)
+    asked('sizes', pip.download_sizes, wheels[:2])
     for sizes in (
         dict.fromkeys('ab', 0),
         dict(torch=10**8, numpy=None),
         {w.name: 10**7 * (i + 1) for i, w in enumerate(wheels)},
         {w.name: None for w in wheels},
     ):
-        asked(f'announced {sizes}', lambda s=sizes: install.announce_download([w for w in wheels if w.name in s], s))
+        asked(f'announced {sizes}', lambda s=sizes: pip.announce_download([w for w in wheels if w.name in s], s))
     for said_ in ("global.index-url='g'\n:env:.index-url='e'\nuser.cert='c'\nbad", ":env:.x='1'\nglobal.x='2'"):
-        monkeypatch.setattr(install.subprocess, 'run', lambda *a, said_=said_, **kw: SimpleNamespace(stdout=said_))
-        asked(f'settings {said_}', install._pip_settings, 'python')
+        monkeypatch.setattr(pip.subprocess, 'run', lambda *a, said_=said_, **kw: SimpleNamespace(stdout=said_))
+        asked(f'settings {said_}', pip.pip_settings, 'python')
     for without, keep in itertools.product(((), ('numpy',)), (None, dict(torch='2.2+cpu'))):
         asked(f'constraints {without} {keep}', install.constraints, LOCK, without, keep)
     asked('pins', lambda: [install._pins(LOCK), install._pin_lines(LOCK)])
@@ -1981,7 +1981,7 @@ def test_install(request, project, tmp_path, monkeypatch):
     Env.folder.mkdir()
     env = Env(fails=[])
     asked('kept torch', install._kept_torch, env)
-    for fails in ([], [install.PipError("invalid choice: 'fast-deps'")], [install.PipError('other')]):
+    for fails in ([], [pip.PipError("invalid choice: 'fast-deps'")], [pip.PipError('other')]):
         asked(
             f'fast {len(fails)} {fails and fails[0].text}',
             lambda f=fails: [answer(install._try_fast, Env(fails=f), ['x']), told.copy(), told.clear()],
@@ -1997,7 +1997,7 @@ def test_install(request, project, tmp_path, monkeypatch):
             told.clear(),
         ],
     )
-    clash = lambda name: install.PipError(f'The user requested (constraint) {name}==9\n')
+    clash = lambda name: pip.PipError(f'The user requested (constraint) {name}==9\n')
     for i, fails in enumerate(
         (
             [],
@@ -2005,7 +2005,7 @@ def test_install(request, project, tmp_path, monkeypatch):
             [clash('torch')],
             [clash('nvidia-x'), clash('nvidia-x')],
             [clash('unknown')],
-            [install.PipError('No space left on device')],
+            [pip.PipError('No space left on device')],
             [clash('numpy'), clash('pillow')],
             [clash('torch'), clash('torch')],
         )
