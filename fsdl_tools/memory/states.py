@@ -12,6 +12,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from ..core import one_of, our_word
 
 # %% ../../nbs/memory/01_states.ipynb #9b1216bd
@@ -45,11 +46,13 @@ class AdamW8bit(torch.optim.Optimizer):
         p # A parameter
     ):    # Mean of the gradients, mean of their squares; zeros before the first step
         "Both moments of `p` in fp32; the second is kept as its square root, which needs half the range"
-        s, n = self.state[p], p.numel()
+        s = self.state[p]
         if not s:
             s['t'] = 0
             return (torch.zeros_like(p, dtype=torch.float32) for _ in 'mv')
-        return (s['m'], s['v']) if n < self.min_size else (self.unpack(s['m'], p), self.unpack(s['v'], p)**2)
+        if isinstance(s['m'], torch.Tensor):
+            return s['m'], s['v']
+        return self.unpack(s['m'], p), self.unpack(s['v'], p)**2
 
     @torch.no_grad()
     def step(self):
@@ -70,6 +73,21 @@ class AdamW8bit(torch.optim.Optimizer):
         p.mul_(1 - g['lr']*g['weight_decay']).sub_((g['lr']*change).to(p.dtype))
         s['m'], s['v'] = (m, v) if p.numel() < self.min_size else (self.pack(m), self.pack(v.sqrt()))
 
+    def load_state_dict(self,
+        saved # From state_dict
+    ):
+        "Go on from there, with moments of the types that they were kept in; PyTorch would make them the parameters' type"
+        super().load_state_dict(saved)
+        own = [p for g in self.param_groups for p in g['params']]
+        numbers = [n for g in saved['param_groups'] for n in g['params']]
+        for p, n in zip(own, numbers, strict=True):
+            if n in saved['state']:
+                self.state[p] = tree_map_only(torch.Tensor, lambda t, p=p: t.to(p.device), dict(saved['state'][n]))
+
+    def __getstate__(self):
+        "What a copy of the optimizer has"
+        return super().__getstate__() | dict(block=self.block, min_size=self.min_size)
+
 # %% ../../nbs/memory/01_states.ipynb #c3694aa5
 class MasterAdamW(torch.optim.Optimizer):
     "AdamW for 16-bit parameters, on fp32 master copies of those that are trained"
@@ -86,7 +104,7 @@ class MasterAdamW(torch.optim.Optimizer):
     def step(self):
         "Step on the fp32 copies with fp32 gradients, then round them into the parameters"
         for mine, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
-            inner['lr'] = mine['lr']                       # a schedule changes it
+            inner.update({k: v for k, v in mine.items() if k in inner and k != 'params'})      # a schedule changes them
         for l, h in zip(self.low, self.high, strict=True):
             h.grad = None if l.grad is None else l.grad.float()
         self.inner.step()
@@ -115,6 +133,10 @@ class MasterAdamW(torch.optim.Optimizer):
         for h, master in zip(self.high, saved['masters'], strict=True):
             h.copy_(master)
         self._show()
+
+    def __getstate__(self):
+        "What a copy of the optimizer has"
+        return super().__getstate__() | dict(low=self.low, high=self.high, inner=self.inner)
 
 # %% ../../nbs/memory/01_states.ipynb #0155a660
 optimizers = dict(
