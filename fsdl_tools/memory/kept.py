@@ -6,12 +6,15 @@
 __all__ = ['kept_by', 'Recorder', 'record', 'block_bytes']
 
 # %% ../../nbs/memory/03_kept.ipynb #e03eedae
-import contextlib
+import contextlib, types
 from dataclasses import dataclass
+from functools import partial
 import torch
+import torch.utils.checkpoint as checkpoints
 from torch import nn
 from torch.autograd.function import FunctionCtx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import noop_context_fn
 from ..core import one_of
 from .measure import autocast, call, cross_entropy, logits_of, mode_of
 from .gpu import _alone, on_cuda
@@ -113,6 +116,7 @@ class _Op:
     grads: tuple   # Those of them that need a gradient
     outs: tuple    # Storages returned
     kept: tuple    # Storages kept for the backward pass
+    again: str = None # The part that the model checkpoints by itself and runs again in the backward pass; None: in none
 
 class Recorder(TorchDispatchMode):
     "Writes down every operation and what it keeps"
@@ -127,6 +131,7 @@ class Recorder(TorchDispatchMode):
         self.where = ['']
         self.entered = {}
         self._hold, self._masks, self.casts = [], set(), set()
+        self.again, self.parts = None, 0        # of what the model checkpoints by itself
 
     def key(self,
         t # A tensor
@@ -173,11 +178,13 @@ class Recorder(TorchDispatchMode):
         follows = torch.is_grad_enabled()        # not in a block without gradients, nor inside somebody's own function
         ins, made = tensors(args), self.keys(outs)
         kept = self._kept(base, args, outs) if follows else ()
+        if kept:
+            _refuse_hooks()
         if kept and base != name and base in _copied:
             kept = (self._copy_of(kept[0]),)
         self._mark(base, args, ins, made)
         grads = self.keys(t for t in ins if t.requires_grad and follows)
-        self.ops.append(_Op(base, self.where[-1], self.phase, self.keys(ins), grads, made, kept))
+        self._append(base, self.keys(ins), grads, made, kept)
 
     def _kept(self, base, args, outs):
         "Storages that the backward pass of an operation needs; where no rule is known, those of its arguments"
@@ -205,7 +212,80 @@ class Recorder(TorchDispatchMode):
         kept # Tensors
     ):
         "Note what a function with a backward pass of its own keeps, beside what its operations do"
-        self.ops[-1].kept += self.keys(tensors(kept))
+        keys = self.keys(tensors(kept))
+        self._append('save_for_backward', keys, (), (), keys)
+
+    def _append(self, *op):
+        name, *tied = op
+        self.ops.append(_Op(name, self.where[-1], self.phase, *tied, self.again))
+
+    @contextlib.contextmanager
+    def checkpointed(self,
+        f,    # The function that is run now, and again in the backward pass
+        given # Its arguments
+    ):
+        "Note that a part of the model keeps nothing but what it starts with; parts inside it belong to it"
+        self.keep([given, _held_by(f)])
+        before = self.again
+        if before is None:
+            self.parts += 1
+            self.again = f'checkpoint {self.parts} of {self.where[-1] or "the model"}'
+        try:
+            yield
+        finally:
+            self.again = before
+
+def _refuse_hooks():
+    "Raise ValueError where something else than the operations decides what is kept"
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is not None:
+        raise ValueError(
+            f'the model saves its tensors through {hooks[0].__qualname__} of {hooks[0].__module__}, and no rule says '
+            'what that keeps: measure follows it'
+        )
+
+def _held_by(f):
+    "What a function holds besides its arguments: of a partial, or of the scope that it was defined in"
+    if isinstance(f, partial):
+        return [f.args, f.keywords, _held_by(f.func)]
+    return [c.cell_contents for c in getattr(f, '__closure__', None) or () if c != _empty]
+
+_empty = types.CellType()
+
+def _checkpoint(rec):
+    "What stands in for torch.utils.checkpoint without reentry: it notes what is kept, and keeps all as without it"
+    def parts(f, preserve, context, *given, **kwargs):
+        if context is not noop_context_fn:
+            raise ValueError('the model checkpoints with a context_fn, which chooses what is kept: measure follows it')
+        with rec.checkpointed(f, [given, kwargs]) if torch.is_grad_enabled() else contextlib.nullcontext():
+            yield
+    return parts
+
+class _Reentrant:
+    "What stands in for the function of torch.utils.checkpoint with reentry, whose inside has no gradients at first"
+    def __init__(self, rec):
+        self.rec = rec
+
+    def apply(self, f, preserve, *args):
+        "The function of the arguments; it trains nothing where none of them has a gradient"
+        if not (torch.is_grad_enabled() and any(map(_grad, args))):
+            with torch.no_grad():
+                return f(*args)
+        with self.rec.checkpointed(f, args):
+            return f(*args)
+
+@contextlib.contextmanager
+def _own_checkpoints(rec):
+    "Tell the recorder what a model checkpoints by itself; within mode_of, so one thread at a time"
+    stand_ins = dict(_checkpoint_without_reentrant_generator=_checkpoint(rec), CheckpointFunction=_Reentrant(rec))
+    before = {name: getattr(checkpoints, name) for name in stand_ins}
+    for name, f in stand_ins.items():
+        setattr(checkpoints, name, f)
+    try:
+        yield
+    finally:
+        for name, f in before.items():
+            setattr(checkpoints, name, f)
 
 @contextlib.contextmanager
 def _own_functions(rec):
@@ -235,6 +315,7 @@ def record(
         mode_of(model),
         rec,
         _own_functions(rec),
+        _own_checkpoints(rec),
         in_modules(model, rec.where, rec.enter),
         on_cuda() if kernels == 'cuda' else contextlib.nullcontext(),
     ):

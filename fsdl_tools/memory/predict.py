@@ -97,6 +97,16 @@ def _block_of(names, op):
     "Which of these modules an operation belongs to; None for none of them"
     return next((n for n in names if op.where == n or op.where.startswith(n + '.')), None)
 
+def _recomputed_part(names, op):
+    "Which part of the model an operation is run again with: one of these modules, or one that checkpoints by itself"
+    return _block_of(names, op) or getattr(op, 'again', None)
+
+def _refuse_twice(ops, names):
+    "Raise ValueError for a module that is to be recomputed and does so by itself"
+    twice = {f'{_block_of(names, op)!r} ({op.again})' for op in ops if op.again and _block_of(names, op)}
+    if twice:
+        raise ValueError(f"the model recomputes by itself inside {', '.join(sorted(twice))}: leave recompute out")
+
 def _left(rec, logits, recompute, inside):
     "Storages that the forward pass leaves: what is kept, what recomputed blocks start with, the logits and the loss"
     kept = {k for op in rec.ops if not inside(op) for k in op.kept}
@@ -114,7 +124,7 @@ def _lifetimes(
     "The forward and backward pass as a sequence of births and deaths"
     params = set(rec.keys(p for p in model.parameters() if p.requires_grad))
     own = set(rec.keys([*model.parameters(), *model.buffers(), *tensors(inputs)]))
-    inside = partial(_block_of, recompute)
+    inside = partial(_recomputed_part, recompute)
     keep = _left(rec, logits, recompute, inside) - own
     live = _Live(rec.sizes | {('weight', k): rec.sizes[k] for k in params})
     _forward(rec.ops, live, keep, own)
@@ -195,6 +205,7 @@ def breakdown(
     model, (inputs, target) = prepare(model, (inputs, target), precision)
     names = to_recompute(model, recompute)
     rec, logits = record(model, inputs, precision, kernels, loss_against(loss, target))
+    _refuse_twice(rec.ops, names)
     if rec.unknown:
         warnings.warn(f"no rule for {', '.join(sorted(rec.unknown))}: counted as keeping their inputs", stacklevel=2)
     return _compose(rec, logits, model, (inputs, target), names, optimizer, accumulation, kernels)
