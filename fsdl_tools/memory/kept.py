@@ -16,7 +16,7 @@ from torch.autograd.function import FunctionCtx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import noop_context_fn
 from ..core import one_of
-from .measure import autocast, call, cross_entropy, logits_of, mode_of
+from .measure import autocast, call, checked_loss, cross_entropy, logits_of, mode_of
 from .gpu import _alone, on_cuda
 from .tracker import in_modules, run_op, tensors
 from ..models.values import Follower, recall
@@ -322,7 +322,7 @@ def record(
         with autocast(model, precision):
             logits = logits_of(call(model, inputs))
         rec.phase = 'loss'
-        rec.key(loss(logits) / 1)
+        rec.key(checked_loss(loss(logits)) / 1)
     return rec, rec.key(logits)
 
 # %% ../../nbs/memory/03_kept.ipynb #383456c3

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from ..core import human_bytes, our_word, parse_bytes, positive, theirs, understands
 from .kept import record
 from .measure import Breakdown, cross_entropy, loss_against
-from .measure import prepare, to_recompute, with_gradients, with_target
+from .measure import prepare, samples_each, samples_of, to_recompute, with_gradients, with_target
 from .states import known_optimizer, optimizer_bytes, update_bytes
 from .tracker import tensors
 from ..models.spec import ModelSpec
@@ -157,13 +157,11 @@ def load(
     with theirs(f'no inputs for {type(model).__name__}'):
         return model, example_inputs(model, batch, seq)
 
-def _samples_of(inputs, default):
-    "Samples in a batch, by its first tensor that has any"
-    return next((t.shape[0] for t in tensors(inputs) if t.dim()), default)
+
 
 def _with_samples(inputs, samples):
     "The same inputs for another number of samples, without a byte more"
-    old = _samples_of(inputs, 0)
+    old = samples_of(inputs, 0)
     if not old:
         raise ValueError('the inputs have no samples that could be more or fewer')
     def resized(t):
@@ -175,10 +173,8 @@ def _with_samples(inputs, samples):
 def _micro_batch(batch, accumulation, inputs):
     "Samples of a micro-batch, of a batch as large as the inputs or 8; raises ValueError for one that cannot be cut"
     if batch is None:
-        batch = 8 if inputs is None else _samples_of(inputs, 1)
-    if positive('batch', batch) % positive('accumulation', accumulation):
-        raise ValueError(f'batch {batch} cannot be cut into {accumulation} micro-batches')
-    return batch // accumulation
+        batch = 8 if inputs is None else samples_of(inputs, 1)
+    return samples_each(batch, accumulation)
 
 @understands
 @with_gradients
@@ -227,6 +223,12 @@ def _weights_again(model, trained):
     layers = [m for m in model.modules() if hasattr(m, 'backward_bytes')]
     return max((m.backward_bytes(trained[0].element_size()) for m in layers), default=0)
 
+def _batch_bytes(rec, inputs, accumulation):
+    "Bytes of a whole batch: of each tensor with a row a sample as many as there are micro-batches, the others once"
+    samples, given = samples_of(inputs, 1), tensors(inputs)
+    rows = [t for t in given if t.dim() and t.shape[0] == samples]
+    return rec.bytes_of(given) + rec.bytes_of(rows) * (accumulation - 1)
+
 def _compose(rec, logits, model, inputs, names, optimizer, accumulation, kernels):
     "The record, from what was written down and simulated"
     sim = _lifetimes(rec, logits, model, inputs, names, accumulation > 1)
@@ -236,7 +238,7 @@ def _compose(rec, logits, model, inputs, names, optimizer, accumulation, kernels
         parameters=rec.bytes_of(model.parameters()),
         optimizer=optimizer_bytes(trained, optimizer),
         buffers=rec.bytes_of(model.buffers()),
-        batch=rec.bytes_of(tensors(inputs)) * accumulation,
+        batch=_batch_bytes(rec, inputs, accumulation),
     )
     base, gradients = sum(fixed.values()), rec.bytes_of(trained)
     before = base + (gradients if accumulation > 1 else 0)          # there when a later micro-batch begins
