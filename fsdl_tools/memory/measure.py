@@ -23,7 +23,7 @@ from ..models.build import build, example_inputs
 from ..models.spec import human_shape
 from ..models.values import Values, recall, remember, with_shortcuts
 from ..table import Table
-from .states import optimizer_kind, optimizer_of
+from .states import groups_of, kinds_of, optimizer_on
 from .tracker import MemoryTrace, Tracker, _mark_phases, _stack, categories, in_modules, tensors
 
 # %% ../../nbs/memory/02_measure.ipynb #e0ed87b9
@@ -369,12 +369,13 @@ def measure(
     positive('accumulation', accumulation)
     precision = our_word('precision', precision, _precisions)
     model, inputs = _built(model, inputs, 'cpu' if real else 'meta')
+    groups = groups_of(optimizer, model)
     model, batch = prepare(model, with_target(model, inputs), precision, real)
-    kind, recompute = optimizer_kind(optimizer), to_recompute(model, recompute)
-    tr = Tracker(recall(model), known_step=kind is not None)
+    recompute = to_recompute(model, recompute)
+    tr = Tracker(recall(model), known_step=None not in kinds_of(optimizer, groups))
     alone = torch.random.fork_rng(devices=[], enabled=real)
     with alone, mode_of(model), _recomputing(model, recompute), tr, in_modules(model, tr.where):
-        opt = optimizer_of(kind or optimizer)(model.parameters())
+        opt = optimizer_on(optimizer, groups, model)
         _name_given(tr, model, batch)
         for _ in range(2):
             start = tr.clock

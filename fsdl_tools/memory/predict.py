@@ -15,7 +15,7 @@ from ..core import human_bytes, our_word, parse_bytes, positive, theirs, underst
 from .kept import record
 from .measure import Breakdown, cross_entropy, loss_against
 from .measure import prepare, samples_each, samples_of, to_recompute, with_gradients, with_target
-from .states import known_optimizer, optimizer_bytes, update_bytes
+from .states import known_groups, optimizer_bytes, optimizer_kind, update_bytes
 from .tracker import tensors
 from ..models.spec import ModelSpec
 from ..models.build import build, example_inputs, longest_text
@@ -81,7 +81,7 @@ def _made_again(ops, inside, block):
     return [k for op in ops if inside(op) == block for k in op.kept]
 
 def _backward(ops, live, own, params, inside, again):
-    "Run them backwards; `inside` tells the recomputed block of an operation, `again` that gradients are there already"
+    "Run them backwards; `inside` tells the recomputed block of an operation, `again` the gradients that are there already"
     (owner, first), grad, seen = _first_uses(ops), {}, {None, ''}
     for i, op in reversed(list(enumerate(ops))):
         block = inside(op)
@@ -90,7 +90,7 @@ def _backward(ops, live, own, params, inside, again):
             live.add(k for k in _made_again(ops, inside, block) if k not in own)
         _make_gradients(op, live, own, grad)
         live.add(('weight', k) for k in op.grads if k in params and first[k] == i)
-        live.drop([k for k in op.kept if owner[k] == i] + [('weight', k) for k in op.grads if again])
+        live.drop([k for k in op.kept if owner[k] == i] + [('weight', k) for k in op.grads if k in again])
         _free_gradients(op, live, grad)
 
 def _block_of(names, op):
@@ -119,7 +119,7 @@ def _lifetimes(
     model,        # The module that was recorded
     inputs,       # Its inputs
     recompute=(), # Modules to recompute
-    again=False   # Are gradients of earlier micro-batches there already?
+    again=()      # Storages of the parameters whose gradients are there already
 ):                # dict: kept storages, bytes at most in forward and loss, and in backward, above what is always there
     "The forward and backward pass as a sequence of births and deaths"
     params = set(rec.keys(p for p in model.parameters() if p.requires_grad))
@@ -191,20 +191,21 @@ def breakdown(
     loss=cross_entropy # From logits to a scalar, or a loss of torch.nn
 ) -> Breakdown:        # Predicted; raises ValueError for an unknown name or a batch that cannot be cut
     "What a training step will keep in memory"
-    optimizer = known_optimizer(optimizer)
+    optimizer_kind(optimizer)                      # a name that is none is refused before anything is built
     precision = our_word('precision', precision, ('fp32', 'amp', 'bf16'))
     inputs, target = with_target(model, inputs) if isinstance(model, nn.Module) else (inputs, None)
     samples = _micro_batch(batch, accumulation, inputs)
     model, inputs = load(model, samples, seq, inputs)
     if target is not None:
         target = _with_samples(target, samples)
+    groups = known_groups(optimizer, model)
     model, (inputs, target) = prepare(model, (inputs, target), precision)
     names = to_recompute(model, recompute)
     rec, logits = record(model, inputs, precision, kernels, loss_against(loss, target))
     _refuse_twice(rec.ops, names)
     if rec.unknown:
         warnings.warn(f"no rule for {', '.join(sorted(rec.unknown))}: counted as keeping their inputs", stacklevel=2)
-    return _compose(rec, logits, model, (inputs, target), names, optimizer, accumulation, kernels)
+    return _compose(rec, logits, model, (inputs, target), names, groups, accumulation, kernels)
 
 def _kept_bytes(rec, logits, kept):
     "What is kept, by category: a storage belongs to the operation that made it first"
@@ -229,23 +230,37 @@ def _batch_bytes(rec, inputs, accumulation):
     rows = [t for t in given if t.dim() and t.shape[0] == samples]
     return rec.bytes_of(given) + rec.bytes_of(rows) * (accumulation - 1)
 
-def _compose(rec, logits, model, inputs, names, optimizer, accumulation, kernels):
+def _trained_by(model, groups):
+    "(name of an optimizer, parameters that it trains) of each group that trains any"
+    named = dict(model.named_parameters())
+    parts = [(kind, [named[n] for n in names if named[n].requires_grad]) for kind, names in groups]
+    masters = [p for kind, ps in parts if kind == 'mixed' for p in ps]     # which updates all groups in one
+    parts = [(kind, ps) for kind, ps in parts if kind != 'mixed'] + [('mixed', masters)]
+    return [(kind, ps) for kind, ps in parts if ps]
+
+def _left_over(trained, parts, accumulation):
+    "Parameters whose gradients are there when a micro-batch begins: of an earlier one, or of an earlier step"
+    held = {id(p) for _, ps in parts for p in ps}
+    return [p for p in trained if accumulation > 1 or id(p) not in held]
+
+def _compose(rec, logits, model, inputs, names, groups, accumulation, kernels):
     "The record, from what was written down and simulated"
-    sim = _lifetimes(rec, logits, model, inputs, names, accumulation > 1)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained, parts = [p for p in model.parameters() if p.requires_grad], _trained_by(model, groups)
+    there_already = _left_over(trained, parts, accumulation)
+    sim = _lifetimes(rec, logits, model, inputs, names, set(rec.keys(there_already)))
     kept = _kept_bytes(rec, logits, sim['kept'])
     fixed = dict(
         parameters=rec.bytes_of(model.parameters()),
-        optimizer=optimizer_bytes(trained, optimizer),
+        optimizer=sum(optimizer_bytes(ps, kind) for kind, ps in parts),
         buffers=rec.bytes_of(model.buffers()),
         batch=_batch_bytes(rec, inputs, accumulation),
     )
     base, gradients = sum(fixed.values()), rec.bytes_of(trained)
-    before = base + (gradients if accumulation > 1 else 0)          # there when a later micro-batch begins
+    before = base + rec.bytes_of(there_already)
     moments = dict(
         forward=before + sim['forward'],
         backward=before + sim['backward'] + _weights_again(model, trained),
-        step=base + gradients + update_bytes(trained, optimizer, kernels),
+        step=base + gradients + max((update_bytes(ps, kind, kernels) for kind, ps in parts), default=0),
     )
     phase = max(moments, key=moments.get)
     peak, there = moments[phase], base + gradients if phase == 'step' else before + sum(kept.values())

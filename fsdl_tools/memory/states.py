@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['optimizers', 'AdamW8bit', 'MasterAdamW', 'optimizer_kind', 'optimizer_of', 'known_optimizer', 'optimizer_bytes',
-           'update_bytes']
+           'groups_of', 'optimizer_on', 'kinds_of', 'known_groups', 'update_bytes']
 
 # %% ../../nbs/memory/01_states.ipynb #6ef84f42
 import inspect
@@ -166,6 +166,10 @@ def optimizer_kind(
     if isinstance(optimizer, str):
         return our_word('optimizer', optimizer, optimizers)
     cls, settings = _settings(optimizer)
+    return _kind(cls, settings)
+
+def _kind(cls, settings):
+    "Name in optimizers of a class with settings; None for one that keeps something else"
     if any(settings.get(name) for name in _changes_states):
         return None
     if cls is torch.optim.SGD:
@@ -189,10 +193,13 @@ def known_optimizer(
     "Name of an optimizer whose states there is a rule for; raises ValueError for another"
     kind = optimizer_kind(optimizer)
     if kind is None:
-        made = getattr(optimizer, 'func', optimizer)
-        name = made.__name__ if isinstance(made, type) else type(made).__name__
-        raise ValueError(f"no rule for what {name} keeps: one of {', '.join(optimizers)}; measure takes any optimizer")
+        _refuse_unknown(optimizer)
     return kind
+
+def _refuse_unknown(optimizer):
+    made = getattr(optimizer, 'func', optimizer)
+    name = made.__name__ if isinstance(made, type) else type(made).__name__
+    raise ValueError(f"no rule for what {name} keeps: one of {', '.join(optimizers)}; measure takes any optimizer")
 
 # %% ../../nbs/memory/01_states.ipynb #bacfc69e
 def _pieces(p):
@@ -214,6 +221,63 @@ def optimizer_bytes(
     "What an optimizer keeps for `params`"
     rule = _states[one_of('optimizer', optimizer, _states)]
     return sum(rule(p, p.element_size()) for p in params if p.requires_grad)
+
+# %% ../../nbs/memory/01_states.ipynb #abc022e4
+def groups_of(
+    optimizer, # As optimizer_kind takes it
+    model      # The torch.nn.Module that is trained
+) -> list:     # (settings, names of parameters) of each group; raises ValueError for groups of something else
+    "What an optimizer trains, by the names of a model's parameters; all of them where it does not say"
+    named = dict(model.named_parameters())
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return [({}, list(named))]
+    names, groups = {id(p): n for n, p in named.items()}, optimizer.param_groups
+    held = [p for g in groups for p in g['params']]
+    mine = [p for p in held if id(p) in names]
+    if not mine and len(groups) == 1:
+        return [(_group_settings(groups[0]), list(named))]
+    if len(mine) < len(held):
+        others = f'{len(held) - len(mine)} of {len(held)} parameters'
+        raise ValueError(f'{others} in the groups of {type(optimizer).__name__} are not those of {type(model).__name__}')
+    return [(_group_settings(g), [names[id(p)] for p in g['params']]) for g in groups]
+
+def _group_settings(group):
+    return {k: v for k, v in group.items() if k != 'params'}
+
+def optimizer_on(
+    optimizer,   # As optimizer_kind takes it
+    groups:list, # From groups_of
+    model        # A copy of the model whose groups they are
+):               # A torch optimizer
+    "The optimizer that was asked for, on the same groups of a copy of the model"
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return optimizer_of(optimizer_kind(optimizer) or optimizer)(model.parameters())
+    named = dict(model.named_parameters())
+    made = [settings | dict(params=[named[n] for n in names]) for settings, names in groups]
+    return optimizer_of(optimizer)([g | {k: v for k, v in _by_loop.items() if k in g} for g in made])
+
+# Settings that choose a kernel and change no state; a CPU loops over the parameters
+_by_loop = dict(foreach=None, fused=None, capturable=False, differentiable=False)
+
+def kinds_of(
+    optimizer,  # As optimizer_kind takes it
+    groups:list # From groups_of
+) -> list:      # Name in optimizers for each group; None for one that keeps something else
+    "What each group of an optimizer is called here"
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return [optimizer_kind(optimizer)] * len(groups)
+    return [_kind(type(optimizer), optimizer.defaults | settings) for settings, _ in groups]
+
+def known_groups(
+    optimizer, # As optimizer_kind takes it
+    model      # The torch.nn.Module that is trained
+) -> list:     # (name in optimizers, names of parameters) of each group; raises ValueError where there is no rule
+    "What each group of an optimizer is called here, and what it trains"
+    groups = groups_of(optimizer, model)
+    kinds = kinds_of(optimizer, groups)
+    if None in kinds:
+        _refuse_unknown(optimizer)
+    return [(kind, names) for kind, (_, names) in zip(kinds, groups, strict=True)]
 
 # %% ../../nbs/memory/01_states.ipynb #6ee79ab8
 # Tensors of a parameter's size and type that are alive at once during its update, besides what is kept

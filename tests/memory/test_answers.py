@@ -607,7 +607,7 @@ def test_what_operations_keep(request):
     )
     model = SimpleNamespace(parameters=lambda: params, buffers=lambda: [])
     for recompute, again in itertools.product(((), ('a',), ('a', 'c')), (False, True)):
-        lived = predict._lifetimes(rec, 6, model, [], recompute, again)
+        lived = predict._lifetimes(rec, 6, model, [], recompute, {1} if again else ())
         found[f'lifetimes {recompute} {again}'] = [
             sorted(lived['kept']),
             lived['forward'],
