@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['optimizers', 'AdamW8bit', 'MasterAdamW', 'optimizer_kind', 'optimizer_of', 'known_optimizer', 'optimizer_bytes',
-           'update_bytes']
+           'groups_of', 'optimizer_on', 'kinds_of', 'known_groups', 'update_bytes']
 
 # %% ../../nbs/memory/01_states.ipynb #6ef84f42
 import inspect
@@ -12,6 +12,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from ..core import one_of, our_word
 
 # %% ../../nbs/memory/01_states.ipynb #9b1216bd
@@ -45,11 +46,13 @@ class AdamW8bit(torch.optim.Optimizer):
         p # A parameter
     ):    # Mean of the gradients, mean of their squares; zeros before the first step
         "Both moments of `p` in fp32; the second is kept as its square root, which needs half the range"
-        s, n = self.state[p], p.numel()
+        s = self.state[p]
         if not s:
             s['t'] = 0
             return (torch.zeros_like(p, dtype=torch.float32) for _ in 'mv')
-        return (s['m'], s['v']) if n < self.min_size else (self.unpack(s['m'], p), self.unpack(s['v'], p)**2)
+        if isinstance(s['m'], torch.Tensor):
+            return s['m'], s['v']
+        return self.unpack(s['m'], p), self.unpack(s['v'], p)**2
 
     @torch.no_grad()
     def step(self):
@@ -70,6 +73,21 @@ class AdamW8bit(torch.optim.Optimizer):
         p.mul_(1 - g['lr']*g['weight_decay']).sub_((g['lr']*change).to(p.dtype))
         s['m'], s['v'] = (m, v) if p.numel() < self.min_size else (self.pack(m), self.pack(v.sqrt()))
 
+    def load_state_dict(self,
+        saved # From state_dict
+    ):
+        "Go on from there, with moments of the types that they were kept in; PyTorch would make them the parameters' type"
+        super().load_state_dict(saved)
+        own = [p for g in self.param_groups for p in g['params']]
+        numbers = [n for g in saved['param_groups'] for n in g['params']]
+        for p, n in zip(own, numbers, strict=True):
+            if n in saved['state']:
+                self.state[p] = tree_map_only(torch.Tensor, lambda t, p=p: t.to(p.device), dict(saved['state'][n]))
+
+    def __getstate__(self):
+        "What a copy of the optimizer has"
+        return super().__getstate__() | dict(block=self.block, min_size=self.min_size)
+
 # %% ../../nbs/memory/01_states.ipynb #c3694aa5
 class MasterAdamW(torch.optim.Optimizer):
     "AdamW for 16-bit parameters, on fp32 master copies of those that are trained"
@@ -86,7 +104,7 @@ class MasterAdamW(torch.optim.Optimizer):
     def step(self):
         "Step on the fp32 copies with fp32 gradients, then round them into the parameters"
         for mine, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
-            inner['lr'] = mine['lr']                       # a schedule changes it
+            inner.update({k: v for k, v in mine.items() if k in inner and k != 'params'})      # a schedule changes them
         for l, h in zip(self.low, self.high, strict=True):
             h.grad = None if l.grad is None else l.grad.float()
         self.inner.step()
@@ -116,6 +134,10 @@ class MasterAdamW(torch.optim.Optimizer):
             h.copy_(master)
         self._show()
 
+    def __getstate__(self):
+        "What a copy of the optimizer has"
+        return super().__getstate__() | dict(low=self.low, high=self.high, inner=self.inner)
+
 # %% ../../nbs/memory/01_states.ipynb #0155a660
 optimizers = dict(
     sgd=partial(torch.optim.SGD, lr=0.01),
@@ -144,6 +166,10 @@ def optimizer_kind(
     if isinstance(optimizer, str):
         return our_word('optimizer', optimizer, optimizers)
     cls, settings = _settings(optimizer)
+    return _kind(cls, settings)
+
+def _kind(cls, settings):
+    "Name in optimizers of a class with settings; None for one that keeps something else"
     if any(settings.get(name) for name in _changes_states):
         return None
     if cls is torch.optim.SGD:
@@ -167,10 +193,13 @@ def known_optimizer(
     "Name of an optimizer whose states there is a rule for; raises ValueError for another"
     kind = optimizer_kind(optimizer)
     if kind is None:
-        made = getattr(optimizer, 'func', optimizer)
-        name = made.__name__ if isinstance(made, type) else type(made).__name__
-        raise ValueError(f"no rule for what {name} keeps: one of {', '.join(optimizers)}; measure takes any optimizer")
+        _refuse_unknown(optimizer)
     return kind
+
+def _refuse_unknown(optimizer):
+    made = getattr(optimizer, 'func', optimizer)
+    name = made.__name__ if isinstance(made, type) else type(made).__name__
+    raise ValueError(f"no rule for what {name} keeps: one of {', '.join(optimizers)}; measure takes any optimizer")
 
 # %% ../../nbs/memory/01_states.ipynb #bacfc69e
 def _pieces(p):
@@ -192,6 +221,63 @@ def optimizer_bytes(
     "What an optimizer keeps for `params`"
     rule = _states[one_of('optimizer', optimizer, _states)]
     return sum(rule(p, p.element_size()) for p in params if p.requires_grad)
+
+# %% ../../nbs/memory/01_states.ipynb #abc022e4
+def groups_of(
+    optimizer, # As optimizer_kind takes it
+    model      # The torch.nn.Module that is trained
+) -> list:     # (settings, names of parameters) of each group; raises ValueError for groups of something else
+    "What an optimizer trains, by the names of a model's parameters; all of them where it does not say"
+    named = dict(model.named_parameters())
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return [({}, list(named))]
+    names, groups = {id(p): n for n, p in named.items()}, optimizer.param_groups
+    held = [p for g in groups for p in g['params']]
+    mine = [p for p in held if id(p) in names]
+    if not mine and len(groups) == 1:
+        return [(_group_settings(groups[0]), list(named))]
+    if len(mine) < len(held):
+        others = f'{len(held) - len(mine)} of {len(held)} parameters'
+        raise ValueError(f'{others} in the groups of {type(optimizer).__name__} are not those of {type(model).__name__}')
+    return [(_group_settings(g), [names[id(p)] for p in g['params']]) for g in groups]
+
+def _group_settings(group):
+    return {k: v for k, v in group.items() if k != 'params'}
+
+def optimizer_on(
+    optimizer,   # As optimizer_kind takes it
+    groups:list, # From groups_of
+    model        # A copy of the model whose groups they are
+):               # A torch optimizer
+    "The optimizer that was asked for, on the same groups of a copy of the model"
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return optimizer_of(optimizer_kind(optimizer) or optimizer)(model.parameters())
+    named = dict(model.named_parameters())
+    made = [settings | dict(params=[named[n] for n in names]) for settings, names in groups]
+    return optimizer_of(optimizer)([g | {k: v for k, v in _by_loop.items() if k in g} for g in made])
+
+# Settings that choose a kernel and change no state; a CPU loops over the parameters
+_by_loop = dict(foreach=None, fused=None, capturable=False, differentiable=False)
+
+def kinds_of(
+    optimizer,  # As optimizer_kind takes it
+    groups:list # From groups_of
+) -> list:      # Name in optimizers for each group; None for one that keeps something else
+    "What each group of an optimizer is called here"
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return [optimizer_kind(optimizer)] * len(groups)
+    return [_kind(type(optimizer), optimizer.defaults | settings) for settings, _ in groups]
+
+def known_groups(
+    optimizer, # As optimizer_kind takes it
+    model      # The torch.nn.Module that is trained
+) -> list:     # (name in optimizers, names of parameters) of each group; raises ValueError where there is no rule
+    "What each group of an optimizer is called here, and what it trains"
+    groups = groups_of(optimizer, model)
+    kinds = kinds_of(optimizer, groups)
+    if None in kinds:
+        _refuse_unknown(optimizer)
+    return [(kind, names) for kind, (_, names) in zip(kinds, groups, strict=True)]
 
 # %% ../../nbs/memory/01_states.ipynb #6ee79ab8
 # Tensors of a parameter's size and type that are alive at once during its update, besides what is kept

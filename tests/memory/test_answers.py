@@ -17,6 +17,7 @@ from torch import nn
 
 from fsdl_tools.core import MiB
 from fsdl_tools.memory import adapters, gpu, measure, predict, states, tracker
+from fsdl_tools.memory import kept as kept_of
 from tests.answers import answer, same_answers
 
 
@@ -521,14 +522,14 @@ def test_what_operations_keep(request):
         {},
         sorted(
             {
-                *predict._keep_input,
-                *predict._keep_output,
-                *predict._keep_both,
-                *predict._keep_factors,
-                *predict._keep_inputs,
-                *predict._keep_stats,
-                *predict._keep_index,
-                *predict._cases,
+                *kept_of._keep_input,
+                *kept_of._keep_output,
+                *kept_of._keep_both,
+                *kept_of._keep_factors,
+                *kept_of._keep_inputs,
+                *kept_of._keep_stats,
+                *kept_of._keep_index,
+                *kept_of._cases,
                 '_scaled_dot_product_x',
                 'pow',
                 'unknown',
@@ -543,18 +544,18 @@ def test_what_operations_keep(request):
         for grads in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (0, 0, 0)):
             args, outs = [meta(2, grad=bool(g)) for g in grads], [meta(3), meta(4)]
             which = {id(t): n for t, n in zip((*args, *outs), 'abcyz', strict=True)}
-            kept = answer(lambda: [which[id(t)] for t in predict.kept_by(name, args, outs)])
+            kept = answer(lambda: [which[id(t)] for t in kept_of.kept_by(name, args, outs)])
             asked.append(''.join(kept) if isinstance(kept, list) else kept[:9])
         found[f'keeps {name}'] = asked
     x = meta(2, grad=True)
     found |= {
         f'number {name} {args}': answer(
-            lambda: len(predict.kept_by(name, [x if a == 'x' else a for a in args], [meta(2)]))
+            lambda: len(kept_of.kept_by(name, [x if a == 'x' else a for a in args], [meta(2)]))
         )
         for name in ('div', 'pow', 'mul', 'clamp', 'add')
         for args in (('x', 2), (2, 'x'), ('x', 'x'))
     }
-    found |= {f'block {a}': predict.block_bytes(*a) for a in ((128, 2, 64, 4), (128, 2, 64, 4, True), (100, 1, 30, 7))}
+    found |= {f'block {a}': kept_of.block_bytes(*a) for a in ((128, 2, 64, 4), (128, 2, 64, 4, True), (100, 1, 30, 7))}
     shapes = [(3,), (5, 7), (64, 64), (4, 32, 32), (4095,), (257,)]
     for kind, dtype in itertools.product(states._states, (torch.float32, torch.bfloat16)):
         params = [nn.Parameter(meta(*s, dtype=dtype)) for s in shapes] + [nn.Parameter(meta(9), requires_grad=False)]
@@ -585,7 +586,7 @@ def test_what_operations_keep(request):
         )
     }
     sizes = {1: 10, 2: 20, 3: 30, 4: 40, 5: 5, 6: 60, 7: 7, 8: 8, -1: 11}
-    op = lambda name, where, ins, grads, outs, kept, phase='forward': predict._Op(
+    op = lambda name, where, ins, grads, outs, kept, phase='forward': kept_of._Op(
         name, where, phase, ins, grads, outs, kept
     )
     ops = [
@@ -606,7 +607,7 @@ def test_what_operations_keep(request):
     )
     model = SimpleNamespace(parameters=lambda: params, buffers=lambda: [])
     for recompute, again in itertools.product(((), ('a',), ('a', 'c')), (False, True)):
-        lived = predict._lifetimes(rec, 6, model, [], recompute, again)
+        lived = predict._lifetimes(rec, 6, model, [], recompute, {1} if again else ())
         found[f'lifetimes {recompute} {again}'] = [
             sorted(lived['kept']),
             lived['forward'],

@@ -15,14 +15,8 @@ from fsdl_tools.core import fix_torchvision, read_results
 fix_torchvision()
 from fsdl_tools.memory.tracker import Allocator, Tracker, reserved
 from fsdl_tools.memory.measure import blocks_of, fake, measure, prepare, summary
-from fsdl_tools.memory.predict import (
-    Recorder,
-    block_bytes,
-    breakdown,
-    largest_batch,
-    record,
-    _lifetimes,
-)
+from fsdl_tools.memory.kept import Recorder, block_bytes, record
+from fsdl_tools.memory.predict import breakdown, largest_batch, _lifetimes
 from fsdl_tools.memory.states import AdamW8bit, optimizer_bytes, optimizers
 from fsdl_tools.models.build import build, example_inputs
 

@@ -154,3 +154,57 @@ def test_the_largest_batch_of_a_network_that_refuses_a_single_sample():
     peaks = [predict.breakdown(net, n, inputs=torch.randn(2, 64)).peak for n in (most, most + 1)]
     assert most > 2 and peaks[0] <= 2**20 < peaks[1]
     assert predict.largest_batch(net, '1KiB', inputs=torch.randn(2, 64)) == 0
+
+
+def asked_of_both(model, x, **kw):
+    "What measuring and predicting a step say that is wrong with it"
+    said = []
+    for ask in (lambda: measure.measure(model, x, **kw), lambda: predict.breakdown(model, inputs=x, **kw)):
+        with pytest.raises(ValueError) as error:
+            ask()
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    return said[0]
+
+
+@pytest.mark.parametrize('samples, parts', [(5, 4), (3, 8), (7, 2), (1, 2)])
+def test_a_batch_that_cannot_be_cut_is_refused_before_anything_runs(samples, parts):
+    said = asked_of_both(torch.nn.Linear(4, 3), torch.zeros(samples, 4), accumulation=parts)
+    assert said == f'batch {samples} cannot be cut into {parts} micro-batches'
+
+
+def test_what_has_no_row_for_each_sample_belongs_to_every_micro_batch():
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(8, 4)
+
+        def forward(self, x, scale, shift):
+            return self.layer(x * scale) + shift
+
+    x = (torch.randn(6, 8), torch.ones(8), torch.tensor(1.0))
+    m = measure.summary(measure.measure(Scaled(), x, accumulation=3))
+    p = predict.breakdown(Scaled(), inputs=x, accumulation=3, kernels='cpu')
+    assert m.batch == p.batch == 6 * 8 * 4 + 8 * 4 + 4 and m.activations == p.activations
+
+
+def test_a_model_of_which_nothing_can_be_trained_is_refused_by_name():
+    x = torch.zeros(2, 4)
+    frozen = torch.nn.Linear(4, 3).requires_grad_(False)
+    assert asked_of_both(frozen, x).startswith('nothing of Linear is trained, all 2 parameters are frozen')
+    assert asked_of_both(torch.nn.ReLU(), x).startswith('nothing of ReLU is trained, it has no parameters')
+    lazy = torch.nn.Sequential(torch.nn.LazyLinear(5), torch.nn.LazyBatchNorm1d())
+    assert asked_of_both(lazy, x).startswith('0.weight of Sequential has no shape before the model has run')
+    lazy(x)
+    assert predict.breakdown(lazy, inputs=x, kernels='cpu').gradients == (4 * 5 + 5 + 5 + 5) * 4
+
+
+def test_a_loss_that_cannot_be_trained_on_is_refused_by_what_it_is():
+    class Detached(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    x = torch.zeros(2, 4)
+    assert 'depends on no parameter that is trained' in asked_of_both(Detached(4, 3), x)
+    assert 'one number in a tensor, not [2, 3]' in asked_of_both(torch.nn.Linear(4, 3), x, loss=lambda y: y * 2)
+    assert 'one number in a tensor, not float' in asked_of_both(torch.nn.Linear(4, 3), x, loss=lambda y: 1.0)
