@@ -38,9 +38,9 @@ def jobs():
 
     fix_torchvision()
     import timm
-    from fsdl_tools.models.architectures import _hf_types
+    from fsdl_tools.models.configurations import hf_types
 
-    return [('transformers', n, task_of(n)) for n in _hf_types()] + [
+    return [('transformers', n, task_of(n)) for n in hf_types()] + [
         ('timm', n, 'image-classification') for n in timm.list_models()
     ]
 

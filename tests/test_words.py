@@ -19,7 +19,8 @@ from fsdl_tools.core import (
 fix_torchvision()
 from fsdl_tools.compute.cost import read_prices
 from fsdl_tools.compute.gpus import find
-from fsdl_tools.models.architectures import _hf_types, checkpoint_family, hf_tasks, load_config, locate, timm_fields
+from fsdl_tools.models.architectures import checkpoint_family, hf_tasks, load_config, locate
+from fsdl_tools.models.configurations import hf_types, timm_fields
 from fsdl_tools.models.profile import profile
 from fsdl_tools.onnx.sources import open_model
 from fsdl_tools.parallel.layout import Layout, layout_precisions, parse_layout, recomputations
@@ -40,7 +41,7 @@ def known_here():
         precision=[*_precisions, *layout_precisions],
         optimizer=[*optimizers, 'adam8bit'],
         recompute=recomputations,
-        checkpoint=list(_hf_types()),
+        checkpoint=list(hf_types()),
         strategy=[f'zero={n}' for n in range(4)],
     )
 
@@ -170,7 +171,7 @@ def test_a_checkpoint_says_its_architecture(name):
     assert checkpoint_family(name) == CHECKPOINTS[name]
     with pytest.raises(ValueError, match=f"type '{CHECKPOINTS[name]}'"):
         locate(name)
-    assert CHECKPOINTS[name] in _hf_types()
+    assert CHECKPOINTS[name] in hf_types()
 
 
 @pytest.mark.parametrize('name', ['someone/unknown-model', 'no/such', 'a', '', 'resnet5O'])

@@ -75,7 +75,7 @@ _plain = dict(batch=1, seq=None, input_size=None, precision='fp32', task=None)
 
 def _profiled(model, asked):
     "Profile a model: its spec as plain values"
-    from fsdl_tools.models.build import locate
+    from fsdl_tools.models.architectures import locate
     from fsdl_tools.models.profile import profile
     given = {k: v for k, v in asked.items() if v is not None}
     if locate(model)[0] == 'timm':
@@ -84,7 +84,7 @@ def _profiled(model, asked):
 
 def _profiled_once(model, asked):
     "The profile, kept from an earlier time or computed; of your own code always computed, for it may be another now"
-    from fsdl_tools.models.build import locate
+    from fsdl_tools.models.architectures import locate
     compute = lambda: _profiled(model, asked)
     if locate(model)[0] == 'own':
         return compute()

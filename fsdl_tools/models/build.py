@@ -9,8 +9,9 @@ __all__ = ['from_config', 'build', 'first_number', 'positions_of', 'longest_text
 import contextlib, inspect, re
 from functools import partial
 from ..core import fix_torchvision, one_of, positive, theirs
-from .architectures import _fit, _made_of_class, _nothing_else, find_class, is_factory, load_config
-from .architectures import fixed_inputs, load_factory, locate, offline, shrink, timm_fields
+from .architectures import _made_of_class, _nothing_else, find_class, fixed_inputs, is_factory
+from .architectures import load_config, load_factory, locate
+from .configurations import fit_config, offline, shrink, timm_fields
 from .spec import human_shape
 from .values import Values, bare_copy, recall, remember, watching, watching_on
 
@@ -124,7 +125,7 @@ def from_config(
     "The model that a configuration describes, on the device of the context, and from this machine alone"
     cls = cls or find_class(config)
     with theirs(f'{config.model_type} cannot be built from this configuration'), offline():
-        model = cls(_fit(config, cls)).eval()
+        model = cls(fit_config(config, cls)).eval()
         if getattr(config, 'untied_head', False):
             _untie(model)
     return model

@@ -10,8 +10,9 @@ import contextlib, inspect, json
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import fix_torchvision, human_bytes, one_of, short_repr, what_to_type
-from ..models.architectures import is_factory, load_factory, locate, model_class, timm_fields
+from ..models.architectures import is_factory, load_factory, locate, model_class
 from ..models.build import build
+from ..models.configurations import timm_fields
 from .cures import _hf_specs, calibrate, randomise
 from .graph import _cause
 from .run import InputSpec

@@ -16,7 +16,7 @@ from .data import factory_name, is_factory, load_factory, open_data
 from ..core import Record, fix_torchvision, nearest, one_of, positive
 from ..models.gpt import gpt_config, gpts
 from ..parallel.layout import Layout, check_runnable, parse_layout, read_layout
-from ..models.build import locate
+from ..models.architectures import locate
 
 # %% ../../nbs/training/03_config.ipynb #a1fd6b31
 # of the progress after warm-up, 0 to 1
@@ -150,7 +150,7 @@ def _library_of(name):
 
 def _task_of(name):
     "What a model of transformers is trained on: tokens or images"
-    from fsdl_tools.models.build import find_class, load_config
+    from fsdl_tools.models.architectures import find_class, load_config
     config = load_config(name)
     for task, kind in (('causal-lm', 'tokens'), ('image-classification', 'images')):
         with contextlib.suppress(ValueError):
@@ -244,7 +244,7 @@ def _seq(c, source):
     "Tokens of a sample"
     if source == 'gpt':
         return c.seq or gpts[c.model].ctx
-    from fsdl_tools.models.build import load_config
+    from fsdl_tools.models.architectures import load_config
     longest = getattr(load_config(c.model).get_text_config(), 'max_position_embeddings', None) or 1 << 20
     if c.seq > longest:
         raise ValueError(f'{c.model} takes at most {longest} tokens, not {c.seq}')
@@ -258,7 +258,7 @@ def _size(c, source):
         fix_torchvision()
         import timm
         return timm.get_pretrained_cfg(locate(c.model)[1]).input_size[-1]
-    from fsdl_tools.models.build import load_config
+    from fsdl_tools.models.architectures import load_config
     return getattr(load_config(c.model), 'image_size', 224)
 
 # %% ../../nbs/training/03_config.ipynb #bde79b80

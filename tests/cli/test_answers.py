@@ -409,7 +409,8 @@ def test_models(request, asked, tmp_path, monkeypatch):
         lambda name, arguments, compute, packages, files: dict(kept=[name, arguments, list(packages), files]),
     )
     monkeypatch.setattr(
-        'fsdl_tools.models.build.locate', lambda m: ('own' if ':' in m else 'timm' if m == 'r' else 'transformers', m)
+        'fsdl_tools.models.architectures.locate',
+        lambda m: ('own' if ':' in m else 'timm' if m == 'r' else 'transformers', m),
     )
     for m in ('a:b', 'r', 't'):
         asked(

@@ -9,7 +9,8 @@ fix_torchvision()
 import torch
 from fsdl_tools.memory.measure import measure, summary
 from fsdl_tools.memory.predict import breakdown
-from fsdl_tools.models.build import build, example_inputs, find_class
+from fsdl_tools.models.architectures import find_class
+from fsdl_tools.models.build import build, example_inputs
 from fsdl_tools.models.zoo import index
 from fsdl_tools.onnx.sources import tiny_config
 

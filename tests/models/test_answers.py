@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fsdl_tools.core import fix_torchvision
-from fsdl_tools.models import architectures as A, build as B, gpt, profile as P, shape as H, spec as S, tiny
-from fsdl_tools.models import values as V, zoo as Z
+from fsdl_tools.models import architectures as A, build as B, configurations as F, gpt, profile as P, shape as H
+from fsdl_tools.models import spec as S, tiny, values as V, zoo as Z
 from tests.answers import answer, same_answers
 
 fix_torchvision()
@@ -461,21 +461,21 @@ def test_configurations(request, tmp_path, monkeypatch):
     for name, fields in CONFIGS.items():
         path = tmp_path / f'{name}.json'
         path.write_text(json.dumps(fields))
-        found[name] = [short(in_words(f, str(path), folder=tmp_path)) for f in (A.timm_fields, A.locate, loaded)]
+        found[name] = [short(in_words(f, str(path), folder=tmp_path)) for f in (F.timm_fields, A.locate, loaded)]
     (tmp_path / 'folder').mkdir()
     (tmp_path / 'folder' / 'Config.JSON').write_text('\ufeff' + json.dumps(CONFIGS['bert']), encoding='utf-8')
     (tmp_path / 'broken.json').write_text('{')
     for name in ('folder', 'broken.json', 'missing.json', 'folder/other'):
         found[f'file {name}'] = [
-            short(in_words(f, str(tmp_path / name), folder=tmp_path)) for f in (A.timm_fields, A.locate, loaded)
+            short(in_words(f, str(tmp_path / name), folder=tmp_path)) for f in (F.timm_fields, A.locate, loaded)
         ]
-    monkeypatch.setattr(A, '_largest_file', 5)
+    monkeypatch.setattr(F, '_largest_file', 5)
     found['large'] = re.sub(r'\d+ bytes', 'N bytes', in_words(loaded, str(tmp_path / 'bert.json'), folder=tmp_path))
-    monkeypatch.setattr(A, '_largest_file', (tmp_path / 'bert.json').stat().st_size)
+    monkeypatch.setattr(F, '_largest_file', (tmp_path / 'bert.json').stat().st_size)
     found['just large enough'] = in_words(loaded, str(tmp_path / 'bert.json'), folder=tmp_path)[0]
     found['default'] = [answer(loaded, n)[:2] for n in ('bert', 'BertForMaskedLM', 'resnet50', 'os.path:join')]
     found['counts'] = [
-        answer(A._check_count, k, v)
+        answer(F._check_count, k, v)
         for k, v in (
             ('num_x', -1),
             ('num_x', 0),
@@ -491,7 +491,7 @@ def test_configurations(request, tmp_path, monkeypatch):
         )
     ]
     found['texts'] = [
-        answer(A._check_text, k, t)
+        answer(F._check_text, k, t)
         for k, t in (
             ('backbone', 'a'),
             ('backbone', 'a/b'),
@@ -503,7 +503,7 @@ def test_configurations(request, tmp_path, monkeypatch):
             ('x', 'files:x'),
         )
     ]
-    found['shape fields'] = A._shape_fields(dict(a=1, auto_map=2, b=dict(_attn_implementation=3, c=4)))
+    found['shape fields'] = F._shape_fields(dict(a=1, auto_map=2, b=dict(_attn_implementation=3, c=4)))
     tasks = {t: {} for t in A.hf_tasks} | {
         'masked-lm': dict(x=('First', 'Second'), y='Y'),
         'causal-lm': dict(x='Causal', z='Z'),
@@ -545,7 +545,7 @@ def test_configurations(request, tmp_path, monkeypatch):
                 )
             )
         )
-    found['parts'] = [len(A._parts_of(SimpleNamespace(**kw))) for kw in (dict(), dict(sub_configs=dict(a=1, b=2), a=3))]
+    found['parts'] = [len(F.parts_of(SimpleNamespace(**kw))) for kw in (dict(), dict(sub_configs=dict(a=1, b=2), a=3))]
     same_answers(request, 'configurations', found)
 
 
@@ -573,11 +573,11 @@ def test_holes_and_cuts(request):
         dict(model_type='xmod', default_language='de'),
     ):
         c = Config(**base | kw)
-        A._fill(c)
+        F._fill(c)
         found[f'filled {kw}'] = vars(c)
     for rows, token in ((10, 9), (10, 10), (10, 11), (0, 3), (None, 3), (10, None), (10, 'x')):
         c, text = Config(image_token_id=token, image_token_index=token), Config(vocab_size=rows)
-        A._fit_image_token(c, text)
+        F._fit_image_token(c, text)
         found[f'image token {rows} {token}'] = vars(c)
     for name, kw in (
         ('ReformerModelWithLMHead', dict(model_type='reformer', is_decoder=False)),
@@ -586,14 +586,14 @@ def test_holes_and_cuts(request):
         ('D', dict(model_type='dbrx', attn_config=SimpleNamespace(rope_theta=1.0))),
     ):
         c = Config(**kw)
-        A._fill_family(c, type(name, (), {}))
+        F._fill_family(c, type(name, (), {}))
         found[f'family {name} {kw["model_type"]} {len(found)}'] = {
             k: vars(v) if isinstance(v, SimpleNamespace) else v for k, v in vars(c).items()
         }
     part = Config(**base)
     whole = SimpleNamespace(sub_configs=dict(a=1, b=1), a=None, b=part)
     found['part'] = [
-        A._part_for(whole, want) is x
+        F._part_for(whole, want) is x
         for want, x in ((Config, part), (None, whole), (int, whole), (SimpleNamespace, whole))
     ]
     for kw in (
@@ -603,9 +603,9 @@ def test_holes_and_cuts(request):
         dict(num_layers='x', mlp_layer_types=('a', 'b', 'c')),
         dict(encoder_layers=2, decoder_layers=3, depths=None),
     ):
-        found[f'cut {kw}'] = vars(A.shrink(Config(**kw)))
+        found[f'cut {kw}'] = vars(F.shrink(Config(**kw)))
     inner = Config(num_layers=7)
-    A.shrink(Config(sub_configs=dict(inner=1, gone=1), inner=inner, num_layers=3))
+    F.shrink(Config(sub_configs=dict(inner=1, gone=1), inner=inner, num_layers=3))
     found['cut inside'] = vars(inner)
     same_answers(request, 'holes', found)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fsdl_tools.core import fix_torchvision
-from fsdl_tools.models import architectures, build, profile, tiny, values, zoo
+from fsdl_tools.models import architectures, build, configurations, profile, tiny, values, zoo
 
 fix_torchvision()
 from transformers import LlamaConfig  # noqa: E402
@@ -27,7 +27,7 @@ def test_licences_of_an_architecture_are_a_list_of_words():
 def test_heads_that_were_left_open_divide_the_hidden_size(hidden, heads):
     config = LlamaConfig(hidden_size=hidden, num_attention_heads=heads)
     config.head_dim, config.num_key_value_heads = None, None
-    architectures._fill(config)
+    configurations._fill(config)
     assert (config.head_dim, config.num_key_value_heads) == (hidden // heads, heads)
 
 
@@ -66,7 +66,7 @@ def test_nothing_is_fetched_meanwhile():
     before = constants.HF_HUB_OFFLINE
     for was in (True, False):
         constants.HF_HUB_OFFLINE = was
-        with architectures.offline():
+        with configurations.offline():
             assert constants.HF_HUB_OFFLINE is True
         assert constants.HF_HUB_OFFLINE is was
     constants.HF_HUB_OFFLINE = before

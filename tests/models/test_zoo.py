@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from fsdl_tools.models.spec import Layer, ModelSpec, TransformerShape, from_shape, human_flop
 from fsdl_tools.models.zoo import index, search_models
-from fsdl_tools.models.build import locate
+from fsdl_tools.models.architectures import locate
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 words = st.sampled_from(
@@ -258,7 +258,7 @@ def test_a_missing_package_is_named(monkeypatch):
         return real(name, *a)
 
     monkeypatch.setattr(importlib, 'import_module', without)
-    from fsdl_tools.models.build import load_config
+    from fsdl_tools.models.architectures import load_config
 
     with pytest.raises(ImportError, match='pip install'):
         load_config('gpt2')

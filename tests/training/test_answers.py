@@ -666,7 +666,7 @@ def test_configurations(request, tmp_path, monkeypatch):
         )
     with monkeypatch.context() as m:
         for c in (SimpleNamespace(), SimpleNamespace(image_size=96)):
-            m.setattr('fsdl_tools.models.build.load_config', lambda name, c=c: c)
+            m.setattr('fsdl_tools.models.architectures.load_config', lambda name, c=c: c)
             asked(f'side {c}', lambda: config._size(make(), 'transformers'))
     own = Pairs([(torch.zeros(3), torch.tensor(1))] * 9)
     for kind, d in itertools.product((None, 'tokens', 'images'), (tokens_of(9), tokens_of(None), data.Own('own', own))):
