@@ -12,7 +12,7 @@ from torch import nn
 
 from fsdl_tools.models.gpt import GPT, GPTConfig
 from fsdl_tools.models.tiny import tiny_model
-from fsdl_tools.parallel import collectives as C, ddp, layout as L, schedules as S, shares
+from fsdl_tools.parallel import collectives as C, ddp, layout as L, mesh, schedules as S, shares
 from fsdl_tools.parallel import units, zero, zero_libraries as Z
 from fsdl_tools.parallel import dtensor, model as M, pipeline as P, pipeline_gpt as G, ranks, real, tensor
 from fsdl_tools.parallel.ranks import on_ranks
@@ -426,14 +426,14 @@ def test_layouts_on_models(request):
     for text in ('dp2,tp2,pp2', 'dp3', 'dp2,cp2,tp3', 'pp3,tp2'):
         l = L.parse_layout(text)
         found[f'{text} places'] = (
-            [answer(L.coordinates, text, r) for r in range(-1, l.world + 1)],
-            [answer(L.groups, text, a) for a in (*L.axes, 'zp')],
+            [answer(mesh.coordinates, text, r) for r in range(-1, l.world + 1)],
+            [answer(mesh.groups, text, a) for a in (*mesh.axes, 'zp')],
         )
-        found[f'{text} corners'] = [L._corner(l, r) for r in range(l.world)]
+        found[f'{text} corners'] = [mesh._corner(l, r) for r in range(l.world)]
     for text in ('dp1', 'dp2,tp2,pp2', 'dp4,micro_batch=2', 'tp8,pp2,micro_batch=4'):
         found[f'{text} bytes'] = (
-            answer(L.axis_bytes, text, 24, 1024, 512, 3e8, 32),
-            answer(L.axis_bytes, text, 3, 100, 7, 1e6, 8, 4),
+            answer(mesh.axis_bytes, text, 24, 1024, 512, 3e8, 32),
+            answer(mesh.axis_bytes, text, 3, 100, 7, 1e6, 8, 4),
         )
     c = GPTConfig(4, 32, 4, 16, 64, 96)
     texts = 'dp2|tp2|tp2,seq_parallel=false|tp4|tp3|pp2|pp4|pp5|pp2,schedule=gpipe|pp2,vp2|cp2|ep2,dp2|lora_rank=4|'
