@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from fsdl_tools.parallel.ranks import on_ranks
-from fsdl_tools.parallel.ddp import strategies, sync_batchnorm
+from fsdl_tools.parallel.ddp import strategies
+from fsdl_tools.parallel.shares import sync_batchnorm
 from fsdl_tools.models.tiny import TinyGPT, tiny_batch, tiny_loss, tiny_model
 
 models = {

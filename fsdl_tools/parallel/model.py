@@ -23,9 +23,11 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from fastcore.basics import patch
 from ..models.tiny import rule_batch
-from .ddp import as_one, no_gradient, sync_batchnorm
+from .ddp import as_one, no_gradient
+from .shares import sync_batchnorm
 from ..models.gpt import GPT, GPTBlock, GPTConfig, gpt_config, keep_layers
-from .layout import check_runnable, coordinates, parse_layout
+from .layout import check_runnable, parse_layout
+from .mesh import coordinates
 from .schedules import balance
 from .tensor import check_gpt
 from .units import in_backward

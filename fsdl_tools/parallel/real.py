@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from ..core import fix_torchvision, one_of
 from ..models.build import build
-from .ddp import DataParallel, sync_batchnorm
+from .ddp import DataParallel
+from .shares import sync_batchnorm
 from .pipeline import ModuleStage, Pipeline
 from .schedules import balance, timetable
 from .tensor import tensor_parallel

@@ -16,8 +16,10 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from .collectives import CommCounter
 from ..core import one_of, positive
-from .ddp import after_backward, broadcast_all, check_module, extremes, named, no_gradient
-from .ddp import sync_batchnorm, use_every, used_anywhere
+from .ddp import after_backward, broadcast_all, extremes, no_gradient
+from .shares import check_module, named
+from .ddp import use_every, used_anywhere
+from .shares import sync_batchnorm
 from .units import Unit, _Spread, in_backward, units_of
 from ..models.tiny import adamw, share, tiny_batch, tiny_loss, tiny_model
 

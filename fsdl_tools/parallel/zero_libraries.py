@@ -19,8 +19,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .collectives import CommCounter
 from .ranks import on_ranks
 from ..core import MiB
-from .ddp import DataParallel, after_backward, broadcast_all, check_module, extremes, no_gradient
-from .ddp import over_ranks, sync_batchnorm, tiny_shares, used_anywhere
+from .ddp import DataParallel, after_backward, broadcast_all, extremes, no_gradient
+from .shares import check_module
+from .ddp import tiny_shares, used_anywhere
+from .shares import over_ranks, sync_batchnorm
 from ..models.tiny import share, tiny_batch, tiny_loss, tiny_model, train_batches, train_alone, adamw, worst
 from .units import in_backward, _owners, units_of
 from .zero import Zero1, use_the_same

@@ -8,7 +8,8 @@ from hypothesis import given, settings, strategies as st
 from fsdl_tools.core import GiB, fix_torchvision
 from fsdl_tools.compute.columns import refused
 from fsdl_tools.compute.gpus import Cluster
-from fsdl_tools.parallel.layout import Layout, axes, check_layout, coordinates, groups, parse_layout
+from fsdl_tools.parallel.layout import Layout, check_layout, parse_layout
+from fsdl_tools.parallel.mesh import axes, coordinates, groups
 from fsdl_tools.compute.validation import batch_outputs, plan_batch, predict_rows, read_runs
 from fsdl_tools.compute.step_memory import memory, parameters, sharded, bytes_per_parameter
 from fsdl_tools.compute.step_time import step_time

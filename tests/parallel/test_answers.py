@@ -12,7 +12,8 @@ from torch import nn
 
 from fsdl_tools.models.gpt import GPT, GPTConfig
 from fsdl_tools.models.tiny import tiny_model
-from fsdl_tools.parallel import collectives as C, ddp, layout as L, schedules as S, units, zero, zero_libraries as Z
+from fsdl_tools.parallel import collectives as C, ddp, layout as L, mesh, schedules as S, shares
+from fsdl_tools.parallel import units, zero, zero_libraries as Z
 from fsdl_tools.parallel import dtensor, model as M, pipeline as P, pipeline_gpt as G, ranks, real, tensor
 from fsdl_tools.parallel.ranks import on_ranks
 from tests.answers import answer, same_answers
@@ -142,7 +143,7 @@ def messages_of_a_rank():
     ]
     found['groups of a number'] = (
         ddp.extremes(10 - 3 * r, 'cpu'),
-        ddp.over_ranks([torch.tensor(1.0 + r), torch.tensor(4.0)]),
+        shares.over_ranks([torch.tensor(1.0 + r), torch.tensor(4.0)]),
     )
     flat = [torch.full((2, 2), 1.0 + r), torch.full((3,), 2.0 * r)]
     ddp.as_one(flat, dist.all_reduce)
@@ -425,14 +426,14 @@ def test_layouts_on_models(request):
     for text in ('dp2,tp2,pp2', 'dp3', 'dp2,cp2,tp3', 'pp3,tp2'):
         l = L.parse_layout(text)
         found[f'{text} places'] = (
-            [answer(L.coordinates, text, r) for r in range(-1, l.world + 1)],
-            [answer(L.groups, text, a) for a in (*L.axes, 'zp')],
+            [answer(mesh.coordinates, text, r) for r in range(-1, l.world + 1)],
+            [answer(mesh.groups, text, a) for a in (*mesh.axes, 'zp')],
         )
-        found[f'{text} corners'] = [L._corner(l, r) for r in range(l.world)]
+        found[f'{text} corners'] = [mesh._corner(l, r) for r in range(l.world)]
     for text in ('dp1', 'dp2,tp2,pp2', 'dp4,micro_batch=2', 'tp8,pp2,micro_batch=4'):
         found[f'{text} bytes'] = (
-            answer(L.axis_bytes, text, 24, 1024, 512, 3e8, 32),
-            answer(L.axis_bytes, text, 3, 100, 7, 1e6, 8, 4),
+            answer(mesh.axis_bytes, text, 24, 1024, 512, 3e8, 32),
+            answer(mesh.axis_bytes, text, 3, 100, 7, 1e6, 8, 4),
         )
     c = GPTConfig(4, 32, 4, 16, 64, 96)
     texts = 'dp2|tp2|tp2,seq_parallel=false|tp4|tp3|pp2|pp4|pp5|pp2,schedule=gpipe|pp2,vp2|cp2|ep2,dp2|lora_rank=4|'
@@ -548,14 +549,16 @@ def test_units(request):
         [len(b.params) for b in ddp._make_buckets([nn.Parameter(torch.zeros(n)) for n in sizes])]
         for sizes in ([1 << 18, 1, 1], [(1 << 18) - 1, 1, 1], [1 << 18, 25 << 18, 1], [1 << 18, (25 << 18) - 1, 1, 1])
     ]
-    found['names'] = [ddp.named((f'n{i}' for i in range(k)), most) for k in (0, 1, 2, 3, 8, 9, 11) for most in (2, 8)]
+    found['names'] = [
+        shares.named((f'n{i}' for i in range(k)), most) for k in (0, 1, 2, 3, 8, 9, 11) for most in (2, 8)
+    ]
     for name, net in dict(
         sparse=nn.Sequential(nn.Embedding(3, 2, sparse=True)),
         bag=nn.EmbeddingBag(3, 2, sparse=True),
         dense=nn.Embedding(3, 2),
         lazy=nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d()),
     ).items():
-        found[f'check {name}'] = answer(ddp.check_module, net)
+        found[f'check {name}'] = answer(shares.check_module, net)
     for stage, n in itertools.product((0, 1, 2, 3, 4), (1, 4)):
         found[f'memory {stage} {n}'] = (
             answer(zero.zero_memory, 1000, n, stage),

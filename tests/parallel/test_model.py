@@ -8,7 +8,8 @@ from fsdl_tools.parallel import ranks
 from fsdl_tools.training import elastic
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.models.gpt import GPT, gpt_config
-from fsdl_tools.parallel.layout import check_runnable, coordinates, parse_layout, recomputations
+from fsdl_tools.parallel.layout import check_runnable, parse_layout, recomputations
+from fsdl_tools.parallel.mesh import coordinates
 from fsdl_tools.parallel.model import Loss, Parallel, clip_gradients, make_mesh, _micro_batches, stage_bounds, ten_steps
 from fsdl_tools.models.tiny import rule_batch
 from fsdl_tools.training.config import TrainConfig, check_config

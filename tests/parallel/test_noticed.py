@@ -24,6 +24,7 @@ from fsdl_tools.parallel import (
     ranks,
     real,
     schedules,
+    shares,
     tensor,
     units,
     zero,
@@ -267,7 +268,7 @@ def norm_step(shape, kw, train, dtype):
     "A batch-norm over the ranks beside one that has the whole batch: largest differences of whatever it makes"
     torch.manual_seed(0)
     make = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)]
-    one, many = make(shape[1], **kw).to(dtype), ddp.sync_batchnorm(make(shape[1], **kw).to(dtype))
+    one, many = make(shape[1], **kw).to(dtype), shares.sync_batchnorm(make(shape[1], **kw).to(dtype))
     x, w = torch.randn(2, *shape, dtype=dtype).unbind()
     if kw.get('affine', True):
         for m in (one, many):
@@ -394,7 +395,7 @@ def test_messages_of_a_step():
 
 
 def uneven(size):
-    return [ddp.train_uneven('mlp', size, weighted) for weighted in (True, False)]
+    return [shares.train_uneven('mlp', size, weighted) for weighted in (True, False)]
 
 
 def test_uneven_shares_need_weights():
@@ -408,8 +409,8 @@ def holes():
     "A loss of targets some of which do not count, over the ranks"
     x, y = tiny_batch('gpt', 5, 1)
     y[0, 3:] = -100
-    got = ddp._weighted_loss(tiny_model('gpt'), share((x, y)))
-    return ddp.over_ranks([got.detach()])[0], tiny_loss(tiny_model('gpt'), (x, y)).item()
+    got = shares._weighted_loss(tiny_model('gpt'), share((x, y)))
+    return shares.over_ranks([got.detach()])[0], tiny_loss(tiny_model('gpt'), (x, y)).item()
 
 
 def test_targets_that_do_not_count():
@@ -422,7 +423,7 @@ def test_samplers_deal_like_torchs():
         for rank in range(world):
             theirs = torch.utils.data.DistributedSampler(range(n), world, rank, seed=seed)
             theirs.set_epoch(epoch)
-            assert ddp.sampler_indices(n, rank, world, epoch, seed) == list(theirs)
+            assert shares.sampler_indices(n, rank, world, epoch, seed) == list(theirs)
 
 
 def test_spans_of_a_backward_pass():
@@ -782,7 +783,7 @@ class Engine:
         loss.backward()
 
     def step(self):
-        ddp._average_gradients(self.net)
+        shares.average_gradients(self.net)
         self.opt.step(), self.opt.zero_grad()
 
 
@@ -1433,7 +1434,7 @@ def stand_in_lightning(monkeypatch):
             for i, batch in enumerate(loader):
                 opt.zero_grad()
                 task.training_step(batch, i).backward()
-                ddp._average_gradients(task)
+                shares.average_gradients(task)
                 opt.step()
 
     fake_module(monkeypatch, 'lightning', LightningModule=nn.Module, Trainer=Trainer)

@@ -8,7 +8,8 @@ from torch import nn
 from hypothesis import given, settings, strategies as st
 from fsdl_tools.core import read_results
 from fsdl_tools.environments import run_in
-from fsdl_tools.parallel.ddp import DataParallel, SyncBatchNorm, sync_batchnorm
+from fsdl_tools.parallel.ddp import DataParallel
+from fsdl_tools.parallel.shares import SyncBatchNorm, sync_batchnorm
 from fsdl_tools.parallel.pipeline import ModuleStage, Pipeline
 from fsdl_tools.parallel.ranks import RankError, on_ranks
 from fsdl_tools.parallel.real import (

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from fsdl_tools.core import read_results
 from fsdl_tools.parallel.ranks import on_ranks
-from fsdl_tools.parallel.ddp import sync_batchnorm, train_ranks
+from fsdl_tools.parallel.ddp import train_ranks
+from fsdl_tools.parallel.shares import sync_batchnorm
 from fsdl_tools.models.tiny import (
     share,
     tiny_batch,
