@@ -28,7 +28,8 @@ from fsdl_tools.operations.kubernetes import (
     taken,
     to_yaml,
 )
-from .launch import Job, Status, Target, TargetError, complaints, run_command, stated
+from .launch import Job
+from .targets import Status, Target, TargetError, complaints, run_command, stated
 
 # %% ../../nbs/operations/06_containers.ipynb #fe5675e9
 _instructions = 'FROM RUN COPY WORKDIR ENV LABEL USER ENTRYPOINT CMD ARG'.split()

@@ -8,7 +8,8 @@ __all__ = ['PyTorchJob', 'TrainJob', 'upgrade_job']
 # %% ../../nbs/operations/07_kubeflow.ipynb #9227d3c5
 from dataclasses import dataclass
 from ..core import one_of
-from .launch import Job, Status, complaints, kept_fields, stated, torchrun, wire
+from .launch import Job, wire
+from .targets import Status, complaints, kept_fields, stated, torchrun
 from fsdl_tools.operations.kubernetes import (
     Kubectl,
     annotated,

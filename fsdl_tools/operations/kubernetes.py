@@ -11,9 +11,8 @@ __all__ = ['pod_schema', 'meta_schema', 'to_yaml', 'from_yaml', 'expand', 'carri
 import json, re
 from dataclasses import dataclass
 from ..core import MiB, nearest, one_of
-from fsdl_tools.operations.launch import (
-    Job,
-    Secret,
+from .launch import Job, Secret, unwire, wire
+from fsdl_tools.operations.targets import (
     Status,
     Target,
     complaints,
@@ -22,8 +21,6 @@ from fsdl_tools.operations.launch import (
     rank_command,
     stated,
     torchrun,
-    unwire,
-    wire,
 )
 
 # %% ../../nbs/operations/05_kubernetes.ipynb #2045260f

@@ -23,9 +23,10 @@ import pytest
 
 from fsdl_tools.core import GiB, KiB, MiB
 from fsdl_tools.operations import clouds, containers, kubeflow, kubernetes, launch, local, platforms
-from fsdl_tools.operations import ray_jobs, slurm, slurm_answers, slurm_cluster
+from fsdl_tools.operations import ray_jobs, slurm, slurm_answers, slurm_cluster, targets
 from fsdl_tools.operations import sweep_engines, sweep_ray, sweep_space, sweep_trials, sweeps
-from fsdl_tools.operations.launch import Handle, Job, Limits, Secret, Status, Target, TargetError
+from fsdl_tools.operations.launch import Job, Limits, Secret
+from fsdl_tools.operations.targets import Handle, Status, Target, TargetError
 
 from ..answers import answer, plain, same_answers
 from .hostile import hard
@@ -553,24 +554,27 @@ def test_records_of_jobs(request):
     }
     found |= {f'gpu bytes {i}': x.gpu_bytes for i, x in enumerate([*limits, Limits(gpu='A100-SXM-80GB', gpu_memory=5)])}
     for words in (['a'], ['a', '--no-python', 'b'], ['--no-python'], ['a', '--no-python', '--no-python', 'c']):
-        found[f'rank {words}'] = [launch.rank_command(words, n) for n in (0, 1, 2)]
+        found[f'rank {words}'] = [targets.rank_command(words, n) for n in (0, 1, 2)]
     found['kept'] = [
-        launch.kept_fields(j, ('gpus', 'gpu', 'cpus', 'retries', 'folder', 'nodes')) for j in (full, small)
+        targets.kept_fields(j, ('gpus', 'gpu', 'cpus', 'retries', 'folder', 'nodes')) for j in (full, small)
     ]
     found['stated'] = [
-        launch.stated(a=0, b='', c=(), d=1, e='x'),
-        launch.complaints((0, 'a'), (1, 'b'), ('', 'c')),
-        launch.complaints(),
+        targets.stated(a=0, b='', c=(), d=1, e='x'),
+        targets.complaints((0, 'a'), (1, 'b'), ('', 'c')),
+        targets.complaints(),
     ]
     found['known'] = [
-        answer(launch.only_known, 'a text', given, ['alpha', 'beta'])
+        answer(targets.only_known, 'a text', given, ['alpha', 'beta'])
         for given in ([], ['alpha'], ['alhpa'], {'beta': 1, 'x': 2})
     ]
-    found['states'] = [[s, Status(s).done] for s in launch.states] + [answer(Status, 'runing'), str(Handle('a', 'b'))]
-    found['target'] = [type(launch.target(n)).__name__ for n in (*launch.places, 'k8s')] + [
-        answer(launch.target, 'slrum')
+    found['states'] = [[s, Status(s).done] for s in targets.states] + [answer(Status, 'runing'), str(Handle('a', 'b'))]
+    found['target'] = [type(targets.target(n)).__name__ for n in (*targets.places, 'k8s')] + [
+        answer(targets.target, 'slrum')
     ]
-    found['home'] = [launch._at_home({})['PATH'].endswith(':/usr/sbin:/sbin'), launch._at_home(dict(PATH='/a', B='c'))]
+    found['home'] = [
+        targets._at_home({})['PATH'].endswith(':/usr/sbin:/sbin'),
+        targets._at_home(dict(PATH='/a', B='c')),
+    ]
     same_answers(request, 'records', found)
 
 
@@ -675,7 +679,7 @@ class Program:
 
     def __init__(self, monkeypatch, **answers):
         self.answers, self.asked = answers, []
-        for module in (launch, slurm, containers):
+        for module in (targets, slurm, containers):
             monkeypatch.setattr(module, 'run_command', self)
 
     def __call__(self, args, timeout=5, text='', env=None):
@@ -761,9 +765,7 @@ def test_what_slurm_is_asked(request, monkeypatch, tmp_path):
             said.asked[-1],
         ]
     found['verdicts'] = {
-        f'{m} {g}': slurm_answers._verdict(m, g)
-        for m in ('OFF', 'SUSPEND', 'GANG', 'CANCEL', 'REQUEUE')
-        for g in '05'
+        f'{m} {g}': slurm_answers._verdict(m, g) for m in ('OFF', 'SUSPEND', 'GANG', 'CANCEL', 'REQUEUE') for g in '05'
     }
     same_answers(request, 'slurm', found)
 
@@ -887,7 +889,7 @@ def test_what_kubernetes_and_clouds_are_asked(request, monkeypatch):
         ]
         Program(monkeypatch, version='{}')
         found[f'{name} no server'] = place.doctor().rows
-    for place in (clouds.Anyscale(), clouds.Determined(), clouds.SkyPilot(), launch.target('sagemaker')):
+    for place in (clouds.Anyscale(), clouds.Determined(), clouds.SkyPilot(), targets.target('sagemaker')):
         name, job = type(place).__name__, full.replace(name='tiny', secrets=(), folder='', nodes=1)
         if name == 'SageMaker':
             continue
@@ -1181,14 +1183,14 @@ def test_what_all_targets_do(request, monkeypatch):
     )
     for script in (['succeeded'], ['queued', 'running', 'failed'], ['running'], ['unknown', 'preempted', 'lost']):
         for timeout, every in ((600, 0.5), (1, 0.5), (0, 0.5)):
-            clock, Fake.script = Clock(monkeypatch, launch), list(script)
+            clock, Fake.script = Clock(monkeypatch, targets), list(script)
             found[f'wait {script} {timeout}'] = [
                 answer(lambda: place.wait(handle, timeout, every).state),
                 len(clock.slept),
             ]
         if script == ['running']:
             continue
-        clock, Fake.script = Clock(monkeypatch, launch), list(script)
+        clock, Fake.script = Clock(monkeypatch, targets), list(script)
         found[f'follow {script}'] = [list(place.follow(handle)), clock.slept]
     for text in ('x', TargetError('y' * 400), TimeoutError('late')):
         Fake.text = text
@@ -1198,7 +1200,7 @@ def test_what_all_targets_do(request, monkeypatch):
     Fake.accepted, Fake.program, Fake.text = True, '', 'x'
     monkeypatch.undo()
     found['commands'] = [
-        answer(launch.run_command, a, 9, t)
+        answer(targets.run_command, a, 9, t)
         for a, t in (
             (['cat'], 'in'),
             (['sh', '-c', 'echo out; echo err >&2; exit 3'], ''),
@@ -1209,8 +1211,8 @@ def test_what_all_targets_do(request, monkeypatch):
         )
     ]
     found['variables'] = [
-        launch.run_command(['sh', '-c', 'echo $A'], env=dict(A='b', PATH='/usr/bin:/bin')),
-        answer(launch.run_command, ['sh', '-c', 'sleep 9'], 0.02),
+        targets.run_command(['sh', '-c', 'echo $A'], env=dict(A='b', PATH='/usr/bin:/bin')),
+        answer(targets.run_command, ['sh', '-c', 'sleep 9'], 0.02),
     ]
     same_answers(request, 'common', found)
 
@@ -1993,7 +1995,7 @@ def test_trials_as_jobs(request, tmp_path, monkeypatch):
     Place.state, Place.submitted = TargetError('away'), []
     trial = sweep_trials.start_job(job, Place(), space, tmp_path, '', 9, 1, {'a': 1})
     found['away'] = [json.loads((trial.place / 'job.json').read_text())['id'], list(Place.submitted), trial.stop()]
-    for state in (*launch.states, TargetError('away'), TimeoutError('late')):
+    for state in (*targets.states, TargetError('away'), TimeoutError('late')):
         for log in (
             None,
             [dict(started=5.0), dict(t=7.0, end='finished')],

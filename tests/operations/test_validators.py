@@ -154,7 +154,8 @@ def main(call):
     sys.path[:0] = call["paths"]
     from moto.server import ThreadedMotoServer
     from fsdl_tools.operations.clouds import SageMaker
-    from fsdl_tools.operations.launch import Handle, Job, TargetError
+    from fsdl_tools.operations.launch import Job
+    from fsdl_tools.operations.targets import Handle, TargetError
     def said(f):
         then = time.monotonic()
         try: return repr(f()), 0
