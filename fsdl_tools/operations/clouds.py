@@ -22,7 +22,7 @@ from fsdl_tools.operations.targets import (
     stated,
     torchrun,
 )
-from .kubernetes import bad_image, bad_name, carries, from_yaml, refuse_keys, to_yaml
+from .manifests import bad_image, bad_name, carries, from_yaml, refuse_keys, to_yaml
 
 # %% ../../nbs/operations/09_clouds.ipynb #e820c8f0
 def _no_secrets(job, where):

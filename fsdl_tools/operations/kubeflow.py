@@ -14,18 +14,13 @@ from fsdl_tools.operations.kubernetes import (
     Kubectl,
     annotated,
     annotations,
-    bad_name,
-    carries,
     container_of,
-    from_yaml,
     meta_schema,
-    of_kind,
     pod_schema,
     read_container,
-    refuse_keys,
     start,
-    to_yaml,
 )
+from .manifests import bad_name, carries, from_yaml, of_kind, refuse_keys, to_yaml
 
 # %% ../../nbs/operations/07_kubeflow.ipynb #4f8615cf
 _replica = dict(replicas=None, restartPolicy=None, template=dict(metadata=meta_schema, spec=pod_schema))

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import pytest
 
 from fsdl_tools.core import GiB, KiB, MiB
-from fsdl_tools.operations import clouds, containers, kubeflow, kubernetes, launch, local, platforms
+from fsdl_tools.operations import clouds, containers, kubeflow, kubernetes, launch, local, manifests, platforms
 from fsdl_tools.operations import ray_jobs, slurm, slurm_answers, slurm_cluster, targets
 from fsdl_tools.operations import sweep_engines, sweep_ray, sweep_space, sweep_trials, sweeps
 from fsdl_tools.operations.launch import Job, Limits, Secret
@@ -31,7 +31,7 @@ from fsdl_tools.operations.targets import Handle, Status, Target, TargetError
 from ..answers import answer, plain, same_answers
 from .hostile import hard
 
-kubernetes_yaml = kubernetes.from_yaml
+kubernetes_yaml = manifests.from_yaml
 surrogates = ['\ud7ff', '\ud800', '\udc7f', '\udc80', '\udcff', '\udd00', '\udfff', '\ue000']
 hidden = (
     Secret('TOKEN'),
@@ -279,19 +279,19 @@ def test_manifests_that_somebody_changed(request, monkeypatch):
 
 def test_other_manifests(request):
     k8s, torch, train, box = kubernetes.Kubernetes(), kubeflow.PyTorchJob(), kubeflow.TrainJob(), containers.Container()
-    service, job = kubernetes.from_yaml(k8s.render(full.replace(secrets=())))
-    one = kubernetes.from_yaml(torch.render(wide))[0]
+    service, job = manifests.from_yaml(k8s.render(full.replace(secrets=())))
+    one = manifests.from_yaml(torch.render(wide))[0]
     texts = {
         'no yaml': 'a: [',
         'twice': 'a: 1\na: 2',
         'twice below': 'b:\n  c: 1\n  c: 2',
         'nothing': '',
         'list': '- 1',
-        'two': kubernetes.to_yaml(job, job),
-        'service odd': kubernetes.to_yaml(service | dict(odd=1), job),
+        'two': manifests.to_yaml(job, job),
+        'service odd': manifests.to_yaml(service | dict(odd=1), job),
         'text': '"a"',
-        'service alone': kubernetes.to_yaml(service),
-        'args': kubernetes.to_yaml(job).replace('command:', 'args:'),
+        'service alone': manifests.to_yaml(service),
+        'args': manifests.to_yaml(job).replace('command:', 'args:'),
     }
     found = {
         f'{type(p).__name__} {k}': read_again(p, text, full)
@@ -313,12 +313,12 @@ def test_other_manifests(request):
             ),
         ]
     ):
-        found[f'spec {n}'] = read_again(k8s, kubernetes.to_yaml(job | dict(spec=job['spec'] | spec)), full)
+        found[f'spec {n}'] = read_again(k8s, manifests.to_yaml(job | dict(spec=job['spec'] | spec)), full)
     for n, per in enumerate(['auto', 3, '4', None]):
         found[f'nproc {n}'] = read_again(
-            torch, kubernetes.to_yaml(one | dict(spec=one['spec'] | dict(nprocPerNode=per))), wide
+            torch, manifests.to_yaml(one | dict(spec=one['spec'] | dict(nprocPerNode=per))), wide
         )
-    two = kubernetes.from_yaml(torch.render(full))[0]['spec']['pytorchReplicaSpecs']
+    two = manifests.from_yaml(torch.render(full))[0]['spec']['pytorchReplicaSpecs']
     specs = [
         dict(two, Worker=one['spec']['pytorchReplicaSpecs']['Master']),
         dict(Worker=two['Worker']),
@@ -327,13 +327,13 @@ def test_other_manifests(request):
     ]
     found |= {
         f'replicas {n}': read_again(
-            torch, kubernetes.to_yaml(one | dict(spec=one['spec'] | dict(pytorchReplicaSpecs=s))), wide
+            torch, manifests.to_yaml(one | dict(spec=one['spec'] | dict(pytorchReplicaSpecs=s))), wide
         )
         for n, s in enumerate(specs)
     }
-    pod = kubernetes.from_yaml(box.render(full))[0]
+    pod = manifests.from_yaml(box.render(full))[0]
     pod['spec']['containers'][1]['image'] = 'other'
-    found['nodes differ'] = read_again(box, kubernetes.to_yaml(pod), full)
+    found['nodes differ'] = read_again(box, manifests.to_yaml(pod), full)
     for kind in (
         'A100-SXM-80GB',
         'A100-PCIe-40GB',
@@ -910,17 +910,17 @@ def test_what_kubernetes_and_clouds_are_asked(request, monkeypatch):
         said = Program(monkeypatch, **{'--version': ' 1 \n'})
         found[f'{name} asked'] = [place.logs(handle), place.cancel(handle), place.doctor().rows, said.asked]
     for text in ('', '$$', '$(A)', '$$(A)', '$(B)', '$A', '$$$(A)', '$()', 'a$(A', '$(A)$(A)'):
-        found[f'expand {text}'] = [kubernetes.expand(text, dict(A='x')), kubernetes.carries(text)]
+        found[f'expand {text}'] = [manifests.expand(text, dict(A='x')), manifests.carries(text)]
     for text in ('a', 'a\tb', 'é', '\u2028', 'a\n', ' '):
-        found[f'carries {text}'] = kubernetes.carries(text)
+        found[f'carries {text}'] = manifests.carries(text)
     for n in ('a', 'A', '', '-a', 'a-', '1a', 'a.b', 'a' * 63, 'a' * 64, 'é'):
         found[f'name {n}'] = [
-            kubernetes.bad_name(n),
-            kubernetes.bad_name(n, 'secret', 1, True),
-            kubernetes.bad_name(n[:61], room=2),
+            manifests.bad_name(n),
+            manifests.bad_name(n, 'secret', 1, True),
+            manifests.bad_name(n[:61], room=2),
         ]
     for q in (0, 2, '500m', '2Gi', '1.5k', '3E', '1Pi', '', 'x', '-1', '1gi', 1.5, '7Ki', '2M', '1T'):
-        found[f'quantity {q}'] = answer(kubernetes.quantity, q)
+        found[f'quantity {q}'] = answer(manifests.quantity, q)
     for n in (
         '',
         'a',
@@ -940,7 +940,7 @@ def test_what_kubernetes_and_clouds_are_asked(request, monkeypatch):
         'a.-b',
         'a--b',
     ):
-        found[f'image {n[:20]} {len(n)}'] = len(kubernetes.bad_image(n))
+        found[f'image {n[:20]} {len(n)}'] = len(manifests.bad_image(n))
     schema = dict(alpha=None, beta=[dict(gamma=None)], delta=dict(eps=[None]))
     for i, d in enumerate(
         [
@@ -955,7 +955,7 @@ def test_what_kubernetes_and_clouds_are_asked(request, monkeypatch):
             dict(xyzzy=1),
         ]
     ):
-        found[f'keys {i}'] = kubernetes.keys_beyond(d, schema)
+        found[f'keys {i}'] = manifests.keys_beyond(d, schema)
     words = [
         'a',
         'no',
@@ -980,7 +980,7 @@ def test_what_kubernetes_and_clouds_are_asked(request, monkeypatch):
         {},
         ['a', 1],
     ]
-    found['yaml'] = kubernetes.to_yaml({f'k{i}': w for i, w in enumerate(words)}, dict(a=words[-1]))
+    found['yaml'] = manifests.to_yaml({f'k{i}': w for i, w in enumerate(words)}, dict(a=words[-1]))
     env = [
         dict(name='A', value='1'),
         dict(name='B', valueFrom=dict(secretKeyRef=dict(name='s', key='k'))),
@@ -3077,7 +3077,7 @@ def test_what_is_left_of_launching_and_sweeps(request, tmp_path, monkeypatch):
     for n in ('auto', 2.5, None, 4):
         found[f'processes {n}'] = read_again(
             kubeflow.TrainJob(),
-            kubernetes.to_yaml(
+            manifests.to_yaml(
                 train | dict(spec=train['spec'] | dict(trainer=train['spec']['trainer'] | dict(numProcPerNode=n)))
             ),
             wide,

@@ -10,7 +10,8 @@ from fsdl_tools.operations import launch, local
 from fsdl_tools.operations.clouds import Anyscale, Determined, SageMaker, SkyPilot
 from fsdl_tools.operations.kubeflow import PyTorchJob, TrainJob, upgrade_job
 from fsdl_tools.operations.containers import Container, check_containerfile, containerfile
-from fsdl_tools.operations.kubernetes import Kubernetes, expand, from_yaml
+from fsdl_tools.operations.kubernetes import Kubernetes
+from fsdl_tools.operations.manifests import expand, from_yaml
 from fsdl_tools.operations.launch import Job, Limits, Secret, seal, unseal
 from fsdl_tools.operations.targets import Handle, Status, TargetError, places, target
 from fsdl_tools.operations.local import Local
