@@ -243,7 +243,8 @@ def _how_sure(plan):
 
 def _job_script(best, scheduler):
     "The script that runs the plan, or why there is none"
-    from fsdl_tools.operations.launch import Job, target
+    from fsdl_tools.operations.launch import Job
+    from fsdl_tools.operations.targets import target
     from fsdl_tools.training.config import TrainConfig
 
     try:

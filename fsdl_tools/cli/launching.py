@@ -65,7 +65,7 @@ def options_of(
 ) -> dict:  # Field of the target -> value; raises ValueError for another field
     "What is asked of a target"
     from fsdl_tools.core import one_of
-    from fsdl_tools.operations.launch import target
+    from fsdl_tools.operations.targets import target
 
     plain = target(name)
     known = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
@@ -77,7 +77,7 @@ def options_of(
 
 def _handle(text, name):
     "A Handle from target:id"
-    from fsdl_tools.operations.launch import Handle
+    from fsdl_tools.operations.targets import Handle
 
     where, colon, number = (text or '').partition(':')
     if not colon:
@@ -87,7 +87,7 @@ def _handle(text, name):
 # %% ../../nbs/cli/05_launching.ipynb #7d11af1e
 def _place(name, pairs):
     "A target with its options"
-    from fsdl_tools.operations.launch import target
+    from fsdl_tools.operations.targets import target
 
     return target(name, **options_of(name, pairs))
 
@@ -146,7 +146,7 @@ def _launch_command(
     `fsdl launch plan.json --config run.json --on k8s --image train:1 > job.yaml`,
     `fsdl launch status slurm:17`
     """
-    from fsdl_tools.operations.launch import TargetError
+    from fsdl_tools.operations.targets import TargetError
 
     if what in _asked:
         with as_mistake(TargetError):

@@ -152,7 +152,7 @@ def _runs_serve(
 def _jobs(path, on, options):
     "Pattern and target of trials that are jobs"
     from fsdl_tools.cli.launching import job_in, options_of
-    from fsdl_tools.operations.launch import target
+    from fsdl_tools.operations.targets import target
 
     return dict(job=job_in(path), where=target(on, **options_of(on, options))) if path else {}
 

@@ -10,8 +10,8 @@ import importlib.util, json, os, re, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import GiB, KiB, human_bytes, one_of
-from fsdl_tools.operations.launch import (
-    Job,
+from .launch import Job, unwire, wire
+from fsdl_tools.operations.targets import (
     Status,
     Target,
     TargetError,
@@ -21,10 +21,8 @@ from fsdl_tools.operations.launch import (
     rank_command,
     stated,
     torchrun,
-    unwire,
-    wire,
 )
-from .kubernetes import bad_image, bad_name, carries, from_yaml, refuse_keys, to_yaml
+from .manifests import bad_image, bad_name, carries, from_yaml, refuse_keys, to_yaml
 
 # %% ../../nbs/operations/09_clouds.ipynb #e820c8f0
 def _no_secrets(job, where):

@@ -13,22 +13,17 @@ from ..core import nearest
 from fsdl_tools.operations.kubernetes import (
     annotated,
     annotations,
-    bad_image,
-    bad_name,
     folder_rules,
-    from_yaml,
     meta_schema,
-    of_kind,
     one_container,
     pod_schema,
-    quantity,
     read_container,
-    refuse_keys,
     secret_rules,
     taken,
-    to_yaml,
 )
-from .launch import Job, Status, Target, TargetError, complaints, run_command, stated
+from .manifests import bad_image, bad_name, from_yaml, of_kind, quantity, refuse_keys, to_yaml
+from .launch import Job
+from .targets import Status, Target, TargetError, complaints, run_command, stated
 
 # %% ../../nbs/operations/06_containers.ipynb #fe5675e9
 _instructions = 'FROM RUN COPY WORKDIR ENV LABEL USER ENTRYPOINT CMD ARG'.split()

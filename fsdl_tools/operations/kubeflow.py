@@ -8,23 +8,19 @@ __all__ = ['PyTorchJob', 'TrainJob', 'upgrade_job']
 # %% ../../nbs/operations/07_kubeflow.ipynb #9227d3c5
 from dataclasses import dataclass
 from ..core import one_of
-from .launch import Job, Status, complaints, kept_fields, stated, torchrun, wire
+from .launch import Job, wire
+from .targets import Status, complaints, kept_fields, stated, torchrun
 from fsdl_tools.operations.kubernetes import (
     Kubectl,
     annotated,
     annotations,
-    bad_name,
-    carries,
     container_of,
-    from_yaml,
     meta_schema,
-    of_kind,
     pod_schema,
     read_container,
-    refuse_keys,
     start,
-    to_yaml,
 )
+from .manifests import bad_name, carries, from_yaml, of_kind, refuse_keys, to_yaml
 
 # %% ../../nbs/operations/07_kubeflow.ipynb #4f8615cf
 _replica = dict(replicas=None, restartPolicy=None, template=dict(metadata=meta_schema, spec=pod_schema))

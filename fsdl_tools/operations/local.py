@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from ..core import human_seconds
 from ..files import write_atomic
-from .launch import Job, Secret, Status, Target, TargetError, only_known, rank_command, torchrun
+from .launch import Job, Secret
+from .targets import Status, Target, TargetError, only_known, rank_command, torchrun
 
 # %% ../../nbs/operations/02_local.ipynb #a2edf654
 def _flags(job):

@@ -9,7 +9,7 @@ __all__ = ['platform_history', 'platform_fates', 'exit_cost', 'leave', 'platform
 import datetime
 from ..core import one_of, read_data
 from ..table import Table
-from .launch import target
+from .targets import target
 
 # %% ../../nbs/operations/10_platforms.ipynb #3683fa5a
 def _events(name=''):

@@ -9,7 +9,8 @@ __all__ = ['Ray', 'RankGroup', 'rank_variables', 'ranks_on_ray', 'RayTrain', 'tr
 import contextlib, json, os, secrets, shlex, signal, subprocess, sys, time, urllib.error, urllib.request
 from dataclasses import dataclass
 from ..core import KiB, human_bytes
-from .launch import Handle, Job, Status, Target, TargetError, complaints, only_known, stated
+from .launch import Job
+from .targets import Handle, Status, Target, TargetError, complaints, only_known, stated
 from .launch import unwire, wire
 from .local import with_threads, without_threads
 

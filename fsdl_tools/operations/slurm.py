@@ -9,19 +9,8 @@ __all__ = ['Slurm']
 import os, re, secrets, shlex
 from dataclasses import dataclass
 from ..core import MiB, one_of, parse_bytes
-from fsdl_tools.operations.launch import (
-    Handle,
-    Job,
-    Secret,
-    Target,
-    TargetError,
-    complaints,
-    only_known,
-    run_command,
-    stated,
-    unwire,
-    wire,
-)
+from .launch import Job, Secret, unwire, wire
+from .targets import Handle, Target, TargetError, complaints, only_known, run_command, stated
 from .slurm_answers import clock, cluster_facts, log_of, read_clock, records, status_of
 
 # %% ../../nbs/operations/03_slurm.ipynb #782de057

@@ -9,7 +9,8 @@ __all__ = ['records', 'status_of', 'log_of', 'clock', 'read_clock', 'cluster_fac
 import re
 from pathlib import Path
 from ..core import MiB
-from .launch import Limits, Status, TargetError
+from .launch import Limits
+from .targets import Status, TargetError
 
 # %% ../../nbs/operations/02_slurm_answers.ipynb #058ee703
 _named = re.compile(r'(\S+?)=(.*?)(?=\s+[\w/:]+=|\s*$)')  # a value ends where the next name begins

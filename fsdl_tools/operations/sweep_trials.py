@@ -10,7 +10,8 @@ __all__ = ['lock_file', 'lock_trial', 'trial_folder', 'library_paths', 'start_pr
 import contextlib, json, math, os, secrets, signal, subprocess, sys, time, warnings
 from pathlib import Path
 from ..files import write_atomic
-from .launch import Handle, Job, TargetError, places, target
+from .launch import Job
+from .targets import Handle, TargetError, places, target
 from .sweep_space import command_of
 from ..training.runlog import text_number
 from ..training.runs import events

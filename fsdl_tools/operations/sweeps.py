@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from ..core import human_seconds, one_of, parse_dollars, parse_seconds, positive, Record
 from .sweep_engines import engines, should_stop, suggest
-from .launch import target
+from .targets import target
 from .sweep_space import read_sweep, Space
 from fsdl_tools.operations.sweep_trials import (
     history_of, job_ended, lock_file, lock_trial, start_job, start_process, trial_folder, verdict

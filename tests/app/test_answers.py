@@ -238,7 +238,7 @@ def test_pages(request, asked, tmp_path, monkeypatch):
     asked.fake('fsdl_tools.compute.gpus.Cluster', lambda *a, **kw: 'cluster')
     asked.fake('fsdl_tools.operations.launch.Job.from_plan', 'job')
     monkeypatch.setattr(
-        'fsdl_tools.operations.launch.target',
+        'fsdl_tools.operations.targets.target',
         lambda name: SimpleNamespace(
             render=lambda job: f'script for {name}' if name != 'ray' else exec('raise ValueError("no " + "x"*500)')
         ),

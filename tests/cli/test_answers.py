@@ -708,7 +708,7 @@ def test_launching(request, asked, tmp_path, monkeypatch):
             )
 
     monkeypatch.setattr(
-        'fsdl_tools.operations.launch.target', lambda name, **kw: asked.calls.append(['target', name, kw]) or Place()
+        'fsdl_tools.operations.targets.target', lambda name, **kw: asked.calls.append(['target', name, kw]) or Place()
     )
     monkeypatch.setattr(launching, 'options_of', lambda name, pairs: dict(pairs=pairs))
     for words in (
@@ -824,7 +824,7 @@ def test_tracking(request, asked, tmp_path, monkeypatch):
     asked.fake('fsdl_tools.operations.sweep_space.read_sweep', 'space')
     asked.fake('fsdl_tools.cli.launching.job_in', 'job')
     asked.fake('fsdl_tools.cli.launching.options_of', {})
-    asked.fake('fsdl_tools.operations.launch.target', 'place')
+    asked.fake('fsdl_tools.operations.targets.target', 'place')
     for words in (
         '',
         '--json',

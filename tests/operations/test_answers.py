@@ -22,15 +22,16 @@ from types import SimpleNamespace
 import pytest
 
 from fsdl_tools.core import GiB, KiB, MiB
-from fsdl_tools.operations import clouds, containers, kubeflow, kubernetes, launch, local, platforms
-from fsdl_tools.operations import ray_jobs, slurm, slurm_answers, slurm_cluster
+from fsdl_tools.operations import clouds, containers, kubeflow, kubernetes, launch, local, manifests, platforms
+from fsdl_tools.operations import ray_jobs, slurm, slurm_answers, slurm_cluster, targets
 from fsdl_tools.operations import sweep_engines, sweep_ray, sweep_space, sweep_trials, sweeps
-from fsdl_tools.operations.launch import Handle, Job, Limits, Secret, Status, Target, TargetError
+from fsdl_tools.operations.launch import Job, Limits, Secret
+from fsdl_tools.operations.targets import Handle, Status, Target, TargetError
 
 from ..answers import answer, plain, same_answers
 from .hostile import hard
 
-kubernetes_yaml = kubernetes.from_yaml
+kubernetes_yaml = manifests.from_yaml
 surrogates = ['\ud7ff', '\ud800', '\udc7f', '\udc80', '\udcff', '\udd00', '\udfff', '\ue000']
 hidden = (
     Secret('TOKEN'),
@@ -278,19 +279,19 @@ def test_manifests_that_somebody_changed(request, monkeypatch):
 
 def test_other_manifests(request):
     k8s, torch, train, box = kubernetes.Kubernetes(), kubeflow.PyTorchJob(), kubeflow.TrainJob(), containers.Container()
-    service, job = kubernetes.from_yaml(k8s.render(full.replace(secrets=())))
-    one = kubernetes.from_yaml(torch.render(wide))[0]
+    service, job = manifests.from_yaml(k8s.render(full.replace(secrets=())))
+    one = manifests.from_yaml(torch.render(wide))[0]
     texts = {
         'no yaml': 'a: [',
         'twice': 'a: 1\na: 2',
         'twice below': 'b:\n  c: 1\n  c: 2',
         'nothing': '',
         'list': '- 1',
-        'two': kubernetes.to_yaml(job, job),
-        'service odd': kubernetes.to_yaml(service | dict(odd=1), job),
+        'two': manifests.to_yaml(job, job),
+        'service odd': manifests.to_yaml(service | dict(odd=1), job),
         'text': '"a"',
-        'service alone': kubernetes.to_yaml(service),
-        'args': kubernetes.to_yaml(job).replace('command:', 'args:'),
+        'service alone': manifests.to_yaml(service),
+        'args': manifests.to_yaml(job).replace('command:', 'args:'),
     }
     found = {
         f'{type(p).__name__} {k}': read_again(p, text, full)
@@ -312,12 +313,12 @@ def test_other_manifests(request):
             ),
         ]
     ):
-        found[f'spec {n}'] = read_again(k8s, kubernetes.to_yaml(job | dict(spec=job['spec'] | spec)), full)
+        found[f'spec {n}'] = read_again(k8s, manifests.to_yaml(job | dict(spec=job['spec'] | spec)), full)
     for n, per in enumerate(['auto', 3, '4', None]):
         found[f'nproc {n}'] = read_again(
-            torch, kubernetes.to_yaml(one | dict(spec=one['spec'] | dict(nprocPerNode=per))), wide
+            torch, manifests.to_yaml(one | dict(spec=one['spec'] | dict(nprocPerNode=per))), wide
         )
-    two = kubernetes.from_yaml(torch.render(full))[0]['spec']['pytorchReplicaSpecs']
+    two = manifests.from_yaml(torch.render(full))[0]['spec']['pytorchReplicaSpecs']
     specs = [
         dict(two, Worker=one['spec']['pytorchReplicaSpecs']['Master']),
         dict(Worker=two['Worker']),
@@ -326,13 +327,13 @@ def test_other_manifests(request):
     ]
     found |= {
         f'replicas {n}': read_again(
-            torch, kubernetes.to_yaml(one | dict(spec=one['spec'] | dict(pytorchReplicaSpecs=s))), wide
+            torch, manifests.to_yaml(one | dict(spec=one['spec'] | dict(pytorchReplicaSpecs=s))), wide
         )
         for n, s in enumerate(specs)
     }
-    pod = kubernetes.from_yaml(box.render(full))[0]
+    pod = manifests.from_yaml(box.render(full))[0]
     pod['spec']['containers'][1]['image'] = 'other'
-    found['nodes differ'] = read_again(box, kubernetes.to_yaml(pod), full)
+    found['nodes differ'] = read_again(box, manifests.to_yaml(pod), full)
     for kind in (
         'A100-SXM-80GB',
         'A100-PCIe-40GB',
@@ -553,24 +554,27 @@ def test_records_of_jobs(request):
     }
     found |= {f'gpu bytes {i}': x.gpu_bytes for i, x in enumerate([*limits, Limits(gpu='A100-SXM-80GB', gpu_memory=5)])}
     for words in (['a'], ['a', '--no-python', 'b'], ['--no-python'], ['a', '--no-python', '--no-python', 'c']):
-        found[f'rank {words}'] = [launch.rank_command(words, n) for n in (0, 1, 2)]
+        found[f'rank {words}'] = [targets.rank_command(words, n) for n in (0, 1, 2)]
     found['kept'] = [
-        launch.kept_fields(j, ('gpus', 'gpu', 'cpus', 'retries', 'folder', 'nodes')) for j in (full, small)
+        targets.kept_fields(j, ('gpus', 'gpu', 'cpus', 'retries', 'folder', 'nodes')) for j in (full, small)
     ]
     found['stated'] = [
-        launch.stated(a=0, b='', c=(), d=1, e='x'),
-        launch.complaints((0, 'a'), (1, 'b'), ('', 'c')),
-        launch.complaints(),
+        targets.stated(a=0, b='', c=(), d=1, e='x'),
+        targets.complaints((0, 'a'), (1, 'b'), ('', 'c')),
+        targets.complaints(),
     ]
     found['known'] = [
-        answer(launch.only_known, 'a text', given, ['alpha', 'beta'])
+        answer(targets.only_known, 'a text', given, ['alpha', 'beta'])
         for given in ([], ['alpha'], ['alhpa'], {'beta': 1, 'x': 2})
     ]
-    found['states'] = [[s, Status(s).done] for s in launch.states] + [answer(Status, 'runing'), str(Handle('a', 'b'))]
-    found['target'] = [type(launch.target(n)).__name__ for n in (*launch.places, 'k8s')] + [
-        answer(launch.target, 'slrum')
+    found['states'] = [[s, Status(s).done] for s in targets.states] + [answer(Status, 'runing'), str(Handle('a', 'b'))]
+    found['target'] = [type(targets.target(n)).__name__ for n in (*targets.places, 'k8s')] + [
+        answer(targets.target, 'slrum')
     ]
-    found['home'] = [launch._at_home({})['PATH'].endswith(':/usr/sbin:/sbin'), launch._at_home(dict(PATH='/a', B='c'))]
+    found['home'] = [
+        targets._at_home({})['PATH'].endswith(':/usr/sbin:/sbin'),
+        targets._at_home(dict(PATH='/a', B='c')),
+    ]
     same_answers(request, 'records', found)
 
 
@@ -675,7 +679,7 @@ class Program:
 
     def __init__(self, monkeypatch, **answers):
         self.answers, self.asked = answers, []
-        for module in (launch, slurm, containers):
+        for module in (targets, slurm, containers):
             monkeypatch.setattr(module, 'run_command', self)
 
     def __call__(self, args, timeout=5, text='', env=None):
@@ -761,9 +765,7 @@ def test_what_slurm_is_asked(request, monkeypatch, tmp_path):
             said.asked[-1],
         ]
     found['verdicts'] = {
-        f'{m} {g}': slurm_answers._verdict(m, g)
-        for m in ('OFF', 'SUSPEND', 'GANG', 'CANCEL', 'REQUEUE')
-        for g in '05'
+        f'{m} {g}': slurm_answers._verdict(m, g) for m in ('OFF', 'SUSPEND', 'GANG', 'CANCEL', 'REQUEUE') for g in '05'
     }
     same_answers(request, 'slurm', found)
 
@@ -887,7 +889,7 @@ def test_what_kubernetes_and_clouds_are_asked(request, monkeypatch):
         ]
         Program(monkeypatch, version='{}')
         found[f'{name} no server'] = place.doctor().rows
-    for place in (clouds.Anyscale(), clouds.Determined(), clouds.SkyPilot(), launch.target('sagemaker')):
+    for place in (clouds.Anyscale(), clouds.Determined(), clouds.SkyPilot(), targets.target('sagemaker')):
         name, job = type(place).__name__, full.replace(name='tiny', secrets=(), folder='', nodes=1)
         if name == 'SageMaker':
             continue
@@ -908,17 +910,17 @@ def test_what_kubernetes_and_clouds_are_asked(request, monkeypatch):
         said = Program(monkeypatch, **{'--version': ' 1 \n'})
         found[f'{name} asked'] = [place.logs(handle), place.cancel(handle), place.doctor().rows, said.asked]
     for text in ('', '$$', '$(A)', '$$(A)', '$(B)', '$A', '$$$(A)', '$()', 'a$(A', '$(A)$(A)'):
-        found[f'expand {text}'] = [kubernetes.expand(text, dict(A='x')), kubernetes.carries(text)]
+        found[f'expand {text}'] = [manifests.expand(text, dict(A='x')), manifests.carries(text)]
     for text in ('a', 'a\tb', 'é', '\u2028', 'a\n', ' '):
-        found[f'carries {text}'] = kubernetes.carries(text)
+        found[f'carries {text}'] = manifests.carries(text)
     for n in ('a', 'A', '', '-a', 'a-', '1a', 'a.b', 'a' * 63, 'a' * 64, 'é'):
         found[f'name {n}'] = [
-            kubernetes.bad_name(n),
-            kubernetes.bad_name(n, 'secret', 1, True),
-            kubernetes.bad_name(n[:61], room=2),
+            manifests.bad_name(n),
+            manifests.bad_name(n, 'secret', 1, True),
+            manifests.bad_name(n[:61], room=2),
         ]
     for q in (0, 2, '500m', '2Gi', '1.5k', '3E', '1Pi', '', 'x', '-1', '1gi', 1.5, '7Ki', '2M', '1T'):
-        found[f'quantity {q}'] = answer(kubernetes.quantity, q)
+        found[f'quantity {q}'] = answer(manifests.quantity, q)
     for n in (
         '',
         'a',
@@ -938,7 +940,7 @@ def test_what_kubernetes_and_clouds_are_asked(request, monkeypatch):
         'a.-b',
         'a--b',
     ):
-        found[f'image {n[:20]} {len(n)}'] = len(kubernetes.bad_image(n))
+        found[f'image {n[:20]} {len(n)}'] = len(manifests.bad_image(n))
     schema = dict(alpha=None, beta=[dict(gamma=None)], delta=dict(eps=[None]))
     for i, d in enumerate(
         [
@@ -953,7 +955,7 @@ def test_what_kubernetes_and_clouds_are_asked(request, monkeypatch):
             dict(xyzzy=1),
         ]
     ):
-        found[f'keys {i}'] = kubernetes.keys_beyond(d, schema)
+        found[f'keys {i}'] = manifests.keys_beyond(d, schema)
     words = [
         'a',
         'no',
@@ -978,7 +980,7 @@ def test_what_kubernetes_and_clouds_are_asked(request, monkeypatch):
         {},
         ['a', 1],
     ]
-    found['yaml'] = kubernetes.to_yaml({f'k{i}': w for i, w in enumerate(words)}, dict(a=words[-1]))
+    found['yaml'] = manifests.to_yaml({f'k{i}': w for i, w in enumerate(words)}, dict(a=words[-1]))
     env = [
         dict(name='A', value='1'),
         dict(name='B', valueFrom=dict(secretKeyRef=dict(name='s', key='k'))),
@@ -1181,14 +1183,14 @@ def test_what_all_targets_do(request, monkeypatch):
     )
     for script in (['succeeded'], ['queued', 'running', 'failed'], ['running'], ['unknown', 'preempted', 'lost']):
         for timeout, every in ((600, 0.5), (1, 0.5), (0, 0.5)):
-            clock, Fake.script = Clock(monkeypatch, launch), list(script)
+            clock, Fake.script = Clock(monkeypatch, targets), list(script)
             found[f'wait {script} {timeout}'] = [
                 answer(lambda: place.wait(handle, timeout, every).state),
                 len(clock.slept),
             ]
         if script == ['running']:
             continue
-        clock, Fake.script = Clock(monkeypatch, launch), list(script)
+        clock, Fake.script = Clock(monkeypatch, targets), list(script)
         found[f'follow {script}'] = [list(place.follow(handle)), clock.slept]
     for text in ('x', TargetError('y' * 400), TimeoutError('late')):
         Fake.text = text
@@ -1198,7 +1200,7 @@ def test_what_all_targets_do(request, monkeypatch):
     Fake.accepted, Fake.program, Fake.text = True, '', 'x'
     monkeypatch.undo()
     found['commands'] = [
-        answer(launch.run_command, a, 9, t)
+        answer(targets.run_command, a, 9, t)
         for a, t in (
             (['cat'], 'in'),
             (['sh', '-c', 'echo out; echo err >&2; exit 3'], ''),
@@ -1209,8 +1211,8 @@ def test_what_all_targets_do(request, monkeypatch):
         )
     ]
     found['variables'] = [
-        launch.run_command(['sh', '-c', 'echo $A'], env=dict(A='b', PATH='/usr/bin:/bin')),
-        answer(launch.run_command, ['sh', '-c', 'sleep 9'], 0.02),
+        targets.run_command(['sh', '-c', 'echo $A'], env=dict(A='b', PATH='/usr/bin:/bin')),
+        answer(targets.run_command, ['sh', '-c', 'sleep 9'], 0.02),
     ]
     same_answers(request, 'common', found)
 
@@ -1993,7 +1995,7 @@ def test_trials_as_jobs(request, tmp_path, monkeypatch):
     Place.state, Place.submitted = TargetError('away'), []
     trial = sweep_trials.start_job(job, Place(), space, tmp_path, '', 9, 1, {'a': 1})
     found['away'] = [json.loads((trial.place / 'job.json').read_text())['id'], list(Place.submitted), trial.stop()]
-    for state in (*launch.states, TargetError('away'), TimeoutError('late')):
+    for state in (*targets.states, TargetError('away'), TimeoutError('late')):
         for log in (
             None,
             [dict(started=5.0), dict(t=7.0, end='finished')],
@@ -3075,7 +3077,7 @@ def test_what_is_left_of_launching_and_sweeps(request, tmp_path, monkeypatch):
     for n in ('auto', 2.5, None, 4):
         found[f'processes {n}'] = read_again(
             kubeflow.TrainJob(),
-            kubernetes.to_yaml(
+            manifests.to_yaml(
                 train | dict(spec=train['spec'] | dict(trainer=train['spec']['trainer'] | dict(numProcPerNode=n)))
             ),
             wide,

@@ -7,7 +7,7 @@ import pytest
 from fsdl_tools.core import GiB
 from fsdl_tools.environments import build_env, built, run_in
 from fsdl_tools.operations.clouds import Anyscale, Determined, SkyPilot
-from fsdl_tools.operations.kubernetes import from_yaml
+from fsdl_tools.operations.manifests import from_yaml
 from fsdl_tools.operations.launch import Job
 
 pytestmark = pytest.mark.timeout(900)

@@ -4,7 +4,8 @@ import contextlib, os, shutil, subprocess, sys, time
 from pathlib import Path
 import pytest
 from fsdl_tools.operations.containers import Container, Docker
-from fsdl_tools.operations.launch import Job, Secret, TargetError, target
+from fsdl_tools.operations.launch import Job, Secret
+from fsdl_tools.operations.targets import TargetError, target
 from .conftest import debian, scratch
 from .hostile import corpus, expected, probe, received, variables
 

@@ -10,8 +10,10 @@ from fsdl_tools.operations import launch, local
 from fsdl_tools.operations.clouds import Anyscale, Determined, SageMaker, SkyPilot
 from fsdl_tools.operations.kubeflow import PyTorchJob, TrainJob, upgrade_job
 from fsdl_tools.operations.containers import Container, check_containerfile, containerfile
-from fsdl_tools.operations.kubernetes import Kubernetes, expand, from_yaml
-from fsdl_tools.operations.launch import Handle, Job, Limits, Secret, Status, TargetError, places, seal, target, unseal
+from fsdl_tools.operations.kubernetes import Kubernetes
+from fsdl_tools.operations.manifests import expand, from_yaml
+from fsdl_tools.operations.launch import Job, Limits, Secret, seal, unseal
+from fsdl_tools.operations.targets import Handle, Status, TargetError, places, target
 from fsdl_tools.operations.local import Local
 from fsdl_tools.operations.ray_jobs import RankGroup, Ray, RayTrain
 from fsdl_tools.operations.slurm import Slurm

@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 from fsdl_tools.environments import build_env, built
-from fsdl_tools.operations.launch import Job, Secret, TargetError
+from fsdl_tools.operations.launch import Job, Secret
+from fsdl_tools.operations.targets import TargetError
 from fsdl_tools.operations.ray_jobs import Ray, RayTrain
 from fsdl_tools.operations.slurm_cluster import free_ports
 from .conftest import leftovers, ports, scratch

@@ -5,7 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 from fsdl_tools.operations import slurm_cluster
-from fsdl_tools.operations.launch import Job, Secret, TargetError
+from fsdl_tools.operations.launch import Job, Secret
+from fsdl_tools.operations.targets import TargetError
 from fsdl_tools.operations.slurm import Slurm
 from fsdl_tools.operations.slurm_answers import limits_of
 from fsdl_tools.operations.slurm_cluster import SlurmCluster, nodes, slurm_missing

@@ -17,7 +17,8 @@ from hypothesis import given, strategies as st
 
 from fsdl_tools.environments import built
 from fsdl_tools.operations import sweep_trials
-from fsdl_tools.operations.launch import Job, Status, TargetError, target
+from fsdl_tools.operations.launch import Job
+from fsdl_tools.operations.targets import Status, TargetError, target
 from fsdl_tools.operations.local import Local
 from fsdl_tools.operations.sweep_space import Parameter, Space, command_of, distributions, parse_sweep, read_sweep
 from fsdl_tools.operations.sweep_engines import bands, should_stop, suggest

@@ -8,7 +8,8 @@ from fsdl_tools.environments import build_env, built, run_in
 from fsdl_tools.operations.clouds import SageMaker
 from fsdl_tools.operations.containers import Container
 from fsdl_tools.operations.kubeflow import PyTorchJob, TrainJob
-from fsdl_tools.operations.kubernetes import Kubernetes, from_yaml
+from fsdl_tools.operations.kubernetes import Kubernetes
+from fsdl_tools.operations.manifests import from_yaml
 from fsdl_tools.operations.launch import Job, Secret
 from fsdl_tools.operations.tracking import _library
 
@@ -154,7 +155,8 @@ def main(call):
     sys.path[:0] = call["paths"]
     from moto.server import ThreadedMotoServer
     from fsdl_tools.operations.clouds import SageMaker
-    from fsdl_tools.operations.launch import Handle, Job, TargetError
+    from fsdl_tools.operations.launch import Job
+    from fsdl_tools.operations.targets import Handle, TargetError
     def said(f):
         then = time.monotonic()
         try: return repr(f()), 0
