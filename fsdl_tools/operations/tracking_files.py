@@ -8,7 +8,6 @@ __all__ = ['Damaged', 'Found', 'as_float', 'loads', 'fields', 'read_tensorboard'
 
 # %% ../../nbs/operations/12_tracking_files.ipynb #6c63854e
 import csv, io, json, math, re, struct
-
 from operator import itemgetter
 from pathlib import Path
 from ..files import read_limited

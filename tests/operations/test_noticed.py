@@ -28,6 +28,7 @@ from fsdl_tools.operations import (
     tracking,
     tracking_compare,
     tracking_files,
+    tracking_archives,
     tracking_read,
     tracking_stores,
 )
@@ -68,11 +69,11 @@ def test_steps_are_whole_numbers(step, whole, noted, tmp_path):
 
 
 def test_what_a_comet_run_says_of_itself():
-    about = tracking_read._comet_about(
+    about = tracking_archives._comet_about(
         SimpleNamespace(path=Path('x/run.zip')), dict(project_name='digits', start_time=2000, stop_time=5000)
     )
     assert about == dict(id='run', project='digits', started=2.0, ended=5.0, status='finished')
-    assert tracking_read._comet_about(SimpleNamespace(path=Path('x/run.zip')), {}) == dict(
+    assert tracking_archives._comet_about(SimpleNamespace(path=Path('x/run.zip')), {}) == dict(
         id='run', project='', started=0.0, ended=0.0
     )
 
@@ -639,15 +640,15 @@ def test_archives(request, tmp_path):
         odd={'experiment.json': '{"start_time": "x"}', 'messages.json': messages[0]},
         escapes={'../x': '', '/y': '', 'a/../b': '', '\\z': '', 'messages.json': messages[0]},
     ).items():
-        ask(f'comet {name}', tracking_read.read_comet, zipped(files))
+        ask(f'comet {name}', tracking_archives.read_comet, zipped(files))
     lines = '\n'.join(metric('loss', i / 7, i, 1000 + i) for i in range(900))
     r = random.Random(7)
     stored = zipped({'messages.json': lines, 'experiment.json': json.dumps(head)})
     for n in [0, 10, len(stored) - 1, len(stored) // 2]:
-        ask(f'comet cut {n}', tracking_read.read_comet, stored[:n])
+        ask(f'comet cut {n}', tracking_archives.read_comet, stored[:n])
     for n in (200, 1000, 3000):
         place.write_bytes(stored[:n] + bytes([stored[n] ^ 255]) + stored[n + 1 :])
-        run = tracking_read.read_comet(place)[0]
+        run = tracking_archives.read_comet(place)[0]
         assert run.warnings and len(run.metrics.get('loss', ())) < 900
     scalar = lambda **kw: (
         dict(type='training_stats_scalar', metric='loss', variant='loss', value=1.5, iter=3, timestamp=2000) | kw
@@ -692,21 +693,21 @@ def test_archives(request, tmp_path):
         garbage={'metrics.jsonl': '[{"a": 1}], x\n[1 2]\nx'},
         none={},
     ).items():
-        ask(f'clearml {name}', tracking_read.read_clearml, zipped(files))
+        ask(f'clearml {name}', tracking_archives.read_clearml, zipped(files))
     for t in ('[1, 2, 3', '[1,2] 3', '[1', '', 'x', '[{"a": 1}, {"b": ', '[1,  2', '[1] ]', '[]'):
         found[f'break {t}'] = (
-            [list(tracking_read._objects_before_the_break(t, lambda at, why: said.append([at, why[:20]]))), said]
+            [list(tracking_archives._objects_before_the_break(t, lambda at, why: said.append([at, why[:20]]))), said]
             if (said := []) is not None
             else None
         )
     for content in (b'', b'a', b'a\n', b'a\nb', b'\n\n', b'x' * 5000 + b'\n' + b'y' * 9000, b'ab\ncd\n'):
         found[f'lines {content[:9]} {len(content)}'] = [
-            [len(x) for x in tracking_read._lines_before_the_break(io.BufferedReader(io.BytesIO(content)), n)]
+            [len(x) for x in tracking_archives._lines_before_the_break(io.BufferedReader(io.BytesIO(content)), n)]
             for n in (3, 4096, 10**6)
         ]
     place.write_bytes(zipped({'m': 'x' * 99 + '\n' + 'y' * 9 + '\nz'}))
     with zipfile.ZipFile(place) as z:
-        found['offsets'] = [[o, len(x)] for o, x in tracking_read._archived_lines(z, 'm', Found('p', 's'), 1)]
+        found['offsets'] = [[o, len(x)] for o, x in tracking_archives._archived_lines(z, 'm', Found('p', 's'), 1)]
     ops = [
         dict(
             obj=dict(
@@ -733,13 +734,13 @@ def test_archives(request, tmp_path):
         whole=text, cut=text[:100], odd=text[:200] + '!' + text[200:], empty='', deep='[' * 100_000
     ).items():
         (tmp_path / 'off' / 'data-1.log').write_text(content)
-        found[f'neptune {name}'] = all_told(tracking_read.read_neptune_offline, tmp_path / 'off')
+        found[f'neptune {name}'] = all_told(tracking_archives.read_neptune_offline, tmp_path / 'off')
     (tmp_path / 'off' / 'data-2.log').write_text(text)
     found['neptune two'] = [
-        all_told(tracking_read.read_neptune_offline, p) for p in (tmp_path / 'off', tmp_path / 'off' / 'data-2.log')
+        all_told(tracking_archives.read_neptune_offline, p) for p in (tmp_path / 'off', tmp_path / 'off' / 'data-2.log')
     ]
     (tmp_path / 'nothing').mkdir()
-    found['neptune none'] = all_told(tracking_read.read_neptune_offline, tmp_path / 'nothing')
+    found['neptune none'] = all_told(tracking_archives.read_neptune_offline, tmp_path / 'nothing')
     same_answers(request, 'archives', found)
 
 
@@ -770,9 +771,9 @@ def test_exports_of_neptune(request, tmp_path):
         ('o', 'r', 'g', 'file', None, None, None, None, 'm', None),
     ]
     for row in rows:
-        tracking_read._export_row(runs, said, 'p/x', *row)
+        tracking_archives._export_row(runs, said, 'p/x', *row)
     found['rows'] = [[told(f.run()) for f in runs.values()], said.warnings]
-    found['seconds'] = [tracking_read._seconds(x) for x in (None, 0.0, 5.5, when, when.replace(tzinfo=None))]
+    found['seconds'] = [tracking_archives._seconds(x) for x in (None, 0.0, 5.5, when, when.replace(tzinfo=None))]
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -795,7 +796,7 @@ def test_exports_of_neptune(request, tmp_path):
         floats=cols | dict(step=[1.0, 2.5, None], timestamp=[1.0, 2.0, None]),
     ).items():
         pq.write_table(pa.table(table), tmp_path / 'e.parquet')
-        found[name] = all_told(tracking_read.read_neptune_export, tmp_path / 'e.parquet')
+        found[name] = all_told(tracking_archives.read_neptune_export, tmp_path / 'e.parquet')
     same_answers(request, 'exports', found)
 
 
@@ -1892,9 +1893,9 @@ def test_how_much_is_read(request, tmp_path, monkeypatch):
     archive = SimpleNamespace(
         namelist=lambda: ['experiment.json', 'task.json', 'messages.json'], open=lambda name: Watched(b'')
     )
-    tracking_read._comet_zip(archive, Found('p', 's'), 1)
-    tracking_read._clearml_zip(archive, Found('p', 's'), 1)
-    list(tracking_read._lines_before_the_break(SimpleNamespace(read1=lambda n: Watched.asked.append(n))))
+    tracking_archives._comet_zip(archive, Found('p', 's'), 1)
+    tracking_archives._clearml_zip(archive, Found('p', 's'), 1)
+    list(tracking_archives._lines_before_the_break(SimpleNamespace(read1=lambda n: Watched.asked.append(n))))
     found['asked'] = list(Watched.asked)
     Watched.asked.clear()
 
@@ -1907,10 +1908,10 @@ def test_how_much_is_read(request, tmp_path, monkeypatch):
 
     for size in (1, 10**6):
         limit = max(64 * 2**20, 100 * size)
-        monkeypatch.setattr(tracking_read, '_lines_before_the_break', lambda f: map(Line, (limit - 1, 1, 1, 1)))
+        monkeypatch.setattr(tracking_archives, '_lines_before_the_break', lambda f: map(Line, (limit - 1, 1, 1, 1)))
         said = Found('p', 's')
         found[f'unpacked {size}'] = [
-            [at for at, _ in tracking_read._archived_lines(archive, 'm', said, size)],
+            [at for at, _ in tracking_archives._archived_lines(archive, 'm', said, size)],
             said.warnings,
         ]
     for n in (100_000, 100_001):
@@ -1933,13 +1934,13 @@ def test_how_much_is_read(request, tmp_path, monkeypatch):
             metadata=SimpleNamespace(num_rows=rows),
             iter_batches=lambda n, columns: batches.append([n, columns]) or [],
         )
-        found[f'rows {rows}'] = answer(tracking_read._export_file, table, tmp_path / 'ten', {}, Found('p', 's'))
+        found[f'rows {rows}'] = answer(tracking_archives._export_file, table, tmp_path / 'ten', {}, Found('p', 's'))
     found['batches'] = batches
     column = pa.chunked_array([pa.array([1500, None], pa.timestamp('ms'))]).combine_chunks()
     found['columns'] = [
-        tracking_read._plain_column(column, 'timestamp'),
-        [str(x) for x in tracking_read._plain_column(column, 'step')],
-        tracking_read._plain_column(pa.array([1, 2]), 'timestamp'),
+        tracking_archives._plain_column(column, 'timestamp'),
+        [str(x) for x in tracking_archives._plain_column(column, 'step')],
+        tracking_archives._plain_column(pa.array([1, 2]), 'timestamp'),
     ]
     clock, set_ = [100.0], []
     monkeypatch.setattr(tracking_stores, 'time', SimpleNamespace(monotonic=lambda: clock[0]))
@@ -1963,15 +1964,15 @@ def test_what_is_left_of_readers(request, tmp_path, monkeypatch):
     found['csv'] = [all_told(tracking_files.read_csv, tmp_path / 'a.csv'), tracking_files.csv.field_size_limit()]
     monkeypatch.undo()
     (tmp_path / 'b.parquet').write_bytes(b'PAR1 no')
-    got = answer(lambda: tracking_read.read_neptune_export(tmp_path / 'b.parquet'))
-    found['parquet'] = [got[:45], answer(lambda: tracking_read.read_neptune_export(tmp_path)[0])[:45]]
+    got = answer(lambda: tracking_archives.read_neptune_export(tmp_path / 'b.parquet'))
+    found['parquet'] = [got[:45], answer(lambda: tracking_archives.read_neptune_export(tmp_path)[0])[:45]]
     import pyarrow as pa
 
     for n in (10**37, 5):
         found[f'steps {n}'] = [
-            str(x) for x in tracking_read._exact_steps(pa.array([Decimal(n), None, Decimal(1)], pa.decimal128(38, 0)))
+            str(x) for x in tracking_archives._exact_steps(pa.array([Decimal(n), None, Decimal(1)], pa.decimal128(38, 0)))
         ]
-    found['gone'] = answer(tracking_read.read_comet, tmp_path / 'none.zip')[:20]
+    found['gone'] = answer(tracking_archives.read_comet, tmp_path / 'none.zip')[:20]
     monkeypatch.setattr(tracking_read, 'read_mlflow_server', lambda url: ['from', url])
     found['address'] = [tracking_read.read_all(u) for u in ('http://h', 'https://h')]
 
