@@ -98,7 +98,10 @@ def _export_file(table, path, runs, said):
         rows = {c: _plain_column(batch.column(c), c) for c in columns}
         blank = [None] * len(batch)
         for row in zip(*(rows.get(c, blank) for c in _export_columns), strict=False):
-            _export_row(runs, said, path, *row)
+            try:
+                _export_row(runs, said, path, *row)
+            except (ValueError, TypeError, AttributeError, ArithmeticError) as e:
+                said.warn(f'a row of {row[2]!r} was left out: {str(e)[:80]}')
 
 def _columns_there(table, path):
     "The columns that are read and that a file has; raises ValueError where it is somebody else's"
@@ -306,6 +309,8 @@ def read_clearml(
 def _clearml_zip(z, found, size):
     "Names and parameters, and a list of numbers on each line"
     names = set(z.namelist())
+    if not names & {'task.json', 'metrics.jsonl'}:
+        raise zipfile.BadZipFile('it holds neither task.json nor metrics.jsonl')
     if 'task.json' in names:
         with z.open('task.json') as f:
             _clearml_task(found, f.read(8_000_000))

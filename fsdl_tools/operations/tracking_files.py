@@ -53,8 +53,12 @@ class Found:
             value = float(value)
         if isinstance(value, str) and value in ('NaN', 'Infinity', '-Infinity', 'nan', 'inf', '-inf'):
             value = float(value)
-        if isinstance(value, (int, float)):
+        if not isinstance(value, (int, float)):
+            return
+        if isinstance(step, (int, float)) and step - step == 0:
             self.point(name, step, as_float(value), seconds)
+        else:
+            self.warn(f'a point of {str(name)[:40]!r} was left out: its step is {str(step)[:40]!r}')
 
     def numbers(
         self,

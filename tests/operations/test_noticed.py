@@ -26,9 +26,9 @@ from fsdl_tools.operations import (
     kubernetes,
     sinks,
     tracking,
+    tracking_archives,
     tracking_compare,
     tracking_files,
-    tracking_archives,
     tracking_read,
     tracking_stores,
 )
@@ -1969,9 +1969,8 @@ def test_what_is_left_of_readers(request, tmp_path, monkeypatch):
     import pyarrow as pa
 
     for n in (10**37, 5):
-        found[f'steps {n}'] = [
-            str(x) for x in tracking_archives._exact_steps(pa.array([Decimal(n), None, Decimal(1)], pa.decimal128(38, 0)))
-        ]
+        steps = pa.array([Decimal(n), None, Decimal(1)], pa.decimal128(38, 0))
+        found[f'steps {n}'] = [str(x) for x in tracking_archives._exact_steps(steps)]
     found['gone'] = answer(tracking_archives.read_comet, tmp_path / 'none.zip')[:20]
     monkeypatch.setattr(tracking_read, 'read_mlflow_server', lambda url: ['from', url])
     found['address'] = [tracking_read.read_all(u) for u in ('http://h', 'https://h')]
@@ -2003,3 +2002,47 @@ def test_the_longest_name_of_a_job_leaves_room_for_the_last_pod(nodes):
         ]
 
     assert not said(longest) and f'{longest} are possible' in said(longest + 1)[0]
+
+
+@pytest.mark.parametrize('step', ['x', '3', [1], float('nan'), float('inf')])
+def test_a_point_whose_step_is_no_number_is_left_out_by_name(tmp_path, step):
+    good, bad = dict(value=0.25, step=2), dict(value=0.5, step=step)
+    op = dict(obj=dict(type='LogFloats', path=['loss'], values=[bad, good]))
+    (tmp_path / 'data-1.log').write_text(json.dumps(op))
+    metric = [dict(metricName='loss', metricValue=d['value'], step=d['step']) for d in (bad, good)]
+    with zipfile.ZipFile(tmp_path / 'c.zip', 'w') as z:
+        lines = [json.dumps(dict(type='metric_msg', payload=dict(metric=m))) for m in metric]
+        z.writestr('messages.json', '\n'.join(lines))
+    rows = [dict(step=d['step'], loss=d['value']) for d in (bad, good)]
+    (tmp_path / 'trainer_state.json').write_text(json.dumps(dict(log_history=rows)))
+    runs = tracking_archives.read_neptune_offline(tmp_path) + tracking_archives.read_comet(tmp_path / 'c.zip')
+    for run in [*runs, tracking_files.read_trainer_state(tmp_path / 'trainer_state.json')]:
+        assert (run.metrics['loss'].steps, run.metrics['loss'].values) == ([2], [0.25])
+        assert len(run.warnings) == 1 and "a point of 'loss' was left out: its step is " in run.warnings[0]
+
+
+def test_an_odd_row_of_an_export_costs_that_row(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    nan = float('nan')
+    for step, when, value in (
+        (nan, None, 0.5),
+        (float('inf'), None, 0.5),
+        (2.0, '2026-01-01', 0.5),
+        (2.0, 5, 0.5),
+        (2.0, None, 'x'),
+    ):
+        names = dict(run_id=['a'] * 2, attribute_path=['loss', 'lr'], attribute_type=['float_series', 'string'])
+        given = dict(step=[step] * 2, timestamp=[when] * 2, float_value=[value, None], string_value=[None, 'low'])
+        pq.write_table(pa.table(names | given), tmp_path / 'e.parquet')
+        run = tracking_archives.read_neptune_export(tmp_path / 'e.parquet')[0]
+        assert (run.points(), run.params) == (0, dict(lr='low'))
+        assert len(run.warnings) == 1 and "a row of 'loss' was left out: " in run.warnings[0]
+
+
+def test_an_archive_of_somebody_else_is_no_session_of_clearml(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'c.zip', 'w') as z:
+        z.writestr('messages.json', '{}')
+    run = tracking_archives.read_clearml(tmp_path / 'c.zip')[0]
+    assert 'it holds neither task.json nor metrics.jsonl' in run.warnings[0]
