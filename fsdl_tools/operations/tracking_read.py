@@ -13,10 +13,11 @@ from .sinks import masked_crc
 from fsdl_tools.operations.tracking_archives import (
     read_clearml, read_comet, read_neptune_export, read_neptune_offline
 )
-from .tracking_files import loads, read_csv, read_jsonl, read_tensorboard, read_trainer_state
+from .tracking_files import loads, read_tensorboard
 from fsdl_tools.operations.tracking_stores import (
     open_sqlite, read_mlflow, read_mlflow_server, read_mlruns, read_neptune_scale, read_trackio, _is_run, _tables
 )
+from .tracking_text import read_csv, read_jsonl, read_trainer_state
 from .wandb_files import read_swanlab, read_wandb
 from ..training.runlog import schema
 from ..training.runs import read_log, Run

@@ -31,6 +31,7 @@ from fsdl_tools.operations import (
     tracking_files,
     tracking_read,
     tracking_stores,
+    tracking_text,
 )
 from fsdl_tools.operations import wandb_files
 from fsdl_tools.operations.launch import Job
@@ -518,9 +519,9 @@ def test_lines_and_tables(request, tmp_path):
         '\xff',
         '{"loss": -1' + '0' * 400 + ', "step": 2.5, "t": "y"}',
     ]
-    ask('jsonl', tracking_files.read_jsonl, '\n'.join(lines))
+    ask('jsonl', tracking_text.read_jsonl, '\n'.join(lines))
     for i, line in enumerate(lines[1:16]):
-        ask(f'jsonl {i}', tracking_files.read_jsonl, '{"step": 1, "a": 1}\n' + line)
+        ask(f'jsonl {i}', tracking_text.read_jsonl, '{"step": 1, "a": 1}\n' + line)
     rows = [dict(step=5, loss=1.5, epoch=0.5), dict(loss=2), 3, dict(step=6, loss=math.nan)]
     state = json.dumps(dict(max_steps=9, num_train_epochs=2, odd=1, log_history=rows))
     for name, content in dict(
@@ -534,7 +535,7 @@ def test_lines_and_tables(request, tmp_path):
         bytes='\xff',
         inside='{"x": {"y": 1}, "log_history": [{"a": 1}, {"b": }, {"c": 2}]',
     ).items():
-        ask(f'state {name}', tracking_files.read_trainer_state, content, 'trainer_state.json')
+        ask(f'state {name}', tracking_text.read_trainer_state, content, 'trainer_state.json')
     (tmp_path / 'h').mkdir()
     (tmp_path / 'h' / 'hparams.yaml').write_text('lr: 0.1\n')
     tables = dict(
@@ -555,7 +556,7 @@ def test_lines_and_tables(request, tmp_path):
     for name, content in tables.items():
         ask(
             f'csv {name}',
-            tracking_files.read_csv,
+            tracking_text.read_csv,
             content,
             'metrics.csv' if name in ('plain', 'bom') else 't.csv',
             'h' if name in ('plain', 'numbers') else 'c',
@@ -565,9 +566,9 @@ def test_lines_and_tables(request, tmp_path):
     ).items():
         (tmp_path / 'y.yaml').write_text(content)
         said = []
-        got = tracking_files.yaml_values(tmp_path / 'y.yaml', said.append) if name != 'edge' else {}
+        got = tracking_text.yaml_values(tmp_path / 'y.yaml', said.append) if name != 'edge' else {}
         found[f'yaml {name}'] = [list(got), [s[:12] for s in said]]
-    found['no yaml'] = tracking_files.yaml_values(tmp_path / 'none', print)
+    found['no yaml'] = tracking_text.yaml_values(tmp_path / 'none', print)
     f = Found(Path('d/run.x'), 'src')
     for v in (True, 'NaN', 'nan', '-inf', 'Infinity', 'x', None, 3, 10**400, -(10**400), 2.5):
         f.number('a', 1, v, 2.0)
@@ -1880,15 +1881,15 @@ def test_how_much_is_read(request, tmp_path, monkeypatch):
     for size in (10_000_000, 10_000_001):
         with open(place, 'wb') as f:
             f.truncate(size)
-        found[f'yaml {size}'] = tracking_files.yaml_values(place, print)
+        found[f'yaml {size}'] = tracking_text.yaml_values(place, print)
     monkeypatch.undo()
     limits = []
-    monkeypatch.setattr(tracking_files, 'read_limited', lambda path, n: limits.append(n) or b'step,a\n1,2\n')
-    monkeypatch.setattr(tracking_files.csv, 'field_size_limit', lambda n: limits.append(n) or 7)
-    found['csv'] = [shown(tracking_files.read_csv(tmp_path / 'x.csv').metrics['a']), limits]
-    for module in (tracking_files, tracking_read):
+    monkeypatch.setattr(tracking_text, 'read_limited', lambda path, n: limits.append(n) or b'step,a\n1,2\n')
+    monkeypatch.setattr(tracking_text.csv, 'field_size_limit', lambda n: limits.append(n) or 7)
+    found['csv'] = [shown(tracking_text.read_csv(tmp_path / 'x.csv').metrics['a']), limits]
+    for module in (tracking_text, tracking_read):
         monkeypatch.setattr(module, 'open', lambda path, mode: Watched(b'{"a": 1}\n{"a": 2}'), raising=False)
-    tracking_files.read_jsonl(tmp_path / 'x')
+    tracking_text.read_jsonl(tmp_path / 'x')
     tracking_read.recognise(tmp_path / 'x')
     archive = SimpleNamespace(
         namelist=lambda: ['experiment.json', 'task.json', 'messages.json'], open=lambda name: Watched(b'')
@@ -1953,15 +1954,15 @@ def test_what_is_left_of_readers(request, tmp_path, monkeypatch):
     found = {}
     f = Found('p', 's')
     for d in ([1], None, {}, dict(params=3, tags=dict(a=1), end=4, artifact=dict(name='x', step=2)), dict(artifact=3)):
-        tracking_files._take_log_event(f, d)
+        tracking_files.take_log_event(f, d)
     found['event'] = told(f.run())
 
     def broken(*args):
-        raise tracking_files.csv.Error('field larger than field limit')
+        raise tracking_text.csv.Error('field larger than field limit')
 
-    monkeypatch.setattr(tracking_files, '_csv_table', broken)
+    monkeypatch.setattr(tracking_text, '_csv_table', broken)
     (tmp_path / 'a.csv').write_text('a\n1\n')
-    found['csv'] = [all_told(tracking_files.read_csv, tmp_path / 'a.csv'), tracking_files.csv.field_size_limit()]
+    found['csv'] = [all_told(tracking_text.read_csv, tmp_path / 'a.csv'), tracking_text.csv.field_size_limit()]
     monkeypatch.undo()
     (tmp_path / 'b.parquet').write_bytes(b'PAR1 no')
     got = answer(lambda: tracking_archives.read_neptune_export(tmp_path / 'b.parquet'))
@@ -2016,7 +2017,7 @@ def test_a_point_whose_step_is_no_number_is_left_out_by_name(tmp_path, step):
     rows = [dict(step=d['step'], loss=d['value']) for d in (bad, good)]
     (tmp_path / 'trainer_state.json').write_text(json.dumps(dict(log_history=rows)))
     runs = tracking_archives.read_neptune_offline(tmp_path) + tracking_archives.read_comet(tmp_path / 'c.zip')
-    for run in [*runs, tracking_files.read_trainer_state(tmp_path / 'trainer_state.json')]:
+    for run in [*runs, tracking_text.read_trainer_state(tmp_path / 'trainer_state.json')]:
         assert (run.metrics['loss'].steps, run.metrics['loss'].values) == ([2], [0.25])
         assert len(run.warnings) == 1 and "a point of 'loss' was left out: its step is " in run.warnings[0]
 
