@@ -18,11 +18,11 @@ def read_jsonl(
 ) -> Run:  # Raises FileNotFoundError
     "The run in JSON lines: ours, or rows with numbers and a step"
     path = Path(path)
-    found, offset = Found(path, 'jsonl'), 0
+    found, offset, place = Found(path, 'jsonl'), 0, 0
     with open(path, 'rb') as f:
         while raw := f.readline(64 * 1024 * 1024):
             try:
-                _json_row(found, loads(raw))
+                place += _json_row(found, loads(raw), place)
             except ValueError as e:
                 found.warn(f'the line at byte {offset:,} was left out: {str(e)[:100]}')
             offset += len(raw)
@@ -31,20 +31,22 @@ def read_jsonl(
 _notes = ('params', 'tags', 'artifact', 'end')
 _when = ('step', '_step', 'time', 't')
 
-def _json_row(found, d):
-    "One line"
+def _json_row(found, d, place):
+    "One line, which has its place as step where it says none; how many rows of numbers it is"
     if not isinstance(d, dict):
         raise ValueError('no JSON object')
     if isinstance(d.get('run'), dict):
-        return take_log_head(found, d['run'])
-    if 'metrics' not in d and any(k in d for k in _notes):
-        return take_log_event(found, d)
+        take_log_head(found, d['run'])
+        return 0
+    if d and set(d) <= {*_notes, *_when, 'dropped'}:
+        take_log_event(found, d)
+        return 0
     row = d.get('metrics')
     if not isinstance(row, dict):
         row = {k: v for k, v in d.items() if k not in _when}
-    before = len(next(iter(found.metrics.values()), ()))
-    step = _first_number(d, ('step', '_step'), before)
+    step = _first_number(d, ('step', '_step'), place)
     found.numbers(row, step, as_float(_first_number(d, ('time', 't', '_timestamp'), 0.0)))
+    return 1
 
 def _first_number(d, names, default):
     "The first of some values that is a number"

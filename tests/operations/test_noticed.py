@@ -2047,3 +2047,17 @@ def test_an_archive_of_somebody_else_is_no_session_of_clearml(tmp_path):
         z.writestr('messages.json', '{}')
     run = tracking_archives.read_clearml(tmp_path / 'c.zip')[0]
     assert 'it holds neither task.json nor metrics.jsonl' in run.warnings[0]
+
+
+@pytest.mark.parametrize(
+    'lines, steps',
+    [
+        (['{"a": 1}', '{"b": 2}', '{"b": 3}'], dict(a=[0], b=[1, 2])),
+        (['{"run": {"id": "x"}}', '{"a": 1}', '{"tags": {"k": "v"}}', '{"a": 2}'], dict(a=[0, 1])),
+        (['{"step": 2, "tags": {"k": "v"}, "loss": 3}', '{"params": 1, "loss": 3, "step": 4}'], dict(loss=[2, 4])),
+    ],
+)
+def test_each_row_of_numbers_has_its_step_or_its_place(tmp_path, lines, steps):
+    (tmp_path / 'x.jsonl').write_text('\n'.join(lines))
+    run = tracking_text.read_jsonl(tmp_path / 'x.jsonl')
+    assert {k: s.steps for k, s in run.metrics.items() if k in steps} == steps and not run.warnings
