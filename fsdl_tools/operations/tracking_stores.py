@@ -10,7 +10,8 @@ import contextlib, json, math, os, shutil, sqlite3, struct, tempfile, time, urll
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from .tracking_files import as_float, fields, Found, loads, yaml_values, _double, _signed, _text
+from .tracking_files import as_float, fields, Found, loads, _double, _signed, _text
+from .tracking_text import yaml_values
 from .wandb_files import _parts, _stamp, _whole_numbers
 
 # %% ../../nbs/operations/14_tracking_stores.ipynb #12e36f56

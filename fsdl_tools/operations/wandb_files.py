@@ -8,7 +8,8 @@ __all__ = ['pieces', 'read_wandb', 'read_swanlab']
 # %% ../../nbs/operations/13_wandb_files.ipynb #b92e6364
 import math, struct, zlib
 from pathlib import Path
-from .tracking_files import fields, Found, loads, yaml_values, _double, _signed, _text
+from .tracking_files import fields, Found, loads, _double, _signed, _text
+from .tracking_text import yaml_values
 from ..training.runs import Run, Series
 
 # %% ../../nbs/operations/13_wandb_files.ipynb #a1c500c7

@@ -27,10 +27,12 @@ from fsdl_tools.operations import (
     sinks,
     slurm_answers,
     tracking,
+    tracking_archives,
     tracking_compare,
     tracking_files,
     tracking_read,
     tracking_stores,
+    tracking_text,
 )
 from fsdl_tools.operations import wandb_files
 from fsdl_tools.operations.launch import Job
@@ -69,11 +71,11 @@ def test_steps_are_whole_numbers(step, whole, noted, tmp_path):
 
 
 def test_what_a_comet_run_says_of_itself():
-    about = tracking_read._comet_about(
+    about = tracking_archives._comet_about(
         SimpleNamespace(path=Path('x/run.zip')), dict(project_name='digits', start_time=2000, stop_time=5000)
     )
     assert about == dict(id='run', project='digits', started=2.0, ended=5.0, status='finished')
-    assert tracking_read._comet_about(SimpleNamespace(path=Path('x/run.zip')), {}) == dict(
+    assert tracking_archives._comet_about(SimpleNamespace(path=Path('x/run.zip')), {}) == dict(
         id='run', project='', started=0.0, ended=0.0
     )
 
@@ -518,9 +520,9 @@ def test_lines_and_tables(request, tmp_path):
         '\xff',
         '{"loss": -1' + '0' * 400 + ', "step": 2.5, "t": "y"}',
     ]
-    ask('jsonl', tracking_files.read_jsonl, '\n'.join(lines))
+    ask('jsonl', tracking_text.read_jsonl, '\n'.join(lines))
     for i, line in enumerate(lines[1:16]):
-        ask(f'jsonl {i}', tracking_files.read_jsonl, '{"step": 1, "a": 1}\n' + line)
+        ask(f'jsonl {i}', tracking_text.read_jsonl, '{"step": 1, "a": 1}\n' + line)
     rows = [dict(step=5, loss=1.5, epoch=0.5), dict(loss=2), 3, dict(step=6, loss=math.nan)]
     state = json.dumps(dict(max_steps=9, num_train_epochs=2, odd=1, log_history=rows))
     for name, content in dict(
@@ -534,7 +536,7 @@ def test_lines_and_tables(request, tmp_path):
         bytes='\xff',
         inside='{"x": {"y": 1}, "log_history": [{"a": 1}, {"b": }, {"c": 2}]',
     ).items():
-        ask(f'state {name}', tracking_files.read_trainer_state, content, 'trainer_state.json')
+        ask(f'state {name}', tracking_text.read_trainer_state, content, 'trainer_state.json')
     (tmp_path / 'h').mkdir()
     (tmp_path / 'h' / 'hparams.yaml').write_text('lr: 0.1\n')
     tables = dict(
@@ -555,7 +557,7 @@ def test_lines_and_tables(request, tmp_path):
     for name, content in tables.items():
         ask(
             f'csv {name}',
-            tracking_files.read_csv,
+            tracking_text.read_csv,
             content,
             'metrics.csv' if name in ('plain', 'bom') else 't.csv',
             'h' if name in ('plain', 'numbers') else 'c',
@@ -565,9 +567,9 @@ def test_lines_and_tables(request, tmp_path):
     ).items():
         (tmp_path / 'y.yaml').write_text(content)
         said = []
-        got = tracking_files.yaml_values(tmp_path / 'y.yaml', said.append) if name != 'edge' else {}
+        got = tracking_text.yaml_values(tmp_path / 'y.yaml', said.append) if name != 'edge' else {}
         found[f'yaml {name}'] = [list(got), [s[:12] for s in said]]
-    found['no yaml'] = tracking_files.yaml_values(tmp_path / 'none', print)
+    found['no yaml'] = tracking_text.yaml_values(tmp_path / 'none', print)
     f = Found(Path('d/run.x'), 'src')
     for v in (True, 'NaN', 'nan', '-inf', 'Infinity', 'x', None, 3, 10**400, -(10**400), 2.5):
         f.number('a', 1, v, 2.0)
@@ -640,15 +642,15 @@ def test_archives(request, tmp_path):
         odd={'experiment.json': '{"start_time": "x"}', 'messages.json': messages[0]},
         escapes={'../x': '', '/y': '', 'a/../b': '', '\\z': '', 'messages.json': messages[0]},
     ).items():
-        ask(f'comet {name}', tracking_read.read_comet, zipped(files))
+        ask(f'comet {name}', tracking_archives.read_comet, zipped(files))
     lines = '\n'.join(metric('loss', i / 7, i, 1000 + i) for i in range(900))
     r = random.Random(7)
     stored = zipped({'messages.json': lines, 'experiment.json': json.dumps(head)})
     for n in [0, 10, len(stored) - 1, len(stored) // 2]:
-        ask(f'comet cut {n}', tracking_read.read_comet, stored[:n])
+        ask(f'comet cut {n}', tracking_archives.read_comet, stored[:n])
     for n in (200, 1000, 3000):
         place.write_bytes(stored[:n] + bytes([stored[n] ^ 255]) + stored[n + 1 :])
-        run = tracking_read.read_comet(place)[0]
+        run = tracking_archives.read_comet(place)[0]
         assert run.warnings and len(run.metrics.get('loss', ())) < 900
     scalar = lambda **kw: (
         dict(type='training_stats_scalar', metric='loss', variant='loss', value=1.5, iter=3, timestamp=2000) | kw
@@ -693,21 +695,21 @@ def test_archives(request, tmp_path):
         garbage={'metrics.jsonl': '[{"a": 1}], x\n[1 2]\nx'},
         none={},
     ).items():
-        ask(f'clearml {name}', tracking_read.read_clearml, zipped(files))
+        ask(f'clearml {name}', tracking_archives.read_clearml, zipped(files))
     for t in ('[1, 2, 3', '[1,2] 3', '[1', '', 'x', '[{"a": 1}, {"b": ', '[1,  2', '[1] ]', '[]'):
         found[f'break {t}'] = (
-            [list(tracking_read._objects_before_the_break(t, lambda at, why: said.append([at, why[:20]]))), said]
+            [list(tracking_archives._objects_before_the_break(t, lambda at, why: said.append([at, why[:20]]))), said]
             if (said := []) is not None
             else None
         )
     for content in (b'', b'a', b'a\n', b'a\nb', b'\n\n', b'x' * 5000 + b'\n' + b'y' * 9000, b'ab\ncd\n'):
         found[f'lines {content[:9]} {len(content)}'] = [
-            [len(x) for x in tracking_read._lines_before_the_break(io.BufferedReader(io.BytesIO(content)), n)]
+            [len(x) for x in tracking_archives._lines_before_the_break(io.BufferedReader(io.BytesIO(content)), n)]
             for n in (3, 4096, 10**6)
         ]
     place.write_bytes(zipped({'m': 'x' * 99 + '\n' + 'y' * 9 + '\nz'}))
     with zipfile.ZipFile(place) as z:
-        found['offsets'] = [[o, len(x)] for o, x in tracking_read._archived_lines(z, 'm', Found('p', 's'), 1)]
+        found['offsets'] = [[o, len(x)] for o, x in tracking_archives._archived_lines(z, 'm', Found('p', 's'), 1)]
     ops = [
         dict(
             obj=dict(
@@ -734,13 +736,13 @@ def test_archives(request, tmp_path):
         whole=text, cut=text[:100], odd=text[:200] + '!' + text[200:], empty='', deep='[' * 100_000
     ).items():
         (tmp_path / 'off' / 'data-1.log').write_text(content)
-        found[f'neptune {name}'] = all_told(tracking_read.read_neptune_offline, tmp_path / 'off')
+        found[f'neptune {name}'] = all_told(tracking_archives.read_neptune_offline, tmp_path / 'off')
     (tmp_path / 'off' / 'data-2.log').write_text(text)
     found['neptune two'] = [
-        all_told(tracking_read.read_neptune_offline, p) for p in (tmp_path / 'off', tmp_path / 'off' / 'data-2.log')
+        all_told(tracking_archives.read_neptune_offline, p) for p in (tmp_path / 'off', tmp_path / 'off' / 'data-2.log')
     ]
     (tmp_path / 'nothing').mkdir()
-    found['neptune none'] = all_told(tracking_read.read_neptune_offline, tmp_path / 'nothing')
+    found['neptune none'] = all_told(tracking_archives.read_neptune_offline, tmp_path / 'nothing')
     same_answers(request, 'archives', found)
 
 
@@ -771,9 +773,9 @@ def test_exports_of_neptune(request, tmp_path):
         ('o', 'r', 'g', 'file', None, None, None, None, 'm', None),
     ]
     for row in rows:
-        tracking_read._export_row(runs, said, 'p/x', *row)
+        tracking_archives._export_row(runs, said, 'p/x', *row)
     found['rows'] = [[told(f.run()) for f in runs.values()], said.warnings]
-    found['seconds'] = [tracking_read._seconds(x) for x in (None, 0.0, 5.5, when, when.replace(tzinfo=None))]
+    found['seconds'] = [tracking_archives._seconds(x) for x in (None, 0.0, 5.5, when, when.replace(tzinfo=None))]
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -796,7 +798,7 @@ def test_exports_of_neptune(request, tmp_path):
         floats=cols | dict(step=[1.0, 2.5, None], timestamp=[1.0, 2.0, None]),
     ).items():
         pq.write_table(pa.table(table), tmp_path / 'e.parquet')
-        found[name] = all_told(tracking_read.read_neptune_export, tmp_path / 'e.parquet')
+        found[name] = all_told(tracking_archives.read_neptune_export, tmp_path / 'e.parquet')
     same_answers(request, 'exports', found)
 
 
@@ -1880,22 +1882,22 @@ def test_how_much_is_read(request, tmp_path, monkeypatch):
     for size in (10_000_000, 10_000_001):
         with open(place, 'wb') as f:
             f.truncate(size)
-        found[f'yaml {size}'] = tracking_files.yaml_values(place, print)
+        found[f'yaml {size}'] = tracking_text.yaml_values(place, print)
     monkeypatch.undo()
     limits = []
-    monkeypatch.setattr(tracking_files, 'read_limited', lambda path, n: limits.append(n) or b'step,a\n1,2\n')
-    monkeypatch.setattr(tracking_files.csv, 'field_size_limit', lambda n: limits.append(n) or 7)
-    found['csv'] = [shown(tracking_files.read_csv(tmp_path / 'x.csv').metrics['a']), limits]
-    for module in (tracking_files, tracking_read):
+    monkeypatch.setattr(tracking_text, 'read_limited', lambda path, n: limits.append(n) or b'step,a\n1,2\n')
+    monkeypatch.setattr(tracking_text.csv, 'field_size_limit', lambda n: limits.append(n) or 7)
+    found['csv'] = [shown(tracking_text.read_csv(tmp_path / 'x.csv').metrics['a']), limits]
+    for module in (tracking_text, tracking_read):
         monkeypatch.setattr(module, 'open', lambda path, mode: Watched(b'{"a": 1}\n{"a": 2}'), raising=False)
-    tracking_files.read_jsonl(tmp_path / 'x')
+    tracking_text.read_jsonl(tmp_path / 'x')
     tracking_read.recognise(tmp_path / 'x')
     archive = SimpleNamespace(
         namelist=lambda: ['experiment.json', 'task.json', 'messages.json'], open=lambda name: Watched(b'')
     )
-    tracking_read._comet_zip(archive, Found('p', 's'), 1)
-    tracking_read._clearml_zip(archive, Found('p', 's'), 1)
-    list(tracking_read._lines_before_the_break(SimpleNamespace(read1=lambda n: Watched.asked.append(n))))
+    tracking_archives._comet_zip(archive, Found('p', 's'), 1)
+    tracking_archives._clearml_zip(archive, Found('p', 's'), 1)
+    list(tracking_archives._lines_before_the_break(SimpleNamespace(read1=lambda n: Watched.asked.append(n))))
     found['asked'] = list(Watched.asked)
     Watched.asked.clear()
 
@@ -1908,10 +1910,10 @@ def test_how_much_is_read(request, tmp_path, monkeypatch):
 
     for size in (1, 10**6):
         limit = max(64 * 2**20, 100 * size)
-        monkeypatch.setattr(tracking_read, '_lines_before_the_break', lambda f: map(Line, (limit - 1, 1, 1, 1)))
+        monkeypatch.setattr(tracking_archives, '_lines_before_the_break', lambda f: map(Line, (limit - 1, 1, 1, 1)))
         said = Found('p', 's')
         found[f'unpacked {size}'] = [
-            [at for at, _ in tracking_read._archived_lines(archive, 'm', said, size)],
+            [at for at, _ in tracking_archives._archived_lines(archive, 'm', said, size)],
             said.warnings,
         ]
     for n in (100_000, 100_001):
@@ -1934,13 +1936,13 @@ def test_how_much_is_read(request, tmp_path, monkeypatch):
             metadata=SimpleNamespace(num_rows=rows),
             iter_batches=lambda n, columns: batches.append([n, columns]) or [],
         )
-        found[f'rows {rows}'] = answer(tracking_read._export_file, table, tmp_path / 'ten', {}, Found('p', 's'))
+        found[f'rows {rows}'] = answer(tracking_archives._export_file, table, tmp_path / 'ten', {}, Found('p', 's'))
     found['batches'] = batches
     column = pa.chunked_array([pa.array([1500, None], pa.timestamp('ms'))]).combine_chunks()
     found['columns'] = [
-        tracking_read._plain_column(column, 'timestamp'),
-        [str(x) for x in tracking_read._plain_column(column, 'step')],
-        tracking_read._plain_column(pa.array([1, 2]), 'timestamp'),
+        tracking_archives._plain_column(column, 'timestamp'),
+        [str(x) for x in tracking_archives._plain_column(column, 'step')],
+        tracking_archives._plain_column(pa.array([1, 2]), 'timestamp'),
     ]
     clock, set_ = [100.0], []
     monkeypatch.setattr(tracking_stores, 'time', SimpleNamespace(monotonic=lambda: clock[0]))
@@ -1953,26 +1955,25 @@ def test_what_is_left_of_readers(request, tmp_path, monkeypatch):
     found = {}
     f = Found('p', 's')
     for d in ([1], None, {}, dict(params=3, tags=dict(a=1), end=4, artifact=dict(name='x', step=2)), dict(artifact=3)):
-        tracking_files._take_log_event(f, d)
+        tracking_files.take_log_event(f, d)
     found['event'] = told(f.run())
 
     def broken(*args):
-        raise tracking_files.csv.Error('field larger than field limit')
+        raise tracking_text.csv.Error('field larger than field limit')
 
-    monkeypatch.setattr(tracking_files, '_csv_table', broken)
+    monkeypatch.setattr(tracking_text, '_csv_table', broken)
     (tmp_path / 'a.csv').write_text('a\n1\n')
-    found['csv'] = [all_told(tracking_files.read_csv, tmp_path / 'a.csv'), tracking_files.csv.field_size_limit()]
+    found['csv'] = [all_told(tracking_text.read_csv, tmp_path / 'a.csv'), tracking_text.csv.field_size_limit()]
     monkeypatch.undo()
     (tmp_path / 'b.parquet').write_bytes(b'PAR1 no')
-    got = answer(lambda: tracking_read.read_neptune_export(tmp_path / 'b.parquet'))
-    found['parquet'] = [got[:45], answer(lambda: tracking_read.read_neptune_export(tmp_path)[0])[:45]]
+    got = answer(lambda: tracking_archives.read_neptune_export(tmp_path / 'b.parquet'))
+    found['parquet'] = [got[:45], answer(lambda: tracking_archives.read_neptune_export(tmp_path)[0])[:45]]
     import pyarrow as pa
 
     for n in (10**37, 5):
-        found[f'steps {n}'] = [
-            str(x) for x in tracking_read._exact_steps(pa.array([Decimal(n), None, Decimal(1)], pa.decimal128(38, 0)))
-        ]
-    found['gone'] = answer(tracking_read.read_comet, tmp_path / 'none.zip')[:20]
+        steps = pa.array([Decimal(n), None, Decimal(1)], pa.decimal128(38, 0))
+        found[f'steps {n}'] = [str(x) for x in tracking_archives._exact_steps(steps)]
+    found['gone'] = answer(tracking_archives.read_comet, tmp_path / 'none.zip')[:20]
     monkeypatch.setattr(tracking_read, 'read_mlflow_server', lambda url: ['from', url])
     found['address'] = [tracking_read.read_all(u) for u in ('http://h', 'https://h')]
 
@@ -2034,3 +2035,61 @@ def test_limits_are_those_of_the_partition_a_job_goes_to():
         dict(JobRequeue='0', PreemptType='preempt/qos'),
     )
     assert said['value'].endswith('a preempted job comes back')
+
+
+@pytest.mark.parametrize('step', ['x', '3', [1], float('nan'), float('inf')])
+def test_a_point_whose_step_is_no_number_is_left_out_by_name(tmp_path, step):
+    good, bad = dict(value=0.25, step=2), dict(value=0.5, step=step)
+    op = dict(obj=dict(type='LogFloats', path=['loss'], values=[bad, good]))
+    (tmp_path / 'data-1.log').write_text(json.dumps(op))
+    metric = [dict(metricName='loss', metricValue=d['value'], step=d['step']) for d in (bad, good)]
+    with zipfile.ZipFile(tmp_path / 'c.zip', 'w') as z:
+        lines = [json.dumps(dict(type='metric_msg', payload=dict(metric=m))) for m in metric]
+        z.writestr('messages.json', '\n'.join(lines))
+    rows = [dict(step=d['step'], loss=d['value']) for d in (bad, good)]
+    (tmp_path / 'trainer_state.json').write_text(json.dumps(dict(log_history=rows)))
+    runs = tracking_archives.read_neptune_offline(tmp_path) + tracking_archives.read_comet(tmp_path / 'c.zip')
+    for run in [*runs, tracking_text.read_trainer_state(tmp_path / 'trainer_state.json')]:
+        assert (run.metrics['loss'].steps, run.metrics['loss'].values) == ([2], [0.25])
+        assert len(run.warnings) == 1 and "a point of 'loss' was left out: its step is " in run.warnings[0]
+
+
+def test_an_odd_row_of_an_export_costs_that_row(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    nan = float('nan')
+    for step, when, value in (
+        (nan, None, 0.5),
+        (float('inf'), None, 0.5),
+        (2.0, '2026-01-01', 0.5),
+        (2.0, 5, 0.5),
+        (2.0, None, 'x'),
+    ):
+        names = dict(run_id=['a'] * 2, attribute_path=['loss', 'lr'], attribute_type=['float_series', 'string'])
+        given = dict(step=[step] * 2, timestamp=[when] * 2, float_value=[value, None], string_value=[None, 'low'])
+        pq.write_table(pa.table(names | given), tmp_path / 'e.parquet')
+        run = tracking_archives.read_neptune_export(tmp_path / 'e.parquet')[0]
+        assert (run.points(), run.params) == (0, dict(lr='low'))
+        assert len(run.warnings) == 1 and "a row of 'loss' was left out: " in run.warnings[0]
+
+
+def test_an_archive_of_somebody_else_is_no_session_of_clearml(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'c.zip', 'w') as z:
+        z.writestr('messages.json', '{}')
+    run = tracking_archives.read_clearml(tmp_path / 'c.zip')[0]
+    assert 'it holds neither task.json nor metrics.jsonl' in run.warnings[0]
+
+
+@pytest.mark.parametrize(
+    'lines, steps',
+    [
+        (['{"a": 1}', '{"b": 2}', '{"b": 3}'], dict(a=[0], b=[1, 2])),
+        (['{"run": {"id": "x"}}', '{"a": 1}', '{"tags": {"k": "v"}}', '{"a": 2}'], dict(a=[0, 1])),
+        (['{"step": 2, "tags": {"k": "v"}, "loss": 3}', '{"params": 1, "loss": 3, "step": 4}'], dict(loss=[2, 4])),
+    ],
+)
+def test_each_row_of_numbers_has_its_step_or_its_place(tmp_path, lines, steps):
+    (tmp_path / 'x.jsonl').write_text('\n'.join(lines))
+    run = tracking_text.read_jsonl(tmp_path / 'x.jsonl')
+    assert {k: s.steps for k, s in run.metrics.items() if k in steps} == steps and not run.warnings
