@@ -18,7 +18,8 @@ from fsdl_tools.training import runlog
 from fsdl_tools.training.archive import CheckpointError, lineage, saved_order, sealed, step_folder, verify_checkpoint
 from fsdl_tools.training.checkpoint import Checkpointer
 from fsdl_tools.training.corpora import _image_folder
-from fsdl_tools.training.data import Tokens, _fixed_random, eval_batches
+from fsdl_tools.training.custom import _fixed_random
+from fsdl_tools.training.data import Tokens, eval_batches
 
 
 def saves_of_a_rank(folder):
