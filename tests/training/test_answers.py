@@ -670,7 +670,9 @@ def test_configurations(request, tmp_path, monkeypatch):
             m.setattr('fsdl_tools.models.build.load_config', lambda name, c=c: c)
             asked(f'side {c}', lambda: config._size(make(), 'transformers'))
     own = Pairs([(torch.zeros(3), torch.tensor(1))] * 9)
-    for kind, d in itertools.product((None, 'tokens', 'images'), (tokens_of(9), tokens_of(None), custom.Own('own', own))):
+    for kind, d in itertools.product(
+        (None, 'tokens', 'images'), (tokens_of(9), tokens_of(None), custom.Own('own', own))
+    ):
         asked(f'fits {kind} {d.kind} {d.vocab}', config._check_kind, make(), kind, d)
     for kw in (dict(), dict(seq=2000), dict(model='gpt-tiny', seq=8)):
         for vocab in (3, 256, 257, 70000):

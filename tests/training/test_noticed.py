@@ -202,6 +202,14 @@ def test_a_step_that_the_run_has_passed_is_not_written_again(tmp_path):
         Checkpointer(tmp_path, 9).save(20, dict(w=torch.zeros(3)), wait=True)
 
 
+def test_a_link_in_the_place_of_a_step_is_not_replaced(tmp_path):
+    c, elsewhere = at(tmp_path / 'run', 10), at(tmp_path / 'other', 20)
+    (tmp_path / 'run' / step_folder(20)).symlink_to(elsewhere.folder / step_folder(20))
+    with pytest.raises(CheckpointError, match='step-00000020 is there already, and it is good'):
+        c.save(20, dict(w=torch.zeros(3)), wait=True)
+    assert c.steps() == [10] and elsewhere.latest() == 20
+
+
 def test_a_new_start_in_a_used_folder_is_what_the_next_start_goes_on_from(tmp_path):
     at(tmp_path, 10, 20)
     c = at(tmp_path, 5)
