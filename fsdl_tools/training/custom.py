@@ -69,6 +69,17 @@ def _needed(parameters):
     collecting = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     return [n for n, p in parameters.items() if p.default is p.empty and p.kind not in collecting]
 
+def _by_name(name, factory):
+    "Parameters of a factory that are given by name; raises TypeError where it needs others, or does not say"
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:
+        raise TypeError(f'{name} does not say what parameters it has: name a function that calls it') from None
+    by_place = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_ONLY]
+    if needed := [n for n in _needed(parameters) if n in by_place]:
+        raise TypeError(f'{name} takes {", ".join(needed)} by place only: name a function that takes it by name')
+    return {n: p for n, p in parameters.items() if n not in by_place}
+
 def call_factory(
     name:str, # package.module:function
     **offers  # What the function may ask for by the name of a parameter
@@ -77,7 +88,7 @@ def call_factory(
     factory = load_factory(name)
     if hasattr(factory, 'forward') and not isinstance(factory, type):
         raise TypeError(f'{name} is a {type(factory).__name__} made already: name the function or class that makes it')
-    wanted = inspect.signature(factory).parameters
+    wanted = _by_name(name, factory)
     if missing := [n for n in _needed(wanted) if n not in offers]:
         raise TypeError(f'{name} needs {", ".join(missing)}; what it can have by name: {", ".join(offers)}')
     return factory(**{n: v for n, v in offers.items() if n in wanted})

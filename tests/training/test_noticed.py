@@ -1,10 +1,12 @@
 "What reading found: saves and loads that one rank cannot begin, runs that go back, splits, logs, memory maps"
 
 import gc
+import importlib
 import json
 import os
 import pickle
 import signal
+import sys
 import time
 import warnings
 
@@ -18,7 +20,7 @@ from fsdl_tools.training import runlog
 from fsdl_tools.training.archive import CheckpointError, lineage, saved_order, sealed, step_folder, verify_checkpoint
 from fsdl_tools.training.checkpoint import Checkpointer
 from fsdl_tools.training.corpora import _image_folder
-from fsdl_tools.training.custom import _fixed_random
+from fsdl_tools.training.custom import _fixed_random, call_factory
 from fsdl_tools.training.data import Tokens, eval_batches
 
 
@@ -335,3 +337,23 @@ def test_a_full_buffer_leaves_room_for_the_end(tmp_path, monkeypatch):
     assert run.status == 'finished' and run.tags['x'] == 'y'
     last = json.loads((log.folder / 'log.jsonl').read_text().splitlines()[-1])
     assert last['dropped'] == log.dropped >= 1000
+
+
+@pytest.mark.parametrize(
+    'made, says',
+    [
+        ('def f(seed, /, size=3): return [(1, 2)] * size', 'odd_made:f takes seed by place only'),
+        ('class f(dict): pass', 'odd_made:f does not say what parameters it has'),
+        ('def f(seed, root): return []', 'odd_made:f needs root; what it can have by name: seed'),
+    ],
+)
+def test_a_factory_that_cannot_be_called_by_names_is_told_of(tmp_path, monkeypatch, made, says):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'odd_made', raising=False)
+    (tmp_path / 'odd_made.py').write_text(made + '\n')
+    with pytest.raises(TypeError, match=says):
+        call_factory('odd_made:f', seed=1)
+    (tmp_path / 'odd_made.py').write_text('def f(n=2, /, seed=0): return [(n, seed)]\n')
+    monkeypatch.delitem(sys.modules, 'odd_made')
+    importlib.invalidate_caches()
+    assert call_factory('odd_made:f', seed=1) == [(2, 1)]
