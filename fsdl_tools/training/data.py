@@ -273,9 +273,13 @@ def _stacked(samples):
     return torch.stack(x), torch.stack(y) if isinstance(y[0], torch.Tensor) else torch.tensor(y)
 
 def _told(loader):
-    "Batches of a loader; an error of its workers is raised without their stack"
+    "Batches of a loader; an error of its workers is raised without their stack, and the death of one as a RuntimeError"
     try:
         yield from loader
+    except (EOFError, ConnectionError) as e:
+        if 'Original Traceback' in str(e):
+            raise                               # of a data set
+        raise RuntimeError('a worker that reads ahead has died, while it handed a batch over') from e
     except ValueError as e:
         if 'Original Traceback' not in str(e):
             raise

@@ -21,7 +21,7 @@ from fsdl_tools.training.archive import CheckpointError, lineage, saved_order, s
 from fsdl_tools.training.checkpoint import Checkpointer
 from fsdl_tools.training.corpora import _image_folder
 from fsdl_tools.training.custom import _fixed_random, call_factory
-from fsdl_tools.training.data import Tokens, eval_batches
+from fsdl_tools.training.data import Tokens, _told, eval_batches
 
 
 def saves_of_a_rank(folder):
@@ -357,3 +357,24 @@ def test_a_factory_that_cannot_be_called_by_names_is_told_of(tmp_path, monkeypat
     monkeypatch.delitem(sys.modules, 'odd_made')
     importlib.invalidate_caches()
     assert call_factory('odd_made:f', seed=1) == [(2, 1)]
+
+
+@pytest.mark.parametrize(
+    'error, kind',
+    [
+        (EOFError(), RuntimeError),
+        (ConnectionResetError(104, 'reset by peer'), RuntimeError),
+        (EOFError('Caught EOFError in DataLoader worker process 0.\nOriginal Traceback …'), EOFError),
+        (OSError('a disk'), OSError),
+    ],
+)
+def test_a_worker_that_dies_is_one_kind_of_error(error, kind):
+    def loader():
+        yield 1
+        raise error
+
+    batches = _told(loader())
+    assert next(batches) == 1
+    with pytest.raises(kind) as e:
+        next(batches)
+    assert type(e.value) is kind and (kind is not RuntimeError or 'worker that reads ahead has died' in str(e.value))
