@@ -348,7 +348,7 @@ def main():
 
 def prepare(folder, n):
     "JPEGs and every format, unless they are there; bytes by contender"
-    from fsdl_tools.training.data import _synthetic_image
+    from fsdl_tools.training.custom import _synthetic_image
 
     done = folder / 'sizes.json'
     if done.exists():

@@ -156,7 +156,7 @@ def measured(task, device, turns):
 
 
 def write_jpegs(folder, n, edge):
-    from fsdl_tools.training.data import _synthetic_image
+    from fsdl_tools.training.custom import _synthetic_image
 
     def one(i):
         f = folder / 'jpegs' / f'class{i % 4}' / f'{i:05}.jpg'

@@ -158,7 +158,7 @@ def _walk(model, gpu, gpus, batch, seq, tokens, within, seen_by):
 
 def _guide(state, files=()):
     "The lecture's questions, asked in order"
-    from fsdl_tools.book.guide import draw_tree
+    from fsdl_tools.book.tree import draw_tree
 
     asked = _values(state, 'model gpu gpus batch seq tokens within seen_by')
     walk = _walk(*asked)

@@ -179,8 +179,9 @@ def _begin(self:Checkpointer, step, tmp):
     "Make the temporary folder of a step; its path, and what this run descends from"
     line = lineage(self.folder, self._at)
     if os.path.lexists(final := self._path(step)) and not verify_checkpoint(final):
+        there = lineage(self.folder, step)     # nothing: a link
         # one of a future that this run has gone back from is in the way, any other is not ours to replace
-        if not line or lineage(self.folder, step)[0] in line:
+        if not (line and there) or there[0] in line:
             raise FileExistsError(f'{final.name} is there already, and it is good')
     tmp.mkdir()
     return tmp, line

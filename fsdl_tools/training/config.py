@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
-from .data import factory_name, is_factory, load_factory, open_data
+from .custom import factory_name
+from .data import open_data
 from ..core import Record, fix_torchvision, nearest, one_of, positive
+from ..models.architectures import is_factory, load_factory
 from ..models.gpt import gpt_config, gpts
 from ..parallel.layout import Layout, check_runnable, parse_layout, read_layout
 from ..models.architectures import locate

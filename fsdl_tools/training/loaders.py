@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from ..core import Record, need, one_of, positive
 from ..files import followed
-from .data import _mean, _natural, _rng, _square, _std, epoch_order
+from .custom import _natural, _rng
+from .data import _mean, _square, _std, epoch_order
 from .corpora import _image_folder, read_image
 
 # %% ../../nbs/training/09_loaders.ipynb #e439e99e

@@ -10,7 +10,8 @@ import contextlib, json, math, platform, time, warnings
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from .data import Feed, _seed_all, call_factory, eval_batches, is_factory
+from .custom import _seed_all, call_factory
+from .data import Feed, eval_batches
 from .archive import CheckpointError, export_weights
 from .checkpoint import Checkpointer
 from .config import TrainConfig, _changes, _check_folder, _content, _kind, _run_of, _say_changes
@@ -19,6 +20,7 @@ from ..files import write_atomic
 from ..models.gpt import GPT
 from ..models.spec import attention_flops
 from ..parallel.model import Parallel, clip_gradients
+from ..models.architectures import is_factory
 from ..models.build import build
 
 # %% ../../nbs/training/03_trainer.ipynb #57b71222

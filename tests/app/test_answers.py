@@ -228,7 +228,7 @@ def test_pages(request, asked, tmp_path, monkeypatch):
     for query in ('', 'budget=9&gpus=a', 'budget=1&gpus=b, a,&tokens=3B&within=4d&batch=8&seq=16&model=m', 'tokens=x'):
         asked(f'train {query}', pages.answer, 'train', query or 'gpus=a')
     walk = SimpleNamespace(advice='one GPU (because)', steps=[1, 2], plan=None, _page=lambda: Table([dict(w=1)]))
-    asked.fake('fsdl_tools.book.guide.draw_tree', '<svg/>')
+    asked.fake('fsdl_tools.book.tree.draw_tree', '<svg/>')
     for plan in (None, Plan()):
         walk.plan = plan
         pages._walk.cache_clear()

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from fsdl_tools.book import guide as module
-from fsdl_tools.book.guide import Guide, _asked, _branches, draw_tree, guide
+from fsdl_tools.book.guide import Guide, guide
+from fsdl_tools.book.tree import _asked, branches, draw_tree
 from fsdl_tools.compute.gpus import Cluster
 from fsdl_tools.compute.planner import estimate
 from fsdl_tools.compute.search import best_plan, search
@@ -37,7 +38,7 @@ def test_every_walk_is_a_way_through_the_tree(walks):
     for walk in walks.values():
         assert walk.steps[0].name == 'model'
         for step, following in zip(walk.steps, [*walk.steps[1:], None], strict=True):
-            assert _branches[step.name, step.outcome] == step.then == (following.name if following else '')
+            assert branches[step.name, step.outcome] == step.then == (following.name if following else '')
             assert step.question == _asked[step.name]
 
 

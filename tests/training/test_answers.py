@@ -22,8 +22,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fsdl_tools.parallel.layout import parse_layout
-from fsdl_tools.training import adapters, archive, checkpoint, clock, config, corpora, data, diagnose, elastic, loaders
-from fsdl_tools.training import methods, provenance, runlog, runs, speedups, switches, traces, trainer
+from fsdl_tools.training import adapters, archive, checkpoint, clock, config, corpora, custom, data, diagnose, elastic
+from fsdl_tools.training import loaders, methods, provenance, runlog, runs, speedups, switches, traces, trainer
 from tests.answers import answer, same_answers
 
 
@@ -311,8 +311,8 @@ def test_orders(request):
     asked, rng = Asked(), np.random.default_rng(1)
     odd = (-1, 0, 1, True, 1.0, '3', 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, None, np.int64(7))
     for v in odd:
-        asked(f'natural {v!r}', data._natural, 'x', v)
-        asked(f'natural below 8 {v!r}', data._natural, 'x', v, 8)
+        asked(f'natural {v!r}', custom._natural, 'x', v)
+        asked(f'natural below 8 {v!r}', custom._natural, 'x', v, 8)
         asked(f'epoch {v!r}', lambda v=v: data.epoch_order(5, v).tolist())
         asked(f'seed {v!r}', lambda v=v: data.epoch_order(5, 0, v).tolist())
     for n, epoch, seed, shuffle in itertools.product((0, 1, 2, 11), (0, 1), (0, 5), (True, False)):
@@ -340,10 +340,10 @@ def test_orders(request):
     for n in (0, 1, 2**26 - 1, 2**26, 2**26 + 1, 2**27, 10**9):
         asked(f'blocks {n}', lambda n=n: (len(data._blocks(n)), data._blocks(n)[:3], data._blocks(n)[-1]))
     for n, most in itertools.product((1, 2, 7, 100), (1, 2, 5, 100)):
-        asked(f'evenly {n} {most}', lambda n=n, m=most: sorted(data._evenly(n, m)))
+        asked(f'evenly {n} {most}', lambda n=n, m=most: sorted(custom._evenly(n, m)))
     for n, holdout in itertools.product((0, 1, 2, 9, 10, 15, 100), (0, 0.01, 0.1, 0.5, 0.99)):
-        asked(f'split {n} {holdout}', data._split, n, holdout, 'it')
-        asked(f'at random {n} {holdout}', data._split_at_random, n, holdout, 'it', 4)
+        asked(f'split {n} {holdout}', custom._split, n, holdout, 'it')
+        asked(f'at random {n} {holdout}', custom._split_at_random, n, holdout, 'it', 4)
     same_answers(request, 'orders', asked)
 
 
@@ -479,7 +479,7 @@ def test_data_sets(request, tmp_path):
                     '_rng',
                     lambda *a: SimpleNamespace(random=lambda n: np.ones(3), integers=lambda *a: np.arange(3)),
                 )
-            asked(f'synthetic {seq} {n}', lambda seq=seq, n=n: data._synthetic_tokens(seq, 0, n))
+            asked(f'synthetic {seq} {n}', lambda seq=seq, n=n: custom._synthetic_tokens(seq, 0, n))
     for f in (own_data, own_two, own_number, own_fractions, own_triples, own_drawn):
         for holdout in (0, 0.5):
             asked(
@@ -498,9 +498,9 @@ def test_data_sets(request, tmp_path):
                 ],
             )
     for offers in (dict(there=1), dict(there=1, missing=2, other=3), dict()):
-        asked(f'call {offers}', lambda o=offers: data.call_factory(here(own_needy), **o))
+        asked(f'call {offers}', lambda o=offers: custom.call_factory(here(own_needy), **o))
     for f in (own_data, 'a.b:c', lambda: 0, Pairs.append, Pairs, 3):
-        asked(f'name {str(f)[:12]}', lambda f=f: data.factory_name(f))
+        asked(f'name {str(f)[:12]}', lambda f=f: custom.factory_name(f))
     same_answers(request, 'data_sets', asked)
 
 
@@ -516,10 +516,10 @@ def test_kinds_of_samples(request):
         ),
         (torch.zeros(3, dtype=int), torch.tensor(1)),
     ):
-        asked(f'{x.dtype} {x.shape} {y.shape}', data._kind_of, x, y)
+        asked(f'{x.dtype} {x.shape} {y.shape}', custom._kind_of, x, y)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     for key in ((0, 0, 0), (0, 1, 0), (2**32 - 1, 5, 3)):
-        with data._fixed_random(*key):
+        with custom._fixed_random(*key):
             asked(f'drawn {key}', lambda: [random.random(), np.random.rand(), round(float(torch.rand(())), 6)])
     asked('as before', lambda: [random.random(), np.random.rand(), round(float(torch.rand(())), 6)])
     d = data.Tokens('row', np.arange(100, dtype=np.uint8), 3, 100)
@@ -669,7 +669,9 @@ def test_configurations(request, tmp_path, monkeypatch):
             m.setattr('fsdl_tools.models.architectures.load_config', lambda name, c=c: c)
             asked(f'side {c}', lambda: config._size(make(), 'transformers'))
     own = Pairs([(torch.zeros(3), torch.tensor(1))] * 9)
-    for kind, d in itertools.product((None, 'tokens', 'images'), (tokens_of(9), tokens_of(None), data.Own('own', own))):
+    for kind, d in itertools.product(
+        (None, 'tokens', 'images'), (tokens_of(9), tokens_of(None), custom.Own('own', own))
+    ):
         asked(f'fits {kind} {d.kind} {d.vocab}', config._check_kind, make(), kind, d)
     for kw in (dict(), dict(seq=2000), dict(model='gpt-tiny', seq=8)):
         for vocab in (3, 256, 257, 70000):

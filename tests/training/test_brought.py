@@ -16,7 +16,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import nn
 from fsdl_tools.parallel.model import Parallel, _recompute
 from fsdl_tools.parallel.ranks import RankError, on_ranks
-from fsdl_tools.training.data import Feed, Own, factory_name, is_factory, load_factory, open_data
+from fsdl_tools.models.architectures import is_factory, load_factory
+from fsdl_tools.training.custom import Own, factory_name
+from fsdl_tools.training.data import Feed, open_data
 from fsdl_tools.training.corpora import _as_text, _encoded, read_image
 from fsdl_tools.training.elastic import train
 from fsdl_tools.training.trainer import fit

@@ -16,7 +16,8 @@ import torch
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from fsdl_tools.training.data import Feed, _synthetic_image
+from fsdl_tools.training.custom import _synthetic_image
+from fsdl_tools.training.data import Feed
 from fsdl_tools.training.corpora import read_image
 from fsdl_tools.training.loaders import (
     ChangedError,

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import gc
+import importlib
 import json
 import os
 import pickle
@@ -21,7 +22,8 @@ from fsdl_tools.training import runlog, runs
 from fsdl_tools.training.archive import CheckpointError, lineage, saved_order, sealed, step_folder, verify_checkpoint
 from fsdl_tools.training.checkpoint import Checkpointer
 from fsdl_tools.training.corpora import _image_folder
-from fsdl_tools.training.data import Tokens, _fixed_random, eval_batches
+from fsdl_tools.training.custom import _fixed_random, call_factory
+from fsdl_tools.training.data import Tokens, _told, eval_batches
 
 
 def saves_of_a_rank(folder):
@@ -202,6 +204,14 @@ def test_a_step_that_the_run_has_passed_is_not_written_again(tmp_path):
             c.save(again, dict(w=torch.zeros(3)), wait=True)
     with pytest.raises(CheckpointError, match='is there already, and it is good'):  # it does not know what that is
         Checkpointer(tmp_path, 9).save(20, dict(w=torch.zeros(3)), wait=True)
+
+
+def test_a_link_in_the_place_of_a_step_is_not_replaced(tmp_path):
+    c, elsewhere = at(tmp_path / 'run', 10), at(tmp_path / 'other', 20)
+    (tmp_path / 'run' / step_folder(20)).symlink_to(elsewhere.folder / step_folder(20))
+    with pytest.raises(CheckpointError, match='step-00000020 is there already, and it is good'):
+        c.save(20, dict(w=torch.zeros(3)), wait=True)
+    assert c.steps() == [10] and elsewhere.latest() == 20
 
 
 def test_a_new_start_in_a_used_folder_is_what_the_next_start_goes_on_from(tmp_path):
@@ -449,3 +459,44 @@ def test_without_locks_nothing_is_said_to_be_killed(tmp_path, monkeypatch):
         m.setitem(sys.modules, 'fcntl', None)
         assert runs.alive(path) is None and runs.read_log(path).status == ''
     log.finish()
+
+
+@pytest.mark.parametrize(
+    'made, says',
+    [
+        ('def f(seed, /, size=3): return [(1, 2)] * size', 'odd_made:f takes seed by place only'),
+        ('class f(dict): pass', 'odd_made:f does not say what parameters it has'),
+        ('def f(seed, root): return []', 'odd_made:f needs root; what it can have by name: seed'),
+    ],
+)
+def test_a_factory_that_cannot_be_called_by_names_is_told_of(tmp_path, monkeypatch, made, says):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'odd_made', raising=False)
+    (tmp_path / 'odd_made.py').write_text(made + '\n')
+    with pytest.raises(TypeError, match=says):
+        call_factory('odd_made:f', seed=1)
+    (tmp_path / 'odd_made.py').write_text('def f(n=2, /, seed=0): return [(n, seed)]\n')
+    monkeypatch.delitem(sys.modules, 'odd_made')
+    importlib.invalidate_caches()
+    assert call_factory('odd_made:f', seed=1) == [(2, 1)]
+
+
+@pytest.mark.parametrize(
+    'error, kind',
+    [
+        (EOFError(), RuntimeError),
+        (ConnectionResetError(104, 'reset by peer'), RuntimeError),
+        (EOFError('Caught EOFError in DataLoader worker process 0.\nOriginal Traceback …'), EOFError),
+        (OSError('a disk'), OSError),
+    ],
+)
+def test_a_worker_that_dies_is_one_kind_of_error(error, kind):
+    def loader():
+        yield 1
+        raise error
+
+    batches = _told(loader())
+    assert next(batches) == 1
+    with pytest.raises(kind) as e:
+        next(batches)
+    assert type(e.value) is kind and (kind is not RuntimeError or 'worker that reads ahead has died' in str(e.value))
