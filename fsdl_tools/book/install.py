@@ -15,10 +15,13 @@ from .pip import known_reason, misfit, not_writable, pip_settings, read_report
 
 # %% ../../nbs/book/04_install.ipynb #cbeb6d95
 def _record(info):
-    "The files of a distribution and their sizes, from its RECORD"
-    with open(info / 'RECORD', newline='', encoding='utf-8') as f:
-        rows = [r for r in csv.reader(f) if len(r) == 3 and r[1] and r[2]]
-    return [(info.parent / path, int(size)) for path, _, size in rows]
+    "The files of a distribution and their sizes, from its RECORD; none where that is torn itself"
+    try:
+        with open(info / 'RECORD', newline='', encoding='utf-8') as f:
+            rows = [r for r in csv.reader(f) if len(r) == 3 and r[1] and r[2]]
+        return [(info.parent / path, int(size)) for path, _, size in rows]
+    except (ValueError, csv.Error):
+        return []
 
 def _whole(path, size):
     "Is a file there, and as long as it should be?"
@@ -31,7 +34,10 @@ def _complete(info, thorough):
     "Is a distribution installed to its end, and, looked at thoroughly, is every file whole?"
     if not ((info / 'RECORD').is_file() and (info / 'METADATA').is_file()):
         return False
-    return not thorough or all(_whole(path, size) for path, size in _record(info))
+    if not thorough:
+        return True
+    files = _record(info)
+    return bool(files) and all(_whole(path, size) for path, size in files)
 
 def damaged(
     site,  # A site-packages folder
