@@ -16,7 +16,7 @@ import nbdev.test  # noqa: F401  a test below takes import_module away
 import pytest
 
 from fsdl_tools.book import checks, claims_page, contents, data, entries, epub, finish, frame, glossary, guide, install
-from fsdl_tools.book import markdown, measure, names, needs, pip, rendering, site, stages, visible
+from fsdl_tools.book import markdown, measure, names, needs, pins, pip, rendering, site, stages, visible
 from fsdl_tools.table import Table
 from tests.answers import answer, plain, same_answers
 
@@ -1029,7 +1029,7 @@ def test_needs(request, project, tmp_path, monkeypatch):
         needs.unknown_imports,
         needs.wrong_extras,
         needs._side_packages,
-        needs._requirement_lines,
+        pins._requirement_lines,
     ):
         asked(make.__name__, make, project)
     asked(
@@ -1050,7 +1050,7 @@ def test_needs(request, project, tmp_path, monkeypatch):
         ],
     )
     asked.of(
-        needs.lock_problems,
+        pins.lock_problems,
         'a==1+cpu',
         'a==1 ; x == "a+b"',
         'a @ file:///x',
@@ -1062,23 +1062,23 @@ def test_needs(request, project, tmp_path, monkeypatch):
         'a==1 # https://x',
     )
     for there in ('uv', None):
-        monkeypatch.setattr(needs.shutil, 'which', lambda n, there=there: there)
-        monkeypatch.setattr(needs, '_install_uv', lambda folder: (Path(folder) / 'bin').mkdir(parents=True))
-        asked(f'uv {there}', needs._uv_program, tmp_path / 'uv')
+        monkeypatch.setattr(pins.shutil, 'which', lambda n, there=there: there)
+        monkeypatch.setattr(pins, '_install_uv', lambda folder: (Path(folder) / 'bin').mkdir(parents=True))
+        asked(f'uv {there}', pins._uv_program, tmp_path / 'uv')
     (tmp_path / 'uv/bin/uv').write_text('')
-    asked('uv kept', needs._uv_program, tmp_path / 'uv')
-    monkeypatch.setattr(needs.os, 'environ', dict(UV_X='1', VIRTUAL_ENV='v', HOME='h', UVX='2'))
-    asked.of(needs._uv_environment, None, {'cert': 'c', 'index-url': 'i', 'x': 'y'})
+    asked('uv kept', pins._uv_program, tmp_path / 'uv')
+    monkeypatch.setattr(pins.os, 'environ', dict(UV_X='1', VIRTUAL_ENV='v', HOME='h', UVX='2'))
+    asked.of(pins._uv_environment, None, {'cert': 'c', 'index-url': 'i', 'x': 'y'})
     for upgrade in (True, False):
-        asked(f'compile {upgrade}', needs._compile_command, 'uv', 'out', '3.11', upgrade)
+        asked(f'compile {upgrade}', pins._compile_command, 'uv', 'out', '3.11', upgrade)
     for rc in (0, 1):
         monkeypatch.setattr(
-            needs.subprocess, 'run', lambda *a, rc=rc, **kw: SimpleNamespace(returncode=rc, stderr=' no ')
+            pins.subprocess, 'run', lambda *a, rc=rc, **kw: SimpleNamespace(returncode=rc, stderr=' no ')
         )
-        asked(f'run uv {rc}', needs._run_uv, [], '', tmp_path, None)
+        asked(f'run uv {rc}', pins._run_uv, [], '', tmp_path, None)
     ran = []
     monkeypatch.setattr(
-        needs,
+        pins,
         '_run_uv',
         lambda command, wanted, folder, pip: (
             ran.append([command[:5][:4], wanted, pip])
@@ -1087,7 +1087,7 @@ def test_needs(request, project, tmp_path, monkeypatch):
             )
         ),
     )
-    asked('resolved', lambda: [needs._resolved(project, 'uv', True, None)[-40:], [r[1:] for r in ran]])
+    asked('resolved', lambda: [pins._resolved(project, 'uv', True, None)[-40:], [r[1:] for r in ran]])
     same_answers(request, 'needs', asked)
 
 
@@ -1914,9 +1914,7 @@ def test_install(request, project, tmp_path, monkeypatch):
             dict(metadata=dict(name='torch', version='2+cpu'), download_info=dict(url='file:///y')),
         ]
     )
-    asked(
-        'report', lambda: [pip.read_report(report), pip.read_report({}), pip._length('file:///x', None)]
-    )
+    asked('report', lambda: [pip.read_report(report), pip.read_report({}), pip._length('file:///x', None)])
     for error in (OSError('no'), ValueError('x'), None):
 
         class Answer(dict):
@@ -1951,8 +1949,8 @@ def test_install(request, project, tmp_path, monkeypatch):
         monkeypatch.setattr(pip.subprocess, 'run', lambda *a, said_=said_, **kw: SimpleNamespace(stdout=said_))
         asked(f'settings {said_}', pip.pip_settings, 'python')
     for without, keep in itertools.product(((), ('numpy',)), (None, dict(torch='2.2+cpu'))):
-        asked(f'constraints {without} {keep}', install.constraints, LOCK, without, keep)
-    asked('pins', lambda: [install._pins(LOCK), install._pin_lines(LOCK)])
+        asked(f'constraints {without} {keep}', pins.constraints, LOCK, without, keep)
+    asked('pins', lambda: [pins.pins(LOCK), pins.pin_lines(LOCK)])
     for retries in ('0', '3', None):
         monkeypatch.setattr(
             install.os,
