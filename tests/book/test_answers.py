@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import nbdev.test  # noqa: F401  a test below takes import_module away
 import pytest
 
-from fsdl_tools.book import checks, claims_page, contents, data, entries, epub, finish, frame, glossary, guide, install
-from fsdl_tools.book import markdown, measure, names, needs, pins, pip, rendering, site, stages, visible
+from fsdl_tools.book import checks, claims_page, contents, data, dialect, entries, epub, finish, frame, glossary, guide
+from fsdl_tools.book import install, markdown, measure, names, needs, pins, pip, rendering, site, stages, visible
 from fsdl_tools.table import Table
 from tests.answers import answer, plain, same_answers
 
@@ -494,8 +494,8 @@ def test_markdown(request, project, tmp_path):
         '::: {.callout-note}\n   \n\ntext\n:::',
         '```\nx\n``` y\n```\n::: {.a}\n:::',
     ]
-    asked.of(markdown.divs, *texts)
-    asked.of(lambda t: list(markdown._split_fences(t)), *texts[:3], texts[-1])
+    asked.of(dialect.divs, *texts)
+    asked.of(lambda t: list(dialect._split_fences(t)), *texts[:3], texts[-1])
     formulas = [
         '$x^2$ and \\$5',
         '$$a*b$$',
@@ -514,9 +514,9 @@ def test_markdown(request, project, tmp_path):
         '``a `$x$` b`` $q$',
         '$3$4',
     ]
-    asked.of(markdown.formulas, *formulas)
+    asked.of(dialect.formulas, *formulas)
     public = 'a\n::: {.content-visible when-meta="published"}\nsee {{< meta git_url >}}\n:::\nb {{< meta title >}}'
-    asked('addressed', lambda: [markdown.addressed(public, c) for c in (cfg, private(project))])
+    asked('addressed', lambda: [dialect.addressed(public, c) for c in (cfg, private(project))])
     base = contents.site_address(cfg)
     for t in (
         f'[`a`]({base}/x.html#a) the extra [`train`]({base}/t.html)',
@@ -525,7 +525,7 @@ def test_markdown(request, project, tmp_path):
         f'~~~\n[`b`]({base}/q)\n~~~',
         '[`a`](https://other/x)',
     ):
-        asked(f'single {t}', markdown.single_links, t, base)
+        asked(f'single {t}', dialect.single_links, t, base)
     links = {'one/01_first.ipynb': 'one/first', 'index.ipynb': 'index'}
     for t, page in itertools.product(
         (
@@ -535,9 +535,9 @@ def test_markdown(request, project, tmp_path):
         ),
         ('', 'index', 'one/second'),
     ):
-        asked(f'local {t} {page}', markdown.local_links, t, base, links, page)
+        asked(f'local {t} {page}', dialect.local_links, t, base, links, page)
     asked.of(
-        lambda t: markdown._diagrams(t, '../'),
+        lambda t: dialect.diagrams(t, '../'),
         'x',
         '```mermaid\na<b\n```\ny',
         '```{mermaid}\nq\n```',
