@@ -7,7 +7,7 @@ __all__ = ['SetupError', 'not_writable', 'known_reason', 'misfit', 'explain_fail
            'read_report', 'download_sizes', 'announce_download']
 
 # %% ../../nbs/book/03_pip.ipynb #355050d0
-import concurrent.futures, os, re, ssl, subprocess, urllib.request
+import concurrent.futures, http.client, os, re, ssl, subprocess, urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import Record, human_bytes
@@ -62,7 +62,7 @@ def _proxy(environ):
     "The proxy that the variables name, without a password"
     names = ('HTTPS_PROXY', 'https_proxy', 'ALL_PROXY', 'PIP_PROXY')
     named = next((environ[name] for name in names if environ.get(name)), 'from the configuration')
-    return re.sub(r'//[^@/]*@', '//…@', named)
+    return re.sub(r'^([a-z][\w+.-]*://)?.*@', r'\1…@', named)
 
 def known_reason(
     text: str,  # Output of pip
@@ -168,7 +168,7 @@ def _length(url, context):
         request = urllib.request.Request(url, method='HEAD')
         with urllib.request.urlopen(request, timeout=10, context=context) as r:
             return int(r.headers['Content-Length'])
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, http.client.HTTPException):
         return None
 
 def download_sizes(

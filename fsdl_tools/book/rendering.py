@@ -18,7 +18,8 @@ from ..files import write_atomic
 from .contents import pages, published, site_address, to_top
 from .epub import write_epub
 from .finish import imprint
-from .markdown import addressed, single_links, without_colours, write_pages
+from .dialect import addressed, single_links
+from .markdown import without_colours, write_pages
 
 # %% ../../nbs/book/01_rendering.ipynb #02384ce9
 def _navigation(toc):

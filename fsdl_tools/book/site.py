@@ -24,7 +24,8 @@ from ..files import write_atomic
 from .contents import moved_names, notebook_cells, notebooks, page_name, pages, published, resolved
 from .contents import settings, site_address, source_of, with_chapters
 from .finish import finish_site
-from .markdown import addressed, cell_options, joined, switched_off
+from .dialect import addressed
+from .markdown import cell_options, joined, switched_off
 from .rendering import quarto, zensical
 
 # %% ../../nbs/book/02_site.ipynb #8fdc13f7

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import nbdev.test  # noqa: F401  a test below takes import_module away
 import pytest
 
-from fsdl_tools.book import checks, claims_page, contents, data, entries, epub, finish, frame, glossary, guide, install
-from fsdl_tools.book import markdown, measure, names, needs, pip, rendering, site, stages, visible
+from fsdl_tools.book import checks, claims_page, contents, data, dialect, entries, epub, finish, frame, glossary, guide
+from fsdl_tools.book import install, markdown, measure, names, needs, pins, pip, rendering, site, stages, visible
 from fsdl_tools.table import Table
 from tests.answers import answer, plain, same_answers
 
@@ -494,8 +494,8 @@ def test_markdown(request, project, tmp_path):
         '::: {.callout-note}\n   \n\ntext\n:::',
         '```\nx\n``` y\n```\n::: {.a}\n:::',
     ]
-    asked.of(markdown.divs, *texts)
-    asked.of(lambda t: list(markdown._split_fences(t)), *texts[:3], texts[-1])
+    asked.of(dialect.divs, *texts)
+    asked.of(lambda t: list(dialect._split_fences(t)), *texts[:3], texts[-1])
     formulas = [
         '$x^2$ and \\$5',
         '$$a*b$$',
@@ -514,9 +514,9 @@ def test_markdown(request, project, tmp_path):
         '``a `$x$` b`` $q$',
         '$3$4',
     ]
-    asked.of(markdown.formulas, *formulas)
+    asked.of(dialect.formulas, *formulas)
     public = 'a\n::: {.content-visible when-meta="published"}\nsee {{< meta git_url >}}\n:::\nb {{< meta title >}}'
-    asked('addressed', lambda: [markdown.addressed(public, c) for c in (cfg, private(project))])
+    asked('addressed', lambda: [dialect.addressed(public, c) for c in (cfg, private(project))])
     base = contents.site_address(cfg)
     for t in (
         f'[`a`]({base}/x.html#a) the extra [`train`]({base}/t.html)',
@@ -525,7 +525,7 @@ def test_markdown(request, project, tmp_path):
         f'~~~\n[`b`]({base}/q)\n~~~',
         '[`a`](https://other/x)',
     ):
-        asked(f'single {t}', markdown.single_links, t, base)
+        asked(f'single {t}', dialect.single_links, t, base)
     links = {'one/01_first.ipynb': 'one/first', 'index.ipynb': 'index'}
     for t, page in itertools.product(
         (
@@ -535,9 +535,9 @@ def test_markdown(request, project, tmp_path):
         ),
         ('', 'index', 'one/second'),
     ):
-        asked(f'local {t} {page}', markdown.local_links, t, base, links, page)
+        asked(f'local {t} {page}', dialect.local_links, t, base, links, page)
     asked.of(
-        lambda t: markdown._diagrams(t, '../'),
+        lambda t: dialect.diagrams(t, '../'),
         'x',
         '```mermaid\na<b\n```\ny',
         '```{mermaid}\nq\n```',
@@ -1029,7 +1029,7 @@ def test_needs(request, project, tmp_path, monkeypatch):
         needs.unknown_imports,
         needs.wrong_extras,
         needs._side_packages,
-        needs._requirement_lines,
+        pins._requirement_lines,
     ):
         asked(make.__name__, make, project)
     asked(
@@ -1050,7 +1050,7 @@ def test_needs(request, project, tmp_path, monkeypatch):
         ],
     )
     asked.of(
-        needs.lock_problems,
+        pins.lock_problems,
         'a==1+cpu',
         'a==1 ; x == "a+b"',
         'a @ file:///x',
@@ -1062,23 +1062,23 @@ def test_needs(request, project, tmp_path, monkeypatch):
         'a==1 # https://x',
     )
     for there in ('uv', None):
-        monkeypatch.setattr(needs.shutil, 'which', lambda n, there=there: there)
-        monkeypatch.setattr(needs, '_install_uv', lambda folder: (Path(folder) / 'bin').mkdir(parents=True))
-        asked(f'uv {there}', needs._uv_program, tmp_path / 'uv')
+        monkeypatch.setattr(pins.shutil, 'which', lambda n, there=there: there)
+        monkeypatch.setattr(pins, '_install_uv', lambda folder: (Path(folder) / 'bin').mkdir(parents=True))
+        asked(f'uv {there}', pins._uv_program, tmp_path / 'uv')
     (tmp_path / 'uv/bin/uv').write_text('')
-    asked('uv kept', needs._uv_program, tmp_path / 'uv')
-    monkeypatch.setattr(needs.os, 'environ', dict(UV_X='1', VIRTUAL_ENV='v', HOME='h', UVX='2'))
-    asked.of(needs._uv_environment, None, {'cert': 'c', 'index-url': 'i', 'x': 'y'})
+    asked('uv kept', pins._uv_program, tmp_path / 'uv')
+    monkeypatch.setattr(pins.os, 'environ', dict(UV_X='1', VIRTUAL_ENV='v', HOME='h', UVX='2'))
+    asked.of(pins._uv_environment, None, {'cert': 'c', 'index-url': 'i', 'x': 'y'})
     for upgrade in (True, False):
-        asked(f'compile {upgrade}', needs._compile_command, 'uv', 'out', '3.11', upgrade)
+        asked(f'compile {upgrade}', pins._compile_command, 'uv', 'out', '3.11', upgrade)
     for rc in (0, 1):
         monkeypatch.setattr(
-            needs.subprocess, 'run', lambda *a, rc=rc, **kw: SimpleNamespace(returncode=rc, stderr=' no ')
+            pins.subprocess, 'run', lambda *a, rc=rc, **kw: SimpleNamespace(returncode=rc, stderr=' no ')
         )
-        asked(f'run uv {rc}', needs._run_uv, [], '', tmp_path, None)
+        asked(f'run uv {rc}', pins._run_uv, [], '', tmp_path, None)
     ran = []
     monkeypatch.setattr(
-        needs,
+        pins,
         '_run_uv',
         lambda command, wanted, folder, pip: (
             ran.append([command[:5][:4], wanted, pip])
@@ -1087,7 +1087,7 @@ def test_needs(request, project, tmp_path, monkeypatch):
             )
         ),
     )
-    asked('resolved', lambda: [needs._resolved(project, 'uv', True, None)[-40:], [r[1:] for r in ran]])
+    asked('resolved', lambda: [pins._resolved(project, 'uv', True, None)[-40:], [r[1:] for r in ran]])
     same_answers(request, 'needs', asked)
 
 
@@ -1914,9 +1914,7 @@ def test_install(request, project, tmp_path, monkeypatch):
             dict(metadata=dict(name='torch', version='2+cpu'), download_info=dict(url='file:///y')),
         ]
     )
-    asked(
-        'report', lambda: [pip.read_report(report), pip.read_report({}), pip._length('file:///x', None)]
-    )
+    asked('report', lambda: [pip.read_report(report), pip.read_report({}), pip._length('file:///x', None)])
     for error in (OSError('no'), ValueError('x'), None):
 
         class Answer(dict):
@@ -1951,8 +1949,8 @@ def test_install(request, project, tmp_path, monkeypatch):
         monkeypatch.setattr(pip.subprocess, 'run', lambda *a, said_=said_, **kw: SimpleNamespace(stdout=said_))
         asked(f'settings {said_}', pip.pip_settings, 'python')
     for without, keep in itertools.product(((), ('numpy',)), (None, dict(torch='2.2+cpu'))):
-        asked(f'constraints {without} {keep}', install.constraints, LOCK, without, keep)
-    asked('pins', lambda: [install._pins(LOCK), install._pin_lines(LOCK)])
+        asked(f'constraints {without} {keep}', pins.constraints, LOCK, without, keep)
+    asked('pins', lambda: [pins.pins(LOCK), pins.pin_lines(LOCK)])
     for retries in ('0', '3', None):
         monkeypatch.setattr(
             install.os,

@@ -4,15 +4,8 @@ it was made on.
 
 import os, re, shutil, subprocess
 import pytest
-from fsdl_tools.book.needs import (
-    lock_problems,
-    make_lock,
-    plain_name,
-    requirements,
-    _uv_environment,
-    _uv_program,
-    wrong_extras,
-)
+from fsdl_tools.book.needs import plain_name, requirements, wrong_extras
+from fsdl_tools.book.pins import lock_problems, make_lock, _uv_environment, _uv_program
 from fsdl_tools.book.contents import settings
 
 PYTHONS = ('3.11.2', '3.11', '3.12', '3.13', '3.14')

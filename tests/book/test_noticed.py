@@ -4,12 +4,15 @@ import datetime
 import os
 import re
 import subprocess
+import socket
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 from fsdl_tools.book import epub, finish, frame
+from fsdl_tools.book import install, pip
 from fsdl_tools.book import site as website
 
 
@@ -58,3 +61,47 @@ def test_a_link_into_a_chapter_keeps_its_place(monkeypatch, site, start, end):
     found = website._readme_links('[a](one/02_x.ipynb) [b](one/02_x.ipynb#would-it.y) [c](https://x.org/y.ipynb#z)', {})
     whole = f'{start}one/02_x{end}'
     assert found == f'[a]({whole}) [b]({whole}#would-it.y) [c](https://x.org/y.ipynb#z)'
+
+
+@pytest.mark.parametrize(
+    'address, said',
+    [
+        ('me:secret@127.0.0.1:9', '…@127.0.0.1:9'),
+        ('http://me:se/cret@a.org:1', 'http://…@a.org:1'),
+        ('http://me:secret@secret@a.org:1', 'http://…@a.org:1'),
+        ('socks5h://me@a.org', 'socks5h://…@a.org'),
+        ('http://a.org:1', 'http://a.org:1'),
+    ],
+)
+def test_the_password_of_a_proxy_is_never_told(address, said):
+    told = pip.explain_failure('ProxyError', dict(HTTPS_PROXY=address))
+    assert told == f'the proxy refuses (HTTPS_PROXY={said}): correct or unset it'
+
+
+def test_a_server_that_answers_rubbish_leaves_the_size_unknown():
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        server.listen()
+        server.settimeout(20)
+
+        def rubbish():
+            there, _ = server.accept()
+            there.recv(1000)
+            there.sendall(b'rubbish\r\n\r\n')
+            there.close()
+
+        answering = threading.Thread(target=rubbish)
+        answering.start()
+        assert pip._length(f'http://127.0.0.1:{server.getsockname()[1]}/x', None) is None
+        answering.join()
+    assert pip._length('https://a.invalid/x y', None) is None
+
+
+@pytest.mark.parametrize('record', [b'', bytes(50), b'\xff\xfe,sha,3\n', b'a.py,sha,x\n', b'"a.py,sha,3\n'])
+def test_a_torn_record_is_damage(tmp_path, record):
+    "A machine that goes off leaves files of zeros, or empty ones"
+    info = tmp_path / 'a-1.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text('Name: a')
+    (info / 'RECORD').write_bytes(record)
+    assert install.damaged(tmp_path) == [info] and install.damaged(tmp_path, thorough=False) == []

@@ -15,7 +15,8 @@ import pytest
 
 from fsdl_tools.book.contents import moved_names, notebooks, pages, settings
 from fsdl_tools.book.finish import _lost_page, page_tools, takeaway
-from fsdl_tools.book.markdown import divs, formulas, page_markdown
+from fsdl_tools.book.dialect import divs, formulas
+from fsdl_tools.book.markdown import page_markdown
 from fsdl_tools.book.rendering import quarto_settings, zensical_config
 from fsdl_tools.book.site import build_site, dead_links, _fingerprint, option_problems, readme, serve_site, update_site
 
