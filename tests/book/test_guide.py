@@ -11,7 +11,8 @@ from fsdl_tools.book import guide as module
 from fsdl_tools.book.guide import Guide, _asked, _branches, draw_tree, guide
 from fsdl_tools.compute.gpus import Cluster
 from fsdl_tools.compute.planner import estimate
-from fsdl_tools.compute.search import best_plan, search
+from fsdl_tools.compute.search import search
+from fsdl_tools.compute.choose import best_plan
 from fsdl_tools.core import read_results
 
 WEEK = 7 * 86400
