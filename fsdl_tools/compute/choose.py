@@ -159,10 +159,12 @@ def market(
 def clusters(
     gpus=('A100-SXM-80GB', 'H100-SXM-80GB'),  # Kinds of GPU
     counts=(8, 16, 32, 64, 128, 256, 512),  # How many
-    prices: dict = None,  # Name -> dollars per GPU-hour; default: market()
+    prices: dict = None,  # A name as find knows it -> dollars per GPU-hour; default: market()
 ) -> list:  # Clusters with prices
     "Clusters of each kind and size, priced"
-    prices = prices or {g: p for g, (p, _) in market().items()}
+    if prices is None:
+        prices = {g: p for g, (p, _) in market().items()}
+    prices = {find(g).name: p for g, p in prices.items()}
     names = [find(g).name for g in gpus]
     missing = [g for g in names if g not in prices]
     if missing:
@@ -181,6 +183,14 @@ def _offer(find_best, cluster, tokens, within, goodput):
     note = 'too slow' if days * 86400 > within else ''
     return row | dict(layout=str(e.layout), days=days, dollars=days * 24 * cluster.price, mfu=e.mfu, note=note)
 
+def _priced(over):
+    "Clusters as a list; raises ValueError for one without a price"
+    over = list(over)
+    for cluster in over:
+        if cluster.price is None:
+            raise ValueError(f'{cluster.gpus} × {cluster.gpu.name} has no price: try cluster.replace(gpu_hour=4.1)')
+    return over
+
 def cheapest(
     model,  # As for estimate
     tokens,  # To train on: a number, or a text such as 26B
@@ -194,6 +204,9 @@ def cheapest(
     "The cheapest way to train a model on so many tokens before a deadline"
     tokens = positive('tokens', parse_count(tokens), False)
     within = positive('within', parse_seconds(within), False)
+    over = _priced(over)
+    if positive('goodput', goodput, False) > 1:
+        raise ValueError(f'goodput is a share of the time, at most 1, not {goodput}')
     best = lambda cluster: search(model, cluster, global_batch, seq, **kw).best
     rows = [_offer(best, cluster, tokens, within, goodput) for cluster in over]
     rows.sort(key=lambda r: (r['note'] != '', r['dollars'] is None, r['dollars'] or 0))
