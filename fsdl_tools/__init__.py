@@ -16,8 +16,8 @@ _offered = {
     'TrainConfig': ('training.config', 'TrainConfig'),
     'Cluster': ('compute.gpus', 'Cluster'),
     'estimate': ('compute.planner', 'estimate'),
-    'plan': ('compute.search', 'best_plan'),
-    'cheapest': ('compute.search', 'cheapest'),
+    'plan': ('compute.choose', 'best_plan'),
+    'cheapest': ('compute.choose', 'cheapest'),
     'Table': ('table', 'Table'),
 }
 

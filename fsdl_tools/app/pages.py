@@ -70,7 +70,7 @@ _counts = (8, 16, 32, 64, 128, 256)
 def _priced_clusters(kinds):
     "Clusters of the kinds of GPU that a text names, and the day of their newest price"
     from fsdl_tools.compute.gpus import find
-    from fsdl_tools.compute.search import clusters, market
+    from fsdl_tools.compute.choose import clusters, market
 
     names = [find(kind.strip()).name for kind in kinds.split(',') if kind.strip()]
     prices = market()
@@ -80,7 +80,7 @@ def _priced_clusters(kinds):
 @functools.lru_cache(64)
 def _ways(model, tokens, within, kinds, batch, seq):
     "The rows of `cheapest`, and the day of the newest price"
-    from fsdl_tools.compute.search import cheapest
+    from fsdl_tools.compute.choose import cheapest
 
     over, day = _priced_clusters(kinds)
     return cheapest(model, tokens, within, over, batch, seq), day
@@ -181,7 +181,7 @@ def _plan_file(plan):
 def _plan_of(model, gpu, gpus, per_node, batch, seq, layout, precision, price):
     "A search and its best estimate, kept for the next page that asks"
     from fsdl_tools.compute.gpus import Cluster
-    from fsdl_tools.compute.search import best_plan
+    from fsdl_tools.compute.choose import best_plan
 
     cluster = Cluster(gpu, gpus, min(per_node, gpus), gpu_hour=price or None)
     layout = layout or ''

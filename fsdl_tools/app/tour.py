@@ -91,7 +91,7 @@ def _remember(t, folder):
 def _plan(t, folder):
     "The best layout on the named cluster, its time and its price"
     from fsdl_tools.compute.gpus import Cluster, find
-    from fsdl_tools.compute.search import best_plan, market
+    from fsdl_tools.compute.choose import best_plan, market
 
     name = find(t.gpu).name
     hour, day = market().get(name, (None, ''))

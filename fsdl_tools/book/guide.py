@@ -15,7 +15,8 @@ from ..compute.columns import refused
 from ..compute.gpus import Cluster, find
 from ..compute.planner import Estimate, estimate
 from ..compute.model_sizes import model_columns
-from ..compute.search import market, search
+from ..compute.search import search
+from ..compute.choose import market
 from ..compute.uncertainty import nearest_runs, told_apart
 from ..core import Record, human_bytes, human_dollars, human_seconds, one_of, parse_count, parse_dollars
 from ..core import parse_seconds, positive, read_results
@@ -312,8 +313,7 @@ def _ask_cut(case, seen):
     uncut, axes = seen.get('uncut'), _cut(plan.layout)
     gain = uncut.step_time / plan.step_time if uncut else float(bool(axes))
     page = _pages_of_cuts.get(tuple(axes), 'parallel/11_layout')
-    text = _said_of_cut(case, plan, axes, uncut)
-    return _answered('cut', 'yes' if axes else 'no', text, gain, how, page=page)
+    return _answered('cut', 'yes' if axes else 'no', _said_of_cut(case, plan, axes, uncut), gain, how, page=page)
 
 def _said_of_cut(case, plan, axes, uncut):
     "The answer in words"

@@ -175,7 +175,7 @@ def _show_plan(found, e, rows, tokens=''):
     if e.family:
         show(e.nearest())
     if found is not None:
-        from fsdl_tools.compute.search import explain
+        from fsdl_tools.compute.choose import explain
         say(explain(found))
     if tokens:
         n = parse_count(tokens)
@@ -226,7 +226,7 @@ def _plan_command(
     if batch:
         return _predict_table(batch, out, as_json, mine)
     from fsdl_tools.compute.gpus import Cluster
-    from fsdl_tools.compute.search import best_plan
+    from fsdl_tools.compute.choose import best_plan
     cluster = Cluster(gpu, gpus, gpus_per_node, gpu_hour=price)
     adapters = {} if lora_rank is None else dict(lora_rank=lora_rank)
     found, e = best_plan(

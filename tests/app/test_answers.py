@@ -220,9 +220,9 @@ def test_pages(request, asked, tmp_path, monkeypatch):
     for good in ([], rows[:2]):
         asked(f'verdict {len(good)}', pages._verdict, rows + [dict(note='x' * 500)], good, 'how')
     asked.fake('fsdl_tools.compute.gpus.find', lambda n: SimpleNamespace(name=n.upper()))
-    asked.fake('fsdl_tools.compute.search.market', dict(A=(2.0, '2026-01-02'), B=(3.0, '2026-02-01')))
-    asked.fake('fsdl_tools.compute.search.clusters', 'clusters')
-    asked.fake('fsdl_tools.compute.search.cheapest', Table(rows, formats=dict(dollars='{:.0f}'.format), caption='c'))
+    asked.fake('fsdl_tools.compute.choose.market', dict(A=(2.0, '2026-01-02'), B=(3.0, '2026-02-01')))
+    asked.fake('fsdl_tools.compute.choose.clusters', 'clusters')
+    asked.fake('fsdl_tools.compute.choose.cheapest', Table(rows, formats=dict(dollars='{:.0f}'.format), caption='c'))
     asked.fake('fsdl_tools.book.data.said_of_age', lambda what, day: f'{what} {day}')
     asked('clusters', pages._priced_clusters, 'a, b,')
     for query in ('', 'budget=9&gpus=a', 'budget=1&gpus=b, a,&tokens=3B&within=4d&batch=8&seq=16&model=m', 'tokens=x'):
@@ -252,7 +252,7 @@ def test_pages(request, asked, tmp_path, monkeypatch):
         )
     ):
         pages._plan_of.cache_clear()
-        asked.fake('fsdl_tools.compute.search.best_plan', (found, best))
+        asked.fake('fsdl_tools.compute.choose.best_plan', (found, best))
         for query in (
             '',
             'layout=dp8,precision=bf16&price=3&gpus=4&scheduler=ray',
@@ -554,8 +554,8 @@ def test_tour(request, asked, tmp_path, monkeypatch):
     for prices, found in itertools.product(
         ({}, dict(A100=(2.5, '2026-01-01'))), (None, SimpleNamespace(table=lambda n: Table([dict(next=n)])))
     ):
-        asked.fake('fsdl_tools.compute.search.market', prices)
-        asked.fake('fsdl_tools.compute.search.best_plan', (found, Plan()))
+        asked.fake('fsdl_tools.compute.choose.market', prices)
+        asked.fake('fsdl_tools.compute.choose.best_plan', (found, Plan()))
         asked(f'plan {prices} {found is None}', tour._plan, t, tmp_path)
     for budget, dollars in itertools.product(('', '1000', '$2'), (2.0, 2.01, 1000.0, 1001.0)):
         asked(f'bill {budget} {dollars}', tour._bill, t.replace(budget=budget), dollars, 'today')

@@ -162,7 +162,7 @@ def the_call_that_is_shown_gives_the_figure(name, address):
     from fsdl_tools.book.guide import guide
     from fsdl_tools.compute.cost import experiments, pick_offers, prices
     from fsdl_tools.compute.gpus import Cluster
-    from fsdl_tools.compute.search import best_plan, cheapest, clusters
+    from fsdl_tools.compute.choose import best_plan, cheapest, clusters
     from fsdl_tools.memory.predict import breakdown
     from fsdl_tools.models.zoo import search_models
 

@@ -12,7 +12,8 @@ from fsdl_tools.book.guide import Guide, guide
 from fsdl_tools.book.tree import _asked, branches, draw_tree
 from fsdl_tools.compute.gpus import Cluster
 from fsdl_tools.compute.planner import estimate
-from fsdl_tools.compute.search import best_plan, search
+from fsdl_tools.compute.search import search
+from fsdl_tools.compute.choose import best_plan
 from fsdl_tools.core import read_results
 
 WEEK = 7 * 86400

@@ -595,11 +595,11 @@ def test_compute(request, asked, tmp_path, monkeypatch):
             return table()
 
     search = SimpleNamespace(table=lambda rows: asked.calls.append(['rows', rows]) or table())
-    asked.fake('fsdl_tools.compute.search.explain', 'because')
+    asked.fake('fsdl_tools.compute.choose.explain', 'because')
     asked.fake('fsdl_tools.compute.gpus.Cluster', lambda *a, **kw: 'cluster')
     for price, low, family, searched in ((2.0, None, False, True), (None, None, True, False), (2.0, 1.0, True, True)):
         e = type('E', (Estimate,), dict(price=price, step_low=low, family=family))('estimate')
-        asked.fake('fsdl_tools.compute.search.best_plan', (search if searched else None, e))
+        asked.fake('fsdl_tools.compute.choose.best_plan', (search if searched else None, e))
         for words in (
             '',
             '--tokens 26B',

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fsdl_tools.compute import calibrate, columns, cost, gpus, images, measured, model_sizes, planner
+from fsdl_tools.compute import calibrate, choose, columns, cost, gpus, images, measured, model_sizes, planner
 from fsdl_tools.compute import search, step_memory, step_time, uncertainty, validation
 from fsdl_tools.compute.gpus import Cluster, Gpu
 from fsdl_tools.core import GiB
@@ -1393,7 +1393,7 @@ def columns_of_search(found):
         float(found.seconds['total'].sum()),
         float(found.found['device'].sum()),
         str(found.fastest.layout),
-        search.explain(found),
+        choose.explain(found),
         [list(r.values()) for r in found.table(2)][-1],
     ]
 
@@ -1507,7 +1507,7 @@ def test_searches(request, monkeypatch):
     }
     found |= {
         f'powers {x}': search._powers(*x) for x in ((1,), (8,), (9,), (0,), (64, 4), (64, 5), (3, 4), (7.9, 2))
-    } | {f'divisors {x}': search._divisors(*x) for x in ((12,), (12, 4), (12, 0), (1,), (7, 99))}
+    } | {f'divisors {x}': search.divisors(*x) for x in ((12,), (12, 4), (12, 0), (1,), (7, 99))}
     c = dict(
         tp=np.array([1, 2, 2, 1.0]),
         pp=np.array([1, 1, 2, 1.0]),
@@ -1543,19 +1543,19 @@ def test_searches(request, monkeypatch):
         for o in (None, 'none', 'optimizer')
     }
     found |= {
-        f'two largest {least}': search._two_largest(dict(matmul=3.0, bubble=1.0, launch=0.5, optimizer=-1.0), least)
+        f'two largest {least}': choose._two_largest(dict(matmul=3.0, bubble=1.0, launch=0.5, optimizer=-1.0), least)
         for least in (0, 0.5, 0.6, 1, 4)
     } | {f'listed {v}': search._listed(v) for v in (1, [1], (2, 3), range(3), 'none')}
-    monkeypatch.setattr(search, '_error', lambda: 0.1)
+    monkeypatch.setattr(choose, '_error', lambda: 0.1)
     plans = [
         planner.estimate(MODELS['llama'], l, Cluster('H100', 8), 64, 2048)
         for l in ('dp1,tp8', 'dp8,zero3', 'dp8,zero3,recompute=full', 'dp2,tp4', 'dp4,tp2,zero1')
     ]
     found |= {
-        f'compared {i} {j}': search._compare(plans[i], plans[j]) for i, j in itertools.product(range(5), range(5))
+        f'compared {i} {j}': choose._compare(plans[i], plans[j]) for i, j in itertools.product(range(5), range(5))
     }
     found |= {
-        f'as far apart as the error {f}': search._compare(plans[0], plans[0].replace(step_time=plans[0].step_time * f))
+        f'as far apart as the error {f}': choose._compare(plans[0], plans[0].replace(step_time=plans[0].step_time * f))
         for f in (1, 1.0999, 1.1001)
     }
     rows = [
@@ -1570,24 +1570,24 @@ def test_searches(request, monkeypatch):
             ('T4', 1, 0, 'on-demand', '2026'),
         )
     ]
-    monkeypatch.setattr(search, 'read_data', lambda name, **kw: rows)
-    found |= {f'market {x}': search.market(*x) for x in ((), ('2024',), ('2026',), ('2025', 'spot'))} | {
-        f'clusters {x}': answer(lambda x: [(c.gpu.name, c.gpus, c.price) for c in search.clusters(*x)], x)
+    monkeypatch.setattr(choose, 'read_data', lambda name, **kw: rows)
+    found |= {f'market {x}': choose.market(*x) for x in ((), ('2024',), ('2026',), ('2025', 'spot'))} | {
+        f'clusters {x}': answer(lambda x: [(c.gpu.name, c.gpus, c.price) for c in choose.clusters(*x)], x)
         for x in ((('H100',), (8, 16)), (), (('T4', 'H100'),), (('T4',), (1,), {'T4': 1}))
     }
     over = [Cluster('H100', n, gpu_hour=2) for n in (1, 8, 16)] + [Cluster('T4', 8, gpu_hour=0.1)]
     found |= {
         f'cheapest {x}': answer(
-            lambda x: [list(r.values()) for r in search.cheapest(MODELS['llama'], *x, over, 16, 1024)], x
+            lambda x: [list(r.values()) for r in choose.cheapest(MODELS['llama'], *x, over, 16, 1024)], x
         )
         for x in (('26M', '7d'), ('2B', '1d'), (0, 1), (1, 0), ('x', 1))
     }
     limit = search.search(MODELS['llama'], over[1], 16, 1024).best.days(1e9) / 0.5 * 86400
     found |= {
-        f'until {f}': [r['note'] for r in search.cheapest(MODELS['llama'], 1e9, limit * f, over[1:2], 16, 1024, 0.5)]
+        f'until {f}': [r['note'] for r in choose.cheapest(MODELS['llama'], 1e9, limit * f, over[1:2], 16, 1024, 0.5)]
         for f in (0.999, 1, 1.001)
     }
-    best = lambda **kw: (lambda s, e: (s is None, str(e.layout), e.step_time))(*search.best_plan(**kw))
+    best = lambda **kw: (lambda s, e: (s is None, str(e.layout), e.step_time))(*choose.best_plan(**kw))
     plain = dict(cluster=Cluster('A100', 8), global_batch=64)
     for name, model, kw in (
         ('text', 'gpt2', dict(layout='dp8')),
@@ -1602,7 +1602,7 @@ def test_searches(request, monkeypatch):
             lambda: best(model=MODELS.get(model, model) if isinstance(model, str) else model, **plain | kw)
         )
     found |= {
-        f'layouts of images {n} {b}': [str(l) for l in search._image_layouts(n, b, 'pytorch', 'bf16')]
+        f'layouts of images {n} {b}': [str(l) for l in choose._image_layouts(n, b, 'pytorch', 'bf16')]
         for n, b in ((1, 6), (2, 8), (3, 8))
     }
     same_answers(request, 'searches', found)

@@ -13,7 +13,8 @@ from fsdl_tools.compute.columns import complete_columns, kernel_of, kernels, ref
 from fsdl_tools.compute.gpus import Cluster, find, gpus
 from fsdl_tools.compute.planner import estimate
 from fsdl_tools.compute.model_sizes import known, model_columns
-from fsdl_tools.compute.search import best_plan, search
+from fsdl_tools.compute.search import search
+from fsdl_tools.compute.choose import best_plan
 from fsdl_tools.compute.step_memory import bytes_per_parameter, memory
 from fsdl_tools.compute.step_time import step_time
 from fsdl_tools.compute.uncertainty import (

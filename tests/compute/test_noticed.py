@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fsdl_tools.compute import cost, gpus, measured, planner, search, step_memory, uncertainty, validation
+from fsdl_tools.compute import choose, cost, gpus, measured, planner, search, step_memory, uncertainty, validation
 
 
 def test_stages_interleave_where_layers_and_rounds_divide():
@@ -181,3 +181,21 @@ def test_a_comparison_of_what_was_not_measured_says_so():
 def test_a_gpu_that_skips_no_zeros_has_no_sparse_rate():
     said = [measured.explain_peak(g, 2 * gpus.peak(g, 'fp16') / 1e12, 'fp16') for g in ('V100', 'MI250X', 'A100')]
     assert [s.startswith('with sparsity') for s in said] == [False, False, True]
+
+
+def test_prices_are_found_under_every_name_of_a_gpu():
+    said = choose.clusters(('A100', 'h100'), (8,), {'A100-SXM-80GB': 2.0, 'NVIDIA H100 80GB HBM3': 3.0})
+    assert [c.price for c in said] == [16.0, 24.0]
+    with pytest.raises(ValueError, match='no price for H100 SXM'):
+        choose.clusters(('H100',), (8,), {})
+
+
+def test_the_cheapest_of_unpriced_clusters_is_refused_and_so_is_more_than_all_of_the_time():
+    priced = choose.clusters(('A100',), (8,), {'A100': 2.0})
+    with pytest.raises(ValueError, match='8 × H100 SXM has no price'):
+        choose.cheapest('gpt2', 1e9, '7d', [*priced, gpus.Cluster('H100', 8)], 64, 1024)
+    for share in (0, 1.01, math.nan):
+        with pytest.raises(ValueError, match='goodput'):
+            choose.cheapest('gpt2', 1e9, '7d', priced, 64, 1024, goodput=share)
+    one, all_of_it = (choose.cheapest('gpt2', 1e9, '7d', iter(priced), 64, 1024, g)[0]['days'] for g in (0.5, 1))
+    assert math.isclose(one, 2 * all_of_it)

@@ -15,7 +15,8 @@ from fsdl_tools.compute.step_memory import memory, parameters, sharded, bytes_pe
 from fsdl_tools.compute.step_time import step_time
 from fsdl_tools.compute.planner import Estimate, estimate
 from fsdl_tools.compute.model_sizes import known, model_columns
-from fsdl_tools.compute.search import best_plan, cheapest, clusters, _compare, enumerate_layouts, explain, search
+from fsdl_tools.compute.search import enumerate_layouts, search
+from fsdl_tools.compute.choose import best_plan, cheapest, clusters, _compare, explain
 
 A100, H100 = Cluster('A100-SXM-80GB', 8), Cluster('H100-SXM-80GB', 8)
 two = st.sampled_from([1, 2, 4, 8])

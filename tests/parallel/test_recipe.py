@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from fsdl_tools.compute.gpus import Cluster
 from fsdl_tools.compute.planner import Estimate, estimate
-from fsdl_tools.compute.search import best_plan
+from fsdl_tools.compute.choose import best_plan
 from fsdl_tools.operations.launch import Job
 from fsdl_tools.parallel.layout import (
     Layout,
