@@ -75,7 +75,15 @@ def test_adapters(request):
             super().__init__()
             self.nf, self.weight, self.bias = out, nn.Parameter(drawn(inside, out)), nn.Parameter(torch.zeros(out))
 
-    net = nn.ModuleDict(
+        def forward(self, x):
+            return x @ self.weight + self.bias
+
+    class ModuleDict(nn.ModuleDict):
+        def forward(self, x):
+            y = self['inner']['q'](self['a'](x) + self['turned'](x))
+            return self['lm_head'](y + self['inner']['fc'](x[..., :2]).sum())
+
+    net = ModuleDict(
         dict(
             a=nn.Linear(8, 6),
             turned=Conv1D(8, 6),
