@@ -189,7 +189,8 @@ def _output_layers(model, inputs):
         inputs = example_inputs(model)
     ends = _ends_by_graph(model) if inputs is None else _ends_by_run(model, inputs)
     if ends is None:
-        raise ValueError(f'which layer makes the output of {type(model).__name__}? Give inputs= that it runs on, or names=')
+        name = type(model).__name__
+        raise ValueError(f'which layer makes the output of {name}? Give inputs= that it runs on, or names=')
     return ends
 
 def _adaptable(model, inputs=None):

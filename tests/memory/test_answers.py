@@ -497,7 +497,7 @@ def test_steps_of_small_networks(request):
         for k in ('parameters', 'gradients', 'optimizer', 'buffers', 'batch', 'activations', 'logits', 'casts'):
             assert getattr(measured, k) == getattr(made, k), (name, kw, k)
         assert abs(measured.peak / made.peak - 1) < 0.1
-    frozen = adapters.add_adapters(nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64)), 2, 4)
+    frozen = adapters.add_adapters(nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64)), 2, 4, ['0', '2'])
     found |= {
         'adapted': sizes_of(predict.breakdown(frozen, inputs=torch.zeros(5, 64))),
         'pair': sizes_of(

@@ -251,7 +251,9 @@ def test_the_head_of_a_model_of_transformers(name, head):
     assert set(found) == set(adapters._linear(model)) - {head}
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'vit_tiny_patch16_224', 'convnext_atto', 'deit_tiny_distilled_patch16_224'])
+@pytest.mark.parametrize(
+    'name', ['resnet18', 'vit_tiny_patch16_224', 'convnext_atto', 'deit_tiny_distilled_patch16_224']
+)
 def test_the_head_of_a_model_of_timm(name):
     from fsdl_tools.models.build import build
 
