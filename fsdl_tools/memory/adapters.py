@@ -10,7 +10,10 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import nn
-from ..core import one_of, positive
+from torch import fx
+from ..core import one_of, positive, theirs
+from .measure import call, fake, logits_of, mode_of, prepare
+from ..models.build import example_inputs
 
 # %% ../../nbs/memory/04_adapters.ipynb #06b3bd69
 _block, _outer = 64, 256         # weights a scale, and scales a scale of scales (arXiv 2305.14314 section 3)
@@ -131,8 +134,6 @@ class LowRank(nn.Module):
         return self.base.bias
 
 # %% ../../nbs/memory/04_adapters.ipynb #2dbc9db6
-_heads = ('lm_head', 'embed_out', 'classifier', 'score', 'head', 'fc')
-
 def _is_turned(m):
     "Is this the Conv1D of GPT-2 in transformers: a linear layer whose weight is [inputs, outputs]?"
     return type(m).__name__ == 'Conv1D' and hasattr(m, 'nf') and m.weight.dim() == 2
@@ -146,10 +147,62 @@ def _as_linear(m):
     turned.bias = m.bias
     return turned
 
-def _adaptable(model):
-    "Names of the linear layers that get an adapter: all but the head"
-    linear = [n for n, m in model.named_modules() if type(m) is nn.Linear or _is_turned(m)]
-    return [n for n in linear if n.rpartition('.')[2] not in _heads]
+def _linear(model):
+    "Name -> each linear layer of a model"
+    return {n: m for n, m in model.named_modules() if type(m) is nn.Linear or _is_turned(m)}
+
+def _said_head(model):
+    "The output layer that a model of transformers or timm names itself; None where it names none"
+    for name in ('get_output_embeddings', 'get_classifier'):
+        found = getattr(model, name)() if hasattr(model, name) else None
+        if found is not None:
+            return found
+    return None
+
+def _ends_by_graph(model):
+    "Names of the modules whose output is the model's, without running it; None for a model that cannot be traced so"
+    try:
+        with theirs('no graph'):
+            graph = fx.Tracer().trace(model)
+    except ValueError:
+        return None
+    last = next(n for n in graph.nodes if n.op == 'output')
+    return [n.target for n in last.all_input_nodes if n.op == 'call_module']
+
+def _ends_by_run(model, inputs):
+    "Names of the linear layers whose output is the model's, by running a copy without data"
+    bare, inputs = prepare(fake(model).requires_grad_(True), inputs, 'fp32')
+    made, storage = {}, lambda t: t.untyped_storage()._cdata
+    for name, m in _linear(bare).items():
+        m.register_forward_hook(lambda m, args, out, name=name: made.update({name: out}))
+    with mode_of(bare):
+        last = storage(logits_of(call(bare, inputs)))
+    return [name for name, out in made.items() if storage(out) == last]
+
+def _output_layers(model, inputs):
+    "Names of the linear layers that make the output; raises ValueError where neither model nor inputs say which"
+    head = _said_head(model)
+    if head is not None:
+        parts = {id(m) for one in (head if isinstance(head, (tuple, list)) else [head]) for m in one.modules()}
+        return [n for n, m in _linear(model).items() if id(m) in parts]
+    if inputs is None and hasattr(getattr(model, 'config', None), 'model_type'):       # one of transformers
+        inputs = example_inputs(model)
+    ends = _ends_by_graph(model) if inputs is None else _ends_by_run(model, inputs)
+    if ends is None:
+        name = type(model).__name__
+        raise ValueError(f'which layer makes the output of {name}? Give inputs= that it runs on, or names=')
+    return ends
+
+def _adaptable(model, inputs=None):
+    "Names of the linear layers that get an adapter: all but those that make the output"
+    linear = _linear(model)
+    left_out = _output_layers(model, inputs) if linear else []
+    return [n for n in linear if n not in left_out]
+
+def _named(model, names):
+    "Names of linear layers, each of which there is; raises ValueError for another, with the nearest"
+    linear = _linear(model)
+    return [one_of('linear layer', n, linear) for n in ([names] if isinstance(names, str) else names)]
 
 def _put_adapter(model, name, rank, bits):
     "Put a correction beside one linear layer of a model, in place"
@@ -162,13 +215,14 @@ def add_adapters(
     model,        # A torch.nn.Module, on any device; it is not changed
     rank:int=16,  # Rank of the corrections
     bits:int=16,  # 16: frozen weights stay as they are (LoRA); 4: they are kept in four bits (QLoRA)
-    names=None    # Linear layers that get an adapter; default: all but the head
+    names=None,   # Linear layers that get an adapter; default: all but the head
+    inputs=None   # A batch that tells which layer is the head, for a model of one's own with branches
 ):                # A copy of the model, of which only the adapters are trained; raises ValueError
     "A model with adapters"
     positive('rank', rank)
     one_of('bits', bits, [16, 4])
+    names = _adaptable(model, inputs) if names is None else _named(model, names)
     model = copy.deepcopy(model).requires_grad_(False)
-    names = _adaptable(model) if names is None else names
     if not names:
         raise ValueError(f'{type(model).__name__} has no linear layers that an adapter could stand beside')
     for name in names:

@@ -82,7 +82,7 @@ def checked_loss(
         said = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise ValueError(f'a loss is one number in a tensor, not {said}: give loss= that sums or averages')
     if not value.requires_grad:
-        raise ValueError('the loss depends on no parameter that is trained: is its way there detached, or under no_grad?')
+        raise ValueError('the loss depends on no parameter that is trained: is it detached, or under no_grad?')
     return value
 
 def cross_entropy(

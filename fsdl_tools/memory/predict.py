@@ -81,7 +81,7 @@ def _made_again(ops, inside, block):
     return [k for op in ops if inside(op) == block for k in op.kept]
 
 def _backward(ops, live, own, params, inside, again):
-    "Run them backwards; `inside` tells the recomputed block of an operation, `again` the gradients that are there already"
+    "Run them backwards; `inside` tells the recomputed block of an operation, `again` which gradients are there already"
     (owner, first), grad, seen = _first_uses(ops), {}, {None, ''}
     for i, op in reversed(list(enumerate(ops))):
         block = inside(op)

@@ -76,7 +76,7 @@ class AdamW8bit(torch.optim.Optimizer):
     def load_state_dict(self,
         saved # From state_dict
     ):
-        "Go on from there, with moments of the types that they were kept in; PyTorch would make them the parameters' type"
+        "Go on from there, with moments of the types they were kept in; PyTorch would give them the parameters' type"
         super().load_state_dict(saved)
         own = [p for g in self.param_groups for p in g['params']]
         numbers = [n for g in saved['param_groups'] for n in g['params']]
@@ -238,7 +238,8 @@ def groups_of(
         return [(_group_settings(groups[0]), list(named))]
     if len(mine) < len(held):
         others = f'{len(held) - len(mine)} of {len(held)} parameters'
-        raise ValueError(f'{others} in the groups of {type(optimizer).__name__} are not those of {type(model).__name__}')
+        whose = type(model).__name__
+        raise ValueError(f'{others} in the groups of {type(optimizer).__name__} are not those of {whose}')
     return [(_group_settings(g), [names[id(p)] for p in g['params']]) for g in groups]
 
 def _group_settings(group):

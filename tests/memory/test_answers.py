@@ -75,7 +75,15 @@ def test_adapters(request):
             super().__init__()
             self.nf, self.weight, self.bias = out, nn.Parameter(drawn(inside, out)), nn.Parameter(torch.zeros(out))
 
-    net = nn.ModuleDict(
+        def forward(self, x):
+            return x @ self.weight + self.bias
+
+    class ModuleDict(nn.ModuleDict):
+        def forward(self, x):
+            y = self['inner']['q'](self['a'](x) + self['turned'](x))
+            return self['lm_head'](y + self['inner']['fc'](x[..., :2]).sum())
+
+    net = ModuleDict(
         dict(
             a=nn.Linear(8, 6),
             turned=Conv1D(8, 6),
@@ -489,7 +497,7 @@ def test_steps_of_small_networks(request):
         for k in ('parameters', 'gradients', 'optimizer', 'buffers', 'batch', 'activations', 'logits', 'casts'):
             assert getattr(measured, k) == getattr(made, k), (name, kw, k)
         assert abs(measured.peak / made.peak - 1) < 0.1
-    frozen = adapters.add_adapters(nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64)), 2, 4)
+    frozen = adapters.add_adapters(nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64)), 2, 4, ['0', '2'])
     found |= {
         'adapted': sizes_of(predict.breakdown(frozen, inputs=torch.zeros(5, 64))),
         'pair': sizes_of(

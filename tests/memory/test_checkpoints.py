@@ -33,7 +33,12 @@ class Block(nn.Module):
 
     def __init__(self, width, how):
         super().__init__()
-        self.norm, self.up, self.down, self.how = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width), how
+        self.norm, self.up, self.down, self.how = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.Linear(4 * width, width),
+            how,
+        )
 
     def inside(self, x, scale=None):
         y = self.down(nn.functional.gelu(self.up(self.norm(x))))
@@ -50,7 +55,9 @@ class Block(nn.Module):
         if self.how == 'partial':
             return x + checkpoint(partial(self.inside, scale=torch.sigmoid(x)), x, use_reentrant=False)
         if self.how == 'nested':
-            return x + checkpoint(lambda y: checkpoint(self.inside, y, use_reentrant=False) * 2.0, x, use_reentrant=False)
+            return x + checkpoint(
+                lambda y: checkpoint(self.inside, y, use_reentrant=False) * 2.0, x, use_reentrant=False
+            )
         return x + checkpoint(self.inside, x, use_reentrant=self.how == 'reentrant')
 
 

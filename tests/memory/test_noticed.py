@@ -99,7 +99,7 @@ def test_masters_are_kept_of_what_is_trained():
 def test_an_adapted_layer_has_the_weight_that_it_applies(bits):
     torch.manual_seed(0)
     whole = torch.nn.TransformerEncoderLayer(64, 4, 128, dropout=0, batch_first=True)
-    adapted = adapters.add_adapters(whole, 4, bits=bits)
+    adapted = adapters.add_adapters(whole, 4, bits=bits, inputs=torch.randn(2, 5, 64))
     for m in adapted.modules():
         if isinstance(m, adapters.LowRank):
             torch.nn.init.normal_(m.up, std=0.02)
@@ -208,3 +208,83 @@ def test_a_loss_that_cannot_be_trained_on_is_refused_by_what_it_is():
     assert 'depends on no parameter that is trained' in asked_of_both(Detached(4, 3), x)
     assert 'one number in a tensor, not [2, 3]' in asked_of_both(torch.nn.Linear(4, 3), x, loss=lambda y: y * 2)
     assert 'one number in a tensor, not float' in asked_of_both(torch.nn.Linear(4, 3), x, loss=lambda y: 1.0)
+
+
+class Called(torch.nn.Module):
+    "Layers whose names say nothing: the inner one is called head, the last one inner"
+
+    def __init__(self, branch=False):
+        super().__init__()
+        self.inner, self.head, self.fc, self.branch = *(torch.nn.Linear(8, 8) for _ in 'abc'), branch
+
+    def forward(self, x):
+        if self.branch and x.sum(0).shape[0] and len(x) > 1:
+            x = x + 1
+        return self.inner(torch.relu(self.head(x)) + self.fc(x))
+
+
+def adapted_names(model, **kw):
+    made = adapters.add_adapters(model, 2, **kw)
+    return [n for n, m in made.named_modules() if isinstance(m, adapters.LowRank)]
+
+
+def test_the_head_is_the_layer_that_makes_the_output():
+    x = torch.zeros(2, 8)
+    assert adapted_names(Called()) == adapted_names(Called(True), inputs=x) == ['head', 'fc']
+    assert adapted_names(Called().requires_grad_(False)) == ['head', 'fc']
+    with pytest.raises(ValueError, match='which layer makes the output of Called. Give inputs='):
+        adapters.add_adapters(Called(True))
+    body = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8))
+    assert adapted_names(body) == ['0'] and adapted_names(torch.nn.Sequential(body, torch.nn.Linear(8, 2))) == ['0.0']
+
+
+@pytest.mark.parametrize('name, head', [('bert', 'cls.predictions.decoder'), ('gpt2', 'lm_head'), ('llama', 'lm_head')])
+def test_the_head_of_a_model_of_transformers(name, head):
+    from fsdl_tools.models.build import build
+
+    model = build(name, device='meta', tiny=True)
+    found = adapted_names(model)
+    if name == 'bert' and model.get_output_embeddings() is None:
+        assert found
+        return
+    assert head in dict(model.named_modules()) and head not in found
+    assert set(found) == set(adapters._linear(model)) - {head}
+
+
+@pytest.mark.parametrize(
+    'name', ['resnet18', 'vit_tiny_patch16_224', 'convnext_atto', 'deit_tiny_distilled_patch16_224']
+)
+def test_the_head_of_a_model_of_timm(name):
+    from fsdl_tools.models.build import build
+
+    model = build(name, device='meta')
+    heads = model.get_classifier()
+    heads = heads if isinstance(heads, tuple) else (heads,)
+    linear = adapters._linear(model)
+    inner = [n for n, m in linear.items() if not any(m is h for h in heads)]
+    if inner:
+        assert adapted_names(model) == inner and len(inner) < len(linear)
+    else:
+        with pytest.raises(ValueError, match='no linear layers that an adapter could stand beside'):
+            adapters.add_adapters(model)
+
+
+def test_a_classifier_of_transformers_is_found_by_running_it():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    config = BertConfig(vocab_size=32, **sizes)
+    with torch.device('meta'):
+        model = BertForSequenceClassification(config)
+    ids = dict(input_ids=torch.zeros(2, 6, dtype=torch.long))
+    for kw in ({}, dict(inputs=ids)):
+        found = adapted_names(model, **kw)
+        assert 'classifier' not in found and 'bert.encoder.layer.0.attention.self.query' in found
+
+
+def test_a_name_that_is_none_is_answered_with_the_nearest():
+    net = Called()
+    assert adapted_names(net, names='head') == ['head']
+    for names in (['haed'], 'haed'):
+        with pytest.raises(ValueError, match="haed.*head"):
+            adapters.add_adapters(net, names=names)

@@ -26,7 +26,10 @@ def grouped(net, groups):
     "Parameters of a network in one group, or in two with settings of their own"
     if groups == 1:
         return net.parameters()
-    return [dict(params=[net[0].weight, net[1].bias], lr=0.02, weight_decay=0.1), dict(params=[net[0].bias, net[1].weight])]
+    return [
+        dict(params=[net[0].weight, net[1].bias], lr=0.02, weight_decay=0.1),
+        dict(params=[net[0].bias, net[1].weight]),
+    ]
 
 
 def fitted(make, dtype, groups, steps, resume=None, way=None, frozen=False):
