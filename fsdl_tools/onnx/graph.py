@@ -38,7 +38,7 @@ def _label(node, weights):
 
 def _node_box(k, node, maker, weights):
     "The box of the `k`-th node; `maker`: value -> the box it comes from"
-    sources = [maker[v] for v in node.input if v in maker]
+    sources = [maker[v] for v in node.input if v and v in maker]            # '' is an optional one left out
     row = 1 + max((s.row for s in sources), default=-1)
     return _Box(f'n{k}', _label(node, weights), row, sources, True)
 

@@ -6,7 +6,7 @@
 __all__ = ['session', 'infer', 'InputSpec', 'random_inputs', 'specs_of_file', 'web_modules', 'web_runner']
 
 # %% ../../nbs/onnx/01_run.ipynb #81ea501a
-import base64, json, math, subprocess, threading
+import base64, json, math, re, subprocess, threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,11 +209,15 @@ def _noted(note, model):
         raise ValueError(f'{nonsense}: {str(bad)[:200]}')
     return _fit(specs, model)
 
+def _axis_of(node):
+    "The axis along which a Gather looks up, the first unless it says otherwise"
+    return next((a.i for a in node.attribute if a.name == 'axis'), 0)
+
 def _high(model, name):
     "Whole numbers below this may be looked up in the table that the input is an index of"
-    rows = {t.name: t.dims[0] for t in model.graph.initializer if t.dims}
-    looked_up = [n.input[0] for n in model.graph.node if n.op_type == 'Gather' and n.input[1] == name]
-    return min((rows[t] for t in looked_up if t in rows), default=2)
+    shapes = {t.name: t.dims for t in model.graph.initializer if t.dims}
+    looked_up = [n for n in model.graph.node if n.op_type == 'Gather' and n.input[1] == name]
+    return min((shapes[n.input[0]][_axis_of(n)] for n in looked_up if n.input[0] in shapes), default=2)
 
 def _axis_name(given, of, k):
     "The name of axis `k` of the input `of`, which `random_inputs` can take as an argument"
@@ -258,14 +262,25 @@ def web_modules() -> Path: # Ends in node_modules; it need not be there
     "Where onnxruntime-web is looked for: $XDG_CACHE_HOME or ~/.cache, then fsdl_tools/onnxweb"
     return cache_folder().parent/'onnxweb'/'node_modules'
 
-def _sent(array):
-    "An array as JSON carries it to Node.js"
+_node_types = ('float32', 'int64', 'int32')         # the kinds of _script
+
+def _sent(name, array):
+    "An input as JSON carries it to Node.js; raises ValueError for a type that is not sent"
+    array = np.asarray(array)
+    if str(array.dtype) not in _node_types:
+        raise ValueError(f"input {name!r} is {array.dtype}; Node.js is sent {', '.join(_node_types)}")
     data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
     return dict(dtype=str(array.dtype), shape=array.shape, data=data)
 
 def _received(value):
     "The array that Node.js sent"
     return np.frombuffer(base64.b64decode(value['data']), value['dtype']).reshape(value['shape'])
+
+def _told_by_node(stderr):
+    "The error among what Node.js prints, which ends with places in programs and its own version"
+    lines = [l.strip() for l in stderr.splitlines() if l.strip()] or ['no message']
+    plain = [l for l in lines if not l.startswith(('at ', 'Node.js v'))] or lines
+    return next((l for l in plain if re.match(r'(\w*Error|Error)\b', l)), plain[-1])
 
 def _in_node(modules, path, given, timeout):
     "What the script answers, from JSON; raises ValueError with what Node said"
@@ -277,8 +292,7 @@ def _in_node(modules, path, given, timeout):
         timeout=timeout,
     )
     if r.returncode:
-        said = r.stderr.strip().splitlines() or ['no message']
-        raise ValueError(f'onnxruntime-web failed: {said[-1][:300]}')
+        raise ValueError(f'onnxruntime-web failed: {_told_by_node(r.stderr)[:300]}')
     return json.loads(r.stdout.splitlines()[-1])
 
 def web_runner(
@@ -291,6 +305,6 @@ def web_runner(
     if not (Path(modules)/'onnxruntime-web').is_dir():
         raise FileNotFoundError(f'no onnxruntime-web in {str(modules)!r}: npm install onnxruntime-web')
     def run(feed):
-        answer = _in_node(modules, path, {k: _sent(v) for k, v in feed.items()}, timeout)
+        answer = _in_node(modules, path, {k: _sent(k, v) for k, v in feed.items()}, timeout)
         return {k: _received(v) for k, v in answer.items()}
     return run

@@ -290,7 +290,7 @@ def test_runs(request, tmp_path):
     found['a sequence'] = answer(R._spec, look, helper.make_tensor_sequence_value_info('d', FLOAT, [1]))
     found['sent'] = [
         (s['dtype'], list(s['shape']), s['data'], R._received(s).tolist())
-        for s in (R._sent(np.arange(3)), R._sent(x.T))
+        for s in (R._sent('i', np.arange(3)), R._sent('x', x.T))
     ]
     (tmp_path / 'modules' / 'onnxruntime-web').mkdir(parents=True)
     found['no node'] = words(R.web_runner, tmp_path / 'm.onnx', tmp_path, folder=tmp_path)

@@ -5,6 +5,8 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 import torch
 from torch import nn
@@ -44,6 +46,44 @@ def test_what_node_is_asked_and_answers(monkeypatch, tmp_path):
         with pytest.raises(ValueError) as e:
             run._in_node(tmp_path, 'm.onnx', {}, 9)
         assert str(e.value) == f'onnxruntime-web failed: {words}'
+
+
+def test_what_node_says_is_the_error_and_not_its_version():
+    "Node.js ends what it prints with places in programs and with its own version"
+    said = 'noise\n\nError: input x is missing\n    at w (file.js:6:4695)\n    at async y\n\nNode.js v20.20.2\n'
+    assert run._told_by_node(said) == 'Error: input x is missing'
+    assert run._told_by_node('TypeError: a\n  at b') == 'TypeError: a'
+    assert run._told_by_node('Node.js v20.20.2') == 'Node.js v20.20.2'
+
+
+@pytest.mark.parametrize('kind', ['float64', 'bool', 'uint8', 'float16'])
+def test_an_input_that_is_not_sent_to_node_is_named(kind):
+    with pytest.raises(ValueError, match=f"input 'x' is {kind}; Node.js is sent float32, int64, int32"):
+        run._sent('x', np.ones(3, kind))
+
+
+@pytest.mark.parametrize('axis, rows', [(0, 9), (1, 2), (-1, 2)])
+def test_what_is_looked_up_lies_along_the_axis_of_the_table(axis, rows, tmp_path):
+    "A Gather along another axis than the first has other numbers of rows, and refuses those beyond"
+    shape = '9, n' if axis else 'n, 2'
+    text = f"""<ir_version: 10, opset_import: ["": 20]> g (int64[n] ids) => (float[{shape}] y)
+    <float[9, 2] table = {{{', '.join('0' * 18)}}}> {{ y = Gather<axis = {axis}>(table, ids) }}"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / 'm.onnx')
+    specs = run.specs_of_file(tmp_path / 'm.onnx')
+    assert specs[0].high == rows
+    for seed in range(5):
+        run.infer(run.session(tmp_path / 'm.onnx'), run.random_inputs(specs, seed, n=20))
+
+
+def test_an_optional_value_that_is_left_out_joins_no_boxes():
+    "Outputs and inputs without a name are not one value"
+    made = [
+        onnx.helper.make_node('LSTM', ['x', 'W', 'R'], ['', 'h'], hidden_size=2),
+        onnx.helper.make_node('Clip', ['x', '', 'hi'], ['y']),
+    ]
+    io = [onnx.helper.make_tensor_value_info(n, 1, [1, 1, 2]) for n in 'xy']
+    model = onnx.helper.make_model(onnx.helper.make_graph(made, 'g', io[:1], io[1:]))
+    assert [(b.name, [s.name for s in b.sources]) for b in graph._boxes(model)][1:3] == [('n0', ['x']), ('n1', ['x'])]
 
 
 class Still(nn.Module):
