@@ -22,8 +22,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from fsdl_tools.core import GiB
 from fsdl_tools.operations import (
     kubernetes,
+    manifests,
     sinks,
     slurm_answers,
     tracker_clients,
@@ -2042,3 +2044,23 @@ def test_limits_are_those_of_the_partition_a_job_goes_to():
         dict(JobRequeue='0', PreemptType='preempt/qos'),
     )
     assert said['value'].endswith('a preempted job comes back')
+
+
+def test_a_quantity_may_have_an_exponent_or_a_bare_point():
+    "k8s.io/apimachinery/pkg/api/resource: a decimal exponent stands in place of a suffix"
+    want = {
+        '1e3': 1e3,
+        '1E3': 1e3,
+        '1E': 1e18,
+        '2e-1': 0.2,
+        '.5': 0.5,
+        '5.': 5.0,
+        '100n': 1e-7,
+        '3u': 3e-6,
+        '1.5Gi': 1.5 * GiB,
+    }
+    for text, number in want.items():
+        assert math.isclose(manifests.quantity(text), number), text
+    for bad in ('', '.', 'e3', '1e', '1e3Mi', '1e+', '2GB', '1 Gi', '1K'):
+        with pytest.raises(ValueError, match='is no quantity'):
+            manifests.quantity(bad)
