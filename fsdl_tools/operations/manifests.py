@@ -112,9 +112,9 @@ def bad_image(
     return [] if ok else [f'image {image!r}: not a name such as ghcr.io/org/name:tag']
 
 # %% ../../nbs/operations/04_manifests.ipynb #78b1c9b3
-_quantity = re.compile(r'(\d+(?:\.\d+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?')
+_quantity = re.compile(r'(\d+\.?\d*|\.\d+)(?:([eE][+-]?\d+)|(n|u|m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?)')
 _powers = (
-    {'': 1, 'm': 1e-3}
+    {'': 1, 'n': 1e-9, 'u': 1e-6, 'm': 1e-3}
     | {u: 1000**i for i, u in enumerate('kMGTPE', 1)}
     | {u + 'i': 1024**i for i, u in enumerate('KMGTPE', 1)}
 )
@@ -126,7 +126,7 @@ def quantity(
     m = _quantity.fullmatch(str(value))
     if not m:
         raise ValueError(f'{value!r} is no quantity: expected for example 2, 500m or 2Gi')
-    return float(m[1]) * _powers[m[2] or '']
+    return float(m[1] + (m[2] or '')) * _powers[m[3] or '']
 
 # %% ../../nbs/operations/04_manifests.ipynb #ed5eb846
 def keys_beyond(

@@ -11,7 +11,8 @@ from pathlib import Path
 from ..core import one_of, parse_seconds
 from ..files import write_atomic
 from ..environments import built
-from .sinks import sinks, _OwnFile
+from .sinks import _OwnFile
+from .tracker_clients import sinks
 from ..table import Table
 from ..training.provenance import mask_text
 from ..training.runlog import schema

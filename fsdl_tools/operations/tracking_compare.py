@@ -15,7 +15,7 @@ from ..core import Record, one_of
 from ..files import write_atomic
 from ..table import Table
 from ..environments import run_in
-from .sinks import _flat, sinks
+from .tracker_clients import _flat, sinks
 from .tracking import follow
 from .tracking_read import read, read_all
 from ..training.provenance import file_hash, mask, mask_text

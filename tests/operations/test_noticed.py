@@ -22,10 +22,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from fsdl_tools.core import GiB
 from fsdl_tools.operations import (
     kubernetes,
+    manifests,
     sinks,
     slurm_answers,
+    tracker_clients,
     tracking,
     tracking_archives,
     tracking_compare,
@@ -1303,12 +1306,14 @@ def test_what_sinks_tell_their_clients(request, tmp_path, monkeypatch):
                 (tmp_path / 'gone').mkdir()
             monkeypatch.setenv('CLEARML_CACHE_DIR', '')
             monkeypatch.setenv('TRACKIO_DIR', '')
-            said = tell(sinks.sinks[name], tmp_path, options, about, dict(row=5, reported=7, lost=dict(x=1)), status)
+            said = tell(
+                tracker_clients.sinks[name], tmp_path, options, about, dict(row=5, reported=7, lost=dict(x=1)), status
+            )
             found[f'{name} {status}'] = cleaned([said, calls, (tmp_path / 'gone').exists()], tmp_path)
     there = SimpleNamespace(info=SimpleNamespace(run_id='old', artifact_uri='u'), experiment_id='e7')
     uploaded = lambda run, path: [Path(path).name, Path(path).read_text()] and None
-    monkeypatch.setattr(sinks, '_whole_database', lambda uri: None)
-    monkeypatch.setattr(sinks.tempfile, 'TemporaryDirectory', lambda: _folder(tmp_path))
+    monkeypatch.setattr(tracker_clients, '_whole_database', lambda uri: None)
+    monkeypatch.setattr(tracker_clients.tempfile, 'TemporaryDirectory', lambda: _folder(tmp_path))
     for case, results in dict(
         new=dict(search_runs=[], get_experiment_by_name=None),
         old=dict(search_runs=[there], get_experiment_by_name=there),
@@ -1321,7 +1326,7 @@ def test_what_sinks_tell_their_clients(request, tmp_path, monkeypatch):
             for uri in ('', 'http://h', f'sqlite:///{tmp_path}/x/m.db', 'file:///x'):
                 calls = client(monkeypatch, results | dict(log_artifact=uploaded), 'mlflow')
                 said = tell(
-                    sinks.sinks['mlflow'],
+                    tracker_clients.sinks['mlflow'],
                     tmp_path,
                     options | (dict(uri=uri, experiment='own') if uri else {}),
                     about,
@@ -1331,7 +1336,7 @@ def test_what_sinks_tell_their_clients(request, tmp_path, monkeypatch):
                 if uri == '' or case == 'new' and status == 'finished':
                     found[f'mlflow {case} {status} {uri.replace(str(tmp_path), "")}'] = cleaned([said, calls], tmp_path)
     calls = client(monkeypatch, dict(search_runs=[there]), 'mlflow')
-    sink = sinks.sinks['mlflow'](tmp_path / 'sink', dict(id='r'), {}, {})
+    sink = tracker_clients.sinks['mlflow'](tmp_path / 'sink', dict(id='r'), {}, {})
     calls.clear()
     for n in (1, 100, 101, 250):
         sink._params({str(i): i for i in range(n)})
@@ -1341,14 +1346,15 @@ def test_what_sinks_tell_their_clients(request, tmp_path, monkeypatch):
         [c[0], len((c[-1].get('params') or c[-1].get('metrics')))] for c in calls if c[0].endswith('log_batch')
     ]
     found['names'] = [
-        [sinks._mlflow_name(n), len(sinks._mlflow_name(n))] for n in ('a', 'a b', 'a?b!', 'é', 'a/b:c.d-e', 'x' * 251)
-    ] + [sinks._flat(dict(a=1, b=dict(c=dict(d=2), e={}), f=[])), sinks._flat({})]
-    found['times'] = [sinks._milliseconds(e) for e in ({}, dict(t=None), dict(t=1.2345), dict(t=0))]
+        [tracker_clients._mlflow_name(n), len(tracker_clients._mlflow_name(n))]
+        for n in ('a', 'a b', 'a?b!', 'é', 'a/b:c.d-e', 'x' * 251)
+    ] + [tracker_clients._flat(dict(a=1, b=dict(c=dict(d=2), e={}), f=[])), tracker_clients._flat({})]
+    found['times'] = [tracker_clients._milliseconds(e) for e in ({}, dict(t=None), dict(t=1.2345), dict(t=0))]
     found['words'] = sinks._words(dict(m=1, params=2, tags=3, artifact=4, end=5, t=6))
     monkeypatch.undo()
     (tmp_path / 'there.db').write_text('')
     found['databases'] = [
-        str(sinks._missing_database(u.format(tmp_path))).replace(str(tmp_path), '')
+        str(tracker_clients._missing_database(u.format(tmp_path))).replace(str(tmp_path), '')
         for u in (
             'sqlite:///{}/new.db',
             'sqlite:///{}/there.db',
@@ -1361,9 +1367,9 @@ def test_what_sinks_tell_their_clients(request, tmp_path, monkeypatch):
     made, path = tmp_path / 'made', tmp_path / 'there.db'
     made.write_text('new')
     found['appear'] = [
-        sinks._appear(made, path),
+        tracker_clients._appear(made, path),
         path.read_text(),
-        sinks._appear(made, tmp_path / 'fresh'),
+        tracker_clients._appear(made, tmp_path / 'fresh'),
         (tmp_path / 'fresh').read_text(),
         made.exists(),
     ]
@@ -1371,8 +1377,8 @@ def test_what_sinks_tell_their_clients(request, tmp_path, monkeypatch):
     def no_links(*a):
         raise OSError('no links')
 
-    monkeypatch.setattr(sinks.os, 'link', no_links)
-    found['no links'] = [sinks._appear(made, path), path.read_text(), made.exists()]
+    monkeypatch.setattr(tracker_clients.os, 'link', no_links)
+    found['no links'] = [tracker_clients._appear(made, path), path.read_text(), made.exists()]
     same_answers(request, 'sinks', found)
 
 
@@ -1399,12 +1405,12 @@ def test_a_database_of_mlflow_appears_whole(tmp_path, monkeypatch):
 
     asked = []
     monkeypatch.setitem(sys.modules, 'mlflow', SimpleNamespace(MlflowClient=make))
-    sinks._whole_database(f'sqlite:///{tmp_path}/m.db')
+    tracker_clients._whole_database(f'sqlite:///{tmp_path}/m.db')
     assert [p.name for p in tmp_path.iterdir()] == ['m.db'] and asked == [['.search_experiments', dict(max_results=1)]]
     with tracking_stores.open_sqlite(tmp_path / 'm.db') as db:
         assert tracking_stores._tables(db) == {'made'}
     asked.clear()
-    sinks._whole_database(f'sqlite:///{tmp_path}/m.db')
+    tracker_clients._whole_database(f'sqlite:///{tmp_path}/m.db')
     assert not asked
 
 
@@ -1412,7 +1418,7 @@ def test_what_sinks_with_files_of_their_own_write(request, tmp_path):
     found, options = {}, kept_file(tmp_path)
     for name in ('jsonl', 'tensorboard'):
         for about in (head, dict(id='r2')):
-            said = tell(sinks.sinks[name], tmp_path / name / about['id'], options, about)
+            said = tell(tracker_clients.sinks[name], tmp_path / name / about['id'], options, about)
             content = Path(said[2]).read_bytes()
             found[f'{name} {about["id"]}'] = cleaned(
                 [said, zlib.crc32(content), content.decode().splitlines() if name == 'jsonl' else len(content)],
@@ -1420,7 +1426,11 @@ def test_what_sinks_with_files_of_their_own_write(request, tmp_path):
             )
             for size in (0, 20, len(content) - 1):
                 again = tell(
-                    sinks.sinks[name], tmp_path / name / about['id'], options, about, dict(bytes=size, lost=dict(y=2))
+                    tracker_clients.sinks[name],
+                    tmp_path / name / about['id'],
+                    options,
+                    about,
+                    dict(bytes=size, lost=dict(y=2)),
                 )
                 found[f'{name} {about["id"]} {size}'] = [
                     again[0],
@@ -2093,3 +2103,23 @@ def test_each_row_of_numbers_has_its_step_or_its_place(tmp_path, lines, steps):
     (tmp_path / 'x.jsonl').write_text('\n'.join(lines))
     run = tracking_text.read_jsonl(tmp_path / 'x.jsonl')
     assert {k: s.steps for k, s in run.metrics.items() if k in steps} == steps and not run.warnings
+
+
+def test_a_quantity_may_have_an_exponent_or_a_bare_point():
+    "k8s.io/apimachinery/pkg/api/resource: a decimal exponent stands in place of a suffix"
+    want = {
+        '1e3': 1e3,
+        '1E3': 1e3,
+        '1E': 1e18,
+        '2e-1': 0.2,
+        '.5': 0.5,
+        '5.': 5.0,
+        '100n': 1e-7,
+        '3u': 3e-6,
+        '1.5Gi': 1.5 * GiB,
+    }
+    for text, number in want.items():
+        assert math.isclose(manifests.quantity(text), number), text
+    for bad in ('', '.', 'e3', '1e', '1e3Mi', '1e+', '2GB', '1 Gi', '1K'):
+        with pytest.raises(ValueError, match='is no quantity'):
+            manifests.quantity(bad)

@@ -18,7 +18,8 @@ import pytest
 
 from fsdl_tools.environments import built, run_in
 from fsdl_tools.operations import tracking
-from fsdl_tools.operations.sinks import JsonLines, _flat, sinks
+from fsdl_tools.operations.sinks import JsonLines
+from fsdl_tools.operations.tracker_clients import _flat, sinks
 from fsdl_tools.operations.tracking import feed, follow
 from fsdl_tools.operations.tracking_compare import compare, compare_html, convert, run_differences, serve, write_log
 from fsdl_tools.operations.tracking_read import read, read_all
@@ -565,7 +566,7 @@ def test_the_loops_in_the_tabs(tmp_path, tracker):
     MLflow, whose every call writes to a database)
     """
     steps = 100 if tracker == 'MLflow' else 5000
-    code = tabs('10_sinks.ipynb', 'group="loop"')[tracker]
+    code = tabs('10_tracker_clients.ipynb', 'group="loop"')[tracker]
     python, more = str(built('trackers')), ''
     if tracker == 'TensorBoard':  # it is part of torch, which the trackers' environment lacks
         python, more = (
