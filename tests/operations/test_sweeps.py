@@ -21,7 +21,8 @@ from fsdl_tools.operations.launch import Job, Status, TargetError, target
 from fsdl_tools.operations.local import Local
 from fsdl_tools.operations.sweep_space import Parameter, Space, command_of, distributions, parse_sweep, read_sweep
 from fsdl_tools.operations.sweep_engines import bands, should_stop, suggest
-from fsdl_tools.operations.sweeps import Budget, best, books, importance, sweep
+from fsdl_tools.operations.sweep_results import best, importance
+from fsdl_tools.operations.sweeps import Budget, books, sweep
 from fsdl_tools.operations.sweep_ray import tune_on_ray
 from fsdl_tools.operations.sweep_trials import hourly_price, job_ended, nest, start_job, verdict
 from .test_slurm import cluster, installed  # noqa: F401 - fixtures
