@@ -8,6 +8,7 @@ __all__ = ['best', 'importance', 'parallel_coordinates', 'learning_curves']
 # %% ../../nbs/operations/20_sweep_results.ipynb #aa97a551
 import contextlib, json, math, random, sqlite3, warnings
 from pathlib import Path
+from ..core import positive
 from .sweep_trials import history_of, trial_folder
 from .sweeps import books
 from ..table import Table
@@ -15,9 +16,10 @@ from ..table import Table
 # %% ../../nbs/operations/20_sweep_results.ipynb #68231477
 def _scored(folder):
     "Trials with a value, the sign that makes the best the smallest, and the metric"
-    with contextlib.closing(sqlite3.connect(Path(folder) / 'sweep.db', timeout=120)) as db:
-        _, metric, goal = json.loads(db.execute("select value from sweep where key = 'space'").fetchone()[0])
     rows = [r for r in books(folder) if r['state'] == 'finished' and r['value'] is not None]
+    path = (Path(folder) / 'sweep.db').resolve()
+    with contextlib.closing(sqlite3.connect(f'{path.as_uri()}?mode=ro', uri=True, timeout=120)) as db:
+        _, metric, goal = json.loads(db.execute("select value from sweep where key = 'space'").fetchone()[0])
     return rows, (1 if goal == 'minimize' else -1), metric
 
 def _finished(folder):
@@ -33,6 +35,7 @@ def best(
     seed: int = 0,  # Of it
 ) -> dict:  # trial, params, value, low and high of the 95 % interval; raises ValueError where nothing has finished
     "The best trial, and how far the best of so many would spread"
+    positive('draws', draws)
     rows, sign, metric = _finished(folder)
     top = min(rows, key=lambda r: sign * r['value'])
     ends = _interval([sign * r['value'] for r in rows], draws, random.Random(seed))
