@@ -192,7 +192,7 @@ def _run_sweep(space, place, engine, how, jobs):
 
 def _say_best(place):
     "Say which trial was the best, and how the best ones spread"
-    from fsdl_tools.operations.sweeps import best
+    from fsdl_tools.operations.sweep_results import best
 
     b = best(place)
     spread = f'{b["low"]:.6g} to {b["high"]:.6g}'

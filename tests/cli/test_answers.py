@@ -817,7 +817,7 @@ def test_tracking(request, asked, tmp_path, monkeypatch):
     for engine, jobs in itertools.product(('optuna', 'ray-tune'), ({}, dict(job=1))):
         asked(f'sweep {engine} {jobs}', tracking._run_sweep, 's', 'p', engine, dict(seed=1), jobs)
     asked.fake(
-        'fsdl_tools.operations.sweeps.best',
+        'fsdl_tools.operations.sweep_results.best',
         dict(trial=3, metric='loss', value=0.123456789, low=0.1, high=2.0, trials=5),
     )
     asked('best', tracking._say_best, 'p')

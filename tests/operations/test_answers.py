@@ -24,7 +24,7 @@ import pytest
 from fsdl_tools.core import GiB, KiB, MiB
 from fsdl_tools.operations import clouds, containers, kubeflow, kubernetes, launch, local, manifests, platforms
 from fsdl_tools.operations import ray_jobs, slurm, slurm_answers, slurm_cluster, targets
-from fsdl_tools.operations import sweep_engines, sweep_ray, sweep_space, sweep_trials, sweeps
+from fsdl_tools.operations import sweep_engines, sweep_ray, sweep_results, sweep_space, sweep_trials, sweeps
 from fsdl_tools.operations.launch import Job, Limits, Secret
 from fsdl_tools.operations.targets import Handle, Status, Target, TargetError
 
@@ -2153,9 +2153,9 @@ def test_books(request, tmp_path, monkeypatch, books_in_memory):
     for name, s in (('min', space), ('max', better)):
         a_sweep(folder, s, *finished)
         found[f'best {name}'] = [
-            sweeps.best(folder, 200),
-            sweeps.best(folder, 400, 3),
-            [len(sweeps._scored(folder)[0]), *sweeps._scored(folder)[1:]],
+            sweep_results.best(folder, 200),
+            sweep_results.best(folder, 400, 3),
+            [len(sweep_results._scored(folder)[0]), *sweep_results._scored(folder)[1:]],
         ]
     found['connections'] = [json.loads(c) for c in sorted({json.dumps(c) for c in books_in_memory})]
     found['trials'] = [sweeps.trials(folder).rows[i] for i in (0, 12, 13, 14)] + [sweeps.trials(folder).caption]
@@ -2166,13 +2166,14 @@ def test_books(request, tmp_path, monkeypatch, books_in_memory):
         for s in (better, space, better.replace(cap=5), better.replace(parameters=better.parameters[:1]))
     ]
     found['nothing'] = [
-        answer(f, a_sweep(tmp_path / 'e', space)).replace(str(tmp_path), '') for f in (sweeps.best, sweeps.importance)
+        answer(f, a_sweep(tmp_path / 'e', space)).replace(str(tmp_path), '')
+        for f in (sweep_results.best, sweep_results.importance)
     ] + [answer(sweeps.books, tmp_path / 'no').replace(str(tmp_path), '')]
     found['importance'] = [
-        sorted(r['parameter'] for r in sweeps.importance(folder).rows),
-        round(sum(r['importance'] for r in sweeps.importance(folder).rows), 6),
-        answer(sweeps.importance, a_sweep(tmp_path / 'e', space, *finished[:7])),
-        len(sweeps.importance(a_sweep(tmp_path / 'e', space, *finished[:8])).rows),
+        sorted(r['parameter'] for r in sweep_results.importance(folder).rows),
+        round(sum(r['importance'] for r in sweep_results.importance(folder).rows), 6),
+        answer(sweep_results.importance, a_sweep(tmp_path / 'e', space, *finished[:7])),
+        len(sweep_results.importance(a_sweep(tmp_path / 'e', space, *finished[:8])).rows),
     ]
     asked = []
     fake = SimpleNamespace(
@@ -2181,7 +2182,7 @@ def test_books(request, tmp_path, monkeypatch, books_in_memory):
             create_trial=lambda **kw: {k: v if k != 'distributions' else sorted(v) for k, v in kw.items()}
         ),
     )
-    sweeps._study_of(fake, sweeps._scored(folder)[0][:2], -1, ['a', 'b'])
+    sweep_results._study_of(fake, sweep_results._scored(folder)[0][:2], -1, ['a', 'b'])
     found['study'] = asked
     for values in (
         [1, 2, 5],
@@ -2194,25 +2195,25 @@ def test_books(request, tmp_path, monkeypatch, books_in_memory):
         [[1], [2]] and ['x', 3],
         [-1.0, 5.0],
     ):
-        d = sweeps._axis_of(values)
+        d = sweep_results._axis_of(values)
         found[f'axis {values}'] = [
             type(d).__name__,
             {k: v for k, v in vars(d).items() if k in ('low', 'high', 'log', 'choices')},
-            sweeps._unit(values),
-            sweeps._are_numbers(values),
-            sweeps._ranks(values) if sweeps._are_numbers(values) else None,
+            sweep_results._unit(values),
+            sweep_results._are_numbers(values),
+            sweep_results._ranks(values) if sweep_results._are_numbers(values) else None,
         ]
     found['units'] = [
-        sweeps._unit([3.0, 3.0]),
-        sweeps._ranks([5.0]),
-        sweeps._ranks([3.0, 1.0, 2.0]),
-        sweeps._unit(['a']),
-        sweeps._unit(['c', 'a', 'b', 'a']),
-        sweeps._varied([]),
-        sweeps._varied(sweeps._scored(folder)[0]),
+        sweep_results._unit([3.0, 3.0]),
+        sweep_results._ranks([5.0]),
+        sweep_results._ranks([3.0, 1.0, 2.0]),
+        sweep_results._unit(['a']),
+        sweep_results._unit(['c', 'a', 'b', 'a']),
+        sweep_results._varied([]),
+        sweep_results._varied(sweep_results._scored(folder)[0]),
     ]
     found['interval'] = [
-        sweeps._interval([float(i) for i in range(n)], draws, random.Random(1))
+        sweep_results._interval([float(i) for i in range(n)], draws, random.Random(1))
         for n, draws in ((1, 40), (10, 40), (10, 1000))
     ]
     # claims, entries, orphans
@@ -3151,14 +3152,14 @@ def test_drawings_of_sweeps_and_comparisons(tmp_path):
         ('stopped', 2.0, dict(a=0.2, b='x')),
         ('waiting', None, None),
     )
-    ax = sweeps.parallel_coordinates(folder)
+    ax = sweep_results.parallel_coordinates(folder)
     assert [line.get_linewidth() for line in ax.lines] == [
         0.8,
         2.5,
     ] and ax.get_title() == '2 trials; the best (thick) has loss 1'
     assert [list(line.get_ydata()) for line in ax.lines] == [[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
     a_trial(folder / 'trials' / '2-1', [dict(m=dict(loss=v)) for v in (3, 2)])
-    ax = sweeps.learning_curves(folder)
+    ax = sweep_results.learning_curves(folder)
     assert [line.get_linestyle() for line in ax.lines] == [
         '-',
         '-',

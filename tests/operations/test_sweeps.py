@@ -22,7 +22,8 @@ from fsdl_tools.operations.targets import Status, TargetError, target
 from fsdl_tools.operations.local import Local
 from fsdl_tools.operations.sweep_space import Parameter, Space, command_of, distributions, parse_sweep, read_sweep
 from fsdl_tools.operations.sweep_engines import bands, should_stop, suggest
-from fsdl_tools.operations.sweeps import Budget, best, books, importance, sweep
+from fsdl_tools.operations.sweep_results import best, importance, learning_curves, parallel_coordinates
+from fsdl_tools.operations.sweeps import Budget, books, sweep
 from fsdl_tools.operations.sweep_ray import tune_on_ray
 from fsdl_tools.operations.sweep_trials import hourly_price, job_ended, nest, start_job, verdict
 from .test_slurm import cluster, installed  # noqa: F401 - fixtures
@@ -647,3 +648,11 @@ def test_a_folder_whose_name_holds_marks_of_addresses(tmp_path):
     folder = tmp_path / 'a#b?mode=c%41'
     _open_books(folder, Space([Parameter('x', 'uniform')]))
     assert books(folder) == []
+
+
+@pytest.mark.parametrize('look', [best, importance, parallel_coordinates, learning_curves])
+def test_a_folder_without_a_sweep_stays_as_it_was(tmp_path, look):
+    for folder in (tmp_path, tmp_path / 'none'):
+        with pytest.raises(FileNotFoundError, match='holds no sweep'):
+            look(folder)
+    assert not list(tmp_path.iterdir())
