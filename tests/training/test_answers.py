@@ -475,7 +475,7 @@ def test_data_sets(request, tmp_path):
         with pytest.MonkeyPatch.context() as m:
             if seq > 3:
                 m.setattr(
-                    data,
+                    custom,
                     '_rng',
                     lambda *a: SimpleNamespace(random=lambda n: np.ones(3), integers=lambda *a: np.arange(3)),
                 )
