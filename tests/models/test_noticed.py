@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fsdl_tools.core import fix_torchvision
-from fsdl_tools.models import architectures, build, configurations, profile, tiny, values, zoo
+from fsdl_tools.models import architectures, build, compare, configurations, profile, tiny, values, zoo
 
 fix_torchvision()
 from transformers import LlamaConfig  # noqa: E402
@@ -120,13 +120,13 @@ class Slow(nn.Module):
 
 def test_the_median_of_rounds_after_a_first_run(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(profile, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(compare, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
     a, b = Slow(clock, [50, 1, 5, 3]), Slow(clock, [70, 2, 2, 9])
     b.eval()
-    assert profile.latency(dict(a=(a, dict(x=1)), b=(b, dict(x=1))), 3) == dict(a=3, b=2)
+    assert compare.latency(dict(a=(a, dict(x=1)), b=(b, dict(x=1))), 3) == dict(a=3, b=2)
     assert a.calls == b.calls == 4 and set(a.modes) == {(False, True)} and a.training and not b.training
     with pytest.raises(ValueError, match='runs must be positive'):
-        profile.latency({}, 0)
+        compare.latency({}, 0)
 
 
 def test_a_model_of_timm_for_images_of_another_size():
