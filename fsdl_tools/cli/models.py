@@ -124,19 +124,19 @@ def _profile_command(
     Examples: `fsdl profile resnet50 vit_base_patch16_224 gpt2`,
     `fsdl profile path/to/config.json --seq 2048 --tree 2`, `fsdl profile gpt2 --json`
     """
-    from fsdl_tools.models import profile as profiles
+    from fsdl_tools.models import compare
     _check_options(models, seq, task)
     asked = dict(batch=batch, seq=seq, input_size=input_size, precision=precision, task=task)
     specs = [_spec_of(model, asked, whole=bool(layers or tree or as_json)) for model in models]
     if as_json:
         return typer.echo(json.dumps([s.to_dict() for s in specs], indent=2))
-    show(profiles.compare_models(specs))
-    show(profiles.memory_by_precision(specs))
+    show(compare.compare_models(specs))
+    show(compare.memory_by_precision(specs))
     for spec in specs:
         if layers:
-            show(profiles.largest(spec, layers))
+            show(compare.largest(spec, layers))
         if tree:
-            show(profiles.tree(spec, tree))
+            show(compare.tree(spec, tree))
 
 # %% ../../nbs/cli/02_models.ipynb #ce949602
 @command('race', 'Models', like='frameworks.task:make_task')

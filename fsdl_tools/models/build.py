@@ -6,7 +6,7 @@
 __all__ = ['from_config', 'build', 'first_number', 'positions_of', 'longest_text', 'example_inputs']
 
 # %% ../../nbs/models/03_build.ipynb #49d0c5d2
-import contextlib, inspect, re
+import contextlib, inspect, operator, re
 from functools import partial
 from ..core import fix_torchvision, one_of, positive, theirs
 from .architectures import _made_of_class, _nothing_else, find_class, fixed_inputs, is_factory
@@ -26,7 +26,7 @@ def _size(size, default):
         return tuple(default)
     parts = re.split('[x×,]', size) if isinstance(size, str) else [size] if isinstance(size, int) else size
     try:
-        numbers = tuple(int(x) for x in parts)
+        numbers = tuple(int(x) if isinstance(x, str) else operator.index(x) for x in parts)
     except (TypeError, ValueError):
         raise _unreadable(size) from None
     if len(numbers) not in (1, 2, 3) or min(numbers) < 1:

@@ -41,7 +41,7 @@ def _check_text(key, text):
         raise ValueError(f'{key} {text!r} would have to be fetched')
 
 # %% ../../nbs/models/02_configurations.ipynb #8e08e52e
-_counts = re.compile(r'layers?$|depths?$|blocks?$|stages$|experts$|codebooks$|num_labels$')
+_counts = re.compile(r'layers?$|depths?$|blocks?$|stages$|experts$|heads?$|codebooks$|num_labels$')
 _most = dict(num_labels=10**6)                                      # of other counts: 4,096
 
 def _check_count(key, value):

@@ -208,10 +208,12 @@ def _leads_back(model, shape, within):
     return abs(from_shape(shape, seq=1).params - params) <= within * params
 
 def shape_of(
-    model,     # A module of transformers, on any device
+    model,     # A module, on any device
     within=.05 # Share of its parameters by which the shape may miss it: poolers, norms of heads, tables of segments
 ):             # A TransformerShape, or None when the model is not one that such a shape describes
     "The shape of a transformer, from its configuration and modules, where it leads back to the model's parameters"
+    if not hasattr(getattr(model, 'config', None), 'get_text_config'):
+        return None      # no configuration of transformers
     c = model.config.get_text_config()
     d = _sizes(c)
     mixture = _mixture(model, d['layers'])

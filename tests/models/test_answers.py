@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fsdl_tools.core import fix_torchvision
-from fsdl_tools.models import architectures as A, build as B, configurations as F, gpt, profile as P, shape as H
-from fsdl_tools.models import spec as S, tiny, values as V, zoo as Z
+from fsdl_tools.models import architectures as A, build as B, compare as K, configurations as F, gpt, profile as P
+from fsdl_tools.models import shape as H, spec as S, tiny, values as V, zoo as Z
 from tests.answers import answer, same_answers
 
 fix_torchvision()
@@ -1257,27 +1257,27 @@ def test_tables_of_profiles(request):
     draw = random.Random(4)
     specs = [spec_of(draw, i) for i in range(5)]
     found = {
-        f'largest {by} {n} {i}': answer(lambda s=s, n=n, by=by: str(P.largest(s, n, by)))
+        f'largest {by} {n} {i}': answer(lambda s=s, n=n, by=by: str(K.largest(s, n, by)))
         for i, s in enumerate(specs[:2])
         for n in (1, 3, 0)
         for by in ('params', 'saved', 'flps')
     }
     found |= {
-        f'tree {d} {i}': answer(lambda s=s, d=d: str(P.tree(s, d)))
+        f'tree {d} {i}': answer(lambda s=s, d=d: str(K.tree(s, d)))
         for i, s in enumerate(specs[:3])
         for d in (1, 2, 3, 0)
     }
     found |= {
-        'memory': P.memory_by_precision(specs).rows,
-        'memory of one': str(P.memory_by_precision(specs[1])),
-        'compared': str(P.compare_models(specs)),
-        'compared plain': str(P.compare_models(specs[:1])),
-        'compared rows': P.compare_models(specs).rows,
+        'memory': K.memory_by_precision(specs).rows,
+        'memory of one': str(K.memory_by_precision(specs[1])),
+        'compared': str(K.compare_models(specs)),
+        'compared plain': str(K.compare_models(specs[:1])),
+        'compared rows': K.compare_models(specs).rows,
     }
-    found['left out'] = [P._left_out(s) for s in specs]
-    found['empty'] = str(P.largest(S.ModelSpec('x', 'module', 'other', 0, 0, layers=(S.Layer('l', 'K'),))))
+    found['left out'] = [K._left_out(s) for s in specs]
+    found['empty'] = str(K.largest(S.ModelSpec('x', 'module', 'other', 0, 0, layers=(S.Layer('l', 'K'),))))
     rows = [dict(c=draw.choice([1, 2, 3, None]), v=draw.choice([1, 2, 3, None])) for _ in range(15)]
-    found['front'] = P.front(rows, 'c', 'v'), P.front([], 'c', 'v')
+    found['front'] = K.front(rows, 'c', 'v'), K.front([], 'c', 'v')
     same_answers(request, 'tables', found)
 
 

@@ -10,7 +10,8 @@ fix_torchvision()
 import torch
 from torch import nn
 from fsdl_tools.models.build import build
-from fsdl_tools.models.profile import compare_models, profile
+from fsdl_tools.models.compare import compare_models
+from fsdl_tools.models.profile import profile
 from fsdl_tools.models.shape import active_parameters, experts_of, shape_of
 
 torch.set_num_threads(1)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from fsdl_tools.models.architectures import load_config, tasks_of
 from fsdl_tools.models.build import build, longest_text
-from fsdl_tools.models.profile import compare_models, latency, profile
+from fsdl_tools.models.compare import compare_models, latency
+from fsdl_tools.models.profile import profile
 from fsdl_tools.models.shape import active_parameters, experts_of, shape_of
 from fsdl_tools.models.spec import ModelSpec, TransformerShape, from_shape
 from fsdl_tools.models.zoo import index, search_models

@@ -1,5 +1,6 @@
 "What a change of one sign or number would break without any other test seeing it (benchmarks/mutation.py)"
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from fsdl_tools.core import fix_torchvision
-from fsdl_tools.models import architectures, build, configurations, profile, tiny, values, zoo
+from fsdl_tools.models import architectures, build, compare, configurations, profile, shape, tiny, values, zoo
 
 fix_torchvision()
 from transformers import LlamaConfig  # noqa: E402
@@ -120,13 +121,13 @@ class Slow(nn.Module):
 
 def test_the_median_of_rounds_after_a_first_run(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(profile, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(compare, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
     a, b = Slow(clock, [50, 1, 5, 3]), Slow(clock, [70, 2, 2, 9])
     b.eval()
-    assert profile.latency(dict(a=(a, dict(x=1)), b=(b, dict(x=1))), 3) == dict(a=3, b=2)
+    assert compare.latency(dict(a=(a, dict(x=1)), b=(b, dict(x=1))), 3) == dict(a=3, b=2)
     assert a.calls == b.calls == 4 and set(a.modes) == {(False, True)} and a.training and not b.training
     with pytest.raises(ValueError, match='runs must be positive'):
-        profile.latency({}, 0)
+        compare.latency({}, 0)
 
 
 def test_a_model_of_timm_for_images_of_another_size():
@@ -176,3 +177,21 @@ def test_rows_times_one_of_several_matrices():
 def test_a_text_nobody_gave_a_length_is_512_tokens_or_the_longest(longest, wanted, monkeypatch):
     monkeypatch.setattr(build, 'longest_text', lambda model: longest)
     assert build._text_length(None, None) == wanted and build._text_length(None, 77) == 77
+
+
+@pytest.mark.parametrize('fields', [dict(num_attention_heads=-1), dict(num_key_value_heads=-8), dict(n_head=10**9)])
+def test_numbers_of_heads_are_numbers_of_things(fields, tmp_path):
+    file = tmp_path / 'config.json'
+    file.write_text(json.dumps(dict(model_type='llama') | fields))
+    with pytest.raises(ValueError, match=f'{next(iter(fields))} is -?[0-9]+: '):
+        configurations.read_config(file)
+
+
+@pytest.mark.parametrize('size', [(224.7, 224.2), 224.0, (3, 224, 0.5)])
+def test_a_part_of_a_pixel_is_no_size(size):
+    with pytest.raises(ValueError, match='cannot read input size'):
+        build._size(size, (3, 224, 224))
+
+
+def test_what_is_no_transformer_has_no_shape():
+    assert shape.shape_of(nn.Linear(2, 2)) is None and shape.shape_of(build.build('resnet18', device='meta')) is None
