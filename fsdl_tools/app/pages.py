@@ -6,62 +6,18 @@
 __all__ = ['views', 'look_at_onnx', 'answer']
 
 # %% ../../nbs/app/01_pages.ipynb #377cfdc2
-import copy, functools, json, subprocess, sys, tempfile
+import functools, json, subprocess, sys, tempfile
 from pathlib import Path
-from .blocks import Block, Control, View, read_state
+from .blocks import Block, Control, View, call_text, channel, log_points, read_state
+from .blocks import picked, stacked_bars, vega_chart
 from ..compute.cost import tiers
 from ..core import GiB, human_bytes, human_count, human_dollars, human_seconds, one_of
 from ..table import Table, pareto_front
 
 # %% ../../nbs/app/01_pages.ipynb #9cd9e0ee
-def _chart(rows, mark, **encoding):
-    "A Vega-Lite chart of rows of plain values, a copy: who shows it may change it"
-    return copy.deepcopy(dict(data=dict(values=rows), mark=mark, encoding=encoding, width='container'))
-
-
-def _axis(field, title, kind='quantitative', **more):
-    "One channel of a chart"
-    return dict(field=field, type=kind, title=title, **more)
-
-
-def _said(names):
-    "What a chart says of the point under the pointer"
-    return [_axis(name, name, 'nominal') for name in names]
-
-
-def _log_points(points, x, y, colour, said, **mark):
-    "Points on logarithmic axes; x and y are a column and its title"
-    log = dict(type='log')
-    return _chart(
-        points,
-        dict(type='point', tooltip=True, **mark),
-        x=_axis(*x, scale=log),
-        y=_axis(*y, scale=log),
-        color=colour,
-        tooltip=_said(said),
-    )
-
-
-def _picked(rows, names):
-    "Some columns of rows"
-    return [{name: row[name] for name in names} for row in rows]
-
-
 def _values(state, names):
     "Values of a state by their names, with spaces between"
     return [state[name] for name in names.split()]
-
-
-class _Code(str):
-    "Text that stands in a call as it is"
-
-    __repr__ = str.__str__
-
-
-def _call(name, *args, **kw):
-    "A call as a reader would write it; what is None is left out of the named arguments"
-    named = [f'{key}={value!r}' for key, value in kw.items() if value is not None]
-    return _Code(f'{name}({", ".join([*map(repr, args), *named])})')
 
 
 _counts = (8, 16, 32, 64, 128, 256)
@@ -88,8 +44,8 @@ def _ways(model, tokens, within, kinds, batch, seq):
 
 def _ways_call(s):
     "The call of `_ways`"
-    over = _call('clusters', [kind.strip() for kind in s['gpus'].split(',') if kind.strip()], _counts)
-    return _call('cheapest', s['model'], s['tokens'], s['within'], over, s['batch'], s['seq'])
+    over = call_text('clusters', [kind.strip() for kind in s['gpus'].split(',') if kind.strip()], _counts)
+    return call_text('cheapest', s['model'], s['tokens'], s['within'], over, s['batch'], s['seq'])
 
 
 def _train(state, files=()):
@@ -129,7 +85,7 @@ def _machine(row):
 
 
 _beaten = ('not beaten in both', 'beaten')
-_two_colours = _axis(
+_two_colours = channel(
     'kind', '', 'nominal', scale=dict(range=['#9a9a9a', '#d55e00']), legend=dict(orient='bottom', title=None)
 )
 
@@ -144,7 +100,7 @@ def _cost_map(rows):
         dict(days=r['days'], dollars=r['dollars'], machine=_machine(r), kind=_beaten[r not in front]) for r in timed
     ]
     said = ('machine', 'days', 'dollars')
-    chart = _log_points(points, ('days', 'days'), ('dollars', 'dollars'), _two_colours, said, filled=True, size=90)
+    chart = log_points(points, ('days', 'days'), ('dollars', 'dollars'), _two_colours, said, filled=True, size=90)
     return [Block('chart', f'{len(front)} of {len(timed)} clusters are not beaten in both time and money', chart)]
 
 # %% ../../nbs/app/01_pages.ipynb #9b1d0002
@@ -162,7 +118,7 @@ def _guide(state, files=()):
 
     asked = _values(state, 'model gpu gpus batch seq tokens within seen_by')
     walk = _walk(*asked)
-    how = _call('guide', *asked)
+    how = call_text('guide', *asked)
     blocks = [
         Block('figure', 'Train it with', walk.advice.partition(' (')[0], how),
         Block('figure', 'Questions asked', str(len(walk.steps)), how),
@@ -189,26 +145,12 @@ def _plan_of(model, gpu, gpus, per_node, batch, seq, layout, precision, price):
     return best_plan(model, cluster, batch, seq, layout, precision=None if said else precision)
 
 
-def _bars(parts, unit, scale):
-    "Stacked bars of a dict of numbers"
-    rows = [dict(part=name, value=value / scale, bar='') for name, value in parts.items() if value]
-    legend = dict(orient='bottom', columns=4, symbolLimit=0, title=None)
-    return dict(height=70) | _chart(
-        rows,
-        dict(type='bar', tooltip=True),
-        x=_axis('value', unit),
-        y=_axis('bar', '', 'nominal'),
-        color=_axis('part', '', 'nominal', legend=legend),
-        tooltip=[_axis('part', 'part', 'nominal'), _axis('value', unit, format='.3f')],
-    )
-
-
 def _plan_call(s):
     "The call of `_plan_of`"
     layout = s['layout'] or ''
-    cluster = _call('Cluster', s['gpu'], s['gpus'], min(s['per_node'], s['gpus']), gpu_hour=s['price'] or None)
+    cluster = call_text('Cluster', s['gpu'], s['gpus'], min(s['per_node'], s['gpus']), gpu_hour=s['price'] or None)
     precision = None if 'precision' in layout else s['precision']
-    return _call('best_plan', s['model'], cluster, s['batch'], s['seq'], layout, precision=precision)
+    return call_text('best_plan', s['model'], cluster, s['batch'], s['seq'], layout, precision=precision)
 
 
 def _plan(state, files=()):
@@ -220,8 +162,8 @@ def _plan(state, files=()):
         Block('figure', 'A step takes', human_seconds(best.step_time), f'{how}{_between(best)}'),
         Block('figure', 'Of each GPU', human_bytes(best.device), 'memory as nvidia-smi shows it'),
         Block('figure', 'The plan', fits, _how_sure(best)),
-        Block('chart', 'Memory of the first stage', _bars(best.first, 'GiB', GiB), 'Estimate.first'),
-        Block('chart', 'Seconds of a step', _bars(best.seconds, 'seconds', 1), 'Estimate.seconds'),
+        Block('chart', 'Memory of the first stage', stacked_bars(best.first, 'GiB', GiB), 'Estimate.first'),
+        Block('chart', 'Seconds of a step', stacked_bars(best.seconds, 'seconds', 1), 'Estimate.seconds'),
         Block('table', 'The estimate', best._page(), how),
     ]
     others = [] if found is None else [Block('table', 'The next best', found.table(8), how)]
@@ -289,12 +231,12 @@ def _memory(state, files=()):
     "What a training step keeps, by category"
     found = _breakdown(*_values(state, 'model batch seq precision optimizer recompute'))
     said = {name: state[name] for name in ('precision', 'optimizer', 'recompute')}
-    how = _call('breakdown', state['model'], state['batch'], state['seq'], **said)
+    how = call_text('breakdown', state['model'], state['batch'], state['seq'], **said)
     parts = {name: getattr(found, name) for name in _in_memory}
     return [
         Block('figure', 'At the peak', human_bytes(found.peak), how),
         Block('figure', 'In the phase', found.peak_phase, 'Breakdown.peak_phase'),
-        Block('chart', 'Each category at its full size', _bars(parts, 'GiB', GiB), how),
+        Block('chart', 'Each category at its full size', stacked_bars(parts, 'GiB', GiB), how),
         Block('table', 'To the byte', found._page(), how),
     ]
 
@@ -304,9 +246,9 @@ def _zoo_map(found):
     known = [r for r in found if r['params'] and r['flops']]
     if not known:
         return []
-    points = _picked(known, ('name', 'params', 'flops', 'library'))
+    points = picked(known, ('name', 'params', 'flops', 'library'))
     x, y = ('params', 'parameters'), ('flops', 'FLOPs of a forward pass')
-    chart = _log_points(points, x, y, _axis('library', '', 'nominal'), ('name', 'params', 'flops'))
+    chart = log_points(points, x, y, channel('library', '', 'nominal'), ('name', 'params', 'flops'))
     return [Block('chart', 'Parameters and operations', chart)]
 
 
@@ -317,7 +259,7 @@ def _zoo(state, files=()):
     text, sort = state['text'] or '', state['sort']
     given = dict(library=state['library'], task=state['task'], min_params=state['low'], max_params=state['high'])
     found = search_models(text, sort=sort, **given)
-    how = _call('search_models', text, sort=sort, **given)
+    how = call_text('search_models', text, sort=sort, **given)
     return [
         Block('figure', 'Architectures', f'{len(found):,}', how),
         *_zoo_map(found),
@@ -334,16 +276,16 @@ def _offers(state, files):
 
 def _offers_call(state, files):
     "The call of `_offers`"
-    source = _call('read_prices', Path(files[0]).name) if files else _call('prices', state['since'] or '2026')
-    return _call('pick_offers', source, state['tier'])
+    source = call_text('read_prices', Path(files[0]).name) if files else call_text('prices', state['since'] or '2026')
+    return call_text('pick_offers', source, state['tier'])
 
 
 def _price_map(table):
     "Dollars an hour against dollars an experiment"
-    points = _picked(table, ('machine', 'offer', 'per_hour', 'total', 'gpu'))
+    points = picked(table, ('machine', 'offer', 'per_hour', 'total', 'gpu'))
     x, y = ('per_hour', 'dollars per hour'), ('total', 'dollars per experiment')
     said = ('offer', 'machine', 'per_hour', 'total')
-    return _log_points(points, x, y, _axis('gpu', '', 'nominal'), said, filled=True, size=70)
+    return log_points(points, x, y, channel('gpu', '', 'nominal'), said, filled=True, size=70)
 
 
 def _cost(state, files=()):
@@ -353,7 +295,7 @@ def _cost(state, files=()):
     samples, precision, suite = state['samples'], state['precision'], f'Lambda {state["suite"]}'
     task = task_named(state['model'] or 'bert-large', state['task'] or '', suite)
     done = experiments(_offers(state, files), task, samples, precision, suite)
-    how = _call('experiments', _offers_call(state, files), task, samples, precision, suite)
+    how = call_text('experiments', _offers_call(state, files), task, samples, precision, suite)
     table = cost_table(done, 100, task, price_age([e.offer for e in done]))
     best = done[0].offer
     return [
@@ -376,9 +318,9 @@ def _curves(runs, metric):
         points += [dict(run=run.name or run.id, step=step, value=value) for step, value in series]
     if not points:
         return []
-    colour = _axis('run', '', 'nominal')
+    colour = channel('run', '', 'nominal')
     line = dict(type='line', tooltip=True)
-    chart = _chart(points, line, x=_axis('step', 'step'), y=_axis('value', metric), color=colour)
+    chart = vega_chart(points, line, x=channel('step', 'step'), y=channel('value', metric), color=colour)
     return [Block('chart', metric, chart)]
 
 

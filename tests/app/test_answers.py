@@ -197,14 +197,14 @@ class Plan(SimpleNamespace):
 
 def test_pages(request, asked, tmp_path, monkeypatch):
     for f, args, kw in (
-        (pages._chart, ([1], 'm'), dict(x=2)),
-        (pages._axis, ('f', 't'), dict(a=1)),
-        (pages._said, (['a'],), {}),
-        (pages._bars, (dict(a=3, b=0, c=1.5), 'GiB', 2), {}),
-        (pages._picked, ([dict(a=1, b=2)], ['a']), {}),
+        (blocks.vega_chart, ([1], 'm'), dict(x=2)),
+        (blocks.channel, ('f', 't'), dict(a=1)),
+        (blocks._said, (['a'],), {}),
+        (blocks.stacked_bars, (dict(a=3, b=0, c=1.5), 'GiB', 2), {}),
+        (blocks.picked, ([dict(a=1, b=2)], ['a']), {}),
         (pages._values, (dict(a=1, b=2), 'b a'), {}),
-        (pages._call, ('f', 1, 'x'), dict(a=None, b='y')),
-        (pages._call, ('g', pages._call('f', 1)), {}),
+        (blocks.call_text, ('f', 1, 'x'), dict(a=None, b='y')),
+        (blocks.call_text, ('g', blocks.call_text('f', 1)), {}),
     ):
         asked(f'{f.__name__} {args}', f, *args, **kw)
     for row, budget in itertools.product((dict(dollars=5), dict(dollars=None)), (None, 0, 4, 5, 6)):
