@@ -525,7 +525,7 @@ more = dict(outputs=10)  # only one network has two outputs
 
 def answers(path, feeds):
     "What a file answers, stored in 16 bits where it stores in 16 bits; raises ValueError where it does not run"
-    from fsdl_tools.onnx.compare import _file_ways
+    from fsdl_tools.onnx.stored import _file_ways
 
     with _file_ways(path) as file:
         return [list(file.ways.values())[-1](f) for f in feeds]

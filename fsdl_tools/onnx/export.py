@@ -18,7 +18,8 @@ from .cures import _Flat, _as_it_was, _cured, _first_success, _quiet, _tensor
 from .cures import attempts, named_outputs, randomise
 from .sources import Source, _source
 
-from .compare import _farthest, _file_ways, declared_shapes
+from .compare import _farthest, declared_shapes
+from .stored import _file_ways
 from .verify import _grid, exact_runner, graph_fingerprint, torch_runner, verify_runner
 
 # %% ../../nbs/onnx/04_export.ipynb #ce10eafd

@@ -17,8 +17,10 @@ from .graph import _cause, _external, inspect_onnx, read_onnx
 from .run import random_inputs, session, specs_of_file
 from .cures import _quiet, _tensor
 from .sources import Source, specs_of
-from .compare import _Terms, _compare, _enough, _farthest, _file_ways, _format, _tolerances
-from .compare import _typed, pair_outputs
+from .compare import _Terms, _compare, _enough, _farthest, _tolerances
+from .stored import _file_ways, _format
+from .compare import pair_outputs
+from .stored import _typed
 from .export import _inside, _name_for, install, staging
 
 # %% ../../nbs/onnx/06_optimise.ipynb #c448d87d

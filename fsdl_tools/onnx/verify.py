@@ -19,7 +19,8 @@ from .run import random_inputs, specs_of_file
 from .cures import _as_it_was, named_outputs, _tensor
 from ..models.architectures import is_factory
 from .sources import _source, _tame_config, specs_of
-from .compare import _Terms, _compare, _file_ways, _format, _tolerances, _typed
+from .compare import _Terms, _compare, _tolerances
+from .stored import _file_ways, _format, _typed
 from .compare import declared_shapes, pair_outputs
 
 # %% ../../nbs/onnx/03_verify.ipynb #0655360c

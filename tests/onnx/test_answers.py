@@ -24,6 +24,7 @@ from fsdl_tools.onnx import (
     optimise as O,
     run as R,
     sources as S,
+    stored as T,
     verify as V,
 )
 from fsdl_tools.onnx.run import InputSpec
@@ -902,20 +903,20 @@ def test_formats(request, tmp_path):
     )
     for name, m in models.items():
         found[f'format {name}'] = (
-            C._format(C._typed(m)),
-            C._main_type(m),
-            sorted(C._has_short(C._typed(m))),
-            dict(C._elements(m)),
+            T._format(T._typed(m)),
+            T._main_type(m),
+            sorted(T._has_short(T._typed(m))),
+            dict(T._elements(m)),
         )
     path = saved(models['half'], tmp_path / 'half.onnx')
-    wide = onnx.load(str(C.stored_in_format(path, tmp_path)))
+    wide = onnx.load(str(T.stored_in_format(path, tmp_path)))
     found['stored'] = (
         ops(wide),
         [t.data_type for t in wide.graph.initializer],
         [v.type.tensor_type.elem_type for v in (*wide.graph.input, *wide.graph.output)],
-        C._wide_values(wide),
+        T._wide_values(wide),
     )
-    found['stored few'] = ops(onnx.load(str(C.stored_in_format(saved(models['few'], tmp_path / 'few.onnx'), tmp_path))))
+    found['stored few'] = ops(onnx.load(str(T.stored_in_format(saved(models['few'], tmp_path / 'few.onnx'), tmp_path))))
     noted = made(
         [('Constant', [], ['k'], dict(value_int=10)), ('Cast', ['x'], ['y'], dict(to=HALF))],
         [info('x', [2])],
@@ -923,7 +924,7 @@ def test_formats(request, tmp_path):
     )
     found['attributes'] = [
         (a.name, a.i)
-        for n in onnx.load(str(C.stored_in_format(saved(noted, tmp_path / 'noted.onnx'), tmp_path))).graph.node
+        for n in onnx.load(str(T.stored_in_format(saved(noted, tmp_path / 'noted.onnx'), tmp_path))).graph.node
         for a in n.attribute
     ]
     big = made(
@@ -935,22 +936,22 @@ def test_formats(request, tmp_path):
     saved(big, tmp_path / 'big.onnx')
     for scale in (1.0, 6.0, 7.0, 50.0):
         x = np.full((1, 2), scale, 'float16')
-        with C._file_ways(tmp_path / 'big.onnx') as file:
+        with T._file_ways(tmp_path / 'big.onnx') as file:
             found[f'overflow {scale}'] = (
                 list(file.ways),
                 file.overflow(dict(x=x)),
                 {k: np.round(run(dict(x=x))['y'].astype(float), 2) for k, run in file.ways.items()},
                 file.note,
             )
-    with C._file_ways(saved(mlp(), tmp_path / 'plain.onnx')) as file:
+    with T._file_ways(saved(mlp(), tmp_path / 'plain.onnx')) as file:
         found['plain'] = list(file.ways), file.overflow(dict(x=np.ones((1, 3), 'float32'))), file.note
     found['widened'] = {
         k: str(v.dtype)
-        for k, v in C._widened(
+        for k, v in T._widened(
             dict(a=np.ones(1, 'float16'), b=np.ones(1, 'float32'), c=np.ones(1, 'int16'), d=np.ones(1, 'float64'))
         ).items()
     }
-    found['reach'] = C._reach(np.array([1.0, -5.0, np.inf])), C._reach(np.array([]))
+    found['reach'] = T._reach(np.array([1.0, -5.0, np.inf])), T._reach(np.array([]))
     same_answers(request, 'formats', found)
 
 
