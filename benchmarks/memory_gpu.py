@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 import torch
-from fsdl_tools.core import fix_torchvision, human_bytes
+from fsdl_tools.core import fix_torchvision
+from fsdl_tools.units import human_bytes
 from fsdl_tools.files import write_atomic
 
 fix_torchvision()

@@ -13,7 +13,8 @@ import argparse, csv, json, os, platform, subprocess, sys, time
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np
-from fsdl_tools.core import GiB, data_path
+from fsdl_tools.core import data_path
+from fsdl_tools.units import GiB
 from fsdl_tools.files import write_atomic
 from fsdl_tools.compute.gpus import find
 from fsdl_tools.compute.columns import columns, complete_columns, resolve, time_constants

@@ -12,7 +12,8 @@ import os, re, shlex, shutil, signal, subprocess, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from filelock import FileLock, Timeout
-from .core import Record, one_of, parse_seconds, read_data
+from .core import Record, one_of, read_data
+from .units import parse_seconds
 from .files import write_atomic
 from .table import Table
 

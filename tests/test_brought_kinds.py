@@ -9,7 +9,8 @@ from PIL import Image
 from torch import nn
 from fsdl_tools.cli.main import run
 from fsdl_tools.compute.gpus import Cluster, find
-from fsdl_tools.core import GiB, fix_torchvision, parse_bytes, parse_count, parse_dollars, parse_seconds
+from fsdl_tools.core import fix_torchvision
+from fsdl_tools.units import GiB, parse_bytes, parse_count, parse_dollars, parse_seconds
 from fsdl_tools.files import write_atomic
 from fsdl_tools.memory.measure import measure
 from fsdl_tools.memory.predict import breakdown

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Optional
 import pytest
 from hypothesis import given, strategies as st
-from fsdl_tools.core import GiB, Record, fix_torchvision, human_bytes, human_count, human_dollars, human_seconds, need
-from fsdl_tools.core import one_of, parse_bytes, parse_count, parse_seconds, read_data
+from fsdl_tools.core import Record, fix_torchvision, need
+from fsdl_tools.units import GiB, human_bytes, human_count, human_dollars, human_seconds
+from fsdl_tools.core import one_of, read_data
+from fsdl_tools.units import parse_bytes, parse_count, parse_seconds
 from fsdl_tools.files import scratch, write_atomic
 from fsdl_tools.table import Table, table_html, table_markdown
 

@@ -9,7 +9,8 @@ __all__ = ['Control', 'Block', 'View', 'read_state', 'call_text', 'vega_chart', 
 # %% ../../nbs/app/01_blocks.ipynb #aea7eb66
 import copy
 from dataclasses import dataclass
-from ..core import Record, one_of, parse_count, parse_seconds
+from ..core import Record, one_of
+from ..units import parse_count, parse_seconds
 
 # %% ../../nbs/app/01_blocks.ipynb #abf9c316
 _kinds = ('text', 'count', 'time', 'number', 'choice', 'switch')

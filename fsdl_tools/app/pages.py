@@ -11,7 +11,8 @@ from pathlib import Path
 from .blocks import Block, Control, View, call_text, channel, log_points, read_state
 from .blocks import picked, stacked_bars, vega_chart
 from ..compute.cost import tiers
-from ..core import GiB, human_bytes, human_count, human_dollars, human_seconds, one_of
+from ..core import one_of
+from ..units import GiB, human_bytes, human_count, human_dollars, human_seconds
 from ..table import Table, pareto_front
 
 # %% ../../nbs/app/01_pages.ipynb #9cd9e0ee

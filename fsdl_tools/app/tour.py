@@ -10,17 +10,8 @@ import json, shutil, time
 from dataclasses import dataclass
 from pathlib import Path
 from .blocks import Block, report_html
-from fsdl_tools.core import (
-    Record,
-    human_bytes,
-    human_count,
-    human_dollars,
-    human_seconds,
-    need,
-    parse_count,
-    parse_dollars,
-    positive,
-)
+from ..core import Record, need, positive
+from ..units import human_bytes, human_count, human_dollars, human_seconds, parse_count, parse_dollars
 from ..files import write_atomic
 from ..table import Table
 

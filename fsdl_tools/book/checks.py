@@ -10,7 +10,8 @@ __all__ = ['module_of', 'exported_names', 'stale_modules', 'not_exported', 'untr
 # %% ../../nbs/book/06_checks.ipynb #ca8f6225
 import ast, csv, importlib.util, json, os, re, select, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
-from ..core import human_seconds, one_of, positive
+from ..core import one_of, positive
+from ..units import human_seconds
 from ..files import write_atomic
 from .names import repeated_names, undocumented, unused_names
 from .needs import unknown_imports, unnamed_extras, wrong_extras

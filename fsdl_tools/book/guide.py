@@ -18,8 +18,10 @@ from ..compute.model_sizes import model_columns
 from ..compute.search import search
 from ..compute.choose import market
 from ..compute.uncertainty import nearest_runs, told_apart
-from ..core import Record, human_bytes, human_dollars, human_seconds, one_of, parse_count, parse_dollars
-from ..core import parse_seconds, positive, read_results
+from ..core import Record, one_of
+from ..units import human_bytes, human_dollars, human_seconds, parse_count, parse_dollars
+from ..core import positive, read_results
+from ..units import parse_seconds
 from ..parallel.layout import Layout, layout_precisions
 from ..table import Table
 

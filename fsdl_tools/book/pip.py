@@ -10,7 +10,8 @@ __all__ = ['SetupError', 'not_writable', 'known_reason', 'misfit', 'explain_fail
 import concurrent.futures, http.client, os, re, ssl, subprocess, urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import Record, human_bytes
+from ..core import Record
+from ..units import human_bytes
 from .needs import plain_name
 
 # %% ../../nbs/book/03_pip.ipynb #4b5d893c

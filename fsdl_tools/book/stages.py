@@ -10,7 +10,8 @@ __all__ = ['CheckFailed', 'oldest_python', 'newcomer_key', 'clone', 'newcomer', 
 import ast, concurrent.futures, contextlib, hashlib, json, os, random, re, secrets, shutil, signal
 import subprocess, sys, tempfile, time
 from pathlib import Path
-from ..core import human_seconds, read_data
+from ..core import read_data
+from ..units import human_seconds
 from .checks import check_cache, module_of
 from .contents import project_root
 from .checks import recorded_seconds, run_in_kernel, run_notebooks, source_problems

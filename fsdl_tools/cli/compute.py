@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from .kept import Shown, answer_of, kept_answer
 from .common import Argument, Json, command, say, show
-from ..core import human_bytes, human_count, human_dollars, parse_bytes, parse_count
+from ..units import human_bytes, human_count, human_dollars, parse_bytes, parse_count
 from ..table import Table
 
 # %% ../../nbs/cli/04_compute.ipynb #b1f2372f

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from .common import Json, command, named_values, show
-from ..core import human_bytes
+from ..units import human_bytes
 from ..table import Table
 
 # %% ../../nbs/cli/03_onnx.ipynb #8a4827b1

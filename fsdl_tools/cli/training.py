@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from .common import Json, app, as_mistake, command, show
-from ..core import human_seconds
+from ..units import human_seconds
 from ..table import Table
 
 # %% ../../nbs/cli/05_training.ipynb #2aae4a33

@@ -9,7 +9,8 @@ __all__ = ['Calibration', 'fit_cluster', 'fit_cluster_file']
 import datetime, math
 from dataclasses import dataclass, field
 import numpy as np
-from ..core import GiB, one_of, positive, Record
+from ..core import one_of, positive, Record
+from ..units import GiB
 from .columns import columns, complete_columns, time_constants
 from .step_time import step_time
 from .step_memory import memory, memory_constants

@@ -7,7 +7,7 @@ __all__ = ['explain', 'best_plan', 'market', 'clusters', 'cheapest']
 
 # %% ../../nbs/compute/06_choose.ipynb #f0b44f1f
 import numpy as np
-from ..core import human_bytes, human_count, human_dollars, human_seconds, parse_count, parse_seconds
+from ..units import human_bytes, human_count, human_dollars, human_seconds, parse_count, parse_seconds
 from ..core import positive, read_data, read_results
 from ..table import Table
 from .gpus import Cluster, find

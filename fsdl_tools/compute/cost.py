@@ -12,8 +12,10 @@ import csv, datetime, functools, io, math, re, statistics
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import data_path, human_dollars, need, one_of, palette, parse_count, parse_dollars
-from ..core import parse_seconds, positive, Record
+from ..core import data_path, need, one_of, palette
+from ..units import human_dollars, parse_count, parse_dollars
+from ..core import positive, Record
+from ..units import parse_seconds
 from ..files import read_limited
 from ..table import Table, pareto_front
 from .gpus import Cluster, find

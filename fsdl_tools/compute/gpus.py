@@ -9,8 +9,10 @@ __all__ = ['fabrics', 'Gpu', 'gpus', 'find', 'gpu_table', 'peak', 'first_peak', 
 # %% ../../nbs/compute/01_gpus.ipynb #83046dc6
 import functools, math, re
 from dataclasses import dataclass, field
-from ..core import GiB, human_bytes, MiB, nearest, need, one_of, our_word, parse_bytes, parse_dollars
-from ..core import parse_seconds, positive, read_data, Record
+from ..core import nearest, need, one_of, our_word
+from ..units import GiB, human_bytes, MiB, parse_bytes, parse_dollars
+from ..core import positive, read_data, Record
+from ..units import parse_seconds
 from ..table import Table
 
 # %% ../../nbs/compute/01_gpus.ipynb #d1950506

@@ -12,7 +12,8 @@ from .columns import constant_of, framework_of, plain_format
 from .gpus import Cluster, first_peak
 from .step_memory import bytes_per_parameter, sharded
 from .step_time import causes, without_link
-from ..core import GiB, read_data
+from ..core import read_data
+from ..units import GiB
 from ..parallel.layout import Layout
 
 # %% ../../nbs/compute/04_images.ipynb #7b48d385

@@ -8,8 +8,9 @@ __all__ = ['Estimate', 'layout_columns', 'run_columns', 'estimate', 'estimate_of
 # %% ../../nbs/compute/04_planner.ipynb #0edb73e1
 from dataclasses import dataclass
 import numpy as np
-from ..core import GiB, human_bytes, human_count, human_dollars, human_seconds
-from ..core import need, palette, parse_count, positive, Record
+from ..units import GiB, human_bytes, human_count, human_dollars, human_seconds
+from ..core import need, palette, positive, Record
+from ..units import parse_count
 from ..table import Table
 from .gpus import Cluster, first_peak
 from .images import image_memory, image_seconds, plain_pytorch, Profiled

@@ -8,7 +8,8 @@ __all__ = ['divisors', 'enumerate_layouts', 'Search', 'search', 'plot_map']
 # %% ../../nbs/compute/05_search.ipynb #b7337ea4
 from dataclasses import dataclass
 import numpy as np
-from ..core import GiB, human_bytes, human_seconds, need, one_of, palette, positive
+from ..core import need, one_of, palette, positive
+from ..units import GiB, human_bytes, human_seconds
 from ..table import Table
 from .gpus import Cluster
 from .planner import Estimate, estimate_of, layout_columns, run_columns

@@ -10,7 +10,8 @@ __all__ = ['optimizer_states', 'parameters', 'place', 'bytes_per_parameter', 'sh
 import functools
 from dataclasses import dataclass
 import numpy as np
-from ..core import GiB, one_of, read_data
+from ..core import one_of, read_data
+from ..units import GiB
 from .gpus import find
 from ..models.spec import anywhere, choose
 from .columns import Columns, adapter_parameters, complete_columns, framework_of

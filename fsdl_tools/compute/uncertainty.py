@@ -9,7 +9,8 @@ __all__ = ['family_of', 'Interval', 'interval', 'held_out', 'told_apart', 'proba
 import functools, itertools, math
 from dataclasses import dataclass
 import numpy as np
-from ..core import human_bytes, human_seconds, Record, read_data
+from ..core import Record, read_data
+from ..units import human_bytes, human_seconds
 from ..table import Table
 from .columns import framework_of
 from .gpus import find

@@ -10,7 +10,8 @@ __all__ = ['batch_outputs', 'answers', 'unknown_columns', 'check_row', 'predict_
 import csv, io, math, re
 from pathlib import Path
 import numpy as np
-from ..core import data_path, fix_torchvision, GiB, nearest, need, one_of, read_data
+from ..core import data_path, fix_torchvision, nearest, need, one_of, read_data
+from ..units import GiB
 from ..files import read_limited, write_atomic
 from ..table import Table
 from .gpus import Cluster, find

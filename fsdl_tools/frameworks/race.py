@@ -9,7 +9,8 @@ __all__ = ['one_core', 'race', 'race_table', 'overhead', 'popularity', 'history'
 import contextlib, importlib, os, statistics
 from dataclasses import dataclass
 import numpy as np
-from ..core import Record, fix_torchvision, human_seconds, one_of, read_data
+from ..core import Record, fix_torchvision, one_of, read_data
+from ..units import human_seconds
 from ..table import Table
 from .runners import missing
 from .interface import runners

@@ -18,7 +18,8 @@ from torch.nn.parameter import is_lazy
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
-from ..core import MiB, Record, human_bytes, one_of, our_word, plot_style, positive, theirs, understands
+from ..core import Record, one_of, our_word, plot_style, positive, theirs, understands
+from ..units import MiB, human_bytes
 from ..models.build import build, example_inputs
 from ..models.spec import human_shape
 from ..models.values import Values, recall, remember, with_shortcuts

@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
-from ..core import human_bytes, our_word, parse_bytes, positive, theirs, understands
+from ..core import our_word, positive, theirs, understands
+from ..units import human_bytes, parse_bytes
 from .kept import record
 from .measure import Breakdown, cross_entropy, loss_against
 from .measure import prepare, samples_each, samples_of, to_recompute, with_gradients, with_target

@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
-from ..core import MiB, one_of, short_repr
+from ..core import one_of, short_repr
+from ..units import MiB
 from ..models.values import Follower, UnknownValue
 
 # %% ../../nbs/memory/01_tracker.ipynb #9aa30cc6

@@ -7,7 +7,8 @@ __all__ = ['compare_models', 'largest', 'tree', 'memory_by_precision', 'latency'
 
 # %% ../../nbs/models/05_compare.ipynb #104261dd
 import contextlib, functools, math, statistics, time
-from ..core import human_bytes, human_count, one_of, positive
+from ..core import one_of, positive
+from ..units import human_bytes, human_count
 from ..table import Table, pareto_front
 from .profile import profile
 from .spec import ModelSpec, human_flop, human_shape

@@ -9,7 +9,8 @@ __all__ = ['human_flop', 'human_shape', 'Layer', 'Input', 'TransformerShape', 'M
 # %% ../../nbs/models/01_spec.ipynb #cb15c29d
 from dataclasses import dataclass
 from typing import Optional
-from ..core import Record, human_count, one_of, positive
+from ..core import Record, one_of, positive
+from ..units import human_count
 
 # %% ../../nbs/models/01_spec.ipynb #8432404a
 def human_flop(

@@ -8,7 +8,8 @@ __all__ = ['index', 'search_models', 'tags', 'known_spec']
 # %% ../../nbs/models/02_zoo.ipynb #ced63e67
 import functools
 from fnmatch import fnmatch
-from ..core import fix_torchvision, human_bytes, human_count, nearest, one_of, our_word, parse_count
+from ..core import fix_torchvision, nearest, one_of, our_word
+from ..units import human_bytes, human_count, parse_count
 from ..core import positive, read_data, understands
 from ..table import Table
 from .spec import Input, ModelSpec, human_flop

@@ -10,7 +10,8 @@ import contextlib, itertools, logging, os, random, shutil, statistics, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
-from ..core import Record, human_seconds, need, one_of, positive
+from ..core import Record, need, one_of, positive
+from ..units import human_seconds
 from ..files import write_atomic
 from ..table import Table
 from .graph import _cause, _external, inspect_onnx, read_onnx

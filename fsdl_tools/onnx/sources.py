@@ -9,7 +9,8 @@ __all__ = ['Source', 'open_model', 'tiny_config', 'specs_of']
 import contextlib, inspect, json
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import fix_torchvision, human_bytes, one_of, short_repr, what_to_type
+from ..core import fix_torchvision, one_of, short_repr, what_to_type
+from ..units import human_bytes
 from ..models.architectures import is_factory, load_factory, locate, model_class
 from ..models.build import build
 from ..models.configurations import timm_fields

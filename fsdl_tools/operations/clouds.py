@@ -9,7 +9,8 @@ __all__ = ['SageMaker', 'Anyscale', 'Determined', 'SkyPilot']
 import importlib.util, json, os, re, tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import GiB, KiB, human_bytes, one_of
+from ..core import one_of
+from ..units import GiB, KiB, human_bytes
 from .launch import Job, unwire, wire
 from fsdl_tools.operations.targets import (
     Status,

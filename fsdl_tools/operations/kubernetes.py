@@ -9,7 +9,8 @@ __all__ = ['pod_schema', 'meta_schema', 'annotations', 'annotated', 'start', 'ta
 # %% ../../nbs/operations/05_kubernetes.ipynb #f236f9c2
 import json, re
 from dataclasses import dataclass
-from ..core import MiB, one_of
+from ..core import one_of
+from ..units import MiB
 from .launch import Job, Secret, unwire, wire
 from .manifests import bad_image, bad_name, carries, from_yaml, of_kind
 from .manifests import quantity, refuse_keys, to_yaml

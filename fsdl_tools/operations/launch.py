@@ -9,8 +9,10 @@ __all__ = ['secret_kinds', 'preemptions', 'opener', 'piece', 'Secret', 'Job', 'L
 # %% ../../nbs/operations/01_launch.ipynb #cd3a6979
 import base64, dataclasses, json, math, os, re
 from dataclasses import dataclass, field
-from ..core import KiB, Record, human_bytes, human_dollars, human_seconds, one_of, parse_bytes
-from ..core import parse_seconds, positive
+from ..core import Record, one_of
+from ..units import KiB, human_bytes, human_dollars, human_seconds, parse_bytes
+from ..core import positive
+from ..units import parse_seconds
 from ..table import Table
 
 # %% ../../nbs/operations/01_launch.ipynb #105ff660

@@ -9,7 +9,7 @@ __all__ = ['state_folder', 'with_threads', 'without_threads', 'Local']
 import contextlib, ctypes, importlib.util, json, os, re, secrets, shutil, signal, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import human_seconds
+from ..units import human_seconds
 from ..files import write_atomic
 from .launch import Job, Secret
 from .targets import Status, Target, TargetError, only_known, rank_command, torchrun

@@ -8,7 +8,7 @@ __all__ = ['Ray', 'RankGroup', 'rank_variables', 'ranks_on_ray', 'RayTrain', 'tr
 # %% ../../nbs/operations/08_ray_jobs.ipynb #26c05333
 import contextlib, json, os, secrets, shlex, signal, subprocess, sys, time, urllib.error, urllib.request
 from dataclasses import dataclass
-from ..core import KiB, human_bytes
+from ..units import KiB, human_bytes
 from .launch import Job
 from .targets import Handle, Status, Target, TargetError, complaints, only_known, stated
 from .launch import unwire, wire

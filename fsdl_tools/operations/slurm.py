@@ -8,7 +8,8 @@ __all__ = ['Slurm']
 # %% ../../nbs/operations/03_slurm.ipynb #04d53538
 import os, re, secrets, shlex
 from dataclasses import dataclass
-from ..core import MiB, one_of, parse_bytes
+from ..core import one_of
+from ..units import MiB, parse_bytes
 from .launch import Job, Secret, unwire, wire
 from .targets import Handle, Target, TargetError, complaints, only_known, run_command, stated
 from .slurm_answers import clock, cluster_facts, log_of, read_clock, records, status_of

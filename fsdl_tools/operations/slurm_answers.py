@@ -8,7 +8,7 @@ __all__ = ['records', 'status_of', 'log_of', 'clock', 'read_clock', 'cluster_fac
 # %% ../../nbs/operations/02_slurm_answers.ipynb #80337d79
 import re
 from pathlib import Path
-from ..core import MiB
+from ..units import MiB
 from .launch import Limits
 from .targets import Status, TargetError
 

@@ -9,7 +9,8 @@ __all__ = ['books', 'Budget', 'sweep', 'trials']
 import contextlib, json, os, re, secrets, sqlite3, statistics, time
 from dataclasses import dataclass, field
 from pathlib import Path
-from ..core import human_seconds, one_of, parse_dollars, parse_seconds, positive, Record
+from ..core import one_of, positive, Record
+from ..units import human_seconds, parse_dollars, parse_seconds
 from .sweep_engines import engines, should_stop, suggest
 from .targets import target
 from .sweep_space import read_sweep, Space

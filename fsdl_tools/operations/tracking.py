@@ -8,7 +8,8 @@ __all__ = ['feed', 'follow']
 # %% ../../nbs/operations/11_tracking.ipynb #2827707a
 import contextlib, importlib.util, json, os, shutil, subprocess, sys, tempfile, threading, time
 from pathlib import Path
-from ..core import one_of, parse_seconds
+from ..core import one_of
+from ..units import parse_seconds
 from ..files import write_atomic
 from ..environments import built
 from .sinks import _OwnFile

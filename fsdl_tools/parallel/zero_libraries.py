@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.utils._pytree import tree_leaves, tree_map
 from .collectives import CommCounter
 from .ranks import on_ranks
-from ..core import MiB
+from ..units import MiB
 from .ddp import DataParallel, after_backward, broadcast_all, extremes, no_gradient
 from .shares import check_module
 from .ddp import tiny_shares, used_anywhere

@@ -11,7 +11,8 @@ import hashlib, json, os, re, stat, warnings
 from pathlib import Path
 import safetensors.torch, torch
 import torch.distributed.checkpoint as dcp
-from ..core import human_bytes, nearest
+from ..core import nearest
+from ..units import human_bytes
 from ..files import write_atomic
 from ..table import Table
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from ..core import Record, human_seconds, positive
+from ..core import Record, positive
+from ..units import human_seconds
 from ..files import followed, write_atomic
 from ..table import Table
-from .clock import _Clock, _Loader, _Quiet, _replaced, _watching, _without, _without_places
-from .clock import _removable
+from .clock import _Clock, _Loader, _Quiet, _removable, _replaced, _watching, _without, _without_places
 from .speedups import paired_ratio
 from .traces import gpu_idle, gpu_parts, hidden_costs, profiled, read_trace, step_parts, trace_parts
 

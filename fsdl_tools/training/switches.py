@@ -9,7 +9,8 @@ __all__ = ['switches_alone', 'switches_together', 'Turned', 'Trial', 'Tried', 't
 import contextlib, copy, functools, time
 from dataclasses import dataclass
 import torch
-from ..core import Record, human_bytes, one_of, positive
+from ..core import Record, one_of, positive
+from ..units import human_bytes
 from ..memory.measure import cross_entropy, logits_of
 from ..models.build import build, example_inputs
 from ..table import Table

@@ -142,7 +142,7 @@ def test_a_model_that_is_none_is_one_note(name, model):
 
 def what_it_shows(name, found):
     "The figures of a page, from what its call returns"
-    from fsdl_tools.core import human_bytes, human_dollars, human_seconds
+    from fsdl_tools.units import human_bytes, human_dollars, human_seconds
 
     if name == 'train':
         good = [r for r in found if not r['note']]

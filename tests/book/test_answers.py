@@ -1608,7 +1608,8 @@ def test_entries(request, tmp_path, monkeypatch):
 
     asked = Asked(tmp_path)
     from tests.ground.test_answers import Inner, Outer
-    from fsdl_tools.core import human_bytes, need, one_of, positive, read_data
+    from fsdl_tools.core import need, one_of, positive, read_data
+    from fsdl_tools.units import human_bytes
     from fsdl_tools.training.config import TrainConfig
 
     monkeypatch.setattr(entries.Entry, '_source', lambda self: '')

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 import pytest
 from fsdl_tools.cli.main import run
-from fsdl_tools.core import Record, parse_bytes, parse_count, printable, theirs
+from fsdl_tools.core import Record, printable, theirs
+from fsdl_tools.units import parse_bytes, parse_count
 from fsdl_tools.files import read_limited, write_atomic
 from fsdl_tools.table import Table
 from tests.cli.mutations import configurations, mutated_configuration, mutated_table, mutated_words

@@ -16,7 +16,7 @@ import pytest
 from fsdl_tools.compute import calibrate, choose, columns, cost, gpus, images, measured, model_sizes, planner
 from fsdl_tools.compute import search, step_memory, step_time, uncertainty, validation
 from fsdl_tools.compute.gpus import Cluster, Gpu
-from fsdl_tools.core import GiB
+from fsdl_tools.units import GiB
 from fsdl_tools.parallel.layout import Layout
 from tests.answers import answer, same_answers
 

@@ -3,7 +3,8 @@
 import json, math, re, subprocess, sys
 import pytest
 from hypothesis import example, given, settings, strategies as st
-from fsdl_tools.core import GiB, read_data
+from fsdl_tools.core import read_data
+from fsdl_tools.units import GiB
 from fsdl_tools.compute.gpus import (
     Cluster,
     Gpu,

@@ -27,7 +27,8 @@ from fsdl_tools.compute.uncertainty import (
     told_apart,
 )
 from fsdl_tools.compute.validation import check_row, plan_batch, predict_rows, unknown_columns
-from fsdl_tools.core import GiB, read_data
+from fsdl_tools.core import read_data
+from fsdl_tools.units import GiB
 from fsdl_tools.models.spec import Input, Layer, ModelSpec
 from fsdl_tools.parallel.layout import Layout
 

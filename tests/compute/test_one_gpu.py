@@ -13,7 +13,8 @@ from fsdl_tools.compute.images import (
     _slow_kernel,
 )
 from fsdl_tools.compute.planner import estimate
-from fsdl_tools.core import GiB, read_data, read_results
+from fsdl_tools.core import read_data, read_results
+from fsdl_tools.units import GiB
 from fsdl_tools.models.profile import profile
 from fsdl_tools.models.spec import Layer
 from fsdl_tools.parallel.layout import parse_layout

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fsdl_tools.parallel.ranks import on_ranks
-from fsdl_tools import claims, core, environments, files, table, testing
+from fsdl_tools import claims, core, environments, files, table, testing, units
 from tests.answers import answer, same_answers
 
 
@@ -75,12 +75,12 @@ def test_units(request):
         asked(
             f'{n}',
             lambda n=n: [
-                core.human_bytes(n),
-                core.human_bytes(n, 0),
-                core.human_count(n),
-                core.human_count(n, 3),
-                core.human_seconds(n),
-                core.human_dollars(n),
+                units.human_bytes(n),
+                units.human_bytes(n, 0),
+                units.human_count(n),
+                units.human_count(n, 3),
+                units.human_seconds(n),
+                units.human_dollars(n),
             ],
         )
     for s in (
@@ -107,7 +107,7 @@ def test_units(request):
         -100,
         99.99,
     ):
-        asked(f'seconds {s}', lambda s=s: [core.human_seconds(s), core.human_seconds(-s), core.human_dollars(s)])
+        asked(f'seconds {s}', lambda s=s: [units.human_seconds(s), units.human_seconds(-s), units.human_dollars(s)])
     texts = [
         '80GiB',
         '1.5 GB',
@@ -153,8 +153,8 @@ def test_units(request):
         '1 byte',
     ]
     for t in [*texts, 3, 2.5, True, None, float('nan'), float('inf'), [1]]:
-        asked(f'bytes {t!r}', core.parse_bytes, t)
-        asked(f'count {t!r}', core.parse_count, t)
+        asked(f'bytes {t!r}', units.parse_bytes, t)
+        asked(f'count {t!r}', units.parse_count, t)
     times = [
         '30d',
         '2h',
@@ -196,7 +196,7 @@ def test_units(request):
         '2d1h',
     ]
     for t in [*times, 3, 2.5, True, None, float('inf'), datetime.timedelta(hours=1.5)]:
-        asked(f'time {t!r}', core.parse_seconds, t)
+        asked(f'time {t!r}', units.parse_seconds, t)
     prices = [
         '2.49',
         '$2.5/h',
@@ -226,10 +226,10 @@ def test_units(request):
         '3 gbp',
     ]
     for t in [*prices, 3, True, None, 2.5]:
-        asked(f'price {t!r}', core.parse_dollars, t)
-    asked('what', core.parse_dollars, 'x', 'the budget')
-    asked('words', lambda: {k: v for k, v in core._size_words().items() if len(k) != 2})
-    asked('sizes', lambda: [core.KiB, core.MiB, core.GiB, core.TiB])
+        asked(f'price {t!r}', units.parse_dollars, t)
+    asked('what', units.parse_dollars, 'x', 'the budget')
+    asked('words', lambda: {k: v for k, v in units._size_words().items() if len(k) != 2})
+    asked('sizes', lambda: [units.KiB, units.MiB, units.GiB, units.TiB])
     same_answers(request, 'units', asked)
 
 

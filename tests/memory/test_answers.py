@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fsdl_tools.core import MiB
+from fsdl_tools.units import MiB
 from fsdl_tools.memory import adapters, gpu, measure, predict, states, tracker
 from fsdl_tools.memory import kept as kept_of
 from tests.answers import answer, same_answers

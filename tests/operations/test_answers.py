@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fsdl_tools.core import GiB, KiB, MiB
+from fsdl_tools.units import GiB, KiB, MiB
 from fsdl_tools.operations import clouds, containers, kubeflow, kubernetes, launch, local, manifests, platforms
 from fsdl_tools.operations import ray_jobs, slurm, slurm_answers, slurm_cluster, targets
 from fsdl_tools.operations import sweep_engines, sweep_ray, sweep_results, sweep_space, sweep_trials, sweeps

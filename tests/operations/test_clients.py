@@ -4,7 +4,7 @@ target here is asked through a stub on loopback
 
 import json
 import pytest
-from fsdl_tools.core import GiB
+from fsdl_tools.units import GiB
 from fsdl_tools.environments import build_env, built, run_in
 from fsdl_tools.operations.clouds import Anyscale, Determined, SkyPilot
 from fsdl_tools.operations.manifests import from_yaml

@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 from hypothesis import given, settings, strategies as st
-from fsdl_tools.core import GiB
+from fsdl_tools.units import GiB
 from fsdl_tools.operations import launch, local
 from fsdl_tools.operations.clouds import Anyscale, Determined, SageMaker, SkyPilot
 from fsdl_tools.operations.kubeflow import PyTorchJob, TrainJob, upgrade_job

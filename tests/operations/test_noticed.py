@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fsdl_tools.core import GiB
+from fsdl_tools.units import GiB
 from fsdl_tools.operations import (
     kubernetes,
     manifests,

@@ -3,7 +3,7 @@
 import json, subprocess, sys
 from pathlib import Path
 import pytest
-from fsdl_tools.core import GiB
+from fsdl_tools.units import GiB
 from fsdl_tools.environments import build_env, built, run_in
 from fsdl_tools.operations.clouds import SageMaker
 from fsdl_tools.operations.containers import Container
