@@ -22,8 +22,9 @@ import sys
 import time
 import numpy as np
 import measure_models
-from fsdl_tools.compute.columns import _attention, complete_columns, kernel_of, resolve, time_constants
+from fsdl_tools.compute.columns import complete_columns, resolve
 from fsdl_tools.compute.gpus import Cluster, find
+from fsdl_tools.compute.hardware import attention_shares, kernel_of, time_constants
 from fsdl_tools.compute.planner import estimate
 from fsdl_tools.compute.step_time import _gemm, derive
 from fsdl_tools.files import write_atomic
@@ -63,7 +64,7 @@ def predicted_product(gpu, m, n, k, precision='bf16'):
 
 def predicted_attention(gpu, heads, size, seq, passes):
     "Seconds of causal attention of one sequence, forward or backward; None where no kernel's rate is known"
-    forward, backward, half = _attention('pytorch', gpu, '', str(float(size)))
+    forward, backward, half = attention_shares('pytorch', gpu, '', str(float(size)))
     share = forward if passes == 'forward' else backward
     if np.isnan(share):
         return None

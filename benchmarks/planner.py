@@ -17,7 +17,8 @@ from fsdl_tools.core import data_path
 from fsdl_tools.units import GiB
 from fsdl_tools.files import write_atomic
 from fsdl_tools.compute.gpus import find
-from fsdl_tools.compute.columns import columns, complete_columns, resolve, time_constants
+from fsdl_tools.compute.columns import columns, complete_columns, resolve
+from fsdl_tools.compute.hardware import time_constants
 from fsdl_tools.compute.step_time import derive, step_time
 from fsdl_tools.compute.validation import check_row
 import fit_time

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from .tree import branches, questions
-from ..compute.columns import refused
+from ..compute.hardware import refused
 from ..compute.gpus import Cluster, find
 from ..compute.planner import Estimate, estimate
 from ..compute.model_sizes import model_columns

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from ..core import one_of, positive, Record
 from ..units import GiB
-from .columns import columns, complete_columns, time_constants
+from .columns import columns, complete_columns
+from .hardware import time_constants
 from .step_time import step_time
 from .step_memory import memory, memory_constants
 from .validation import check_row, read_runs

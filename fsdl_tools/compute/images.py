@@ -8,13 +8,13 @@ __all__ = ['plain_pytorch', 'Profiled', 'image_memory', 'image_seconds']
 # %% ../../nbs/compute/04_images.ipynb #5ee3fbac
 import functools, math, re
 from dataclasses import dataclass
-from .columns import constant_of, framework_of, plain_format
+from .hardware import constant_of, plain_format
 from .gpus import Cluster, first_peak
 from .step_memory import bytes_per_parameter, sharded
 from .step_time import causes, without_link
 from ..core import read_data
 from ..units import GiB
-from ..parallel.layout import Layout
+from ..parallel.layout import Layout, framework_of
 
 # %% ../../nbs/compute/04_images.ipynb #7b48d385
 plain_pytorch = 'plain PyTorch, channels first, a host like that of the H200 that was measured (2026-11-27)'

@@ -17,7 +17,8 @@ from .images import image_memory, image_seconds, plain_pytorch, Profiled
 from ..models.spec import attention_flops, mlp_matrices, weights
 from ..parallel.layout import Layout, check_layout, parse_layout
 from .step_memory import as_written, block_of, memory, parameters, prepare_columns
-from .columns import Columns, kernel_of, plain_format, refused
+from .columns import Columns
+from .hardware import kernel_of, plain_format, refused
 from .model_sizes import cluster_columns, model_columns, usual_length
 from .step_time import causes, step_time
 from .uncertainty import family_of, interval, nearest_runs, probability_to_fit

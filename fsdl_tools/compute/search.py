@@ -15,7 +15,7 @@ from .gpus import Cluster
 from .planner import Estimate, estimate_of, layout_columns, run_columns
 from .model_sizes import model_columns, usual_length
 from .step_memory import memory
-from .columns import refused
+from .hardware import refused
 from .step_time import step_time
 from .uncertainty import family_of, told_apart
 from ..parallel.layout import Layout

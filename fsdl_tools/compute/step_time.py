@@ -8,8 +8,9 @@ __all__ = ['causes', 'waves', 'derive', 'collective', 'layer', 'ends', 'without_
 # %% ../../nbs/compute/02_step_time.ipynb #c982d51c
 from dataclasses import dataclass
 import numpy as np
-from .columns import Columns, Constants, adapter_parameters, complete_columns, constant_of
-from .columns import of_rows, parts_of_rows, resolve, time_constants, _schedules
+from .columns import Columns, Constants, adapter_parameters, complete_columns
+from .columns import of_rows, parts_of_rows, resolve, _schedules
+from .hardware import constant_of, time_constants
 from .gpus import find
 from ..models.spec import anywhere, choose
 

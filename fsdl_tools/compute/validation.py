@@ -18,7 +18,8 @@ from .gpus import Cluster, find
 from ..parallel.layout import layout_precisions, recomputations, schedules
 from .step_memory import memory, optimizer_states
 from .columns import Columns, calendar_versions, columns, complete_columns, framework_of
-from .columns import known_words, refused
+from .columns import known_words
+from .hardware import refused
 from .step_time import step_time, without_link
 from .planner import estimate
 from .model_sizes import known

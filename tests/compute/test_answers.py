@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fsdl_tools.compute import calibrate, choose, columns, cost, gpus, images, measured, model_sizes, planner
+from fsdl_tools.compute import calibrate, choose, columns, cost, gpus, hardware, images, measured, model_sizes, planner
 from fsdl_tools.compute import search, step_memory, step_time, uncertainty, validation
 from fsdl_tools.compute.gpus import Cluster, Gpu
 from fsdl_tools.units import GiB
@@ -75,7 +75,7 @@ def chooser(seed):
 
 def can(gpu):
     "Precisions that a GPU computes in"
-    return [p for p in columns._precisions if not columns.refused(gpu, p)]
+    return [p for p in columns._precisions if not hardware.refused(gpu, p)]
 
 
 def some_run(pick):
@@ -195,13 +195,13 @@ def test_columns(request):
 
 def test_constants(request):
     c = table_of(1, 30)[1]
-    same_answers(request, 'constants', by_name(columns.resolve(c, columns.time_constants()), 30))
+    same_answers(request, 'constants', by_name(columns.resolve(c, hardware.time_constants()), 30))
 
 
 @pytest.mark.parametrize('seed', [2, 3])
 def test_times(request, seed):
     c = table_of(seed, 150)[1]
-    table = shaken(columns.time_constants(), seed) if seed == 3 else None
+    table = shaken(hardware.time_constants(), seed) if seed == 3 else None
     same_answers(request, f'times_{seed}', by_name(step_time.step_time(c, table, ready=True), 150))
 
 
@@ -311,7 +311,7 @@ def test_words_and_sizes_of_columns(request):
         software=[2026.1, 2026.2, math.inf],
     ):
         found[f'kernel {list(one.values())[0], one["gpu"][:9], *list(one.values())[2:]}'] = answer(
-            columns.kernel_of, **one
+            hardware.kernel_of, **one
         )
     found |= told(
         columns._release,
@@ -342,17 +342,17 @@ def test_words_and_sizes_of_columns(request):
             ]
     found |= asked(columns._home, framework=list(columns._frameworks), gpu=['A100', 'H100'], zero=[0, 1, 2])
     found |= {
-        f'refused {g} {p}': columns.refused(g, p)
+        f'refused {g} {p}': hardware.refused(g, p)
         for g in ('K80', 'A100', 'B200', PLAIN)
         for p in ('fp32', 'tf32', 'bf16', 'mxfp8', 'nvfp4', 'amp_fp16')
     }
     found |= {
-        f'hardware {g[:9]} {p}': answer(columns._hardware, g, p)
+        f'hardware {g[:9]} {p}': answer(hardware.gpu_rates, g, p)
         for g in ('K80', 'A100', 'B200', 'RTX 3090', PLAIN.to_json())
         for p in ('fp32', 'tf32', 'bf16', 'fp8', 'fp4')
     }
     found |= {
-        f'attention {g} {k} {d} {r}': columns._attention('pytorch', g, k, d, r)
+        f'attention {g} {k} {d} {r}': hardware.attention_shares('pytorch', g, k, d, r)
         for g, k, d, r in itertools.product(
             ('A100', 'H100', 'K80', 'B300'), ('', 'fa3', 'cudnn'), (64, 100, 256), ('True', 'False')
         )
@@ -379,7 +379,7 @@ def test_times_of_parts(request):
         for m in ((128, 128), (4096, 4096), (128 * 108, 128), (128 * 108, 129))
     }
     k = columns.resolve(
-        columns.complete_columns(SIZES | dict(cluster='jean-zay', nic_bandwidth=math.nan)), columns.time_constants()
+        columns.complete_columns(SIZES | dict(cluster='jean-zay', nic_bandwidth=math.nan)), hardware.time_constants()
     )
     k.ring, k.nic = 3e11, 2e10
     for n, local, nodes in itertools.product((0, 1e3, 1e9), (1, 2, 4, 5, 8), (1, 2, 9)):
@@ -417,7 +417,7 @@ def test_stages(request):
     }
     rows = grid(pp=[1, 2, 3, 8], layers=[8, 9, 22], vocab=[1000, 200_000], vp=[1, 2], framework=['nanotron', 'pytorch'])
     c = columns.complete_columns(columns.columns([SIZES | r | dict(gpus=r['pp'] * 8, hidden=512) for r in rows]))
-    k = columns.resolve(c, columns.time_constants())
+    k = columns.resolve(c, hardware.time_constants())
     step_time._need_links(c, k)
     step_time.derive(c, k)
     lay, end = step_time.layer(c, k), step_time.ends(c, k)

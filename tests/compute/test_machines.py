@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fsdl_tools.compute.calibrate import Calibration, fit_cluster
-from fsdl_tools.compute.columns import complete_columns, kernel_of, kernels, refused
+from fsdl_tools.compute.columns import complete_columns
+from fsdl_tools.compute.hardware import kernel_of, kernels, refused
 from fsdl_tools.compute.gpus import Cluster, find, gpus
 from fsdl_tools.compute.planner import estimate
 from fsdl_tools.compute.model_sizes import known, model_columns

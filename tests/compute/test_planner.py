@@ -7,7 +7,7 @@ import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from fsdl_tools.core import fix_torchvision
 from fsdl_tools.units import GiB
-from fsdl_tools.compute.columns import refused
+from fsdl_tools.compute.hardware import refused
 from fsdl_tools.compute.gpus import Cluster
 from fsdl_tools.parallel.layout import Layout, check_layout, parse_layout
 from fsdl_tools.parallel.mesh import axes, coordinates, groups

@@ -6,15 +6,8 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 from fsdl_tools.core import read_data, read_results
 from fsdl_tools.compute.gpus import find
-from fsdl_tools.compute.columns import (
-    columns,
-    complete_columns,
-    framework_of,
-    _frameworks,
-    refused,
-    resolve,
-    time_constants,
-)
+from fsdl_tools.compute.columns import columns, complete_columns, framework_of, _frameworks, resolve
+from fsdl_tools.compute.hardware import refused, time_constants
 from fsdl_tools.compute.step_time import causes, collective, derive, step_time, waves
 
 power = lambda lo, hi: st.integers(lo, hi).map(lambda n: 2**n)

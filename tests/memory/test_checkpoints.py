@@ -76,7 +76,7 @@ hows = ['off', 'reentrant', 'without', 'keyword', 'closure', 'partial']
     st.integers(1, 2),
 )
 def test_what_a_network_checkpoints_by_itself_is_predicted(parts, rows, precision, accumulation):
-    agree(net(parts), (torch.zeros(2 * rows, 16),), peak=0.06, precision=precision, accumulation=accumulation)
+    agree(net(parts), (torch.zeros(2 * rows, 16),), peak=0.1, precision=precision, accumulation=accumulation)
 
 
 @pytest.mark.parametrize('how', [*hows, 'nested'])
@@ -98,7 +98,7 @@ def test_a_sequence_in_segments():
             return checkpoint_sequential(self.rest, 2, self.first(x), use_reentrant=self.reentrant)
 
     for reentrant in (True, False):
-        agree(Segments(reentrant), (torch.zeros(256, 16),), peak=0.06)
+        agree(Segments(reentrant), (torch.zeros(256, 16),), peak=0.1)
 
 
 @pytest.mark.parametrize('name', ['gpt2', 'llama', 'bert'])
@@ -108,7 +108,7 @@ def test_gradient_checkpointing_of_transformers(name, reentrant):
     x = example_inputs(model, 4, 32)
     before = breakdown(model, inputs=x, kernels='cpu')
     model.gradient_checkpointing_enable(dict(use_reentrant=reentrant))
-    found = agree(model, x, peak=0.06)
+    found = agree(model, x, peak=0.1)
     assert found.activations < before.activations
 
 
@@ -117,7 +117,7 @@ def test_gradient_checkpointing_of_timm():
     x = example_inputs(model, 2)
     before = breakdown(model, inputs=x, kernels='cpu')
     model.set_grad_checkpointing()
-    assert agree(model, x, peak=0.06).activations < before.activations / 2
+    assert agree(model, x, peak=0.1).activations < before.activations / 2
 
 
 def test_what_no_rule_knows_is_refused_by_name():
