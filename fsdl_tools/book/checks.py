@@ -133,8 +133,8 @@ def mixed_imports(
     return [f'{name}: {source.strip().splitlines()[0]}' for name, source in cells if _mixed(source)]
 
 # %% ../../nbs/book/06_checks.ipynb #018d69e3
-_parts = ('files', 'core', 'table', 'environments', 'claims', 'models', 'frameworks', 'onnx', 'memory', 'parallel',
-          'testing', 'training', 'compute', 'operations', 'book', 'app', 'cli')
+_parts = ('files', 'core', 'units', 'table', 'environments', 'claims', 'models', 'frameworks', 'onnx', 'memory',
+          'parallel', 'testing', 'training', 'compute', 'operations', 'book', 'app', 'cli')
 
 def out_of_order(
     root='.' # Top of the project
