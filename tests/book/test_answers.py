@@ -334,6 +334,7 @@ def test_contents(request, project, tmp_path):
             + [contents.few_exercises(project, n) for n in (1, 2)]
         ),
     )
+    asked('lines of the library', lambda: [contents.long_chapters(project, 6, n) for n in (0, 3, 500)])
     for a, b in (
         ('The first chapter', 'first chapter'),
         ('a b c d', 'b c e f'),
