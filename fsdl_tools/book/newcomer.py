@@ -74,7 +74,7 @@ def clone(
 ):
     "A clone of what is committed, and on top of it what is changed or new and not ignored"
     _must(['git', 'clone', '--quiet', '--no-hardlinks', str(root), str(target)])
-    patch = _must(['git', 'diff', '--binary', 'HEAD'], cwd=root)
+    patch = _must(['git', *_plainly, '--binary', 'HEAD'], cwd=root)
     if patch:
         _must(['git', 'apply', '--whitespace=nowarn'], cwd=target, input=patch)
     _copy_new(root, target)
@@ -82,13 +82,19 @@ def clone(
     _must(['git', *_nobody, 'commit', '--quiet', '--allow-empty', '-m', 'As in the working folder'], cwd=target)
 
 def _copy_new(root, target):
-    "Copy the files of a checkout that git neither knows nor ignores"
+    "Copy the files of a checkout that git neither knows nor ignores; a folder among them is another repository"
     listed = _must(['git', 'ls-files', '-z', '--others', '--exclude-standard'], cwd=root)
     for name in filter(None, listed.decode().split('\0')):
+        if name.endswith('/'):
+            continue
         (Path(target)/name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(root)/name, Path(target)/name)
+        shutil.copy(Path(root)/name, Path(target)/name, follow_symlinks=False)
 
-_nobody = ['-c', 'user.name=check', '-c', 'user.email=check@localhost', '-c', 'core.hooksPath=/dev/null']
+# What somebody's own settings of git would change: the form of a patch; who commits, by which hooks and keys
+_plainly = ['-c', 'diff.noprefix=false', '-c', 'diff.mnemonicPrefix=false',
+            'diff', '--no-ext-diff', '--no-textconv', '--no-color']
+_nobody = ['-c', 'user.name=check', '-c', 'user.email=check@localhost',
+           '-c', 'core.hooksPath=/dev/null', '-c', 'commit.gpgSign=false']
 
 def _must(command, **kw):
     "Output of a command that has to work"
@@ -189,7 +195,7 @@ def _sweep(folder, current, days=14):
     os.utime(current)
     _end_orphan(current)
     for path in folder.iterdir():
-        if path == current or _in_use(path/'lock'):
+        if path == current or not path.is_dir() or _in_use(path/'lock'):
             continue
         _end_orphan(path)
         unused = time.time() - path.stat().st_mtime

@@ -197,7 +197,7 @@ def changed(
 
 def _lines_of_git(root, *args):
     "What git prints; an empty line where it fails"
-    done = subprocess.run(['git', *args], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(['git', '-c', 'core.quotePath=false', *args], cwd=root, capture_output=True, text=True)
     return done.stdout.split('\n')
 
 def tests_of(
