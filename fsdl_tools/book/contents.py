@@ -440,13 +440,31 @@ def missing_figures(
     return found
 
 
+_of_library = re.compile(r'(#\|.*\n)*#\|\s*export[si]?\b')
+
+
+def _library_lines(cells):
+    "How many lines of some cells go into the library, comments and empty lines included"
+    code = [source_of(cell) for cell in cells if cell['cell_type'] == 'code']
+    return sum(text.count('\n') + 1 for text in code if _of_library.match(text))
+
+
+def _too_many(cells, most, lines):
+    "What a chapter has too many of, and how many"
+    counted = ((len(cells), 'cells', most), (_library_lines(cells), 'lines of the library', lines))
+    return [f'{n} {what}' for n, what, limit in counted if n > limit]
+
+
 def long_chapters(
     root='.',  # Top of the project
     most: int = 65,  # Cells
-) -> list:  # Notebook and its number of cells
-    "Chapters that have more cells than one sits through"
-    counted = [(source, len(notebook_cells(root, source))) for source in notebooks(root)]
-    return [f'{source}: {n} cells' for source, n in counted if n > most]
+    lines: int = 500,  # Lines of the cells that are exported, by whichever of export, exports and exporti
+) -> list:  # Notebook and how many cells it has, or lines of the library, where these are too many
+    "Chapters that have more cells, or more lines of the library, than one sits through"
+    found = []
+    for source in notebooks(root):
+        found += [f'{source}: {said}' for said in _too_many(notebook_cells(root, source), most, lines)]
+    return found
 
 # %% ../../nbs/book/00_contents.ipynb #f7296dda
 _prompt = re.compile(r'^\*\*\d+\.\*\*', re.M)

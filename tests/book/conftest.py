@@ -1,4 +1,4 @@
-"""The built site, by either renderer, and a browser page to read it with."""
+"""The built site, by either renderer, and a browser page to read it with; a cache folder of a test's own."""
 
 import threading
 from types import SimpleNamespace
@@ -6,6 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from fsdl_tools.book.site import _renderers, serve_site, update_site
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    "The user's cache folder is another one"
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    return tmp_path / 'cache' / 'fsdl_tools'
 
 
 @pytest.fixture(scope='module', params=['zensical', 'quarto'])

@@ -16,7 +16,20 @@ import nbdev.test  # noqa: F401  a test below takes import_module away
 import pytest
 
 from fsdl_tools.book import checks, claims_page, contents, data, dialect, entries, epub, finish, frame, glossary, guide
-from fsdl_tools.book import install, markdown, measure, names, needs, pins, pip, rendering, site, stages, visible
+from fsdl_tools.book import (
+    install,
+    markdown,
+    measure,
+    names,
+    needs,
+    newcomer,
+    pins,
+    pip,
+    rendering,
+    site,
+    stages,
+    visible,
+)
 from fsdl_tools.table import Table
 from tests.answers import answer, plain, same_answers
 
@@ -334,6 +347,7 @@ def test_contents(request, project, tmp_path):
             + [contents.few_exercises(project, n) for n in (1, 2)]
         ),
     )
+    asked('lines of the library', lambda: [contents.long_chapters(project, 6, n) for n in (0, 3, 500)])
     for a, b in (
         ('The first chapter', 'first chapter'),
         ('a b c d', 'b c e f'),
@@ -2373,6 +2387,140 @@ def test_guide(request, tmp_path, monkeypatch):
     same_answers(request, 'guide', asked)
 
 
+def test_newcomer(request, project, tmp_path, monkeypatch):
+    asked = Asked(tmp_path)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    for versions in (
+        {},
+        dict(a=(3, 11, 2), b=(3, 12, 0), c=(3, 10, 9), d=None),
+        dict(a=None),
+        dict(b=(3, 11, 2), a=(3, 11, 2)),
+    ):
+        monkeypatch.setattr(newcomer, '_interpreters', lambda minimum, v=versions: list(v))
+        monkeypatch.setattr(newcomer, '_version', lambda python, v=versions: v.get(python))
+        asked(f'oldest {versions}', newcomer.oldest_python, '3.11')
+        asked(f'key {versions}', lambda: len(newcomer.newcomer_key(project, 'a')))
+    monkeypatch.undo()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(
+        newcomer.shutil,
+        'which',
+        lambda name, path: f'{path}/{name}' if name in ('python3.11', 'python3.12', 'python3') else None,
+    )
+    monkeypatch.setenv('PATH', '/a:/x/.venv/bin')
+    asked('interpreters', lambda: sorted(newcomer._interpreters('3.11')) + [len(newcomer._interpreters('3.12'))])
+    asked.of(newcomer._numbers, '3.11', '3.12.1')
+    for rc, out in ((0, '3 11 2'), (1, '')):
+        monkeypatch.setattr(
+            newcomer.subprocess,
+            'run',
+            lambda *a, rc=rc, out=out, **kw: SimpleNamespace(returncode=rc, stdout=out, stderr=b'bad'),
+        )
+        asked(
+            f'version {rc}',
+            lambda: [newcomer._version('x'), answer(newcomer._must, ['a', 'b'])],
+        )
+    monkeypatch.undo()
+    for cache in (tmp_path / 'cache', tmp_path / '.cache'):
+        monkeypatch.setenv('XDG_CACHE_HOME', str(cache))
+        asked(f'folder {cache.name}', lambda: newcomer._visible_folder() == newcomer.check_cache())
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(
+        newcomer.os,
+        'environ',
+        {
+            k: 'v'
+            for k in ('PIP_X', 'UV_Y', 'https_proxy', 'LANG', 'SSL_CERT_FILE', 'PYTHONPATH', 'HOME', 'PIP', 'LANGUAGE')
+        },
+    )
+    asked('variables', lambda: sorted(newcomer._newcomers_variables('p')))
+    monkeypatch.undo()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+
+    def filled(name):
+        folder = tmp_path / name / 'project'
+        for f in ('.venv/x', 'a/b', 'c'):
+            (folder / f).parent.mkdir(parents=True, exist_ok=True)
+            (folder / f).write_text('')
+        (folder / 'link').symlink_to(tmp_path)
+        (tmp_path / name / 'clone').mkdir()
+        return folder
+
+    for keep in ((), ('.venv',)):
+        asked(
+            f'empty {keep}',
+            lambda k=keep: [
+                newcomer._empty(f := filled(f'e{len(k)}'), k),
+                sorted(p.name for p in f.iterdir()),
+                (f.parent / 'clone').exists(),
+            ],
+        )
+    places = tmp_path / 'newcomer'
+    for name, days in (('current', 99), ('old', 15), ('young', 13), ('used', 99)):
+        filled(f'newcomer/{name}')
+        os.utime(places / name, (newcomer.time.time() - days * 86400,) * 2)
+    monkeypatch.setattr(newcomer, '_in_use', lambda path: path.parent.name == 'used')
+    asked(
+        'sweep',
+        lambda: [
+            newcomer._sweep(places, places / 'current'),
+            sorted(p.name for p in places.iterdir()),
+            sorted(p.name for p in (places / 'young/project').iterdir()),
+        ],
+    )
+    monkeypatch.undo()
+    asked('in use', lambda: newcomer._in_use(tmp_path / 'lock'))
+    with newcomer._alone(tmp_path / 'lock'):
+        asked('in use now', lambda: newcomer._in_use(tmp_path / 'lock'))
+    killed = []
+    monkeypatch.setattr(newcomer.os, 'killpg', lambda pid, how: killed.append(int(how)))
+    for inside in (True, False):
+        (tmp_path / 'pid').write_text('77')
+        monkeypatch.setattr(newcomer.os, 'readlink', lambda p, i=inside: str(tmp_path / 'x') if i else '/other')
+        asked(
+            f'orphan {inside}',
+            lambda: [newcomer._end_orphan(tmp_path), killed.copy(), killed.clear(), (tmp_path / 'pid').exists()],
+        )
+    asked('no orphan', newcomer._end_orphan, tmp_path)
+    for late, rc in itertools.product((True, False), (0, 2)):
+        proc = SimpleNamespace(pid=5, returncode=rc, wait=lambda seconds=None: None)
+        monkeypatch.setattr(
+            newcomer, 'start_group', lambda command, folder, out, env: out.write('line\n' * 50) and proc
+        )
+        monkeypatch.setattr(newcomer, '_is_late', lambda proc, note, timeout, late=late: late)
+        asked(f'builds {late} {rc}', newcomer._build_as_newcomer, project, tmp_path / 'log', 'py', 3.0)
+    monkeypatch.undo()
+    monkeypatch.setattr(newcomer.os, 'killpg', lambda pid, how: killed.append(int(how)))
+    for late in (True, False):
+
+        def wait(seconds=None, late=late):
+            if late and seconds == 9:
+                raise newcomer.subprocess.TimeoutExpired('x', 9)
+
+        asked(
+            f'late {late}',
+            lambda: [
+                newcomer._is_late(SimpleNamespace(pid=5, wait=wait), tmp_path / 'note', 9),
+                killed.copy(),
+                killed.clear(),
+                (tmp_path / 'note').exists(),
+            ],
+        )
+    (project / '_docs').mkdir()
+    for log, index, after in (
+        ('Traceback', True, b''),
+        ('fine', False, b''),
+        ('fine', True, b''),
+        ('fine', True, b' M x\n'),
+    ):
+        (project / '_docs/index.html').unlink(missing_ok=True)
+        if index:
+            (project / '_docs/index.html').write_text('')
+        monkeypatch.setattr(newcomer, '_must', lambda *a, after=after, **kw: after)
+        asked(f'looks {log} {index} {after}', newcomer._look_at, project, log)
+    same_answers(request, 'newcomer', asked)
+
+
 def test_stages(request, project, tmp_path, monkeypatch):
     asked, told = Asked(tmp_path), []
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
@@ -2385,7 +2533,7 @@ def test_stages(request, project, tmp_path, monkeypatch):
         monkeypatch.setattr(stages, 'source_problems', lambda root, rows=rows: rows)
         ask(f'sources {len(rows)} {rows and rows[0]["found"]}', stages._check_sources, project)
     for dead in ([], [dict(page='p', link='l', problem='q')]):
-        monkeypatch.setattr(stages, 'dead_links', lambda site, dead=dead: dead)
+        monkeypatch.setattr(newcomer, 'dead_links', lambda site, dead=dead: dead)
         monkeypatch.setattr(stages, 'build_site', lambda root: project)
         ask(f'site {len(dead)}', stages._check_site, project)
     row = lambda n, ok=True, s=1.26: dict(notebook=n, ok=ok, seconds=s, output='out')
@@ -2417,137 +2565,13 @@ def test_stages(request, project, tmp_path, monkeypatch):
     for ok in (True, False):
         monkeypatch.setattr(stages, 'run_in_kernel', lambda root, name, timeout, ok=ok: row(name, ok))
         ask(f'kernels {ok}', stages._check_kernels, project, ['a', 'b'])
-    for versions in (
-        {},
-        dict(a=(3, 11, 2), b=(3, 12, 0), c=(3, 10, 9), d=None),
-        dict(a=None),
-        dict(b=(3, 11, 2), a=(3, 11, 2)),
-    ):
-        monkeypatch.setattr(stages, '_interpreters', lambda minimum, v=versions: list(v))
-        monkeypatch.setattr(stages, '_version', lambda python, v=versions: v.get(python))
-        ask(f'oldest {versions}', stages.oldest_python, '3.11')
-        ask(f'key {versions}', lambda: len(stages.newcomer_key(project, 'a')))
-    monkeypatch.undo()
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(stages, '_say', told.append)
-    monkeypatch.setattr(
-        stages.shutil,
-        'which',
-        lambda name, path: f'{path}/{name}' if name in ('python3.11', 'python3.12', 'python3') else None,
-    )
-    monkeypatch.setenv('PATH', '/a:/x/.venv/bin')
-    ask('interpreters', lambda: sorted(stages._interpreters('3.11')) + [len(stages._interpreters('3.12'))])
-    asked.of(stages._numbers, '3.11', '3.12.1')
-    for rc, out in ((0, '3 11 2'), (1, '')):
-        monkeypatch.setattr(
-            stages.subprocess,
-            'run',
-            lambda *a, rc=rc, out=out, **kw: SimpleNamespace(returncode=rc, stdout=out, stderr=b'bad'),
-        )
-        ask(
-            f'version {rc}',
-            lambda: [stages._version('x'), answer(stages._must, ['a', 'b']), stages._lines_of_git('.', 'x')],
-        )
     monkeypatch.undo()
     monkeypatch.setattr(stages, '_say', told.append)
-    for cache in (tmp_path / 'cache', tmp_path / '.cache'):
-        monkeypatch.setenv('XDG_CACHE_HOME', str(cache))
-        ask(f'folder {cache.name}', lambda: stages._visible_folder() == stages.check_cache())
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(
-        stages.os,
-        'environ',
-        {
-            k: 'v'
-            for k in ('PIP_X', 'UV_Y', 'https_proxy', 'LANG', 'SSL_CERT_FILE', 'PYTHONPATH', 'HOME', 'PIP', 'LANGUAGE')
-        },
-    )
-    ask('variables', lambda: sorted(stages._newcomers_variables('p')))
+    for out in ('', 'a\nb\n'):
+        monkeypatch.setattr(stages.subprocess, 'run', lambda *a, out=out, **kw: SimpleNamespace(stdout=out))
+        ask(f'lines of git {out}', stages._lines_of_git, '.', 'x')
     monkeypatch.undo()
     monkeypatch.setattr(stages, '_say', told.append)
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-
-    def filled(name):
-        folder = tmp_path / name / 'project'
-        for f in ('.venv/x', 'a/b', 'c'):
-            (folder / f).parent.mkdir(parents=True, exist_ok=True)
-            (folder / f).write_text('')
-        (folder / 'link').symlink_to(tmp_path)
-        (tmp_path / name / 'clone').mkdir()
-        return folder
-
-    for keep in ((), ('.venv',)):
-        ask(
-            f'empty {keep}',
-            lambda k=keep: [
-                stages._empty(f := filled(f'e{len(k)}'), k),
-                sorted(p.name for p in f.iterdir()),
-                (f.parent / 'clone').exists(),
-            ],
-        )
-    places = tmp_path / 'newcomer'
-    for name, days in (('current', 99), ('old', 15), ('young', 13), ('used', 99)):
-        filled(f'newcomer/{name}')
-        os.utime(places / name, (stages.time.time() - days * 86400,) * 2)
-    monkeypatch.setattr(stages, '_in_use', lambda path: path.parent.name == 'used')
-    ask(
-        'sweep',
-        lambda: [
-            stages._sweep(places, places / 'current'),
-            sorted(p.name for p in places.iterdir()),
-            sorted(p.name for p in (places / 'young/project').iterdir()),
-        ],
-    )
-    monkeypatch.undo()
-    monkeypatch.setattr(stages, '_say', told.append)
-    ask('in use', lambda: stages._in_use(tmp_path / 'lock'))
-    with stages._alone(tmp_path / 'lock'):
-        ask('in use now', lambda: stages._in_use(tmp_path / 'lock'))
-    killed = []
-    monkeypatch.setattr(stages.os, 'killpg', lambda pid, how: killed.append(int(how)))
-    for inside in (True, False):
-        (tmp_path / 'pid').write_text('77')
-        monkeypatch.setattr(stages.os, 'readlink', lambda p, i=inside: str(tmp_path / 'x') if i else '/other')
-        ask(
-            f'orphan {inside}',
-            lambda: [stages._end_orphan(tmp_path), killed.copy(), killed.clear(), (tmp_path / 'pid').exists()],
-        )
-    ask('no orphan', stages._end_orphan, tmp_path)
-    for late, rc in itertools.product((True, False), (0, 2)):
-        proc = SimpleNamespace(pid=5, returncode=rc, wait=lambda seconds=None: None)
-        monkeypatch.setattr(stages, '_started', lambda command, folder, out, env: out.write('line\n' * 50) and proc)
-        monkeypatch.setattr(stages, '_is_late', lambda proc, note, timeout, late=late: late)
-        ask(f'builds {late} {rc}', stages._build_as_newcomer, project, tmp_path / 'log', 'py', 3.0)
-    monkeypatch.undo()
-    monkeypatch.setattr(stages, '_say', told.append)
-    monkeypatch.setattr(stages.os, 'killpg', lambda pid, how: killed.append(int(how)))
-    for late in (True, False):
-
-        def wait(seconds=None, late=late):
-            if late and seconds == 9:
-                raise stages.subprocess.TimeoutExpired('x', 9)
-
-        ask(
-            f'late {late}',
-            lambda: [
-                stages._is_late(SimpleNamespace(pid=5, wait=wait), tmp_path / 'note', 9),
-                killed.copy(),
-                killed.clear(),
-                (tmp_path / 'note').exists(),
-            ],
-        )
-    (project / '_docs').mkdir()
-    for log, index, after in (
-        ('Traceback', True, b''),
-        ('fine', False, b''),
-        ('fine', True, b''),
-        ('fine', True, b' M x\n'),
-    ):
-        (project / '_docs/index.html').unlink(missing_ok=True)
-        if index:
-            (project / '_docs/index.html').write_text('')
-        monkeypatch.setattr(stages, '_must', lambda *a, after=after, **kw: after)
-        ask(f'looks {log} {index} {after}', stages._look_at, project, log)
     tests = dict(
         a='def test_a(side): side("horovod")\n@pytest.mark.slow\ndef test_b(side): side("ray")',
         b='pytestmark = pytest.mark.slow\ndef test_c(side): side("ray")',

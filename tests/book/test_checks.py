@@ -21,15 +21,9 @@ from fsdl_tools.book.checks import (
     unclean,
     untracked,
 )
-from fsdl_tools.book.stages import (
-    CheckFailed,
-    clone,
-    newcomer,
-    newcomer_key,
-    oldest_python,
-    _run_quick,
-    tests_of as concerned,
-)
+from fsdl_tools.book.newcomer import CheckFailed
+from fsdl_tools.book.stages import _run_quick, tests_of as concerned
+from tests.book.processes import sleepers
 
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 
@@ -40,13 +34,6 @@ def copy(tmp_path, root):
         (shutil.copytree if (root / part).is_dir() else shutil.copy)(root / part, tmp_path / part)
     shutil.copytree(root / 'nbs', tmp_path / 'nbs')
     return tmp_path
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    "The user's cache folder is another one"
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    return tmp_path / 'cache' / 'fsdl_tools'
 
 
 def test_this_project_is_as_it_should_be(root):
@@ -114,14 +101,6 @@ def run(project, **notebooks):
     return {
         r['notebook'].removesuffix('.ipynb'): r for r in run_notebooks(project, timeout=20, report=lambda line: None)
     }
-
-
-def sleepers(seconds):
-    return [
-        p
-        for p in subprocess.run(['ps', '-eo', 'args'], capture_output=True, text=True).stdout.splitlines()
-        if p == f'sleep {seconds}'
-    ]
 
 
 def test_a_hanging_notebook_takes_its_children_with_it(small):
@@ -236,113 +215,6 @@ def test_a_fresh_kernel_knows_nothing_and_is_in_another_folder(small):
     assert 'killed after 8 s' in run_in_kernel(small, 'c.ipynb', 8)['output']
 
 
-# The newcomer
-
-
-@pytest.fixture
-def project(tmp_path, root, cache):
-    "A git checkout in which ./course is a few lines"
-    top = tmp_path / 'project'
-    top.mkdir()
-    for name in ('settings.ini', 'requirements.lock', 'setup.py', 'pyproject.toml'):
-        shutil.copy(root / name, top)
-    (top / '.gitignore').write_text('.venv\n_docs\n')
-    write_course(
-        top,
-        'mkdir -p _docs .venv; echo "<html><body>page</body></html>" > _docs/index.html; env > .venv/env; ls >'
-        ' .venv/ls; echo "$PWD" > .venv/made',
-    )
-    for args in (['init', '-q'], ['add', '.'], ['-c', 'user.name=a', '-c', 'user.email=a@b', 'commit', '-qm', 'first']):
-        subprocess.run(['git', *args], cwd=top, check=True)
-    return top
-
-
-def write_course(top, body):
-    (top / 'course').write_text(f'#!/bin/bash\nset -e\n[ "$1" = --build ]\n{body}\n')
-    (top / 'course').chmod(0o755)
-
-
-def test_a_newcomer_has_none_of_our_variables_and_all_of_our_files(project, cache, monkeypatch):
-    monkeypatch.setenv('OURS', '1')
-    monkeypatch.setenv('PYTHONPATH', '/ours')
-    monkeypatch.setenv('PIP_FIND_LINKS', '/wheels')
-    (project / 'new.txt').write_text('not committed')
-    (project / '.venv').mkdir()
-    (project / '.venv/ours').write_text('')
-    assert 'made anew' in newcomer(project)
-    env = dict(
-        line.split('=', 1)
-        for line in next(cache.glob('newcomer/*/project/.venv/env')).read_text().splitlines()
-        if '=' in line
-    )
-    assert (
-        env['PATH'] == '/usr/bin:/bin' and env['PIP_FIND_LINKS'] == '/wheels' and not {'OURS', 'PYTHONPATH'} & set(env)
-    )
-    assert 'new.txt' in next(cache.glob('newcomer/*/project/.venv/ls')).read_text().split()
-    assert [p.name for p in cache.glob('newcomer/*/project/*')] == ['.venv'] and not list(
-        cache.glob('newcomer/*/clone')
-    )
-    assert 'kept from an earlier run' in newcomer(project)
-    assert 'made anew' in newcomer(project, uncached=True)
-
-
-@pytest.mark.parametrize(
-    'body, words',
-    [
-        ('echo "no such package" >&2; exit 3', ['exit code 3', 'no such package']),
-        ('mkdir _docs; echo x > _docs/index.html; echo "Traceback (most recent call last)"', ['traceback']),
-        ('true', ['made no site']),
-        ('mkdir _docs; echo "<a href=\'gone.html\'>" > _docs/index.html', ['links of the site', 'gone.html']),
-        ('mkdir _docs; echo x > _docs/index.html; echo y >> setup.py', ['changes committed files', 'setup.py']),
-        ('sleep 4245', ['longer than 3 s']),
-    ],
-)
-def test_what_a_newcomer_meets_is_shown(project, cache, body, words):
-    write_course(project, body)
-    with pytest.raises(CheckFailed) as e:
-        newcomer(project, timeout=3 if 'sleep' in body else 60)
-    assert all(w in str(e.value) for w in words), str(e.value)
-    assert 'cure: ' in str(e.value) and not list(cache.glob('newcomer/*/project/[a-z]*')) and not sleepers(4245)
-
-
-def test_a_killed_newcomer_is_swept_by_the_next(project, cache):
-    write_course(project, 'mkdir -p .venv; touch half; sleep 4246')
-    code = f'from fsdl_tools.book.stages import newcomer; newcomer({str(project)!r}, timeout=20)'
-    p = subprocess.Popen([sys.executable, '-c', code], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)})
-    end = time.monotonic() + 60
-    while not list(cache.glob('newcomer/*/project/half')) and time.monotonic() < end:
-        time.sleep(0.1)
-    p.kill()
-    p.wait()
-    assert list(cache.glob('newcomer/*/project/half'))
-    write_course(project, 'mkdir -p _docs; echo x > _docs/index.html')
-    newcomer(project)
-    assert not list(cache.glob('newcomer/*/project/[a-z]*')) and not sleepers(4246)
-
-
-def test_the_environment_is_another_when_the_lock_is(project):
-    before = newcomer_key(project, sys.executable)
-    (project / 'requirements.lock').open('a').write('# another\n')
-    assert newcomer_key(project, sys.executable) != before
-
-
-def test_the_oldest_python_is_one():
-    assert (
-        subprocess.run(
-            [oldest_python('3.11'), '-c', 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))']
-        ).returncode
-        == 0
-    )
-    with pytest.raises(CheckFailed, match='no Python 3.19'):
-        oldest_python('3.19')
-
-
-def test_a_deleted_file_is_not_in_the_clone(project, tmp_path):
-    (project / 'setup.py').unlink()
-    clone(project, tmp_path / 'theirs')
-    assert not (tmp_path / 'theirs' / 'setup.py').exists()
-
-
 # Stages
 
 
@@ -364,14 +236,14 @@ def test_a_stage_in_the_background_that_fails_ends_the_run(root, monkeypatch):
 
 def test_a_build_in_the_background_ends_with_the_run(root, monkeypatch, tmp_path):
     monkeypatch.setattr(stages, '_state', dict(stages=[], notebooks=[]))
-    real = stages._started
+    real = stages.start_group
     code = (
         "import subprocess\nfrom fsdl_tools.book import stages\nfrom fsdl_tools.environments import"
         " _call\nstages._side_environments = lambda root, slow: _call(['sleep', '4247'], 'log', 500)\nstages._sides()"
     )
     monkeypatch.setattr(
         stages,
-        '_started',
+        'start_group',
         lambda command, folder, out, env: real(
             [sys.executable, '-c', code], tmp_path, out, env | dict(PYTHONPATH=str(root))
         ),

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fsdl_tools.book import epub, finish, frame
+from fsdl_tools.book import epub, finish, frame, newcomer, stages
 from fsdl_tools.book import install, pip
 from fsdl_tools.book import site as website
 
@@ -105,3 +105,64 @@ def test_a_torn_record_is_damage(tmp_path, record):
     (info / 'METADATA').write_text('Name: a')
     (info / 'RECORD').write_bytes(record)
     assert install.damaged(tmp_path) == [info] and install.damaged(tmp_path, thorough=False) == []
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    "A checkout of one file"
+    top = tmp_path / 'checkout'
+    top.mkdir()
+    (top / 'page').write_text('first\n')
+    git(top, 'init', '-q', '-b', 'main')
+    git(top, 'add', '.')
+    git(top, *newcomer._nobody, 'commit', '-qm', 'first')
+    return top
+
+
+def git(folder, *words):
+    subprocess.run(['git', *words], cwd=folder, check=True)
+
+
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('diff.noprefix', 'true'),
+        ('diff.mnemonicPrefix', 'true'),
+        ('diff.external', 'false'),
+        ('color.ui', 'always'),
+        ('diff.page.textconv', 'cat'),
+        ('commit.gpgsign', 'true'),
+    ],
+)
+def test_a_clone_is_the_same_whatever_git_is_told(checkout, tmp_path, key, value):
+    (checkout / '.gitattributes').write_text('page diff=page\n')
+    (checkout / 'page').write_text('second\n')
+    git(checkout, 'config', key, value)
+    with_global = tmp_path / 'gitconfig'
+    git(checkout, 'config', '--file', str(with_global), key, value)
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('GIT_CONFIG_GLOBAL', str(with_global))
+        newcomer.clone(checkout, tmp_path / 'clone')
+    assert (tmp_path / 'clone/page').read_text() == 'second\n'
+
+
+def test_a_clone_has_links_as_links_and_no_other_repository(checkout, tmp_path):
+    (checkout / 'link').symlink_to('nowhere')
+    (checkout / 'other').mkdir()
+    git(checkout / 'other', 'init', '-q')
+    (checkout / 'other/page').write_text('of another project')
+    newcomer.clone(checkout, tmp_path / 'clone')
+    assert sorted(p.name for p in (tmp_path / 'clone').iterdir()) == ['.git', 'link', 'page']
+    assert os.readlink(tmp_path / 'clone/link') == 'nowhere'
+
+
+def test_a_stray_file_among_the_environments_is_left_alone(tmp_path):
+    (tmp_path / 'current').mkdir()
+    (tmp_path / 'notes').write_text('mine')
+    newcomer._sweep(tmp_path, tmp_path / 'current')
+    assert (tmp_path / 'notes').read_text() == 'mine'
+
+
+def test_a_changed_file_has_any_name(checkout):
+    (checkout / 'tests_für.py').write_text('')
+    assert stages.changed(checkout) == ['tests_für.py']
