@@ -76,14 +76,28 @@ def explain(
     alone = f'{found.layout(0)} is the only layout that fits.'
     said = [_compare(found.estimate(0), found.estimate(1)) if len(found) > 1 else alone]
     said.append(f'Layouts within {found.alike:.1%} of the fastest count as equal: of those the simplest is first.')
-    if none := found.tried - len(found):
-        said.append(f'{none:,} of {found.tried:,} layouts do not fit.')
-    return ' '.join([*said, _said_of_zero(found.columns['zero'][found.order])])
+    return ' '.join([*said, *_said_of_room(found), _said_of_zero(found.columns['zero'][found.order])])
+
+def _counted(n, one, more):
+    "A number with its verb"
+    return f'{n:,} {one if n == 1 else more}'
+
+def _said_of_room(found):
+    "Sentences on the layouts that do not fit, and on those that fit only offloaded; each is one, however often tried"
+    away = found.columns['offload'] > 0
+    again = 0 if away.all() else int(away.sum())       # those that had been tried without it
+    layouts = found.tried - again
+    if none := layouts - len(found):
+        yield f'{none:,} of {layouts:,} layouts {"does" if none == 1 else "do"} not fit.'
+    if again and (moved := int(away[found.order].sum())):
+        yield f"{_counted(moved, 'fits', 'fit')} only with the optimizer's states on the host."
 
 def _said_of_zero(stages):
     "A sentence on the ZeRO stages of layouts"
     counts = {stage: int((stages == stage).sum()) for stage in (0, 1, 2, 3)}
-    words = [f'{n:,} use ZeRO-{stage}' if stage else f'{n:,} do without ZeRO' for stage, n in counts.items() if n]
+    with_zero = lambda n, stage: f"{_counted(n, 'uses', 'use')} ZeRO-{stage}"
+    without = lambda n: f"{_counted(n, 'does', 'do')} without ZeRO"
+    words = [with_zero(n, stage) if stage else without(n) for stage, n in counts.items() if n]
     return f'Of those that fit, {", ".join(words)}.'
 
 # %% ../../nbs/compute/06_choose.ipynb #17ac338d

@@ -308,7 +308,8 @@ def first_peak(
 ) -> float:    # Dense operations per second
     "The peak at the first of some precisions that `gpu` has, or else at the one that training uses on it"
     rates = find(gpu).tflops
-    return next(rates[p] for p in (*precisions, 'bf16', 'fp16', 'tf32', 'fp32') if p in rates) * 1e12
+    plain = ['fp32'] if 'tf32' in precisions else []       # what is computed where there is no tf32
+    return next(rates[p] for p in (*precisions, *plain, 'bf16', 'fp16', 'tf32', 'fp32') if p in rates) * 1e12
 
 # %% ../../nbs/compute/01_gpus.ipynb #3c4ee43b
 fabrics = {
@@ -423,8 +424,10 @@ def roofline(
 ):  # Attainable operations per second, shaped like intensity (Williams et al. 2009, doi 10.1145/1498765.1498785)
     "The lower of what the arithmetic and the memory allow"
     import numpy as np
-    gpu = find(gpu)
-    return np.minimum(peak(gpu, precision, measured), gpu.bandwidth * np.asarray(intensity, dtype=float))[()]
+    gpu, per_byte = find(gpu), np.asarray(intensity, dtype=float)
+    if not (per_byte >= 0).all():
+        raise ValueError(f'intensity must not be negative or nan, not {intensity!r}')
+    return np.minimum(peak(gpu, precision, measured), gpu.bandwidth * per_byte)[()]
 
 def ridge(
     gpu,                  # A Gpu or its name
@@ -443,6 +446,7 @@ def matmul_work(
     "Work of one matrix product when each operand is moved once"
     for what, v in (('m', m), ('k', k), ('n', n)):
         positive(what, v)
+    positive('bytes_per', bytes_per, integer=False)
     flops, moved = 2 * m * k * n, bytes_per * (m*k + k*n + m*n)
     return flops, moved, flops / moved
 

@@ -8,7 +8,7 @@ __all__ = ['named_formats', 'time_constants', 'constant_of', 'names_of_gpu', 'na
 
 # %% ../../nbs/compute/01_hardware.ipynb #86e41d79
 import functools, itertools, math
-from ..core import read_data
+from ..core import one_of, read_data
 from .gpus import find, first_peak
 from ..parallel.layout import framework_of, known_kernels
 
@@ -24,9 +24,9 @@ def time_constants() -> dict: # Name -> (what it belongs to, {which one: value})
 def constant_of(
     name:str,       # Of a constant of planner_time.csv
     which:str='any' # Whose, for example Hopper
-) -> float:         # Its value for that one, and where it has none of its own, for any
+) -> float:         # Its value for that one, and where it has none of its own, for any; raises ValueError for no name
     "One constant of the time model"
-    _, values = time_constants()[name]
+    _, values = time_constants()[one_of('constant', name, time_constants())]
     return values.get(which, values['any'])
 
 # %% ../../nbs/compute/01_hardware.ipynb #885977ff
@@ -127,6 +127,7 @@ def kernel_of(
     software:float=math.inf  # Year in which the framework's version came out
 ) -> str:                    # Name of a kernel of attention_rates.csv, or empty where none is known for the GPU
     "The kernel of a run: cuDNN for Transformer Engine and XLA from Hopper on, on Hopper for PyTorch 2.11; else FA2"
+    one_of('kernel', kernel, ['', *kernels()])
     arch = next((n for n in names_of_gpu(gpu)[::-1] if n in _usual_kernel), None)
     if arch is None:
         return ''

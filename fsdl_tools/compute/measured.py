@@ -93,11 +93,14 @@ def speedup(
     system:str,             # What is compared
     base:str,               # To what
     precision:str='fp16',   # Of both
-    tasks=None,             # Names of tasks; default: all that both have, but for ssd
+    tasks=None,             # Names of tasks, or one; default: all that both have, but for ssd
     suite:str='Lambda 2022' # One of suites
 ) -> float:                 # Geometric mean of the ratios of throughputs
     "How many times faster one system is than another, task by task"
-    tasks = _measured_on_both(system, base, precision, suite) if tasks is None else tasks
+    if tasks is None:
+        tasks = _measured_on_both(system, base, precision, suite)
+    elif isinstance(tasks, str):
+        tasks = [tasks]
     ratios = [throughput(system, t, precision, suite) / throughput(base, t, precision, suite) for t in tasks]
     if not ratios:
         raise ValueError(f'{suite} measured no task in {precision} on both {system} and {base}')

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fsdl_tools.compute import choose, cost, gpus, measured, planner, search, step_memory, uncertainty, validation
+from fsdl_tools.compute import choose, cost, gpus, hardware, measured, planner, search, step_memory, uncertainty
+from fsdl_tools.compute import validation
+from fsdl_tools.parallel.layout import Layout
 
 
 def test_stages_interleave_where_layers_and_rounds_divide():
@@ -199,3 +201,61 @@ def test_the_cheapest_of_unpriced_clusters_is_refused_and_so_is_more_than_all_of
             choose.cheapest('gpt2', 1e9, '7d', priced, 64, 1024, goodput=share)
     one, all_of_it = (choose.cheapest('gpt2', 1e9, '7d', iter(priced), 64, 1024, g)[0]['days'] for g in (0.5, 1))
     assert math.isclose(one, 2 * all_of_it)
+
+
+def test_a_single_task_is_one_and_not_its_letters():
+    pair = '8x RTX 3090', '1x RTX 3090'
+    assert measured.speedup(*pair, tasks='resnet50') == measured.speedup(*pair, tasks=['resnet50'])
+    with pytest.raises(ValueError, match="unknown task 'resnet5': did you mean 'resnet50'"):
+        measured.speedup(*pair, tasks='resnet5')
+
+
+@pytest.mark.parametrize('bad', (0, -2, math.nan, math.inf))
+def test_a_number_of_a_product_has_bytes(bad):
+    with pytest.raises(ValueError, match='bytes_per must be positive'):
+        gpus.matmul_work(2, 2, 2, bytes_per=bad)
+    assert gpus.matmul_work(2, 2, 2, bytes_per=0.5)[1] == 6
+
+
+def test_no_operation_is_done_less_than_never():
+    for bad in (-5, math.nan, [1, -1]):
+        with pytest.raises(ValueError, match='intensity must not be negative'):
+            gpus.roofline('H100', bad)
+    assert gpus.roofline('H100', 0) == 0 and gpus.roofline('H100', math.inf) == gpus.peak('H100')
+
+
+def test_tf32_is_computed_in_fp32_where_a_card_has_none():
+    at = lambda card, precision: (
+        planner.estimate('gpt2', Layout(precision=precision, micro_batch=4), gpus.Cluster(card, 1), 8, 1024).step_time
+    )
+    for card in ('V100', 'T4', 'P100 SXM2'):
+        assert gpus.first_peak(card, 'tf32') == gpus.peak(card, 'fp32')
+        assert at(card, 'tf32') == at(card, 'fp32') > 1.5 * at(card, 'fp16')
+    assert at('A100', 'tf32') < at('A100', 'fp32') / 2
+
+
+def test_constants_and_kernels_that_nobody_knows_are_refused():
+    with pytest.raises(ValueError, match="unknown constant 'launch_second': did you mean 'launch_seconds'"):
+        hardware.constant_of('launch_second')
+    for card in ('H100', 'K80'):
+        with pytest.raises(ValueError, match="unknown kernel 'fa33': did you mean 'fa3'"):
+            hardware.kernel_of('pytorch', card, 'fa33')
+
+
+def test_layouts_are_counted_once_and_with_their_verb():
+    class Found(SimpleNamespace):
+        def __len__(self):
+            return len(self.order)
+
+    def said(offload, fits):
+        columns = dict(offload=np.array(offload, float))
+        return list(choose._said_of_room(Found(columns=columns, order=np.array(fits, int), tried=len(offload))))
+
+    host = "only with the optimizer's states on the host."
+    assert said([0, 0, 0, 1, 1], [0, 3]) == ['1 of 3 layouts does not fit.', f'1 fits {host}']
+    assert said([0, 0, 0, 1, 1], [0, 3, 4]) == [f'2 fit {host}']
+    assert said([0, 0, 0, 1, 1, 1], [4]) == ['2 of 3 layouts do not fit.', f'1 fits {host}']
+    assert said([1, 1, 1], [0, 1]) == ['1 of 3 layouts does not fit.']  # asked for: nothing was tried twice
+    assert said([0, 0], [0, 1]) == []
+    assert choose._said_of_zero(np.array([0, 3])) == 'Of those that fit, 1 does without ZeRO, 1 uses ZeRO-3.'
+    assert choose._said_of_zero(np.array([0, 0, 3, 3])) == 'Of those that fit, 2 do without ZeRO, 2 use ZeRO-3.'
