@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CheckFailed', 'check_links', 'oldest_python', 'clone', 'newcomer_key', 'start_group', 'end_group', 'end_groups',
-           'newcomer']
+           'open_groups', 'newcomer']
 
 # %% ../../nbs/book/06_newcomer.ipynb #2d1eeb6b
-import contextlib, hashlib, os, re, shutil, signal, subprocess, tempfile, time
+import contextlib, hashlib, os, re, shutil, signal, subprocess, tempfile, threading, time
 from pathlib import Path
 from .checks import check_cache
 from .contents import settings
@@ -126,18 +126,23 @@ def _visible_folder():
     return folder
 
 # %% ../../nbs/book/06_newcomer.ipynb #332bd212
-_running = set() # What this run has started and not ended
+_running = set()          # What this run has started and not ended
+_door = threading.Lock()  # Held while a group is started, and while the run is said to be over
+_over = threading.Event()
 
 def start_group(
     command:list, # Program and its arguments
     folder,       # Where it works
     out,          # File that takes all it says
     env:dict      # Its variables, all of them
-): # The process, which leads a group of its own
+): # The process, which leads a group of its own; raises CheckFailed when the run is over
     "Start a process group that ends with this run"
-    nothing = subprocess.DEVNULL
-    proc = subprocess.Popen(command, cwd=folder, env=env, stdin=nothing, stdout=out, stderr=out, start_new_session=True)
-    _running.add(proc)
+    streams = dict(stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    with _door:
+        if _over.is_set():
+            raise CheckFailed('a stage in the background', [f'{command[0]} was not started: the run is over'], 'see above')
+        proc = subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **streams)
+        _running.add(proc)
     return proc
 
 def end_group(
@@ -152,9 +157,15 @@ def end_group(
     _running.discard(proc)
 
 def end_groups():
-    "End every group that this run has started and not ended"
+    "End every group that this run has started and not ended; until `open_groups` no other starts"
+    with _door:
+        _over.set()
     for proc in list(_running):
         end_group(proc)
+
+def open_groups():
+    "Groups may start again, when all stages of a run have ended"
+    _over.clear()
 
 # %% ../../nbs/book/06_newcomer.ipynb #45f2ac8f
 def _is_late(proc, note, timeout):

@@ -13,7 +13,7 @@ from ..core import read_data
 from ..units import human_seconds
 from .checks import module_of, recorded_seconds, run_in_kernel, run_notebooks, source_problems
 from .contents import notebooks, project_root
-from .newcomer import CheckFailed, check_links, end_group, end_groups, newcomer, start_group
+from .newcomer import CheckFailed, check_links, end_group, end_groups, newcomer, open_groups, start_group
 from .site import build_site
 from ..environments import build_env, built, missing_programs, side_env
 
@@ -233,6 +233,14 @@ def run_stages(
 ) -> list:               # Name, seconds and note of each stage; raises CheckFailed
     "Everything before pytest"
     _stage('Sources', _check_sources, root)
+    try:
+        _run_side_by_side(root, slow, uncached, seed)
+    finally:
+        open_groups()                # the stages in the background have ended as well
+    return _state['stages']
+
+def _run_side_by_side(root, slow, uncached, seed):
+    "Two stages in the background, the others in front; what is running in the background ends with those"
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         try:
             behind = [pool.submit(_stage, 'Newcomer (in the background)', newcomer, root, uncached),
@@ -242,7 +250,6 @@ def run_stages(
                 future.result()
         finally:
             end_groups()
-    return _state['stages']
 
 def _run_in_front(root, behind, slow, seed):
     "Site, notebooks and kernel, while other stages run in the background; none begins after one of those has failed"

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 import pytest
-from fsdl_tools.book.newcomer import CheckFailed, clone, newcomer, newcomer_key, oldest_python
+from fsdl_tools.book.newcomer import CheckFailed, clone, end_group, end_groups, newcomer, newcomer_key
+from fsdl_tools.book.newcomer import oldest_python, open_groups, start_group
 from tests.book.processes import sleepers
 
 
@@ -112,3 +113,15 @@ def test_a_deleted_file_is_not_in_the_clone(project, tmp_path):
     (project / 'setup.py').unlink()
     clone(project, tmp_path / 'theirs')
     assert not (tmp_path / 'theirs' / 'setup.py').exists()
+
+
+def test_when_a_run_is_over_nothing_starts_until_the_next(tmp_path):
+    "A stage in the background that had not started its process yet would be waited for to its end"
+    with open(tmp_path / 'log', 'w') as out:
+        proc = start_group(['sleep', '60'], tmp_path, out, dict(os.environ))
+        end_groups()
+        assert proc.poll() is not None
+        with pytest.raises(CheckFailed, match='sleep was not started: the run is over'):
+            start_group(['sleep', '60'], tmp_path, out, dict(os.environ))
+        open_groups()
+        end_group(start_group(['sleep', '60'], tmp_path, out, dict(os.environ)))
