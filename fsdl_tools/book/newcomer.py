@@ -140,7 +140,8 @@ def start_group(
     streams = dict(stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     with _door:
         if _over.is_set():
-            raise CheckFailed('a stage in the background', [f'{command[0]} was not started: the run is over'], 'see above')
+            late = f'{command[0]} was not started: the run is over'
+            raise CheckFailed('a stage in the background', [late], 'see above')
         proc = subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **streams)
         _running.add(proc)
     return proc
