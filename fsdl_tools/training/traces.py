@@ -231,12 +231,17 @@ def _overlap(span, others, starts):
             yield length, others[k][2]
         k += 1
 
+def _at(moment, spans, starts):
+    "What the one of some spans is (disjoint, in order, with their starts) in which a moment lies; None outside of all"
+    k = bisect.bisect_right(starts, moment) - 1
+    return spans[k][2] if k >= 0 and moment < spans[k][1] else None
+
 def _part_launched(e, calls, host, starts):
     "The part that launched what the GPU does in an event"
     if e['name'].startswith('nccl'):
         return 'communication'
-    at = calls.get((e.get('args') or {}).get('correlation'))
-    part = 'python' if at is None else next((p for _, p in _overlap((at, at + 1e-3), host, starts)), 'python')
+    launched = calls.get((e.get('args') or {}).get('correlation'))
+    part = 'python' if launched is None else _at(launched, host, starts) or 'python'
     across = e['cat'] == 'gpu_memcpy' and ('HtoD' in e['name'] or 'DtoH' in e['name'])
     return 'transfers' if across and part in _own_names else part
 
@@ -315,8 +320,11 @@ def _written_out(e):
 
 def _launched_by(events, calls, by_call, wanted):
     "Microseconds of the GPU on what was launched inside wanted events"
-    inside = [(a, b, '') for a, b in _union([(e['ts'], e['ts'] + e['dur']) for e in events if wanted(e)])]
+    inside = [(a, b, 'wanted') for a, b in _union([_span(e) for e in events if wanted(e)])]
     starts = [a for a, _, _ in inside]
-    wanted_call = lambda call: call in calls and any(_overlap((calls[call], calls[call] + 1e-3), inside, starts))
-    return sum(t for call, t in by_call.items() if wanted_call(call))
+
+    def is_wanted(call):
+        return call in calls and _at(calls[call], inside, starts) == 'wanted'
+
+    return sum(t for call, t in by_call.items() if is_wanted(call))
 

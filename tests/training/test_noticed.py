@@ -500,3 +500,21 @@ def test_a_worker_that_dies_is_one_kind_of_error(error, kind):
     with pytest.raises(kind) as e:
         next(batches)
     assert type(e.value) is kind and (kind is not RuntimeError or 'worker that reads ahead has died' in str(e.value))
+
+
+@pytest.mark.parametrize('since', [0, 1.7e15])
+def test_a_trace_may_count_from_any_moment(since):
+    "PyTorch before 2.4 wrote microseconds since 1970, next to which a thousandth of one vanishes"
+    from fsdl_tools.core import data_path
+    from fsdl_tools.training.traces import gpu_parts, read_trace
+
+    events = read_trace(data_path('results/gpu_trace.json.gz'))
+    want = gpu_parts(events)
+    found = gpu_parts([e | dict(ts=e['ts'] + since) if 'ts' in e else e for e in events])
+    assert found.busy.keys() == want.busy.keys()
+    for part, microseconds in want.busy.items():
+        assert found.busy[part] == pytest.approx(microseconds, rel=0.02)
+    assert (found.attention, found.again) == (
+        pytest.approx(want.attention, rel=0.02),
+        pytest.approx(want.again, rel=0.02),
+    )
