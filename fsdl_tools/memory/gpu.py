@@ -154,15 +154,17 @@ def on_cuda():
 
 @contextlib.contextmanager
 def _exchange():
-    "Functions that stand in for operations of PyTorch, while the block runs"
+    "Functions that stand in for operations of PyTorch while the block runs, in the whole process: only under `_alone`"
     library, thread = torch.library.Library('aten', 'IMPL'), threading.get_ident()
     try:
+        # before the backward pass is recorded: what stands in is made of operations that record their own
         library.impl('scaled_dot_product_attention', _attention(thread), 'AutogradCPU')
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'Warning only once for all operators')
+            # where PyTorch's autocast for CPUs has rules of its own, which are overridden
             for name, policy in _exchanged():
                 run = _caster(name, policy, thread)
                 library.impl(name, run, 'AutocastCPU', with_keyset=True, allow_override=True)
         yield
     finally:
-        library._destroy()
+        library._destroy()                                # PyTorch's own are there again

@@ -268,10 +268,13 @@ def _position_constants(model, leave=_not_text_tables):
 
 def _reads_text(model):
     "Does a model take a sequence whose length we choose?"
-    return model.main_input_name not in fixed_inputs or 'input_ids' in inspect.signature(model.forward).parameters
+    name = getattr(model, 'main_input_name', None)          # only models of transformers say it
+    if name is None:
+        return False
+    return name not in fixed_inputs or 'input_ids' in inspect.signature(model.forward).parameters
 
 def _said_longest(model):
-    "The longest text by the configuration of a model with positions of its own making, or with none"
+    "The longest text by its configuration, of a model that makes its positions in code of its own or has none"
     text = model.config.get_text_config(decoder=True)
     if positions_of(model, text) not in ('learned', 'none'):
         return None
@@ -280,8 +283,8 @@ def _said_longest(model):
 
 def longest_text(
     model # A module that build made
-):        # Tokens; None where nothing in the model ends (rotary, ALiBi, relative positions, no positions)
-    "The longest text that a model can read: as long as its table of positions"
+):        # Tokens; None where nothing in the model ends (rotary, ALiBi, relative positions) and for what reads no text
+    "The longest text that a model can read: its table of positions, or without one what its configuration says"
     if not _reads_text(model):
         return None
     if any(hasattr(m, 'make_weights') or hasattr(m, 'make_weight') for m in model.modules()):

@@ -252,10 +252,10 @@ def _signal_group(p, number):
         os.killpg(p.pid, number)
 
 def _end_group(p, grace):
-    "Ask a process group to stop, then insist"
+    "Ask a process group to stop, and insist where its leader does not: `_end_rest` asks those that it leaves behind"
     _signal_group(p, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        p.wait(grace)
+        return p.wait(grace)
     _signal_group(p, signal.SIGKILL)
     return p.wait()
 

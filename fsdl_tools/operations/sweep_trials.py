@@ -150,8 +150,19 @@ def history_of(
     place,  # Folder of a trial
     metric: str,  # Its name
 ) -> list:  # Floats; empty where there is no log yet
-    "Values of the metric so far"
-    return [float(text_number(e['m'][metric])) for e in _logged(place) if metric in e.get('m', {})]
+    "Values of the metric so far; what is no number is left out, what is too large for a float is infinite"
+    rows = [e['m'] for e in _logged(place) if isinstance(e.get('m'), dict)]
+    values = [_as_float(row[metric]) for row in rows if metric in row]
+    return [v for v in values if v is not None]
+
+def _as_float(value):
+    "A value of a log as a float, or None"
+    try:
+        return float(text_number(value))
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
+        return None
 
 def _printed(place, metric):
     "The metric in the last line of JSON that the trial printed"
@@ -162,7 +173,7 @@ def _printed(place, metric):
         with contextlib.suppress(ValueError, RecursionError):
             d = json.loads(line)
             if isinstance(d, dict) and isinstance(d.get(metric), (int, float)):
-                return float(d[metric])
+                return _as_float(d[metric])
     return None
 
 def _last_lines(path):

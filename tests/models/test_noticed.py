@@ -195,3 +195,8 @@ def test_a_part_of_a_pixel_is_no_size(size):
 
 def test_what_is_no_transformer_has_no_shape():
     assert shape.shape_of(nn.Linear(2, 2)) is None and shape.shape_of(build.build('resnet18', device='meta')) is None
+
+
+def test_what_is_no_model_of_transformers_reads_no_text():
+    assert build.longest_text(build.build("test_resnet")) is None
+    assert build.longest_text(torch.nn.Linear(2, 2)) is None

@@ -437,6 +437,20 @@ def test_what_a_job_has_started_ends_with_it(ranks, tmp_path):
     assert Local().wait(other, 150).state == 'cancelled'
 
 
+def test_what_a_job_has_started_has_its_grace_too(tmp_path):
+    "The leader goes at the first signal; its child needs a moment to put away what it holds"
+    child = (
+        f'import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.5), open({str(tmp_path / "put")!r}, "w"),'
+        ' sys.exit()));'
+        ' print("up", flush=True); time.sleep(300)'
+    )
+    code = f'import subprocess, sys, time; subprocess.Popen([sys.executable, "-c", {child!r}]); time.sleep(300)'
+    h = Local().submit(Job('a', (sys.executable, '-c', code), time=300, grace=30))
+    until(lambda: 'up' in Local().logs(h))
+    Local().cancel(h)
+    assert Local().wait(h, 150) == Status('cancelled', 'exit -15') and (tmp_path / 'put').exists()
+
+
 def test_what_is_left_of_a_lost_job_is_said_and_ended(state):
     deaf = 'import signal, time; signal.signal(15, signal.SIG_IGN); print("up", flush=True); time.sleep(300)'
     h = Local().submit(Job('a', (sys.executable, '-c', deaf), time=300, grace=1))

@@ -28,6 +28,7 @@ from fsdl_tools.operations import (
     manifests,
     sinks,
     slurm_answers,
+    sweep_trials,
     tracker_clients,
     tracking,
     tracking_archives,
@@ -2123,3 +2124,26 @@ def test_a_quantity_may_have_an_exponent_or_a_bare_point():
     for bad in ('', '.', 'e3', '1e', '1e3Mi', '1e+', '2GB', '1 Gi', '1K'):
         with pytest.raises(ValueError, match='is no quantity'):
             manifests.quantity(bad)
+
+
+@pytest.mark.parametrize(
+    'row, want',
+    [
+        ({'loss': 10**400}, [math.inf, 0.5]),
+        ({'loss': -(10**400)}, [-math.inf, 0.5]),
+        ({'loss': None}, [0.5]),
+        ({'loss': 'high'}, [0.5]),
+        ({'loss': [1]}, [0.5]),
+        (['loss'], [0.5]),
+        ('loss', [0.5]),
+    ],
+)
+def test_one_odd_value_of_a_trial_does_not_end_the_sweep(tmp_path, row, want):
+    "The books are read in each round: a value that raises there would stop every trial, and every restart"
+    lines = [dict(run=dict(id='a'), started=1.0), dict(t=2.0, step=0, m=row), dict(t=3.0, step=1, m=dict(loss=0.5))]
+    (tmp_path / 'log.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n')
+    assert sweep_trials.history_of(tmp_path, 'loss') == want
+    (tmp_path / 'log.jsonl').unlink()
+    (tmp_path / 'output.txt').write_text('{"loss": 1' + '0' * 400 + '}\n')
+    (tmp_path / 'exit.json').write_text('{"code": 0, "seconds": 1}')
+    assert sweep_trials.verdict(tmp_path, 'loss', 1, 0)[0] == 'failed'
