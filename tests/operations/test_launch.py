@@ -440,8 +440,8 @@ def test_what_a_job_has_started_ends_with_it(ranks, tmp_path):
 def test_what_a_job_has_started_has_its_grace_too(tmp_path):
     "The leader goes at the first signal; its child needs a moment to put away what it holds"
     child = (
-        f'import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.5), open({str(tmp_path / "put")!r}, "w"),'
-        ' sys.exit()));'
+        'import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.5),'
+        f' open({str(tmp_path / "put")!r}, "w"), sys.exit()));'
         ' print("up", flush=True); time.sleep(300)'
     )
     code = f'import subprocess, sys, time; subprocess.Popen([sys.executable, "-c", {child!r}]); time.sleep(300)'
