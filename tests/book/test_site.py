@@ -190,7 +190,7 @@ def test_the_first_page_leads_to_every_page(reader, site, root):
 
 def test_code_signatures_and_outputs_are_seen(reader, site):
     page, _ = reader
-    page.goto(f'{site.url}/core.html')
+    page.goto(f'{site.url}/units.html')
     text = page.locator('body').inner_text()
     for shown in ('human_bytes', 'For example 1.50 GiB', 'Decimal places'):
         assert shown in text, shown
@@ -209,7 +209,7 @@ def test_search_finds_an_exported_name(reader, site):
     page.wait_for_function(
         """() => {
       const roots = [document, ...[...document.querySelectorAll('*')].map(e => e.shadowRoot).filter(Boolean)];
-      return roots.some(r => [...r.querySelectorAll('a')].some(a => a.href.includes('core.html') &&
+      return roots.some(r => [...r.querySelectorAll('a')].some(a => a.href.includes('units.html') &&
           a.getClientRects().length &&
           a.closest('li, [role=option], article, div').textContent.includes('human_bytes')));
     }""",
