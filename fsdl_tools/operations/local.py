@@ -141,7 +141,7 @@ class Local(Target):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         elif pid is not None and not (folder / 'end.json').exists():
-            _end_rest(handle.id, json.loads((folder / 'job.json').read_text())['job']['grace'])
+            _end_rest(handle.id, _grace_of(folder))
 
     def _facts(self):
         "Is torchrun here, and how large is the machine?"
@@ -239,6 +239,13 @@ def _end_with_parent():
     "Runs in the new process: when its supervisor is killed, Linux asks it to stop"
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)           # PR_SET_PDEATHSIG
+
+def _grace_of(folder):
+    "Seconds between the two signals, as its record says; the usual where it cannot be read"
+    try:
+        return json.loads((folder / 'job.json').read_text())['job']['grace']
+    except (ValueError, KeyError, TypeError):
+        return Job.grace
 
 def _lost(folder):
     "The status of a job whose supervisor is gone"

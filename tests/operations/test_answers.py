@@ -1296,7 +1296,7 @@ def test_local_jobs_without_processes(request, monkeypatch, tmp_path):
         monkeypatch.setattr(local, '_begin', lambda d, log: p)
         monkeypatch.setattr(local, '_end_group', lambda p, grace: ended.append(grace) or -15)
         found[f'once {len(polls)} {asked}'] = [
-            local._once({}, SimpleNamespace(time=2, grace=grace), None, asked),
+            local._once({}, SimpleNamespace(time=2, grace=grace), tmp_path / "log", asked),
             ended,
             clock.slept,
         ]
